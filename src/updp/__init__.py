@@ -1,0 +1,1 @@
+"""Unified progressive depth pruning."""

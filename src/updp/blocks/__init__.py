@@ -1,0 +1,21 @@
+"""Finding blocks: a model becomes a list of sites, each unusable block with its reason."""
+
+from .find import Findings, Site, Unusable, find
+from .steps import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step, batch_norm, to_layout
+from .trace import trace_alone
+
+__all__ = [
+    "ActStep",
+    "Chain",
+    "Findings",
+    "LinearStep",
+    "NormStep",
+    "ScaleStep",
+    "Site",
+    "Step",
+    "Unusable",
+    "batch_norm",
+    "find",
+    "to_layout",
+    "trace_alone",
+]

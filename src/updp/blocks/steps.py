@@ -1,0 +1,169 @@
+"""The steps of a branch: what is left of a block once its structure has been read.
+
+A step names a module (or parameter, or function) of the user's own block and says what it does to
+a feature map. Steps run in a site's *canonical* layout: channels first, `(N, C, H, W)`, when the
+branch has a convolution, else channels last, `(..., C)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def to_layout(x: Tensor, source: str, target: str) -> Tensor:
+    """Move the channels of a 4-d tensor between `first` (N, C, H, W) and `last` (N, H, W, C)."""
+    if source == target:
+        return x
+    return x.permute(0, 2, 3, 1) if target == "last" else x.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class LinearStep:
+    """A convolution, or a linear layer on channels, which is a 1x1 convolution."""
+
+    name: str
+    module: nn.Conv2d | nn.Linear
+
+    @property
+    def weight(self) -> Tensor:
+        """Kernel as (O, I / groups, kh, kw), sharing memory with the module's own."""
+        w = self.module.weight
+        return w if w.ndim == 4 else w[:, :, None, None]
+
+    @property
+    def out_channels(self) -> int:
+        """Number of channels after the step."""
+        return self.module.weight.shape[0]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Kernel size (kh, kw)."""
+        return tuple(self.weight.shape[2:])  # type: ignore[return-value]
+
+    @property
+    def spatial(self) -> bool:
+        """Whether a pixel depends on its neighbours or on a stride."""
+        return self.kernel != (1, 1) or self.stride != (1, 1)
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Stride (sh, sw)."""
+        return _pair(self.module.stride) if isinstance(self.module, nn.Conv2d) else (1, 1)
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Dilation (dh, dw)."""
+        return _pair(self.module.dilation) if isinstance(self.module, nn.Conv2d) else (1, 1)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return self.module.groups if isinstance(self.module, nn.Conv2d) else 1
+
+    @property
+    def padding(self) -> tuple[int, int, int, int]:
+        """Zero padding (left, right, top, bottom), 'same' and 'valid' written out."""
+        if not isinstance(self.module, nn.Conv2d) or self.module.padding == "valid":
+            return (0, 0, 0, 0)
+        if self.module.padding == "same":  # torch puts the odd pixel after
+            (kh, kw), (dh, dw) = self.kernel, self.dilation
+            th, tw = dh * (kh - 1), dw * (kw - 1)
+            return (tw // 2, tw - tw // 2, th // 2, th - th // 2)
+        ph, pw = _pair(self.module.padding)  # type: ignore[arg-type]
+        return (pw, pw, ph, ph)
+
+    def keep(self, x: Tensor, layout: str) -> Tensor:
+        """The step as the baseline does it, on a canonical tensor."""
+        if layout == "last":
+            return F.linear(x, self.weight.flatten(1), self.module.bias)
+        if isinstance(self.module, nn.Conv2d):
+            return self.module(x)
+        return F.conv2d(x, self.weight, self.module.bias)
+
+
+@dataclass(frozen=True)
+class NormStep:
+    """A normalisation with one scale and shift per channel."""
+
+    name: str
+    module: nn.Module
+    layout: str  # the one its own forward wants
+    channels: int
+
+    @property
+    def batch(self) -> bool:
+        """Whether it already is a BatchNorm, linear in evaluation."""
+        return isinstance(self.module, nn.modules.batchnorm._BatchNorm)
+
+    def keep(self, x: Tensor, layout: str) -> Tensor:
+        """The step as the baseline does it, on a canonical tensor."""
+        if self.batch:  # not the module's forward: timm fuses an activation into some
+            return batch_norm(self.module, x)
+        y = self.module(to_layout(x, layout, self.layout) if x.ndim == 4 else x)
+        return to_layout(y, self.layout, layout) if x.ndim == 4 else y
+
+
+@dataclass(frozen=True)
+class ActStep:
+    """An elementwise function without parameters (or PReLU)."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+    def keep(self, x: Tensor, layout: str) -> Tensor:
+        """The step as the baseline does it; a copy, since many work in place."""
+        return self.function(x.clone())
+
+
+@dataclass(frozen=True)
+class ScaleStep:
+    """A learnt factor per channel (layer scale)."""
+
+    name: str
+    parameter: nn.Parameter
+
+    def keep(self, x: Tensor, layout: str) -> Tensor:
+        """The step as the baseline does it, on a canonical tensor."""
+        gamma = self.parameter.flatten()
+        return x * (gamma if layout == "last" or len(gamma) == 1 else gamma[:, None, None])
+
+
+Step = LinearStep | NormStep | ActStep | ScaleStep
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A path through a block, read as steps; empty for the identity."""
+
+    steps: tuple[Step, ...]
+    layout: str  # canonical layout: first | last
+    layout_in: str  # layout of the tensor that enters the path
+    layout_out: str
+
+    @property
+    def linears(self) -> tuple[LinearStep, ...]:
+        """Its convolutions and linear layers, in order."""
+        return tuple(s for s in self.steps if isinstance(s, LinearStep))
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Run the path as the baseline does, from the block's tensor to the block's tensor."""
+        if x.ndim == 4:
+            x = to_layout(x, self.layout_in, self.layout)
+        for step in self.steps:
+            x = step.keep(x, self.layout)
+        return to_layout(x, self.layout, self.layout_out) if x.ndim == 4 else x
+
+
+def batch_norm(module: nn.Module, x: Tensor) -> Tensor:
+    """A BatchNorm's normalisation in evaluation, without an activation fused into its forward."""
+    return F.batch_norm(
+        x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps
+    )
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,131 @@
+"""Labelled images: encoded bytes become uint8 (C, H, W), in memory when they fit."""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from updp.errors import UserError, reason
+
+Size = tuple[int, int, int]  # (C, H, W)
+
+MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images kept, per split
+
+_GREY = {"1", "L", "LA", "I", "I;16", "F"}
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Item i is an image, uint8 (C, H, W), and its label; `targets` are all labels."""
+
+    targets: Sequence[int]
+    size: Size
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raise NotImplementedError
+
+
+class Encoded(Protocol):
+    """Where encoded images lie."""
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The image's place in words for an error message."""
+        ...
+
+
+class InMemory(Images):
+    """`pixels`: uint8 (N, C, H, W)."""
+
+    def __init__(self, pixels: Tensor, targets: Sequence[int]) -> None:
+        assert len(pixels) == len(targets)
+        self.pixels, self.targets = pixels, targets
+        self.size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.pixels[index], self.targets[index]
+
+
+class OnDemand(Images):
+    """Decodes at every access. Without an `input_size`, all must be as large as the first."""
+
+    def __init__(self, encoded: Encoded, targets: Sequence[int], input_size: Size | None) -> None:
+        self.encoded, self.targets, self.input_size = encoded, targets, input_size
+        channels, height, width = self._decode(0).shape
+        self.size = (channels, height, width)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(self.pixels(index)), self.targets[index]
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Image `index`, (C, H, W)."""
+        pixels = self._decode(index)
+        if pixels.shape != self.size:
+            raise UserError(
+                f"{self.encoded.where(index)} is {by(pixels.shape)} and others are "
+                f"{by(self.size)}: pass an input size to resize to"
+            )
+        return pixels
+
+    def _decode(self, index: int) -> NDArray[np.uint8]:
+        return decode(self.encoded.read(index), self.encoded.where(index), self.input_size)
+
+
+def load_images(encoded: Encoded, targets: Sequence[int], input_size: Size | None) -> Images:
+    """Decode all now, so that a bad image shows before hours of work, unless they are too many."""
+    images = OnDemand(encoded, targets, input_size)
+    if len(images) * prod(images.size) > MEMORY_LIMIT:
+        return images
+    pixels = np.empty((len(images), *images.size), np.uint8)
+    with ThreadPoolExecutor() as pool:
+        for index, image in enumerate(pool.map(images.pixels, range(len(images)))):
+            pixels[index] = image
+    return InMemory(torch.from_numpy(pixels), targets)
+
+
+def decode(data: bytes, where: str, size: Size | None) -> NDArray[np.uint8]:
+    """Any format Pillow reads to (C, H, W); `where` names the image in errors."""
+    if not data:
+        raise UserError(f"{where} is empty (0 bytes): replace or remove it")
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise nearly anything on bad bytes
+        # Its own message prints the address of our buffer.
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "no image format" if unknown else reason(error)
+        raise UserError(f"{where} cannot be decoded ({why}): replace or remove it") from error
+    return fit(image, size)
+
+
+def fit(image: Image.Image, size: Size | None) -> NDArray[np.uint8]:
+    """To `size`: the shorter side scaled to fit (bilinear, antialiased), then a centre crop.
+
+    None keeps the size, and one channel if the image is grey.
+    """
+    channels = size[0] if size else (1 if image.mode in _GREY else 3)
+    if image.mode == "P":  # straight to RGB, Pillow warns about palettes with transparency
+        image = image.convert("RGBA")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size:
+        image = ImageOps.fit(image, (size[2], size[1]), Image.Resampling.BILINEAR)
+    array = np.asarray(image, np.uint8)
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def by(size: Sequence[int]) -> str:
+    """`3x32x32`."""
+    return "x".join(map(str, size))

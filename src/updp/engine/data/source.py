@@ -1,0 +1,48 @@
+"""A data set: two splits, their classes, and a fingerprint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from updp.engine.data.images import Images, Size, by
+from updp.errors import UserError
+
+
+@dataclass
+class Source:
+    """`image_size` is (C, H, W); `fingerprint` is stable across runs and copies of the data."""
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    fingerprint: str
+    image_size: Size
+
+    def __post_init__(self) -> None:
+        if self.train.size != self.test.size:
+            raise UserError(
+                f"training images are {by(self.train.size)} and test images {by(self.test.size)}: "
+                "both must agree (or pass an input size to resize to)"
+            )
+
+
+def open_source(spec: str, *, input_size: Size | None) -> Source:
+    """Open 'digits', a folder of class folders or a folder of Parquet files.
+
+    Images are brought to `input_size` (C, H, W); None keeps their own, which must agree.
+    """
+    # Here, for each of them imports `Source`.
+    from updp.engine.data import digits, folder, parquet
+
+    if input_size is not None and (input_size[0] not in (1, 3) or min(input_size) < 1):
+        raise UserError(f"input size {by(input_size)}: give 1 or 3 channels, a height and a width")
+    root = Path(spec).expanduser()
+    if spec == "digits":
+        return digits.open_digits(input_size)
+    if not root.is_dir():
+        raise UserError(
+            f"data '{spec}' is not there: give digits, a folder with train/CLASS and test/CLASS "
+            "folders of images, or a folder with train*.parquet and test*.parquet"
+        )
+    if any(root.glob("*.parquet")):
+        return parquet.open_parquet(root, input_size)
+    return folder.open_folder(root, input_size)

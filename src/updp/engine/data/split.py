@@ -1,0 +1,31 @@
+"""Images held out of the training split, for calibration, fit and search."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from updp.errors import UserError
+
+
+def hold_out(n: int, labels: Sequence[int], count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the n - `count` images to train on, ascending, and of the `count` held out.
+
+    Classes keep their shares (to one image). The held-out indices are shuffled, so that any
+    prefix is a random sample.
+    """
+    assert len(labels) == n
+    if not 0 <= count < n / 2:
+        raise UserError(f"cannot hold out {count} of {n} images: hold out fewer than half")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    _, class_of, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    # Largest remainders: round every class's share down, then hand out what is left.
+    quotas, remainders = np.divmod(sizes * count, n)
+    quotas[np.argsort(-remainders, kind="stable")[: count - quotas.sum()]] += 1
+    order = rng.permutation(n)
+    grouped = order[np.argsort(class_of[order], kind="stable")]
+    members = np.split(grouped, np.cumsum(sizes)[:-1])
+    held = rng.permutation(np.concatenate([m[:q] for m, q in zip(members, quotas, strict=True)]))
+    train = np.setdiff1d(np.arange(n), held)
+    return torch.from_numpy(train), torch.from_numpy(held)

@@ -1,0 +1,11 @@
+"""The one error a user is meant to read."""
+
+
+class UserError(ValueError):
+    """The user can put this right: shown as one line, exit code 2."""
+
+
+def reason(error: BaseException) -> str:
+    """`KeyError: 'x'`: the type and first line of a foreign error, to quote in a `UserError`."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,74 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from updp.algebra import can_shrink, centre_tap, spatial_sum
+
+from .strategies import any_operator, assert_same, quick, randn, same_padding
+
+
+@pytest.mark.parametrize("shrink", [centre_tap, spatial_sum])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_shape_dtype_and_gradient(shrink, dtype):
+    weight = nn.Parameter(randn(0, 4, 2, 3, 5).to(dtype))
+    small = shrink(weight)
+    assert small.shape == (4, 2, 1, 1)
+    assert small.dtype == dtype
+    small.sum().backward()
+    expected = torch.zeros_like(weight) + (shrink is spatial_sum)
+    expected[:, :, 1, 2] = 1
+    assert torch.equal(weight.grad, expected)
+
+
+@same_padding
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+def test_the_centre_is_the_pixel_that_same_padding_puts_there(k):
+    delta = torch.zeros(1, 1, 9, 9)
+    delta[..., 4, 4] = 1
+    weight = randn(0, 1, 1, k, k).float()
+    y = F.conv2d(delta, weight, padding="same")
+    assert torch.equal(centre_tap(weight).flatten(), y[0, 0, 4, 4:5])
+
+
+def test_the_sum_answers_a_constant_as_the_kernel_does():
+    weight, x = randn(0, 4, 2, 3, 3), torch.ones(1, 2, 3, 3).double()
+    assert_same(F.conv2d(x, spatial_sum(weight))[..., :1, :1], F.conv2d(x, weight))
+
+
+@quick
+@given(st.data())
+def test_shrinking_loses_only_the_outer_taps(data):
+    """Where it is allowed, a kernel that is zero but for its centre is reproduced exactly."""
+    op = data.draw(any_operator())
+    (kh, kw), (dh, dw) = op.kernel_size, op.dilation
+    ph, pw = dh * (kh - 1) // 2, dw * (kw - 1) // 2
+    allowed = can_shrink(op.kernel_size, (pw, pw, ph, ph), op.dilation)
+    assert allowed == (kh % 2 == kw % 2 == 1)
+    centre = centre_tap(op.weight)
+    alone = torch.zeros_like(op.weight)
+    alone[:, :, (kh - 1) // 2, (kw - 1) // 2] = centre[..., 0, 0]
+    x = randn(0, 2, op.in_channels, 13, 14)
+    wide = F.conv2d(x, alone, op.bias, op.stride, (ph, pw), op.dilation, op.groups)
+    if allowed:
+        assert_same(F.conv2d(x, centre, op.bias, op.stride, 0, 1, op.groups), wide)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation", "answer"),
+    [
+        ((3, 3), (1, 1, 1, 1), (1, 1), True),
+        ((3, 5), (2, 2, 1, 1), (1, 1), True),
+        ((3, 3), (2, 2, 2, 2), (2, 2), True),
+        ((1, 1), (0, 0, 0, 0), (3, 3), True),
+        ((3, 3), (1, 1, 1, 1), (2, 2), False),
+        ((3, 3), (0, 2, 1, 1), (1, 1), False),
+        ((2, 2), (0, 1, 0, 1), (1, 1), False),
+        ((2, 2), (1, 1, 1, 1), (2, 2), False),
+        ((3, 3), (0, 0, 0, 0), (1, 1), False),
+    ],
+)
+def test_can_shrink(kernel, padding, dilation, answer):
+    assert can_shrink(kernel, padding, dilation) is answer
