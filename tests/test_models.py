@@ -150,9 +150,9 @@ def test_cifar_weights_load_strictly(depth: int, shared_data: Path) -> None:
     assert torch.equal(model.state_dict()["linear.bias"], load_file(path)["linear.bias"])
 
 
-def test_cifar_resnet56_has_its_published_accuracy(shared_data: Path) -> None:
-    path = shared_data / "weights" / "cifar10_resnet56.safetensors"
-    model = load_model(f"{CIFAR}:resnet56", weights=path).eval()
+def test_cifar_resnet20_has_its_published_accuracy(shared_data: Path) -> None:
+    path = shared_data / "weights" / "cifar10_resnet20.safetensors"
+    model = load_model(f"{CIFAR}:resnet20", weights=path).eval()
     source = open_source(str(shared_data / "cifar10_lossless"), input_size=None)
     preprocess = preprocess_for(model, source.image_size)
     with torch.no_grad():
@@ -160,4 +160,4 @@ def test_cifar_resnet56_has_its_published_accuracy(shared_data: Path) -> None:
             int((model(preprocess(images)).argmax(1) == labels).sum())
             for images, labels in Batches(source.test, None, 128, seed=0, shuffle=False).epoch(0)
         )
-    assert 100 * right / len(source.test) == pytest.approx(93.26, abs=0.2)
+    assert 100 * right / len(source.test) == pytest.approx(91.73, abs=0.2)

@@ -26,7 +26,7 @@ def add(a: Operator, b: Operator) -> Operator:
     """Return `x -> a(x) + b(x)` as one operator, exact up to and including the border.
 
     Tap t reads the input at offset `t * dilation - padding before`; both kernels are laid on the
-    finest grid that holds their offsets and added (RepVGG, arXiv 2101.03697, section 3.3, for any
+    coarsest grid that holds all offsets and added (RepVGG, arXiv 2101.03697, section 3.3, for any
     padding, dilation and groups). As zeros lie outside the input for both, the larger padding
     per side serves both.
 

@@ -24,11 +24,15 @@ def labels(batches: Batches, epoch: int, start: int = 0) -> list[list[int]]:
     return [y.tolist() for _, y in batches.epoch(epoch, start)]
 
 
+def flat(lists: list[list[int]]) -> list[int]:
+    return [item for one in lists for item in one]
+
+
 def test_resuming_gives_the_tail_and_decodes_nothing_else() -> None:
     whole = labels(Batches(Counting(100), None, 8, seed=1, shuffle=True), 3)
     data = Counting(100)
     assert labels(Batches(data, None, 8, seed=1, shuffle=True), 3, start=5) == whole[5:]
-    assert data.asked == sum(whole[5:], [])
+    assert data.asked == flat(whole[5:])
     assert labels(Batches(data, None, 8, seed=1, shuffle=True), 3, start=len(whole)) == []
 
 
@@ -43,10 +47,13 @@ def test_global_random_state_is_left_alone(workers: int) -> None:
 
 def test_order_depends_on_seed_and_epoch() -> None:
     data = Counting(50)
-    orders = [labels(Batches(data, None, 10, seed=s, shuffle=True), e) for s, e in
-              [(0, 0), (0, 1), (1, 0), (1, 1)]]  # fmt: skip
+    orders = [
+        labels(Batches(data, None, 10, seed=seed, shuffle=True), epoch)
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    ]
     assert len({str(order) for order in orders}) == 4
-    assert all(sorted(sum(order, [])) == list(range(50)) for order in orders)
+    assert all(sorted(flat(order)) == list(range(50)) for order in orders)
 
 
 def test_batches_are_images_and_labels_of_the_indices() -> None:

@@ -1,0 +1,80 @@
+"""Graph surgery on one block: take a part of it out, or put something else in its place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from .region import Region
+
+# Given the graph, the tensor at the region's entry and the one at the end of its skip (the entry
+# itself for an identity), add nodes and return the one that replaces the region's exit.
+Emit = Callable[[fx.Graph, fx.Node, fx.Node], fx.Node]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A region, what to emit in its place, and the modules and tensors that this needs by name."""
+
+    region: Region
+    emit: Emit
+    added: Mapping[str, object]
+
+
+def extract(block: nn.Module, graph: fx.Graph, entry: str, end: str) -> fx.GraphModule:
+    """The part of `graph` that computes node `end` from node `entry`; modules are shared."""
+    nodes = {n.name: n for n in graph.nodes}
+    part = fx.Graph()
+    copied = {nodes[entry]: part.placeholder("x")}
+
+    def copy_node(node: fx.Node) -> fx.Node:
+        if node not in copied:
+            for parent in node.all_input_nodes:
+                copy_node(parent)
+            copied[node] = part.node_copy(node, copied.__getitem__)
+        return copied[node]
+
+    part.output(copy_node(nodes[end]))
+    return _module(block, part, {})
+
+
+def replace_regions(
+    block: nn.Module, graph: fx.Graph, replacements: Sequence[Replacement]
+) -> fx.GraphModule:
+    """The block with each region replaced, as a module with the block's own signature.
+
+    Every module that stays is the block's own object under its own name.
+    """
+    graph = copy.deepcopy(graph)
+    nodes = {n.name: n for n in graph.nodes}
+    added: dict[str, object] = {}
+    for item in replacements:
+        region = item.region
+        old = nodes[region.exit]
+        entry = nodes[region.entry]
+        skip = nodes[region.skip[-1]] if region.skip else entry
+        with graph.inserting_before(old.next):
+            new = item.emit(graph, entry, skip)
+        old.replace_all_uses_with(new)
+        nodes[region.exit] = new  # the next region may start here
+        added |= item.added
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+    return _module(block, graph, added)
+
+
+def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> fx.GraphModule:
+    root = dict(added)
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr") and node.target not in root:
+            value: object = block
+            for part in node.target.split("."):
+                value = getattr(value, part)
+            root[node.target] = value
+    module = fx.GraphModule(root, graph, class_name=type(block).__name__)
+    module.training = block.training
+    return module

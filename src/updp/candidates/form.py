@@ -1,0 +1,301 @@
+"""The trainable form of an inherited candidate.
+
+All padding of a segment sits on its first operator, from the supernet on, so that training sees
+exactly what merging yields (DESIGN, rule 3). Between the operators the feature map is then larger
+than the baseline's by a border, which shrinks to nothing by the end of the segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .. import algebra
+from ..algebra import Affine, Operator, Padding, centre_tap
+from ..blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Site, Step, to_layout
+from ..blocks.extract import extract
+from .base import Form
+from .merged import Merged
+from .norm import ChannelNorm
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One step of the branch in its place."""
+
+    step: Step
+    segment: int
+    pad: Padding  # zeros added before it: on a segment's first step, all that the segment needs
+    border: Padding  # by how much its input, padded, is larger than the baseline's
+    shrunk: bool
+    norm: int | None  # which of the form's own norms stands here
+
+
+class InheritForm(Form):
+    """A branch made linear, with its skip, a BatchNorm and the end activation. See `Inherit`."""
+
+    def __init__(
+        self,
+        site: Site,
+        block: nn.Module,
+        graph: fx.Graph,
+        segments: tuple[tuple[str, ...], ...],
+        shrunk: tuple[str, ...],
+        activation: ActStep | None,
+        linearise: bool,
+    ) -> None:
+        super().__init__()
+        self.chain = site.branch
+        self.skip_chain: Chain | None = site.skip
+        self.post, self.activation = site.post, activation
+        # In a list, so that modules of the block are reached and not owned.
+        self._skip: list[Callable[[Tensor], Tensor]] = []
+        if site.region.add is not None:
+            self._skip.append(
+                extract(block, graph, site.region.entry, site.region.skip[-1])
+                if site.region.skip
+                else _same
+            )
+        device = self.chain.linears[0].weight.device
+        layout = self.chain.layout
+        self.stages, norms = _lay_out(self.chain, segments, frozenset(shrunk), linearise)
+        self.norms = nn.ModuleList(ChannelNorm(c, layout, device) for c in norms)
+        self.end_norm = ChannelNorm(self.chain.linears[-1].out_channels, layout, device)
+
+    def forward(self, x: Tensor, progress: float = 1.0) -> Tensor:
+        """See `Form.forward`."""
+        h = self._enter(x)
+        for stage in self.stages:
+            h = self._run(stage, _pad(h, stage.pad), progress)
+        for skip in self._skip:
+            h = h + self._enter(skip(x), self.chain.layout_out)
+        y = self.end_norm(h)
+        if self.activation is not None:
+            y = self.activation.function(y)
+        if progress < 1:
+            kept = h if self.post is None else self.post.keep(h, self.chain.layout)
+            y = torch.lerp(kept, y, progress)
+        return to_layout(y, self.chain.layout, self.chain.layout_out) if x.ndim == 4 else y
+
+    def _enter(self, x: Tensor, layout: str | None = None) -> Tensor:
+        """A tensor of the block in the canonical layout."""
+        source = layout or self.chain.layout_in
+        return to_layout(x, source, self.chain.layout) if x.ndim == 4 else x
+
+    def _run(self, stage: _Stage, h: Tensor, progress: float) -> Tensor:
+        step, layout = stage.step, self.chain.layout
+        if isinstance(step, LinearStep):
+            return self._linear(stage, step, h, progress)
+        if isinstance(step, ScaleStep):
+            return step.keep(h, layout)
+        pruned = h if stage.norm is None else self.norms[stage.norm](h)
+        if progress == 1:
+            return pruned
+        # What the baseline computes here, it computes on its own, smaller map.
+        kept = _pad(step.keep(_crop(h, stage.border), layout), stage.border)
+        return torch.lerp(kept, pruned, progress)
+
+    def _linear(self, stage: _Stage, step: LinearStep, h: Tensor, progress: float) -> Tensor:
+        weight, bias = step.weight, step.module.bias
+        if self.chain.layout == "last":
+            return F.linear(h, weight.flatten(1), bias)
+        if progress < 1:  # the baseline pads with zeros where this map has values
+            h = torch.lerp(_pad(_crop(h, stage.border), stage.border), h, progress)
+        ph = pw = 0
+        if stage.shrunk and progress < 1:  # the outer taps fade, and pad for themselves
+            weight = torch.lerp(weight, _only_centre(weight), progress)
+            pw, _, ph, _ = step.padding
+        elif stage.shrunk:
+            weight = centre_tap(weight)
+        return F.conv2d(h, weight, bias, step.stride, (ph, pw), step.dilation, step.groups)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Start each norm as the best line from what it sees to what the baseline has there.
+
+        A norm before a removed activation is fitted to the activation's output, so that the
+        linear branch is near the block's in the mean. Running statistics are those of `x`.
+        """
+        training = self.training
+        self.eval()
+        h = kept = self._enter(x)
+        for i, stage in enumerate(self.stages):
+            h = _pad(h, stage.pad)
+            kept = stage.step.keep(kept, self.chain.layout)
+            if stage.norm is not None:
+                target = kept
+                for later in self.stages[i + 1 :]:
+                    if not isinstance(later.step, ActStep):
+                        break
+                    target = later.step.keep(target, self.chain.layout)
+                norm = self.norms[stage.norm]
+                assert isinstance(norm, ChannelNorm)
+                norm.start(h, _crop(h, stage.border), target)
+            h = self._run(stage, h, 1.0)
+        for skip in self._skip:
+            beside = self._enter(skip(x), self.chain.layout_out)
+            h, kept = h + beside, kept + beside
+        self.end_norm.start(h, h, kept)
+        self.train(training)
+
+    def merged(self) -> Merged:
+        """See `Form.merged`."""
+        operators: list[Operator] = []
+        before: Affine | None = None
+        segment = -1
+        for stage in self.stages:
+            if isinstance(stage.step, LinearStep):
+                operator = _operator(stage.step, stage.shrunk)
+                if stage.segment == segment:
+                    operators[-1] = algebra.compose(operators[-1], operator)
+                else:
+                    operators.append(operator)
+                segment = stage.segment
+            elif (affine := self._affine(stage)) is None:
+                continue
+            elif operators:
+                operators[-1] = algebra.after(operators[-1], affine)
+            else:
+                before = affine if before is None else algebra.chain(before, affine)
+        if before is not None:
+            operators[0] = algebra.before(before, operators[0])
+        end = _fold(self.end_norm)
+        skip = self._merge_skip(operators, end)
+        operators[-1] = algebra.after(operators[-1], end)
+        return Merged(tuple(operators), skip, self.activation, self.chain.layout)
+
+    def _merge_skip(self, operators: list[Operator], end: Affine) -> Operator | Tensor | None:
+        """Take the skip into a single operator, in place; else return what stays beside it.
+
+        end(branch + skip) = scale * branch + shift + scale * skip.
+        """
+        if not self._skip:
+            return None
+        beside = _merge_plain(self.skip_chain, operators[0].in_channels) if self.skip_chain else None
+        if beside is not None and len(operators) == 1:
+            try:
+                operators[0] = algebra.add(operators[0], beside)
+                return None
+            except ValueError:  # strides or sizes differ: it stays an add
+                pass
+        if beside is None or self.skip_chain is None or not self.skip_chain.steps:
+            return end.scale
+        return algebra.after(beside, Affine(end.scale, torch.zeros_like(end.shift)))
+
+    def _affine(self, stage: _Stage) -> Affine | None:
+        if isinstance(stage.step, ScaleStep):
+            return _factor(stage.step)
+        if stage.norm is None:
+            return None
+        return _fold(self.norms[stage.norm])
+
+
+def _lay_out(
+    chain: Chain, segments: tuple[tuple[str, ...], ...], shrunk: frozenset[str], linearise: bool
+) -> tuple[list[_Stage], list[int]]:
+    """Place each step of the chain; also the channels of each norm that the form needs."""
+    assert [s.name for s in chain.linears] == [n for segment in segments for n in segment]
+    where = {name: i for i, segment in enumerate(segments) for name in segment}
+    stages: list[_Stage] = []
+    norms: list[int] = []
+    none: Padding = (0, 0, 0, 0)
+    border, current, channels = none, -1, 0
+    for i, step in enumerate(chain.steps):
+        pad, norm = none, None
+        segment = where[step.name] if isinstance(step, LinearStep) else max(current, 0)
+        if segment != current:  # a segment's first step; a leading norm comes after its zeros
+            steps = [s for s in chain.linears if s.name in segments[segment]]
+            pad = border = _padding(steps, shrunk)
+            current = segment
+        previous = chain.steps[i - 1] if i else None
+        if isinstance(step, NormStep):
+            channels = step.channels
+        if isinstance(step, NormStep) or (
+            linearise
+            and isinstance(step, ActStep)
+            and isinstance(previous, (LinearStep, ScaleStep))
+            and channels
+        ):
+            norm = len(norms)
+            norms.append(channels)
+        is_shrunk = step.name in shrunk
+        stages.append(_Stage(step, segment, pad, border, is_shrunk, norm))
+        if isinstance(step, LinearStep):
+            channels = step.out_channels
+            own = none if is_shrunk else step.padding
+            sh, sw = step.stride
+            left, right, top, bottom = (b - o for b, o in zip(border, own, strict=True))
+            border = (left // sw, right // sw, top // sh, bottom // sh)
+    return stages, norms
+
+
+def _padding(steps: list[LinearStep], shrunk: frozenset[str]) -> Padding:
+    """Zeros that a segment needs before its first operator: the sum of p_j * s_1 * ... * s_j-1."""
+    total, strides = [0, 0, 0, 0], [1, 1]
+    for step in steps:
+        if step.name not in shrunk:
+            for side, p in enumerate(step.padding):
+                total[side] += p * strides[0 if side > 1 else 1]
+        strides = [s * own for s, own in zip(strides, step.stride, strict=True)]
+    return (total[0], total[1], total[2], total[3])
+
+
+def _operator(step: LinearStep, shrunk: bool) -> Operator:
+    if isinstance(step.module, nn.Linear):
+        return algebra.from_linear(step.module)
+    if shrunk:
+        return algebra.from_conv(step.module, centre_tap(step.weight), (0, 0, 0, 0))
+    return algebra.from_conv(step.module)
+
+
+def _merge_plain(chain: Chain, channels: int) -> Operator | None:
+    """A skip of convolutions and BatchNorms as one operator; None where that is not exact.
+
+    Padding inside it, or behind a shift, would make its border differ.
+    """
+    operator = algebra.identity(channels)
+    for step in chain.steps:
+        if isinstance(step, LinearStep):
+            if any(step.padding) and step is not chain.steps[0]:
+                return None
+            operator = algebra.compose(operator, _operator(step, False))
+        elif isinstance(step, ScaleStep):
+            operator = algebra.after(operator, _factor(step))
+        elif isinstance(step, NormStep) and step.batch:
+            operator = algebra.after(operator, _fold(step.module))
+        else:
+            return None
+    return operator
+
+
+def _fold(norm: nn.Module) -> Affine:
+    mean, var = norm.running_mean, norm.running_var
+    weight, bias = norm.weight, norm.bias
+    return algebra.from_batchnorm(mean, var, weight, bias, norm.eps)  # type: ignore[arg-type]
+
+
+def _factor(step: ScaleStep) -> Affine:
+    scale = step.parameter.detach().flatten().double()
+    return Affine(scale, torch.zeros_like(scale))
+
+
+def _only_centre(weight: Tensor) -> Tensor:
+    kh, kw = weight.shape[2:]
+    return F.pad(centre_tap(weight), (kw // 2, kw // 2, kh // 2, kh // 2))
+
+
+def _pad(x: Tensor, padding: Padding) -> Tensor:
+    return F.pad(x, padding) if any(padding) else x
+
+
+def _crop(x: Tensor, border: Padding) -> Tensor:
+    left, right, top, bottom = (-b for b in border)
+    return F.pad(x, (left, right, top, bottom)) if any(border) else x
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

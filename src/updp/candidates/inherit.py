@@ -1,0 +1,152 @@
+"""`inherit`: the paper's candidate. Weights come from the baseline; the branch becomes linear.
+
+UPDP (arXiv 2401.06426), *Progressive subnet training* and *Subnet merging*: activations become
+identity, LayerNorm and GroupNorm become BatchNorm, a BatchNorm and an activation end the block.
+Beyond the paper (DESIGN, *Which merge pays*): the chain may be cut into segments, each merged into
+one operator, and a convolution may be shrunk to its centre tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import gcd, prod
+from typing import Any, ClassVar
+
+from torch import fx, nn
+
+from ..algebra import can_shrink
+from ..blocks import ActStep, LinearStep, NormStep, Site
+from .base import Candidate
+from .form import InheritForm
+
+
+@dataclass(frozen=True)
+class Inherit(Candidate):
+    """Names of the branch's linear operators by segment, and which of them are shrunk to 1x1."""
+
+    kind: ClassVar[str] = "inherit"
+    segments: tuple[tuple[str, ...], ...]
+    shrunk: tuple[str, ...] = ()
+    end_activation: bool = True  # whether a block without one gets an activation at its end
+    linearise: bool = False  # whether a BatchNorm stands for each activation that has none before
+
+    @property
+    def label(self) -> str:
+        """Such as `conv1+conv2(1x1)` or `conv_dw | mlp.fc1+mlp.fc2`."""
+        return " | ".join(
+            "+".join(f"{n}(1x1)" if n in self.shrunk else n for n in segment)
+            for segment in self.segments
+        )
+
+    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> InheritForm:
+        """The trainable form on the given block's own modules."""
+        activation = site.post
+        if activation is None and self.end_activation:
+            own = [s for s in site.branch.steps if isinstance(s, ActStep)]
+            activation = own[-1] if own else None
+        return InheritForm(
+            site, block, graph, self.segments, self.shrunk, activation, self.linearise
+        )
+
+    def macs(self, site: Site) -> int:
+        """Multiply-accumulates of the merged form for one image."""
+        linears = {s.name: s for s in site.branch.linears}
+        total = 0
+        h, w = _size(site.shape_in, site.branch.layout_in)
+        for segment in self.segments:
+            steps = [linears[name] for name in segment]
+            kernels, strides = [1, 1], [1, 1]
+            for step in steps:
+                for axis in (0, 1):
+                    if step.name not in self.shrunk:
+                        reach = (step.kernel[axis] - 1) * step.dilation[axis]
+                        kernels[axis] += reach * strides[axis]
+                    strides[axis] *= step.stride[axis]
+            h, w = -(-h // strides[0]), -(-w // strides[1])
+            groups = gcd(*(s.groups for s in steps))
+            inputs = steps[0].weight.shape[1] * steps[0].groups // groups
+            total += h * w * steps[-1].out_channels * inputs * prod(kernels)
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes an equal candidate."""
+        return {
+            "kind": self.kind,
+            "segments": [list(s) for s in self.segments],
+            "shrunk": list(self.shrunk),
+            "end_activation": self.end_activation,
+            "linearise": self.linearise,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Inherit:
+        """The inverse of `to_json`."""
+        segments = tuple(tuple(s) for s in data["segments"])
+        return cls(segments, tuple(data["shrunk"]), data["end_activation"], data["linearise"])
+
+
+def propose(
+    site: Site, *, end_activation: bool = True, linearise: bool = False
+) -> Iterator[Inherit]:
+    """Every cut of the chain in which something merges, least shrunk first.
+
+    A convolution is shrunk only where another one in its segment makes the kernel grow, and never
+    where that would change the output's size or leave a stride without its kernel.
+    """
+    steps = site.branch.linears
+    if not any(isinstance(s, (ActStep, NormStep)) for s in site.branch.steps):
+        return  # already linear: nothing to remove
+    shrinkable = [
+        s.name
+        for s in steps
+        if s.kernel != (1, 1)
+        and s.stride == (1, 1)
+        and can_shrink(s.kernel, s.padding, s.dilation)
+    ]
+    found = []
+    for segments in _cuts(tuple(s.name for s in steps)):
+        for shrunk in _subsets(shrinkable):
+            if all(_helps(name, segments) for name in shrunk):
+                found.append(Inherit(segments, shrunk, end_activation, linearise))
+    yield from sorted(found, key=lambda c: (len(c.shrunk), c.macs(site), c.label))
+
+
+def baseline_macs(site: Site) -> int:
+    """Multiply-accumulates of the branch's linear operators for one image."""
+    alone = Inherit(tuple((s.name,) for s in site.branch.linears))
+    return alone.macs(site)
+
+
+def _helps(name: str, segments: tuple[tuple[str, ...], ...]) -> bool:
+    """Shrinking what is a segment of its own would merge nothing."""
+    return all(len(s) > 1 for s in segments if name in s)
+
+
+def _cuts(names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ...]]:
+    for choice in product((False, True), repeat=len(names) - 1):
+        if all(choice):
+            continue  # cut everywhere: nothing merges
+        segments: list[list[str]] = [[names[0]]]
+        for cut, name in zip(choice, names[1:], strict=True):
+            if cut:
+                segments.append([name])
+            else:
+                segments[-1].append(name)
+        yield tuple(tuple(s) for s in segments)
+
+
+def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
+    for count in range(len(names) + 1):
+        # later operators first: DESIGN measured the second kernel shrunk
+        yield from combinations(reversed(names), count)
+
+
+def _size(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
+    if len(shape) == 4:
+        return (shape[2], shape[3]) if layout == "first" else (shape[1], shape[2])
+    return (prod(shape[1:-1]), 1)
+
+
+__all__ = ["Inherit", "LinearStep", "baseline_macs", "propose"]

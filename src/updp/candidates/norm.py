@@ -1,0 +1,46 @@
+"""The BatchNorm of a pruned block: whatever norm the baseline had, this one folds away."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the channels of (N, C, H, W) (`first`) or (..., C) (`last`)."""
+
+    def __init__(self, channels: int, layout: str, device: torch.device | None = None) -> None:
+        super().__init__(channels, device=device)
+        self.layout = layout
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions will do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x`, keeping its shape."""
+        if self.layout == "first":
+            return super().forward(x)
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+    @torch.no_grad()
+    def start(self, x: Tensor, inner: Tensor, target: Tensor) -> None:
+        """Set statistics from `x` and the affine so that the output is nearest to `target`.
+
+        Per channel c, the least-squares line through (`inner`, `target`), which have one shape;
+        `inner` is `x` without the border that the baseline does not have:
+        slope = cov(inner, target) / var(inner).
+        """
+        x, inner, target = (_rows(t, self.layout) for t in (x, inner, target))
+        mean, var = x.mean(0), x.var(0, unbiased=False)
+        centred = inner - inner.mean(0)
+        slope = (centred * target).mean(0) / centred.square().mean(0).clamp_min(1e-12)
+        assert self.running_mean is not None and self.running_var is not None
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
+        self.weight.copy_(slope * (var + self.eps).sqrt())
+        self.bias.copy_(target.mean(0) - slope * (inner.mean(0) - mean))
+
+
+def _rows(x: Tensor, layout: str) -> Tensor:
+    """Channels as columns, in float64: (M, C)."""
+    return (x.movedim(1, -1) if layout == "first" else x).flatten(0, -2).double()

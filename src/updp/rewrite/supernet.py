@@ -1,0 +1,170 @@
+"""The supernet: the user's model with every site switchable between `keep` and its candidates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..blocks import Findings, Site
+from ..blocks.extract import Replacement, extract, replace_regions
+from ..candidates import Candidate
+from .switch import KEEP, Switch
+
+
+class Supernet(nn.Module):
+    """Owns `model`, in which each block with a candidate is replaced by its switchable self.
+
+    Convolutions and linear layers are shared between a site's paths; BatchNorms are not. The
+    model must be on its device before it is handed over.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        findings: Findings,
+        candidates: Mapping[str, Sequence[Candidate]],
+    ) -> None:
+        super().__init__()
+        self.sites = {s.name: s for s in findings.sites if candidates.get(s.name)}
+        self.switches: dict[str, Switch] = {}
+        self._graphs = findings.graphs
+        self._blocks: dict[str, list[Site]] = {}
+        for site in self.sites.values():
+            self._blocks.setdefault(site.block, []).append(site)
+        self._originals = {name: model.get_submodule(name) for name in self._blocks}
+        # Names as the user's model has them, whatever is put around its modules.
+        self._base = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.model = model
+        self._switched = {
+            block: self._switch(block, sites, candidates) for block, sites in self._blocks.items()
+        }
+        _put(model, self._switched)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W) under the present choices."""
+        return self.model(x)
+
+    def choose(self, choices: Mapping[str, str]) -> None:
+        """Let each named site run the candidate of that label, every other one its baseline."""
+        if unknown := choices.keys() - self.switches.keys():
+            raise ValueError(f"no such site: {', '.join(sorted(unknown))}")
+        for name, switch in self.switches.items():
+            label = choices.get(name, KEEP)
+            if label != KEEP and label not in switch.labels:
+                raise ValueError(f"site {name} has no candidate {label!r}")
+            switch.choice = label
+
+    def set_progress(self, progress: float, gate: str = "blend") -> None:
+        """Set lambda at every site; `gate` is `blend` or `anneal`."""
+        for switch in self.switches.values():
+            switch.progress, switch.gate = progress, gate
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor) -> None:
+        """Start every candidate's BatchNorms from one batch (N, C, H, W) through the baseline."""
+        self.choose({})
+        handles = []
+        for switch in self.switches.values():
+
+            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                assert isinstance(module, Switch)
+                for label in module.labels:
+                    module.form(label).calibrate(args[0].clone())
+
+            handles.append(switch.register_forward_pre_hook(hook))
+        training = self.training
+        self.eval()
+        try:
+            self(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.train(training)
+
+    def weights(self) -> dict[str, Tensor]:
+        """All tensors by name: the user's under `model.`, the candidates' own under `site.`."""
+        tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in self._base.items()}
+        for name, switch in self.switches.items():
+            for label in switch.labels:
+                for key, tensor in switch.form(label).state_dict(keep_vars=True).items():
+                    tensors[f"site.{name}.{label}.{key}"] = tensor
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy in what `weights` returned. Raises ValueError when names differ."""
+        own = self.weights()
+        if own.keys() != weights.keys():
+            raise ValueError(f"weights differ in {sorted(own.keys() ^ weights.keys())[:3]}")
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+    def baseline(self) -> nn.Module:
+        """A copy of the user's own model with the present weights, nothing rewritten."""
+        _put(self.model, self._originals)
+        try:
+            return copy.deepcopy(self.model)
+        finally:
+            _put(self.model, self._switched)
+
+    def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The present choices merged, as the user's own model class in evaluation mode.
+
+        Blocks in which nothing is pruned are copies of the user's own; in the others the merged
+        operators stand where the branch stood. Exact up to rounding to `dtype`.
+        """
+        model = self.baseline().to(dtype).eval()
+        rewritten: dict[str, nn.Module] = {}
+        for block, sites in self._blocks.items():
+            parts = [p for site in sites if (p := self._merged_part(site, dtype))]
+            if parts:
+                own = model.get_submodule(block)
+                rewritten[block] = replace_regions(own, self._graphs[block], parts)
+        _put(model, rewritten)
+        return model.eval()
+
+    def pruned_blocks(self) -> list[str]:
+        """Paths of the blocks in which a site runs a candidate."""
+        return [
+            block
+            for block, sites in self._blocks.items()
+            if any(self.switches[s.name].choice != KEEP for s in sites)
+        ]
+
+    def _merged_part(self, site: Site, dtype: torch.dtype) -> Replacement | None:
+        switch = self.switches[site.name]
+        if switch.choice == KEEP:
+            return None
+        merged = switch.form(switch.choice).merged()
+        return merged.replacement(site, dtype, merged.operators[0].weight.device)
+
+    def _switch(
+        self, name: str, sites: list[Site], candidates: Mapping[str, Sequence[Candidate]]
+    ) -> nn.Module:
+        block, graph = self._originals[name], self._graphs[name]
+        parts = []
+        for i, site in enumerate(sites):
+            keep = extract(block, graph, site.region.entry, site.region.exit)
+            forms = {c.label: c.build(site, block, graph) for c in candidates[site.name]}
+            switch = Switch(keep, forms)
+            self.switches[site.name] = switch
+            parts.append(_switch_part(site, switch, f"switch{i}"))
+        return replace_regions(block, graph, parts)
+
+
+def _switch_part(site: Site, switch: Switch, name: str) -> Replacement:
+    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+        return graph.call_module(name, (x,))
+
+    return Replacement(site.region, emit, {name: switch})
+
+
+def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Set submodules by path, each in the mode of the one that it replaces."""
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        module.training = model.get_submodule(path).training
+        setattr(model.get_submodule(parent), name, module)
