@@ -7,11 +7,11 @@ pure function and equal to what it replaces, border included; where a merge is o
 padding in a certain place, its docstring says where. The rules are in DESIGN, "Merging exactly".
 """
 
-from .affine import Affine, after, as_operator, before, chain, from_batchnorm
-from .compose import compose, compose_all
-from .operator import Operator, Padding, Pair, from_conv, from_linear
-from .parallel import add, identity, scale
-from .shrink import can_shrink, centre_tap, spatial_sum
+from updp.algebra.affine import Affine, after, as_operator, before, chain, from_batchnorm
+from updp.algebra.compose import compose, compose_all
+from updp.algebra.operator import Operator, Padding, Pair, from_conv, from_linear
+from updp.algebra.parallel import add, identity, scale
+from updp.algebra.shrink import can_shrink, centre_tap, spatial_sum
 
 __all__ = [
     "Affine",

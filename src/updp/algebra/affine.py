@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, float64
 
-from .compose import compose
-from .operator import Operator
+from updp.algebra.compose import compose
+from updp.algebra.operator import Operator
 
 
 @dataclass(frozen=True, eq=False)

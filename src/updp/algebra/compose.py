@@ -8,8 +8,8 @@ from math import gcd, lcm
 import torch
 from torch import Tensor
 
-from .grid import common_step, taps
-from .operator import Operator, Pair
+from updp.algebra.grid import common_step, taps
+from updp.algebra.operator import Operator, Pair
 
 
 def compose(first: Operator, second: Operator) -> Operator:

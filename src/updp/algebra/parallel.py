@@ -6,8 +6,8 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from .grid import common_step, taps
-from .operator import Operator
+from updp.algebra.grid import common_step, taps
+from updp.algebra.operator import Operator
 
 
 def identity(channels: int, groups: int = 1, device: torch.device | None = None) -> Operator:

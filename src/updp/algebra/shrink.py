@@ -5,7 +5,7 @@ Any dtype, and differentiable: in training the shrunk kernel is read from the sh
 
 from torch import Tensor
 
-from .operator import Padding, Pair
+from updp.algebra.operator import Padding, Pair
 
 
 def centre_tap(weight: Tensor) -> Tensor:

@@ -1,8 +1,17 @@
 """Finding blocks: a model becomes a list of sites, each unusable block with its reason."""
 
-from .find import Findings, Site, Unusable, find
-from .steps import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step, batch_norm, to_layout
-from .trace import trace_alone
+from updp.blocks.find import Findings, Site, Unusable, find
+from updp.blocks.steps import (
+    ActStep,
+    Chain,
+    LinearStep,
+    NormStep,
+    ScaleStep,
+    Step,
+    batch_norm,
+    to_layout,
+)
+from updp.blocks.trace import trace_alone
 
 __all__ = [
     "ActStep",

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .region import data_nodes, whole_region
-from .steps import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
-from .trace import NotTraceable, trace_alone
+from updp.blocks.region import data_nodes, whole_region
+from updp.blocks.steps import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
+from updp.blocks.trace import NotTraceable, trace_alone
 
 _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _PERMUTES = {torch.permute, "permute"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from .region import Region
+from updp.blocks.region import Region
 
 # Given the graph, the tensor at the region's entry and the one at the end of its skip (the entry
 # itself for an identity), add nodes and return the one that replaces the region's exit.

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from .chain import NotAChain, read_chain
-from .region import Region, residual_regions, whole_region
-from .steps import ActStep, Chain, LinearStep
-from .trace import NotTraceable, run_graph, trace_alone
+from updp.blocks.chain import NotAChain, read_chain
+from updp.blocks.region import Region, residual_regions, whole_region
+from updp.blocks.steps import ActStep, Chain, LinearStep
+from updp.blocks.trace import NotTraceable, run_graph, trace_alone
 
 TOLERANCE = 1e-4  # float32, relative: the chain that was read against the block itself
 
@@ -111,7 +111,9 @@ def _read(
     label: str, name: str, block: nn.Module, graph: fx.Graph, region: Region, calls: list
 ) -> Site:
     if len(calls) != 1:
-        raise NotAChain("the model never calls it" if not calls else "the model calls it repeatedly")
+        raise NotAChain(
+            "the model never calls it" if not calls else "the model calls it repeatedly"
+        )
     args, kwargs = calls[0]
     with torch.no_grad():
         values = run_graph(block, graph, args, kwargs)

@@ -1,7 +1,7 @@
 """What a site may become: each candidate a small class under one interface."""
 
-from .base import Candidate, Form
-from .inherit import Inherit, baseline_macs, propose
-from .merged import Merged
+from updp.candidates.base import Candidate, Form
+from updp.candidates.inherit import Inherit, baseline_macs, propose
+from updp.candidates.merged import Merged
 
 __all__ = ["Candidate", "Form", "Inherit", "Merged", "baseline_macs", "propose"]

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, fx, nn
 
-from ..blocks import Site
-from .merged import Merged
+from updp.blocks import Site
+from updp.candidates.merged import Merged
 
 
 class Form(nn.Module, ABC):

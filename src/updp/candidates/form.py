@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .. import algebra
-from ..algebra import Affine, Operator, Padding, centre_tap
-from ..blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Site, Step, to_layout
-from ..blocks.extract import extract
-from .base import Form
-from .merged import Merged
-from .norm import ChannelNorm
+from updp import algebra
+from updp.algebra import Affine, Operator, Padding, centre_tap
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Site, Step, to_layout
+from updp.blocks.extract import extract
+from updp.candidates.base import Form
+from updp.candidates.merged import Merged
+from updp.candidates.norm import ChannelNorm
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,9 @@ class InheritForm(Form):
         """
         if not self._skip:
             return None
-        beside = _merge_plain(self.skip_chain, operators[0].in_channels) if self.skip_chain else None
+        beside = (
+            _merge_plain(self.skip_chain, operators[0].in_channels) if self.skip_chain else None
+        )
         if beside is not None and len(operators) == 1:
             try:
                 operators[0] = algebra.add(operators[0], beside)

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 
 from torch import fx, nn
 
-from ..algebra import can_shrink
-from ..blocks import ActStep, LinearStep, NormStep, Site
-from .base import Candidate
-from .form import InheritForm
+from updp.algebra import can_shrink
+from updp.blocks import ActStep, LinearStep, NormStep, Site
+from updp.candidates.base import Candidate
+from updp.candidates.form import InheritForm
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ def propose(
     shrinkable = [
         s.name
         for s in steps
-        if s.kernel != (1, 1)
-        and s.stride == (1, 1)
-        and can_shrink(s.kernel, s.padding, s.dilation)
+        if s.kernel != (1, 1) and s.stride == (1, 1) and can_shrink(s.kernel, s.padding, s.dilation)
     ]
     found = []
     for segments in _cuts(tuple(s.name for s in steps)):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ..algebra import Operator
-from ..blocks import Site
-from ..blocks.extract import Emit, Replacement
-from ..blocks.steps import ActStep
+from updp.algebra import Operator
+from updp.blocks import Site
+from updp.blocks.extract import Emit, Replacement
+from updp.blocks.steps import ActStep
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -78,9 +78,7 @@ class Merged:
         return Replacement(site.region, emit_typed, added)
 
 
-def _as_module(
-    op: Operator, layout: str, *, dtype: torch.dtype, device: torch.device
-) -> nn.Module:
+def _as_module(op: Operator, layout: str, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A linear layer on the last axis, or a convolution (with its own padding, if uneven)."""
     if layout == "last":
         linear = nn.Linear(op.in_channels, op.out_channels, dtype=dtype, device=device)

@@ -34,7 +34,8 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
         mean, var = x.mean(0), x.var(0, unbiased=False)
         centred = inner - inner.mean(0)
         slope = (centred * target).mean(0) / centred.square().mean(0).clamp_min(1e-12)
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         self.running_mean.copy_(mean)
         self.running_var.copy_(var)
         self.weight.copy_(slope * (var + self.eps).sqrt())

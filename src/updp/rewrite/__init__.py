@@ -1,6 +1,6 @@
 """Rewriting: a model becomes a supernet, a supernet under a plan becomes a merged model."""
 
-from .supernet import Supernet
-from .switch import GATES, KEEP, Switch
+from updp.rewrite.supernet import Supernet
+from updp.rewrite.switch import GATES, KEEP, Switch
 
 __all__ = ["GATES", "KEEP", "Supernet", "Switch"]

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from ..blocks import Findings, Site
-from ..blocks.extract import Replacement, extract, replace_regions
-from ..candidates import Candidate
-from .switch import KEEP, Switch
+from updp.blocks import Findings, Site
+from updp.blocks.extract import Replacement, extract, replace_regions
+from updp.candidates import Candidate
+from updp.rewrite.switch import KEEP, Switch
 
 
 class Supernet(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..candidates import Form
+from updp.candidates import Form
 
 KEEP = "keep"
 GATES = ("blend", "anneal")

@@ -1,0 +1,31 @@
+"""Accuracy and logits of a model on batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and labels (N,) over all batches, in evaluation mode."""
+    training = net.training
+    net.eval()
+    try:
+        parts = [(net(images), labels) for images, labels in batches]
+    finally:
+        net.train(training)
+    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def top1(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share of right answers, in percent."""
+    logits, labels = predict(net, batches)
+    return accuracy(logits, labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of right answers, in percent; logits (N, classes), labels (N,)."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()

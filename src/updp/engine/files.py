@@ -1,0 +1,85 @@
+"""Files that are either whole or not there: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON."""
+    return json.loads(path.read_text())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
+    """Write a safetensors file atomically; `notes` is JSON kept in its header."""
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_bytes(path, save(plain, {"notes": json.dumps(notes)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Tensors and notes of a file that `write_tensors` wrote."""
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads((file.metadata() or {}).get("notes", "null"))
+        return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+
+
+class Figures:
+    """A log of figures, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, **row: Any) -> None:
+        """Append a row."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows; a kill may have torn the last."""
+        rows = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop rows that a continued run will write again."""
+        rows = [row for row in self.rows() if wanted(row)]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,53 @@
+"""BatchNorm statistics: estimated anew for a plan, and put back afterwards.
+
+Every candidate plan is scored after its statistics are recalibrated on a copy, for those of the
+shared network belong to no plan in particular (Yu & Huang, *Universally Slimmable Networks*, 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def preserved(net: nn.Module) -> Iterator[None]:
+    """Put every BatchNorm's statistics back at the end."""
+    saved = [(buffer, buffer.clone()) for norm in _norms(net) for buffer in norm.buffers(False)]
+    try:
+        yield
+    finally:
+        for buffer, value in saved:
+            buffer.copy_(value)
+
+
+@torch.no_grad()
+def recalibrate(net: nn.Module, batches: list[Tensor]) -> None:
+    """Set statistics to the mean over `batches`, each (N, C, H, W), of what each norm sees.
+
+    Only BatchNorms run in training mode: dropout and drop path stay off.
+    """
+    training = {module: module.training for module in net.modules()}
+    norms = _norms(net)
+    momenta = [norm.momentum for norm in norms]
+    net.eval()
+    try:
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+        for images in batches:
+            net(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _norms(net: nn.Module) -> list[_BatchNorm]:
+    return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

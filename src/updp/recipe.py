@@ -1,0 +1,193 @@
+"""What the user asked for: checked, readable, and written into the run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from updp.errors import UserError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Part):
+    """Which images are used for what, and how they are changed in training."""
+
+    held_out: int = Field(500, ge=2, description="training images kept for search scores")
+    calibration: int = Field(256, ge=2, description="further ones kept for BatchNorm statistics")
+    batch_size: int = Field(64, ge=2)
+    shift: int | None = Field(None, ge=0, description="random shift, pixels; an eighth of the side")
+    flip: bool | None = Field(None, description="mirror at random; yes, but for digits")
+    workers: int = Field(0, ge=0)
+    mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
+    std: tuple[float, ...] | None = None
+    input_size: tuple[int, int, int] | None = Field(None, description="(C, H, W)")
+
+
+class Candidates(_Part):
+    """What a site may become."""
+
+    include: tuple[str, ...] = Field((), description="globs of sites; all when empty")
+    exclude: tuple[str, ...] = Field((), description="globs of sites")
+    end_activation: bool = Field(
+        True,
+        description="the paper's: an activation ends every pruned block, not only those "
+        "that had one",
+    )
+    linearise: bool = Field(
+        True, description="a removed activation leaves a BatchNorm, started as the best line"
+    )
+    timed: int = Field(4, ge=1, description="at most so many candidates are timed per site")
+
+
+class Measure(_Part):
+    """How latency is measured."""
+
+    batch_size: int = Field(32, ge=1)
+    rounds: int = Field(11, ge=3, description="interleaved repetitions; median and IQR of them")
+
+
+class Training(_Part):
+    """An optimiser (timm's names) with warm-up and cosine decay."""
+
+    epochs: float = Field(2, ge=0)
+    optimizer: str = "sgd"
+    lr: float = Field(0.01, gt=0)
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
+    checkpoint_seconds: float = Field(20, gt=0)
+
+
+class Supernet(Training):
+    """Stage 1, by the sandwich rule."""
+
+    random_paths: int = Field(2, ge=0, description="random plans per step, beside the two ends")
+
+
+class Search(_Part):
+    """Stage 2, genetic."""
+
+    evaluations: int = Field(80, ge=1, description="different plans evaluated at most")
+    population: int = Field(16, ge=4)
+    score: Literal["accuracy", "loss", "divergence"] = Field(
+        "divergence", description="on held-out images; divergence is KL from the baseline's logits"
+    )
+
+
+class Subnet(Training):
+    """Stage 3, progressive."""
+
+    epochs: float = Field(6, ge=0)
+    gate: Literal["blend", "anneal"] = "blend"
+    schedule: Literal["linear", "cosine"] = "cosine"
+    hold: float = Field(0.5, ge=0, le=1, description="share of the steps after lambda = 1")
+    start: Literal["supernet", "baseline"] = "supernet"
+    distill: float = Field(0.5, ge=0, le=1, description="weight of the baseline's logits")
+    temperature: float = Field(2.0, gt=0)
+
+
+class Merge(_Part):
+    """Stage 4: what rounding may cost, relative."""
+
+    tolerance_float32: float = 1e-5
+    tolerance_float64: float = 1e-12
+
+
+class Budget(_Part):
+    """One of: k blocks to prune, or a share of the baseline's latency or MACs to come down to."""
+
+    blocks: int | None = Field(None, ge=1)
+    latency: float | None = Field(None, gt=0, lt=1)
+    macs: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("give one of blocks, latency, macs")
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """From `blocks=9`, `latency=0.7` or `macs=0.6`. Raises UserError."""
+        name, _, value = text.partition("=")
+        try:
+            return cls.model_validate({name.strip(): yaml.safe_load(value)})
+        except (ValidationError, yaml.YAMLError) as error:
+            raise UserError(
+                f"budget {text!r} is not understood: write blocks=9 (a whole number), latency=0.7 "
+                "or macs=0.6 (a share of the baseline's, below 1)"
+            ) from error
+
+    def __str__(self) -> str:
+        ((name, value),) = self.model_dump(exclude_none=True).items()
+        return f"{name}={value}"
+
+
+class Recipe(_Part):
+    """Everything that decides the outcome, besides the model and the data."""
+
+    seed: int = 0
+    budget: Budget | None = None
+    data: Data = Data()
+    candidates: Candidates = Candidates()
+    measure: Measure = Measure()
+    supernet: Supernet = Supernet()
+    search: Search = Search()
+    subnet: Subnet = Subnet()
+    merge: Merge = Merge()
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read a YAML file. Raises UserError that names the file and the field."""
+        try:
+            data = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe '{path}' cannot be read: {_line(error)}") from error
+        return cls.check(data or {}, f"recipe '{path}'")
+
+    @classmethod
+    def check(cls, data: Any, source: str) -> Recipe:
+        """Validate plain data. Raises UserError that names the source and the first wrong field."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "it"
+            raise UserError(f"{source}: {field}: {first['msg']}, not {first['input']!r}") from error
+
+    def updated(self, *settings: str) -> Recipe:
+        """With settings such as `subnet.epochs=20` (values in YAML) changed."""
+        data = self.model_dump(mode="json")
+        for setting in settings:
+            path, equals, value = setting.partition("=")
+            if not equals:
+                raise UserError(
+                    f"--set {setting!r}: write it as field=value, e.g. subnet.epochs=20"
+                )
+            *parents, last = path.strip().split(".")
+            part: Any = data
+            for name in parents:
+                part = part.get(name) if isinstance(part, dict) else None
+            if not isinstance(part, dict) or last not in part:
+                names = ", ".join(part) if isinstance(part, dict) else ", ".join(data)
+                raise UserError(f"--set {setting!r}: no field {path!r}; there are {names}")
+            try:
+                part[last] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise UserError(f"--set {setting!r}: the value is not YAML") from error
+        return self.check(data, f"--set {' '.join(settings)}")
+
+    def to_yaml(self) -> str:
+        """As `load` reads it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
