@@ -111,9 +111,7 @@ def _read(
     label: str, name: str, block: nn.Module, graph: fx.Graph, region: Region, calls: list
 ) -> Site:
     if len(calls) != 1:
-        raise NotAChain(
-            "the model never calls it" if not calls else "the model calls it repeatedly"
-        )
+        raise NotAChain(f"the model calls it {len(calls)} times, not once")
     args, kwargs = calls[0]
     with torch.no_grad():
         values = run_graph(block, graph, args, kwargs)

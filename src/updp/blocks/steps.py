@@ -94,15 +94,10 @@ class NormStep:
     layout: str  # the one its own forward wants
     channels: int
 
-    @property
-    def batch(self) -> bool:
-        """Whether it already is a BatchNorm, linear in evaluation."""
-        return isinstance(self.module, nn.modules.batchnorm._BatchNorm)
-
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """The step as the baseline does it, on a canonical tensor."""
-        if self.batch:  # not the module's forward: timm fuses an activation into some
-            return batch_norm(self.module, x)
+        if isinstance(self.module, nn.modules.batchnorm._BatchNorm):
+            return batch_norm(self.module, x)  # timm fuses an activation into some forwards
         y = self.module(to_layout(x, layout, self.layout) if x.ndim == 4 else x)
         return to_layout(y, self.layout, layout) if x.ndim == 4 else y
 
@@ -124,7 +119,7 @@ class ScaleStep:
     """A learnt factor per channel (layer scale)."""
 
     name: str
-    parameter: nn.Parameter
+    parameter: Tensor
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """The step as the baseline does it, on a canonical tensor."""
@@ -158,10 +153,17 @@ class Chain:
         return to_layout(x, self.layout, self.layout_out) if x.ndim == 4 else x
 
 
-def batch_norm(module: nn.Module, x: Tensor) -> Tensor:
-    """A BatchNorm's normalisation in evaluation, without an activation fused into its forward."""
+def batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """A BatchNorm's normalisation in its own mode, without an activation fused into its forward."""
     return F.batch_norm(
-        x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps
+        x,
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        norm.training,
+        norm.momentum or 0.0,
+        norm.eps,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp import algebra
 from updp.algebra import Affine, Operator, Padding, centre_tap
@@ -175,9 +176,8 @@ class InheritForm(Form):
         """
         if not self._skip:
             return None
-        beside = (
-            _merge_plain(self.skip_chain, operators[0].in_channels) if self.skip_chain else None
-        )
+        channels = operators[0].in_channels
+        beside = _merge_plain(self.skip_chain, channels) if self.skip_chain else None
         if beside is not None and len(operators) == 1:
             try:
                 operators[0] = algebra.add(operators[0], beside)
@@ -267,7 +267,7 @@ def _merge_plain(chain: Chain, channels: int) -> Operator | None:
             operator = algebra.compose(operator, _operator(step, False))
         elif isinstance(step, ScaleStep):
             operator = algebra.after(operator, _factor(step))
-        elif isinstance(step, NormStep) and step.batch:
+        elif isinstance(step, NormStep) and isinstance(step.module, _BatchNorm):
             operator = algebra.after(operator, _fold(step.module))
         else:
             return None

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import fx, nn
 
 from updp.algebra import can_shrink
-from updp.blocks import ActStep, LinearStep, NormStep, Site
+from updp.blocks import ActStep, NormStep, Site
 from updp.candidates.base import Candidate
 from updp.candidates.form import InheritForm
 
@@ -92,8 +92,8 @@ def propose(
 ) -> Iterator[Inherit]:
     """Every cut of the chain in which something merges, least shrunk first.
 
-    A convolution is shrunk only where another one in its segment makes the kernel grow, and never
-    where that would change the output's size or leave a stride without its kernel.
+    A convolution is shrunk only where it merges with another operator, and never where that
+    would change the output's size or leave a stride without its kernel.
     """
     steps = site.branch.linears
     if not any(isinstance(s, (ActStep, NormStep)) for s in site.branch.steps):
@@ -145,6 +145,3 @@ def _size(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
     if len(shape) == 4:
         return (shape[2], shape[3]) if layout == "first" else (shape[1], shape[2])
     return (prod(shape[1:-1]), 1)
-
-
-__all__ = ["Inherit", "LinearStep", "baseline_macs", "propose"]

@@ -32,21 +32,20 @@ class Merged:
     def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
         """As ordinary modules in the graph of the site's block."""
         base = f"{site.name.partition(':')[2].replace('.', '_') or 'branch'}_merged"
-        to = {"dtype": dtype, "device": device}
         names = [f"{base}{i or ''}" for i in range(len(self.operators))]
         added: dict[str, object] = {
-            name: _as_module(op, self.layout, **to)
+            name: _as_module(op, self.layout, dtype, device)
             for name, op in zip(names, self.operators, strict=True)
         }
         act_name = f"{base}_act"
         act = self.activation.function if self.activation else None
         if isinstance(act, nn.Module):
-            added[act_name] = copy.deepcopy(act).to(**to)
+            added[act_name] = copy.deepcopy(act).to(device, dtype)
         if isinstance(self.skip, Operator):
-            added[f"{base}_skip"] = _as_module(self.skip, self.layout, **to)
+            added[f"{base}_skip"] = _as_module(self.skip, self.layout, dtype, device)
         elif self.skip is not None:
             shape = (-1,) if self.layout == "last" else (-1, 1, 1)
-            scale = nn.Parameter(self.skip.reshape(shape).to(**to))
+            scale = nn.Parameter(self.skip.reshape(shape).to(device, dtype))
             added[f"{base}_scale"] = scale
 
         permuted = len(site.shape_in) == 4 and site.branch.layout_in != self.layout
