@@ -27,18 +27,15 @@ class Replacement:
 def extract(block: nn.Module, graph: fx.Graph, entry: str, end: str) -> fx.GraphModule:
     """The part of `graph` that computes node `end` from node `entry`; modules are shared."""
     nodes = {n.name: n for n in graph.nodes}
-    part = fx.Graph()
-    copied = {nodes[entry]: part.placeholder("x")}
+    return _extract(block, nodes[entry], nodes[end], {})
 
-    def copy_node(node: fx.Node) -> fx.Node:
-        if node not in copied:
-            for parent in node.all_input_nodes:
-                copy_node(parent)
-            copied[node] = part.node_copy(node, copied.__getitem__)
-        return copied[node]
 
-    part.output(copy_node(nodes[end]))
-    return _module(block, part, {})
+def isolate(block: nn.Module, graph: fx.Graph, replacement: Replacement) -> fx.GraphModule:
+    """What stands in a region's place, alone: a module from its entry to its exit."""
+    emitted = _emit(graph, [replacement])
+    region = replacement.region
+    nodes = emitted.nodes
+    return _extract(block, nodes[region.entry], nodes[region.exit], emitted.added)
 
 
 def replace_regions(
@@ -48,23 +45,52 @@ def replace_regions(
 
     Every module that stays is the block's own object under its own name.
     """
+    emitted = _emit(graph, replacements)
+    for node in reversed(emitted.graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output"):
+            emitted.graph.erase_node(node)
+    return _module(block, emitted.graph, emitted.added)
+
+
+@dataclass
+class _Emitted:
+    graph: fx.Graph
+    nodes: dict[str, fx.Node]  # by their old names; an exit is what replaced it
+    added: dict[str, object]
+
+
+def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
+    """A copy of the graph in which each region's exit is replaced; old nodes are still there."""
     graph = copy.deepcopy(graph)
     nodes = {n.name: n for n in graph.nodes}
     added: dict[str, object] = {}
     for item in replacements:
         region = item.region
-        old = nodes[region.exit]
-        entry = nodes[region.entry]
+        old, entry = nodes[region.exit], nodes[region.entry]
         skip = nodes[region.skip[-1]] if region.skip else entry
         with graph.inserting_before(old.next):
             new = item.emit(graph, entry, skip)
         old.replace_all_uses_with(new)
         nodes[region.exit] = new  # the next region may start here
         added |= item.added
-    for node in reversed(graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output"):
-            graph.erase_node(node)
-    return _module(block, graph, added)
+    return _Emitted(graph, nodes, added)
+
+
+def _extract(
+    block: nn.Module, entry: fx.Node, end: fx.Node, added: Mapping[str, object]
+) -> fx.GraphModule:
+    part = fx.Graph()
+    copied = {entry: part.placeholder("x")}
+
+    def copy_node(node: fx.Node) -> fx.Node:
+        if node not in copied:
+            for parent in node.all_input_nodes:
+                copy_node(parent)
+            copied[node] = part.node_copy(node, copied.__getitem__)
+        return copied[node]
+
+    part.output(copy_node(end))
+    return _module(block, part, added)
 
 
 def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> fx.GraphModule:

@@ -77,7 +77,7 @@ class Merged:
         return Replacement(site.region, emit_typed, added)
 
 
-def _as_module(op: Operator, layout: str, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _as_module(op: Operator, layout: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A linear layer on the last axis, or a convolution (with its own padding, if uneven)."""
     if layout == "last":
         linear = nn.Linear(op.in_channels, op.out_channels, dtype=dtype, device=device)

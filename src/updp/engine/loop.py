@@ -1,0 +1,111 @@
+"""The training loop, which a kill at any moment does not disturb.
+
+Nothing that matters lives outside weights, optimiser state and the step's number: the order of
+images, augmentation, sampled plans, dropout and the learning rate are pure functions of seed and
+step. A run continued from its checkpoint therefore ends bit by bit as one that was never killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor
+
+from updp import recipe as recipes
+from updp.engine.feed import Feed, mix
+from updp.engine.files import Figures, read_tensors, write_tensors
+from updp.engine.progress import Progress
+from updp.rewrite import Supernet
+
+# Given images (N, C, H, W), labels (N,), the step's number and the number of steps, run forward
+# and backward and return figures for the log.
+Step = Callable[[Tensor, Tensor, int, int], dict[str, float]]
+
+
+def train(
+    net: Supernet,
+    step_function: Step,
+    feed: Feed,
+    recipe: recipes.Training,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Train `net`, continuing from the checkpoint in `folder` when there is one.
+
+    Writes `checkpoint.safetensors` every `recipe.checkpoint_seconds` and a row of
+    `figures.jsonl` every few steps.
+    """
+    total = round(recipe.epochs * feed.steps)
+    optimizer = create_optimizer_v2(
+        net,
+        opt=recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+    )
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=max(total, 1),
+        warmup_epochs=round(recipe.warmup * total),
+        warmup_lr=recipe.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    path, figures = folder / "checkpoint.safetensors", Figures(folder / "figures.jsonl")
+    start = _restore(path, net, optimizer) if path.exists() else 0
+    figures.keep(lambda row: row["step"] < start)
+    saved = time.monotonic()
+    progress.begin(folder.name, total, start)
+    net.train()
+    batches = feed.training(start)
+    for step in range(start, total):
+        images, labels = next(batches)
+        torch.manual_seed(mix(seed, 2, step))  # dropout, drop path
+        schedule.step_update(step)
+        optimizer.zero_grad()
+        row = step_function(images, labels, step, total)
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        optimizer.step()
+        if step % 10 == 0 or step == total - 1:
+            rate = optimizer.param_groups[0]["lr"]
+            figures.add(step=step, lr=rate, gradient=float(norm), **row)
+        progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
+        if time.monotonic() - saved > recipe.checkpoint_seconds:
+            _save(path, net, optimizer, step + 1)
+            saved = time.monotonic()
+    net.eval()
+
+
+def _save(path: Path, net: Supernet, optimizer: torch.optim.Optimizer, step: int) -> None:
+    tensors = {f"net.{name}": t for name, t in net.weights().items()}
+    numbers: dict[str, float] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            elif value is not None:
+                numbers[f"{index}.{key}"] = value
+    write_tensors(path, tensors, {"step": step, "optimizer": numbers})
+
+
+def _restore(path: Path, net: Supernet, optimizer: torch.optim.Optimizer) -> int:
+    tensors, notes = read_tensors(path)
+    net.load_weights({n[4:]: t for n, t in tensors.items() if n.startswith("net.")})
+    state: dict[int, dict[str, object]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    for name, value in notes["optimizer"].items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return int(notes["step"])

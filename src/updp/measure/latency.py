@@ -1,0 +1,87 @@
+"""Latency, always as a comparison: interleaved in one process, medians and quartiles.
+
+The deployed graph is timed, in evaluation and without gradients; what a machine's drift does to
+one function it does to the other, so the ratio is taken round by round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import quantiles
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Of at least two values."""
+        low, median, high = quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one function: milliseconds, and how many times faster than the first it is."""
+
+    ms: Spread
+    speedup: Spread
+
+    @property
+    def faster(self) -> bool:
+        """Whether it beats the first function beyond the noise: the quartiles lie above 1."""
+        return self.speedup.low > 1
+
+
+def compare(
+    functions: Mapping[str, Callable[[], object]], *, rounds: int = 11, round_seconds: float = 0.02
+) -> dict[str, Latency]:
+    """Time each function in turn, `rounds` times, each time for about `round_seconds`."""
+    timers, numbers = {}, {}
+    for name, function in functions.items():
+        timers[name] = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
+        timers[name].timeit(1)  # warm up
+        once = min(timers[name].timeit(1).mean for _ in range(2))
+        numbers[name] = max(1, round(round_seconds / max(once, 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            times[name].append(1e3 * timer.timeit(numbers[name]).mean)
+    first = next(iter(times.values()))
+    return {
+        name: Latency(
+            Spread.of(values), Spread.of([a / b for a, b in zip(first, values, strict=True)])
+        )
+        for name, values in times.items()
+    }
+
+
+def compare_modules(
+    modules: Mapping[str, nn.Module], x: Tensor, *, rounds: int = 11, round_seconds: float = 0.02
+) -> dict[str, Latency]:
+    """Time modules on one input; each must be in evaluation."""
+
+    def call(module: nn.Module) -> Callable[[], object]:
+        @torch.inference_mode()
+        def run() -> object:
+            return module(x)
+
+        return run
+
+    for name, module in modules.items():
+        assert not module.training, f"{name} is in training mode"
+    calls = {name: call(module) for name, module in modules.items()}
+    return compare(calls, rounds=rounds, round_seconds=round_seconds)
