@@ -1,1 +1,18 @@
-"""Unified progressive depth pruning."""
+"""Unified progressive depth pruning: a trained vision model in, a faster plain model out."""
+
+from updp.api import Inspection, Pruned, inspect, load, prune
+from updp.errors import MergeError, UserError
+from updp.plan import Plan
+from updp.recipe import Recipe
+
+__all__ = [
+    "Inspection",
+    "MergeError",
+    "Plan",
+    "Pruned",
+    "Recipe",
+    "UserError",
+    "inspect",
+    "load",
+    "prune",
+]

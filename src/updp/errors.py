@@ -5,6 +5,10 @@ class UserError(ValueError):
     """The user can put this right: shown as one line, exit code 2."""
 
 
+class MergeError(RuntimeError):
+    """A merged model does not compute what was trained; nothing is written."""
+
+
 def reason(error: BaseException) -> str:
     """`KeyError: 'x'`: the type and first line of a foreign error, to quote in a `UserError`."""
     lines = str(error).strip().splitlines()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -15,25 +17,74 @@ from updp.blocks import Findings, LinearStep, Site, Unusable
 from updp.blocks.extract import Replacement, extract, isolate
 from updp.candidates.base import Candidate
 from updp.candidates.inherit import Inherit, baseline_macs, propose
+from updp.errors import UserError
 from updp.measure import Latency, compare_modules, count_parameters
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A candidate of a site with its cost; MACs for one image, latency against the block's."""
+    """A candidate of a site with its cost.
+
+    MACs are for one image, milliseconds for one batch; `keep` is the baseline's form.
+    """
 
     site: str
-    candidate: Inherit
+    kind: str
+    shape: tuple[int, ...]
+    candidate: Candidate
+    parameters: int
     macs: int
     keep_macs: int
-    parameters: int
-    latency: Latency
-    keep_latency: Latency
+    ms: float
+    keep_ms: float
+    speedup: float
 
     @property
     def saved_ms(self) -> float:
         """Milliseconds that a batch takes less when the site is pruned."""
-        return self.keep_latency.ms.median - self.latency.ms.median
+        return self.keep_ms - self.ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes an equal offer."""
+        return {**vars(self), "shape": list(self.shape), "candidate": self.candidate.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Offer:
+        """The inverse of `to_json`."""
+        return cls(
+            **{
+                **data,
+                "shape": tuple(data["shape"]),
+                "candidate": from_json(data["candidate"]),
+            }
+        )
+
+
+def from_json(data: dict[str, Any]) -> Candidate:
+    """The candidate that `Candidate.to_json` described. Raises UserError for an unknown kind."""
+    if data.get("kind") != Inherit.kind:
+        raise UserError(
+            f"candidate kind {data.get('kind')!r} is unknown: there is {Inherit.kind!r}"
+        )
+    return Inherit.from_json(data)
+
+
+def selected(findings: Findings, include: Sequence[str], exclude: Sequence[str]) -> Findings:
+    """Only the sites that a glob of `include` (all, when empty) and none of `exclude` matches.
+
+    Raises UserError for a glob that matches no site.
+    """
+    names = [site.name for site in findings.sites]
+    for glob in (*include, *exclude):
+        if not fnmatch.filter(names, glob):
+            raise UserError(f"{glob!r} matches no site: `updp inspect` lists their names")
+    sites = tuple(
+        site
+        for site in findings.sites
+        if (not include or any(fnmatch.fnmatchcase(site.name, g) for g in include))
+        and not any(fnmatch.fnmatchcase(site.name, g) for g in exclude)
+    )
+    return replace(findings, sites=sites)
 
 
 def choose(
@@ -41,7 +92,7 @@ def choose(
     findings: Findings,
     recipe: recipes.Recipe,
     device: torch.device,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Offer], list[Unusable]]:
     """One candidate for each site, and the sites that have none.
 
@@ -51,15 +102,15 @@ def choose(
     timed: dict[str, list[tuple[Inherit, int, Latency, Latency]]] = {}
     offers: dict[str, Offer] = {}
     refused: list[Unusable] = []
-    for done, site in enumerate(findings.sites):
-        tick(done, len(findings.sites))
+    for site in findings.sites:
+        tick()
         key = _signature(site)
         if key not in timed:
             timed[key] = _time(model, findings.graphs[site.block], site, recipe, device)
         linears = tuple(s.name for s in site.branch.linears)
-        options = [(_renamed(c, linears), *rest) for c, *rest in timed[key]]
+        options = [(_renamed(c, linears), p, new, old) for c, p, new, old in timed[key]]
         if not options:
-            reason = "no merged form is smaller than twice the block"
+            reason = "no merged form has fewer MACs than the block"
             refused.append(Unusable(site.name, site.kind, reason))
             continue
         chosen = _best(options)
@@ -69,8 +120,18 @@ def choose(
             refused.append(Unusable(site.name, site.kind, reason))
             continue
         candidate, parameters, latency, keep = chosen
-        macs, before = candidate.macs(site), baseline_macs(site)
-        offers[site.name] = Offer(site.name, candidate, macs, before, parameters, latency, keep)
+        offers[site.name] = Offer(
+            site.name,
+            site.kind,
+            site.shape_in[1:],
+            candidate,
+            parameters,
+            candidate.macs(site),
+            baseline_macs(site),
+            latency.ms.median,
+            keep.ms.median,
+            latency.speedup.median,
+        )
     return offers, refused
 
 
@@ -91,7 +152,8 @@ def _time(
 ) -> list[tuple[Inherit, int, Latency, Latency]]:
     block = model.get_submodule(site.block)
     settings = recipe.candidates
-    limit = 2 * baseline_macs(site)
+    # A larger form may win on one clock and lose on the next.
+    limit = baseline_macs(site)
     candidates = [
         c
         for c in propose(site, end_activation=settings.end_activation, linearise=settings.linearise)

@@ -6,13 +6,17 @@ one function it does to the other, so the ratio is taken round by round.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import quantiles
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
+
+# On machines with a CUDA compiler and no GPU, importing the benchmark module warns of that.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+from torch.utils.benchmark import Timer  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,11 @@ class Supernet(nn.Module):
 
         Blocks in which nothing is pruned are copies of the user's own; in the others the merged
         operators stand where the branch stood. Exact up to rounding to `dtype`.
+
+        Raises ValueError in training mode: BatchNorm there is no affine map (RepVGG #9, #19, #35).
         """
+        if self.training:
+            raise ValueError("the supernet is in training mode: call eval() before merging it")
         model = self.baseline().to(dtype).eval()
         rewritten: dict[str, nn.Module] = {}
         for block, sites in self._blocks.items():

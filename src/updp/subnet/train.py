@@ -45,7 +45,7 @@ def train(
             with torch.no_grad():
                 target = teacher(images)
             loss = loss + settings.distill * distillation(logits, target, settings.temperature)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.item(), "lambda": progress_now}
 
     net.choose(choices)

@@ -30,7 +30,7 @@ def train(net: Supernet, feed: Feed, recipe: Recipe, folder: Path, progress: Pro
         net.choose({})
         teacher = net(images)
         loss = F.cross_entropy(teacher, labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         chance = random.Random(mix(seed, 3, number))
         plans = [most_pruned(net)]
         plans += [random_plan(net, chance) for _ in range(recipe.supernet.random_paths)]
@@ -38,7 +38,7 @@ def train(net: Supernet, feed: Feed, recipe: Recipe, folder: Path, progress: Pro
         for name, plan in zip(("pruned", *["random"] * (len(plans) - 1)), plans, strict=True):
             net.choose(plan)
             loss = distillation(net(images), teacher)
-            (loss / len(plans)).backward()
+            (loss / len(plans)).backward()  # type: ignore[no-untyped-call]
             figures[name] = loss.item()
         return figures
 

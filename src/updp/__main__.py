@@ -1,0 +1,5 @@
+"""`python -m updp`."""
+
+from updp.cli import main
+
+main()

@@ -1,0 +1,187 @@
+"""The way in from Python: `prune`, `inspect`, `load`."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from updp.blocks import Unusable, find
+from updp.candidates import Offer, choose, selected
+from updp.engine.data import Source, from_loaders, model_input_size, open_source
+from updp.engine.files import read_json
+from updp.engine.progress import Progress, Silent
+from updp.errors import UserError
+from updp.models import load_model, num_outputs
+from updp.pipeline import Job, Run, load_merged
+from updp.plan import Plan
+from updp.recipe import Budget, Recipe
+from updp.report import Result
+
+Data = str | Path | tuple[DataLoader, DataLoader]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` returns: the merged module, the plan, the figures, and where they are kept."""
+
+    model: nn.Module
+    plan: Plan
+    result: Result
+    out: Path
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` returns: each site's candidate and cost, and each unusable block's reason."""
+
+    sites: tuple[Offer, ...]
+    unusable: tuple[Unusable, ...]
+
+
+def prune(
+    model: nn.Module | str,
+    data: Data,
+    recipe: Recipe | Budget | str,
+    *,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Run all four stages and return the merged model.
+
+    Args:
+        model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`.
+        data: `digits`, a folder, or a pair of loaders (training, test) of (image, label).
+        recipe: a recipe with a budget, or a budget alone, such as `blocks=9`.
+        out: the run directory; called again with the same one, it continues a killed run.
+        weights: safetensors file for a model given by name.
+        device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
+        fresh: start over, forgetting what is in `out`.
+        progress: where to report to.
+
+    Raises:
+        UserError: something that the user can put right.
+        MergeError: the merged model is not what was trained (a bug here, or weights with
+            infinities); nothing was written.
+    """
+    settings = recipe if isinstance(recipe, Recipe) else Recipe(budget=as_budget(recipe))
+    path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="updp-"))
+    job = make_job(model, data, settings, weights, device, progress)
+    run = Run(job, path, fresh="sites" if fresh else "")
+    merged, plan, result = run.run()
+    return Pruned(merged, plan, result, path)
+
+
+def inspect(
+    model: nn.Module | str,
+    input_shape: tuple[int, int, int] | None = None,
+    recipe: Recipe | None = None,
+    *,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Inspection:
+    """List the sites of a model with what each may become, and the blocks that cannot be pruned.
+
+    `input_shape` is (C, H, W), by default the model's own. The model is left as it was.
+    """
+    settings, report = recipe or Recipe(), progress or Silent()
+    target = as_device(device)
+    module = (load_model(model) if isinstance(model, str) else model).to(target)
+    shape = input_shape or settings.data.input_size or model_input_size(module)
+    if shape is None:
+        raise UserError("the model does not say what images it takes: pass an input size")
+    num_outputs(module, shape)  # fails in one line on a wrong shape
+    modes = {m: m.training for m in module.modules()}
+    try:
+        findings = find(module.eval(), torch.randn(2, *shape, device=target))
+        wanted = selected(findings, settings.candidates.include, settings.candidates.exclude)
+        report.begin("timing candidates", len(wanted.sites))
+        offers, refused = choose(module, wanted, settings, target, report.advance)
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    return Inspection(tuple(offers.values()), (*findings.unusable, *refused))
+
+
+def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The merged model of a finished run, in evaluation mode. No pickle is involved.
+
+    `model` is the baseline's architecture, for runs that were given a module and not a name; its
+    weights do not matter. Raises UserError.
+    """
+    path = Path(run)
+    for name in ("run.json", "plan.json", "model.safetensors"):
+        if not (path / name).exists():
+            raise UserError(f"'{path}' holds no finished run: there is no {name}")
+    about = read_json(path / "run.json")
+    if model is None:
+        if not about["model"]:
+            raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
+        model = load_model(about["model"], num_classes=len(about["classes"]))
+    plan = Plan.from_json((path / "plan.json").read_text(), str(path / "plan.json"))
+    return load_merged(model, tuple(about["input_shape"]), plan, path)
+
+
+def make_job(
+    model: nn.Module | str,
+    data: Data,
+    recipe: Recipe,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Job:
+    """Load the model and open the data. Raises UserError."""
+    target = as_device(device)
+    size = recipe.data.input_size
+    if isinstance(model, nn.Module):
+        if weights is not None:
+            raise UserError("weights are for a model given by name: load them into your module")
+        source, data_name = _open(data, size or model_input_size(model))
+        name = ""
+    else:
+        # Opened first without weights: data that disagree should not wait for them.
+        architecture = load_model(model, seed=recipe.seed)
+        source, data_name = _open(data, size or model_input_size(architecture))
+        file = None if weights is None else Path(weights)
+        classes = len(source.classes)
+        name = model
+        module = load_model(model, weights=file, num_classes=classes, seed=recipe.seed)
+        return Job(
+            module,
+            name,
+            source,
+            data_name,
+            recipe,
+            target,
+            progress or Silent(),
+            "" if weights is None else str(weights),
+        )
+    return Job(model, name, source, data_name, recipe, target, progress or Silent())
+
+
+def as_budget(budget: Budget | str) -> Budget:
+    """A budget from its text."""
+    return budget if isinstance(budget, Budget) else Budget.parse(budget)
+
+
+def as_device(name: str | None) -> torch.device:
+    """The device called so, by default CUDA where there is one. Raises UserError."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: try cpu") from error
+    return device
+
+
+def _open(data: Data, size: tuple[int, int, int] | None) -> tuple[Source, str]:
+    if isinstance(data, tuple):
+        return from_loaders(*data), ""
+    return open_source(str(data), input_size=size), str(data)

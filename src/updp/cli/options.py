@@ -1,0 +1,76 @@
+"""Options that several commands share, and the recipe that they add up to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from updp.errors import UserError
+from updp.recipe import Recipe
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="timm/NAME, torchvision/NAME or path/file.py:factory."),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="digits, a folder of class folders, or a folder of Parquet files."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="blocks=K, latency=SHARE or macs=SHARE (of the baseline's)."),
+]
+Out = Annotated[Path, typer.Option(help="Run directory.")]
+Weights = Annotated[str | None, typer.Option(help="Safetensors file with the model's weights.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field of the recipe: subnet.epochs=20. Repeatable."),
+]
+Size = Annotated[str | None, typer.Option(help="CxHxW, such as 3x224x224; the model's own.")]
+Mean = Annotated[str | None, typer.Option(help="Normalisation: one number per channel, commas.")]
+Std = Annotated[str | None, typer.Option(help="Normalisation: one number per channel, commas.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda if there is one.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; forget what is there.")]
+
+
+def settle(
+    file: Path | None,
+    budget: str | None,
+    settings: list[str] | None,
+    out: Path | None = None,
+    input_size: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+) -> Recipe:
+    """The recipe: a file, else the one in the run directory, else the default; then options."""
+    kept = out / "recipe.yaml" if out is not None else None
+    if file is not None:
+        recipe = Recipe.load(file)
+    elif kept is not None and kept.exists():
+        recipe = Recipe.load(kept)
+    else:
+        recipe = Recipe()
+    changes = list(settings or [])
+    if input_size is not None:
+        changes.append(f"data.input_size={_numbers(input_size, 'x', '--input-size 3x224x224')}")
+    if mean is not None:
+        changes.append(f"data.mean={_numbers(mean, ',', '--mean 0.5,0.5,0.5')}")
+    if std is not None:
+        changes.append(f"data.std={_numbers(std, ',', '--std 0.5,0.5,0.5')}")
+    recipe = recipe.updated(*changes) if changes else recipe
+    if budget is not None:
+        from updp.api import as_budget
+
+        recipe = recipe.model_copy(update={"budget": as_budget(budget)})
+    return recipe
+
+
+def _numbers(text: str, separator: str, example: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(separator)]
+    except ValueError as error:
+        raise UserError(f"{text!r} is not understood: write it as {example}") from error
+    return [int(v) for v in values] if separator == "x" else values

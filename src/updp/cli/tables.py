@@ -1,0 +1,91 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from updp.api import Inspection
+from updp.plan import Plan
+from updp.report import Result, Side
+
+
+def print_inspection(console: Console, found: Inspection, batch: int) -> None:
+    """Sites with their candidates and costs, then what cannot be pruned and why."""
+    table = Table(
+        title=f"{len(found.sites)} sites (ms for a batch of {batch})", title_justify="left"
+    )
+    for name in ("site", "block", "input", "becomes", "MACs", "", "ms", "", "speed-up"):
+        table.add_column(name, justify="left" if name in ("site", "block", "becomes") else "right")
+    for offer in found.sites:
+        table.add_row(
+            escape(offer.site),
+            escape(offer.kind),
+            "x".join(map(str, offer.shape)),
+            escape(offer.candidate.label),
+            f"{offer.keep_macs / 1e6:.1f} M",
+            f"{offer.macs / 1e6:.1f} M",
+            f"{offer.keep_ms:.2f}",
+            f"{offer.ms:.2f}",
+            f"{offer.speedup:.2f}x",
+        )
+    console.print(table)
+    if found.unusable:
+        console.print(f"\n{len(found.unusable)} that cannot be pruned:")
+        reasons = Counter((u.kind, u.reason) for u in found.unusable)
+        for (kind, reason), count in reasons.items():
+            names = [u.name for u in found.unusable if (u.kind, u.reason) == (kind, reason)]
+            shown = ", ".join(names[:3]) + (f" and {count - 3} more" if count > 3 else "")
+            console.print(f"  {escape(shown)} ({escape(kind)}): {escape(reason)}", highlight=False)
+
+
+def result_table(results: dict[str, Result], title: str = "") -> Table:
+    """Baseline and merged model of each run, one table."""
+    first = next(iter(results.values()))
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    ms = f"ms, batch {first.batch_size}: median (IQR)"
+    for name in ("top-1 %", "parameters", "MACs", ms, "speed-up (IQR)", "merge error f32 / f64"):
+        table.add_column(name, justify="right")
+    for name, result in results.items():
+
+        def row(label: str, side: Side, *last: str) -> None:
+            t = side.latency
+            table.add_row(
+                label,
+                f"{side.top1:.2f}",
+                f"{side.parameters:,}",
+                f"{side.macs / 1e6:.2f} M",
+                f"{t.median:.2f} ({t.low:.2f}-{t.high:.2f})",
+                *last,
+            )
+
+        s, errors = result.speedup, result.merge_error
+        prefix = f"{name} " if name else ""
+        row(f"{prefix}baseline", result.baseline, "", "")
+        row(
+            f"{prefix}merged",
+            result.merged,
+            f"{s.median:.2f}x ({s.low:.2f}-{s.high:.2f})",
+            f"{errors['float32']:.0e} / {errors['float64']:.0e}",
+        )
+    return table
+
+
+def print_result(console: Console, result: Result, plan: Plan, out: Path) -> None:
+    """The final table of a run, top-1 after each stage, and where the result is."""
+    console.print(result_table({"": result}))
+    stages = ", ".join(f"{name} {value:.2f}" for name, value in result.top1_by_stage.items())
+    console.print(
+        f"top-1 on {result.test_images} test images, %: {stages}\n"
+        f"pruned {len(plan)} sites: {', '.join(plan.choices)}\n"
+        f"device: {result.device}"
+        + ("" if result.faster else "; the speed-up is within the noise")
+        + f"\nresult: {out} (load it with updp.load({str(out)!r}))",
+        highlight=False,
+        soft_wrap=True,
+    )

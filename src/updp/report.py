@@ -1,0 +1,103 @@
+"""The final table: baseline against merged model, and top-1 after each stage."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from updp.engine.evaluate import top1
+from updp.engine.feed import Feed
+from updp.engine.statistics import recalibrate
+from updp.measure import compare_modules, count_macs, count_parameters
+from updp.merge import Check
+from updp.recipe import Recipe
+from updp.rewrite import Supernet
+
+
+class Timing(BaseModel):
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Side(BaseModel):
+    """One of the two models; latency in ms for a batch."""
+
+    top1: float
+    parameters: int
+    macs: int
+    latency: Timing
+
+
+class Result(BaseModel):
+    """What a run ends with. Accuracies are top-1 on the test split, in percent."""
+
+    baseline: Side
+    merged: Side
+    speedup: Timing
+    top1_by_stage: dict[str, float]
+    test_images: int
+    batch_size: int
+    device: str
+    merge_error: dict[str, float]
+
+    @property
+    def faster(self) -> bool:
+        """Whether the merged model is faster beyond the noise."""
+        return self.speedup.low > 1
+
+
+def make_result(
+    baseline: nn.Module,
+    searched: Supernet,
+    subnet: Supernet,
+    merged: nn.Module,
+    checks: list[Check],
+    feed: Feed,
+    recipe: Recipe,
+    shape: tuple[int, ...],
+) -> Result:
+    """Evaluate on the test split, once, and time both models in this process.
+
+    `searched` holds the supernet's weights, `subnet` the trained ones, both under the plan.
+    """
+    test = list(feed.test())
+    recalibrate(searched, feed.calibration())
+    stages = {
+        "baseline": top1(baseline, test),
+        "after search": top1(searched, test),
+        "after subnet training": top1(subnet, test),
+        "merged": top1(merged, test),
+    }
+    x = torch.randn(recipe.measure.batch_size, *shape, device=feed.device)
+    times = compare_modules(
+        {"baseline": baseline.eval(), "merged": merged.eval()},
+        x,
+        rounds=2 * recipe.measure.rounds,
+        round_seconds=0.1,
+    )
+
+    def side(name: str, model: nn.Module) -> Side:
+        return Side(
+            top1=stages[name],
+            parameters=count_parameters(model),
+            macs=count_macs(model, x[:1]),
+            latency=Timing(**vars(times[name].ms)),
+        )
+
+    return Result(
+        baseline=side("baseline", baseline),
+        merged=side("merged", merged),
+        speedup=Timing(**vars(times["merged"].speedup)),
+        top1_by_stage=stages,
+        test_images=sum(len(labels) for _, labels in test),
+        batch_size=recipe.measure.batch_size,
+        device=f"{feed.device}, {torch.get_num_threads()} threads",
+        merge_error={
+            dtype: max(c.error for c in checks if c.dtype == dtype)
+            for dtype in ("float32", "float64")
+        },
+    )

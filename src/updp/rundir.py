@@ -1,0 +1,98 @@
+"""The run directory: what each stage was made from, and what it left.
+
+run.json            model, data, device, versions, command
+recipe.yaml         the recipe
+sites.json          sites, candidates and their cost
+supernet/ search/ subnet/ merge/
+    key.json        what the stage was made from
+    figures.jsonl   its figures, one JSON object a line
+    ...             its weights, study or checks; `done.json` when it has ended
+plan.json  model.safetensors  result.json
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from updp.engine.files import read_json, write_json
+from updp.errors import UserError
+
+STAGES = ("sites", "supernet", "search", "subnet", "merge")
+RESULTS = ("plan.json", "model.safetensors", "result.json")
+
+
+class RunDirectory:
+    """A folder that belongs to one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.path / name
+
+    def is_done(self, name: str) -> bool:
+        """Whether the stage has ended."""
+        return (self.stage(name) / "done.json").exists()
+
+    def done(self, name: str, **notes: Any) -> None:
+        """Mark the stage as ended."""
+        write_json(self.stage(name) / "done.json", notes)
+
+    def claim(self, keys: Mapping[str, Mapping[str, Any]], last: str) -> None:
+        """Check that stages up to `last` were made from `keys`; nothing is changed.
+
+        Raises:
+            UserError: the folder holds something else, or another run; the first difference is
+                named.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out '{self.path}' is a file: give a folder")
+        held = self.path.is_dir() and any(self.path.iterdir())
+        if held and not (self.path / "run.json").exists():
+            raise UserError(
+                f"--out '{self.path}' holds other files and no run: give a new or empty folder"
+            )
+        for name in STAGES[: STAGES.index(last) + 1]:
+            file = self.stage(name) / "key.json"
+            if file.exists() and (difference := _difference(read_json(file), keys[name])):
+                field, there, here = difference
+                raise UserError(
+                    f"--out '{self.path}' holds another run: {field} is {there} there and {here} "
+                    "here; give another folder, or --fresh to start over"
+                )
+
+    def begin(self, name: str, key: Mapping[str, Any]) -> Path:
+        """The stage's folder, with its key written."""
+        folder = self.stage(name)
+        write_json(folder / "key.json", key)
+        return folder
+
+    def clear(self, first: str) -> None:
+        """Forget the stages from `first` on, and the results."""
+        for name in STAGES[STAGES.index(first) :]:
+            shutil.rmtree(self.stage(name), ignore_errors=True)
+        for name in RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    packages = ("updp", "torch", "torchvision", "timm", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _difference(there: Any, here: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(there, dict) and isinstance(here, Mapping):
+        for name in [*there, *(n for n in here if n not in there)]:
+            inner = f"{path}.{name}" if path else name
+            if found := _difference(there.get(name), here.get(name), inner):
+                return found
+        return None
+    plain = list(here) if isinstance(here, tuple) else here
+    return None if there == plain else (path, repr(there), repr(plain))
