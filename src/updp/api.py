@@ -1,4 +1,4 @@
-"""The way in from Python: `prune`, `inspect`, `load`."""
+"""The way in from Python: `prune` and `inspect` (and `load`, in `merged`)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from updp.blocks import Unusable, find
 from updp.candidates import Offer, choose, selected
 from updp.engine.data import Source, from_loaders, model_input_size, open_source
-from updp.engine.files import read_json
 from updp.engine.progress import Progress, Silent
 from updp.errors import UserError
+from updp.job import Job
 from updp.models import load_model, num_outputs
-from updp.pipeline import Job, Run, load_merged
+from updp.pipeline import Run
 from updp.plan import Plan
 from updp.recipe import Budget, Recipe
 from updp.report import Result
@@ -108,25 +108,6 @@ def inspect(
         for m, mode in modes.items():
             m.training = mode
     return Inspection(tuple(offers.values()), (*findings.unusable, *refused))
-
-
-def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The merged model of a finished run, in evaluation mode. No pickle is involved.
-
-    `model` is the baseline's architecture, for runs that were given a module and not a name; its
-    weights do not matter. Raises UserError.
-    """
-    path = Path(run)
-    for name in ("run.json", "plan.json", "model.safetensors"):
-        if not (path / name).exists():
-            raise UserError(f"'{path}' holds no finished run: there is no {name}")
-    about = read_json(path / "run.json")
-    if model is None:
-        if not about["model"]:
-            raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
-        model = load_model(about["model"], num_classes=len(about["classes"]))
-    plan = Plan.from_json((path / "plan.json").read_text(), str(path / "plan.json"))
-    return load_merged(model, tuple(about["input_shape"]), plan, path)
 
 
 def make_job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,9 @@ class Data(_Part):
     calibration: int = Field(256, ge=2, description="further ones kept for BatchNorm statistics")
     batch_size: int = Field(64, ge=2)
     shift: int | None = Field(None, ge=0, description="random shift, pixels; an eighth of the side")
-    flip: bool | None = Field(None, description="mirror at random; yes, but for digits")
+    flip: bool | None = Field(
+        None, description="mirror at random; colour images are"
+    )
     workers: int = Field(0, ge=0)
     mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
     std: tuple[float, ...] | None = None
@@ -183,6 +186,10 @@ class Recipe(_Part):
             except yaml.YAMLError as error:
                 raise UserError(f"--set {setting!r}: the value is not YAML") from error
         return self.check(data, f"--set {' '.join(settings)}")
+
+    def hash(self) -> str:
+        """Sha256 of the recipe's content."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """As `load` reads it."""

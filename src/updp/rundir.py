@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from updp.engine.files import read_json, write_json
+from filelock import FileLock, Timeout
+
+from updp.engine.files import read_json, write_bytes, write_json, write_text
 from updp.errors import UserError
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
@@ -40,9 +43,16 @@ class RunDirectory:
         """Whether the stage has ended."""
         return (self.stage(name) / "done.json").exists()
 
-    def done(self, name: str, **notes: Any) -> None:
-        """Mark the stage as ended."""
-        write_json(self.stage(name) / "done.json", notes)
+    def done(self, name: str) -> None:
+        """Mark the stage as ended; its checkpoint has served."""
+        write_json(self.stage(name) / "done.json", {})
+        (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    def describe(self, description: Mapping[str, Any], recipe: str) -> None:
+        """Write `run.json`, once, and `recipe.yaml`."""
+        if not (self.path / "run.json").exists():
+            write_json(self.path / "run.json", description)
+        write_text(self.path / "recipe.yaml", recipe)
 
     def claim(self, keys: Mapping[str, Mapping[str, Any]], last: str) -> None:
         """Check that stages up to `last` were made from `keys`; nothing is changed.
@@ -53,7 +63,7 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out '{self.path}' is a file: give a folder")
-        held = self.path.is_dir() and any(self.path.iterdir())
+        held = self.path.is_dir() and any(not f.name.startswith(".") for f in self.path.iterdir())
         if held and not (self.path / "run.json").exists():
             raise UserError(
                 f"--out '{self.path}' holds other files and no run: give a new or empty folder"
@@ -72,6 +82,30 @@ class RunDirectory:
         folder = self.stage(name)
         write_json(folder / "key.json", key)
         return folder
+
+    def publish(self, stage: str, *names: str) -> None:
+        """Put a stage's results at the top of the run directory."""
+        for name in names:
+            data = (self.stage(stage) / name).read_bytes()
+            target = self.path / name
+            if not target.exists() or target.read_bytes() != data:
+                write_bytes(target, data)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out; the system lets go when this one ends, however it ends.
+
+        Raises UserError when another process is at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.path / ".lock").acquire(blocking=False)
+        except Timeout as error:
+            raise UserError(
+                f"another process is at work in '{self.path}': wait for it, or give another folder"
+            ) from error
+        with lock:
+            yield
 
     def clear(self, first: str) -> None:
         """Forget the stages from `first` on, and the results."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from updp.blocks.region import data_nodes, whole_region
-from updp.blocks.steps import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
+from updp.blocks.steps import ActStep, Call, Chain, LinearStep, NormStep, ScaleStep, Step
 from updp.blocks.trace import NotTraceable, trace_alone
 
 _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
@@ -38,7 +38,7 @@ def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], ndim: int
     """
     if ndim not in (2, 3, 4):
         raise NotAChain(f"its tensor has {ndim} dimensions, not 2, 3 or 4")
-    reader = _Reader("last" if ndim < 4 else None)
+    reader = _Reader(ndim)
     reader.read(block, graph, path, prefix="")
     layout_in = reader.start or "first"
     convolves = any(isinstance(s, LinearStep) and s.spatial for s in reader.steps)
@@ -52,8 +52,9 @@ def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], ndim: int
 class _Reader:
     """Collects steps and follows where the channels are."""
 
-    def __init__(self, layout: str | None) -> None:
-        self.start = self.layout = layout
+    def __init__(self, ndim: int) -> None:
+        self.start = self.layout = "last" if ndim < 4 else None
+        self.flat = ndim == 2  # (N, C): the channels are both first and last
         self.steps: list[Step] = []
 
     def read(self, owner: nn.Module, graph: fx.Graph, path: Sequence[str], prefix: str) -> None:
@@ -80,7 +81,7 @@ class _Reader:
         elif node.target in _MULS and (gamma := _parameter(owner, node, source)) is not None:
             self.steps.append(ScaleStep(name, gamma))
         elif node.target not in _SAME:
-            self._probe(name, _as_function(node, source))
+            self._probe(name, Call.of(node, source))
 
     def _module(self, name: str, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
@@ -94,6 +95,8 @@ class _Reader:
         elif (channels := _norm_channels(module)) is not None:
             self._norm(name, module, channels)
         elif isinstance(module, nn.PReLU):
+            if module.num_parameters > 1 and not self.flat:
+                self._need("first", name)
             self.steps.append(ActStep(name, module))
         elif any(True for _ in module.parameters()) or not self._probe(name, module, strict=False):
             self._inside(name, module)
@@ -115,6 +118,9 @@ class _Reader:
     def _norm(self, name: str, module: nn.Module, channels: int) -> None:
         if getattr(module, "running_mean", 0) is None:
             raise NotAChain(f"`{name}` is a BatchNorm without running statistics")
+        by_channel = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+        if isinstance(module, by_channel) and not self.flat:
+            self._need("first", name)
         self.steps.append(NormStep(name, module, self.layout or "", channels))
 
     def _probe(self, name: str, function: Callable[[Tensor], Tensor], strict: bool = True) -> bool:
@@ -122,18 +128,20 @@ class _Reader:
         if kind == "activation":
             self.steps.append(ActStep(name, function))
         elif isinstance(kind, float):
-            self.steps.append(ScaleStep(name, torch.tensor([kind])))
+            self.steps.append(ScaleStep(name, torch.tensor(kind, dtype=torch.float64)))
         elif kind == "other" and strict:
             raise NotAChain(f"`{name}` is neither linear on channels nor elementwise")
         return kind != "other"
 
     def _permute(self, name: str, node: fx.Node) -> None:
-        dims = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+        given = node.kwargs.get("dims", node.args[1:])
+        assert isinstance(given, (tuple, list))
+        dims = tuple(given[0] if len(given) == 1 else given)  # type: ignore[arg-type]
         source, target = {_TO_LAST: ("first", "last"), _TO_FIRST: ("last", "first")}.get(
-            tuple(dims), ("", "")
+            dims, ("", "")
         )
         if not source:
-            raise NotAChain(f"`{name}` permutes dimensions as {tuple(dims)}")
+            raise NotAChain(f"`{name}` permutes dimensions as {dims}")
         self._need(source, name)
         self.layout = target
 
@@ -161,7 +169,7 @@ def _norm_channels(module: nn.Module) -> int | None:
 def _probe_kind(function: Callable[[Tensor], Tensor]) -> str | float:
     """'identity', 'activation' (elementwise), a scalar factor, or 'other', by trying it."""
     generator = torch.Generator().manual_seed(0)
-    x = 3 * torch.randn(2, 4, 4, 4, generator=generator)
+    x = 3 * torch.randn(2, 4, 4, 4, generator=generator, dtype=torch.float64)
     order = torch.randperm(x.numel(), generator=generator)
     modules = [function] if isinstance(function, nn.Module) else []
     training = [m.training for m in modules]
@@ -185,27 +193,14 @@ def _probe_kind(function: Callable[[Tensor], Tensor]) -> str | float:
             module.train(mode)
 
 
-def _as_function(node: fx.Node, source: fx.Node) -> Callable[[Tensor], Tensor]:
-    """The node as a function of its data input; its other arguments are constants."""
-
-    def call(x: Tensor) -> Tensor:
-        args = [x if a is source else a for a in node.args]
-        kwargs = {k: x if a is source else a for k, a in node.kwargs.items()}
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    return call
-
-
 def _parameter(owner: nn.Module, node: fx.Node, source: fx.Node) -> nn.Parameter | None:
     """The parameter by which a product scales its data input, looking through reshapes."""
     others = [a for a in node.args if isinstance(a, fx.Node) and a is not source]
     if len(others) != 1:
         return None
     other = others[0]
-    while other.op != "get_attr" and other.target in _RESHAPES:
-        other = other.args[0]  # type: ignore[assignment]
+    while other.target in _RESHAPES and len(other.all_input_nodes) == 1:
+        other = other.all_input_nodes[0]
     if other.op != "get_attr":
         return None
     value = owner

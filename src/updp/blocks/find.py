@@ -14,10 +14,11 @@ from torch import Tensor, fx, nn
 
 from updp.blocks.chain import NotAChain, read_chain
 from updp.blocks.region import Region, residual_regions, whole_region
-from updp.blocks.steps import ActStep, Chain, LinearStep
+from updp.blocks.steps import ActStep, Chain, LinearStep, to_layout
 from updp.blocks.trace import NotTraceable, run_graph, trace_alone
 
 TOLERANCE = 1e-4  # float32, relative: the chain that was read against the block itself
+_MISREAD = "the steps read from its graph do not compute what it computes"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def _find(model: nn.Module, example: Tensor) -> Findings:
         Unusable(n, type(composites[n]).__name__, f"it cannot be traced: {reason}")
         for n, reason in _lost(untraceable, blocks, composites).items()
     ]
+    sites = _apart(sites, unusable)
     used = {site.block for site in sites}
     return Findings(tuple(sites), tuple(unusable), {n: graphs[n] for n in used})
 
@@ -116,10 +118,14 @@ def _read(
     with torch.no_grad():
         values = run_graph(block, graph, args, kwargs)
     entry, last = values[region.entry], values[region.branch[-1]]
-    assert isinstance(entry, Tensor)
+    if not isinstance(entry, Tensor):
+        raise NotAChain("its input is no tensor")
     branch = read_chain(block, graph, region.branch, entry.ndim)
-    if len(branch.linears) < 2:
+    names = [s.name for s in branch.linears]
+    if len(names) < 2:
         raise NotAChain("it has fewer than two linear operators, so there is nothing to merge")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise NotAChain(f"it calls `{repeated[0]}` more than once")
     _check(branch, entry, last)
     skip: Chain | None = None
     if region.add is not None:
@@ -142,6 +148,8 @@ def _read(
     region, post = _with_post(block, graph, region)
     out = values[region.exit]
     assert isinstance(out, Tensor)
+    if region.add is not None:
+        _check_whole(graph, region, branch, post, values)
     return Site(
         label,
         name,
@@ -156,13 +164,49 @@ def _read(
 
 
 def _check(chain: Chain, x: Tensor, expected: object) -> None:
-    assert isinstance(expected, Tensor)
+    try:
+        with torch.no_grad():
+            y = chain.keep(x)
+    except RuntimeError as error:  # shapes that do not fit
+        raise NotAChain(_MISREAD) from error
+    if not _equal(y, expected):
+        raise NotAChain(_MISREAD)
+
+
+def _check_whole(
+    graph: fx.Graph,
+    region: Region,
+    branch: Chain,
+    post: ActStep | None,
+    values: dict[str, object],
+) -> None:
+    """Branch and skip were read; that nothing but they makes the exit is checked here."""
+    for node in graph.nodes:
+        if node.name in (*region.branch, *region.skip):
+            for source in node.all_input_nodes:
+                if source.op == "placeholder" and source.name != region.entry:
+                    raise NotAChain(f"argument `{source.name}` enters it")
+    entry, beside = values[region.entry], values[(region.entry, *region.skip)[-1]]
+    assert isinstance(entry, Tensor)
+    assert isinstance(beside, Tensor)
     with torch.no_grad():
-        y = chain.keep(x)
-    if y.shape != expected.shape or not (
-        (y - expected).norm() <= TOLERANCE * expected.norm() + 1e-12
-    ):
-        raise NotAChain("the steps read from its graph do not compute what it computes")
+        y = branch.keep(entry)
+        wide = y.shape == (total := y + beside).shape
+        if post is not None:
+            total = to_layout(total, branch.layout_out, branch.layout) if y.ndim == 4 else total
+            total = post.keep(total, branch.layout)
+            total = to_layout(total, branch.layout, branch.layout_out) if y.ndim == 4 else total
+    if not wide:
+        raise NotAChain("its branch is broadcast onto its skip")
+    if not _equal(total, values[region.exit]):
+        raise NotAChain("its exit is not its branch plus its skip: it scales or overwrites one")
+
+
+def _equal(y: Tensor, expected: object) -> bool:
+    assert isinstance(expected, Tensor)
+    if y.shape != expected.shape:
+        return False
+    return bool((y - expected).norm() <= TOLERANCE * expected.norm() + 1e-12)
 
 
 def _with_post(block: nn.Module, graph: fx.Graph, region: Region) -> tuple[Region, ActStep | None]:
@@ -182,6 +226,27 @@ def _with_post(block: nn.Module, graph: fx.Graph, region: Region) -> tuple[Regio
         if steps:
             return region, steps[0]  # type: ignore[return-value]
     return region, None
+
+
+def _apart(sites: list[Site], unusable: list[Unusable]) -> list[Site]:
+    """The sites less those that overlap an earlier one of their block, or have its name."""
+    kept: list[Site] = []
+    for site in sites:
+        mine = _inside(site.region)
+        other = next((s for s in kept if s.block == site.block and mine & _inside(s.region)), None)
+        if other is not None:
+            reason = f"its skip holds the site {other.name}"
+        elif site.name in (s.name for s in kept):
+            reason = "its largest module is another branch's too"
+        else:
+            kept.append(site)
+            continue
+        unusable.append(Unusable(site.name, site.kind, reason))
+    return kept
+
+
+def _inside(region: Region) -> set[str]:
+    return {*region.branch, *region.skip, region.exit}
 
 
 def _smallest(found: dict[str, list[Region]]) -> dict[str, list[Region]]:

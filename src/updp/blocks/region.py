@@ -54,9 +54,10 @@ def residual_regions(graph: fx.Graph) -> list[Region]:
     order = {node: i for i, node in enumerate(graph.nodes)}
     found = []
     for add in graph.nodes:
-        if not is_add(add) or len(add.args) < 2:
+        if not is_add(add):
             continue
-        left, right = add.args[0], add.args[1]
+        named = [add.kwargs[key] for key in ("input", "other") if key in add.kwargs]
+        left, right = (*add.args, *named)[:2]
         if left not in ancestors or right not in ancestors or left is right:
             continue
         common = ancestors[left] & ancestors[right]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 
 def to_layout(x: Tensor, source: str, target: str) -> Tensor:
@@ -46,8 +48,8 @@ class LinearStep:
 
     @property
     def spatial(self) -> bool:
-        """Whether a pixel depends on its neighbours or on a stride."""
-        return self.kernel != (1, 1) or self.stride != (1, 1)
+        """Whether it is more than one dense linear layer on each pixel."""
+        return self.groups > 1 or not self.kernel == self.stride == (1, 1) or any(self.padding)
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -96,10 +98,45 @@ class NormStep:
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """The step as the baseline does it, on a canonical tensor."""
+        y = to_layout(x, layout, self.layout) if x.ndim == 4 else x
         if isinstance(self.module, nn.modules.batchnorm._BatchNorm):
-            return batch_norm(self.module, x)  # timm fuses an activation into some forwards
-        y = self.module(to_layout(x, layout, self.layout) if x.ndim == 4 else x)
+            y = batch_norm(self.module, y)  # timm fuses an activation into some forwards
+        else:
+            y = self.module(y)
         return to_layout(y, self.layout, layout) if x.ndim == 4 else y
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function or method of a block's graph and its constants, as a function of one tensor."""
+
+    op: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+    @classmethod
+    def of(cls, node: fx.Node, source: fx.Node) -> Call:
+        """The call that `node` makes on `source`; the class `Call` marks the tensor's place."""
+
+        def mark(n: fx.Node) -> Any:
+            return Call if n is source else n
+
+        return cls(node.op, node.target, fx.map_arg(node.args, mark), fx.map_arg(node.kwargs, mark))
+
+    def _on(self, x: Any) -> tuple[Any, Any]:
+        return map_aggregate((self.args, self.kwargs), lambda a: x if a is Call else a)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Call it."""
+        args, kwargs = self._on(x)
+        if self.op == "call_method":
+            return getattr(args[0], self.target)(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)
+
+    def emit(self, graph: fx.Graph, x: fx.Node) -> fx.Node:
+        """The same call on `x`, in a graph."""
+        return graph.create_node(self.op, self.target, *self._on(x))
 
 
 @dataclass(frozen=True)
@@ -116,7 +153,7 @@ class ActStep:
 
 @dataclass(frozen=True)
 class ScaleStep:
-    """A learnt factor per channel (layer scale)."""
+    """A factor per channel or for all: learnt (layer scale), or a constant."""
 
     name: str
     parameter: Tensor
@@ -124,7 +161,9 @@ class ScaleStep:
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """The step as the baseline does it, on a canonical tensor."""
         gamma = self.parameter.flatten()
-        return x * (gamma if layout == "last" or len(gamma) == 1 else gamma[:, None, None])
+        if len(gamma) == 1:
+            return x * gamma[0]
+        return x * (gamma if layout == "last" else gamma[:, None, None])
 
 
 Step = LinearStep | NormStep | ActStep | ScaleStep

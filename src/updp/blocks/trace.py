@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import fx, nn
+
+# Sizes and what is asserted of them: without an effect, so dropped where nothing uses them.
+_COMPARE = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+_PURE = {getattr, operator.getitem, operator.mod, torch._assert, "size", "dim", *_COMPARE}
 
 
 class NotTraceable(Exception):
@@ -22,22 +30,49 @@ def trace_alone(module: nn.Module, *, both_modes: bool = True) -> fx.Graph:
 
     Raises:
         NotTraceable: the forward has control flow on tensors, or (with `both_modes`) does one
-            thing in training and another in evaluation, of which a graph would freeze one.
+            thing in training and another in evaluation, of which a graph would freeze one, or
+            does what a graph would lose.
     """
-    training = module.training
     graphs = []
     try:
         # Only the module's own flag: its children are leaves and keep theirs.
         for mode in (True, False) if both_modes else (False,):
-            module.training = mode
-            graphs.append(_Alone().trace(module))
+            with _restored(module):
+                module.training = mode
+                graphs.append(_Alone().trace(module))
     except Exception as error:  # fx raises many kinds, and user code may raise any
         raise NotTraceable(_first_line(error)) from error
-    finally:
-        module.training = training
     if str(graphs[0]) != str(graphs[-1]):
         raise NotTraceable("its forward differs between training and evaluation")
+    _refuse_losses(graphs[-1])
     return graphs[-1]
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Take back what a traced forward does to its own module: attributes, flags, counters."""
+    before = dict(vars(module))
+    buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
+    try:
+        yield
+    finally:
+        vars(module).clear()
+        vars(module).update(before)
+        for name, (buffer, value) in buffers.items():
+            module._buffers[name] = buffer.copy_(value)
+
+
+def _refuse_losses(graph: fx.Graph) -> None:
+    """Refuse tensors made in the forward, and results unused but for their effect (`x.relu_()`)."""
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+            raise NotTraceable("its forward makes a tensor of its own")
+        if node.users or node.op in ("placeholder", "output"):
+            continue
+        if node.target not in _PURE:
+            label = node.target if node.op == "call_module" else node.name
+            raise NotTraceable(f"its forward drops what `{label}` returns")
+        graph.erase_node(node)
 
 
 def run_graph(module: nn.Module, graph: fx.Graph, args: tuple, kwargs: dict) -> dict[str, object]:
@@ -65,7 +100,10 @@ def run_graph(module: nn.Module, graph: fx.Graph, args: tuple, kwargs: dict) -> 
         else:
             raise NotTraceable(f"argument {name!r} was not passed")
         ordered.append(value.clone() if isinstance(value, torch.Tensor) else value)
-    Record(fx.GraphModule(module, graph), garbage_collect_values=False).run(*ordered)
+    try:
+        Record(fx.GraphModule(module, graph), garbage_collect_values=False).run(*ordered)
+    except Exception as error:  # user code may raise any
+        raise NotTraceable(f"its graph does not run: {_first_line(error)}") from error
     return values
 
 

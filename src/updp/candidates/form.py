@@ -61,11 +61,12 @@ class InheritForm(Form):
                 if site.region.skip
                 else _same
             )
-        device = self.chain.linears[0].weight.device
-        layout = self.chain.layout
+        weight, layout = self.chain.linears[0].weight, self.chain.layout
+        device, dtype = weight.device, weight.dtype
         self.stages, norms = _lay_out(self.chain, segments, frozenset(shrunk), linearise)
-        self.norms = nn.ModuleList(ChannelNorm(c, layout, device) for c in norms)
-        self.end_norm = ChannelNorm(self.chain.linears[-1].out_channels, layout, device)
+        self.norms = nn.ModuleList(ChannelNorm(c, layout, device, dtype) for c in norms)
+        channels = self.chain.linears[-1].out_channels
+        self.end_norm = ChannelNorm(channels, layout, device, dtype)
 
     def forward(self, x: Tensor, progress: float = 1.0) -> Tensor:
         """See `Form.forward`."""
@@ -156,7 +157,7 @@ class InheritForm(Form):
                 else:
                     operators.append(operator)
                 segment = stage.segment
-            elif (affine := self._affine(stage)) is None:
+            elif (affine := self._affine(stage, operators)) is None:
                 continue
             elif operators:
                 operators[-1] = algebra.after(operators[-1], affine)
@@ -176,8 +177,8 @@ class InheritForm(Form):
         """
         if not self._skip:
             return None
-        channels = operators[0].in_channels
-        beside = _merge_plain(self.skip_chain, channels) if self.skip_chain else None
+        first = operators[0]
+        beside = _merge_plain(self.skip_chain, first) if self.skip_chain else None
         if beside is not None and len(operators) == 1:
             try:
                 operators[0] = algebra.add(operators[0], beside)
@@ -188,9 +189,13 @@ class InheritForm(Form):
             return end.scale
         return algebra.after(beside, Affine(end.scale, torch.zeros_like(end.shift)))
 
-    def _affine(self, stage: _Stage) -> Affine | None:
+    def _affine(self, stage: _Stage, operators: list[Operator]) -> Affine | None:
         if isinstance(stage.step, ScaleStep):
-            return _factor(stage.step)
+            if operators:
+                return _factor(stage.step, operators[-1].bias)
+            first = self.chain.linears[0]
+            channels = first.weight.shape[1] * first.groups
+            return _factor(stage.step, first.weight.new_empty(channels, dtype=torch.float64))
         if stage.norm is None:
             return None
         return _fold(self.norms[stage.norm])
@@ -254,19 +259,23 @@ def _operator(step: LinearStep, shrunk: bool) -> Operator:
     return algebra.from_conv(step.module)
 
 
-def _merge_plain(chain: Chain, channels: int) -> Operator | None:
+def _merge_plain(chain: Chain, beside: Operator) -> Operator | None:
     """A skip of convolutions and BatchNorms as one operator; None where that is not exact.
+
+    It reads what `beside` reads.
 
     Padding inside it, or behind a shift, would make its border differ.
     """
-    operator = algebra.identity(channels)
+    channels = beside.in_channels
+    # depthwise, so that no group is lost to the identity
+    operator = algebra.identity(channels, channels, beside.weight.device)
     for step in chain.steps:
         if isinstance(step, LinearStep):
             if any(step.padding) and step is not chain.steps[0]:
                 return None
             operator = algebra.compose(operator, _operator(step, False))
         elif isinstance(step, ScaleStep):
-            operator = algebra.after(operator, _factor(step))
+            operator = algebra.after(operator, _factor(step, operator.bias))
         elif isinstance(step, NormStep) and isinstance(step.module, _BatchNorm):
             operator = algebra.after(operator, _fold(step.module))
         else:
@@ -280,8 +289,9 @@ def _fold(norm: nn.Module) -> Affine:
     return algebra.from_batchnorm(mean, var, weight, bias, norm.eps)  # type: ignore[arg-type]
 
 
-def _factor(step: ScaleStep) -> Affine:
-    scale = step.parameter.detach().flatten().double()
+def _factor(step: ScaleStep, like: Tensor) -> Affine:
+    """The factor of each channel of `like` (C,), on its device and in its precision."""
+    scale = step.parameter.detach().flatten().to(like).expand_as(like).clone()
     return Affine(scale, torch.zeros_like(scale))
 
 

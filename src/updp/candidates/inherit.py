@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import fx, nn
 
 from updp.algebra import can_shrink
-from updp.blocks import ActStep, NormStep, Site
+from updp.blocks import ActStep, LinearStep, NormStep, Site
 from updp.candidates.base import Candidate
 from updp.candidates.form import InheritForm
 
@@ -44,30 +44,27 @@ class Inherit(Candidate):
         """The trainable form on the given block's own modules."""
         activation = site.post
         if activation is None and self.end_activation:
-            own = [s for s in site.branch.steps if isinstance(s, ActStep)]
+            channels = site.branch.linears[-1].out_channels
+            own = [s for s in site.branch.steps if isinstance(s, ActStep) and _fits(s, channels)]
             activation = own[-1] if own else None
         return InheritForm(
             site, block, graph, self.segments, self.shrunk, activation, self.linearise
         )
 
     def macs(self, site: Site) -> int:
-        """Multiply-accumulates of the merged form for one image."""
+        """Multiply-accumulates of the merged branch for one image; a skip beside it not counted."""
         linears = {s.name: s for s in site.branch.linears}
         total = 0
         h, w = _size(site.shape_in, site.branch.layout_in)
         for segment in self.segments:
             steps = [linears[name] for name in segment]
-            kernels, strides = [1, 1], [1, 1]
-            for step in steps:
-                for axis in (0, 1):
-                    if step.name not in self.shrunk:
-                        reach = (step.kernel[axis] - 1) * step.dilation[axis]
-                        kernels[axis] += reach * strides[axis]
-                    strides[axis] *= step.stride[axis]
-            h, w = -(-h // strides[0]), -(-w // strides[1])
+            (h, taps_h), (w, taps_w) = (
+                _along(size, axis, [s for s in steps if s.name not in self.shrunk])
+                for axis, size in enumerate((h, w))
+            )
             groups = gcd(*(s.groups for s in steps))
             inputs = steps[0].weight.shape[1] * steps[0].groups // groups
-            total += h * w * steps[-1].out_channels * inputs * prod(kernels)
+            total += h * w * steps[-1].out_channels * inputs * taps_h * taps_w
         return total
 
     def to_json(self) -> dict[str, Any]:
@@ -115,6 +112,28 @@ def baseline_macs(site: Site) -> int:
     """Multiply-accumulates of the branch's linear operators for one image."""
     alone = Inherit(tuple((s.name,) for s in site.branch.linears))
     return alone.macs(site)
+
+
+def _fits(step: ActStep, channels: int) -> bool:
+    """Whether an activation of the branch can stand at its end: a PReLU has its own channels."""
+    function = step.function
+    own = function.parameters() if isinstance(function, nn.Module) else ()
+    return all(p.numel() in (1, channels) for p in own)
+
+
+def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
+    """Output size of the merged operator along one axis, and how many taps it has there."""
+    stride, distances, reach = 1, [0], 0
+    for step in steps:
+        kernel, dilation = step.kernel[axis], step.dilation[axis]
+        left, right, top, bottom = step.padding
+        padded = size + (left + right if axis else top + bottom)
+        size = (padded - dilation * (kernel - 1) - 1) // step.stride[axis] + 1
+        if kernel > 1:
+            distances.append(dilation * stride)
+            reach += (kernel - 1) * dilation * stride
+        stride *= step.stride[axis]
+    return size, reach // (gcd(*distances) or 1) + 1
 
 
 def _helps(name: str, segments: tuple[tuple[str, ...], ...]) -> bool:

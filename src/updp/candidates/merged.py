@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from updp.algebra import Operator
 from updp.blocks import Site
 from updp.blocks.extract import Emit, Replacement
-from updp.blocks.steps import ActStep
+from updp.blocks.steps import ActStep, Call
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -48,14 +48,16 @@ class Merged:
             scale = nn.Parameter(self.skip.reshape(shape).to(device, dtype))
             added[f"{base}_scale"] = scale
 
-        permuted = len(site.shape_in) == 4 and site.branch.layout_in != self.layout
+        branch = site.branch if len(site.shape_in) == 4 else None
 
         def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
-            def canonical(node: fx.Node) -> fx.Node:
-                dims = TO_FIRST if self.layout == "first" else TO_LAST
-                return graph.call_method("permute", (node, *dims)) if permuted else node
+            def move(node: fx.Node, source: str, target: str) -> fx.Node:
+                dims = TO_FIRST if target == "first" else TO_LAST
+                return graph.call_method("permute", (node, *dims)) if source != target else node
 
-            x = y = canonical(x)
+            layout_in = branch.layout_in if branch else self.layout
+            layout_out = branch.layout_out if branch else self.layout
+            x = y = move(x, layout_in, self.layout)
             for name in names:
                 y = graph.call_module(name, (y,))
             if isinstance(self.skip, Operator):
@@ -63,15 +65,15 @@ class Merged:
                 y = graph.call_function(torch.add, (y, beside))
             elif self.skip is not None:
                 scale = graph.get_attr(f"{base}_scale")
-                y = graph.call_function(torch.addcmul, (y, canonical(skip), scale))
+                beside = move(skip, layout_out, self.layout)
+                y = graph.call_function(torch.addcmul, (y, beside, scale))
             if isinstance(act, nn.Module):
                 y = graph.call_module(act_name, (y,))
+            elif isinstance(act, Call):
+                y = act.emit(graph, y)
             elif act is not None:
                 y = graph.call_function(act, (y,))
-            if permuted:
-                dims = TO_LAST if self.layout == "first" else TO_FIRST
-                y = graph.call_method("permute", (y, *dims))
-            return y
+            return move(y, self.layout, layout_out)
 
         emit_typed: Emit = emit
         return Replacement(site.region, emit_typed, added)

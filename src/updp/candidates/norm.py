@@ -9,8 +9,14 @@ from torch import Tensor, nn
 class ChannelNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the channels of (N, C, H, W) (`first`) or (..., C) (`last`)."""
 
-    def __init__(self, channels: int, layout: str, device: torch.device | None = None) -> None:
-        super().__init__(channels, device=device)
+    def __init__(
+        self,
+        channels: int,
+        layout: str,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, device=device, dtype=dtype)
         self.layout = layout
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -39,8 +39,7 @@ class Feed:
         side = min(preprocess.input_size[1:])
         shift = side // 8 if recipe.shift is None else recipe.shift
         normalised = source.train[0][0].is_floating_point()
-        digits = len(source.classes) == 10 and source.image_size == (1, 8, 8)
-        flip = not digits if recipe.flip is None else recipe.flip
+        flip = source.image_size[0] == 3 if recipe.flip is None else recipe.flip
         # Loaders that normalise also augment: their images are left alone unless asked.
         plain = normalised and recipe.shift is None and recipe.flip is None
         self._augment = Augment() if plain else Augment(shift, flip)

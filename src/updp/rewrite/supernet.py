@@ -35,8 +35,7 @@ class Supernet(nn.Module):
         for site in self.sites.values():
             self._blocks.setdefault(site.block, []).append(site)
         self._originals = {name: model.get_submodule(name) for name in self._blocks}
-        # Names as the user's model has them, whatever is put around its modules.
-        self._base = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._base = _tensors(model)
         self.model = model
         self._switched = {
             block: self._switch(block, sites, candidates) for block, sites in self._blocks.items()
@@ -86,7 +85,9 @@ class Supernet(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """All tensors by name: the user's under `model.`, the candidates' own under `site.`."""
-        tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in self._base.items()}
+        tensors: dict[str, Tensor] = {
+            f"model.{name}": getattr(owner, key) for name, (owner, key) in self._base.items()
+        }
         for name, switch in self.switches.items():
             for label in switch.labels:
                 for key, tensor in switch.form(label).state_dict(keep_vars=True).items():
@@ -157,6 +158,22 @@ class Supernet(nn.Module):
             self.switches[site.name] = switch
             parts.append(_switch_part(site, switch, f"switch{i}"))
         return replace_regions(block, graph, parts)
+
+
+def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """The owner of each tensor of the user's own state_dict, whatever is put around its modules.
+
+    A tensor that several modules share has its first name only, for safetensors refuses the rest.
+    """
+    names, seen = model.state_dict().keys(), set()
+    owners: dict[str, tuple[nn.Module, str]] = {}
+    for path, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{path}.{key}".lstrip(".")
+            if name in names and id(tensor) not in seen:
+                seen.add(id(tensor))
+                owners[name] = (module, key)
+    return owners
 
 
 def _switch_part(site: Site, switch: Switch, name: str) -> Replacement:

@@ -1,0 +1,65 @@
+"""What a run is about: a model, data, a recipe, a device."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from updp.engine.data import Source
+from updp.engine.progress import Progress
+from updp.models import hash_state
+from updp.recipe import Recipe
+from updp.rundir import STAGES, versions
+
+
+@dataclass
+class Job:
+    """Names are empty for what came from Python and has none."""
+
+    model: nn.Module
+    model_name: str
+    source: Source
+    data_name: str
+    recipe: Recipe
+    device: torch.device
+    progress: Progress
+    weights_name: str = ""
+
+    def description(self) -> dict[str, Any]:
+        """For people, and for `updp.load`."""
+        return {
+            "model": self.model_name,
+            "weights": self.weights_name,
+            "data": self.data_name,
+            "classes": self.source.classes,
+            "input_shape": self.source.image_size,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "command": sys.argv,
+        }
+
+    def keys(self) -> dict[str, dict[str, Any]]:
+        """What each stage is made from: its part of the recipe, and all that came before.
+
+        How latency is measured is left out: what was measured is kept, and decides.
+        """
+        recipe = self.recipe.model_dump(mode="json", exclude={"measure"})
+        key: dict[str, Any] = {
+            "model": self.model_name,
+            "weights": hash_state(self.model),
+            "data": self.source.fingerprint,
+            "seed": recipe["seed"],
+            "recipe": {"data": recipe["data"], "candidates": recipe["candidates"]},
+        }
+        keys = {"sites": key}
+        for name in STAGES[1:]:
+            key = {**key, "recipe": {**key["recipe"], name: recipe[name]}}
+            if name == "search":
+                key["budget"] = str(self.recipe.budget)
+            keys[name] = key
+        return keys

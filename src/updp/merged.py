@@ -1,0 +1,55 @@
+"""A merged model from its run directory, without pickle."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from updp.blocks import find
+from updp.candidates import from_json
+from updp.engine.files import read_json, read_tensors
+from updp.errors import UserError
+from updp.models import load_model
+from updp.plan import Plan
+from updp.rewrite import Supernet
+
+
+def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The merged model of a finished run, in evaluation mode. No pickle is involved.
+
+    `model` is the baseline's architecture, for runs that were given a module and not a name; its
+    weights do not matter. Raises UserError.
+    """
+    path = Path(run)
+    for name in ("run.json", "plan.json", "model.safetensors"):
+        if not (path / name).exists():
+            raise UserError(f"'{path}' holds no finished run: there is no {name}")
+    about = read_json(path / "run.json")
+    if model is None:
+        if not about["model"]:
+            raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
+        model = load_model(about["model"], num_classes=len(about["classes"]))
+    plan = Plan.from_json((path / "plan.json").read_text(), str(path / "plan.json"))
+    merged = skeleton(model, tuple(about["input_shape"]), plan)
+    merged.load_state_dict(read_tensors(path / "model.safetensors")[0])
+    return merged
+
+
+def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Module:
+    """The baseline's structure merged under the plan, for inputs of `shape` (C, H, W).
+
+    Its weights are to be loaded; `baseline` is left as it is. Raises UserError when the plan
+    names a site that the model does not have.
+    """
+    model = copy.deepcopy(baseline).eval()
+    device = next(model.parameters()).device
+    findings = find(model, torch.zeros(2, *shape, device=device))
+    if missing := plan.choices.keys() - {site.name for site in findings.sites}:
+        raise UserError(f"the plan prunes {min(missing)!r}, which is no site of this model")
+    candidates = {name: (from_json(data),) for name, data in plan.candidates.items()}
+    net = Supernet(model, findings, candidates).eval()
+    net.choose(plan.choices)
+    return net.merged()
