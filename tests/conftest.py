@@ -1,8 +1,13 @@
 """Fixtures for every test."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests import tiny
+from updp import Recipe
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +17,39 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("shared test data (../shared/data) is not on this machine")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors are quickest so, and two processes compute alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fixed_clock(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a site is offered does not depend on the machine."""
+    tiny.fix_clock(monkeypatch)
+
+
+@pytest.fixture
+def tiny_recipe() -> Recipe:
+    """A recipe that prunes 2 sites in seconds."""
+    return tiny.make_recipe()
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> str:
+    """A user's own file, by name."""
+    return tiny.write_model(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of `updp prune` on the tiny model; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = tiny.options(tiny.make_recipe(), tiny.write_model(folder))
+    tiny.fresh(tiny.prune_quietly, "prune", *arguments, "--out", str(folder / "run"))
+    return folder / "run"

@@ -7,6 +7,7 @@ shared; nothing here is known to the code under test.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 HEIGHT, WIDTH, CHANNELS = 9, 7, 4
+
+with warnings.catch_warnings(action="ignore"):  # torch says so once per process, at any test
+    F.conv2d(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), padding="same")
 
 
 def conv(i: int, o: int, k: int | tuple[int, int] = 3, s: int = 1, **kw: object) -> nn.Conv2d:

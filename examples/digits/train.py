@@ -39,7 +39,7 @@ class Settings:
 
 SETTINGS = {
     "resnet": Settings(lr=0.005, epochs=80),
-    "vit": Settings(lr=0.002, epochs=250),
+    "vit": Settings(lr=0.002, epochs=150),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,13 @@ class Inspection:
 def prune(
     model: nn.Module | str,
     data: Data,
-    recipe: Recipe | Budget | str,
+    recipe: Recipe | Budget | str | None = None,
     *,
     out: str | Path | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
     fresh: bool = False,
+    plan: Plan | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Run all four stages and return the merged model.
@@ -59,11 +61,13 @@ def prune(
     Args:
         model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`.
         data: `digits`, a folder, or a pair of loaders (training, test) of (image, label).
-        recipe: a recipe with a budget, or a budget alone, such as `blocks=9`.
+        recipe: a recipe with a budget, or a budget alone, such as `blocks=9`; only a `plan` can do
+            without.
         out: the run directory; called again with the same one, it continues a killed run.
         weights: safetensors file for a model given by name.
         device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
         fresh: start over, forgetting what is in `out`.
+        plan: prune these sites, without a search; the budget then counts for nothing.
         progress: where to report to.
 
     Raises:
@@ -71,9 +75,12 @@ def prune(
         MergeError: the merged model is not what was trained (a bug here, or weights with
             infinities); nothing was written.
     """
-    settings = recipe if isinstance(recipe, Recipe) else Recipe(budget=as_budget(recipe))
+    if recipe is None or isinstance(recipe, Recipe):
+        settings = recipe or Recipe()
+    else:
+        settings = Recipe(budget=as_budget(recipe))
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="updp-"))
-    job = make_job(model, data, settings, weights, device, progress)
+    job = make_job(model, data, settings, weights, device, progress, plan)
     run = Run(job, path, fresh="sites" if fresh else "")
     merged, plan, result = run.run()
     return Pruned(merged, plan, result, path)
@@ -93,20 +100,16 @@ def inspect(
     """
     settings, report = recipe or Recipe(), progress or Silent()
     target = as_device(device)
-    module = (load_model(model) if isinstance(model, str) else model).to(target)
+    module = load_model(model) if isinstance(model, str) else copy.deepcopy(model)
+    module = module.to(target).eval()
     shape = input_shape or settings.data.input_size or model_input_size(module)
     if shape is None:
         raise UserError("the model does not say what images it takes: pass an input size")
     num_outputs(module, shape)  # fails in one line on a wrong shape
-    modes = {m: m.training for m in module.modules()}
-    try:
-        findings = find(module.eval(), torch.randn(2, *shape, device=target))
-        wanted = selected(findings, settings.candidates.include, settings.candidates.exclude)
-        report.begin("timing candidates", len(wanted.sites))
-        offers, refused = choose(module, wanted, settings, target, report.advance)
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
+    findings = find(module, torch.randn(2, *shape, device=target))
+    wanted = selected(findings, settings.candidates.include, settings.candidates.exclude)
+    report.begin("timing candidates", len(wanted.sites))
+    offers, refused = choose(module, wanted, settings, target, report.advance)
     return Inspection(tuple(offers.values()), (*findings.unusable, *refused))
 
 
@@ -117,34 +120,30 @@ def make_job(
     weights: str | Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    plan: Plan | None = None,
 ) -> Job:
     """Load the model and open the data. Raises UserError."""
-    target = as_device(device)
-    size = recipe.data.input_size
+    target, size = as_device(device), recipe.data.input_size
     if isinstance(model, nn.Module):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
-        source, data_name = _open(data, size or model_input_size(model))
-        name = ""
+        module, name = model, ""
+        source = _open(data, size or model_input_size(model))
     else:
-        # Opened first without weights: data that disagree should not wait for them.
-        architecture = load_model(model, seed=recipe.seed)
-        source, data_name = _open(data, size or model_input_size(architecture))
-        file = None if weights is None else Path(weights)
-        classes = len(source.classes)
         name = model
-        module = load_model(model, weights=file, num_classes=classes, seed=recipe.seed)
-        return Job(
-            module,
-            name,
-            source,
-            data_name,
-            recipe,
-            target,
-            progress or Silent(),
-            "" if weights is None else str(weights),
-        )
-    return Job(model, name, source, data_name, recipe, target, progress or Silent())
+        source = _open(data, size or model_input_size(load_model(model, seed=recipe.seed)))
+        module = _trained(model, weights, len(source.classes), recipe.seed)
+    return Job(
+        module,
+        name,
+        source,
+        "" if isinstance(data, tuple) else str(data),
+        recipe,
+        target,
+        progress or Silent(),
+        "" if weights is None else str(weights),
+        plan,
+    )
 
 
 def as_budget(budget: Budget | str) -> Budget:
@@ -162,7 +161,20 @@ def as_device(name: str | None) -> torch.device:
     return device
 
 
-def _open(data: Data, size: tuple[int, int, int] | None) -> tuple[Source, str]:
+def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> nn.Module:
+    """The named model with as many classes as the data has, or as its weights have."""
+    file = None if weights is None else Path(weights)
+    try:
+        return load_model(name, weights=file, num_classes=classes, seed=seed)
+    except UserError:
+        try:  # weights for other classes: the run will say so, better than their keys do
+            return load_model(name, weights=file, seed=seed)
+        except UserError:
+            pass
+        raise
+
+
+def _open(data: Data, size: tuple[int, int, int] | None) -> Source:
     if isinstance(data, tuple):
-        return from_loaders(*data), ""
-    return open_source(str(data), input_size=size), str(data)
+        return from_loaders(*data)
+    return open_source(str(data), input_size=size)

@@ -12,6 +12,7 @@ from torch import nn
 from updp.engine.data import Source
 from updp.engine.progress import Progress
 from updp.models import hash_state
+from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.rundir import STAGES, versions
 
@@ -28,6 +29,7 @@ class Job:
     device: torch.device
     progress: Progress
     weights_name: str = ""
+    plan: Plan | None = None  # a given one, which takes the place of the search
 
     def description(self) -> dict[str, Any]:
         """For people, and for `updp.load`."""
@@ -57,9 +59,12 @@ class Job:
             "recipe": {"data": recipe["data"], "candidates": recipe["candidates"]},
         }
         keys = {"sites": key}
+        if self.plan is not None:  # its candidates are the supernet's
+            key = {**key, "plan": {"candidates": self.plan.candidates}}
         for name in STAGES[1:]:
-            key = {**key, "recipe": {**key["recipe"], name: recipe[name]}}
-            if name == "search":
+            if name != "search" or self.plan is None:
+                key = {**key, "recipe": {**key["recipe"], name: recipe[name]}}
+            if name == "search" and self.plan is None:
                 key["budget"] = str(self.recipe.budget)
             keys[name] = key
         return keys

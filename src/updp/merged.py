@@ -47,8 +47,7 @@ def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Modu
     model = copy.deepcopy(baseline).eval()
     device = next(model.parameters()).device
     findings = find(model, torch.zeros(2, *shape, device=device))
-    if missing := plan.choices.keys() - {site.name for site in findings.sites}:
-        raise UserError(f"the plan prunes {min(missing)!r}, which is no site of this model")
+    plan.check({site.name for site in findings.sites})
     candidates = {name: (from_json(data),) for name, data in plan.candidates.items()}
     net = Supernet(model, findings, candidates).eval()
     net.choose(plan.choices)

@@ -14,7 +14,7 @@ from updp import search as search_stage
 from updp import subnet as subnet_stage
 from updp import supernet as supernet_stage
 from updp.blocks import Findings, find
-from updp.candidates import Offer, choose, selected
+from updp.candidates import Offer, choose, from_json, selected
 from updp.engine.data import preprocess_for
 from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json, write_text
@@ -63,6 +63,8 @@ class Run:
         if fresh:
             if before := STAGES.index(fresh):
                 self.directory.claim(self.keys, STAGES[before - 1])
+                if self.recipe.budget and self.directory.is_done("sites"):
+                    self._check_budget()  # before anything is lost
             self.directory.clear(fresh)
         self.directory.claim(self.keys, last)
         self._net: Supernet | None = None
@@ -78,7 +80,9 @@ class Run:
 
     def sites(self) -> dict[str, Offer]:
         """Find and time what can be pruned; decided once per run, for clocks vary."""
-        self._stage("sites", self._find_sites)
+        if not self.directory.is_done("sites"):
+            findings = self._findings(self.baseline)  # a wrong glob raises; nothing is written yet
+            self._stage("sites", lambda folder: self._time_sites(folder, findings))
         rows = read_json(self.directory.stage("sites") / "sites.json")["sites"]
         if not rows:
             raise UserError(
@@ -98,18 +102,22 @@ class Run:
 
     def search(self) -> Plan:
         """Stage 2."""
+        self._need("search")
         self._check_budget()
         self._stage("search", self._search)
         return self.plan()
 
     def subnet(self) -> None:
         """Stage 3."""
+        self._need("subnet")
         choices = self.plan().choices
 
         def train(folder: Path) -> None:
-            net = self.net()
             if self.recipe.subnet.start == "supernet":
+                net = self.net()
                 self._load(net, "supernet")
+            else:
+                net = self._new_net()
             teacher = copy.deepcopy(self.baseline)
             subnet_stage.train(net, choices, teacher, self.feed, self.recipe, folder, self.progress)
 
@@ -117,13 +125,11 @@ class Run:
 
     def merge(self) -> tuple[nn.Module, Result]:
         """Stage 4, and the final table."""
-        self.plan()
+        self._need("merge")
         self._stage("merge", self._merge)
         self.directory.publish("search", "plan.json")
         self.directory.publish("merge", "model.safetensors", "result.json")
-        path = self.directory.path
-        result = Result.model_validate(read_json(path / "result.json"))
-        return load(path, self.baseline), result
+        return load(self.directory.path, self.baseline), self.result()
 
     def net(self) -> Supernet:
         """The run's supernet, calibrated; made once."""
@@ -138,6 +144,10 @@ class Run:
             raise UserError(f"'{self.directory.path}' has no plan yet: run `updp search` first")
         return Plan.from_json(path.read_text(), str(path))
 
+    def result(self) -> Result:
+        """The figures that stage 4 left."""
+        return Result.model_validate(read_json(self.directory.path / "result.json"))
+
     def costs(self) -> search_stage.Costs:
         """What the baseline costs, and what each site saves of it."""
         offers = self.sites()
@@ -149,12 +159,13 @@ class Run:
         return search_stage.Costs(baseline["ms"], baseline["macs"], sites)
 
     def _check_budget(self) -> None:
+        if self.job.plan is not None:
+            return  # which has met it
         if self.recipe.budget is None:
             raise UserError("no budget was given: say how much to prune, such as blocks=6")
         self.costs().check(self.recipe.budget)
 
-    def _find_sites(self, folder: Path) -> None:
-        findings = self._findings(self.baseline)
+    def _time_sites(self, folder: Path, findings: Findings) -> None:
         self.progress.begin("sites: timing candidates", len(findings.sites))
         offers, refused = choose(
             self.baseline, findings, self.recipe, self.job.device, self.progress.advance
@@ -174,6 +185,9 @@ class Run:
         write_json(folder / "sites.json", found)
 
     def _search(self, folder: Path) -> None:
+        if self.job.plan is not None:
+            write_text(folder / "plan.json", self.job.plan.to_json())
+            return
         net = self.net()
         self._load(net, "supernet")
         kind = self.recipe.search.score
@@ -216,8 +230,13 @@ class Run:
 
     def _new_net(self) -> Supernet:
         model = copy.deepcopy(self.baseline)
+        findings = self._findings(model)
         candidates = {name: (offer.candidate,) for name, offer in self.sites().items()}
-        net = Supernet(model, self._findings(model), candidates)
+        if self.job.plan is not None:
+            self.job.plan.check({site.name for site in findings.sites})
+            given = self.job.plan.candidates
+            candidates |= {name: (from_json(data),) for name, data in given.items()}
+        net = Supernet(model, findings, candidates)
         net.calibrate(torch.cat(self.feed.calibration()))
         return net
 
@@ -228,12 +247,14 @@ class Run:
         return selected(findings, settings.include, settings.exclude)
 
     def _load(self, net: Supernet, stage: str) -> None:
-        path = self.directory.stage(stage) / "weights.safetensors"
-        if not path.exists():
-            raise UserError(
-                f"'{self.directory.path}' has no {stage} weights yet: run `updp {stage}` first"
-            )
-        net.load_weights(read_tensors(path)[0])
+        net.load_weights(read_tensors(self.directory.stage(stage) / "weights.safetensors")[0])
+
+    def _need(self, stage: str) -> None:
+        for before in STAGES[1 : STAGES.index(stage)]:
+            if not self.directory.is_done(before):
+                raise UserError(
+                    f"'{self.directory.path}' has no {before} yet: run `updp {before}` first"
+                )
 
     def _stage(self, name: str, work: Callable[[Path], None]) -> None:
         if self.directory.is_done(name):

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from timm.optim import list_optimizers
 
 from updp.errors import UserError
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(_Part):
@@ -23,9 +32,7 @@ class Data(_Part):
     calibration: int = Field(256, ge=2, description="further ones kept for BatchNorm statistics")
     batch_size: int = Field(64, ge=2)
     shift: int | None = Field(None, ge=0, description="random shift, pixels; an eighth of the side")
-    flip: bool | None = Field(
-        None, description="mirror at random; colour images are"
-    )
+    flip: bool | None = Field(None, description="mirror at random; colour images are")
     workers: int = Field(0, ge=0)
     mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
     std: tuple[float, ...] | None = None
@@ -59,13 +66,21 @@ class Training(_Part):
     """An optimiser (timm's names) with warm-up and cosine decay."""
 
     epochs: float = Field(2, ge=0)
-    optimizer: str = "sgd"
+    optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
     lr: float = Field(0.01, gt=0)
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
     checkpoint_seconds: float = Field(20, gt=0)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in list_optimizers():
+            close = get_close_matches(name, list_optimizers()) or ["sgd", "adamw", "lamb"]
+            raise ValueError(f"timm has no such optimizer (but {', '.join(close)})")
+        return name
 
 
 class Supernet(Training):
@@ -99,8 +114,8 @@ class Subnet(Training):
 class Merge(_Part):
     """Stage 4: what rounding may cost, relative."""
 
-    tolerance_float32: float = 1e-5
-    tolerance_float64: float = 1e-12
+    tolerance_float32: float = Field(1e-5, gt=0)
+    tolerance_float64: float = Field(1e-12, gt=0)
 
 
 class Budget(_Part):
@@ -136,7 +151,7 @@ class Budget(_Part):
 class Recipe(_Part):
     """Everything that decides the outcome, besides the model and the data."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     budget: Budget | None = None
     data: Data = Data()
     candidates: Candidates = Candidates()

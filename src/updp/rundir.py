@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from updp.engine.files import read_json, write_bytes, write_json, write_text
+from updp.engine.files import TEMPORARY, read_json, write_bytes, write_json, write_text
 from updp.errors import UserError
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
@@ -49,8 +49,8 @@ class RunDirectory:
         (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def describe(self, description: Mapping[str, Any], recipe: str) -> None:
-        """Write `run.json`, once, and `recipe.yaml`."""
-        if not (self.path / "run.json").exists():
+        """Write `run.json`, once for every start from the beginning, and `recipe.yaml`."""
+        if not (self.is_done(STAGES[0]) and (self.path / "run.json").exists()):
             write_json(self.path / "run.json", description)
         write_text(self.path / "recipe.yaml", recipe)
 
@@ -61,13 +61,7 @@ class RunDirectory:
             UserError: the folder holds something else, or another run; the first difference is
                 named.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out '{self.path}' is a file: give a folder")
-        held = self.path.is_dir() and any(not f.name.startswith(".") for f in self.path.iterdir())
-        if held and not (self.path / "run.json").exists():
-            raise UserError(
-                f"--out '{self.path}' holds other files and no run: give a new or empty folder"
-            )
+        self._check_ours()
         for name in STAGES[: STAGES.index(last) + 1]:
             file = self.stage(name) / "key.json"
             if file.exists() and (difference := _difference(read_json(file), keys[name])):
@@ -80,6 +74,8 @@ class RunDirectory:
     def begin(self, name: str, key: Mapping[str, Any]) -> Path:
         """The stage's folder, with its key written."""
         folder = self.stage(name)
+        for torn in folder.glob(TEMPORARY):
+            torn.unlink()
         write_json(folder / "key.json", key)
         return folder
 
@@ -108,11 +104,26 @@ class RunDirectory:
             yield
 
     def clear(self, first: str) -> None:
-        """Forget the stages from `first` on, and the results."""
+        """Forget the stages from `first` on, and the results.
+
+        Raises UserError, and removes nothing, where the folder holds something else.
+        """
+        self._check_ours()
         for name in STAGES[STAGES.index(first) :]:
             shutil.rmtree(self.stage(name), ignore_errors=True)
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
+
+    def _check_ours(self) -> None:
+        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not there.is_dir():
+            raise UserError(f"--out '{self.path}': '{there}' is a file, give a folder")
+        if there != self.path or (self.path / "run.json").exists():
+            return
+        if any(not file.name.startswith(".") for file in self.path.iterdir()):
+            raise UserError(
+                f"--out '{self.path}' holds other files and no run: give a new or empty folder"
+            )
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from updp.cli.options import (
     Mean,
     ModelOption,
     Out,
+    PlanFile,
     RecipeFile,
     Set,
     Size,
@@ -28,8 +29,10 @@ from updp.cli.options import (
 )
 from updp.cli.progress import Bars
 from updp.cli.tables import print_inspection, print_result
-from updp.errors import MergeError, UserError
+from updp.engine.files import read_json
+from updp.errors import MergeError, UserError, reason
 from updp.pipeline import Run
+from updp.plan import Plan
 
 app = typer.Typer(
     name="updp",
@@ -77,59 +80,38 @@ def inspect(
         print_inspection(console, found, chosen.measure.batch_size)
 
 
-@app.command()
-def prune(
-    model: ModelOption = None,
-    data: DataOption = None,
-    budget: Budget = None,
-    out: Out = Path("runs/latest"),
-    weights: Weights = None,
-    recipe: RecipeFile = None,
-    settings: Set = None,
-    input_size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
-    device: Device = None,
-    fresh: Fresh = False,
-) -> None:
-    """Run all four stages: a trained model in, a faster plain model out.
-
-    The same command continues a run that was killed.
-    """
-    chosen = settle(recipe, budget, settings, out, input_size, mean, std)
-    with Bars(console) as bars:
-        job = api.make_job(*_names(model, data, out), chosen, _weights(weights, out), device, bars)
-        run = Run(job, out, fresh="sites" if fresh else "")
-        _, plan, result = run.run()
-    print_result(console, result, plan, out)
-
-
-def _stage(name: str, text: str) -> None:
-    """Add the command of one stage."""
+def _add(name: str, text: str) -> None:
+    """Add the command that runs one stage, or with `prune` all four."""
 
     def command(
-        out: Out = Path("runs/latest"),
         model: ModelOption = None,
         data: DataOption = None,
         budget: Budget = None,
+        out: Out = Path("runs/latest"),
         weights: Weights = None,
         recipe: RecipeFile = None,
         settings: Set = None,
+        plan: PlanFile = None,
         input_size: Size = None,
         mean: Mean = None,
         std: Std = None,
         device: Device = None,
         fresh: Fresh = False,
     ) -> None:
-        chosen = settle(recipe, budget, settings, out, input_size, mean, std)
+        everything = name == "prune"
+        # Starting over from the beginning forgets the recipe too.
+        kept = None if everything and fresh else out
+        chosen = settle(recipe, budget, settings, kept, input_size, mean, std)
+        first, last = ("sites", "merge") if everything else (name, name)
         with Bars(console) as bars:
+            names = _about(out, "model", model), _about(out, "data", data)
             job = api.make_job(
-                *_names(model, data, out), chosen, _weights(weights, out), device, bars
+                *names, chosen, _weights(weights, out, model), device, bars, _plan(plan)
             )
-            run = Run(job, out, last=name, fresh=name if fresh else "")
-            outcome = getattr(run, name)()
-        if name == "merge":
-            print_result(console, outcome[1], run.plan(), out)
+            run = Run(job, out, last=last, fresh=first if fresh else "")
+            (run.run if everything else getattr(run, name))()
+        if last == "merge":
+            print_result(console, run.result(), run.plan(), out)
         else:
             console.print(f"{name}: done, in {run.directory.stage(name)}")
 
@@ -137,29 +119,46 @@ def _stage(name: str, text: str) -> None:
     app.command(name)(command)
 
 
-_stage("supernet", "Stage 1: train baseline and pruned forms together, by the sandwich rule.")
-_stage("search", "Stage 2: find the plan that keeps most accuracy at the budget.")
-_stage("subnet", "Stage 3: train the plan's subnet progressively, lambda from 0 to 1.")
-_stage("merge", "Stage 4: merge, prove it exact, and write the plain model.")
+_add(
+    "prune",
+    "Run all four stages: a trained model in, a faster plain model out.\n\n"
+    "The same command continues a run that was killed.",
+)
+_add("supernet", "Stage 1: train baseline and pruned forms together, by the sandwich rule.")
+_add("search", "Stage 2: find the plan that keeps most accuracy at the budget.")
+_add("subnet", "Stage 3: train the plan's subnet progressively, lambda from 0 to 1.")
+_add("merge", "Stage 4: merge, prove it exact, and write the plain model.")
+
+
+def _plan(file: Path | None) -> Plan | None:
+    if file is None:
+        return None
+    try:
+        return Plan.from_json(file.read_text(), str(file))
+    except OSError as error:
+        raise UserError(f"plan '{file}' cannot be read: {reason(error)}") from error
 
 
 def _about(out: Path, name: str, given: str | None) -> str:
     """An option, or what the run in `out` was begun with."""
     if given is not None:
         return given
-    file = out / "run.json"
-    known = json.loads(file.read_text()).get(name) if file.exists() else None
-    if not known:
+    if not (known := _known(out).get(name)):
         raise UserError(f"--{name} is missing: give it, or an --out that holds a run")
     return str(known)
 
 
-def _names(model: str | None, data: str | None, out: Path) -> tuple[str, str]:
-    return _about(out, "model", model), _about(out, "data", data)
-
-
-def _weights(given: str | None, out: Path) -> str | None:
+def _known(out: Path) -> dict[str, Any]:
     file = out / "run.json"
-    if given is not None or not file.exists():
+    try:
+        known = read_json(file) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"'{file}' is not a run's: {reason(error)}") from error
+    return known if isinstance(known, dict) else {}
+
+
+def _weights(given: str | None, out: Path, model: str | None) -> str | None:
+    known = _known(out)
+    if given is not None or model not in (None, known.get("model")):
         return given
-    return json.loads(file.read_text()).get("weights") or None
+    return known.get("weights") or None

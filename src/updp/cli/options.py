@@ -25,6 +25,10 @@ Budget = Annotated[
 Out = Annotated[Path, typer.Option(help="Run directory.")]
 Weights = Annotated[str | None, typer.Option(help="Safetensors file with the model's weights.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file.")]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", help="A plan.json to take instead of searching; needs no budget."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a field of the recipe: subnet.epochs=20. Repeatable."),
@@ -70,7 +74,6 @@ def settle(
 
 def _numbers(text: str, separator: str, example: str) -> list[float]:
     try:
-        values = [float(part) for part in text.split(separator)]
+        return [int(part) if separator == "x" else float(part) for part in text.split(separator)]
     except ValueError as error:
         raise UserError(f"{text!r} is not understood: write it as {example}") from error
-    return [int(v) for v in values] if separator == "x" else values

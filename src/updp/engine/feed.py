@@ -72,8 +72,9 @@ class Feed:
             epoch, start = epoch + 1, 0
 
     def calibration(self) -> list[Tensor]:
-        """Batches (N, C, H, W) for statistics."""
-        return [images for images, _ in self._fixed(self._calibration)]
+        """Batches (N, C, H, W) for statistics, of one size: a last one of 1 image has none."""
+        parts = [images for images, _ in self._fixed(self._calibration)]
+        return list(torch.cat(parts).tensor_split(len(parts)))
 
     def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images and labels for scores."""

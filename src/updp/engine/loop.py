@@ -7,6 +7,7 @@ step. A run continued from its checkpoint therefore ends bit by bit as one that 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from updp import recipe as recipes
 from updp.engine.feed import Feed, mix
 from updp.engine.files import Figures, read_tensors, write_tensors
 from updp.engine.progress import Progress
+from updp.errors import UserError
 from updp.rewrite import Supernet
 
 # Given images (N, C, H, W), labels (N,), the step's number and the number of steps, run forward
@@ -73,6 +75,11 @@ def train(
         optimizer.zero_grad()
         row = step_function(images, labels, step, total)
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        if not math.isfinite(norm):
+            raise UserError(
+                f"{folder.name} training broke down at step {step + 1}: a gradient is {norm:.0f}; "
+                f"lower {folder.name}.lr={recipe.lr} (and --fresh)"
+            )
         optimizer.step()
         if step % 10 == 0 or step == total - 1:
             rate = optimizer.param_groups[0]["lr"]

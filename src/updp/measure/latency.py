@@ -49,6 +49,11 @@ class Latency:
         """Whether it beats the first function beyond the noise: the quartiles lie above 1."""
         return self.speedup.low > 1
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the quartiles lie on both sides of 1."""
+        return self.speedup.low <= 1 < self.speedup.high
+
 
 def compare(
     functions: Mapping[str, Callable[[], object]], *, rounds: int = 11, round_seconds: float = 0.02

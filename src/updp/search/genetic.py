@@ -7,6 +7,7 @@ Pareto front; the best score on it is the result, as all plans meet the budget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class _Memory:
 
     def __init__(self, score: Score, costs: Costs, log: Figures) -> None:
         self.score, self.costs, self.log = score, costs, log
+        log.keep(lambda row: True)  # without what a kill tore
         self.known = {
             tuple(row["sites"]): Evaluated(tuple(row["sites"]), row["score"], row["top1"])
             for row in log.rows()
@@ -46,6 +48,7 @@ class _Memory:
     def __call__(self, sites: tuple[str, ...]) -> Evaluated:
         if sites not in self.known:
             score, top1 = self.score({name: self.costs.sites[name].label for name in sites})
+            score = math.inf if math.isnan(score) else score  # its logits are no numbers
             self.known[sites] = Evaluated(sites, score, top1)
             ms = self.costs.latency(sites)
             self.log.add(sites=sites, score=score, top1=top1, predicted_ms=ms)

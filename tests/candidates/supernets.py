@@ -1,0 +1,85 @@
+"""A family's supernet with candidates of one kind, and what to compare it with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from tests.families import FAMILIES, Family, Net, images, network, randomise
+from updp.blocks import Findings, Site, find
+from updp.candidates import Candidate, propose
+from updp.rewrite import Supernet
+
+KINDS: dict[str, Callable[[Site], Iterable[Candidate]]] = {
+    "inherit": propose,
+    "inherit-bare": partial(propose, end_activation=False),
+    "inherit-linearised": partial(propose, linearise=True),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`net` and `base` are in evaluation, its candidates' norms are random."""
+
+    family: Family
+    base: Net
+    findings: Findings
+    candidates: dict[str, list[Candidate]]
+    net: Supernet
+    images: Tensor
+
+    @cached_property
+    def double(self) -> tuple[Supernet, Net, Tensor]:
+        """All in float64."""
+        net, base = copy.deepcopy(self.net), copy.deepcopy(self.base)
+        return net.double(), base.double(), self.images.double()
+
+
+@contextmanager
+def restored(*modules: nn.Module) -> Iterator[None]:
+    """Whatever happens to modes, tensors and gradients meanwhile is taken back."""
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    values = [t.detach().clone() for t in tensors]
+    try:
+        yield
+    finally:
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.data.copy_(value)
+            tensor.grad = None
+        for module in modules:
+            module.eval()
+
+
+def case(kind: str, family: str) -> Case:
+    model, x = network(family), images()
+    base = copy.deepcopy(model)
+    findings = find(model, x)
+    candidates = {s.name: list(KINDS[kind](s)) for s in findings.sites}
+    net = Supernet(model, findings, candidates).eval()
+    for switch in net.switches.values():
+        randomise(switch.forms)
+    return Case(FAMILIES[family], base, findings, candidates, net, x)
+
+
+def choices(net: Supernet) -> Iterator[dict[str, str]]:
+    """Every candidate once, at all sites together."""
+    for i in range(max(len(s.labels) for s in net.switches.values())):
+        yield {n: s.labels[min(i, len(s.labels) - 1)] for n, s in net.switches.items()}
+
+
+def features(model: nn.Module, x: Tensor) -> Tensor:
+    """The last map (N, C, H, W) of a family's network, plain or within a supernet."""
+    inner = model.model if isinstance(model, Supernet) else model
+    assert isinstance(inner, Net)
+    return inner.features(x)
+
+
+def merge(net: Supernet, choice: dict[str, str], dtype: torch.dtype = torch.float32) -> nn.Module:
+    net.choose(choice)
+    return net.merged(dtype)

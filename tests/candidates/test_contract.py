@@ -1,0 +1,250 @@
+"""What holds for every candidate of every kind on every family of blocks."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from tests.candidates.supernets import KINDS, Case, case, choices, features, merge, restored
+from tests.families import FAMILIES, error, ring
+from updp.blocks import to_layout
+from updp.blocks.extract import extract
+from updp.candidates import from_json
+from updp.rewrite import GATES, Supernet
+
+EXACT = 1e-12
+
+
+CASES = [
+    (kind, name)
+    for kind, (name, family) in product(KINDS, FAMILIES.items())
+    if kind != "inherit-bare" or not family.post  # it differs only where no activation ends a block
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def made(request: pytest.FixtureRequest) -> Case:
+    return case(*request.param)
+
+
+def test_every_site_has_candidates_with_unique_labels(made: Case) -> None:
+    assert [s.name for s in made.findings.sites] == list(made.family.sites)
+    for options in made.candidates.values():
+        labels = [c.label for c in options]
+        assert labels
+        assert len(set(labels)) == len(labels)
+
+
+def test_json_round_trip_gives_an_equal_candidate(made: Case) -> None:
+    for options in made.candidates.values():
+        for candidate in options:
+            assert from_json(json.loads(json.dumps(candidate.to_json()))) == candidate
+
+
+def test_macs_are_those_of_the_merged_operators(made: Case) -> None:
+    for site in made.findings.sites:
+        for candidate in made.candidates[site.name]:
+            _, *size = site.shape_in
+            channels = size.pop(0 if site.branch.layout_in == "first" else -1)
+            height, width = size if len(size) == 2 else (size[0], 1)
+            merged = made.net.switches[site.name].form(candidate.label).merged()
+            assert merged.operators[0].in_channels == channels
+            total = 0
+            for operator in merged.operators:
+                total += operator.macs(height, width)
+                height, width = operator.output_size(height, width)
+            assert candidate.macs(site) == total, (site.name, candidate.label)
+
+
+def test_keep_is_the_baseline(made: Case) -> None:
+    net, base, x = made.net, made.base, made.images
+    net.choose({})
+    for training in (False, True):
+        with restored(net, base):
+            with seeded(3):
+                expected = base.train(training)(x)
+            with seeded(3):
+                assert torch.equal(net.train(training)(x), expected)
+            for name, buffer in base.named_buffers():
+                assert torch.equal(net.weights()[f"model.{name}"], buffer), name
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_lambda_0_is_the_baseline(made: Case, gate: str) -> None:
+    net, base, x = made.double
+    for choice in choices(net):
+        net.choose(choice)
+        net.set_progress(0.0, gate)
+        assert error(features(net, x), features(base, x)) <= EXACT, choice
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_lambda_0_is_the_baseline_in_training(made: Case, gate: str) -> None:
+    """Up to the noise of drop path, which a pruned block does not have."""
+    net, base, x = made.double
+    with restored(net, base):
+        net.train()
+        base.train()
+        for choice in choices(net):
+            net.choose(choice)
+            net.set_progress(0.0, gate)
+            with seeded(3), without_noise(net, base, only=gate == "anneal"):
+                expected = features(base, x)
+            with seeded(3), without_noise(net, base, only=gate == "anneal"):
+                assert error(features(net, x), expected) <= EXACT, choice
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_lambda_reaches_1_without_a_step(made: Case, gate: str) -> None:
+    net, base, x = made.double
+    for choice in choices(net):
+        net.choose(choice)
+        net.set_progress(1.0, gate)
+        end = features(net, x)
+        net.set_progress(1 - 1e-9, gate)
+        assert error(features(net, x), end) <= 1e-7, choice
+        assert error(end, features(base, x)) > 1e-3, choice
+
+
+def test_gradients_reach_the_shared_weights_and_the_norms(made: Case) -> None:
+    net, x = made.net, made.images
+    ways = [("blend", 1.0), ("blend", 0.5), ("anneal", 0.5)]
+    with restored(net):
+        net.train()
+        for choice, (gate, progress) in product(choices(net), ways):
+            net.choose(choice)
+            net.set_progress(progress, gate)
+            net.zero_grad()
+            net(x).square().sum().backward()
+            for name, label in choice.items():
+                shared = [s.module.weight for s in net.sites[name].branch.linears]
+                for parameter in (*shared, net.switches[name].form(label).end_norm.weight):
+                    assert parameter.grad is not None, (name, label, gate)
+                    assert parameter.grad.isfinite().all()
+                    assert parameter.grad.any(), (name, label, gate)
+
+
+def test_forms_own_nothing_but_their_norms(made: Case) -> None:
+    base = {id(t) for b in made.net._originals.values() for t in (*b.parameters(), *b.buffers())}
+    for switch in made.net.switches.values():
+        for form in switch.forms:
+            kinds = {type(m).__name__ for m in form.modules() if not any(m.children())}
+            assert kinds <= {"ChannelNorm", "ModuleList"}
+            own = [*form.parameters(), *form.state_dict(keep_vars=True).values()]
+            assert own
+            assert not base & {id(t) for t in own}
+
+
+def test_merged_is_exact_with_its_border(made: Case) -> None:
+    net64, _, x64 = made.double
+    for choice in choices(made.net):
+        for net, x, tolerance in ((net64, x64, EXACT), (made.net, made.images, 1e-5)):
+            net.choose(choice)
+            net.set_progress(1.0)
+            with torch.no_grad():
+                merged = merge(made.net, choice, x.dtype)
+                actual, expected = features(merged, x), features(net, x)
+                assert error(merged(x), net(x)) <= tolerance, choice
+            assert error(actual, expected) <= tolerance, choice
+            assert error(ring(actual), ring(expected)) <= tolerance, choice
+
+
+def test_merged_holds_ordinary_modules_only(made: Case) -> None:
+    for choice in choices(made.net):
+        merged = merge(made.net, choice)
+        assert not merged.training
+        for path in made.net.pruned_blocks():
+            block = merged.get_submodule(path)
+            assert type(block).__name__ == type(made.base.get_submodule(path)).__name__
+            assert isinstance(block, fx.GraphModule)
+            for module in block.modules():
+                assert not type(module).__module__.startswith("updp")
+                assert not isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for node in block.graph.nodes:
+                assert not getattr(node.target, "__module__", "").startswith("updp"), node
+
+
+def test_merged_can_be_copied_and_switched_between_modes(made: Case) -> None:
+    *_, choice = choices(made.net)
+    merged = merge(made.net, choice)
+    assert torch.equal(copy.deepcopy(merged).train().eval()(made.images), merged(made.images))
+
+
+def test_calibrated_norms_know_what_they_see(made: Case) -> None:
+    """Their statistics are those of their input, and the last one is a least-squares line."""
+    net, _, x = made.double
+    with torch.no_grad(), restored(net):
+        net.set_progress(1.0)
+        net.calibrate(x)
+        for name, switch in net.switches.items():
+            for label in switch.labels:
+                net.choose({name: label})
+                seen = _inputs(net, name, label, x)
+                form = switch.form(label)
+                norms = [*form.norms, form.end_norm]
+                assert len(seen) == len(norms) + 1
+                for norm, (rows, _) in zip(norms, seen[1:], strict=True):
+                    assert error(norm.running_mean, rows.mean(0)) <= 1e-9
+                    assert error(norm.running_var, rows.var(0, unbiased=False)) <= 1e-9
+                rows, line = seen[-1]
+                left = _before_activation(net, name, seen[0][0]) - line
+                centred = rows - rows.mean(0)
+                scale = left.norm(dim=0) * centred.norm(dim=0)
+                assert (left.mean(0).abs() <= 1e-9 * line.abs().max()).all()
+                assert ((left * centred).sum(0).abs() <= 1e-6 * scale + 1e-9).all()
+
+
+def _inputs(net: Supernet, name: str, label: str, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The site's input, then each norm's input and output as rows, in the form's order."""
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    form = net.switches[name].form(label)
+    modules = [net.switches[name], *form.norms, form.end_norm]
+
+    def hook(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+        seen[module] = args[0].clone(), out.clone()
+
+    handles = [m.register_forward_hook(hook) for m in modules]
+    net(x)
+    for handle in handles:
+        handle.remove()
+    layout = net.sites[name].branch.layout
+    site, *norms = (seen[m] for m in modules)
+    return [site, *((_rows(a, layout), _rows(b, layout)) for a, b in norms)]
+
+
+def _before_activation(net: Supernet, name: str, x: Tensor) -> Tensor:
+    site, block = net.sites[name], net._originals[net.sites[name].block]
+    end = site.region.add or site.region.exit
+    y = extract(block, net._graphs[site.block], site.region.entry, end)(x.clone())
+    if y.ndim == 4:
+        y = to_layout(y, site.branch.layout_out, site.branch.layout)
+    return _rows(y, site.branch.layout)
+
+
+def _rows(x: Tensor, layout: str) -> Tensor:
+    return (x.movedim(1, -1) if layout == "first" else x).flatten(0, -2)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def without_noise(*modules: nn.Module, only: bool) -> Iterator[None]:
+    noisy = [m for module in modules for m in module.modules() if hasattr(m, "p") and only]
+    before = [m.p for m in noisy]
+    for module in noisy:
+        module.p = 0.0
+    yield
+    for module, p in zip(noisy, before, strict=True):
+        module.p = p

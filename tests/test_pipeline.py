@@ -1,0 +1,239 @@
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+from updp import MergeError, UserError
+from updp.api import make_job
+from updp.engine.files import read_json, read_tensors
+from updp.pipeline import Run
+from updp.recipe import Recipe
+from updp.rewrite import Supernet
+
+pytestmark = pytest.mark.usefixtures("fixed_clock")
+
+RESULTS = ("plan.json", "model.safetensors")
+
+
+def results(out: Path) -> list[bytes]:
+    return [(out / name).read_bytes() for name in RESULTS]
+
+
+def make_run(spec: str, recipe: Recipe, out: Path, last: str = "merge", fresh: str = "") -> Run:
+    return Run(make_job(spec, "digits", recipe), out, last=last, fresh=fresh)
+
+
+def test_a_run_leaves_all_that_its_directory_promises(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir() if not path.name.startswith(".")} == {
+        *("run.json", "recipe.yaml", "plan.json", "model.safetensors", "result.json"),
+        *("sites", "supernet", "search", "subnet", "merge"),
+    }
+    for stage in ("sites", "supernet", "search", "subnet", "merge"):
+        assert (finished / stage / "done.json").exists()
+        assert not (finished / stage / "checkpoint.safetensors").exists()
+    assert not list(finished.rglob("*.tmp"))
+    plan = read_json(finished / "plan.json")
+    assert len(plan["choices"]) == 2
+    assert plan["candidates"].keys() == plan["choices"].keys()
+    assert plan["budget"] == "blocks=2"
+
+
+def test_the_result_is_about_the_plan(finished: Path) -> None:
+    result = read_json(finished / "result.json")
+    # A 3x3 and a 3x3 of 6 channels on 4x4 pixels became one 5x5 without norms, twice.
+    saved = 2 * (2 * 9 - 25) * 36 * 16
+    assert result["baseline"]["macs"] - result["merged"]["macs"] == saved or (
+        # or one 3x3
+        result["baseline"]["macs"] - result["merged"]["macs"] == 2 * 9 * 36 * 16
+    )
+    assert result["test_images"] == 500
+    stages = result["top1_by_stage"]
+    assert list(stages) == ["baseline", "after search", "after subnet training", "merged"]
+    assert stages["merged"] == result["merged"]["top1"]
+    assert result["merge_error"]["float64"] <= 1e-12
+
+
+def test_the_recipe_in_the_directory_gives_the_same_run(finished: Path, tmp_path: Path) -> None:
+    spec = read_json(finished / "run.json")["model"]
+    recipe = Recipe.load(finished / "recipe.yaml")
+    assert recipe == tiny.make_recipe()
+    make_run(spec, recipe, tmp_path / "again").run()
+    assert results(tmp_path / "again") == results(finished)
+
+
+def test_stages_in_one_process_and_apart_are_the_same(tiny_model: str, tmp_path: Path) -> None:
+    # From the baseline, so that nothing may be left over from the supernet; see also tests/cli.
+    recipe = tiny.make_recipe().updated("subnet.start=baseline")
+    make_run(tiny_model, recipe, tmp_path / "together").run()
+    for stage in ("supernet", "search", "subnet", "merge"):
+        getattr(make_run(tiny_model, recipe, tmp_path / "apart", last=stage), stage)()
+    assert results(tmp_path / "apart") == results(tmp_path / "together")
+
+
+def test_no_stage_does_its_work_twice(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    before = tiny.contents(out)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it was done before")
+
+    pipeline = importlib.import_module("updp.pipeline")
+    for module, name in (
+        (pipeline, "choose"),
+        (pipeline.supernet_stage, "train"),
+        (pipeline.search_stage, "search"),
+        (pipeline.subnet_stage, "train"),
+        (pipeline.merge_stage, "merge"),
+        (pipeline, "make_result"),
+    ):
+        monkeypatch.setattr(module, name, refuse)
+    spec = read_json(out / "run.json")["model"]
+    model, plan, result = make_run(spec, tiny.make_recipe(), out).run()
+    assert tiny.contents(out) == before
+    assert list(plan.choices) == list(read_json(out / "plan.json")["choices"])
+    saved, _ = read_tensors(out / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+    assert result.test_images == 500
+
+
+def test_results_that_were_removed_come_back(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    before = tiny.contents(out)
+    for name in (*RESULTS, "result.json"):
+        (out / name).unlink()
+    make_run(read_json(out / "run.json")["model"], tiny.make_recipe(), out).run()
+    assert tiny.contents(out) == before
+
+
+def test_the_measured_sites_decide_and_how_they_were_measured_does_not(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    recipe = tiny.make_recipe().updated("measure.rounds=5")
+    make_run(read_json(out / "run.json")["model"], recipe, out).run()
+    assert results(out) == results(finished)
+
+
+def test_start_over_from_one_stage(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    spec = read_json(out / "run.json")["model"]
+    kept = {name: (out / name).stat().st_ino for name in ("supernet/done.json", "sites/sites.json")}
+    recipe = tiny.make_recipe(budget={"blocks": 3})
+    with pytest.raises(UserError, match="budget is 'blocks=2' there and 'blocks=3' here"):
+        make_run(spec, recipe, out, last="search")
+    make_run(spec, recipe, out, last="search", fresh="search").search()
+    assert kept == {name: (out / name).stat().st_ino for name in kept}
+    assert not (out / "subnet").exists()
+    assert not (out / "merge").exists()
+    assert not any((out / name).exists() for name in RESULTS)
+    make_run(spec, recipe, out).run()
+    assert len(read_json(out / "plan.json")["choices"]) == 3
+
+
+def test_start_over_with_another_model(finished: Path, tmp_path: Path) -> None:
+    from updp import load
+
+    out = shutil.copytree(finished, tmp_path / "run")
+    spec = tiny.write_model(tmp_path).replace(":tiny", ":tokens")
+    make_run(spec, tiny.make_recipe(), out, fresh="sites").run()
+    assert read_json(out / "run.json")["model"] == spec
+    assert type(load(out)).__name__ == "Tokens"
+
+
+@pytest.mark.parametrize("fresh", ["sites", "search"])
+def test_starting_over_never_removes_what_is_not_a_run(
+    fresh: str, tiny_model: str, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "project"
+    for name in ("search/engine.py", "merge/notes.txt", "model.safetensors"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("years of work")
+    with pytest.raises(UserError, match="holds other files and no run"):
+        make_run(tiny_model, tiny_recipe, out, fresh=fresh)
+    assert len(tiny.contents(out)) == 3
+
+
+def test_starting_over_with_a_budget_out_of_reach_removes_nothing(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    before = tiny.contents(out)
+    recipe = tiny.make_recipe(budget={"blocks": 9})
+    spec = read_json(out / "run.json")["model"]
+    with pytest.raises(UserError, match="more than the 4 sites"):
+        make_run(spec, recipe, out, last="search", fresh="search")
+    assert tiny.contents(out) == before
+
+
+def test_a_wrong_glob_leaves_no_trace(tiny_model: str, tmp_path: Path) -> None:
+    recipe = tiny.make_recipe(candidates={"include": ["layer*"]})
+    with pytest.raises(UserError, match=r"'layer\*' matches no site"):
+        make_run(tiny_model, recipe, tmp_path / "run").run()
+    # The same command, put right, is no "other run".
+    recipe = tiny.make_recipe(candidates={"include": ["blocks.*"], "exclude": ["blocks.0"]})
+    run = make_run(tiny_model, recipe, tmp_path / "run")
+    assert list(run.sites()) == ["blocks.1", "blocks.2", "blocks.3"]
+
+
+def test_a_model_without_blocks(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    spec = tiny.write_model(tmp_path).replace(":tiny", ":plain")
+    with pytest.raises(UserError, match="no block that can be pruned"):
+        make_run(spec, tiny_recipe, tmp_path / "run").run()
+
+
+def test_a_stage_without_its_predecessor_leaves_no_trace(
+    tiny_model: str, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    make_run(tiny_model, tiny_recipe, out, last="supernet").supernet()
+    before = tiny.contents(out)
+    for stage, first in (("subnet", "search"), ("merge", "search")):
+        with pytest.raises(UserError, match=f"run `updp {first}` first"):
+            getattr(make_run(tiny_model, tiny_recipe, out, last=stage), stage)()
+    assert tiny.contents(out) == before
+
+
+def test_a_merge_that_is_wrong_writes_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    exact = Supernet.merged
+
+    def tampered(net: Supernet, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+        model = exact(net, dtype)
+        with torch.no_grad():
+            model.get_parameter("head.bias")[0] += 1e-3
+        return model
+
+    spec = read_json(out / "run.json")["model"]
+    monkeypatch.setattr(Supernet, "merged", tampered)
+    run = make_run(spec, tiny.make_recipe(), out, fresh="merge")
+    with pytest.raises(MergeError, match="merged model differs from what was trained"):
+        run.merge()
+    assert not (out / "model.safetensors").exists()
+    assert not (out / "result.json").exists()
+    assert not list((out / "merge").glob("*.safetensors"))
+    monkeypatch.undo()
+    tiny.fix_clock(monkeypatch)
+    make_run(spec, tiny.make_recipe(), out).merge()
+    assert results(out) == results(finished)
+
+
+def test_training_that_diverges_says_so(tiny_model: str, tmp_path: Path) -> None:
+    recipe = tiny.make_recipe(supernet={"epochs": 0.3, "lr": 1e30})
+    run = make_run(tiny_model, recipe, tmp_path / "run")
+    with pytest.raises(UserError, match=r"supernet training broke down .* lower supernet\.lr"):
+        run.run()
+
+
+def test_every_file_of_a_run_can_be_read_without_us(finished: Path) -> None:
+    for path in finished.rglob("*.json"):
+        json.loads(path.read_text())
+    for path in finished.rglob("*.jsonl"):
+        assert all(json.loads(line) for line in path.read_text().splitlines())
