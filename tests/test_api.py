@@ -41,9 +41,7 @@ def outputs_elsewhere(out: Path, spec: str, x: Tensor, tmp_path: Path) -> Tensor
     return torch.load(tmp_path / "outputs.pt")
 
 
-def test_a_module_and_loaders(
-    tiny_model: str, tiny_recipe: updp.Recipe, tmp_path: Path
-) -> None:
+def test_a_module_and_loaders(tiny_model: str, tiny_recipe: updp.Recipe, tmp_path: Path) -> None:
     model = load_model(tiny_model, seed=1).train()
     model.blocks[1].eval()
     state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
@@ -67,20 +65,20 @@ def test_a_module_and_loaders(
         updp.load(pruned.out)
 
 
-def test_names_and_a_budget_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: updp.Recipe
-) -> None:
+def test_names(tmp_path: Path, tiny_recipe: updp.Recipe) -> None:
     spec = tiny.write_model(tmp_path).replace(":tiny", ":tokens")
-    # The defaults want more images than the digits' half can give and train for long.
-    import updp.api
-
-    monkeypatch.setattr(updp.api, "Recipe", lambda budget: tiny_recipe.updated(f"budget={{{budget}}}".replace("=", ": ").replace("budget: ", "budget=")))
-    pruned = updp.prune(spec, "digits", "blocks=1", out=tmp_path / "run")
-    assert len(pruned.plan) == 1
+    pruned = updp.prune(spec, "digits", tiny_recipe, out=tmp_path / "run")
     x = torch.randn(5, 1, 8, 8)
     with torch.no_grad():
         expected = pruned.model(x)
     assert torch.equal(outputs_elsewhere(pruned.out, "", x, tmp_path), expected)
+
+
+def test_a_budget_alone_is_the_default_recipe(tiny_model: str) -> None:
+    with pytest.raises(UserError, match=r"held_out=500 .* half of the 1297 training images"):
+        updp.prune(tiny_model, "digits", "blocks=1")
+    with pytest.raises(UserError, match="budget 'blocks=many' is not understood"):
+        updp.prune(tiny_model, "digits", "blocks=many")
 
 
 def test_the_merged_model_is_plain(finished: Path) -> None:

@@ -11,6 +11,7 @@ from updp import MergeError, UserError
 from updp.api import make_job
 from updp.engine.files import read_json, read_tensors
 from updp.pipeline import Run
+from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.rewrite import Supernet
 
@@ -237,3 +238,25 @@ def test_every_file_of_a_run_can_be_read_without_us(finished: Path) -> None:
         json.loads(path.read_text())
     for path in finished.rglob("*.jsonl"):
         assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_given_plan_takes_the_place_of_the_search(finished: Path, tmp_path: Path) -> None:
+    plan = Plan.from_json((finished / "plan.json").read_text())
+    spec = read_json(finished / "run.json")["model"]
+    recipe = tiny.make_recipe().model_copy(update={"budget": None})
+    job = make_job(spec, "digits", recipe, plan=plan)
+    _, taken, _ = Run(job, tmp_path / "run").run()
+    assert taken == plan
+    assert not (tmp_path / "run" / "search" / "study.db").exists()
+    assert results(tmp_path / "run") == results(finished)
+
+
+def test_a_given_plan_that_does_not_fit(finished: Path, tmp_path: Path) -> None:
+    plan = Plan.from_json((finished / "plan.json").read_text())
+    spec = read_json(finished / "run.json")["model"].replace(":tiny", ":five")
+    tokens = spec.replace(":five", ":tokens")
+    text = plan.to_json().replace("blocks.3", "blocks.7").replace("blocks.0", "blocks.7")
+    job = make_job(tokens, "digits", tiny.make_recipe(), plan=Plan.from_json(text))
+    with pytest.raises(UserError, match=r"the plan prunes 'blocks\.\d', which is no site"):
+        Run(job, tmp_path / "run").run()
+    assert not (tmp_path / "run" / "supernet").exists()

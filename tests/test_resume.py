@@ -3,14 +3,13 @@
 import os
 import signal
 import time
-from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
-from updp.engine.files import Figures, read_json
+from updp.engine.files import Figures
 
 STAGES = ("supernet", "search", "subnet", "merge")
 # What tells that a stage is well under way.
@@ -124,17 +123,3 @@ def test_two_processes_do_not_share_a_directory(
     assert outcome.err == (
         f"updp: another process is at work in '{out}': wait for it, or give another folder\n"
     )
-
-
-def test_a_killed_process_lets_go_of_its_directory(whole: Path, tmp_path: Path) -> None:
-    command = arguments(whole.parent, out := tmp_path / "run")
-    process = tiny.start(kill_at, 12, *command)
-    process.join()
-    assert process.exitcode == KILLED
-    assert read_json(out / "sites" / "done.json") == {}
-    with suppress(SystemExit):
-        tiny.fresh(kill_elsewhere, *command)
-
-
-def kill_elsewhere(*command: str) -> None:
-    tiny.prune_quietly(*command)

@@ -33,13 +33,13 @@ class Settings:
     lr: float
     epochs: int
     weight_decay: float = 0.05
-    batch_size: int = 128
+    batch_size: int = 64
     smoothing: float = 0.1
 
 
 SETTINGS = {
-    "resnet": Settings(lr=0.005, epochs=80),
-    "vit": Settings(lr=0.002, epochs=150),
+    "resnet": Settings(lr=0.0025, epochs=40),
+    "vit": Settings(lr=0.0015, epochs=300),
 }
 
 

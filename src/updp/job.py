@@ -53,9 +53,9 @@ class Job:
         recipe = self.recipe.model_dump(mode="json", exclude={"measure"})
         key: dict[str, Any] = {
             "model": self.model_name,
+            "seed": recipe["seed"],  # of untrained weights, too
             "weights": hash_state(self.model),
             "data": self.source.fingerprint,
-            "seed": recipe["seed"],
             "recipe": {"data": recipe["data"], "candidates": recipe["candidates"]},
         }
         keys = {"sites": key}

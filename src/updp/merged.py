@@ -34,7 +34,13 @@ def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
         model = load_model(about["model"], num_classes=len(about["classes"]))
     plan = Plan.from_json((path / "plan.json").read_text(), str(path / "plan.json"))
     merged = skeleton(model, tuple(about["input_shape"]), plan)
-    merged.load_state_dict(read_tensors(path / "model.safetensors")[0])
+    try:
+        merged.load_state_dict(read_tensors(path / "model.safetensors")[0])
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in '{path}' do not fit this {type(model).__name__}: "
+            "it is not the model that was pruned"
+        ) from error
     return merged
 
 

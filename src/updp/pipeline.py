@@ -94,6 +94,8 @@ class Run:
     def supernet(self) -> None:
         """Stage 1."""
         self.sites()
+        if not self.directory.is_done("supernet"):
+            self.net()  # a given plan that does not fit raises; nothing is written yet
 
         def train(folder: Path) -> None:
             supernet_stage.train(self.net(), self.feed, self.recipe, folder, self.progress)

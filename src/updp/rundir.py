@@ -66,16 +66,15 @@ class RunDirectory:
             file = self.stage(name) / "key.json"
             if file.exists() and (difference := _difference(read_json(file), keys[name])):
                 field, there, here = difference
+                command = "prune" if name in STAGES[:2] else name
                 raise UserError(
                     f"--out '{self.path}' holds another run: {field} is {there} there and {here} "
-                    "here; give another folder, or --fresh to start over"
+                    f"here; give another folder, or start over with `updp {command} --fresh`"
                 )
 
     def begin(self, name: str, key: Mapping[str, Any]) -> Path:
         """The stage's folder, with its key written."""
         folder = self.stage(name)
-        for torn in folder.glob(TEMPORARY):
-            torn.unlink()
         write_json(folder / "key.json", key)
         return folder
 
@@ -101,6 +100,9 @@ class RunDirectory:
                 f"another process is at work in '{self.path}': wait for it, or give another folder"
             ) from error
         with lock:
+            for folder in (self.path, *map(self.stage, STAGES)):
+                for torn in folder.glob(TEMPORARY):
+                    torn.unlink()
             yield
 
     def clear(self, first: str) -> None:

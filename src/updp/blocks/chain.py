@@ -170,22 +170,28 @@ def _probe_kind(function: Callable[[Tensor], Tensor]) -> str | float:
     """'identity', 'activation' (elementwise), a scalar factor, or 'other', by trying it."""
     generator = torch.Generator().manual_seed(0)
     x = 3 * torch.randn(2, 4, 4, 4, generator=generator, dtype=torch.float64)
+    other = -2 * x.flip(3) - 1
+    here = torch.rand(x.shape, generator=generator) < 0.5
     order = torch.randperm(x.numel(), generator=generator)
     modules = [function] if isinstance(function, nn.Module) else []
     training = [m.training for m in modules]
     try:
         for module in modules:
             module.eval()
-        y = function(x.clone())
+        y, y_other = function(x.clone()), function(other.clone())
         if not isinstance(y, Tensor) or y.shape != x.shape:
             return "other"
-        if torch.equal(y, x):
-            return "identity"
-        shuffled = function(x.flatten()[order].view_as(x).clone())
-        if not torch.allclose(shuffled.flatten(), y.flatten()[order], atol=1e-6):
+        shuffled = function(x.flatten()[order].view_as(x).clone()).flatten()
+        mixed = function(torch.where(here, x, other))
+        if not torch.allclose(shuffled, y.flatten()[order], atol=1e-6) or not torch.allclose(
+            mixed, torch.where(here, y, y_other), atol=1e-6
+        ):
             return "other"
+        if torch.equal(y, x) and torch.equal(y_other, other):
+            return "identity"
         factor = float(y.flatten()[0] / x.flatten()[0])
-        return factor if torch.allclose(y, factor * x, atol=1e-6) else "activation"
+        scales = torch.allclose(y, factor * x) and torch.allclose(y_other, factor * other)
+        return factor if scales else "activation"
     except Exception:  # a module that wants another input is simply not elementwise
         return "other"
     finally:

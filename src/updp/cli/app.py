@@ -103,6 +103,8 @@ def _add(name: str, text: str) -> None:
         kept = None if everything and fresh else out
         chosen = settle(recipe, budget, settings, kept, input_size, mean, std)
         first, last = ("sites", "merge") if everything else (name, name)
+        if name == "supernet":
+            first = "sites"  # which have no command of their own
         with Bars(console) as bars:
             names = _about(out, "model", model), _about(out, "data", data)
             job = api.make_job(

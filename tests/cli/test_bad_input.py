@@ -1,0 +1,346 @@
+"""Whatever is wrong: one line that says so, exit code 2, and nothing on the disk is touched."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests import tiny
+from updp.engine.files import read_json
+from updp.models import load_model
+
+pytestmark = pytest.mark.usefixtures("fixed_clock")
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of one's own."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def refused(run: Path) -> Refused:
+    """Give `updp` these arguments; returns its one line."""
+
+    def call(*arguments: str | Path, out: Path = run) -> str:
+        before = tiny.contents(run)
+        outcome = tiny.updp(*arguments, "--out", out)
+        assert outcome.code == 2, outcome
+        assert outcome.err.count("\n") == 1, outcome.err
+        assert outcome.err.startswith("updp: ")
+        assert "Traceback" not in outcome.out + outcome.err
+        assert tiny.contents(run) == before
+        return outcome.err.removeprefix("updp: ").rstrip("\n")
+
+    return call
+
+
+@pytest.fixture
+def spec(run: Path) -> str:
+    return str(read_json(run / "run.json")["model"])
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("timm/resnet17", "model 'timm/resnet17' is unknown: did you mean resnet"),
+        ("torchvision/resnet17", "model 'torchvision/resnet17' is unknown: did you mean resnet"),
+        ("resnet18", "model 'resnet18': write timm/NAME, torchvision/NAME or path/file.py:factory"),
+        ("nowhere.py:tiny", "model file 'nowhere.py' is not there"),
+    ],
+)
+def test_unknown_model(model: str, said: str, refused: Refused) -> None:
+    assert refused("prune", "--model", model).startswith(said)
+
+
+def test_unknown_factory(spec: str, refused: Refused) -> None:
+    line = refused("prune", "--model", spec.replace(":tiny", ":large"))
+    assert line.endswith(
+        "has no factory 'large': it has Block, Tiny, Mlp, Tokens, tiny, five, tokens, plain"
+    )
+
+
+def test_weights_that_do_not_fit(spec: str, tmp_path: Path, refused: Refused) -> None:
+    state = load_model(spec).state_dict()
+    state["head.scale"] = state.pop("head.bias")
+    save_file(state, tmp_path / "w.safetensors")
+    line = refused("prune", "--weights", tmp_path / "w.safetensors")
+    assert "missing head.bias" in line
+    assert "unexpected head.scale" in line
+    (tmp_path / "w.safetensors").write_bytes(b"not weights")
+    assert "not a readable safetensors file" in refused(
+        "prune", "--weights", tmp_path / "w.safetensors"
+    )
+    assert "are not there" in refused("prune", "--weights", tmp_path / "none.safetensors")
+
+
+def test_classes_of_data_and_model_differ(spec: str, refused: Refused) -> None:
+    five = spec.replace(":tiny", ":five")
+    line = refused("prune", "--model", five)
+    assert f"model '{five}' has 5 classes and data 'digits' 10" in line
+
+
+def test_data_that_is_not_there(refused: Refused) -> None:
+    assert refused("prune", "--data", "nowhere").startswith("data 'nowhere' is not there")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty (0 bytes): replace or remove it"),
+        (b"\x89PNG\r\n\x1a\nbut no image", "cannot be decoded"),
+    ],
+)
+def test_bad_image(content: bytes, said: str, tmp_path: Path, refused: Refused) -> None:
+    for split in ("train", "test"):
+        for name in "ab":
+            (folder := tmp_path / "data" / split / name).mkdir(parents=True)
+            for index in range(2):
+                Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / f"{index}.png")
+    (tmp_path / "data" / "train" / "b" / "1.png").write_bytes(content)
+    line = refused("prune", "--data", tmp_path / "data")
+    assert line.startswith("image 'train/b/1.png' ")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9",
+        "blocks",
+        "blocks=",
+        "blocks=0",
+        "blocks=2.5",
+        "flops=0.5",
+        "latency=1.5",
+        "macs=0",
+        "latency=fast",
+        "blocks=[",
+        "=3",
+        "",
+        "blocks=-1",
+        "latency=.nan",
+    ],
+)
+def test_malformed_budget(text: str, refused: Refused) -> None:
+    line = refused("prune", "--budget", text)
+    assert line.startswith(f"budget {text!r} is not understood: write blocks=9")
+
+
+@pytest.mark.parametrize("command", ["prune", "search"])
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("blocks=5", "more than the 4 sites that can be pruned: ask for blocks=4 at most"),
+        ("macs=0.01", "out of reach: pruning all 4 sites comes down to macs=0."),
+        ("latency=0.01", "out of reach: pruning all 4 sites comes down to latency="),
+    ],
+)
+def test_budget_out_of_reach(
+    command: str, budget: str, said: str, run: Path, tmp_path: Path, refused: Refused
+) -> None:
+    # In the run, another budget is another run; without its search, it is only too large.
+    assert "budget is 'blocks=2' there and" in refused(command, "--budget", budget)
+    for stage in ("search", "subnet", "merge"):
+        shutil.rmtree(run / stage)
+    line = refused(command, "--budget", budget)
+    assert line.startswith(f"budget {budget} is ")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("subnet.epoch=3", "no field 'subnet.epoch'; there are epochs, optimizer,"),
+        ("epochs=3", "no field 'epochs'; there are seed, budget, data,"),
+        ("a.b.c=3", "no field 'a.b.c'; there are seed, budget, data,"),
+        ("seed.x=3", "no field 'seed.x'"),
+        ("subnet.epochs", "write it as field=value, e.g. subnet.epochs=20"),
+        ("subnet.epochs=", "subnet.epochs: Input should be a valid number, not None"),
+        ("subnet.epochs=[", "the value is not YAML"),
+        ("subnet.epochs=many", "subnet.epochs: Input should be a valid number"),
+        ("subnet.epochs=-1", "subnet.epochs: Input should be greater than or equal to 0, not -1"),
+        ("subnet.epochs=.inf", "subnet.epochs: Input should be a finite number"),
+        ("subnet.lr=.nan", "subnet.lr: Input should be a finite number"),
+        ("subnet.optimizer=sdg", "subnet.optimizer: Value error, timm has no such optimizer (but"),
+        ("supernet.momentum=1", "supernet.momentum: Input should be less than 1"),
+        ("supernet.weight_decay=-1", "supernet.weight_decay: Input should be greater than"),
+        ("subnet.gate=soft", "subnet.gate: Input should be 'blend' or 'anneal', not 'soft'"),
+        ("search.score=top5", "search.score: Input should be 'accuracy', 'loss' or 'divergence'"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0, not -1"),
+        ("seed=18446744073709551616", "seed: Input should be less than 4294967296"),
+        ("data.mean=bright", "data.mean: Input should be a valid tuple, not 'bright'"),
+        ("data.mean=[0.5, 0.5]", "mean (0.5, 0.5) has 2 values for images of 1 channels"),
+        ("data.std=[0]", "std (0.0,) must be positive"),
+        ("data.input_size=[1, 8]", "data.input_size.2: Field required"),
+        ("data.input_size=[2, 8, 8]", "input size 2x8x8: give 1 or 3 channels"),
+        ("data.input_size=[3, 8, 8]", "the model fails on an input of (1, 3, 8, 8): "),
+        ("data.held_out=600", "data.held_out=600 and data.calibration=64 are more than half of"),
+        ("candidates.include=blocks.*", "candidates.include: Input should be a valid tuple"),
+        ("supernet=3", "supernet: Input should be a valid dictionary"),
+        ("budget=blocks=3", "budget: Input should be a valid dictionary"),
+        ("budget={blocks: 3, macs: 0.5}", "budget: Value error, give one of blocks, latency, macs"),
+        ("measure.rounds=2", "measure.rounds: Input should be greater than or equal to 3, not 2"),
+    ],
+)
+def test_bad_setting(setting: str, said: str, refused: Refused) -> None:
+    assert said in refused("prune", "--set", setting)
+
+
+def test_a_glob_that_matches_nothing(
+    spec: str, tmp_path: Path, run: Path, refused: Refused
+) -> None:
+    setting = "candidates.include=['layer*']"
+    out = tmp_path / "other"
+    line = refused(
+        "prune",
+        "--model",
+        spec,
+        "--data",
+        "digits",
+        "--budget",
+        "blocks=1",
+        "--recipe",
+        run / "recipe.yaml",
+        "--set",
+        setting,
+        out=out,
+    )
+    assert line == "'layer*' matches no site: `updp inspect` lists their names"
+    assert tiny.contents(out) in ({}, {".lock": b""})
+    line = refused("prune", "--set", setting)
+    assert "recipe.candidates.include is [] there and ['layer*'] here" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("subnet:\n  epoch: 3\n", "subnet.epoch: Extra inputs are not permitted, not 3"),
+        ("subnet: [3\n", "cannot be read: "),
+        ("- 3\n", "it: Input should be"),
+        ("seed: one\n", "seed: Input should be a valid integer"),
+        ("\x00", "cannot be read: "),
+    ],
+)
+def test_bad_recipe(text: str, said: str, tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    line = refused("prune", "--recipe", path)
+    assert line.startswith(f"recipe '{path}'")
+    assert said in line
+    path.unlink()
+    assert "cannot be read: " in refused("prune", "--recipe", path)
+    assert "cannot be read: " in refused("prune", "--recipe", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "first"),
+    [
+        (("--set", "subnet.lr=0.5"), "recipe.subnet.lr is 0.01 there and 0.5 here", "subnet"),
+        (("--set", "data.shift=2"), "recipe.data.shift is None there and 2 here", "prune"),
+        (("--set", "supernet.lr=1"), "recipe.supernet.lr is 0.01 there and 1.0 here", "prune"),
+        (("--budget", "macs=0.9"), "budget is 'blocks=2' there and 'macs=0.9' here", "search"),
+        (("--mean", "0.25"), "recipe.data.mean is None there and [0.25] here", "prune"),
+    ],
+)
+def test_another_run_is_there(
+    arguments: tuple[str, ...], said: str, first: str, run: Path, refused: Refused
+) -> None:
+    line = refused("prune", *arguments)
+    assert line == (
+        f"--out '{run}' holds another run: {said}; "
+        f"give another folder, or start over with `updp {first} --fresh`"
+    )
+
+
+def test_another_model_is_there(spec: str, refused: Refused) -> None:
+    other = spec.replace(":tiny", ":tokens")
+    assert f"model is '{spec}' there and '{other}' here" in refused("prune", "--model", other)
+
+
+@pytest.mark.parametrize("fresh", [(), ("--fresh",)])
+def test_out_is_no_place_for_a_run(
+    fresh: tuple[str, ...], spec: str, tmp_path: Path, refused: Refused
+) -> None:
+    command = ("prune", *tiny.options(tiny.make_recipe(), spec), *fresh)
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    line = refused(*command, out=file)
+    assert line == f"--out '{file}': '{file}' is a file, give a folder"
+    line = refused(*command, out=file / "run")
+    assert line == f"--out '{file / 'run'}': '{file}' is a file, give a folder"
+    (project := tmp_path / "project" / "search").mkdir(parents=True)
+    (project / "engine.py").write_text("mine")
+    line = refused(*command, out=project.parent)
+    assert line == (
+        f"--out '{project.parent}' holds other files and no run: give a new or empty folder"
+    )
+    assert (file.read_text(), (project / "engine.py").read_text()) == ("mine", "mine")
+    assert tiny.contents(project.parent) == {"search/engine.py": b"mine"}
+
+
+def test_a_run_json_that_is_none_of_ours(tmp_path: Path, refused: Refused) -> None:
+    (out := tmp_path / "other").mkdir()
+    (out / "run.json").write_text("{'single': quotes}")
+    assert refused("prune", out=out).startswith(f"'{out / 'run.json'}' is not a run's: ")
+    (out / "run.json").write_text("[]")
+    assert refused("prune", out=out).startswith("--model is missing")
+
+
+def test_nothing_given(spec: str, tmp_path: Path, refused: Refused) -> None:
+    out = tmp_path / "new"
+    assert refused("prune", out=out) == "--model is missing: give it, or an --out that holds a run"
+    line = refused("prune", "--model", spec, out=out)
+    assert line == "--data is missing: give it, or an --out that holds a run"
+    options = tiny.options(tiny.make_recipe(), spec)
+    at = options.index("--budget")
+    line = refused("prune", *options[:at], *options[at + 2 :], out=out)
+    assert line == "no budget was given: say how much to prune, such as blocks=6"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--device", "abacus"), "device 'abacus' cannot be used here: try cpu"),
+        (("--device", "cuda:99"), "device 'cuda:99' cannot be used here: try cpu"),
+        (("--input-size", "3x224"), "data.input_size.2: Field required"),
+        (("--input-size", "large"), "'large' is not understood: write it as --input-size 3x224x22"),
+        (("--input-size", "1xinfx8"), "'1xinfx8' is not understood"),
+        (("--mean", "a,b"), "'a,b' is not understood: write it as --mean 0.5,0.5,0.5"),
+        (("--std", "nan"), "data.std.0: Input should be a finite number"),
+    ],
+)
+def test_bad_option(arguments: tuple[str, ...], said: str, refused: Refused) -> None:
+    assert said in refused("prune", *arguments)
+
+
+def test_as_a_shell_sees_it(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "updp",
+        "prune",
+        "--model",
+        "timm/resnet17",
+        "--data",
+        "digits",
+        "--budget",
+        "blocks=1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("updp: model 'timm/resnet17' is unknown")
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

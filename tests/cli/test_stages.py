@@ -1,0 +1,133 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from updp.engine.files import read_json
+
+pytestmark = pytest.mark.usefixtures("fixed_clock")
+
+STAGES = ("supernet", "search", "subnet", "merge")
+
+
+def test_stages_one_by_one_are_prune(finished: Path, tmp_path: Path) -> None:
+    spec, out = read_json(finished / "run.json")["model"], tmp_path / "run"
+    first = tiny.updp("supernet", *tiny.options(tiny.make_recipe(), spec), "--out", out)
+    assert (first.code, first.err) == (0, "")
+    assert "supernet: done" in first.out
+    for stage in STAGES[1:]:
+        outcome = tiny.updp(stage, "--out", out)  # the directory knows the rest
+        assert (outcome.code, outcome.err) == (0, "")
+    assert "speed-up" in outcome.out
+    for name in ("plan.json", "model.safetensors", "recipe.yaml"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize("command", ["prune", *STAGES])
+def test_a_finished_run_again_changes_nothing(command: str, finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    before = tiny.contents(out)
+    outcome = tiny.updp(command, "--out", out)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert tiny.contents(out) == before
+
+
+def test_fresh_starts_over(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    spec = read_json(out / "run.json")["model"]
+    # Starting over forgets the recipe that is there, so all of it is given.
+    changed = (*tiny.options(tiny.make_recipe(), spec), "--set", "seed=3", "--out", out)
+    refused = tiny.updp("prune", *changed)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "seed is 0 there and 3 here" in refused.err
+    outcome = tiny.updp("prune", *changed, "--fresh")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert read_json(out / "merge" / "key.json")["seed"] == 3
+    weights = "supernet/weights.safetensors"
+    assert (out / weights).read_bytes() != (finished / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stage", "ended", "first"),
+    [
+        ("search", (), "supernet"),
+        ("subnet", (), "supernet"),
+        ("merge", (), "supernet"),
+        ("subnet", ("supernet",), "search"),
+        ("merge", ("supernet",), "search"),
+        ("merge", ("supernet", "search"), "subnet"),
+    ],
+)
+def test_a_stage_says_which_comes_first(
+    stage: str, ended: tuple[str, ...], first: str, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    gone = [name for name in STAGES if name not in ended]
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns(*gone, "plan.json", "model.*"))
+    if "search" in ended:
+        shutil.copy(finished / "search" / "plan.json", out / "search")
+    before = tiny.contents(out)
+    outcome = tiny.updp(stage, "--out", out)
+    assert outcome.code == 2
+    assert outcome.err == f"updp: '{out}' has no {first} yet: run `updp {first}` first\n"
+    assert tiny.contents(out) == before
+
+
+def test_weights_are_remembered_with_their_model(finished: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from updp.models import load_model
+
+    spec, out = tiny.write_model(tmp_path), tmp_path / "run"
+    save_file(load_model(spec, seed=9).state_dict(), tmp_path / "w.safetensors")
+    options = tiny.options(tiny.make_recipe(), spec)
+    weights = ("--weights", tmp_path / "w.safetensors")
+    assert tiny.updp("supernet", *options, *weights, "--out", out).code == 0
+    key = (out / "supernet" / "key.json").read_bytes()
+    assert tiny.updp("supernet", "--out", out).code == 0
+    assert tiny.updp("supernet", "--model", spec, "--out", out).code == 0
+    assert (out / "supernet" / "key.json").read_bytes() == key
+    # Another model does not get them.
+    other = spec.replace(":tiny", ":tokens")
+    refused = tiny.updp("supernet", "--model", other, "--out", out)
+    assert "holds another run: model is" in refused.err
+    assert tiny.updp("supernet", "--model", other, "--out", out, "--fresh").code == 0
+    assert read_json(out / "run.json")["weights"] == ""
+
+
+def test_inspect(tmp_path: Path) -> None:
+    spec = tiny.write_model(tmp_path).replace(":tiny", ":tokens")
+    outcome = tiny.updp("inspect", spec, "--input-size", "1x8x8", "--set", "measure.rounds=3")
+    assert outcome.code == 0
+    assert "3 sites (ms for a batch of 32)" in outcome.out
+    assert "blocks.2" in outcome.out
+    outcome = tiny.updp("inspect", spec, "--input-size", "1x8x8", "--json")
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert [site["site"] for site in found["sites"]] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert found["sites"][0]["macs"] == 16 * 8 * 8  # one linear layer on 16 tokens
+    assert found["sites"][0]["keep_macs"] == 2 * 16 * 8 * 16
+
+
+def test_inspect_says_why_a_block_cannot_be_pruned(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        tiny.MODEL
+        + """
+
+class Odd(Block):
+    def forward(self, x):
+        return x + self.conv2(F.relu(self.conv1(x)) * x.mean())
+
+
+def odd():
+    model = Tiny()
+    model.blocks[1] = Odd(6)
+    return model
+"""
+    )
+    outcome = tiny.updp("inspect", f"{tmp_path}/model.py:odd", "--input-size", "1x8x8")
+    assert outcome.code == 0
+    assert "3 sites" in outcome.out
+    assert "1 that cannot be pruned:\n  blocks.1 (Odd): " in outcome.out

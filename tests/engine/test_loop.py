@@ -1,0 +1,167 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests import tiny
+from updp import Recipe, UserError
+from updp.engine.files import Figures, read_tensors
+from updp.engine.loop import train
+from updp.engine.progress import Silent
+from updp.rewrite import Supernet
+
+pytestmark = pytest.mark.usefixtures("fixed_clock")
+
+
+class Stopped(Exception):
+    pass
+
+
+def settings(**changes: object) -> Recipe:
+    base = {"epochs": 0.4, "lr": 0.05, "checkpoint_seconds": 1e-9, "warmup": 0.2}
+    return tiny.make_recipe(supernet={**base, **changes})
+
+
+def step_of(net: Supernet, stop: int | None = None) -> Callable[..., dict[str, float]]:
+    def step(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+        loss = F.cross_entropy(net(images), labels)  # through a dropout
+        loss.backward()
+        if number == stop:
+            raise Stopped
+        return {"loss": loss.item()}
+
+    return step
+
+
+def run(spec: str, recipe: Recipe, folder: Path, *stops: int) -> dict[str, Tensor]:
+    """Train to the end, in a process (or so) of its own after every stop; returns the weights."""
+    for stop in (*stops, None):
+        torch.manual_seed(stop or 0)
+        net = tiny.make_net(spec, recipe)
+        net.choose({"blocks.1": net.switches["blocks.1"].labels[0]})
+        feed, step = tiny.make_feed(recipe), step_of(net, stop)
+        try:
+            train(net, step, feed, recipe.supernet, seed=3, folder=folder, progress=Silent())
+        except Stopped:
+            continue
+        assert stop is None
+        assert not net.training
+    return net.weights()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "stops"), [("sgd", (0, 1, 7)), ("adamw", (5, 13)), ("lamb", (3,))]
+)
+def test_stopped_and_continued_is_the_same(
+    optimizer: str, stops: tuple[int, ...], tiny_model: str, tmp_path: Path
+) -> None:
+    recipe = settings(optimizer=optimizer)
+    whole = run(tiny_model, recipe, tmp_path / "whole")
+    parts = run(tiny_model, recipe, tmp_path / "parts", *stops)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    for name in ("figures.jsonl", "checkpoint.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_without_a_checkpoint_it_begins_anew(tiny_model: str, tmp_path: Path) -> None:
+    recipe = settings(checkpoint_seconds=1e9)
+    whole = run(tiny_model, recipe, tmp_path / "whole")
+    again = run(tiny_model, recipe, tmp_path / "again", 12)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not (tmp_path / "again" / "checkpoint.safetensors").exists()
+    assert [row["step"] for row in Figures(tmp_path / "again" / "figures.jsonl").rows()] == [
+        *(0, 10, 13),
+    ]
+
+
+def test_rows_after_the_checkpoint_and_torn_ones_are_written_again(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    recipe = settings()
+    run(tiny_model, recipe, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    net = tiny.make_net(tiny_model, recipe)
+    net.choose({"blocks.1": net.switches["blocks.1"].labels[0]})
+    feed = tiny.make_feed(recipe)
+    with pytest.raises(Stopped):
+        train(net, step_of(net, 5), feed, recipe.supernet, seed=3, folder=folder, progress=Silent())
+    with (folder / "figures.jsonl").open("a") as file:
+        file.write('{"step": 10, "lr": 1}\n{"step": 13, "l')
+    run(tiny_model, recipe, folder)
+    assert (folder / "figures.jsonl").read_text() == (
+        tmp_path / "whole" / "figures.jsonl"
+    ).read_text()
+
+
+def test_the_checkpoint_holds_the_next_step(tiny_model: str, tmp_path: Path) -> None:
+    run(tiny_model, settings(), tmp_path)
+    tensors, notes = read_tensors(tmp_path / "checkpoint.safetensors")
+    assert notes["step"] == 14  # 0.4 epochs of 35 steps
+    assert any(name.startswith("optimizer.") for name in tensors)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny_model: str, tmp_path: Path) -> None:
+    recipe = settings(epochs=2, lr=0.1, warmup=0.3, checkpoint_seconds=1e9)
+    run(tiny_model, recipe, tmp_path)
+    rates = {row["step"]: row["lr"] for row in Figures(tmp_path / "figures.jsonl").rows()}
+    assert list(rates) == [0, 10, 20, 30, 40, 50, 60, 69]
+    for step, rate in rates.items():
+        if step < 21:  # a straight line from a hundredth
+            expected = 0.001 + (0.1 - 0.001) * step / 21
+        else:
+            expected = 0.1 * (1 + math.cos(math.pi * step / 70)) / 2
+        assert rate == pytest.approx(expected), step
+
+
+def test_no_epochs_change_nothing(tiny_model: str, tmp_path: Path) -> None:
+    recipe = settings(epochs=0)
+    before = tiny.make_net(tiny_model, recipe).weights()
+    after = run(tiny_model, recipe, tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_gradients_are_clipped(tiny_model: str, tmp_path: Path) -> None:
+    """One step of plain SGD is at most as long as rate times norm."""
+    changes = {"epochs": 1 / 35, "momentum": 0.0, "weight_decay": 0.0, "warmup": 0.0}
+    recipe = settings(**changes, clip=1e-3, lr=1.0)
+    before = tiny.make_net(tiny_model, recipe).weights()
+    after = run(tiny_model, recipe, tmp_path)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    moved = [
+        (after[name] - before[name]).square().sum().item()
+        for name in before
+        if not name.endswith(statistics)
+    ]
+    assert math.sqrt(sum(moved)) == pytest.approx(1e-3, rel=1e-2)
+    (row,) = Figures(tmp_path / "figures.jsonl").rows()
+    assert row["gradient"] > 1e-2
+
+
+def test_a_gradient_that_is_no_number_ends_it(tiny_model: str, tmp_path: Path) -> None:
+    recipe = settings()
+    net = tiny.make_net(tiny_model, recipe)
+
+    def step(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+        (net(images).sum() * (float("nan") if number == 2 else 1)).backward()
+        return {"loss": 0.0}
+
+    folder = tmp_path / "supernet"
+    with pytest.raises(UserError, match=r"supernet training broke down at step 3: .*lr=0\.05"):
+        train(
+            net,
+            step,
+            tiny.make_feed(recipe),
+            recipe.supernet,
+            seed=3,
+            folder=folder,
+            progress=Silent(),
+        )
+    # What was saved before is sound.
+    tensors, notes = read_tensors(folder / "checkpoint.safetensors")
+    assert notes["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in tensors.values())

@@ -1,0 +1,40 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from updp.measure import count_macs, count_parameters
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "macs"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), (1, 3, 10, 6), 10 * 6 * 8 * 3 * 9),
+        (nn.Conv2d(3, 8, 3, stride=2), (1, 3, 11, 7), 5 * 3 * 8 * 3 * 9),
+        (nn.Conv2d(8, 8, (5, 1), groups=8), (1, 8, 9, 4), 5 * 4 * 8 * 5),
+        (nn.Conv2d(8, 4, 3, dilation=2, groups=2), (2, 8, 9, 9), 2 * 5 * 5 * 4 * 4 * 9),
+        (nn.Linear(7, 5), (1, 7), 35),
+        (nn.Linear(7, 5), (2, 3, 7), 2 * 3 * 35),
+        (Attention(), (1, 2, 5, 4), 2 * (5 * 5 * 4) * 2),  # heads x (queries x keys x width), twice
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)).eval(), (1, 3, 4, 4), 0),
+    ],
+)
+def test_macs_by_hand(module: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    assert count_macs(module, torch.randn(shape)) == macs
+
+
+def test_counting_leaves_nothing_behind() -> None:
+    module = nn.Linear(3, 3)
+    count_macs(module, torch.randn(1, 3))
+    assert module.weight.grad is None
+    assert count_parameters(module) == 12
+
+
+def test_a_shared_parameter_counts_once() -> None:
+    one = nn.Linear(3, 3)
+    assert count_parameters(nn.Sequential(one, one)) == 12

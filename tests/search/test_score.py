@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests import tiny
+from updp.engine.statistics import recalibrate
+from updp.models import load_model
+from updp.rewrite import Supernet
+from updp.search import Scorer
+
+pytestmark = pytest.mark.usefixtures("fixed_clock")
+
+KINDS = ("accuracy", "loss", "divergence")
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Supernet:
+    return tiny.make_net(tiny.write_model(tmp_path), tiny.make_recipe())
+
+
+def scorer(net: Supernet, kind: str, tmp_path: Path) -> Scorer:
+    baseline = load_model(tiny.write_model(tmp_path), seed=1)
+    return Scorer(net, baseline, tiny.make_feed(tiny.make_recipe()), kind)
+
+
+def plan(net: Supernet, *names: str) -> dict[str, str]:
+    return {name: net.switches[name].labels[0] for name in names}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_scored_before_does_not_matter(kind: str, net: Supernet, tmp_path: Path) -> None:
+    score = scorer(net, kind, tmp_path)
+    state = {name: value.clone() for name, value in net.weights().items()}
+    net.train()
+    torch.manual_seed(0)
+    first = score(plan(net, "blocks.1"))
+    other = score(plan(net, "blocks.0", "blocks.2", "blocks.3"))
+    score({})
+    net.eval()
+    assert score(plan(net, "blocks.1")) == first
+    assert score(plan(net, "blocks.0", "blocks.2", "blocks.3")) == other != first
+    assert all(torch.equal(state[name], value) for name, value in net.weights().items())
+
+
+def test_each_kind_by_hand(net: Supernet, tmp_path: Path) -> None:
+    feed = tiny.make_feed(tiny.make_recipe())
+    baseline = load_model(tiny.write_model(tmp_path), seed=1).eval()
+    batches = list(feed.held_out())
+    labels = torch.cat([labels for _, labels in batches])
+    choices = plan(net, "blocks.1", "blocks.3")
+    results = {kind: scorer(net, kind, tmp_path)(choices) for kind in KINDS}
+
+    net.choose(choices)
+    recalibrate(net, feed.calibration())
+    net.eval()
+    with torch.no_grad():
+        logits = torch.cat([net(images) for images, _ in batches]).double()
+        teacher = torch.cat([baseline(images) for images, _ in batches]).double()
+    top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
+    p, q = teacher.softmax(1), logits.softmax(1)
+    expected = {
+        "accuracy": -top1,
+        "loss": F.nll_loss(q.log(), labels).item(),
+        "divergence": (p * (p / q).log()).sum(1).mean().item(),
+    }
+    for kind in KINDS:
+        assert results[kind][1] == pytest.approx(top1)
+        assert results[kind][0] == pytest.approx(expected[kind], rel=1e-3, abs=1e-6)
+
+
+def test_the_baseline_alone_diverges_from_itself_by_its_statistics_only(
+    net: Supernet, tmp_path: Path
+) -> None:
+    recalibrate(net, tiny.make_feed(tiny.make_recipe()).calibration())
+    feed = tiny.make_feed(tiny.make_recipe())
+    score = Scorer(net, net.baseline().eval(), feed, "divergence")
+    assert score({})[0] == pytest.approx(0, abs=1e-7)
+    assert score(plan(net, "blocks.0"))[0] > 1e-7

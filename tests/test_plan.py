@@ -1,0 +1,48 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from updp import Plan, UserError
+
+PLAN = Plan(
+    choices={"blocks.3": "conv1+conv2", "blocks.1": "conv1+conv2"},
+    candidates={"blocks.3": {"kind": "inherit"}, "blocks.1": {"kind": "inherit"}},
+    budget="blocks=2",
+    hashes={"model": "m"},
+)
+
+
+def test_there_and_back_in_order() -> None:
+    again = Plan.from_json(PLAN.to_json())
+    assert again == PLAN
+    assert list(again.choices) == ["blocks.3", "blocks.1"]
+    assert again.to_json() == PLAN.to_json()
+    assert len(again) == 2
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError):
+        PLAN.budget = "blocks=3"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"choices": None}, "choices: "),
+        ({"sites": []}, "sites: Extra inputs are not permitted"),
+        ({"version": "one"}, "version: "),
+    ],
+)
+def test_what_is_no_plan(change: dict, said: str) -> None:
+    text = json.dumps(json.loads(PLAN.to_json()) | change)
+    with pytest.raises(UserError, match=f"'mine.json' is no plan: {said}"):
+        Plan.from_json(text, "mine.json")
+    with pytest.raises(UserError, match=r"'mine\.json' is no plan"):
+        Plan.from_json(text[:-5], "mine.json")
+
+
+def test_its_sites_are_the_models() -> None:
+    PLAN.check({"blocks.1", "blocks.2", "blocks.3"})
+    with pytest.raises(UserError, match=r"prunes 'blocks\.3', which is no site of this model"):
+        PLAN.check({"blocks.1"})
