@@ -88,8 +88,9 @@ class PreActivation(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, c: int, s: int = 1) -> None:
+    def __init__(self, c: int, s: int = 1, shortcut: nn.Module | None = None) -> None:
         super().__init__()
+        self.shortcut = shortcut
         self.conv1, self.bn1 = conv(c, 3, 1), nn.BatchNorm2d(3)
         self.conv2, self.bn2 = conv(3, 3, 3, s), nn.BatchNorm2d(3)
         self.conv3, self.bn3 = conv(3, c, 1), nn.BatchNorm2d(c)
@@ -99,7 +100,7 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        y += x
+        y += x if self.shortcut is None else self.shortcut(x)
         return self.relu(y)
 
 
@@ -301,7 +302,6 @@ class Family:
     sites: tuple[str, ...] = ("blocks.0", "blocks.1")
     skip: str | None = "identity"  # identity | chain | opaque | None: there is none
     post: bool = False
-    strided: bool = False
 
 
 def _basic(
@@ -344,7 +344,6 @@ FAMILIES = {
         ),
         skip="chain",
         post=True,
-        strided=True,
     ),
     "strided_twice": Family(
         lambda: Basic(
@@ -354,7 +353,15 @@ FAMILIES = {
         ),
         skip="chain",
         post=True,
-        strided=True,
+    ),
+    "strided_padded": Family(  # a shift before zeros: not one operator at the border
+        lambda: Basic(
+            conv(C, 6, 3, 2),
+            conv(6, C),
+            shortcut=nn.Sequential(nn.BatchNorm2d(C), conv(C, C, 3, 2)),
+        ),
+        skip="chain",
+        post=True,
     ),
     "strided_pooled": Family(
         lambda: Basic(
@@ -364,24 +371,25 @@ FAMILIES = {
         ),
         skip="opaque",
         post=True,
-        strided=True,
     ),
     "strided_sliced": Family(
         lambda: SlicedShortcut(conv(C, 6, 3, 2), conv(6, C)),
         skip="opaque",
         post=True,
-        strided=True,
     ),
     "functional": Family(lambda: Functional(conv(C, 6), conv(6, C)), post=True),
     "in_place": Family(lambda: InPlace(conv(C, 6), conv(6, C)), post=True),
     "pre_activation": Family(lambda: PreActivation(C)),
     "pre_activation_in_place": Family(lambda: PreActivation(C, inplace=True)),
     "bottleneck": Family(lambda: Bottleneck(C), post=True),
+    "bottleneck_strided": Family(
+        lambda: Bottleneck(C, 2, nn.Sequential(conv(C, C, 1, 2), nn.BatchNorm2d(C))),
+        skip="chain",
+        post=True,
+    ),
     "inverted": Family(lambda: InvertedResidual(C, C)),
     "inverted_plain": Family(lambda: InvertedResidual(C, C, skip=False), skip=None),
-    "inverted_strided": Family(
-        lambda: InvertedResidual(C, C, s=2, skip=False), skip=None, strided=True
-    ),
+    "inverted_strided": Family(lambda: InvertedResidual(C, C, s=2, skip=False), skip=None),
     "plain": Family(lambda: Plain(C, C), skip=None),
     "convnext": Family(lambda: ConvNeXt(C)),
     "vit": Family(lambda: ViT(C), "tokens", ("blocks.0:mlp", "blocks.1:mlp")),

@@ -68,7 +68,7 @@ class Training(_Part):
     epochs: float = Field(2, ge=0)
     optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
     lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, gt=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")

@@ -86,6 +86,20 @@ def test_calibrate_leaves_mode_weights_and_the_block_alone() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+def test_a_norm_before_a_removed_activation_is_fitted_to_its_output(
+    basic: tuple[Net, Basic, Tensor],
+) -> None:
+    model, block, x = basic
+    form, _ = form_of(model)
+    with torch.no_grad():
+        form.calibrate(x)
+        seen = F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=2)[..., 1:-1, 1:-1]
+        left = F.silu(block.bn1(block.conv1(x))) - form.norms[0](seen)
+    centred = seen - seen.mean((0, 2, 3), keepdim=True)
+    assert left.mean((0, 2, 3)).abs().max() < 1e-12
+    assert (left * centred).mean((0, 2, 3)).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("family", ["basic_same", "bottleneck", "convnext", "basic_groupnorm"])
 def test_calibration_brings_the_form_near_the_block(family: str) -> None:
     """Nearer than norms that only standardise, by the error before the activation."""

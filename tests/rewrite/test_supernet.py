@@ -180,7 +180,9 @@ def test_a_block_in_which_nothing_is_pruned_keeps_its_class(net: Supernet) -> No
         assert torch.equal(tensor, merged.blocks[0].state_dict()[name])
 
 
-def test_merging_leaves_the_supernet_alone(net: Supernet) -> None:
+@pytest.mark.parametrize("family", ["basic", "basic_prelu", "strided_pooled"])
+def test_merging_leaves_the_supernet_alone(family: str) -> None:
+    net = supernet(network(family))
     net.choose(first(net))
     x = images()
     before, modules = net(x), list(net.modules())

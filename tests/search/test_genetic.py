@@ -1,3 +1,4 @@
+import importlib
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
@@ -9,6 +10,7 @@ from tests import tiny
 from updp import Recipe
 from updp.engine.files import Figures
 from updp.engine.progress import Silent
+from updp.recipe import Budget
 from updp.search import Cost, Costs, Evaluated, search
 
 NAMES = "abcdefgh"
@@ -55,23 +57,38 @@ def recipe(budget: str = "blocks=3", evaluations: int = 40, seed: int = 0) -> Re
     )
 
 
+def is_plan(sites: tuple[str, ...], budget: Budget) -> bool:
+    """Whether the sites meet the budget, and do not without the one that saves most."""
+    if budget.blocks:
+        return len(sites) == budget.blocks
+    saved = [COSTS.sites[name].ms for name in sites]
+    wanted = COSTS.ms * (1 - budget.latency)
+    return sum(saved) - max(saved) < wanted <= sum(saved)
+
+
 def run(score: Score, folder: Path, asked: Recipe) -> tuple[Evaluated, list[Evaluated]]:
     return search(score, COSTS, asked, folder, Silent())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("budget", ["blocks=3", "latency=0.65"])
-def test_it_finds_the_best_plan(budget: str, seed: int, tmp_path: Path) -> None:
-    asked = recipe(budget, 60, seed)
+@pytest.mark.parametrize(("budget", "seed"), [("blocks=3", 0), ("latency=0.65", 1)])
+def test_it_finds_the_best_plan(
+    budget: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_memory(folder: Path) -> optuna.Study:  # hundreds of trials, most of them known
+        return optuna.create_study(directions=["minimize", "minimize"])
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    monkeypatch.setattr(importlib.import_module("updp.search.genetic"), "_open", in_memory)
+    asked = recipe(budget, 45, seed)
     assert asked.budget is not None
     best, evaluated = run(Score(), tmp_path, asked)
     everything = [c for k in range(1, 9) for c in combinations(NAMES, k)]
-    possible = [s for s in everything if COSTS.fill(s, asked.budget) == s]
+    possible = [s for s in everything if is_plan(s, asked.budget)]
     optimum = min(possible, key=damage)
     assert best == Evaluated(optimum, damage(optimum), 100 - damage(optimum))
     assert best in evaluated
-    assert all(COSTS.fill(e.sites, asked.budget) == e.sites for e in evaluated)
-    assert len({e.sites for e in evaluated}) == len(evaluated) <= 60
+    assert all(is_plan(e.sites, asked.budget) for e in evaluated)
+    assert len({e.sites for e in evaluated}) == len(evaluated) <= 45
 
 
 def test_no_plan_is_scored_twice_and_no_more_than_asked(tmp_path: Path) -> None:
@@ -83,7 +100,7 @@ def test_no_plan_is_scored_twice_and_no_more_than_asked(tmp_path: Path) -> None:
 
 
 def test_a_space_that_is_smaller_than_the_search_ends_it(tmp_path: Path) -> None:
-    _, evaluated = run(Score(), tmp_path, recipe("blocks=8", 12))
+    _, evaluated = run(Score(), tmp_path, recipe("blocks=8", 4))
     assert [e.sites for e in evaluated] == [tuple(NAMES)]
 
 
@@ -96,19 +113,19 @@ def test_finished_it_scores_nothing_again(tmp_path: Path) -> None:
 
 def reference(tmp_path: Path) -> tuple[tuple[Evaluated, list[Evaluated]], Score]:
     score = Score()
-    return run(score, tmp_path / "whole", recipe(evaluations=20)), score
+    return run(score, tmp_path / "whole", recipe(evaluations=12)), score
 
 
 def test_stopped_while_scoring(tmp_path: Path) -> None:
     whole, score = reference(tmp_path)
     asked: list[tuple[str, ...]] = []
-    for stop in (0, 3, 1, 5, 4):
+    for stop in (0, 9, 1, 4):
         part = Score(stop)
         with pytest.raises(Stopped):
-            run(part, tmp_path / "parts", recipe(evaluations=20))
+            run(part, tmp_path / "parts", recipe(evaluations=12))
         asked += part.asked
     last = Score()
-    assert run(last, tmp_path / "parts", recipe(evaluations=20)) == whole
+    assert run(last, tmp_path / "parts", recipe(evaluations=12)) == whole
     assert asked + last.asked == score.asked
 
 
@@ -137,11 +154,11 @@ def test_stopped_around_the_store(
         monkeypatch.setattr(optuna.Study, method, stopping)
         part = Score()
         with pytest.raises(Stopped):
-            run(part, tmp_path / "parts", recipe(evaluations=20))
+            run(part, tmp_path / "parts", recipe(evaluations=12))
         asked += part.asked
         monkeypatch.undo()
     last = Score()
-    assert run(last, tmp_path / "parts", recipe(evaluations=20)) == whole
+    assert run(last, tmp_path / "parts", recipe(evaluations=12)) == whole
     assert asked + last.asked == score.asked
 
 
@@ -159,30 +176,30 @@ def test_stopped_between_two_parameters(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(optuna.Trial, "suggest_float", stopping)
     with pytest.raises(Stopped):
-        run(Score(), tmp_path / "parts", recipe(evaluations=20))
+        run(Score(), tmp_path / "parts", recipe(evaluations=12))
     monkeypatch.undo()
-    assert run(Score(), tmp_path / "parts", recipe(evaluations=20)) == whole
+    assert run(Score(), tmp_path / "parts", recipe(evaluations=12)) == whole
 
 
 def test_a_torn_row_costs_one_score(tmp_path: Path) -> None:
     whole, _ = reference(tmp_path)
     folder = tmp_path / "parts"
     with pytest.raises(Stopped):
-        run(Score(5), folder, recipe(evaluations=20))
+        run(Score(5), folder, recipe(evaluations=12))
     log = folder / "figures.jsonl"
     log.write_text(log.read_text()[:-9])
     last = Score()
-    assert run(last, folder, recipe(evaluations=20)) == whole
+    assert run(last, folder, recipe(evaluations=12)) == whole
     assert last.asked[0] == ("e",)
     rows = Figures(log).rows()
-    assert len(rows) == len({tuple(row["sites"]) for row in rows}) == 28
+    assert len(rows) == len({tuple(row["sites"]) for row in rows}) == 20
 
 
 def test_scores_that_are_no_numbers_lose(tmp_path: Path) -> None:
     def score(choices: Mapping[str, str]) -> tuple[float, float]:
         return (float("nan") if "e" in choices else damage(tuple(choices))), 0.0
 
-    best, _ = search(score, COSTS, recipe(evaluations=20), tmp_path, Silent())
-    again, _ = search(score, COSTS, recipe(evaluations=20), tmp_path, Silent())
+    best, _ = search(score, COSTS, recipe(evaluations=12), tmp_path, Silent())
+    again, _ = search(score, COSTS, recipe(evaluations=12), tmp_path, Silent())
     assert "e" not in best.sites
     assert again == best

@@ -1,6 +1,7 @@
 """Finding blocks: a model becomes a list of sites, each unusable block with its reason."""
 
-from updp.blocks.find import Findings, Site, Unusable, find
+from updp.blocks.find import Findings, Unusable, find
+from updp.blocks.read import Site
 from updp.blocks.steps import (
     ActStep,
     Chain,

@@ -7,38 +7,16 @@ smallest module with a residual add, or a repeated module without one.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks.chain import NotAChain, read_chain
+from updp.blocks.read import Site, read_site
 from updp.blocks.region import Region, residual_regions, whole_region
-from updp.blocks.steps import ActStep, Chain, LinearStep, to_layout
-from updp.blocks.trace import NotTraceable, run_graph, trace_alone
-
-TOLERANCE = 1e-4  # float32, relative: the chain that was read against the block itself
-_MISREAD = "the steps read from its graph do not compute what it computes"
-
-
-@dataclass(frozen=True)
-class Site:
-    """A branch that may be replaced.
-
-    Shapes are those of the tensors at its entry and exit, batch first. `skip` is None when the
-    skip is not a chain (it then stays as it is); it is an empty chain for the identity, and
-    `region.add` is None when there is no skip at all. `post` follows the add inside the block.
-    """
-
-    name: str
-    block: str
-    kind: str
-    region: Region
-    branch: Chain
-    skip: Chain | None
-    post: ActStep | None
-    shape_in: tuple[int, ...]
-    shape_out: tuple[int, ...]
+from updp.blocks.steps import LinearStep
+from updp.blocks.trace import NotTraceable, trace_alone
 
 
 @dataclass(frozen=True)
@@ -95,7 +73,7 @@ def _find(model: nn.Module, example: Tensor) -> Findings:
             label = _label(name, region, graphs[name], composites[name], len(regions))
             try:
                 sites.append(
-                    _read(label, name, composites[name], graphs[name], region, calls[name])
+                    read_site(label, name, composites[name], graphs[name], region, calls[name])
                 )
             except (NotAChain, NotTraceable) as error:
                 unusable.append(Unusable(label, kind, str(error)))
@@ -107,125 +85,6 @@ def _find(model: nn.Module, example: Tensor) -> Findings:
     sites = _apart(sites, unusable)
     used = {site.block for site in sites}
     return Findings(tuple(sites), tuple(unusable), {n: graphs[n] for n in used})
-
-
-def _read(
-    label: str, name: str, block: nn.Module, graph: fx.Graph, region: Region, calls: list
-) -> Site:
-    if len(calls) != 1:
-        raise NotAChain(f"the model calls it {len(calls)} times, not once")
-    args, kwargs = calls[0]
-    with torch.no_grad():
-        values = run_graph(block, graph, args, kwargs)
-    entry, last = values[region.entry], values[region.branch[-1]]
-    if not isinstance(entry, Tensor):
-        raise NotAChain("its input is no tensor")
-    branch = read_chain(block, graph, region.branch, entry.ndim)
-    names = [s.name for s in branch.linears]
-    if len(names) < 2:
-        raise NotAChain("it has fewer than two linear operators, so there is nothing to merge")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise NotAChain(f"it calls `{repeated[0]}` more than once")
-    _check(branch, entry, last)
-    skip: Chain | None = None
-    if region.add is not None:
-        try:
-            skip = read_chain(block, graph, region.skip, entry.ndim)
-            # layouts that nothing on the skip decides are the branch's
-            if not skip.steps:
-                skip = replace(
-                    skip,
-                    layout=branch.layout,
-                    layout_in=branch.layout_in,
-                    layout_out=branch.layout_in,
-                )
-            if any(isinstance(s, ActStep) for s in skip.steps) or skip.layout != branch.layout:
-                skip = None
-            else:
-                _check(skip, entry, values[region.skip[-1]] if region.skip else entry)
-        except NotAChain:
-            skip = None
-    region, post = _with_post(block, graph, region)
-    out = values[region.exit]
-    assert isinstance(out, Tensor)
-    if region.add is not None:
-        _check_whole(graph, region, branch, post, values)
-    return Site(
-        label,
-        name,
-        type(block).__name__,
-        region,
-        branch,
-        skip,
-        post,
-        tuple(entry.shape),
-        tuple(out.shape),
-    )
-
-
-def _check(chain: Chain, x: Tensor, expected: object) -> None:
-    try:
-        with torch.no_grad():
-            y = chain.keep(x)
-    except RuntimeError as error:  # shapes that do not fit
-        raise NotAChain(_MISREAD) from error
-    if not _equal(y, expected):
-        raise NotAChain(_MISREAD)
-
-
-def _check_whole(
-    graph: fx.Graph,
-    region: Region,
-    branch: Chain,
-    post: ActStep | None,
-    values: dict[str, object],
-) -> None:
-    """Branch and skip were read; that nothing but they makes the exit is checked here."""
-    for node in graph.nodes:
-        if node.name in (*region.branch, *region.skip):
-            for source in node.all_input_nodes:
-                if source.op == "placeholder" and source.name != region.entry:
-                    raise NotAChain(f"argument `{source.name}` enters it")
-    entry, beside = values[region.entry], values[(region.entry, *region.skip)[-1]]
-    assert isinstance(entry, Tensor)
-    assert isinstance(beside, Tensor)
-    with torch.no_grad():
-        y = branch.keep(entry)
-        wide = y.shape == (total := y + beside).shape
-        if post is not None:
-            total = to_layout(total, branch.layout_out, branch.layout) if y.ndim == 4 else total
-            total = post.keep(total, branch.layout)
-            total = to_layout(total, branch.layout, branch.layout_out) if y.ndim == 4 else total
-    if not wide:
-        raise NotAChain("its branch is broadcast onto its skip")
-    if not _equal(total, values[region.exit]):
-        raise NotAChain("its exit is not its branch plus its skip: it scales or overwrites one")
-
-
-def _equal(y: Tensor, expected: object) -> bool:
-    assert isinstance(expected, Tensor)
-    if y.shape != expected.shape:
-        return False
-    return bool((y - expected).norm() <= TOLERANCE * expected.norm() + 1e-12)
-
-
-def _with_post(block: nn.Module, graph: fx.Graph, region: Region) -> tuple[Region, ActStep | None]:
-    """Take in the activation that follows the add, where there is one."""
-    node = next(n for n in graph.nodes if n.name == region.exit)
-    while region.add is not None and len(node.users) == 1:
-        node = next(iter(node.users))
-        if node.op == "output":
-            break
-        try:
-            steps = read_chain(block, graph, [node.name], 4).steps
-        except NotAChain:
-            break
-        if len(steps) > 1 or not all(isinstance(s, ActStep) for s in steps):
-            break
-        region = replace(region, exit=node.name)
-        if steps:
-            return region, steps[0]  # type: ignore[return-value]
-    return region, None
 
 
 def _apart(sites: list[Site], unusable: list[Unusable]) -> list[Site]:

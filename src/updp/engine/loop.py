@@ -100,7 +100,16 @@ def _save(path: Path, net: Supernet, optimizer: torch.optim.Optimizer, step: int
                 tensors[f"optimizer.{index}.{key}"] = value
             elif value is not None:
                 numbers[f"{index}.{key}"] = value
-    write_tensors(path, tensors, {"step": step, "optimizer": numbers})
+    # Some count their steps here (timm's LAMB).
+    groups = [
+        {
+            key: value.item() if isinstance(value, Tensor) else value
+            for key, value in group.items()
+            if isinstance(value, int | float | Tensor)
+        }
+        for group in optimizer.param_groups
+    ]
+    write_tensors(path, tensors, {"step": step, "optimizer": numbers, "groups": groups})
 
 
 def _restore(path: Path, net: Supernet, optimizer: torch.optim.Optimizer) -> int:
@@ -114,5 +123,7 @@ def _restore(path: Path, net: Supernet, optimizer: torch.optim.Optimizer) -> int
     for name, value in notes["optimizer"].items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    groups = optimizer.state_dict()["param_groups"]
+    groups = [group | saved for group, saved in zip(groups, notes["groups"], strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     return int(notes["step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,9 +41,10 @@ class Costs:
             )
         if not self._reached(tuple(self.sites), budget):
             unit = "latency" if budget.latency else "macs"
+            nearest = math.ceil(1000 * self._share(tuple(self.sites), unit)) / 1000
             raise UserError(
                 f"budget {budget} is out of reach: pruning all {count} sites comes down to "
-                f"{unit}={self._share(tuple(self.sites), unit):.3f}"
+                f"{unit}={nearest:.3f}"
             )
 
     def fill(self, order: Sequence[str], budget: Budget) -> tuple[str, ...]:

@@ -1,0 +1,18 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+
+@pytest.fixture(autouse=True)
+def quick_store() -> Iterator[None]:
+    """A store that does not wait for the disk: hundreds of trials are told in a test."""
+
+    def unsynchronised(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", unsynchronised)
+    yield
+    event.remove(Engine, "connect", unsynchronised)
