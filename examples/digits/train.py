@@ -4,7 +4,7 @@
     python examples/digits/train.py vit
 
 Settings were chosen on 297 of the 1,297 training images (`--validate`); the baselines were then
-trained on all of them. The 500 test images had no say. Takes 1 to 3 minutes on 2 cores.
+trained on all of them. The 500 test images had no say. Takes 1 minute and about 5.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validate", action="store_true", help="hold 297 images out; save nothing")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # quickest for models this small
     torch.manual_seed(options.seed)
     model = getattr(models, options.model)()
     source = open_source("digits", input_size=(1, 8, 8))
