@@ -45,7 +45,7 @@ class Candidates(_Part):
     include: tuple[str, ...] = Field((), description="globs of sites; all when empty")
     exclude: tuple[str, ...] = Field((), description="globs of sites")
     end_activation: bool = Field(
-        True,
+        False,
         description="the paper's: an activation ends every pruned block, not only those "
         "that had one",
     )
@@ -86,6 +86,7 @@ class Training(_Part):
 class Supernet(Training):
     """Stage 1, by the sandwich rule."""
 
+    epochs: float = Field(1, ge=0)
     random_paths: int = Field(2, ge=0, description="random plans per step, beside the two ends")
 
 
@@ -105,7 +106,7 @@ class Subnet(Training):
     epochs: float = Field(6, ge=0)
     gate: Literal["blend", "anneal"] = "blend"
     schedule: Literal["linear", "cosine"] = "cosine"
-    hold: float = Field(0.5, ge=0, le=1, description="share of the steps after lambda = 1")
+    hold: float = Field(0.75, ge=0, le=1, description="share of the steps after lambda = 1")
     start: Literal["supernet", "baseline"] = "supernet"
     distill: float = Field(0.5, ge=0, le=1, description="weight of the baseline's logits")
     temperature: float = Field(2.0, gt=0)
