@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from updp.blocks import find
-from updp.candidates import from_json
+from updp.candidates import planned
 from updp.engine.files import read_json, read_tensors
 from updp.errors import UserError
 from updp.models import load_model
@@ -53,8 +53,6 @@ def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Modu
     model = copy.deepcopy(baseline).eval()
     device = next(model.parameters()).device
     findings = find(model, torch.zeros(2, *shape, device=device))
-    plan.check({site.name for site in findings.sites})
-    candidates = {name: (from_json(data),) for name, data in plan.candidates.items()}
-    net = Supernet(model, findings, candidates).eval()
+    net = Supernet(model, findings, planned(plan, findings)).eval()
     net.choose(plan.choices)
     return net.merged()

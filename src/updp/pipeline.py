@@ -14,7 +14,7 @@ from updp import search as search_stage
 from updp import subnet as subnet_stage
 from updp import supernet as supernet_stage
 from updp.blocks import Findings, find
-from updp.candidates import Offer, choose, from_json, selected
+from updp.candidates import Candidate, Offer, choose, planned, selected
 from updp.engine.data import preprocess_for
 from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json, write_text
@@ -233,11 +233,11 @@ class Run:
     def _new_net(self) -> Supernet:
         model = copy.deepcopy(self.baseline)
         findings = self._findings(model)
-        candidates = {name: (offer.candidate,) for name, offer in self.sites().items()}
+        candidates: dict[str, tuple[Candidate, ...]] = {
+            name: (offer.candidate,) for name, offer in self.sites().items()
+        }
         if self.job.plan is not None:
-            self.job.plan.check({site.name for site in findings.sites})
-            given = self.job.plan.candidates
-            candidates |= {name: (from_json(data),) for name, data in given.items()}
+            candidates |= planned(self.job.plan, findings)
         net = Supernet(model, findings, candidates)
         net.calibrate(torch.cat(self.feed.calibration()))
         return net

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,11 +28,6 @@ class Plan(BaseModel):
 
     def __len__(self) -> int:
         return len(self.choices)
-
-    def check(self, sites: Collection[str]) -> None:
-        """Raise UserError unless every pruned site is one of the model's `sites`."""
-        if missing := [name for name in self.choices if name not in sites]:
-            raise UserError(f"the plan prunes {missing[0]!r}, which is no site of this model")
 
     def to_json(self) -> str:
         """Text that `from_json` reads."""

@@ -28,8 +28,16 @@ class _Part(BaseModel):
 class Data(_Part):
     """Which images are used for what, and how they are changed in training."""
 
-    held_out: int = Field(500, ge=2, description="training images kept for search scores")
-    calibration: int = Field(256, ge=2, description="further ones kept for BatchNorm statistics")
+    held_out: int | None = Field(
+        None,
+        ge=2,
+        description="training images kept for search scores; 500, but at most a fifth of them",
+    )
+    calibration: int | None = Field(
+        None,
+        ge=2,
+        description="further ones kept for BatchNorm statistics; 256, but at most a tenth of them",
+    )
     batch_size: int = Field(64, ge=2)
     shift: int | None = Field(None, ge=0, description="random shift, pixels; an eighth of the side")
     flip: bool | None = Field(None, description="mirror at random; colour images are")

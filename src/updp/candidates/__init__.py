@@ -1,7 +1,7 @@
 """What a site may become: each candidate a small class under one interface."""
 
 from updp.candidates.base import Candidate, Form
-from updp.candidates.choose import Offer, choose, from_json, selected
+from updp.candidates.choose import Offer, choose, from_json, planned, selected
 from updp.candidates.inherit import Inherit, baseline_macs, propose
 from updp.candidates.merged import Merged
 
@@ -14,6 +14,7 @@ __all__ = [
     "baseline_macs",
     "choose",
     "from_json",
+    "planned",
     "propose",
     "selected",
 ]

@@ -46,6 +46,10 @@ class Candidate(ABC):
         """A short name that a person can read and that is unique within a site."""
 
     @abstractmethod
+    def fits(self, site: Site) -> bool:
+        """Whether the site has the operators that this candidate is about."""
+
+    @abstractmethod
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
         """The trainable form on the given block's own modules."""
 

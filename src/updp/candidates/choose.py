@@ -17,8 +17,9 @@ from updp.blocks import Findings, LinearStep, Site, Unusable
 from updp.blocks.extract import Replacement, extract, isolate
 from updp.candidates.base import Candidate
 from updp.candidates.inherit import Inherit, baseline_macs, propose
-from updp.errors import UserError
+from updp.errors import UserError, reason
 from updp.measure import Latency, compare_modules, count_parameters
+from updp.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,29 @@ def from_json(data: dict[str, Any]) -> Candidate:
         raise UserError(
             f"candidate kind {data.get('kind')!r} is unknown: there is {Inherit.kind!r}"
         )
-    return Inherit.from_json(data)
+    try:
+        return Inherit.from_json(data)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"candidate {data} is not understood: {reason(error)}") from error
+
+
+def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
+    """The plan's candidate for each site that it prunes.
+
+    Raises UserError for a plan that does not fit the model, as one written by hand may not.
+    """
+    sites = {site.name: site for site in findings.sites}
+    candidates: dict[str, tuple[Candidate, ...]] = {}
+    for name, label in plan.choices.items():
+        if name not in sites:
+            raise UserError(f"the plan prunes {name!r}, which is no site of this model")
+        if name not in plan.candidates:
+            raise UserError(f"the plan names no candidate for {name!r}")
+        candidate = from_json(plan.candidates[name])
+        if candidate.label != label or not candidate.fits(sites[name]):
+            raise UserError(f"the plan's candidate {label!r} does not fit the site {name!r}")
+        candidates[name] = (candidate,)
+    return candidates
 
 
 def selected(findings: Findings, include: Sequence[str], exclude: Sequence[str]) -> Findings:

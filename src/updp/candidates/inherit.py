@@ -40,6 +40,12 @@ class Inherit(Candidate):
             for segment in self.segments
         )
 
+    def fits(self, site: Site) -> bool:
+        """Whether the segments are a cut of the site's own operators."""
+        return [n for segment in self.segments for n in segment] == [
+            step.name for step in site.branch.linears
+        ] and all(n in _shrinkable(site) for n in self.shrunk)
+
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> InheritForm:
         """The trainable form on the given block's own modules."""
         activation = site.post
@@ -95,11 +101,7 @@ def propose(
     steps = site.branch.linears
     if not any(isinstance(s, (ActStep, NormStep)) for s in site.branch.steps):
         return  # already linear: nothing to remove
-    shrinkable = [
-        s.name
-        for s in steps
-        if s.kernel != (1, 1) and s.stride == (1, 1) and can_shrink(s.kernel, s.padding, s.dilation)
-    ]
+    shrinkable = _shrinkable(site)
     found = []
     for segments in _cuts(tuple(s.name for s in steps)):
         for shrunk in _subsets(shrinkable):
@@ -134,6 +136,14 @@ def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
             reach += (kernel - 1) * dilation * stride
         stride *= step.stride[axis]
     return size, reach // (gcd(*distances) or 1) + 1
+
+
+def _shrinkable(site: Site) -> list[str]:
+    return [
+        s.name
+        for s in site.branch.linears
+        if s.kernel != (1, 1) and s.stride == (1, 1) and can_shrink(s.kernel, s.padding, s.dilation)
+    ]
 
 
 def _helps(name: str, segments: tuple[tuple[str, ...], ...]) -> bool:

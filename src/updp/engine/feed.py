@@ -29,13 +29,17 @@ class Feed:
         device: torch.device,
     ) -> None:
         self.preprocess, self.device, self.seed = preprocess, device, seed
-        wanted = recipe.held_out + recipe.calibration
-        if wanted > len(source.train) // 2:
+        images = len(source.train)
+        held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
+        count = min(256, images // 10) if recipe.calibration is None else recipe.calibration
+        if held_out + count > images // 2:
             raise UserError(
-                f"data.held_out={recipe.held_out} and data.calibration={recipe.calibration} are "
-                f"more than half of the {len(source.train)} training images: ask for fewer"
+                f"data.held_out={held_out} and data.calibration={count} are more than half of the "
+                f"{images} training images: ask for fewer"
             )
-        train, held = hold_out(len(source.train), source.train.targets, wanted, seed)
+        if min(held_out, count) < 2:
+            raise UserError(f"{images} training images are too few to hold any out")
+        train, held = hold_out(images, source.train.targets, held_out + count, seed)
         side = min(preprocess.input_size[1:])
         shift = side // 8 if recipe.shift is None else recipe.shift
         normalised = source.train[0][0].is_floating_point()
@@ -51,8 +55,8 @@ class Feed:
         def fixed(data: object, indices: Tensor | None) -> Batches:
             return Batches(data, indices, 4 * size, seed=seed, shuffle=False, num_workers=workers)  # type: ignore[arg-type]
 
-        self._calibration = fixed(source.train, held[: recipe.calibration])
-        self._held_out = fixed(source.train, held[recipe.calibration :])
+        self._calibration = fixed(source.train, held[:count])
+        self._held_out = fixed(source.train, held[count:])
         self._test = fixed(source.test, None)
 
     @property

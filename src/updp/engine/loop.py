@@ -64,30 +64,33 @@ def train(
     path, figures = folder / "checkpoint.safetensors", Figures(folder / "figures.jsonl")
     start = _restore(path, net, optimizer) if path.exists() else 0
     figures.keep(lambda row: row["step"] < start)
-    saved = time.monotonic()
     progress.begin(folder.name, total, start)
+
+    def run() -> None:
+        saved = time.monotonic()
+        for step, (images, labels) in zip(range(start, total), feed.training(start), strict=False):
+            torch.manual_seed(mix(seed, 2, step))  # dropout, drop path
+            schedule.step_update(step)
+            optimizer.zero_grad()
+            row = step_function(images, labels, step, total)
+            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+            if not math.isfinite(norm):
+                raise UserError(
+                    f"{folder.name} training broke down at step {step + 1}: a gradient is "
+                    f"{norm:.0f}; lower {folder.name}.lr={recipe.lr} (and --fresh)"
+                )
+            optimizer.step()
+            if step % 10 == 0 or step == total - 1:
+                rate = optimizer.param_groups[0]["lr"]
+                figures.add(step=step, lr=rate, gradient=float(norm), **row)
+            progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
+            if time.monotonic() - saved > recipe.checkpoint_seconds:
+                _save(path, net, optimizer, step + 1)
+                saved = time.monotonic()
+
     net.train()
-    batches = feed.training(start)
-    for step in range(start, total):
-        images, labels = next(batches)
-        torch.manual_seed(mix(seed, 2, step))  # dropout, drop path
-        schedule.step_update(step)
-        optimizer.zero_grad()
-        row = step_function(images, labels, step, total)
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
-        if not math.isfinite(norm):
-            raise UserError(
-                f"{folder.name} training broke down at step {step + 1}: a gradient is {norm:.0f}; "
-                f"lower {folder.name}.lr={recipe.lr} (and --fresh)"
-            )
-        optimizer.step()
-        if step % 10 == 0 or step == total - 1:
-            rate = optimizer.param_groups[0]["lr"]
-            figures.add(step=step, lr=rate, gradient=float(norm), **row)
-        progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
-        if time.monotonic() - saved > recipe.checkpoint_seconds:
-            _save(path, net, optimizer, step + 1)
-            saved = time.monotonic()
+    with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
+        run()  # the caller's random state stays as it was
     net.eval()
 
 

@@ -47,6 +47,11 @@ class Costs:
                 f"{unit}={nearest:.3f}"
             )
 
+    def plans(self, budget: Budget) -> int:
+        """How many plans there can be within the budget, at most."""
+        count = len(self.sites)
+        return 2**count if budget.blocks is None else math.comb(count, budget.blocks)
+
     def fill(self, order: Sequence[str], budget: Budget) -> tuple[str, ...]:
         """Prune sites in the given order until the budget is met; names in the model's order."""
         chosen: list[str] = []

@@ -85,9 +85,9 @@ def search(
     study = _open(folder)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     seen = {decode(trial.params) for trial in complete}
-    trials, wanted = len(complete), recipe.search.evaluations
+    trials, wanted = len(complete), min(recipe.search.evaluations, costs.plans(budget))
     progress.begin("search", wanted, len(seen))
-    # Small spaces run out of new plans: the second bound ends the search there.
+    # A search that only finds plans it knows ends too.
     while len(seen) < wanted and trials < 10 * wanted:
         study.sampler = NSGAIISampler(
             population_size=recipe.search.population, seed=mix(recipe.seed, 20, trials) % 2**32
