@@ -40,9 +40,3 @@ def test_what_is_no_plan(change: dict, said: str) -> None:
         Plan.from_json(text, "mine.json")
     with pytest.raises(UserError, match=r"'mine\.json' is no plan"):
         Plan.from_json(text[:-5], "mine.json")
-
-
-def test_its_sites_are_the_models() -> None:
-    PLAN.check({"blocks.1", "blocks.2", "blocks.3"})
-    with pytest.raises(UserError, match=r"prunes 'blocks\.3', which is no site of this model"):
-        PLAN.check({"blocks.1"})

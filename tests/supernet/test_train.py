@@ -41,7 +41,8 @@ def test_one_step_reaches_shared_weights_and_every_paths_norms(
     model: str, tiny_model: str, tmp_path: Path
 ) -> None:
     spec = tiny_model.replace(":tiny", f":{model}")
-    net = tiny.make_net(spec, tiny.make_recipe())
+    recipe = tiny.make_recipe(candidates={"end_activation": True})
+    net = tiny.make_net(spec, recipe)
     before = {name: value.clone() for name, value in net.weights().items()}
     one_step(net, tmp_path, random_paths=0)
     after, _ = read_tensors(tmp_path / "supernet" / "weights.safetensors")

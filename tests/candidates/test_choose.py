@@ -1,0 +1,117 @@
+"""What a site is offered, and plans that come from elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.families import images, network
+from updp.blocks import Findings, find
+from updp.candidates import Inherit, Offer, choose, from_json, planned, propose, selected
+from updp.errors import UserError
+from updp.measure import Latency, Spread
+from updp.plan import Plan
+from updp.recipe import Recipe
+
+
+def findings(family: str = "basic") -> tuple[nn.Module, Findings]:
+    model = network(family)
+    return model, find(model, images())
+
+
+def plan_for(found: Findings, **changes: Any) -> Plan:
+    site = found.sites[0]
+    candidate = next(iter(propose(site)))
+    data = {
+        "choices": {site.name: candidate.label},
+        "candidates": {site.name: candidate.to_json()},
+    }
+    return Plan.model_validate(data | changes)
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, speedups: dict[int, float]) -> None:
+    """Fix each form's speed-up by how many kernels its label shrinks."""
+
+    def compare(modules: Mapping[str, nn.Module], x: Tensor, **_: Any) -> dict[str, Latency]:
+        def latency(ratio: float) -> Latency:
+            ms = Spread(10 / ratio, 10 / ratio, 10 / ratio)
+            return Latency(ms, Spread(ratio, ratio - 0.01, ratio + 0.01))
+
+        return {
+            name: latency(1.0 if name == "keep" else speedups[name.count("(1x1)")])
+            for name in modules
+        }
+
+    module = importlib.import_module("updp.candidates.choose")
+    monkeypatch.setattr(module, "compare_modules", compare)
+
+
+def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = findings()
+    clock(monkeypatch, {0: 0.9, 1: 1.5, 2: 3.0})
+    offers, refused = choose(model, found, Recipe(), torch.device("cpu"))
+    assert not refused
+    for name, offer in offers.items():
+        assert offer.site == name
+        assert offer.candidate.label.count("(1x1)") == 1
+        assert offer.macs <= offer.keep_macs
+        assert offer.speedup == 1.5
+        assert Offer.from_json(offer.to_json()) == offer
+
+
+def test_what_is_not_faster_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = findings()
+    clock(monkeypatch, {0: 0.9, 1: 1.005, 2: 0.8})  # 1.005 is within the noise
+    offers, refused = choose(model, found, Recipe(), torch.device("cpu"))
+    assert not offers
+    assert {u.name for u in refused} == {site.name for site in found.sites}
+    assert all("no merged form is faster than the block" in u.reason for u in refused)
+
+
+def test_globs_select_sites() -> None:
+    _, found = findings()
+    names = [site.name for site in found.sites]
+    assert selected(found, (), ()).sites == found.sites
+    assert [s.name for s in selected(found, (names[0],), ()).sites] == names[:1]
+    assert names[0] not in [s.name for s in selected(found, (), (names[0],)).sites]
+    with pytest.raises(UserError, match=r"'nothing\.\*' matches no site"):
+        selected(found, ("nothing.*",), ())
+    with pytest.raises(UserError, match=r"'nothing\.\*' matches no site"):
+        selected(found, (), ("nothing.*",))
+
+
+def test_a_plan_gives_its_candidates() -> None:
+    _, found = findings()
+    plan = plan_for(found)
+    ((name, (candidate,)),) = planned(plan, found).items()
+    assert name == found.sites[0].name
+    assert candidate == next(iter(propose(found.sites[0])))
+
+
+def test_a_plan_that_does_not_fit_is_refused() -> None:
+    _, found = findings()
+    name = found.sites[0].name
+    good = plan_for(found).candidates[name]
+    with pytest.raises(UserError, match=r"prunes 'nowhere', which is no site of this model"):
+        planned(plan_for(found, choices={"nowhere": "a+b"}), found)
+    with pytest.raises(UserError, match="names no candidate"):
+        planned(plan_for(found, candidates={}), found)
+    with pytest.raises(UserError, match="does not fit the site"):
+        planned(plan_for(found, choices={name: "another"}), found)
+    strange = Inherit((("a", "b"),))
+    with pytest.raises(UserError, match="does not fit the site"):
+        planned(plan_for(found, choices={name: "a+b"}, candidates={name: strange.to_json()}), found)
+    with pytest.raises(UserError, match="is not understood"):
+        planned(plan_for(found, candidates={name: {"kind": "inherit"}}), found)
+    with pytest.raises(UserError, match="kind 'magic' is unknown"):
+        planned(plan_for(found, candidates={name: good | {"kind": "magic"}}), found)
+
+
+def test_json_of_a_candidate_is_read_back() -> None:
+    candidate = Inherit((("a",), ("b", "c")), ("b",), end_activation=True, linearise=True)
+    assert from_json(candidate.to_json()) == candidate
