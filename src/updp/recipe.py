@@ -94,7 +94,8 @@ class Training(_Part):
 class Supernet(Training):
     """Stage 1, by the sandwich rule."""
 
-    epochs: float = Field(1, ge=0)
+    epochs: float = Field(2, ge=0)
+    lr: float = Field(0.003, gt=0)
     random_paths: int = Field(2, ge=0, description="random plans per step, beside the two ends")
 
 
@@ -111,12 +112,12 @@ class Search(_Part):
 class Subnet(Training):
     """Stage 3, progressive."""
 
-    epochs: float = Field(6, ge=0)
+    epochs: float = Field(8, ge=0)
     gate: Literal["blend", "anneal"] = "blend"
     schedule: Literal["linear", "cosine"] = "cosine"
     hold: float = Field(0.75, ge=0, le=1, description="share of the steps after lambda = 1")
     start: Literal["supernet", "baseline"] = "supernet"
-    distill: float = Field(0.5, ge=0, le=1, description="weight of the baseline's logits")
+    distill: float = Field(0.9, ge=0, le=1, description="weight of the baseline's logits")
     temperature: float = Field(2.0, gt=0)
 
 

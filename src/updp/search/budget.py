@@ -47,6 +47,13 @@ class Costs:
                 f"{unit}={nearest:.3f}"
             )
 
+    def cost(self, names: Sequence[str], budget: Budget) -> float:
+        """Share of the baseline's latency, or of its MACs unless latency is the budget.
+
+        MACs do not vary from clock to clock, so that the search can be repeated.
+        """
+        return self._share(names, "macs" if budget.latency is None else "latency")
+
     def plans(self, budget: Budget) -> int:
         """How many plans there can be within the budget, at most."""
         count = len(self.sites)

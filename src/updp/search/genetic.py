@@ -1,8 +1,8 @@
 """Stage 2: a genetic search (NSGA-II, optuna) for the plan that keeps most at the budget.
 
 A genome is a priority per site; sites are pruned in that order until the budget is met, so every
-genome is a valid plan for any kind of budget. Two objectives, score and predicted latency, give a
-Pareto front; the best score on it is the result, as all plans meet the budget.
+genome is a valid plan for any kind of budget. Two objectives, score and cost, give a Pareto front;
+the best score on it is the result, as all plans meet the budget.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def search(
         trial = study.ask()
         plan = decode({name: trial.suggest_float(name, 0, 1) for name in names})
         result = memory(plan)
-        study.tell(trial, [result.score, costs.latency(plan)])
+        study.tell(trial, [result.score, costs.cost(plan, budget)])
         trials += 1
         if plan not in seen:
             seen.add(plan)
