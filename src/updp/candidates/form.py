@@ -8,32 +8,20 @@ than the baseline's by a border, which shrinks to nothing by the end of the segm
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp import algebra
 from updp.algebra import Affine, Operator, Padding, centre_tap
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Site, Step, to_layout
+from updp.blocks import ActStep, Chain, LinearStep, ScaleStep, Site, to_layout
 from updp.blocks.extract import extract
 from updp.candidates.base import Form
+from updp.candidates.fold import chain_operator, factor_of, fold_norm, operator_of
 from updp.candidates.merged import Merged
 from updp.candidates.norm import ChannelNorm
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One step of the branch in its place."""
-
-    step: Step
-    segment: int
-    pad: Padding  # zeros added before it: on a segment's first step, all that the segment needs
-    border: Padding  # by how much its input, padded, is larger than the baseline's
-    shrunk: bool
-    norm: int | None  # which of the form's own norms stands here
+from updp.candidates.place import Placed, place
 
 
 class InheritForm(Form):
@@ -63,7 +51,7 @@ class InheritForm(Form):
             )
         weight, layout = self.chain.linears[0].weight, self.chain.layout
         device, dtype = weight.device, weight.dtype
-        self.stages, norms = _lay_out(self.chain, segments, frozenset(shrunk), linearise)
+        self.stages, norms = place(self.chain, segments, frozenset(shrunk), linearise)
         self.norms = nn.ModuleList(ChannelNorm(c, layout, device, dtype) for c in norms)
         channels = self.chain.linears[-1].out_channels
         self.end_norm = ChannelNorm(channels, layout, device, dtype)
@@ -88,7 +76,7 @@ class InheritForm(Form):
         source = layout or self.chain.layout_in
         return to_layout(x, source, self.chain.layout) if x.ndim == 4 else x
 
-    def _run(self, stage: _Stage, h: Tensor, progress: float) -> Tensor:
+    def _run(self, stage: Placed, h: Tensor, progress: float) -> Tensor:
         step, layout = stage.step, self.chain.layout
         if isinstance(step, LinearStep):
             return self._linear(stage, step, h, progress)
@@ -101,7 +89,7 @@ class InheritForm(Form):
         kept = _pad(step.keep(_crop(h, stage.border), layout), stage.border)
         return torch.lerp(kept, pruned, progress)
 
-    def _linear(self, stage: _Stage, step: LinearStep, h: Tensor, progress: float) -> Tensor:
+    def _linear(self, stage: Placed, step: LinearStep, h: Tensor, progress: float) -> Tensor:
         weight, bias = step.weight, step.module.bias
         if self.chain.layout == "last":
             return F.linear(h, weight.flatten(1), bias)
@@ -151,7 +139,7 @@ class InheritForm(Form):
         segment = -1
         for stage in self.stages:
             if isinstance(stage.step, LinearStep):
-                operator = _operator(stage.step, stage.shrunk)
+                operator = operator_of(stage.step, stage.shrunk)
                 if stage.segment == segment:
                     operators[-1] = algebra.compose(operators[-1], operator)
                 else:
@@ -165,7 +153,7 @@ class InheritForm(Form):
                 before = affine if before is None else algebra.chain(before, affine)
         if before is not None:
             operators[0] = algebra.before(before, operators[0])
-        end = _fold(self.end_norm)
+        end = fold_norm(self.end_norm)
         skip = self._merge_skip(operators, end)
         operators[-1] = algebra.after(operators[-1], end)
         return Merged(tuple(operators), skip, self.activation, self.chain.layout)
@@ -178,7 +166,7 @@ class InheritForm(Form):
         if not self._skip:
             return None
         first = operators[0]
-        beside = _merge_plain(self.skip_chain, first) if self.skip_chain else None
+        beside = chain_operator(self.skip_chain, first) if self.skip_chain else None
         if beside is not None and len(operators) == 1:
             try:
                 operators[0] = algebra.add(operators[0], beside)
@@ -189,110 +177,16 @@ class InheritForm(Form):
             return end.scale
         return algebra.after(beside, Affine(end.scale, torch.zeros_like(end.shift)))
 
-    def _affine(self, stage: _Stage, operators: list[Operator]) -> Affine | None:
+    def _affine(self, stage: Placed, operators: list[Operator]) -> Affine | None:
         if isinstance(stage.step, ScaleStep):
             if operators:
-                return _factor(stage.step, operators[-1].bias)
+                return factor_of(stage.step, operators[-1].bias)
             first = self.chain.linears[0]
             channels = first.weight.shape[1] * first.groups
-            return _factor(stage.step, first.weight.new_empty(channels, dtype=torch.float64))
+            return factor_of(stage.step, first.weight.new_empty(channels, dtype=torch.float64))
         if stage.norm is None:
             return None
-        return _fold(self.norms[stage.norm])
-
-
-def _lay_out(
-    chain: Chain, segments: tuple[tuple[str, ...], ...], shrunk: frozenset[str], linearise: bool
-) -> tuple[list[_Stage], list[int]]:
-    """Place each step of the chain; also the channels of each norm that the form needs."""
-    assert [s.name for s in chain.linears] == [n for segment in segments for n in segment]
-    where = {name: i for i, segment in enumerate(segments) for name in segment}
-    stages: list[_Stage] = []
-    norms: list[int] = []
-    none: Padding = (0, 0, 0, 0)
-    border, current, channels = none, -1, 0
-    for i, step in enumerate(chain.steps):
-        pad, norm = none, None
-        segment = where[step.name] if isinstance(step, LinearStep) else max(current, 0)
-        if segment != current:  # a segment's first step; a leading norm comes after its zeros
-            steps = [s for s in chain.linears if s.name in segments[segment]]
-            pad = border = _padding(steps, shrunk)
-            current = segment
-        previous = chain.steps[i - 1] if i else None
-        if isinstance(step, NormStep):
-            channels = step.channels
-        if isinstance(step, NormStep) or (
-            linearise
-            and isinstance(step, ActStep)
-            and isinstance(previous, (LinearStep, ScaleStep))
-            and channels
-        ):
-            norm = len(norms)
-            norms.append(channels)
-        is_shrunk = step.name in shrunk
-        stages.append(_Stage(step, segment, pad, border, is_shrunk, norm))
-        if isinstance(step, LinearStep):
-            channels = step.out_channels
-            own = none if is_shrunk else step.padding
-            sh, sw = step.stride
-            left, right, top, bottom = (b - o for b, o in zip(border, own, strict=True))
-            border = (left // sw, right // sw, top // sh, bottom // sh)
-    return stages, norms
-
-
-def _padding(steps: list[LinearStep], shrunk: frozenset[str]) -> Padding:
-    """Zeros that a segment needs before its first operator: the sum of p_j * s_1 * ... * s_j-1."""
-    total, strides = [0, 0, 0, 0], [1, 1]
-    for step in steps:
-        if step.name not in shrunk:
-            for side, p in enumerate(step.padding):
-                total[side] += p * strides[0 if side > 1 else 1]
-        strides = [s * own for s, own in zip(strides, step.stride, strict=True)]
-    return (total[0], total[1], total[2], total[3])
-
-
-def _operator(step: LinearStep, shrunk: bool) -> Operator:
-    if isinstance(step.module, nn.Linear):
-        return algebra.from_linear(step.module)
-    if shrunk:
-        return algebra.from_conv(step.module, centre_tap(step.weight), (0, 0, 0, 0))
-    return algebra.from_conv(step.module)
-
-
-def _merge_plain(chain: Chain, beside: Operator) -> Operator | None:
-    """A skip of convolutions and BatchNorms as one operator; None where that is not exact.
-
-    It reads what `beside` reads.
-
-    Padding inside it, or behind a shift, would make its border differ.
-    """
-    channels = beside.in_channels
-    # depthwise, so that no group is lost to the identity
-    operator = algebra.identity(channels, channels, beside.weight.device)
-    for step in chain.steps:
-        if isinstance(step, LinearStep):
-            if any(step.padding) and step is not chain.steps[0]:
-                return None
-            operator = algebra.compose(operator, _operator(step, False))
-        elif isinstance(step, ScaleStep):
-            operator = algebra.after(operator, _factor(step, operator.bias))
-        elif isinstance(step, NormStep) and isinstance(step.module, _BatchNorm):
-            operator = algebra.after(operator, _fold(step.module))
-        else:
-            return None
-    return operator
-
-
-def _fold(norm: nn.Module) -> Affine:
-    mean, var = norm.running_mean, norm.running_var
-    weight, bias = norm.weight, norm.bias
-    return algebra.from_batchnorm(mean, var, weight, bias, norm.eps)  # type: ignore[arg-type]
-
-
-def _factor(step: ScaleStep, like: Tensor) -> Affine:
-    """The factor of each channel of `like` (C,), on its device and in its precision."""
-    scale = step.parameter.detach().flatten().to(like).expand_as(like).clone()
-    return Affine(scale, torch.zeros_like(scale))
+        return fold_norm(self.norms[stage.norm])
 
 
 def _only_centre(weight: Tensor) -> Tensor:

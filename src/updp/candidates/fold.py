@@ -1,0 +1,55 @@
+"""The steps of a branch as float64 operators and affine maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from updp import algebra
+from updp.algebra import Affine, Operator, centre_tap
+from updp.blocks import Chain, LinearStep, NormStep, ScaleStep
+
+
+def operator_of(step: LinearStep, shrunk: bool) -> Operator:
+    """The step as an operator; shrunk, its centre tap without padding."""
+    if isinstance(step.module, nn.Linear):
+        return algebra.from_linear(step.module)
+    if shrunk:
+        return algebra.from_conv(step.module, centre_tap(step.weight), (0, 0, 0, 0))
+    return algebra.from_conv(step.module)
+
+
+def chain_operator(chain: Chain, beside: Operator) -> Operator | None:
+    """A skip of convolutions and BatchNorms, which reads what `beside` reads, as one operator.
+
+    None where that is not exact: padding inside it, or behind a shift, makes its border differ.
+    """
+    channels = beside.in_channels
+    # depthwise, so that no group is lost to the identity
+    operator = algebra.identity(channels, channels, beside.weight.device)
+    for step in chain.steps:
+        if isinstance(step, LinearStep):
+            if any(step.padding) and step is not chain.steps[0]:
+                return None
+            operator = algebra.compose(operator, operator_of(step, False))
+        elif isinstance(step, ScaleStep):
+            operator = algebra.after(operator, factor_of(step, operator.bias))
+        elif isinstance(step, NormStep) and isinstance(step.module, _BatchNorm):
+            operator = algebra.after(operator, fold_norm(step.module))
+        else:
+            return None
+    return operator
+
+
+def fold_norm(norm: nn.Module) -> Affine:
+    """A BatchNorm in evaluation as an affine map, with its own eps."""
+    mean, var = norm.running_mean, norm.running_var
+    weight, bias = norm.weight, norm.bias
+    return algebra.from_batchnorm(mean, var, weight, bias, norm.eps)  # type: ignore[arg-type]
+
+
+def factor_of(step: ScaleStep, like: Tensor) -> Affine:
+    """The factor of each channel of `like` (C,), on its device and in its precision."""
+    scale = step.parameter.detach().flatten().to(like).expand_as(like).clone()
+    return Affine(scale, torch.zeros_like(scale))

@@ -1,0 +1,70 @@
+"""Where each step of a branch stands in a pruned form: segment, padding, border, norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from updp.algebra import Padding
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One step of the branch in its place."""
+
+    step: Step
+    segment: int
+    pad: Padding  # zeros added before it: on a segment's first step, all that the segment needs
+    border: Padding  # by how much its input, padded, is larger than the baseline's
+    shrunk: bool
+    norm: int | None  # which of the form's own norms stands here
+
+
+def place(
+    chain: Chain, segments: tuple[tuple[str, ...], ...], shrunk: frozenset[str], linearise: bool
+) -> tuple[list[Placed], list[int]]:
+    """Place each step of the chain; also the channels of each norm that the form needs."""
+    assert [s.name for s in chain.linears] == [n for segment in segments for n in segment]
+    where = {name: i for i, segment in enumerate(segments) for name in segment}
+    stages: list[Placed] = []
+    norms: list[int] = []
+    none: Padding = (0, 0, 0, 0)
+    border, current, channels = none, -1, 0
+    for i, step in enumerate(chain.steps):
+        pad, norm = none, None
+        segment = where[step.name] if isinstance(step, LinearStep) else max(current, 0)
+        if segment != current:  # a segment's first step; a leading norm comes after its zeros
+            steps = [s for s in chain.linears if s.name in segments[segment]]
+            pad = border = _padding(steps, shrunk)
+            current = segment
+        previous = chain.steps[i - 1] if i else None
+        if isinstance(step, NormStep):
+            channels = step.channels
+        if isinstance(step, NormStep) or (
+            linearise
+            and isinstance(step, ActStep)
+            and isinstance(previous, (LinearStep, ScaleStep))
+            and channels
+        ):
+            norm = len(norms)
+            norms.append(channels)
+        is_shrunk = step.name in shrunk
+        stages.append(Placed(step, segment, pad, border, is_shrunk, norm))
+        if isinstance(step, LinearStep):
+            channels = step.out_channels
+            own = none if is_shrunk else step.padding
+            sh, sw = step.stride
+            left, right, top, bottom = (b - o for b, o in zip(border, own, strict=True))
+            border = (left // sw, right // sw, top // sh, bottom // sh)
+    return stages, norms
+
+
+def _padding(steps: list[LinearStep], shrunk: frozenset[str]) -> Padding:
+    """Zeros that a segment needs before its first operator: the sum of p_j * s_1 * ... * s_j-1."""
+    total, strides = [0, 0, 0, 0], [1, 1]
+    for step in steps:
+        if step.name not in shrunk:
+            for side, p in enumerate(step.padding):
+                total[side] += p * strides[0 if side > 1 else 1]
+        strides = [s * own for s, own in zip(strides, step.stride, strict=True)]
+    return (total[0], total[1], total[2], total[3])
