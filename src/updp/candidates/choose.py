@@ -21,6 +21,9 @@ from updp.errors import UserError, reason
 from updp.measure import Latency, compare_modules, count_parameters
 from updp.plan import Plan
 
+# A candidate, its parameters, and the latencies of its merged form and of the block.
+Timed = tuple[Inherit, int, Latency, Latency]
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -122,7 +125,7 @@ def choose(
     Of the faster ones it is the one that shrinks fewest kernels, and of those the fastest. Sites
     of one structure and shape are timed once.
     """
-    timed: dict[str, list[tuple[Inherit, int, Latency, Latency]]] = {}
+    timed: dict[str, list[Timed]] = {}
     offers: dict[str, Offer] = {}
     refused: list[Unusable] = []
     for site in findings.sites:
@@ -158,11 +161,13 @@ def choose(
     return offers, refused
 
 
-def _best(options: list) -> tuple[Inherit, int, Latency, Latency] | None:
+def _best(options: list[Timed]) -> Timed | None:
+    """Of the least shrunk that are faster than the block, the fastest; of equals, the first."""
     for _, group in groupby(options, key=lambda option: len(option[0].shrunk)):
         faster = [option for option in group if option[2].faster]
         if faster:
-            return min(faster, key=lambda option: option[2].ms.median)
+            fastest = max(option[2].speedup.median for option in faster)
+            return next(option for option in faster if option[2].speedup.high >= fastest)
     return None
 
 
@@ -172,7 +177,7 @@ def _time(
     site: Site,
     recipe: recipes.Recipe,
     device: torch.device,
-) -> list[tuple[Inherit, int, Latency, Latency]]:
+) -> list[Timed]:
     block = model.get_submodule(site.block)
     settings = recipe.candidates
     # A larger form may win on one clock and lose on the next.
@@ -182,10 +187,12 @@ def _time(
         for c in propose(site, end_activation=settings.end_activation, linearise=settings.linearise)
         if c.macs(site) <= limit
     ]
-    # The smallest of each degree of shrinking; a table of all cuts would take minutes.
+    # The smallest of each degree of shrinking; a table of all cuts would take minutes. Of those
+    # that merge to the same size the first will do: a clock could only toss a coin.
     few: list[Inherit] = []
     for _, group in groupby(candidates, key=lambda c: len(c.shrunk)):
-        few += list(group)[:2]
+        sizes = {(c.macs(site), len(c.segments)): c for c in reversed(list(group))}
+        few += sorted(sizes.values(), key=lambda c: c.macs(site))[:2]
     few = few[: settings.timed]
     if not few:
         return []

@@ -107,7 +107,7 @@ def propose(
         for shrunk in _subsets(shrinkable):
             if all(_helps(name, segments) for name in shrunk):
                 found.append(Inherit(segments, shrunk, end_activation, linearise))
-    yield from sorted(found, key=lambda c: (len(c.shrunk), c.macs(site), c.label))
+    yield from sorted(found, key=lambda c: (len(c.shrunk), c.macs(site)))
 
 
 def baseline_macs(site: Site) -> int:
