@@ -38,7 +38,10 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` returns: each site's candidate and cost, and each unusable block's reason."""
+    """What `inspect` returns: what each site may become, and each unusable block's reason.
+
+    `sites` has every candidate of every site with its cost, a site's preferred one first.
+    """
 
     sites: tuple[Offer, ...]
     unusable: tuple[Unusable, ...]
@@ -110,7 +113,8 @@ def inspect(
     wanted = selected(findings, settings.candidates.include, settings.candidates.exclude)
     report.begin("timing candidates", len(wanted.sites))
     offers, refused = choose(module, wanted, settings, target, report.advance)
-    return Inspection(tuple(offers.values()), (*findings.unusable, *refused))
+    sites = tuple(offer for found in offers.values() for offer in found)
+    return Inspection(sites, (*findings.unusable, *refused))
 
 
 def make_job(

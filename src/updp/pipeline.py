@@ -180,7 +180,7 @@ class Run:
             "macs": count_macs(self.baseline, x[:1]),
         }
         found = {
-            "sites": [offer.to_json() for offer in offers.values()],
+            "sites": [found[0].to_json() for found in offers.values()],
             "unusable": [vars(u) for u in (*findings.unusable, *refused)],
             "baseline": baseline,
         }

@@ -60,6 +60,14 @@ class Candidates(_Part):
     linearise: bool = Field(
         True, description="a removed activation leaves a BatchNorm, started as the best line"
     )
+    drop: Literal["never", "alone", "always"] = Field(
+        "alone",
+        description="whether a branch may be left out: not beside a branch of the same block that "
+        "merges, unless always",
+    )
+    fold_norms: bool = Field(
+        False, description="a LayerNorm before attention may become a BatchNorm, and fold away"
+    )
     timed: int = Field(4, ge=1, description="at most so many candidates are timed per site")
 
 

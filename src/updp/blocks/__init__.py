@@ -1,11 +1,11 @@
 """Finding blocks: a model becomes a list of sites, each unusable block with its reason."""
 
 from updp.blocks.find import Findings, Unusable, find
+from updp.blocks.linear import LinearStep
 from updp.blocks.read import Site
 from updp.blocks.steps import (
     ActStep,
     Chain,
-    LinearStep,
     NormStep,
     ScaleStep,
     Step,

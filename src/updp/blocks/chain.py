@@ -15,31 +15,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from updp.blocks.region import data_nodes, whole_region
-from updp.blocks.steps import ActStep, Call, Chain, LinearStep, NormStep, ScaleStep, Step
-from updp.blocks.trace import NotTraceable, trace_alone
+from updp.blocks.extract import extract
+from updp.blocks.linear import LinearStep
+from updp.blocks.region import data_nodes, groups, whole_region
+from updp.blocks.steps import ActStep, Call, Chain, NormStep, ScaleStep, Step, batch_norm
+from updp.blocks.trace import Arguments, NotTraceable, trace_alone
 
 _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _PERMUTES = {torch.permute, "permute"}
 _SAME = {"contiguous", "clone"}
 _RESHAPES = {"reshape", "view", "unsqueeze", torch.reshape, torch.unsqueeze}
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+_EXPLAINED = 0.5  # share of variance that a line per channel must explain, to stand for a gate
 
 
 class NotAChain(Exception):
     """A path that is no chain of linear operators, norms and activations; the text says why."""
 
 
-def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], ndim: int) -> Chain:
-    """Read the nodes `path` of `graph` (in order) as a chain on a tensor of `ndim` dimensions.
+def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor) -> Chain:
+    """Read the nodes `path` of `graph` (in order) as a chain, for a tensor `x` that enters it.
 
     Raises:
         NotAChain: something on the path is neither linear, a norm, nor an activation.
     """
-    if ndim not in (2, 3, 4):
-        raise NotAChain(f"its tensor has {ndim} dimensions, not 2, 3 or 4")
-    reader = _Reader(ndim)
-    reader.read(block, graph, path, prefix="")
+    if x.ndim not in (2, 3, 4):
+        raise NotAChain(f"its tensor has {x.ndim} dimensions, not 2, 3 or 4")
+    reader = _Reader(x)
+    with torch.no_grad():
+        reader.read(block, graph, path, prefix="")
     layout_in = reader.start or "first"
     convolves = any(isinstance(s, LinearStep) and s.spatial for s in reader.steps)
     steps = tuple(
@@ -50,70 +54,97 @@ def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], ndim: int
 
 
 class _Reader:
-    """Collects steps and follows where the channels are."""
+    """Collects steps and follows the tensor, and where its channels are."""
 
-    def __init__(self, ndim: int) -> None:
-        self.start = self.layout = "last" if ndim < 4 else None
-        self.flat = ndim == 2  # (N, C): the channels are both first and last
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.start = self.layout = "last" if x.ndim < 4 else None
+        self.flat = x.ndim == 2  # (N, C): the channels are both first and last
         self.steps: list[Step] = []
 
     def read(self, owner: nn.Module, graph: fx.Graph, path: Sequence[str], prefix: str) -> None:
-        nodes = {n.name: n for n in graph.nodes}
         data = data_nodes(graph)
         previous: fx.Node | None = None
-        for name in path:
-            node = nodes[name]
-            inputs = [p for p in node.all_input_nodes if p in data]
-            if len(inputs) != 1 or (previous is not None and inputs[0] is not previous):
-                label = node.target if node.op == "call_module" else name
-                raise NotAChain(f"`{prefix}{label}` takes several inputs")
-            self._node(owner, node, inputs[0], prefix)
+        for group in groups(graph, path):
+            node = group[-1]
+            name = f"{prefix}{node.target if node.op == 'call_module' else node.name}"
+            inputs = {p for n in group for p in n.all_input_nodes if p in data and p not in group}
+            if len(inputs) != 1 or (previous is not None and inputs != {previous}):
+                raise NotAChain(f"`{name}` takes several inputs")
+            (source,) = inputs
+            if len(group) == 1:
+                self._node(name, owner, node, source, prefix)
+            else:
+                part = extract(owner, graph, source.name, node.name)
+                self._other(name, part, f"`{name}` takes several inputs")
             previous = node
 
-    def _node(self, owner: nn.Module, node: fx.Node, source: fx.Node, prefix: str) -> None:
-        name = f"{prefix}{node.target if node.op == 'call_module' else node.name}"
+    def _node(
+        self, name: str, owner: nn.Module, node: fx.Node, source: fx.Node, prefix: str
+    ) -> None:
+        call = Call.of(node, source)
         if node.op == "call_module":
+            if node.args != (source,) or node.kwargs:  # flags and the like belong to the call
+                part = extract(owner, node.graph, source.name, node.name)
+                self._other(name, part, f"`{name}` takes more than a tensor")
+                return
             self._module(name, owner.get_submodule(str(node.target)))
         elif node.target in _PERMUTES:
             self._permute(name, node)
+            self._advance(call)
         elif node.target is F.batch_norm and isinstance(owner, nn.modules.batchnorm._BatchNorm):
             self._norm(prefix.rstrip("."), owner, owner.num_features)
+            self._advance(lambda x: batch_norm(owner, x))
         elif node.target in _MULS and (gamma := _parameter(owner, node, source)) is not None:
             self.steps.append(ScaleStep(name, gamma))
+            self._advance(extract(owner, node.graph, source.name, node.name))
         elif node.target not in _SAME:
-            self._probe(name, Call.of(node, source))
+            # With parameters of its own it is a module, else a call that can be written again.
+            alone = all(n is source for n in node.all_input_nodes)
+            function = call if alone else extract(owner, node.graph, source.name, node.name)
+            self._other(name, function, f"`{name}` is neither linear on channels nor elementwise")
+
+    def _advance(self, function: Callable[[Tensor], Tensor]) -> None:
+        try:
+            self.x = _quiet(function)(self.x.clone())
+        except Exception as error:  # user code may raise any
+            raise NotAChain(f"it does not run alone: {str(error).partition(chr(10))[0]}") from error
 
     def _module(self, name: str, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
-            if module.padding_mode != "zeros":
-                raise NotAChain(f"`{name}` pads with {module.padding_mode!r}, not with zeros")
-            self._need("first", name)
-            self.steps.append(LinearStep(name, module))
-        elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-            self._need("last", name)
-            self.steps.append(LinearStep(name, module))
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            self._need("first" if isinstance(module, nn.Conv2d) else "last", name)
+            try:
+                self.steps.append(LinearStep.read(name, module, self.x))
+            except ValueError as error:
+                raise NotAChain(f"`{name}` ({type(module).__name__}) {error}") from error
         elif (channels := _norm_channels(module)) is not None:
             self._norm(name, module, channels)
         elif isinstance(module, nn.PReLU):
             if module.num_parameters > 1 and not self.flat:
                 self._need("first", name)
             self.steps.append(ActStep(name, module))
-        elif any(True for _ in module.parameters()) or not self._probe(name, module, strict=False):
+        elif any(True for _ in module.parameters()) or not self._probe(name, module):
             self._inside(name, module)
+            return
+        self._advance(module)
 
     def _inside(self, name: str, module: nn.Module) -> None:
-        kind = type(module).__name__
+        """A module that is none of the known ones: a chain of its own, or a gate."""
+        kind, before = type(module).__name__, (self.x, self.start, self.layout, len(self.steps))
         try:
-            graph = trace_alone(module, both_modes=False)
-        except NotTraceable as error:
-            raise NotAChain(f"`{name}` ({kind}) cannot be traced: {error}") from error
-        region = whole_region(graph)
-        if region is None:
-            raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")
-        try:
+            graph = trace_alone(module, Arguments((self.x.clone(),)), both_modes=False)
+            region = whole_region(graph)
+            if region is None:
+                raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")
             self.read(module, graph, region.branch, f"{name}.")
+            return
+        except NotTraceable as error:
+            reason = f"`{name}` ({kind}) cannot be traced: {error}"
         except NotAChain as error:
-            raise NotAChain(f"`{name}` ({kind}) is not a chain: {error}") from error
+            reason = f"`{name}` ({kind}) is not a chain: {error}"
+        self.x, self.start, self.layout, count = before
+        del self.steps[count:]
+        self._other(name, module, reason)
 
     def _norm(self, name: str, module: nn.Module, channels: int) -> None:
         if getattr(module, "running_mean", 0) is None:
@@ -123,15 +154,23 @@ class _Reader:
             self._need("first", name)
         self.steps.append(NormStep(name, module, self.layout or "", channels))
 
-    def _probe(self, name: str, function: Callable[[Tensor], Tensor], strict: bool = True) -> bool:
+    def _probe(self, name: str, function: Callable[[Tensor], Tensor]) -> bool:
         kind = _probe_kind(function)
         if kind == "activation":
             self.steps.append(ActStep(name, function))
         elif isinstance(kind, float):
             self.steps.append(ScaleStep(name, torch.tensor(kind, dtype=torch.float64)))
-        elif kind == "other" and strict:
-            raise NotAChain(f"`{name}` is neither linear on channels nor elementwise")
         return kind != "other"
+
+    def _other(self, name: str, function: Callable[[Tensor], Tensor], reason: str) -> None:
+        """Something to try: elementwise, or near to a line per channel, as norms and gates are."""
+        if not self._probe(name, function):
+            if not (channels := _stands_in(function, self.x, self.layout or "first")):
+                raise NotAChain(reason)
+            if self.layout is None and self.x.ndim == 4:
+                self._need("first", name)
+            self.steps.append(NormStep(name, function, self.layout or "", channels))
+        self._advance(function)
 
     def _permute(self, name: str, node: fx.Node) -> None:
         given = node.kwargs.get("dims", node.args[1:])
@@ -165,6 +204,36 @@ def _norm_channels(module: nn.Module) -> int | None:
     return None
 
 
+def _quiet(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A GraphModule that fails prints its code; its forward does not."""
+    return function.forward if isinstance(function, fx.GraphModule) else function
+
+
+@torch.no_grad()
+def _stands_in(function: Callable[[Tensor], Tensor], x: Tensor, layout: str) -> int:
+    """Channels of `x` if a BatchNorm can stand for the function, else 0.
+
+    So it is where a line per channel explains most of what the function does, and where it has
+    fewer parameters than a linear layer on these channels: norms of any kind, squeeze-and-
+    excitation and its kin; not attention, not a permutation.
+    """
+    axis = 1 if layout == "first" else -1
+    channels = x.shape[axis]
+    modules = [function] if isinstance(function, nn.Module) else []
+    if sum(p.numel() for m in modules for p in m.parameters()) > channels**2:
+        return 0
+    try:
+        y = _quiet(function)(x.clone())
+    except Exception:  # user code may raise any
+        return 0
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        return 0
+    rows = [t.movedim(axis, 0).flatten(1).double() for t in (x, y)]
+    a, b = (t - t.mean(1, keepdim=True) for t in rows)
+    explained = (a * b).sum(1).square() / (a.square().sum(1) * b.square().sum(1)).clamp_min(1e-30)
+    return channels if explained.mean() > _EXPLAINED else 0
+
+
 @torch.no_grad()
 def _probe_kind(function: Callable[[Tensor], Tensor]) -> str | float:
     """'identity', 'activation' (elementwise), a scalar factor, or 'other', by trying it."""
@@ -178,6 +247,7 @@ def _probe_kind(function: Callable[[Tensor], Tensor]) -> str | float:
     try:
         for module in modules:
             module.eval()
+        function = _quiet(function)
         y, y_other = function(x.clone()), function(other.clone())
         if not isinstance(y, Tensor) or y.shape != x.shape:
             return "other"

@@ -24,18 +24,32 @@ class Replacement:
     added: Mapping[str, object]
 
 
-def extract(block: nn.Module, graph: fx.Graph, entry: str, end: str) -> fx.GraphModule:
-    """The part of `graph` that computes node `end` from node `entry`; modules are shared."""
+def extract(
+    block: nn.Module, graph: fx.Graph, entry: str, end: str, extras: Sequence[str] = ()
+) -> fx.GraphModule:
+    """The part of `graph` that computes node `end` from node `entry`; modules are shared.
+
+    Its arguments are the value of `entry`, then those of the nodes `extras`.
+    """
     nodes = {n.name: n for n in graph.nodes}
-    return _extract(block, nodes[entry], nodes[end], {})
+    return _extract(block, [nodes[name] for name in (entry, *extras)], nodes[end], {})
+
+
+def substitute(
+    block: nn.Module, graph: fx.Graph, region: Region, modules: Mapping[str, nn.Module]
+) -> fx.GraphModule:
+    """A region as `extract` gives it, with other modules for some of its targets."""
+    nodes = {n.name: n for n in graph.nodes}
+    inputs = [nodes[name] for name in (region.entry, *region.extras)]
+    return _extract(block, inputs, nodes[region.exit], modules)
 
 
 def isolate(block: nn.Module, graph: fx.Graph, replacement: Replacement) -> fx.GraphModule:
-    """What stands in a region's place, alone: a module from its entry to its exit."""
+    """What stands in a region's place, alone: a module from its entry (and extras) to its exit."""
     emitted = _emit(graph, [replacement])
-    region = replacement.region
-    nodes = emitted.nodes
-    return _extract(block, nodes[region.entry], nodes[region.exit], emitted.added)
+    region, nodes = replacement.region, emitted.nodes
+    inputs = [nodes[name] for name in (region.entry, *region.extras)]
+    return _extract(block, inputs, nodes[region.exit], emitted.added)
 
 
 def replace_regions(
@@ -77,10 +91,12 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
 
 
 def _extract(
-    block: nn.Module, entry: fx.Node, end: fx.Node, added: Mapping[str, object]
+    block: nn.Module, inputs: Sequence[fx.Node], end: fx.Node, added: Mapping[str, object]
 ) -> fx.GraphModule:
     part = fx.Graph()
-    copied = {entry: part.placeholder("x")}
+    copied: dict[fx.Node, fx.Node] = {}
+    for i, node in enumerate(inputs):
+        copied[node] = part.placeholder(f"x{i or ''}")
 
     def copy_node(node: fx.Node) -> fx.Node:
         if node not in copied:
@@ -94,9 +110,11 @@ def _extract(
 
 
 def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> fx.GraphModule:
-    root = dict(added)
+    root: dict[str, object] = {}
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr") and node.target not in root:
+        if node.op in ("call_module", "get_attr") and node.target in added:
+            root[node.target] = added[node.target]
+        elif node.op in ("call_module", "get_attr"):
             value: object = block
             for part in node.target.split("."):
                 value = getattr(value, part)

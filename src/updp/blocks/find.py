@@ -1,22 +1,27 @@
 """Find the sites of a model, and each block that cannot be one with its reason.
 
 DESIGN: trace every composite submodule alone; its residual adds are plain to see. A block is the
-smallest module with a residual add, or a repeated module without one.
+smallest module with a residual add, or a chain (or a repeated module) without one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.chain import NotAChain, read_chain
+from updp.blocks.calls import copied, record_calls
+from updp.blocks.chain import NotAChain
+from updp.blocks.plain import plain_regions
 from updp.blocks.read import Site, read_site
 from updp.blocks.region import Region, residual_regions, whole_region
-from updp.blocks.steps import LinearStep
-from updp.blocks.trace import NotTraceable, trace_alone
+from updp.blocks.trace import Arguments, NotTraceable, run_graph, trace_alone
+
+Values = list[dict[str, Any]]  # of each node by name, for each call of a module
 
 
 @dataclass(frozen=True)
@@ -40,150 +45,237 @@ class Findings:
 def find(model: nn.Module, example: Tensor) -> Findings:
     """List the sites of `model` in the order of its modules.
 
-    `example` is one input batch, (N, C, H, W); the model is run once on it, in evaluation and
-    without gradients, and left as it was.
+    `example` is one input batch, (N, C, H, W); the model is run on it in evaluation and without
+    gradients, and left as it was.
     """
     modes = {m: m.training for m in model.modules()}
     try:
-        return _find(model.eval(), example)
+        with torch.no_grad():
+            return _Finder(model.eval(), example).find()
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def _find(model: nn.Module, example: Tensor) -> Findings:
-    composites = {n: m for n, m in model.named_modules() if n and any(True for _ in m.children())}
-    graphs: dict[str, fx.Graph] = {}
-    untraceable: dict[str, str] = {}
-    for name, module in composites.items():
-        try:
-            graphs[name] = trace_alone(module)
-        except NotTraceable as error:
-            untraceable[name] = str(error)
-    residual = _smallest({n: r for n, g in graphs.items() if (r := residual_regions(g))})
-    plain = _repeated(composites, graphs, residual)
-    calls = _record_calls(model, example, [*residual, *plain])
+class _Finder:
+    """One search through one model; what it takes it notes, so that nothing is taken twice."""
 
-    sites: list[Site] = []
-    unusable: list[Unusable] = []
-    for name in composites:  # module order
-        regions = residual.get(name) or plain.get(name) or []
-        kind = type(composites[name]).__name__
-        for region in regions:
-            label = _label(name, region, graphs[name], composites[name], len(regions))
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.modules = {n: m for n, m in model.named_modules() if any(True for _ in m.children())}
+        self.calls = record_calls(model, example, list(self.modules))
+        more = torch.cat([example, example[:1]])
+        self.checks = record_calls(model, more, list(self.modules))
+        self.graphs: dict[str, fx.Graph] = {}
+        self.untraceable: dict[str, str] = {}
+        for name, module in self.modules.items():
             try:
-                sites.append(
-                    read_site(label, name, composites[name], graphs[name], region, calls[name])
-                )
-            except (NotAChain, NotTraceable) as error:
-                unusable.append(Unusable(label, kind, str(error)))
-    blocks = set(residual) | set(plain)
-    unusable += [
-        Unusable(n, type(composites[n]).__name__, f"it cannot be traced: {reason}")
-        for n, reason in _lost(untraceable, blocks, composites).items()
-    ]
-    sites = _apart(sites, unusable)
-    used = {site.block for site in sites}
-    return Findings(tuple(sites), tuple(unusable), {n: graphs[n] for n in used})
+                self.graphs[name] = trace_alone(module, *self.calls[name][:1])
+            except NotTraceable as error:
+                self.untraceable[name] = str(error)
+        self.sites: list[Site] = []
+        self.unusable: list[Unusable] = []
+        self.taken: set[str] = set()  # paths of modules, and of nodes as `block#node`
+
+    def find(self) -> Findings:
+        """All sites; see the module's own text."""
+        residual = _smallest({n: r for n, g in self.graphs.items() if (r := residual_regions(g))})
+        held: list[Site] = []
+        for name, regions in residual.items():
+            held += self._residual(name, regions)
+        for name in self.graphs:
+            self._plain(name)
+        for site in sorted(held, key=lambda s: -len(s.region.inside)):
+            if self._free(site):
+                self._take(site)
+        self._whole(residual)
+        self._lost(residual)
+        at = {name: i for i, name in enumerate(self.modules)}
+        self.sites.sort(key=lambda s: (at[s.block], _place(self.graphs[s.block], s.region)))
+        used = {site.block for site in self.sites}
+        return Findings(tuple(self.sites), tuple(self.unusable), {n: self.graphs[n] for n in used})
+
+    def _residual(self, name: str, regions: list[Region]) -> list[Site]:
+        """Take the branches that are chains; return those that could only be dropped."""
+        held = []
+        values = self._values(name)
+        for region in regions:
+            label = self._label(name, region, len(regions))
+            site = self._read(label, name, region, values)
+            if site is None:
+                continue
+            if site.branch is None:
+                held.append(site)
+            elif reason := self._overlap(site):
+                self._refuse(label, name, reason)
+            else:
+                self._take(site)
+        return held
+
+    def _plain(self, name: str) -> None:
+        """Take the chains that no residual branch holds."""
+        module, graph = self.modules[name], self.graphs[name]
+        inside = any(_under(name, path) for path in self.taken)
+        if inside or not self._hopeful(name):
+            return
+        values = self._values(name)
+        if isinstance(values, str):
+            return
+        regions = plain_regions(
+            module, graph, values[0], lambda node: self._is_taken(*_paths(name, node))
+        )
+        whole = whole_region(graph)
+        for region in regions:
+            covers = whole is not None and region.inside == whole.inside
+            alone = len(regions) == 1 and not isinstance(module, nn.Sequential)
+            label = name if name and (covers or alone) else self._label(name, region, 2)
+            try:
+                site = read_site(label, name, module, graph, region, values)
+            except NotAChain:
+                continue
+            if site.branch is not None and self._free(site):
+                self._take(site)
+
+    def _whole(self, residual: Mapping[str, object]) -> None:
+        """Take repeated modules in which nothing can merge, where they could be dropped."""
+        counts = Counter(type(m) for m in self.modules.values())
+        done: list[str] = []
+        for name, module in self.modules.items():  # parents first
+            if not name or counts[type(module)] < 2 or isinstance(module, nn.Sequential):
+                continue
+            related = (*residual, *done, *(s.block for s in self.sites if s.block))
+            if any(_nested(name, o) for o in related) or self._touches(name):
+                continue
+            if name not in self.graphs or _operators(module) < 2:
+                continue
+            done.append(name)
+            region = whole_region(self.graphs[name])
+            if region is None:
+                self._refuse(name, name, "it has no residual add, and several inputs or outputs")
+            elif site := self._read(name, name, region, self._values(name)):
+                self._take(site)
+
+    def _lost(self, residual: Mapping[str, object]) -> None:
+        """List what is untraceable and may be a block: outermost, apart from all that was found."""
+        known = [*residual, *(s.block for s in self.sites), *(u.name for u in self.unusable)]
+        lost: list[str] = []
+        for name, reason in self.untraceable.items():  # parents come first
+            apart = not any(_nested(name, other) for other in (*known, *lost))
+            if name and apart and _operators(self.modules[name]) > 1:
+                lost.append(name)
+                self._refuse(name, name, f"it cannot be traced: {reason}")
+        if "" in self.untraceable and not known and not lost:
+            self._refuse("", "", f"it cannot be traced: {self.untraceable['']}")
+
+    def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
+        try:
+            if isinstance(values, str):
+                raise NotAChain(values)
+            module, graph = self.modules[name], self.graphs[name]
+            return read_site(label, name, module, graph, region, values)
+        except NotAChain as error:
+            self._refuse(label, name, str(error))
+            return None
+
+    def _values(self, name: str) -> Values | str:
+        """Every node's value in each call of a module, or why there are none."""
+        module, graph, calls = self.modules[name], self.graphs[name], self.calls[name]
+        if not calls:
+            return "the model never calls it"
+        try:
+            for call in self.checks[name][:1]:
+                _check_batch(module, graph, call)
+            return [run_graph(module, graph, call) for call in calls]
+        except NotTraceable as error:
+            return str(error)
+
+    def _take(self, site: Site) -> None:
+        self.sites.append(site)
+        for node in self.graphs[site.block].nodes:
+            if node.name in site.region.inside:
+                self.taken.update(_paths(site.block, node))
+
+    def _free(self, site: Site) -> bool:
+        nodes = [n for n in self.graphs[site.block].nodes if n.name in site.region.inside]
+        named = site.name in (s.name for s in self.sites)
+        return not named and not any(self._is_taken(*_paths(site.block, n)) for n in nodes)
+
+    def _is_taken(self, *paths: str) -> bool:
+        return any(_nested(p, t) for p in paths for t in self.taken)
+
+    def _touches(self, name: str) -> bool:
+        """Whether a site lies in the module, or the module in one."""
+        return any(_under(s.block, name) for s in self.sites) or self._is_taken(name)
+
+    def _overlap(self, site: Site) -> str:
+        for other in self.sites:
+            if other.block == site.block and other.region.inside & site.region.inside:
+                return f"its skip holds the site {other.name}"
+            if other.name == site.name:
+                return "its largest module is another branch's too"
+        return ""
+
+    def _hopeful(self, name: str) -> bool:
+        """Whether enough operators are left in the module for two of them to merge."""
+        left = 0
+        for node in self.graphs[name].nodes:
+            if node.op == "call_module" and not self._is_taken(*_paths(name, node)):
+                left += _operators(self.modules[name].get_submodule(str(node.target)))
+        return left > 1
+
+    def _refuse(self, label: str, name: str, reason: str) -> None:
+        self.unusable.append(Unusable(label, type(self.modules[name]).__name__, reason))
+
+    def _label(self, name: str, region: Region, count: int) -> str:
+        """`blocks.7`, or `blocks.7:mlp` after the largest module of one branch of several."""
+        if count == 1 and name:
+            return name
+        block = self.modules[name]
+        nodes = {n.name: n for n in self.graphs[name].nodes}
+        modules = [str(nodes[n].target) for n in region.branch if nodes[n].op == "call_module"]
+        size = {m: sum(p.numel() for p in block.get_submodule(m).parameters()) for m in modules}
+        return f"{name}:{max(size, key=size.__getitem__) if size else region.branch[-1]}"
 
 
-def _apart(sites: list[Site], unusable: list[Unusable]) -> list[Site]:
-    """The sites less those that overlap an earlier one of their block, or have its name."""
-    kept: list[Site] = []
-    for site in sites:
-        mine = _inside(site.region)
-        other = next((s for s in kept if s.block == site.block and mine & _inside(s.region)), None)
-        if other is not None:
-            reason = f"its skip holds the site {other.name}"
-        elif site.name in (s.name for s in kept):
-            reason = "its largest module is another branch's too"
-        else:
-            kept.append(site)
-            continue
-        unusable.append(Unusable(site.name, site.kind, reason))
-    return kept
+def _check_batch(module: nn.Module, graph: fx.Graph, call: Arguments) -> None:
+    """Sizes decide what a graph does, but the number of images must not: try another."""
+    values = run_graph(module, graph, call)
+    args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
+    if not _same(values["output"], module(*args, **kwargs)):
+        raise NotTraceable("its graph holds for one number of images only")
 
 
-def _inside(region: Region) -> set[str]:
-    return {*region.branch, *region.skip, region.exit}
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return True
 
 
 def _smallest(found: dict[str, list[Region]]) -> dict[str, list[Region]]:
     """Drop modules that contain another residual module."""
-    return {n: r for n, r in found.items() if not any(o.startswith(f"{n}.") for o in found)}
+    return {n: r for n, r in found.items() if not any(o != n and _under(o, n) for o in found)}
 
 
-def _repeated(
-    composites: dict[str, nn.Module], graphs: dict[str, fx.Graph], residual: dict[str, list[Region]]
-) -> dict[str, list[Region]]:
-    """Modules without a residual add whose class occurs again and which hold a chain to merge."""
-    counts = Counter(type(m) for m in composites.values())
-    found: dict[str, list[Region]] = {}
-    for name in reversed(composites):  # children before parents
-        module = composites[name]
-        related = any(_nested(name, other) for other in (*residual, *found))
-        if related or counts[type(module)] < 2 or isinstance(module, nn.Sequential):
-            continue
-        if name in graphs and (region := whole_region(graphs[name])):
-            try:
-                chain = read_chain(module, graphs[name], region.branch, 4)
-            except NotAChain:
-                continue
-            if sum(isinstance(s, LinearStep) for s in chain.steps) > 1:
-                found[name] = [region]
-    return found
+def _under(name: str, parent: str) -> bool:
+    """Whether `name` is `parent`, or lies in it; everything lies in the root."""
+    return not parent or name == parent or name.startswith(f"{parent}.")
 
 
 def _nested(a: str, b: str) -> bool:
-    return a.startswith(f"{b}.") or b.startswith(f"{a}.")
+    return _under(a, b) or _under(b, a)
 
 
-def _lost(
-    untraceable: dict[str, str], blocks: set[str], composites: dict[str, nn.Module]
-) -> dict[str, str]:
-    """Untraceable modules that may be blocks: outermost, apart from every block that was found."""
-    lost: dict[str, str] = {}
-    for name, reason in untraceable.items():  # parents come first
-        apart = not any(_nested(name, other) for other in (*blocks, *lost))
-        linear = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in composites[name].modules())
-        if apart and linear > 1:
-            lost[name] = reason
-    return lost
+def _paths(block: str, node: fx.Node) -> tuple[str, ...]:
+    """What a node takes up: itself, and the module that it calls."""
+    own = f"{block}#{node.name}"
+    return (own, f"{block}.{node.target}".lstrip(".")) if node.op == "call_module" else (own,)
 
 
-def _record_calls(model: nn.Module, example: Tensor, names: list[str]) -> dict[str, list]:
-    """Arguments of each call of the named modules in one forward."""
-    calls: dict[str, list] = {name: [] for name in names}
-
-    def recorder(name: str):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            def copy(v: object) -> object:
-                return v.clone() if isinstance(v, Tensor) else v
-
-            calls[name].append(
-                (tuple(copy(a) for a in args), {k: copy(v) for k, v in kwargs.items()})
-            )
-
-        return hook
-
-    handles = [
-        model.get_submodule(n).register_forward_pre_hook(recorder(n), with_kwargs=True)
-        for n in names
-    ]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+def _operators(module: nn.Module) -> int:
+    return sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in module.modules())
 
 
-def _label(name: str, region: Region, graph: fx.Graph, block: nn.Module, count: int) -> str:
-    """`blocks.7`, or `blocks.7:mlp` after the branch's largest module when there are several."""
-    if count == 1:
-        return name
-    nodes = {n.name: n for n in graph.nodes}
-    modules = [str(nodes[n].target) for n in region.branch if nodes[n].op == "call_module"]
-    size = {m: sum(p.numel() for p in block.get_submodule(m).parameters()) for m in modules}
-    return f"{name}:{max(size, key=size.__getitem__) if size else region.branch[-1]}"
+def _place(graph: fx.Graph, region: Region) -> int:
+    """Where in the graph a region ends, for the order of a block's sites."""
+    return next(i for i, node in enumerate(graph.nodes) if node.name == region.exit)

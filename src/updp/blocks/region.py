@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ class Region:
     """A part of a block's graph with one entry and one exit, by node names.
 
     `branch` and `skip` are the nodes of the two paths in order (an empty skip is the identity).
-    Without a residual add, `add` is None and `branch` ends at `exit`.
+    Without a residual add, `add` is None and `branch` ends at `exit`. `extras` are values from
+    elsewhere that the branch needs beside its entry: a mask, a size.
     """
 
     entry: str
@@ -24,6 +26,12 @@ class Region:
     skip: tuple[str, ...]
     add: str | None
     exit: str
+    extras: tuple[str, ...] = ()
+
+    @property
+    def inside(self) -> frozenset[str]:
+        """Every node that it is made of; its entry is not."""
+        return frozenset((*self.branch, *self.skip, self.exit))
 
 
 def is_add(node: fx.Node) -> bool:
@@ -51,7 +59,7 @@ def residual_regions(graph: fx.Graph) -> list[Region]:
     position embedding, say) is no residual add and not listed.
     """
     ancestors = data_nodes(graph)
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
     found = []
     for add in graph.nodes:
         if not is_add(add):
@@ -63,20 +71,27 @@ def residual_regions(graph: fx.Graph) -> list[Region]:
         common = ancestors[left] & ancestors[right]
         if not common:
             continue
-        fork = max(common, key=order.__getitem__)
+        fork = max(common, key=at)
         paths = [
-            sorted(
-                (n for n in ancestors[end] - ancestors[fork] if n.op != "placeholder"),
-                key=order.__getitem__,
-            )
+            sorted((n for n in ancestors[end] if fork in ancestors[n] and n is not fork), key=at)
             for end in (left, right)
         ]
-        inside = set(paths[0]) | set(paths[1])
-        if set(paths[0]) & set(paths[1]) or _leaks(inside, fork, add, ancestors):
+        if set(paths[0]) & set(paths[1]) or _leaks({*paths[0], *paths[1]}, add):
             continue
         paths.sort(key=lambda path: sum(n.op == "call_module" for n in path))
-        skip, branch = ([n.name for n in path] for path in paths)
-        found.append(Region(fork.name, tuple(branch), tuple(skip), add.name, add.name))
+        skip, branch = paths
+        if _outer(skip, fork, ancestors):
+            continue
+        found.append(
+            Region(
+                fork.name,
+                tuple(n.name for n in branch),
+                tuple(n.name for n in skip),
+                add.name,
+                add.name,
+                tuple(n.name for n in sorted(_outer(branch, fork, ancestors), key=at)),
+            )
+        )
     return found
 
 
@@ -92,18 +107,59 @@ def whole_region(graph: fx.Graph) -> Region | None:
     return Region(entry.name, tuple(n.name for n in branch), (), None, last.name)
 
 
-def _leaks(
-    inside: set[fx.Node], fork: fx.Node, add: fx.Node, ancestors: dict[fx.Node, set[fx.Node]]
-) -> bool:
-    """Whether a value enters or leaves the region elsewhere than at its fork and its add.
+def groups(graph: fx.Graph, path: Sequence[str]) -> list[list[fx.Node]]:
+    """Cut a path into parts with one value going in and one coming out; most are single nodes."""
+    at = {name: i for i, name in enumerate(path)}
+    nodes = [n for n in graph.nodes if n.name in at]
+    found: list[list[fx.Node]] = [[]]
+    reach = 0  # the last node that uses a value from before the present one
+    for i, node in enumerate(nodes):
+        found[-1].append(node)
+        earlier = [n for n in (*found[-1][:-1], *_entries(nodes[0], found)) if n is not node]
+        reach = max([reach, *(at.get(u.name, 0) for n in earlier for u in n.users)])
+        if reach <= i:
+            found.append([])
+    return [group for group in found if group]
 
-    Further arguments of the block (an attention mask) may enter: such a branch is still residual.
-    """
-    return any(
-        any(
-            p in ancestors and p not in inside and p is not fork and p.op != "placeholder"
-            for p in node.all_input_nodes
-        )
-        or any(user not in inside and user is not add for user in node.users)
-        for node in inside
-    )
+
+def _entries(first: fx.Node, found: list[list[fx.Node]]) -> list[fx.Node]:
+    """What the last group starts from: the last node of the one before, or the path's entry."""
+    if len(found) > 1:
+        return [found[-2][-1]]
+    return list(first.all_input_nodes)
+
+
+def runs(graph: fx.Graph) -> list[list[fx.Node]]:
+    """Paths of nodes in a row: each takes one value, the one before, which goes nowhere else."""
+    data = data_nodes(graph)
+    found: list[list[fx.Node]] = []
+    ends: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        inputs = [p for p in node.all_input_nodes if p in data]
+        if node.op in ("placeholder", "output") or len(inputs) != 1:
+            continue
+        (source,) = inputs
+        if source in ends and len(source.users) == 1:
+            ends[node] = ends[source]
+        else:
+            ends[node] = []
+            found.append(ends[node])
+        ends[node].append(node)
+    return found
+
+
+def _leaks(inside: set[fx.Node], add: fx.Node) -> bool:
+    """Whether a value leaves the region elsewhere than at its add."""
+    return any(user not in inside and user is not add for n in inside for user in n.users)
+
+
+def _outer(
+    path: Sequence[fx.Node], fork: fx.Node, ancestors: Mapping[fx.Node, object]
+) -> set[fx.Node]:
+    """Values that enter a path elsewhere than at its fork."""
+    return {
+        p
+        for node in path
+        for p in node.all_input_nodes
+        if p in ancestors and p not in path and p is not fork
+    }

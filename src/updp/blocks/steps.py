@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from updp.blocks.linear import LinearStep
+
 
 def to_layout(x: Tensor, source: str, target: str) -> Tensor:
     """Move the channels of a 4-d tensor between `first` (N, C, H, W) and `last` (N, H, W, C)."""
@@ -24,75 +26,11 @@ def to_layout(x: Tensor, source: str, target: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LinearStep:
-    """A convolution, or a linear layer on channels, which is a 1x1 convolution."""
-
-    name: str
-    module: nn.Conv2d | nn.Linear
-
-    @property
-    def weight(self) -> Tensor:
-        """Kernel as (O, I / groups, kh, kw), sharing memory with the module's own."""
-        w = self.module.weight
-        return w if w.ndim == 4 else w[:, :, None, None]
-
-    @property
-    def out_channels(self) -> int:
-        """Number of channels after the step."""
-        return self.module.weight.shape[0]
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        """Kernel size (kh, kw)."""
-        return tuple(self.weight.shape[2:])  # type: ignore[return-value]
-
-    @property
-    def spatial(self) -> bool:
-        """Whether it is more than one dense linear layer on each pixel."""
-        return self.groups > 1 or not self.kernel == self.stride == (1, 1) or any(self.padding)
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Stride (sh, sw)."""
-        return _pair(self.module.stride) if isinstance(self.module, nn.Conv2d) else (1, 1)
-
-    @property
-    def dilation(self) -> tuple[int, int]:
-        """Dilation (dh, dw)."""
-        return _pair(self.module.dilation) if isinstance(self.module, nn.Conv2d) else (1, 1)
-
-    @property
-    def groups(self) -> int:
-        """Number of groups."""
-        return self.module.groups if isinstance(self.module, nn.Conv2d) else 1
-
-    @property
-    def padding(self) -> tuple[int, int, int, int]:
-        """Zero padding (left, right, top, bottom), 'same' and 'valid' written out."""
-        if not isinstance(self.module, nn.Conv2d) or self.module.padding == "valid":
-            return (0, 0, 0, 0)
-        if self.module.padding == "same":  # torch puts the odd pixel after
-            (kh, kw), (dh, dw) = self.kernel, self.dilation
-            th, tw = dh * (kh - 1), dw * (kw - 1)
-            return (tw // 2, tw - tw // 2, th // 2, th - th // 2)
-        ph, pw = _pair(self.module.padding)  # type: ignore[arg-type]
-        return (pw, pw, ph, ph)
-
-    def keep(self, x: Tensor, layout: str) -> Tensor:
-        """The step as the baseline does it, on a canonical tensor."""
-        if layout == "last":
-            return F.linear(x, self.weight.flatten(1), self.module.bias)
-        if isinstance(self.module, nn.Conv2d):
-            return self.module(x)
-        return F.conv2d(x, self.weight, self.module.bias)
-
-
-@dataclass(frozen=True)
 class NormStep:
-    """A normalisation with one scale and shift per channel."""
+    """A normalisation, or a gate such as squeeze-and-excitation: a BatchNorm can stand for it."""
 
     name: str
-    module: nn.Module
+    module: Callable[[Tensor], Tensor]
     layout: str  # the one its own forward wants
     channels: int
 
@@ -204,7 +142,3 @@ def batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
         norm.momentum or 0.0,
         norm.eps,
     )
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

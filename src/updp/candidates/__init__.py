@@ -1,20 +1,32 @@
 """What a site may become: each candidate a small class under one interface."""
 
-from updp.candidates.base import Candidate, Form
-from updp.candidates.choose import Offer, choose, from_json, planned, selected
+from updp.candidates.base import Candidate, Form, MergedForm
+from updp.candidates.choose import choose
+from updp.candidates.drop import Drop
+from updp.candidates.foldnorm import FoldNorm
+from updp.candidates.fuse import Fuse
 from updp.candidates.inherit import Inherit, baseline_macs, propose
+from updp.candidates.kinds import KINDS, from_json, proposals, register_candidate
 from updp.candidates.merged import Merged
+from updp.candidates.offer import Offer, planned, selected
 
 __all__ = [
+    "KINDS",
     "Candidate",
+    "Drop",
+    "FoldNorm",
     "Form",
+    "Fuse",
     "Inherit",
     "Merged",
+    "MergedForm",
     "Offer",
     "baseline_macs",
     "choose",
     "from_json",
     "planned",
+    "proposals",
     "propose",
+    "register_candidate",
     "selected",
 ]

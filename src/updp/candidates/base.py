@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, fx, nn
 
+from updp import recipe as recipes
 from updp.blocks import Site
-from updp.candidates.merged import Merged
+from updp.blocks.extract import Replacement
+
+
+class MergedForm(Protocol):
+    """What is left of a form once it is merged: ordinary modules in the graph of its block."""
+
+    def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
+        """Ready to stand in the place of the site's region."""
+        ...
 
 
 class Form(nn.Module, ABC):
-    """A candidate as it is trained: linear inside, its own BatchNorms, the block's own weights.
+    """A candidate as it is trained: its own BatchNorms, the block's own weights.
 
     Weights that the block also uses are reached, not owned: `parameters()` and `state_dict()`
-    list only what the candidate adds.
+    list only what the candidate adds. `extras` are the values of the region's extras: a mask, a
+    size, or nothing.
     """
 
     @abstractmethod
-    def forward(self, x: Tensor, progress: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
         """The site's output for its input `x`.
 
         `progress` is lambda of the annealing gate: 0 computes the baseline block exactly, 1 the
@@ -27,12 +39,12 @@ class Form(nn.Module, ABC):
         """
 
     @abstractmethod
-    def calibrate(self, x: Tensor) -> None:
+    def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start the BatchNorms from the inputs `x` that the site sees in the baseline."""
 
     @abstractmethod
-    def merged(self) -> Merged:
-        """The form at progress 1 in evaluation, as operators. Exact."""
+    def merged(self) -> MergedForm:
+        """The form at progress 1 in evaluation. Exact."""
 
 
 class Candidate(ABC):
@@ -45,18 +57,31 @@ class Candidate(ABC):
     def label(self) -> str:
         """A short name that a person can read and that is unique within a site."""
 
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """How much it takes away, 0 for least: of a site's faster candidates the least is taken."""
+
+    @classmethod
+    @abstractmethod
+    def propose(
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+    ) -> Iterator[Self]:
+        """Candidates of this kind for a site; sites of one structure have theirs in one order."""
+
     @abstractmethod
     def fits(self, site: Site) -> bool:
-        """Whether the site has the operators that this candidate is about."""
+        """Whether the site has what this candidate is about."""
 
     @abstractmethod
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
         """The trainable form on the given block's own modules."""
 
     @abstractmethod
-    def macs(self, site: Site) -> int:
-        """Multiply-accumulates of the merged form for one image."""
-
-    @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes an equal candidate."""
+        """Plain data from which `from_json` makes an equal candidate; `kind` is in it."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_json`. Raises KeyError or TypeError for data that are not its own."""

@@ -13,24 +13,27 @@ from updp.blocks import Chain, LinearStep, NormStep, ScaleStep
 
 def operator_of(step: LinearStep, shrunk: bool) -> Operator:
     """The step as an operator; shrunk, its centre tap without padding."""
-    if isinstance(step.module, nn.Linear):
-        return algebra.from_linear(step.module)
-    if shrunk:
-        return algebra.from_conv(step.module, centre_tap(step.weight), (0, 0, 0, 0))
-    return algebra.from_conv(step.module)
+    weight, bias = step.exact_weight, step.module.bias
+    return Operator(
+        centre_tap(weight) if shrunk else weight.clone(),
+        weight.new_zeros(len(weight)) if bias is None else bias.detach().double().clone(),
+        step.stride,
+        (0, 0, 0, 0) if shrunk else step.padding,
+        step.dilation,
+        step.groups,
+    )
 
 
-def chain_operator(chain: Chain, beside: Operator) -> Operator | None:
-    """A skip of convolutions and BatchNorms, which reads what `beside` reads, as one operator.
+def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operator | None:
+    """A chain of linear operators and BatchNorms on `channels` channels as one operator.
 
     None where that is not exact: padding inside it, or behind a shift, makes its border differ.
     """
-    channels = beside.in_channels
     # depthwise, so that no group is lost to the identity
-    operator = algebra.identity(channels, channels, beside.weight.device)
+    operator = algebra.identity(channels, channels, device)
     for step in chain.steps:
         if isinstance(step, LinearStep):
-            if any(step.padding) and step is not chain.steps[0]:
+            if any(step.padding) and (not operator.is_pointwise or operator.bias.any()):
                 return None
             operator = algebra.compose(operator, operator_of(step, False))
         elif isinstance(step, ScaleStep):

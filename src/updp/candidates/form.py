@@ -8,6 +8,7 @@ than the baseline's by a border, which shrinks to nothing by the end of the segm
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class InheritForm(Form):
         linearise: bool,
     ) -> None:
         super().__init__()
-        self.chain = site.branch
+        self.chain = site.chain
         self.skip_chain: Chain | None = site.skip
         self.post, self.activation = site.post, activation
         # In a list, so that modules of the block are reached and not owned.
@@ -49,14 +50,14 @@ class InheritForm(Form):
                 if site.region.skip
                 else _same
             )
-        weight, layout = self.chain.linears[0].weight, self.chain.layout
+        weight, layout = self.chain.linears[0].module.weight, self.chain.layout
         device, dtype = weight.device, weight.dtype
         self.stages, norms = place(self.chain, segments, frozenset(shrunk), linearise)
         self.norms = nn.ModuleList(ChannelNorm(c, layout, device, dtype) for c in norms)
         channels = self.chain.linears[-1].out_channels
         self.end_norm = ChannelNorm(channels, layout, device, dtype)
 
-    def forward(self, x: Tensor, progress: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
         """See `Form.forward`."""
         h = self._enter(x)
         for stage in self.stages:
@@ -104,7 +105,7 @@ class InheritForm(Form):
         return F.conv2d(h, weight, bias, step.stride, (ph, pw), step.dilation, step.groups)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
+    def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start each norm as the best line from what it sees to what the baseline has there.
 
         A norm before a removed activation is fitted to the activation's output, so that the
@@ -156,7 +157,9 @@ class InheritForm(Form):
         end = fold_norm(self.end_norm)
         skip = self._merge_skip(operators, end)
         operators[-1] = algebra.after(operators[-1], end)
-        return Merged(tuple(operators), skip, self.activation, self.chain.layout)
+        chain = self.chain
+        layouts = chain.layout, chain.layout_in, chain.layout_out
+        return Merged(tuple(operators), skip, self.activation, *layouts)
 
     def _merge_skip(self, operators: list[Operator], end: Affine) -> Operator | Tensor | None:
         """Take the skip into a single operator, in place; else return what stays beside it.
@@ -166,7 +169,9 @@ class InheritForm(Form):
         if not self._skip:
             return None
         first = operators[0]
-        beside = chain_operator(self.skip_chain, first) if self.skip_chain else None
+        beside = None
+        if self.skip_chain is not None:
+            beside = chain_operator(self.skip_chain, first.in_channels, first.weight.device)
         if beside is not None and len(operators) == 1:
             try:
                 operators[0] = algebra.add(operators[0], beside)
@@ -182,8 +187,8 @@ class InheritForm(Form):
             if operators:
                 return factor_of(stage.step, operators[-1].bias)
             first = self.chain.linears[0]
-            channels = first.weight.shape[1] * first.groups
-            return factor_of(stage.step, first.weight.new_empty(channels, dtype=torch.float64))
+            like = first.module.weight.new_empty(first.in_channels, dtype=torch.float64)
+            return factor_of(stage.step, like)
         if stage.norm is None:
             return None
         return fold_norm(self.norms[stage.norm])

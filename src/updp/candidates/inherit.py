@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, groupby, product
 from math import gcd, prod
 from typing import Any, ClassVar
 
 from torch import fx, nn
 
+from updp import recipe as recipes
 from updp.algebra import can_shrink
 from updp.blocks import ActStep, LinearStep, NormStep, Site
 from updp.candidates.base import Candidate
@@ -40,18 +41,44 @@ class Inherit(Candidate):
             for segment in self.segments
         )
 
+    @property
+    def rank(self) -> int:
+        """How many kernels are shrunk."""
+        return 1 + len(self.shrunk)
+
+    @classmethod
+    def propose(
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+    ) -> Iterator[Inherit]:
+        """The smallest of each degree of shrinking, of those with no more MACs than the block.
+
+        A table of all cuts would take minutes to time, and a larger form may win on one clock and
+        lose on the next. Of those that merge to the same size the first will do: a clock could
+        only toss a coin.
+        """
+        found = propose(site, end_activation=settings.end_activation, linearise=settings.linearise)
+        limit = baseline_macs(site) if site.branch is not None else 0
+        few: list[Inherit] = []
+        for _, group in groupby(found, key=lambda c: c.rank):
+            sizes = {(c.macs(site), len(c.segments)): c for c in reversed(list(group))}
+            few += sorted(sizes.values(), key=lambda c: c.macs(site))[:2]
+        yield from [c for c in few if c.macs(site) <= limit][: settings.timed]
+
     def fits(self, site: Site) -> bool:
         """Whether the segments are a cut of the site's own operators."""
-        return [n for segment in self.segments for n in segment] == [
-            step.name for step in site.branch.linears
-        ] and all(n in _shrinkable(site) for n in self.shrunk)
+        return (
+            site.branch is not None
+            and [n for segment in self.segments for n in segment]
+            == [step.name for step in site.chain.linears]
+            and all(n in _shrinkable(site) for n in self.shrunk)
+        )
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> InheritForm:
         """The trainable form on the given block's own modules."""
         activation = site.post
         if activation is None and self.end_activation:
-            channels = site.branch.linears[-1].out_channels
-            own = [s for s in site.branch.steps if isinstance(s, ActStep) and _fits(s, channels)]
+            channels = site.chain.linears[-1].out_channels
+            own = [s for s in site.chain.steps if isinstance(s, ActStep) and _fits(s, channels)]
             activation = own[-1] if own else None
         return InheritForm(
             site, block, graph, self.segments, self.shrunk, activation, self.linearise
@@ -59,9 +86,9 @@ class Inherit(Candidate):
 
     def macs(self, site: Site) -> int:
         """Multiply-accumulates of the merged branch for one image; a skip beside it not counted."""
-        linears = {s.name: s for s in site.branch.linears}
+        linears = {s.name: s for s in site.chain.linears}
         total = 0
-        h, w = _size(site.shape_in, site.branch.layout_in)
+        h, w = _size(site.shape_in, site.chain.layout_in)
         for segment in self.segments:
             steps = [linears[name] for name in segment]
             (h, taps_h), (w, taps_w) = (
@@ -69,7 +96,7 @@ class Inherit(Candidate):
                 for axis, size in enumerate((h, w))
             )
             groups = gcd(*(s.groups for s in steps))
-            inputs = steps[0].weight.shape[1] * steps[0].groups // groups
+            inputs = steps[0].in_channels // groups
             total += h * w * steps[-1].out_channels * inputs * taps_h * taps_w
         return total
 
@@ -98,8 +125,10 @@ def propose(
     A convolution is shrunk only where it merges with another operator, and never where that
     would change the output's size or leave a stride without its kernel.
     """
-    steps = site.branch.linears
-    if not any(isinstance(s, (ActStep, NormStep)) for s in site.branch.steps):
+    if site.branch is None:
+        return
+    steps = site.chain.linears
+    if not any(isinstance(s, (ActStep, NormStep)) for s in site.chain.steps):
         return  # already linear: nothing to remove
     shrinkable = _shrinkable(site)
     found = []
@@ -112,7 +141,7 @@ def propose(
 
 def baseline_macs(site: Site) -> int:
     """Multiply-accumulates of the branch's linear operators for one image."""
-    alone = Inherit(tuple((s.name,) for s in site.branch.linears))
+    alone = Inherit(tuple((s.name,) for s in site.chain.linears))
     return alone.macs(site)
 
 
@@ -141,7 +170,7 @@ def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
 def _shrinkable(site: Site) -> list[str]:
     return [
         s.name
-        for s in site.branch.linears
+        for s in site.chain.linears
         if s.kernel != (1, 1) and s.stride == (1, 1) and can_shrink(s.kernel, s.padding, s.dilation)
     ]
 

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import quantiles
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 # On machines with a CUDA compiler and no GPU, importing the benchmark module warns of that.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -79,14 +80,14 @@ def compare(
 
 
 def compare_modules(
-    modules: Mapping[str, nn.Module], x: Tensor, *, rounds: int = 11, round_seconds: float = 0.02
+    modules: Mapping[str, nn.Module], *inputs: Any, rounds: int = 11, round_seconds: float = 0.02
 ) -> dict[str, Latency]:
-    """Time modules on one input; each must be in evaluation."""
+    """Time modules on the same inputs; each must be in evaluation."""
 
     def call(module: nn.Module) -> Callable[[], object]:
         @torch.inference_mode()
         def run() -> object:
-            return module(x)
+            return module(*inputs)
 
         return run
 

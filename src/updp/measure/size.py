@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def count_macs(module: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of one forward on `x`, (N, C, H, W)."""
+def count_macs(module: nn.Module, *inputs: Any) -> int:
+    """Multiply-accumulates of one forward on `inputs`, such as images (N, C, H, W)."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(x)
+        module(*inputs)
     return int(counter.get_total_flops()) // 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,20 +32,27 @@ class Check:
 
 
 @torch.no_grad()
-def verify(net: Supernet, images: Tensor, settings: recipes.Merge) -> list[Check]:
+def verify(
+    net: Supernet,
+    images: Tensor,
+    settings: recipes.Merge,
+    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
+) -> list[Check]:
     """Compare subnet and merged model under the present choices, block by block and end to end.
 
-    On `images` (N, C, H, W) and on random input of that shape, in float64 and float32. Each
+    On `images` (N, C, H, W) and on random input of that shape, in each of `dtypes`. Each
     merged block is fed what its subnet block was fed.
 
     Raises:
         MergeError: an error is above its tolerance; the first is named.
     """
     checks: list[Check] = []
-    for dtype, limit in (
-        (torch.float64, settings.tolerance_float64),
-        (torch.float32, settings.tolerance_float32),
-    ):
+    limits = {
+        torch.float64: settings.tolerance_float64,
+        torch.float32: settings.tolerance_float32,
+    }
+    for dtype in dtypes:
+        limit = limits[dtype]
         subnet = copy.deepcopy(net).to(dtype).eval()
         merged = net.merged(dtype)
         random = torch.randn(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,13 +35,16 @@ class Supernet(nn.Module):
         self._blocks: dict[str, list[Site]] = {}
         for site in self.sites.values():
             self._blocks.setdefault(site.block, []).append(site)
-        self._originals = {name: model.get_submodule(name) for name in self._blocks}
+        # A module that the model holds under several names is replaced under all of them.
+        self._names = _all_names(model, self._blocks)
+        self._originals = self._under_all_names(
+            {name: model.get_submodule(name) for name in self._blocks}
+        )
         self._base = _tensors(model)
-        self.model = model
         self._switched = {
             block: self._switch(block, sites, candidates) for block, sites in self._blocks.items()
         }
-        _put(model, self._switched)
+        self.model = _put(model, self._under_all_names(self._switched))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W) under the present choices."""
@@ -66,12 +70,24 @@ class Supernet(nn.Module):
         """Start every candidate's BatchNorms from one batch (N, C, H, W) through the baseline."""
         self.choose({})
         handles = []
-        for switch in self.switches.values():
+        for name, switch in self.switches.items():
+            calls: list[tuple[Any, ...]] = []
+            count = self.sites[name].calls
 
-            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            def hook(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                calls: list[tuple[Any, ...]] = calls,
+                count: int = count,
+            ) -> None:
                 assert isinstance(module, Switch)
+                calls.append((args[0].clone(), *args[1:]))
+                if len(calls) < count:  # a shared block sees several inputs
+                    return
                 for label in module.labels:
-                    module.form(label).calibrate(args[0].clone())
+                    extras = calls[0][1:] if count == 1 else ()
+                    module.form(label).calibrate(torch.cat([c[0] for c in calls]), *extras)
+                calls.clear()
 
             handles.append(switch.register_forward_pre_hook(hook))
         training = self.training
@@ -105,11 +121,11 @@ class Supernet(nn.Module):
 
     def baseline(self) -> nn.Module:
         """A copy of the user's own model with the present weights, nothing rewritten."""
-        _put(self.model, self._originals)
+        model = _put(self.model, self._originals)
         try:
-            return copy.deepcopy(self.model)
+            return copy.deepcopy(model)
         finally:
-            _put(self.model, self._switched)
+            _put(model, self._under_all_names(self._switched))
 
     def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The present choices merged, as the user's own model class in evaluation mode.
@@ -128,8 +144,7 @@ class Supernet(nn.Module):
             if parts:
                 own = model.get_submodule(block)
                 rewritten[block] = replace_regions(own, self._graphs[block], parts)
-        _put(model, rewritten)
-        return model.eval()
+        return _put(model, self._under_all_names(rewritten)).eval()
 
     def pruned_blocks(self) -> list[str]:
         """Paths of the blocks in which a site runs a candidate."""
@@ -139,12 +154,16 @@ class Supernet(nn.Module):
             if any(self.switches[s.name].choice != KEEP for s in sites)
         ]
 
+    def _under_all_names(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        return {name: module for block, module in modules.items() for name in self._names[block]}
+
     def _merged_part(self, site: Site, dtype: torch.dtype) -> Replacement | None:
         switch = self.switches[site.name]
         if switch.choice == KEEP:
             return None
         merged = switch.form(switch.choice).merged()
-        return merged.replacement(site, dtype, merged.operators[0].weight.device)
+        device = next(iter(self._base.values()))
+        return merged.replacement(site, dtype, getattr(*device).device)
 
     def _switch(
         self, name: str, sites: list[Site], candidates: Mapping[str, Sequence[Candidate]]
@@ -152,7 +171,8 @@ class Supernet(nn.Module):
         block, graph = self._originals[name], self._graphs[name]
         parts = []
         for i, site in enumerate(sites):
-            keep = extract(block, graph, site.region.entry, site.region.exit)
+            region = site.region
+            keep = extract(block, graph, region.entry, region.exit, region.extras)
             forms = {c.label: c.build(site, block, graph) for c in candidates[site.name]}
             switch = Switch(keep, forms)
             self.switches[site.name] = switch
@@ -178,14 +198,32 @@ def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 def _switch_part(site: Site, switch: Switch, name: str) -> Replacement:
     def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
-        return graph.call_module(name, (x,))
+        extras = [n for e in site.region.extras for n in graph.nodes if n.name == e]
+        return graph.call_module(name, (x, *extras))
 
     return Replacement(site.region, emit, {name: switch})
 
 
-def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Set submodules by path, each in the mode of the one that it replaces."""
-    for path, module in modules.items():
+def _all_names(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[str]]:
+    """Every path under which the model holds each of the named modules."""
+    names = {id(model.get_submodule(block)): block for block in blocks}
+    found: dict[str, list[str]] = {block: [] for block in blocks}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if id(module) in names:
+            found[names[id(module)]].append(path)
+    return found
+
+
+def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """Set submodules by path, outer ones first, each in the mode of the one that it replaces.
+
+    The path of the model itself is empty; what is returned is then another model.
+    """
+    for path, module in sorted(modules.items()):
         parent, _, name = path.rpartition(".")
         module.training = model.get_submodule(path).training
-        setattr(model.get_submodule(parent), name, module)
+        if path:
+            setattr(model.get_submodule(parent), name, module)
+        else:
+            model = module
+    return model

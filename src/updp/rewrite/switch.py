@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,15 +36,15 @@ class Switch(nn.Module):
         assert isinstance(form, Form)
         return form
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *extras: Any) -> Tensor:
         """The site's output under the present choice."""
         if self.choice == KEEP:
-            return self.keep(x)
+            return self.keep(x, *extras)
         form = self.form(self.choice)
         if self.progress == 1:
-            return form(x)
+            return form(x, *extras)
         if self.gate == "anneal":
-            return form(x, self.progress)
+            return form(x, *extras, progress=self.progress)
         # The form first: the baseline's path may work in place on x.
-        pruned = form(x)
-        return torch.lerp(self.keep(x), pruned, self.progress)
+        pruned = form(x, *extras)
+        return torch.lerp(self.keep(x, *extras), pruned, self.progress)

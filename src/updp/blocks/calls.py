@@ -1,0 +1,41 @@
+"""How the model calls its modules: their arguments in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.blocks.trace import Arguments
+
+
+def record_calls(
+    model: nn.Module, example: Tensor, names: Sequence[str]
+) -> dict[str, list[Arguments]]:
+    """Arguments of each call of the named modules, in one forward of `model` on `example`."""
+    calls: dict[str, list[Arguments]] = {name: [] for name in names}
+
+    def recorder(name: str):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            calls[name].append(Arguments(*fx.node.map_aggregate((args, kwargs), copied)))
+
+        return hook
+
+    handles = [
+        model.get_submodule(n).register_forward_pre_hook(recorder(n), with_kwargs=True)
+        for n in names
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def copied(value: Any) -> Any:
+    """A copy of a tensor, for in-place operations change the one that was passed."""
+    return value.clone() if isinstance(value, Tensor) else value
