@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -34,13 +35,16 @@ FLOAT64, FLOAT32 = 1e-12, 1e-5
 
 
 def torchvision_names() -> list[str]:
+    """Every classifier, smallest first."""
     from torchvision import models
 
-    return [f"torchvision/{name}" for name in models.list_models(module=models)]
+    names = models.list_models(module=models)
+    size = {n: models.get_model_weights(n).DEFAULT.meta["num_params"] for n in names}
+    return [f"torchvision/{name}" for name in sorted(names, key=size.__getitem__)]
 
 
 def timm_names() -> list[str]:
-    """The network with fewest parameters of each model file."""
+    """The network with fewest parameters of each model file, smallest first."""
     import timm
     import torch
 
@@ -54,7 +58,7 @@ def timm_names() -> list[str]:
                 continue
         count = sum(p.numel() for p in model.parameters())
         files[entry.__module__.rpartition(".")[2]].append((count, name))
-    return [f"timm/{min(found)[1]}" for _, found in sorted(files.items())]
+    return [f"timm/{name}" for _, name in sorted(min(found) for found in files.values())]
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -82,7 +86,9 @@ def measure(name: str) -> dict[str, Any]:
         block, graph = model.get_submodule(site.block), findings.graphs[site.block]
         if found := list(proposals(site, block, graph, settings)):
             options[site.name] = found
-    kinds = Counter(c.kind for found in options.values() for c in {c.kind: c for c in found}.values())
+    kinds = Counter(
+        c.kind for found in options.values() for c in {c.kind: c for c in found}.values()
+    )
     result: dict[str, Any] = {
         "name": name,
         "input": list(shape),
@@ -98,7 +104,7 @@ def measure(name: str) -> dict[str, Any]:
 
     names = list(options)
     # The candidate that merges most; and each site's candidates in turn.
-    most = {n: options[n][-2 if len(options[n]) > 1 else -1] for n in names[::2]}
+    most = {n: ([c for c in options[n] if c.kind != "drop"] or options[n])[-1] for n in names[::2]}
     turn = {n: options[n][i % len(options[n])] for i, n in enumerate(names[1::2] or names)}
     base_macs = count_macs(model, x[:1])
     for part, chosen in (("", most), ("_others", turn)):
@@ -106,7 +112,7 @@ def measure(name: str) -> dict[str, Any]:
         net.calibrate(x)
         net.choose({n: c.label for n, c in chosen.items()})
         for dtype, limit in ((torch.float64, FLOAT64), (torch.float32, FLOAT32)):
-            error, where = worst(net, x[:2], dtype)
+            error, where = worst(net, x[:1], dtype)
             key = str(dtype).removeprefix("torch.") + part
             result[key] = error
             if not error <= limit:
@@ -157,8 +163,11 @@ def run(name: str) -> dict[str, Any]:
     """One network in a process of its own."""
     start = time.time()
     command = [sys.executable, __file__, "--one", name]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LIMIT_SECONDS, env=one_thread
+        )
         lines = done.stdout.strip().splitlines()
         if done.returncode == 0 and lines:
             result = json.loads(lines[-1])
@@ -174,8 +183,8 @@ def write_table(results: list[dict[str, Any]]) -> None:
     lines = [
         "# Coverage",
         "",
-        "Made by `python benchmarks/coverage.py` (random weights, random BatchNorm statistics, CPU,",
-        "batch 1); what it does is in its docstring. *exact*: merged equals trained, relative error at",
+        "Made by `python benchmarks/coverage.py` (random weights, random BatchNorm statistics, one",
+        "CPU thread, batch 1); what it does is in its docstring. *exact*: merged equals trained, relative error at",
         f"most {FLOAT64:.0e} in float64 and {FLOAT32:.0e} in float32, every merged block and the logits.",
         "",
     ]
@@ -193,7 +202,9 @@ def write_table(results: list[dict[str, Any]]) -> None:
             kinds = ", ".join(f"{k} {n}" for k, n in r.get("kinds", {}).items())
             if r["status"] == "exact":
                 f64, f32 = (max(r[k], r[f"{k}_others"]) for k in ("float64", "float32"))
-                row = f"{r['pruned']} | {r['macs']:.2f} | {r['speedup']:.2f}x | {f64:.0e} | {f32:.0e}"
+                row = (
+                    f"{r['pruned']} | {r['macs']:.2f} | {r['speedup']:.2f}x | {f64:.0e} | {f32:.0e}"
+                )
             else:
                 row = f"{r['reason'].replace('|', '/')} | | | |"
             lines.append(
@@ -205,7 +216,9 @@ def write_table(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("names", nargs="*")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--table", action="store_true")

@@ -227,10 +227,10 @@ class ToLast(nn.Module):
 
 
 class ToLastAndBack(nn.Sequential):
-    """Holds one `ToLast`; no block by itself."""
+    """Holds one `ToLast`; no chain by itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).permute(0, 3, 1, 2)
+        return super().forward(x).permute(0, 3, 1, 2).roll(1, 3)
 
 
 class Scaled(nn.Module):
@@ -295,7 +295,7 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Family:
-    """How to make a block of C channels, and what `find` is to see in each of the two."""
+    """How to make a block of C channels, and which chains `find` is to see in the two."""
 
     make: Callable[[], nn.Module]
     form: str = "image"
@@ -390,7 +390,7 @@ FAMILIES = {
     "inverted": Family(lambda: InvertedResidual(C, C)),
     "inverted_plain": Family(lambda: InvertedResidual(C, C, skip=False), skip=None),
     "inverted_strided": Family(lambda: InvertedResidual(C, C, s=2, skip=False), skip=None),
-    "plain": Family(lambda: Plain(C, C), skip=None),
+    "plain": Family(lambda: Plain(C, C), skip=None, post=True),
     "convnext": Family(lambda: ConvNeXt(C)),
     "vit": Family(lambda: ViT(C), "tokens", ("blocks.0:mlp", "blocks.1:mlp")),
     "mlp_tokens": Family(lambda: MlpBlock(C), "tokens"),

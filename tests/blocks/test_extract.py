@@ -48,7 +48,7 @@ def test_only_the_region_is_replaced() -> None:
 
 def test_the_rest_the_signature_and_the_mode_stay() -> None:
     model = network("vit").train()
-    block, graph, item = replacement(model)
+    block, graph, item = replacement(model, 1)
     new = replace_regions(block, graph, [item])
     assert isinstance(block, ViT)
     assert type(new).__name__ == "ViT"
@@ -61,7 +61,7 @@ def test_the_rest_the_signature_and_the_mode_stay() -> None:
 
 
 def test_isolated_it_runs_from_entry_to_exit() -> None:
-    block, graph, item = replacement(network("vit"))
+    block, graph, item = replacement(network("vit"), 1)
     x = torch.randn(2, 5, C)
     alone = isolate(block, graph, item)
     assert torch.equal(alone(x), x * 2 + x.tanh())

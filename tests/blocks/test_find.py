@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from tests.families import FAMILIES, Basic, C, Net, Parallel, conv, images, network, randomise
+from tests.families import FAMILIES, Basic, C, Mlp, Net, Parallel, conv, images, network, randomise
 from updp.blocks import Findings, find
 
 
@@ -20,10 +20,11 @@ def test_sites_of_each_family(family: str) -> None:
     expected = FAMILIES[family]
     model = network(family)
     found = find(model, images(3))
-    assert [s.name for s in found.sites] == list(expected.sites)
+    chains = [s for s in found.sites if s.branch is not None]
+    assert [s.name for s in chains] == list(expected.sites)
     assert set(found.graphs) == {s.block for s in found.sites}
     seen = calls(model, [s.block for s in found.sites], images(3))
-    for site in found.sites:
+    for site in chains:
         assert site.block == site.name.partition(":")[0]
         assert site.kind == type(model.get_submodule(site.block)).__name__
         assert (site.shape_in, site.shape_out) == seen[site.block]
@@ -34,11 +35,22 @@ def test_sites_of_each_family(family: str) -> None:
         assert skip == expected.skip
 
 
-def test_only_attention_is_unusable_in_a_vit() -> None:
+def test_only_attention_is_no_chain_in_a_vit() -> None:
     found = find(network("vit"), images())
-    assert [(u.name, u.kind, u.reason) for u in found.unusable] == [
+    assert [(s.name, s.kind, s.why) for s in found.sites if s.branch is None] == [
         (f"blocks.{i}:attn", "ViT", "`attn` takes several inputs") for i in (0, 1)
     ]
+    assert found.unusable == ()
+
+
+def whys(found: Findings) -> dict[str, str]:
+    """Of each block in which nothing merges, why."""
+    unusable = {u.name: u.reason for u in found.unusable}
+    return unusable | {s.name: s.why for s in found.sites if s.branch is None}
+
+
+def chains(found: Findings) -> list[str]:
+    return [s.name for s in found.sites if s.branch is not None]
 
 
 def calls(
@@ -156,59 +168,62 @@ def transposed(self: Two, x: Tensor) -> Tensor:
     return x + self.b(self.act(self.a(x)).permute(0, 1, 3, 2)).permute(0, 1, 3, 2)
 
 
-UNUSABLE = {
-    "squeeze and excitation": (lambda: block(through, extra=SqueezeExcite()), "`extra` (Squeeze"),
-    "pooling": (lambda: block(through, extra=nn.AvgPool2d(3, 1, 1)), "`extra` (AvgPool2d)"),
-    "control flow in a child": (lambda: block(through, extra=Branching()), "`extra` (Branching)"),
+NO_CHAIN = {
+    "pooling": (lambda: block(through, extra=nn.AvgPool2d(5, 1, 2)), "`extra` (AvgPool2d)"),
     "no running statistics": (
         lambda: block(through, extra=nn.BatchNorm2d(C, track_running_stats=False)),
         "`extra` is a BatchNorm without running statistics",
     ),
-    "softmax": (lambda: block(softmax), "`softmax` is neither linear"),
     "transposed": (lambda: block(transposed), "`permute` permutes dimensions as (0, 1, 3, 2)"),
     "reflect": (
         lambda: Basic(conv(C, C), conv(C, C, padding_mode="reflect")),
-        "`conv2` pads with 'reflect'",
+        "`conv2` (Conv2d) pads with 'reflect'",
     ),
+    "one operator": (lambda: block(one_operator), "fewer than two linear operators"),
+}
+UNUSABLE = {
     "two modes": (lambda: block(two_modes), "its forward differs between training and evaluation"),
     "control flow": (lambda: block(control_flow), "control flow"),
-    "input overwritten": (lambda: block(overwritten_input), "overwrites"),
-    "scaled sum": (lambda: block(scaled_sum), "it scales or overwrites"),
     "result dropped": (lambda: block(dropped_result), "drops what `relu_` returns"),
     "result dropped inside": (lambda: block(dropped_inside), "drops what `act` returns"),
-    "called twice": (lambda: block(called_twice), "it calls `a` more than once"),
     "own tensor": (lambda: block(own_tensor), "makes a tensor of its own"),
-    "keywords": (lambda: block(keywords), "'**kwargs' was not passed"),
-    "any arguments": (lambda: block(any_arguments), "its input is no tensor"),
-    "factor per pixel": (
-        lambda: block(by_pixel, pixels=nn.Embedding(9, 7)),
-        "`mul` is neither linear",
-    ),
-    "broadcast": (lambda: block(usable, b=conv(C, 1)), "its branch is broadcast onto its skip"),
-    "one operator": (lambda: block(one_operator), "fewer than two linear operators"),
 }
 
 
-@pytest.mark.parametrize("what", UNUSABLE)
-def test_unusable_blocks_have_a_reason(what: str) -> None:
-    make, reason = UNUSABLE[what]
+@pytest.mark.parametrize("what", [*NO_CHAIN, *UNUSABLE])
+def test_blocks_in_which_nothing_merges_have_a_reason(what: str) -> None:
+    make, reason = (NO_CHAIN | UNUSABLE)[what]
     torch.manual_seed(0)
     found = find(Net([make(), Basic(conv(C, C), conv(C, C))]).eval(), images())
-    assert [s.name for s in found.sites] == ["blocks.1"]
-    (unusable,) = found.unusable
-    assert unusable.name == "blocks.0"
-    assert reason in unusable.reason
+    assert chains(found) == ["blocks.1"]
+    assert whys(found).keys() == {"blocks.0"}
+    assert reason in whys(found)["blocks.0"]
+    assert (what in UNUSABLE) == bool(found.unusable)
 
 
-def test_a_mask_on_the_skip_is_named() -> None:
-    class Masking(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return self[0](x, mask=torch.ones(9, 7))
+ONLY_INSIDE = {
+    "input overwritten": (lambda: block(overwritten_input), "overwrites"),
+    "scaled sum": (lambda: block(scaled_sum), "it scales or overwrites"),
+    "called twice": (lambda: block(called_twice), ""),
+    "broadcast": (lambda: block(usable, b=conv(C, 1)), "its branch is broadcast onto its skip"),
+    "masked skip": (lambda: Masking(block(masked)), ""),
+}
 
-    found = find(Net([Masking(block(masked))]), images())
-    assert [(u.name, u.reason) for u in found.unusable] == [
-        ("blocks.0.0", "argument `mask` enters it")
-    ]
+
+@pytest.mark.parametrize("what", ONLY_INSIDE)
+def test_where_a_skip_cannot_be_merged_the_chain_beside_it_can(what: str) -> None:
+    make, reason = ONLY_INSIDE[what]
+    torch.manual_seed(0)
+    found = find(Net([make()]).eval(), images())
+    (site,) = (s for s in found.sites if s.branch is not None)
+    assert site.region.add is None
+    assert [s.name for s in site.chain.linears] == ["a", "b"]
+    assert [u.reason for u in found.unusable if reason in u.reason] or not reason
+
+
+class Masking(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](x, mask=torch.ones(9, 7))
 
 
 def test_a_block_that_is_called_twice_or_never() -> None:
@@ -219,27 +234,29 @@ def test_a_block_that_is_called_twice_or_never() -> None:
     model = Again([block(usable), block(usable)])
     model.spare = block(usable)
     found = find(model, images())
-    assert [s.name for s in found.sites] == ["blocks.1"]
-    assert {u.name: u.reason for u in found.unusable} == {
-        "blocks.0": "the model calls it 2 times, not once",
-        "spare": "the model calls it 0 times, not once",
-    }
+    assert {s.name: s.calls for s in found.sites} == {"blocks.0": 2, "blocks.1": 1}
+    assert whys(found) == {"spare": "the model never calls it"}
 
 
-def test_one_block_under_two_names_is_called_twice() -> None:
+def test_one_block_under_two_names_is_one_site() -> None:
     shared = block(usable)
     found = find(Net([shared, shared]), images())
-    assert [(u.name, u.reason) for u in found.unusable] == [
-        ("blocks.0", "the model calls it 2 times, not once")
-    ]
+    assert {s.name: s.calls for s in found.sites} == {"blocks.0": 2}
+
+
+def test_calls_of_several_shapes_are_no_site() -> None:
+    class Halves(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.blocks[0](self.stem(x[:, :, ::2])).mean()
+
+    reason = "the model calls it with tensors of several shapes"
+    assert whys(find(Halves([block(usable)]), images())) == {"blocks.0": reason}
 
 
 def test_of_overlapping_branches_the_first_is_a_site() -> None:
     found = find(Net([Parallel(C)]), images())
     assert [s.name for s in found.sites] == ["blocks.0:a1"]
-    assert [(u.name, u.reason) for u in found.unusable] == [
-        ("blocks.0:b1", "its skip holds the site blocks.0:a1")
-    ]
+    assert whys(found) == {"blocks.0:b1": "its skip holds the site blocks.0:a1"}
 
 
 def test_branches_of_one_name_are_not_both_sites() -> None:
@@ -282,10 +299,186 @@ def test_the_smallest_residual_module_is_the_block() -> None:
     assert [s.name for s in find(Net([Outer()]), images()).sites] == ["blocks.0.inner"]
 
 
-def test_a_module_without_a_skip_is_a_block_only_where_it_repeats() -> None:
-    once = network("inverted_plain")
-    once.blocks[1] = nn.Identity()
-    assert find(once, images()).sites == ()
+class Vgg(nn.Module):
+    """Everything in the root: convolutions in a row, pooling, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.ModuleList(conv(i, o, bias=True) for i, o in [(3, 4), (4, 5), (5, 6), (6, 7)])
+        self.last, self.head = (
+            conv(7, 8),
+            nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 2)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.c[1](F.relu(self.c[0](x))))
+        x = F.max_pool2d(x, 2)
+        x = F.relu(self.c[3](F.relu(self.c[2](x))))
+        x = F.relu(self.last(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_convolutions_in_a_row_are_paired_and_the_head_is_left_alone() -> None:
+    found = find(Vgg(), images())
+    assert {s.name: [step.name for step in s.chain.linears] for s in found.sites} == {
+        ":c.1": ["c.0", "c.1"],
+        ":c.3": ["c.2", "c.3"],
+    }
+    assert all(s.block == "" and s.post is not None for s in found.sites)
+
+
+def test_residual_adds_in_the_root_are_found() -> None:
+    class Flat(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = conv(3, C), nn.Linear(C, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head((x + self.b(self.act(self.a(x)))).mean((2, 3)))
+
+    (site,) = find(Flat(), images()).sites
+    assert (site.name, site.block) == (":a", "")
+
+
+class Dense(nn.Module):
+    """DenseNet's layer: a list of maps in, a new map out."""
+
+    def __init__(self, i: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(i), conv(i, 5, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(5), conv(5, C)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        y = self.conv1(F.relu(self.bn1(torch.cat(maps, 1))))
+        return self.conv2(F.relu(self.bn2(y)))
+
+
+class Shuffle(nn.Module):
+    """ShuffleNet's: one half of the channels goes through the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(conv(2, 3, 1), nn.ReLU(), conv(3, 3, groups=3), conv(3, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        y = torch.cat((a, self.branch(b)), 1)
+        return y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def test_chains_beside_concatenations_are_found() -> None:
+    class Densely(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = Dense(C), Dense(2 * C)
+            self.last = conv(3 * C, C, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = [x]
+            for layer in (self.one, self.two):
+                maps.append(layer(maps))
+            return self.last(torch.cat(maps, 1))
+
+    found = find(Net([Densely(), Shuffle()]), images())
+    assert chains(found) == ["blocks.0.one", "blocks.0.two", "blocks.1.branch"]
+
+
+def test_chains_on_tokens_inside_a_branch_that_is_none() -> None:
+    """Mixer's: a network along the tokens, between two transposes."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.tokens = nn.LayerNorm(C), nn.Sequential(nn.Linear(63, 8), nn.GELU())
+            self.tokens.append(nn.Linear(8, 63))
+            self.norm2, self.channels = nn.LayerNorm(C), Mlp(C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+            return x + self.channels(self.norm2(x))
+
+    found = find(Net([Mixer()], "tokens"), images())
+    assert chains(found) == ["blocks.0:channels", "blocks.0.tokens"]
+    site = found.sites[-1]
+    assert site.shape_in == (2, C, 63)
+    assert site.region.add is None
+
+
+class Fire(nn.Module):
+    """SqueezeNet's, as wide at its end as at its start."""
+
+    def __init__(self, i: int = C, o: int = 2) -> None:
+        super().__init__()
+        self.squeeze, self.one, self.three = conv(i, 2, 1), conv(2, o, 1), conv(2, o)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return torch.cat([F.relu(self.one(x)), F.relu(self.three(x))], 1)
+
+
+def test_repeated_modules_that_keep_their_shape_can_be_dropped() -> None:
+    found = find(Net([Fire(), Fire(C, 3), conv(6, C)]), images())
+    assert [(s.name, s.branch, s.shape_in) for s in found.sites] == [
+        ("blocks.0", None, (2, C, 9, 7)),
+    ]
+    assert whys(found).keys() == {"blocks.0", "blocks.1"}
+
+
+def test_parallel_paths_that_are_linear_are_read_as_paths() -> None:
+    class RepVgg(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.three, self.norm3 = conv(C, C), nn.BatchNorm2d(C)
+            self.one, self.norm1 = conv(C, C, 1), nn.BatchNorm2d(C)
+            self.norm0, self.act = nn.BatchNorm2d(C), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm3(self.three(x)) - self.norm0(x)
+            return self.act(y + self.norm1(self.one(x)))
+
+    (site,) = find(Net([RepVgg()]), images()).sites
+    assert (site.name, site.branch, len(site.paths)) == ("blocks.0", None, 3)
+    assert site.post is not None
+
+
+def test_an_add_in_a_child_belongs_to_its_caller() -> None:
+    """BERT's and older ViTs' output modules take the residual as an argument."""
+
+    class Output(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = nn.Linear(2 * C, C)
+
+        def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+            return self.dense(hidden) + residual
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.output = nn.LayerNorm(C), nn.Linear(C, 2 * C), Output()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.output(F.gelu(self.up(self.norm(x))), x)
+
+    (site,) = find(Net([Layer()], "tokens"), images()).sites
+    assert site.name == "blocks.0"
+    assert [s.name for s in site.chain.linears] == ["up", "output.dense"]
+
+
+def test_sizes_may_decide_but_not_the_number_of_images() -> None:
+    def by_size(self: Two, x: Tensor) -> Tensor:
+        if x.shape[-1] < 4 or len(x.shape) != 4:
+            raise ValueError("too small")
+        side = int(x.shape[2] ** 0.5)
+        return x + self.b(self.act(self.a(x))) * (side / 3)
+
+    def by_count(self: Two, x: Tensor) -> Tensor:
+        return x + self.b(self.act(self.a(x))) * float(x.shape[0])
+
+    found = find(Net([block(by_size), block(by_count)]), images())
+    assert chains(found) == ["blocks.0"]
+    assert whys(found) == {"blocks.1": "its graph holds for one number of images only"}
 
 
 def test_tokens_are_not_normalised_along_their_number() -> None:
@@ -300,9 +493,9 @@ def test_tokens_are_not_normalised_along_their_number() -> None:
             return x + self.b(self.a(self.norm(x)).relu())
 
     found = find(Net([Tokens()], "tokens"), images())
-    assert [(u.name, u.reason) for u in found.unusable] == [
-        ("blocks.0", "`norm` does not work along the channels")
-    ]
+    (site,) = found.sites
+    assert (site.name, site.region.add) == ("blocks.0", None)
+    assert [type(s).__name__ for s in site.chain.steps] == ["LinearStep", "ActStep", "LinearStep"]
 
 
 class Counting(Two):
@@ -327,10 +520,8 @@ def test_tracing_takes_back_what_a_forward_does_to_its_module() -> None:
     model = Net([Counting()])
     find(model, images())
     own = model.blocks[0]
-    # once, by the one real forward
-    assert (own.count, own.steps.item(), own.total.item()) == (1, 1, 1)
-    assert isinstance(own.last, Tensor)
-    assert not isinstance(own.last, fx.Proxy)
+    assert (own.count, own.steps.item(), own.total.item()) == (0, 0, 0)
+    assert own.last is None
 
 
 def fused() -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.families import FAMILIES, C, Mlp, network
 from updp.blocks import trace_alone
-from updp.blocks.trace import NotTraceable, run_graph
+from updp.blocks.trace import Arguments, NotTraceable, run_graph
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -22,7 +22,7 @@ def test_children_are_leaves_and_the_graph_computes_the_block(family: str) -> No
     form = FAMILIES[family].form
     shape = {"image": (2, C, 9, 7), "tokens": (2, 63, C), "nhwc": (2, 9, 7, C)}[form]
     x = torch.randn(shape)
-    values = run_graph(block, graph, (x.clone(),), {})
+    values = run_graph(block, graph, Arguments((x.clone(),)))
     assert torch.equal(values["output"], block(x))
 
 
@@ -74,30 +74,30 @@ def test_values_are_those_of_the_moment_they_were_made() -> None:
             return F.relu_(y) + x
 
     x = torch.randn(3)
-    values = run_graph(InPlace(), trace_alone(InPlace()), (x,), {})
+    values = run_graph(InPlace(), trace_alone(InPlace()), Arguments((x,)))
     assert torch.equal(values["mul"], x * 2)
     assert torch.equal(values["relu_"], F.relu(x * 2))
 
 
-class Arguments(nn.Module):
+class Taking(nn.Module):
     def forward(self, x: Tensor, y: Tensor, factor: float = 3.0) -> Tensor:
         return (x - y) * factor
 
 
 def test_arguments_are_matched_as_python_does() -> None:
-    graph = trace_alone(Arguments())
+    graph = trace_alone(Taking())
     x, y = torch.tensor(5.0), torch.tensor(1.0)
     for args, kwargs, expected in [
         ((x, y), {}, 12.0),
         ((x,), {"y": y}, 12.0),
         ((), {"y": y, "x": x, "factor": 2.0}, 8.0),
     ]:
-        assert run_graph(Arguments(), graph, args, kwargs)["output"] == expected
+        assert run_graph(Taking(), graph, Arguments(args, kwargs))["output"] == expected
 
 
 def test_an_argument_that_is_missing_and_a_graph_that_fails_are_reasons() -> None:
-    graph = trace_alone(Arguments())
-    with pytest.raises(NotTraceable, match="argument 'y' was not passed"):
-        run_graph(Arguments(), graph, (torch.zeros(2),), {})
+    graph = trace_alone(Taking())
+    with pytest.raises(NotTraceable, match="missing a required argument: 'y'"):
+        run_graph(Taking(), graph, Arguments((torch.zeros(2),)))
     with pytest.raises(NotTraceable, match=r"its graph does not run: .*size of tensor"):
-        run_graph(Arguments(), graph, (torch.zeros(2), torch.zeros(3)), {})
+        run_graph(Taking(), graph, Arguments((torch.zeros(2), torch.zeros(3))))

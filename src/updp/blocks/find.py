@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from updp.blocks.chain import NotAChain
 from updp.blocks.plain import plain_regions
 from updp.blocks.read import Site, read_site
 from updp.blocks.region import Region, residual_regions, whole_region
-from updp.blocks.trace import Arguments, NotTraceable, run_graph, trace_alone
+from updp.blocks.trace import Arguments, NotTraceable, restored, run_graph, trace_alone
 
 Values = list[dict[str, Any]]  # of each node by name, for each call of a module
 
@@ -48,13 +49,10 @@ def find(model: nn.Module, example: Tensor) -> Findings:
     `example` is one input batch, (N, C, H, W); the model is run on it in evaluation and without
     gradients, and left as it was.
     """
-    modes = {m: m.training for m in model.modules()}
-    try:
-        with torch.no_grad():
-            return _Finder(model.eval(), example).find()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.no_grad(), ExitStack() as stack:
+        for module in model.modules():
+            stack.enter_context(restored(module))
+        return _Finder(model.eval(), example).find()
 
 
 class _Finder:

@@ -236,7 +236,7 @@ def _with_post(
             break
         if len(steps) > 1 or not all(isinstance(s, ActStep) for s in steps):
             break
-        region = replace(region, exit=node.name)
+        region = replace(region, exit=node.name, tail=(*region.tail, node.name))
         if steps:
             return region, steps[0]  # type: ignore[return-value]
     return region, None

@@ -27,11 +27,12 @@ class Region:
     add: str | None
     exit: str
     extras: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()  # from behind the add to the exit
 
     @property
     def inside(self) -> frozenset[str]:
         """Every node that it is made of; its entry is not."""
-        return frozenset((*self.branch, *self.skip, self.exit))
+        return frozenset((*self.branch, *self.skip, self.add or self.exit, *self.tail))
 
 
 def is_add(node: fx.Node) -> bool:

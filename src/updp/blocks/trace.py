@@ -36,16 +36,16 @@ def trace_alone(
 ) -> fx.Graph:
     """Graph of `module.forward` in evaluation; its `call_module` targets are child modules.
 
-    With a `call` its values decide what they can decide: whether an argument is None, and
-    conditions and loops on sizes. A child that adds two of its arguments is traced as part of
-    `module`, for that add is the module's own.
+    With a `call` its values decide conditions and loops on sizes; and, where nothing else will do,
+    that an argument which was None is always None. A child that adds two of its arguments is
+    traced as part of `module`, for that add is the module's own.
 
     Raises:
         NotTraceable: the forward has control flow on tensors, or (with `both_modes`) does one
             thing in training and another in evaluation, of which a graph would freeze one, or
             does what a graph would lose.
     """
-    graph = _trace(module, call, both_modes, frozenset())
+    graph = _trace(module, call, both_modes)
     if call is not None and (inlined := _adding_children(module, graph, call)):
         try:
             return _trace(module, call, both_modes, inlined)
@@ -55,15 +55,33 @@ def trace_alone(
 
 
 def _trace(
-    module: nn.Module, call: Arguments | None, both_modes: bool, inlined: frozenset[str]
+    module: nn.Module,
+    call: Arguments | None,
+    both_modes: bool,
+    inlined: frozenset[str] = frozenset(),
+) -> fx.Graph:
+    try:
+        return _trace_once(module, call, both_modes, inlined, fixed=False)
+    except NotTraceable:
+        if call is None:
+            raise
+        return _trace_once(module, call, both_modes, inlined, fixed=True)
+
+
+def _trace_once(
+    module: nn.Module,
+    call: Arguments | None,
+    both_modes: bool,
+    inlined: frozenset[str],
+    fixed: bool,
 ) -> fx.Graph:
     graphs = []
     try:
         # Only the module's own flag: its children are leaves and keep theirs.
         for mode in (True, False) if both_modes else (False,):
-            with _restored(module), torch.no_grad():
+            with restored(module), torch.no_grad():
                 module.training = mode
-                graphs.append(_Alone(call, inlined).trace(module))
+                graphs.append(_Alone(call, inlined, fixed).trace(module))
     except Exception as error:  # fx raises many kinds, and user code may raise any
         raise NotTraceable(_first_line(error)) from error
     if str(graphs[0]) != str(graphs[-1]):
@@ -115,9 +133,9 @@ class _Alone(fx.Tracer):
     Each node is computed as it is recorded, from the arguments of a real call.
     """
 
-    def __init__(self, call: Arguments | None, inlined: frozenset[str]) -> None:
+    def __init__(self, call: Arguments | None, inlined: frozenset[str], fixed: bool) -> None:
         super().__init__()
-        self.call, self.inlined = call, inlined
+        self.call, self.inlined, self.fixed = call, inlined, fixed
         self.values: dict[fx.Node, Any] = {}
         self.computing = False
 
@@ -165,14 +183,14 @@ class _Alone(fx.Tracer):
         return node.target(*args, **kwargs)
 
     def _proxy_placeholder(self, name: str, *args: Any) -> Any:
-        """A placeholder; its value itself, where that is None, a flag or a text."""
+        """A placeholder; or None itself, where that is `fixed`."""
         proxy = super()._proxy_placeholder(name, *args)  # type: ignore[misc]
         if self.call is None:
             return proxy
         given = arguments(type(self.root).forward, self.call)
         value = given.get(name.lstrip("*"), _MISSING)
-        if value is None or isinstance(value, (bool, str)):
-            return value
+        if value is None and self.fixed:
+            return None
         if value is not _MISSING:
             self.values[proxy.node] = fx.node.map_aggregate(value, _copied)
         return proxy
@@ -219,7 +237,7 @@ def _adding_children(module: nn.Module, graph: fx.Graph, call: Arguments) -> fro
         child = module.get_submodule(str(node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
         try:
-            inner = _trace(child, Arguments(args, kwargs), True, frozenset())
+            inner = _trace(child, Arguments(args, kwargs), both_modes=True)
         except NotTraceable:
             continue
         ancestors = data_nodes(inner)
@@ -231,8 +249,8 @@ def _adding_children(module: nn.Module, graph: fx.Graph, call: Arguments) -> fro
 
 
 @contextmanager
-def _restored(module: nn.Module) -> Iterator[None]:
-    """Take back what a traced forward does to its own module: attributes, flags, counters."""
+def restored(module: nn.Module) -> Iterator[None]:
+    """Take back what a forward does to its own module: attributes, flags, counters."""
     before = dict(vars(module))
     buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
     try:
