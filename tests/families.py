@@ -257,6 +257,79 @@ class Parallel(nn.Module):
         return x + self.a2(self.act(self.a1(x))) + self.b2(self.act(self.b1(x)))
 
 
+class RepVgg(nn.Module):
+    """Parallel paths that are linear; the identity among them where the block does not stride."""
+
+    def __init__(self, c: int, s: int = 1) -> None:
+        super().__init__()
+        self.three, self.norm3 = conv(c, c, 3, s), nn.BatchNorm2d(c)
+        self.one, self.norm1 = conv(c, c, 1, s, groups=2), nn.BatchNorm2d(c)
+        self.norm0, self.act = nn.BatchNorm2d(c) if s == 1 else None, nn.LeakyReLU(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm3(self.three(x))
+        if self.norm0 is not None:
+            y = y - 0.5 * self.norm0(x)
+        return self.act(y + self.norm1(self.one(x)))
+
+
+class RepTokens(nn.Module):
+    """A linear layer and the identity."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.fc, self.ls = nn.Linear(c, c), LayerScale(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ls(self.fc(x))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(c, 2, 1), nn.Conv2d(2, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class Excited(nn.Module):
+    """A gate between its operators, and a norm of its own making."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv1, self.se, self.conv2 = conv(c, 6), SqueezeExcite(6), conv(6, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.se(F.silu(self.conv1(x)))
+        y = y / y.square().mean(1, keepdim=True).add(1e-3).sqrt()
+        return x + self.conv2(y)
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation, and uneven padding in the forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        w = w / (w.std((1, 2, 3), keepdim=True) + 1e-3)
+        x = F.pad(x, (0, 2, 1, 1))
+        return F.conv2d(x, w, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Windows(nn.Module):
+    """Swin's: attention within windows of (N, H, W, C), which stand in another order."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(c), Attention(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, h, w, c = x.shape
+        y = self.norm(x).roll((1, 2), (1, 2)).view(n, 3, h // 3, w, c).transpose(2, 3)
+        y = self.attn(y.reshape(n * 3, -1, c)).view(n, 3, w, h // 3, c)
+        return x + y.transpose(2, 3).reshape(n, h, w, c).roll((-1, -2), (1, 2))
+
+
 class Plain(nn.Module):
     """No skip, ends in its activation."""
 
@@ -403,6 +476,14 @@ FAMILIES = {
     ),
     "scaled": Family(lambda: Scaled(C, learnt=False)),
     "scaled_learnt": Family(lambda: Scaled(C, learnt=True)),
+    "excited": Family(lambda: Excited(C)),
+    "standardised": Family(
+        lambda: Basic(Standardised(C, 6, 3), Standardised(6, C, 3, groups=2)), post=True
+    ),
+    "repvgg": Family(lambda: RepVgg(C), sites=(), post=True),
+    "repvgg_strided": Family(lambda: RepVgg(C, 2), sites=(), post=True),
+    "repvgg_tokens": Family(lambda: RepTokens(C), "tokens", sites=()),
+    "windows": Family(lambda: Windows(C), "nhwc", sites=()),
     "drop_path": Family(lambda: ConvNeXt(C, 0.5)),
     "dropout": Family(lambda: ViT(C, 0.5), "tokens", ("blocks.0:mlp", "blocks.1:mlp")),
 }

@@ -6,20 +6,36 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tests.families import FAMILIES, Family, Net, images, network, randomise
 from updp.blocks import Findings, Site, find
-from updp.candidates import Candidate, propose
+from updp.candidates import Candidate, Drop, FoldNorm, Fuse, propose
+from updp.recipe import Candidates
 from updp.rewrite import Supernet
 
-KINDS: dict[str, Callable[[Site], Iterable[Candidate]]] = {
-    "inherit": propose,
-    "inherit-bare": partial(propose, end_activation=False),
-    "inherit-linearised": partial(propose, linearise=True),
+Proposer = Callable[[Site, nn.Module, fx.Graph], Iterable[Candidate]]
+
+
+def _inherit(**options: bool) -> Proposer:
+    return lambda site, block, graph: propose(site, **options)
+
+
+def _kind(kind: type[Candidate]) -> Proposer:
+    settings = Candidates(drop="always", fold_norms=True)
+    return lambda site, block, graph: kind.propose(site, block, graph, settings)
+
+
+KINDS: dict[str, Proposer] = {
+    "inherit": _inherit(),
+    "inherit-bare": _inherit(end_activation=False),
+    "inherit-linearised": _inherit(linearise=True),
+    "drop": _kind(Drop),
+    "fuse": _kind(Fuse),
+    "fold": _kind(FoldNorm),
 }
 
 
@@ -27,6 +43,7 @@ KINDS: dict[str, Callable[[Site], Iterable[Candidate]]] = {
 class Case:
     """`net` and `base` are in evaluation, its candidates' norms are random."""
 
+    kind: str
     family: Family
     base: Net
     findings: Findings
@@ -60,11 +77,15 @@ def case(kind: str, family: str) -> Case:
     model, x = network(family), images()
     base = copy.deepcopy(model)
     findings = find(model, x)
-    candidates = {s.name: list(KINDS[kind](s)) for s in findings.sites}
+    candidates = {}
+    for site in findings.sites:
+        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        if found := list(KINDS[kind](site, block, graph)):
+            candidates[site.name] = found
     net = Supernet(model, findings, candidates).eval()
     for switch in net.switches.values():
         randomise(switch.forms)
-    return Case(FAMILIES[family], base, findings, candidates, net, x)
+    return Case(kind, FAMILIES[family], base, findings, candidates, net, x)
 
 
 def choices(net: Supernet) -> Iterator[dict[str, str]]:

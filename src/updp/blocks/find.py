@@ -81,7 +81,7 @@ class _Finder:
         for name, regions in residual.items():
             held += self._residual(name, regions)
         for name in self.graphs:
-            self._plain(name)
+            self._plain(name, residual)
         for site in sorted(held, key=lambda s: -len(s.region.inside)):
             if self._free(site):
                 self._take(site)
@@ -109,8 +109,8 @@ class _Finder:
                 self._take(site)
         return held
 
-    def _plain(self, name: str) -> None:
-        """Take the chains that no residual branch holds."""
+    def _plain(self, name: str, residual: Mapping[str, object]) -> None:
+        """Take the chains that no residual branch holds, and that hold no residual block."""
         module, graph = self.modules[name], self.graphs[name]
         inside = any(_under(name, path) for path in self.taken)
         if inside or not self._hopeful(name):
@@ -118,9 +118,12 @@ class _Finder:
         values = self._values(name)
         if isinstance(values, str):
             return
-        regions = plain_regions(
-            module, graph, values[0], lambda node: self._is_taken(*_paths(name, node))
-        )
+
+        def taken(node: fx.Node) -> bool:
+            own, *child = _paths(name, node)
+            return self._is_taken(own, *child) or any(_under(r, c) for c in child for r in residual)
+
+        regions = plain_regions(module, graph, values[0], taken)
         whole = whole_region(graph)
         for region in regions:
             covers = whole is not None and region.inside == whole.inside

@@ -80,13 +80,12 @@ class DropForm(Form):
         self._skip: list[Callable[[Tensor], Tensor]] = []
         if region.skip:
             self._skip.append(extract(block, graph, region.entry, region.skip[-1]))
+        self._is_added = region.add is not None
         self._keep = [extract(block, graph, region.entry, region.exit, region.extras)]
-        # Before the activation, where the BatchNorm will stand.
-        end = region.add or region.exit
-        self._target = [extract(block, graph, region.entry, end, region.extras)]
+        self._branch = [extract(block, graph, region.entry, region.branch[-1], region.extras)]
+        self._chain = site.branch  # what a block without a skip does before its activation
         weight = next(block.parameters(), torch.empty(0))
         self.norm = ChannelNorm(site.channels, site.layout, weight.device, weight.dtype)
-        self.added = region.add is not None
 
     def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
         """See `Form.forward`."""
@@ -106,7 +105,13 @@ class DropForm(Form):
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start the BatchNorm as the best line from the skip to the baseline's output."""
         beside = self._beside(x)
-        self.norm.start(beside, beside, self._target[0](x.clone(), *extras))
+        if self._is_added:
+            target = beside + self._branch[0](x.clone(), *extras)
+        elif self._chain is not None:
+            target = self._chain.keep(x)
+        else:
+            target = self._branch[0](x.clone(), *extras)
+        self.norm.start(beside, beside, target)
 
     def merged(self) -> MergedSkip:
         """See `Form.merged`."""

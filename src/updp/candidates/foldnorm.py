@@ -143,7 +143,8 @@ def _leading_norm(site: Site, block: nn.Module, graph: fx.Graph) -> NormStep | N
     """The norm that alone reads the branch's entry, and that is not a BatchNorm already."""
     nodes = {n.name: n for n in graph.nodes}
     entry = nodes[site.region.entry]
-    users = [n for n in entry.users if n.name in site.region.branch]
+    reads_size = {getattr, "size", "dim"}
+    users = [u for u in entry.users if u.name in site.region.branch and u.target not in reads_size]
     if len(users) != 1 or users[0].op != "call_module":
         return None
     module = block.get_submodule(str(users[0].target))
