@@ -32,7 +32,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS, TABLE = ROOT / "docs/results/coverage.json", ROOT / "docs/coverage.md"
 LIMIT_SECONDS = 1800
 FLOAT64, FLOAT32 = 1e-12, 1e-5
-ROUNDINGS = 4  # or as many times what the unmerged network itself loses in float32
 
 
 def torchvision_names() -> list[str]:
@@ -70,6 +69,7 @@ def measure(name: str) -> dict[str, Any]:
     from updp.candidates import proposals
     from updp.engine.data import model_input_size
     from updp.measure import compare_modules, count_macs
+    from updp.merge.verify import ROUNDINGS
     from updp.models import load_model
     from updp.recipe import Candidates
     from updp.rewrite import Supernet
@@ -157,7 +157,7 @@ def worst(net: Any, x: Any, dtype: Any) -> tuple[float, str, float]:
     settings = Merge(tolerance_float32=1e9, tolerance_float64=1e9)
     checks = verify(net, x, settings, dtypes=(dtype,))
     check = max(checks, key=lambda c: (c.error != c.error, c.error))
-    return check.error, check.where or "logits", check.rounding or 0.0
+    return check.error, check.where or "logits", check.rounding
 
 
 def run(name: str) -> dict[str, Any]:

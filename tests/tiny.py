@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from updp import Recipe
 from updp.blocks import find
@@ -132,13 +132,13 @@ def make_net(spec: str, recipe: Recipe) -> Supernet:
     model = load_model(spec, seed=1)
     findings = find(model, torch.randn(2, 1, 8, 8))
     offers, _ = choose(model, findings, recipe, torch.device("cpu"))
-    net = Supernet(model, findings, {n: (offer.candidate,) for n, offer in offers.items()})
+    net = Supernet(model, findings, {n: (found[0].candidate,) for n, found in offers.items()})
     net.calibrate(torch.cat(make_feed(recipe, model).calibration()))
     return net
 
 
 def compare_without_clock(
-    modules: Mapping[str, nn.Module], x: Tensor, **options: Any
+    modules: Mapping[str, nn.Module], *inputs: Any, **options: Any
 ) -> dict[str, Latency]:
     """In place of `compare_modules`: 10 ms for the first, 1, 2, ... for the others; 50 alone."""
     first = 10.0 if len(modules) > 1 else 50.0

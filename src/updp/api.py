@@ -6,6 +6,7 @@ import copy
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from updp.engine.data import Source, from_loaders, model_input_size, open_source
 from updp.engine.progress import Progress, Silent
 from updp.errors import UserError
 from updp.job import Job
+from updp.measure import compare_modules, count_macs
 from updp.models import load_model, num_outputs
 from updp.pipeline import Run
 from updp.plan import Plan
@@ -40,11 +42,25 @@ class Pruned:
 class Inspection:
     """What `inspect` returns: what each site may become, and each unusable block's reason.
 
-    `sites` has every candidate of every site with its cost, a site's preferred one first.
+    `sites` has the candidate that `prune` would take at each site; `others` has each site's further
+    ones by its name. Milliseconds are for one batch, MACs for one image.
     """
 
     sites: tuple[Offer, ...]
+    others: dict[str, tuple[Offer, ...]]
     unusable: tuple[Unusable, ...]
+    baseline_ms: float
+    baseline_macs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        sites = [
+            {**offer.to_json(), "others": [o.to_json() for o in self.others[offer.site]]}
+            for offer in self.sites
+        ]
+        unusable = [vars(u) for u in self.unusable]
+        baseline = {"ms": self.baseline_ms, "macs": self.baseline_macs}
+        return {"sites": sites, "unusable": unusable, "baseline": baseline}
 
 
 def prune(
@@ -113,8 +129,15 @@ def inspect(
     wanted = selected(findings, settings.candidates.include, settings.candidates.exclude)
     report.begin("timing candidates", len(wanted.sites))
     offers, refused = choose(module, wanted, settings, target, report.advance)
-    sites = tuple(offer for found in offers.values() for offer in found)
-    return Inspection(sites, (*findings.unusable, *refused))
+    x = torch.randn(settings.measure.batch_size, *shape, device=target)
+    times = compare_modules({"baseline": module}, x, rounds=3)
+    return Inspection(
+        tuple(found[0] for found in offers.values()),
+        {name: found[1:] for name, found in offers.items()},
+        (*findings.unusable, *refused),
+        times["baseline"].ms.median,
+        count_macs(module, x[:1]),
+    )
 
 
 def make_job(

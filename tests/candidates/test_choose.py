@@ -8,11 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.families import images, network
 from updp.blocks import Findings, find
-from updp.candidates import Inherit, Offer, choose, from_json, planned, propose, selected
+from updp.candidates import (
+    KINDS,
+    Drop,
+    Inherit,
+    Offer,
+    choose,
+    from_json,
+    planned,
+    proposals,
+    propose,
+    register_candidate,
+    selected,
+)
 from updp.errors import UserError
 from updp.measure import Latency, Spread
 from updp.plan import Plan
@@ -35,17 +47,14 @@ def plan_for(found: Findings, **changes: Any) -> Plan:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, speedups: dict[int, float]) -> None:
-    """Fix each form's speed-up by how many kernels its label shrinks."""
+    """Fix each form's speed-up by its place among the proposals."""
 
-    def compare(modules: Mapping[str, nn.Module], x: Tensor, **_: Any) -> dict[str, Latency]:
+    def compare(modules: Mapping[str, nn.Module], *_: Any, **options: Any) -> dict[str, Latency]:
         def latency(ratio: float) -> Latency:
             ms = Spread(10 / ratio, 10 / ratio, 10 / ratio)
             return Latency(ms, Spread(ratio, ratio - 0.01, ratio + 0.01))
 
-        return {
-            name: latency(1.0 if name == "keep" else speedups[name.count("(1x1)")])
-            for name in modules
-        }
+        return {name: latency(1.0 if name == "keep" else speedups[int(name)]) for name in modules}
 
     module = importlib.import_module("updp.candidates.choose")
     monkeypatch.setattr(module, "compare_modules", compare)
@@ -53,10 +62,10 @@ def clock(monkeypatch: pytest.MonkeyPatch, speedups: dict[int, float]) -> None:
 
 def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = findings()
-    clock(monkeypatch, {0: 0.9, 1: 1.5, 2: 3.0})
+    clock(monkeypatch, {0: 0.9, 1: 1.5, 2: 3.0, 3: 10.0})
     offers, refused = choose(model, found, Recipe(), torch.device("cpu"))
     assert not refused
-    for name, offer in offers.items():
+    for name, (offer, *others) in offers.items():
         assert offer.site == name
         # Of two that merge to the same size the clock decides nothing.
         assert offer.candidate.label.endswith("(1x1)")
@@ -64,11 +73,65 @@ def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.Monk
         assert offer.macs <= offer.keep_macs
         assert offer.speedup == 1.5
         assert Offer.from_json(offer.to_json()) == offer
+        assert [o.candidate.label for o in others] == ["conv1(1x1)+conv2(1x1)", "drop"]
+
+
+def test_of_equals_the_first_and_of_others_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = findings("bottleneck")
+    site = found.sites[0]
+    block, graph = model.get_submodule(site.block), found.graphs[site.block]
+    found_kinds = list(proposals(site, block, graph, Recipe().candidates))
+    pair = next(i for i in range(9) if found_kinds[i].rank == found_kinds[i + 1].rank)
+    labels = [found_kinds[i].label for i in (pair, pair + 1)]
+    for times, expected in (((2.0, 2.005), labels), ((2.0, 2.1), labels[::-1])):
+        clock(monkeypatch, dict.fromkeys(range(9), 0.5) | {pair: times[0], pair + 1: times[1]})
+        offers, _ = choose(model, found, Recipe(), torch.device("cpu"))
+        assert [o.candidate.label for o in offers[site.name]] == expected
+
+
+def test_a_branch_is_dropped_only_where_nothing_beside_it_merges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, found = findings("vit")
+    clock(monkeypatch, dict.fromkeys(range(9), 2.0))
+    cpu = torch.device("cpu")
+    offers, refused = choose(model, found, Recipe(), cpu)
+    assert set(offers) == {"blocks.0:mlp", "blocks.1:mlp"}
+    assert [u.name for u in refused] == ["blocks.0:attn", "blocks.1:attn"]
+    assert all("candidates.drop=always" in u.reason for u in refused)
+    always = Recipe().updated("candidates.drop=always")
+    assert offered(choose(model, found, always, cpu)[0], "blocks.1:attn") == ["drop"]
+    folded = always.updated("candidates.fold_norms=true")
+    kinds = offered(choose(model, found, folded, cpu)[0], "blocks.1:attn")
+    assert kinds == ["norm1>attn.qkv", "drop"]
+    never = Recipe().updated("candidates.drop=never")
+    assert "drop" not in offered(choose(model, found, never, cpu)[0], "blocks.1:mlp")
+
+
+def offered(offers: dict[str, tuple[Offer, ...]], site: str) -> list[str]:
+    return [offer.candidate.label for offer in offers[site]]
+
+
+def test_a_kind_from_outside_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("updp.candidates.kinds.KINDS", dict(KINDS))
+
+    @register_candidate
+    class Twice(Drop):
+        kind = "twice"
+
+    model, found = findings()
+    site = found.sites[0]
+    block, graph = model.get_submodule(site.block), found.graphs[site.block]
+    kinds = [c.kind for c in proposals(site, block, graph, Recipe().candidates)]
+    assert kinds[-2:] == ["drop", "twice"]
+    assert type(from_json({"kind": "twice"})) is Twice
+    with pytest.raises(ValueError, match="kind 'twice' is taken by Twice"):
+        register_candidate(type("Other", (Drop,), {"kind": "twice"}))
 
 
 def test_what_is_not_faster_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = findings()
-    clock(monkeypatch, {0: 0.9, 1: 1.005, 2: 0.8})  # 1.005 is within the noise
+    clock(monkeypatch, {0: 0.9, 1: 1.005, 2: 0.8, 3: 0.9})  # 1.005 is within the noise
     offers, refused = choose(model, found, Recipe(), torch.device("cpu"))
     assert not offers
     assert {u.name for u in refused} == {site.name for site in found.sites}

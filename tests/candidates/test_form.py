@@ -17,7 +17,7 @@ def form_of(
     model: Net, shrunk: tuple[str, ...] = (), linearise: bool = False
 ) -> tuple[InheritForm, Site]:
     findings = find(model, images().to(model.head.weight))
-    s = findings.sites[0]
+    s = next(site for site in findings.sites if site.branch is not None)
     segment = tuple(step.name for step in s.branch.linears)
     block = model.get_submodule(s.block)
     candidate = Inherit((segment,), shrunk, linearise=linearise)

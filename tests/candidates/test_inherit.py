@@ -12,7 +12,7 @@ from updp.candidates import Inherit, baseline_macs, propose
 
 
 def site(model: nn.Module) -> Site:
-    first, *_ = find(model, images()).sites
+    first, *_ = (s for s in find(model, images()).sites if s.branch is not None)
     return first
 
 
@@ -99,7 +99,7 @@ def test_baseline_macs_are_what_torch_counts(family: str) -> None:
     """Of the branch; identity and pooling cost nothing, the pooled skip's convolution is apart."""
     model = network(family)
     findings = find(model, images())
-    for s in findings.sites:
+    for s in [s for s in findings.sites if s.branch is not None]:
         block, graph = model.get_submodule(s.block), findings.graphs[s.block]
         branch = extract(block, graph, s.region.entry, s.region.branch[-1])
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -101,7 +101,8 @@ def test_inspect(tmp_path: Path) -> None:
     spec = tiny.write_model(tmp_path).replace(":tiny", ":tokens")
     outcome = tiny.updp("inspect", spec, "--input-size", "1x8x8", "--set", "measure.rounds=3")
     assert outcome.code == 0
-    assert "3 sites (ms for a batch of 32)" in outcome.out
+    assert "3 sites; baseline " in outcome.out
+    assert "for a batch of 32" in outcome.out
     assert "blocks.2" in outcome.out
     outcome = tiny.updp("inspect", spec, "--input-size", "1x8x8", "--json")
     assert outcome.code == 0
@@ -109,6 +110,19 @@ def test_inspect(tmp_path: Path) -> None:
     assert [site["site"] for site in found["sites"]] == ["blocks.0", "blocks.1", "blocks.2"]
     assert found["sites"][0]["macs"] == 16 * 8 * 8  # one linear layer on 16 tokens
     assert found["sites"][0]["keep_macs"] == 2 * 16 * 8 * 16
+    others = [other["candidate"]["kind"] for other in found["sites"][0]["others"]]
+    assert others == ["drop"]
+
+
+def test_globs_choose_sites(tmp_path: Path) -> None:
+    spec = tiny.write_model(tmp_path)
+    few = ("--set", "measure.rounds=3", "--input-size", "1x8x8", "--json")
+    globs = ("--include", "blocks.[012]", "--exclude", "*.1")
+    found = json.loads(tiny.updp("inspect", spec, *few, *globs).out)
+    assert [site["site"] for site in found["sites"]] == ["blocks.0", "blocks.2"]
+    outcome = tiny.updp("inspect", spec, *few, "--exclude", "stage.*")
+    assert outcome.code == 2
+    assert "'stage.*' matches no site" in outcome.err
 
 
 def test_inspect_says_why_a_block_cannot_be_pruned(tmp_path: Path) -> None:
@@ -129,5 +143,8 @@ def odd():
     )
     outcome = tiny.updp("inspect", f"{tmp_path}/model.py:odd", "--input-size", "1x8x8")
     assert outcome.code == 0
+    assert "4 sites" in outcome.out
+    odd = ("--set", "candidates.drop=never")
+    outcome = tiny.updp("inspect", f"{tmp_path}/model.py:odd", "--input-size", "1x8x8", *odd)
     assert "3 sites" in outcome.out
-    assert "1 that cannot be pruned:\n  blocks.1 (Odd): " in outcome.out
+    assert "1 that cannot be pruned:\n  blocks.1 (Odd): `mul` takes several" in outcome.out

@@ -61,7 +61,7 @@ def test_a_site_without_candidates_stays_the_users_own_object() -> None:
     assert model.blocks[1] is not other
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [n for n, f in FAMILIES.items() if f.sites])
 def test_base_names_are_those_of_the_users_state_dict(family: str) -> None:
     model = network(family)
     expected = {f"model.{n}": t.clone() for n, t in model.state_dict().items()}
@@ -268,12 +268,13 @@ def test_four_networks(name: str) -> None:
     with torch.no_grad():
         expected = model(x)
     findings = find(model, x)
-    assert len(findings.sites) == count
-    assert [u.name.rpartition(":")[2] for u in findings.unusable] == ["attn"] * lost
+    chains = [site for site in findings.sites if site.branch is not None]
+    others = [site.name.rpartition(":")[2] for site in findings.sites if site.branch is None]
+    assert (len(chains), others, findings.unusable) == (count, ["attn"] * lost, ())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
     candidates = {}
-    for site in findings.sites[::3]:
+    for site in chains[::3]:
         candidates[site.name] = [c for c in propose(site) if c.macs(site) <= baseline_macs(site)][
             :1
         ]

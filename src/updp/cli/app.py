@@ -15,7 +15,9 @@ from updp.cli.options import (
     Budget,
     DataOption,
     Device,
+    Exclude,
     Fresh,
+    Include,
     Mean,
     ModelOption,
     Out,
@@ -61,21 +63,22 @@ def main() -> None:
 @app.command()
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="timm/NAME, torchvision/NAME or path/file.py:factory")
+        str, typer.Argument(help="timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory")
     ],
     input_size: Size = None,
+    include: Include = None,
+    exclude: Exclude = None,
     recipe: RecipeFile = None,
     settings: Set = None,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what can be pruned, what each block may become and what that costs."""
-    chosen = settle(recipe, None, settings, input_size=input_size)
+    chosen = settle(recipe, None, settings, input_size=input_size, include=include, exclude=exclude)
     with Bars(Console(stderr=True)) as bars:
         found = api.inspect(model, None, chosen, device=device, progress=bars)
     if as_json:
-        sites = [offer.to_json() for offer in found.sites]
-        print(json.dumps({"sites": sites, "unusable": [vars(u) for u in found.unusable]}, indent=2))
+        print(json.dumps(found.to_json(), indent=2))
     else:
         print_inspection(console, found, chosen.measure.batch_size)
 
@@ -92,6 +95,8 @@ def _add(name: str, text: str) -> None:
         recipe: RecipeFile = None,
         settings: Set = None,
         plan: PlanFile = None,
+        include: Include = None,
+        exclude: Exclude = None,
         input_size: Size = None,
         mean: Mean = None,
         std: Std = None,
@@ -101,7 +106,8 @@ def _add(name: str, text: str) -> None:
         everything = name == "prune"
         # Starting over from the beginning forgets the recipe too.
         kept = None if everything and fresh else out
-        chosen = settle(recipe, budget, settings, kept, input_size, mean, std)
+        globs = {"include": include, "exclude": exclude}
+        chosen = settle(recipe, budget, settings, kept, input_size, mean, std, **globs)
         first, last = ("sites", "merge") if everything else (name, name)
         if name == "supernet":
             first = "sites"  # which have no command of their own

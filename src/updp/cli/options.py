@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from updp.recipe import Recipe
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="timm/NAME, torchvision/NAME or path/file.py:factory."),
+    typer.Option("--model", help="timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory."),
 ]
 DataOption = Annotated[
     str | None,
@@ -33,6 +34,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a field of the recipe: subnet.epochs=20. Repeatable."),
 ]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Only sites that match this glob: 'layer3.*'. Repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="No sites that match this glob. Repeatable.")
+]
 Size = Annotated[str | None, typer.Option(help="CxHxW, such as 3x224x224; the model's own.")]
 Mean = Annotated[str | None, typer.Option(help="Normalisation: one number per channel, commas.")]
 Std = Annotated[str | None, typer.Option(help="Normalisation: one number per channel, commas.")]
@@ -48,6 +56,8 @@ def settle(
     input_size: str | None = None,
     mean: str | None = None,
     std: str | None = None,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
 ) -> Recipe:
     """The recipe: a file, else the one in the run directory, else the default; then options."""
     kept = out / "recipe.yaml" if out is not None else None
@@ -64,6 +74,10 @@ def settle(
         changes.append(f"data.mean={_numbers(mean, ',', '--mean 0.5,0.5,0.5')}")
     if std is not None:
         changes.append(f"data.std={_numbers(std, ',', '--std 0.5,0.5,0.5')}")
+    if include:
+        changes.append(f"candidates.include={json.dumps(include)}")
+    if exclude:
+        changes.append(f"candidates.exclude={json.dumps(exclude)}")
     recipe = recipe.updated(*changes) if changes else recipe
     if budget is not None:
         from updp.api import as_budget

@@ -16,30 +16,40 @@ from updp.report import Result, Side
 
 def print_inspection(console: Console, found: Inspection, batch: int) -> None:
     """Sites with their candidates and costs, then what cannot be pruned and why."""
-    table = Table(
-        title=f"{len(found.sites)} sites (ms for a batch of {batch})", title_justify="left"
+    title = (
+        f"{len(found.sites)} sites; baseline {found.baseline_ms:.1f} ms for a batch of {batch}, "
+        f"{found.baseline_macs / 1e6:,.1f} M MACs for one image"
     )
-    for name in ("site", "block", "input", "becomes", "MACs", "", "ms", "", "speed-up"):
-        table.add_column(name, justify="left" if name in ("site", "block", "becomes") else "right")
-    for offer in found.sites:
-        table.add_row(
-            escape(offer.site),
-            escape(offer.kind),
-            "x".join(map(str, offer.shape)),
-            escape(offer.candidate.label),
-            f"{offer.keep_macs / 1e6:.1f} M",
-            f"{offer.macs / 1e6:.1f} M",
-            f"{offer.keep_ms:.2f}",
-            f"{offer.ms:.2f}",
-            f"{offer.speedup:.2f}x",
-        )
+    table = Table(title=title, title_justify="left")
+    for name in ("site", "block", "in", "becomes", "parameters", "MACs", "ms", "faster", "model"):
+        left = name in ("site", "block", "in", "becomes")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    for first in found.sites:
+        for offer in (first, *found.others[first.site]):
+            names = (first.site, first.kind, "x".join(map(str, first.shape)))
+            whole = found.baseline_ms / max(found.baseline_ms - offer.saved_ms, 1e-9)
+            table.add_row(
+                *(escape(name) if offer is first else "" for name in names),
+                escape(offer.candidate.label),
+                f"{offer.parameters:,}",
+                f"{offer.keep_macs / 1e6:.1f} > {offer.macs / 1e6:.1f} M",
+                f"{offer.keep_ms:.2f} > {offer.ms:.2f}",
+                f"{offer.speedup:.2f}x",
+                f"{whole:.3f}x",
+                style="" if offer is first else "dim",
+            )
     console.print(table)
+    console.print(
+        "The first line of a site is what prune would take. faster: the block alone; model: the "
+        "whole model with this one pruned.",
+        highlight=False,
+    )
     if found.unusable:
         console.print(f"\n{len(found.unusable)} that cannot be pruned:")
         reasons = Counter((u.kind, u.reason) for u in found.unusable)
         for (kind, reason), count in reasons.items():
-            names = [u.name for u in found.unusable if (u.kind, u.reason) == (kind, reason)]
-            shown = ", ".join(names[:3]) + (f" and {count - 3} more" if count > 3 else "")
+            mine = tuple(u.name for u in found.unusable if (u.kind, u.reason) == (kind, reason))
+            shown = ", ".join(mine[:3]) + (f" and {count - 3} more" if count > 3 else "")
             console.print(f"  {escape(shown)} ({escape(kind)}): {escape(reason)}", highlight=False)
 
 

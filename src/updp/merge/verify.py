@@ -16,21 +16,21 @@ from updp.errors import MergeError
 from updp.rewrite import Supernet
 
 # Merging adds up in another order, so it rounds otherwise, but not much more.
-_ROUNDINGS = 4
+ROUNDINGS = 4
 
 
 @dataclass(frozen=True)
 class Check:
     """Relative L2 error of one block, or of the logits (`where` is empty), on one input.
 
-    `rounding` is the error that the subnet itself makes there in float32, against float64.
+    `rounding` is the error that the subnet itself makes there by its own precision.
     """
 
     where: str
     dtype: str
     source: str
     error: float
-    rounding: float | None = None
+    rounding: float
     border: float | None = None
     interior: float | None = None
 
@@ -50,22 +50,25 @@ def verify(
 
     On `images` (N, C, H, W) and on random input of that shape, in each of `dtypes`. Each merged
     block is fed what its subnet block was fed. Many layers may round by more than the tolerance,
-    merged or not: a float32 error may also be as large as a few of the subnet's own.
+    merged or not: an error may also be as large as a few of the subnet's own.
 
     Raises:
         MergeError: an error is above its tolerance; the first is named.
     """
-    exact = copy.deepcopy(net).double().eval()
+    nets = {
+        torch.float64: copy.deepcopy(net).double().eval(),
+        torch.float32: copy.deepcopy(net).float().eval(),
+    }
     random = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     checks: list[Check] = []
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
-        subnet = exact if dtype == torch.float64 else copy.deepcopy(net).to(dtype).eval()
+        (other,) = (d for d in nets if d != dtype)
         merged = net.merged(dtype)
         tolerance: float = getattr(settings, f"tolerance_{name}")
         for source, x in (("random", random.to(images.device)), ("images", images)):
-            for check in _compare(subnet, merged, exact, x.to(dtype), name, source):
-                limit = max(tolerance, _ROUNDINGS * (check.rounding or 0))
+            for check in _compare(nets[dtype], merged, nets[other], x.to(dtype), other, source):
+                limit = max(tolerance, ROUNDINGS * check.rounding)
                 if not check.error <= limit:
                     raise MergeError(
                         f"merged {check.where or 'model'} differs from what was trained by "
@@ -77,8 +80,16 @@ def verify(
 
 
 def _compare(
-    subnet: Supernet, merged: nn.Module, exact: Supernet, x: Tensor, dtype: str, source: str
+    subnet: Supernet,
+    merged: nn.Module,
+    reference: Supernet,
+    x: Tensor,
+    other: torch.dtype,
+    source: str,
 ) -> list[Check]:
+    """`reference` is the subnet in the `other` precision, to know what rounding does to it."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    finer = torch.finfo(x.dtype).eps / max(torch.finfo(t).eps for t in (x.dtype, other))
     blocks = subnet.pruned_blocks()
     calls: dict[str, tuple[Any, Any]] = {}
 
@@ -103,27 +114,21 @@ def _compare(
     def check(where: str, call: Any, expected: Any, new: nn.Module, old: nn.Module) -> Check:
         args, kwargs = _mapped(call, torch.clone)
         y, expected = _flat(new(*args, **kwargs)), _flat(expected)
-        rounding = None
-        if expected.dtype != torch.float64:
-            args, kwargs = _mapped(call, _double)
-            rounding = relative(expected.double(), _flat(old(*args, **kwargs)))
+        args, kwargs = _mapped(call, lambda t: t.to(other) if t.is_floating_point() else t.clone())
+        rounding = finer * relative(_flat(old(*args, **kwargs)).to(expected), expected)
         error = relative(y, expected)
         return Check(where, dtype, source, error, rounding, *_split(y, expected))
 
     checks = []
     for name, (call, expected) in calls.items():
-        modules = merged.get_submodule(name), exact.model.get_submodule(name)
+        modules = merged.get_submodule(name), reference.model.get_submodule(name)
         checks.append(check(name, call, expected, *modules))
-    return [*checks, check("", ((x,), {}), logits, merged, exact)]
+    return [*checks, check("", ((x,), {}), logits, merged, reference)]
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Copy a block's arguments or results, for some blocks work in place."""
     return map_aggregate(value, lambda v: function(v) if isinstance(v, Tensor) else v)
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x.clone()
 
 
 def _flat(output: Any) -> Tensor:
