@@ -130,7 +130,7 @@ def inspect(
     report.begin("timing candidates", len(wanted.sites))
     offers, refused = choose(module, wanted, settings, target, report.advance)
     x = torch.randn(settings.measure.batch_size, *shape, device=target)
-    times = compare_modules({"baseline": module}, x, rounds=3)
+    times = compare_modules({"baseline": module}, x, rounds=2)
     return Inspection(
         tuple(found[0] for found in offers.values()),
         {name: found[1:] for name, found in offers.items()},

@@ -122,11 +122,14 @@ def _time(
     one = inputs(site, 1, device)
     macs = {name: count_macs(module, *one) * site.calls for name, module in modules.items()}
     batch = inputs(site, recipe.measure.batch_size, device)
-    for patience in (1, 2, 4):  # a busy machine is asked again
-        rounds = patience * recipe.measure.rounds
-        times = compare_modules(modules, *batch, rounds=rounds, round_seconds=0.005)
-        if not any(t.undecided for name, t in times.items() if name != "keep"):
+    times: dict[str, Latency] = {}
+    asked = modules
+    for rounds in (3, recipe.measure.rounds, 2 * recipe.measure.rounds):
+        times |= compare_modules(asked, *batch, rounds=rounds, round_seconds=0.005)
+        unsure = {n: m for n, m in modules.items() if n != "keep" and times[n].undecided}
+        if not unsure:
             break
+        asked = {"keep": modules["keep"], **unsure}  # a busy machine is asked again
     return [
         _Timed(
             i,

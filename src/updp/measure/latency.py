@@ -7,6 +7,7 @@ one function it does to the other, so the ratio is taken round by round.
 from __future__ import annotations
 
 import logging
+import timeit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import quantiles
@@ -17,7 +18,9 @@ from torch import nn
 
 # On machines with a CUDA compiler and no GPU, importing the benchmark module warns of that.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-from torch.utils.benchmark import Timer  # noqa: E402
+from torch.utils.benchmark import timer  # noqa: E402
+
+_LONG = 0.05  # seconds: what takes longer is timed once per round, however warm it is
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,17 @@ def compare(
     """Time each function in turn, `rounds` times, each time for about `round_seconds`."""
     timers, numbers = {}, {}
     for name, function in functions.items():
-        timers[name] = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
-        timers[name].timeit(1)  # warm up
-        once = min(timers[name].timeit(1).mean for _ in range(2))
+        timers[name] = timeit.Timer("f()", timer=timer, globals={"f": function})
+        once = timers[name].timeit(1)  # warms up
+        if once < _LONG:
+            once = min(timers[name].timeit(1) for _ in range(3))
         numbers[name] = max(1, round(round_seconds / max(once, 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, timer in timers.items():
-            times[name].append(1e3 * timer.timeit(numbers[name]).mean)
+        for name, clock in timers.items():
+            if len(timers) > 1 and numbers[name] > 1:
+                clock.timeit(1)  # what ran before has its own data in the caches
+            times[name].append(1e3 * clock.timeit(numbers[name]) / numbers[name])
     first = next(iter(times.values()))
     return {
         name: Latency(
