@@ -253,10 +253,11 @@ def test_calls_of_several_shapes_are_no_site() -> None:
     assert whys(find(Halves([block(usable)]), images())) == {"blocks.0": reason}
 
 
-def test_of_overlapping_branches_the_first_is_a_site() -> None:
+def test_of_overlapping_branches_the_first_has_the_skip() -> None:
     found = find(Net([Parallel(C)]), images())
-    assert [s.name for s in found.sites] == ["blocks.0:a1"]
-    assert whys(found) == {"blocks.0:b1": "its skip holds the site blocks.0:a1"}
+    sites = {s.name: s.region.add is not None for s in found.sites}
+    assert sites == {"blocks.0:a1": True, "blocks.0:b1": False}
+    assert not found.unusable
 
 
 def test_branches_of_one_name_are_not_both_sites() -> None:

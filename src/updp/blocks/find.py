@@ -59,7 +59,7 @@ class _Finder:
     """One search through one model; what it takes it notes, so that nothing is taken twice."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
-        self.modules = {n: m for n, m in model.named_modules() if any(True for _ in m.children())}
+        self.modules = {n: m for n, m in model.named_modules() if _is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
         more = torch.cat([example, example[:1]])
         self.checks = record_calls(model, more, list(self.modules))
@@ -76,7 +76,7 @@ class _Finder:
 
     def find(self) -> Findings:
         """All sites; see the module's own text."""
-        residual = _smallest({n: r for n, g in self.graphs.items() if (r := residual_regions(g))})
+        residual = _smallest({n: r for n in self.graphs if (r := self._regions(n))})
         held: list[Site] = []
         for name, regions in residual.items():
             held += self._residual(name, regions)
@@ -90,7 +90,13 @@ class _Finder:
         at = {name: i for i, name in enumerate(self.modules)}
         self.sites.sort(key=lambda s: (at[s.block], _place(self.graphs[s.block], s.region)))
         used = {site.block for site in self.sites}
-        return Findings(tuple(self.sites), tuple(self.unusable), {n: self.graphs[n] for n in used})
+        named = {site.name for site in self.sites}
+        unusable = tuple(u for u in self.unusable if u.name not in named)
+        return Findings(tuple(self.sites), unusable, {n: self.graphs[n] for n in used})
+
+    def _regions(self, name: str) -> list[Region]:
+        module = self.modules[name]
+        return residual_regions(self.graphs[name], lambda t: _operators(module.get_submodule(t)))
 
     def _residual(self, name: str, regions: list[Region]) -> list[Site]:
         """Take the branches that are chains; return those that could only be dropped."""
@@ -120,14 +126,15 @@ class _Finder:
             return
 
         def taken(node: fx.Node) -> bool:
-            own, *child = _paths(name, node)
+            own, *child = self._paths(name, node)
             return self._is_taken(own, *child) or any(_under(r, c) for c in child for r in residual)
 
         regions = plain_regions(module, graph, values[0], taken)
         whole = whole_region(graph)
         for region in regions:
             covers = whole is not None and region.inside == whole.inside
-            alone = len(regions) == 1 and not isinstance(module, nn.Sequential)
+            few = len(regions) == 1 and name not in (s.block for s in self.sites)
+            alone = few and not isinstance(module, nn.Sequential)
             label = name if name and (covers or alone) else self._label(name, region, 2)
             try:
                 site = read_site(label, name, module, graph, region, values)
@@ -193,12 +200,21 @@ class _Finder:
         self.sites.append(site)
         for node in self.graphs[site.block].nodes:
             if node.name in site.region.inside:
-                self.taken.update(_paths(site.block, node))
+                self.taken.update(self._paths(site.block, node))
+
+    def _paths(self, block: str, node: fx.Node) -> tuple[str, ...]:
+        """What a node takes up: itself, and the module that it calls, unless any may share it."""
+        own = f"{block}#{node.name}"
+        if node.op != "call_module":
+            return (own,)
+        path = f"{block}.{node.target}".lstrip(".")
+        module = self.modules[block].get_submodule(str(node.target))
+        return (own, path) if any(True for _ in module.parameters()) else (own,)
 
     def _free(self, site: Site) -> bool:
         nodes = [n for n in self.graphs[site.block].nodes if n.name in site.region.inside]
         named = site.name in (s.name for s in self.sites)
-        return not named and not any(self._is_taken(*_paths(site.block, n)) for n in nodes)
+        return not named and not any(self._is_taken(*self._paths(site.block, n)) for n in nodes)
 
     def _is_taken(self, *paths: str) -> bool:
         return any(_nested(p, t) for p in paths for t in self.taken)
@@ -219,7 +235,7 @@ class _Finder:
         """Whether enough operators are left in the module for two of them to merge."""
         left = 0
         for node in self.graphs[name].nodes:
-            if node.op == "call_module" and not self._is_taken(*_paths(name, node)):
+            if node.op == "call_module" and not self._is_taken(*self._paths(name, node)):
                 left += _operators(self.modules[name].get_submodule(str(node.target)))
         return left > 1
 
@@ -267,10 +283,11 @@ def _nested(a: str, b: str) -> bool:
     return _under(a, b) or _under(b, a)
 
 
-def _paths(block: str, node: fx.Node) -> tuple[str, ...]:
-    """What a node takes up: itself, and the module that it calls."""
-    own = f"{block}#{node.name}"
-    return (own, f"{block}.{node.target}".lstrip(".")) if node.op == "call_module" else (own,)
+def _is_composite(module: nn.Module) -> bool:
+    """Whether it has children, and a forward that calls them."""
+    return any(True for _ in module.children()) and not isinstance(
+        module, (nn.ModuleList, nn.ModuleDict)
+    )
 
 
 def _operators(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,15 +53,22 @@ def data_nodes(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     return ancestors
 
 
-def residual_regions(graph: fx.Graph) -> list[Region]:
+def residual_regions(
+    graph: fx.Graph, operators: Callable[[str], int] = lambda target: 1
+) -> list[Region]:
     """All single-entry regions that end in an add of two paths from one tensor, in graph order.
 
-    The path with more modules is the branch. An add whose paths do not come from one tensor (a
-    position embedding, say) is no residual add and not listed.
+    The path with more `operators` is the branch: that function counts a module's. An add whose
+    paths do not come from one tensor (a position embedding, say) is no residual add and not listed.
     """
     ancestors = data_nodes(graph)
     at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
     found = []
+
+    def weight(path: list[fx.Node]) -> tuple[int, int]:
+        modules = [str(n.target) for n in path if n.op == "call_module"]
+        return sum(map(operators, modules)), len(modules)
+
     for add in graph.nodes:
         if not is_add(add):
             continue
@@ -79,7 +86,7 @@ def residual_regions(graph: fx.Graph) -> list[Region]:
         ]
         if set(paths[0]) & set(paths[1]) or _leaks({*paths[0], *paths[1]}, add):
             continue
-        paths.sort(key=lambda path: sum(n.op == "call_module" for n in path))
+        paths.sort(key=weight)
         skip, branch = paths
         if _outer(skip, fork, ancestors):
             continue

@@ -182,18 +182,31 @@ class _Alone(fx.Tracer):
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
-    def _proxy_placeholder(self, name: str, *args: Any) -> Any:
-        """A placeholder; or None itself, where that is `fixed`."""
-        proxy = super()._proxy_placeholder(name, *args)  # type: ignore[misc]
-        if self.call is None:
-            return proxy
-        given = arguments(type(self.root).forward, self.call)
-        value = given.get(name.lstrip("*"), _MISSING)
-        if value is None and self.fixed:
-            return None
-        if value is not _MISSING:
-            self.values[proxy.node] = fx.node.map_aggregate(value, _copied)
-        return proxy
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """One placeholder per named parameter, passed as the model passes them.
+
+        fx's own way fails on a forward that is wrapped by a decorator with `*args, **kwargs`.
+        """
+        named = _named_parameters(root_fn)
+        if self.call is None or named is None:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        given = arguments(root_fn, self.call)
+        if any(given[name] for name in given.keys() - named.keys()):
+            raise TypeError("it takes arguments of any number or name")
+        by_place = [*named][: len(self.call.args)]
+        values: list[Any] = []
+        for name, default in named.items():
+            proxy = self.create_proxy("placeholder", name, default, {})
+            self.values[proxy.node] = fx.node.map_aggregate(given[name], _copied)
+            values.append(None if given[name] is None and self.fixed else proxy)
+
+        def call(root: nn.Module, *values: Any) -> Any:
+            both = dict(zip(named, values, strict=True))
+            return root_fn(root, *(both.pop(name) for name in by_place), **both)
+
+        return call, [self.root, *values]
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = self.values.get(obj.node, _MISSING)
@@ -207,13 +220,16 @@ class _Alone(fx.Tracer):
             return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
         return super().iter(obj)
 
-    def keys(self, obj: fx.Proxy) -> Any:
-        value = self.values.get(obj.node)
-        if isinstance(value, dict):
-            if value:
-                raise TypeError("it takes keyword arguments of any name")
-            return []
-        return super().keys(obj)
+
+def _named_parameters(forward: Callable[..., Any]) -> dict[str, tuple[Any, ...]] | None:
+    """Each parameter of a method with its default, if any; None where one has no name to pass."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for p in list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]:
+        if p.kind is p.POSITIONAL_ONLY:
+            return None
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            found[p.name] = () if p.default is p.empty else (p.default,)
+    return found
 
 
 def arguments(forward: Callable[..., Any], call: Arguments) -> dict[str, Any]:

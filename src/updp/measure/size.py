@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 def count_macs(module: nn.Module, *inputs: Any) -> int:
     """Multiply-accumulates of one forward on `inputs`, such as images (N, C, H, W)."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # The counter follows gradients, and fails without them on a parameter given to a module.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     return int(counter.get_total_flops()) // 2
 
