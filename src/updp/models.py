@@ -1,4 +1,4 @@
-"""Models by name: `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`."""
+"""Models by name: `timm/NAME`, `torchvision/NAME`, `hf/DIR`, `path/file.py:factory`."""
 
 import difflib
 import hashlib
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from updp.errors import UserError, reason
+from updp.transformers import load_classifier
 
 _NAMED_AT_MOST = 5
 
@@ -90,6 +91,8 @@ def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
     if path.endswith(".py"):  # first, for a file may well lie in a folder called timm
         return lambda: _from_file(Path(path).expanduser(), factory)
     library, _, name = spec.partition("/")
+    if library == "hf":
+        return lambda: load_classifier(Path(name).expanduser(), **options)
     if library == "timm":
         if not timm.is_model(name):
             raise _unknown(spec, name, timm.list_models())
@@ -100,7 +103,9 @@ def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
         if name not in names:
             raise _unknown(spec, name, names)
         return lambda: torchvision.models.get_model(name, weights=None, **options)
-    raise UserError(f"model '{spec}': write timm/NAME, torchvision/NAME or path/file.py:factory")
+    raise UserError(
+        f"model '{spec}': write timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory"
+    )
 
 
 def _unknown(spec: str, name: str, names: Iterable[str]) -> UserError:

@@ -495,7 +495,7 @@ def test_tokens_are_not_normalised_along_their_number() -> None:
 
     found = find(Net([Tokens()], "tokens"), images())
     (site,) = found.sites
-    assert (site.name, site.region.add) == ("blocks.0", None)
+    assert (site.name, site.region.add) == ("blocks.0:a", None)
     assert [type(s).__name__ for s in site.chain.steps] == ["LinearStep", "ActStep", "LinearStep"]
 
 

@@ -12,12 +12,14 @@ from updp.blocks.steps import (
     batch_norm,
     to_layout,
 )
+from updp.blocks.taught import Linear, teach_forward, teach_operator
 from updp.blocks.trace import trace_alone
 
 __all__ = [
     "ActStep",
     "Chain",
     "Findings",
+    "Linear",
     "LinearStep",
     "NormStep",
     "ScaleStep",
@@ -26,6 +28,8 @@ __all__ = [
     "Unusable",
     "batch_norm",
     "find",
+    "teach_forward",
+    "teach_operator",
     "to_layout",
     "trace_alone",
 ]

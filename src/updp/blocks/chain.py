@@ -19,6 +19,7 @@ from updp.blocks.extract import extract
 from updp.blocks.linear import LinearStep
 from updp.blocks.region import data_nodes, groups, whole_region
 from updp.blocks.steps import ActStep, Call, Chain, NormStep, ScaleStep, Step, batch_norm
+from updp.blocks.taught import taught_operator
 from updp.blocks.trace import Arguments, NotTraceable, trace_alone
 
 _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
@@ -111,8 +112,11 @@ class _Reader:
             raise NotAChain(f"it does not run alone: {str(error).partition(chr(10))[0]}") from error
 
     def _module(self, name: str, module: nn.Module) -> None:
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            self._need("first" if isinstance(module, nn.Conv2d) else "last", name)
+        if (taught := taught_operator(module)) is not None or isinstance(
+            module, (nn.Conv2d, nn.Linear)
+        ):
+            maps = isinstance(module, nn.Conv2d) if taught is None else taught.weight.ndim == 4
+            self._need("first" if maps else "last", name)
             try:
                 self.steps.append(LinearStep.read(name, module, self.x))
             except ValueError as error:

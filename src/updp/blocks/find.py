@@ -90,9 +90,7 @@ class _Finder:
         at = {name: i for i, name in enumerate(self.modules)}
         self.sites.sort(key=lambda s: (at[s.block], _place(self.graphs[s.block], s.region)))
         used = {site.block for site in self.sites}
-        named = {site.name for site in self.sites}
-        unusable = tuple(u for u in self.unusable if u.name not in named)
-        return Findings(tuple(self.sites), unusable, {n: self.graphs[n] for n in used})
+        return Findings(tuple(self.sites), tuple(self.unusable), {n: self.graphs[n] for n in used})
 
     def _regions(self, name: str) -> list[Region]:
         module = self.modules[name]
@@ -132,8 +130,8 @@ class _Finder:
         regions = plain_regions(module, graph, values[0], taken)
         whole = whole_region(graph)
         for region in regions:
-            covers = whole is not None and region.inside == whole.inside
-            few = len(regions) == 1 and name not in (s.block for s in self.sites)
+            covers = whole is not None and region.inside == whole.inside and name not in residual
+            few = len(regions) == 1 and name not in residual
             alone = few and not isinstance(module, nn.Sequential)
             label = name if name and (covers or alone) else self._label(name, region, 2)
             try:
@@ -142,6 +140,7 @@ class _Finder:
                 continue
             if site.branch is not None and self._free(site):
                 self._take(site)
+                self.unusable = [u for u in self.unusable if u.name != label]
 
     def _whole(self, residual: Mapping[str, object]) -> None:
         """Take repeated modules in which nothing can merge, where they could be dropped."""
@@ -291,7 +290,8 @@ def _is_composite(module: nn.Module) -> bool:
 
 
 def _operators(module: nn.Module) -> int:
-    return sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in module.modules())
+    """How many modules in it have a matrix or a kernel of their own."""
+    return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in module.modules())
 
 
 def _place(graph: fx.Graph, region: Region) -> int:

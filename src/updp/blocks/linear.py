@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from updp.blocks.taught import taught_operator
+
 Pair = tuple[int, int]
 
 
@@ -20,11 +22,12 @@ class LinearStep:
     """A convolution, or a linear layer on channels, which is a 1x1 convolution.
 
     `padding` is zero padding (left, right, top, bottom). A `derived` one computes its weight in
-    its forward (weight standardisation), and so its weight is asked of the forward each time.
+    its forward (weight standardisation), and so its weight is asked of the forward each time; one
+    whose class was taught (`updp.teach_operator`) is asked by that function.
     """
 
     name: str
-    module: nn.Conv2d | nn.Linear
+    module: nn.Module
     stride: Pair = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: Pair = (1, 1)
@@ -32,11 +35,15 @@ class LinearStep:
     derived: bool = False
 
     @classmethod
-    def read(cls, name: str, module: nn.Conv2d | nn.Linear, x: Tensor) -> LinearStep:
+    def read(cls, name: str, module: nn.Module, x: Tensor) -> LinearStep:
         """The step that `module` does to `x`, in its own layout.
 
         Raises ValueError, with the reason, for a subclass whose forward is something else.
         """
+        if (taught := taught_operator(module)) is not None:
+            t = taught
+            return cls(name, module, t.stride, t.padding, t.dilation, t.groups, derived=True)
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
         if isinstance(module, nn.Linear):
             plain = type(module).forward is nn.Linear.forward
             if not plain:
@@ -56,8 +63,14 @@ class LinearStep:
     @property
     def weight(self) -> Tensor:
         """Kernel as (O, I / groups, kh, kw); gradients reach the module's own weight."""
-        w = _weight(self.module) if self.derived else self.module.weight
+        w = _weight(self.module)
         return w if w.ndim == 4 else w[:, :, None, None]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(O,), if there is one."""
+        taught = taught_operator(self.module)
+        return self.module.bias if taught is None else taught.bias  # type: ignore[return-value]
 
     @property
     def exact_weight(self) -> Tensor:
@@ -71,8 +84,7 @@ class LinearStep:
     @property
     def shape(self) -> tuple[int, ...]:
         """That of the kernel, (O, I / groups, kh, kw)."""
-        shape = tuple(self.module.weight.shape)
-        return shape if len(shape) == 4 else (*shape, 1, 1)
+        return tuple(self.weight.shape)
 
     @property
     def out_channels(self) -> int:
@@ -102,10 +114,11 @@ class LinearStep:
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """The step as the baseline does it, on a canonical tensor."""
         if layout == "last":
-            return F.linear(x, self.weight.flatten(1), self.module.bias)
+            return F.linear(x, self.weight.flatten(1), self.bias)
         if isinstance(self.module, nn.Conv2d):
             return self.module(x)
-        return F.conv2d(x, self.weight, self.module.bias)
+        x = F.pad(x, self.padding)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 @dataclass
@@ -195,9 +208,14 @@ def _watch(module: nn.Conv2d | nn.Linear, x: Tensor) -> _Seen:
     return watcher.seen
 
 
-def _weight(module: nn.Conv2d | nn.Linear) -> Tensor:
+def _weight(module: nn.Module) -> Tensor:
     """The weight that the forward uses; nothing is convolved."""
+    if (taught := taught_operator(module)) is not None:
+        return taught.weight
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
     own = module.weight
+    if type(module).forward in (nn.Conv2d.forward, nn.Linear.forward):
+        return own
     size = (own.shape[1],) if own.ndim == 2 else (own.shape[1] * module.groups, *own.shape[2:])  # type: ignore[operator]
     x = own.new_zeros(1, *size)
     watcher = _Watcher(module, x, stop=True)

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.fx.proxy import Attribute
 
 from updp.blocks.region import data_nodes, is_add
+from updp.blocks.taught import forward_of
 
 _PURE = {getattr, operator.getitem, torch._assert, "size", "dim"}
 _MISSING = object()
@@ -189,6 +190,8 @@ class _Alone(fx.Tracer):
 
         fx's own way fails on a forward that is wrapped by a decorator with `*args, **kwargs`.
         """
+        assert isinstance(self.root, nn.Module)
+        root_fn = forward_of(self.root)
         named = _named_parameters(root_fn)
         if self.call is None or named is None:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -317,7 +320,7 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
             return result
 
     try:
-        given = arguments(type(module).forward, call)
+        given = arguments(forward_of(module), call)
     except TypeError as error:
         raise NotTraceable(f"its call is not understood: {_first_line(error)}") from error
     ordered = [

@@ -13,7 +13,7 @@ from updp.blocks import Chain, LinearStep, NormStep, ScaleStep
 
 def operator_of(step: LinearStep, shrunk: bool) -> Operator:
     """The step as an operator; shrunk, its centre tap without padding."""
-    weight, bias = step.exact_weight, step.module.bias
+    weight, bias = step.exact_weight, step.bias
     return Operator(
         centre_tap(weight) if shrunk else weight.clone(),
         weight.new_zeros(len(weight)) if bias is None else bias.detach().double().clone(),

@@ -50,7 +50,7 @@ class InheritForm(Form):
                 if site.region.skip
                 else _same
             )
-        weight, layout = self.chain.linears[0].module.weight, self.chain.layout
+        weight, layout = self.chain.linears[0].weight, self.chain.layout
         device, dtype = weight.device, weight.dtype
         self.stages, norms = place(self.chain, segments, frozenset(shrunk), linearise)
         self.norms = nn.ModuleList(ChannelNorm(c, layout, device, dtype) for c in norms)
@@ -91,7 +91,7 @@ class InheritForm(Form):
         return torch.lerp(kept, pruned, progress)
 
     def _linear(self, stage: Placed, step: LinearStep, h: Tensor, progress: float) -> Tensor:
-        weight, bias = step.weight, step.module.bias
+        weight, bias = step.weight, step.bias
         if self.chain.layout == "last":
             return F.linear(h, weight.flatten(1), bias)
         if progress < 1:  # the baseline pads with zeros where this map has values
@@ -187,7 +187,7 @@ class InheritForm(Form):
             if operators:
                 return factor_of(stage.step, operators[-1].bias)
             first = self.chain.linears[0]
-            like = first.module.weight.new_empty(first.in_channels, dtype=torch.float64)
+            like = first.weight.new_empty(first.in_channels, dtype=torch.float64)
             return factor_of(stage.step, like)
         if stage.norm is None:
             return None

@@ -92,7 +92,7 @@ def _operator(site: Site) -> Operator | None:
     """The sum of all paths; None where padding inside them makes the border differ."""
     layout = site.paths[0].layout
     channels = site.shape_in[1 if layout == "first" else -1]
-    device = next(s.module.weight.device for path in site.paths for s in path.linears)
+    device = next(s.weight.device for path in site.paths for s in path.linears)
     operators = [chain_operator(path, channels, device) for path in site.paths]
     if any(operator is None for operator in operators):
         return None

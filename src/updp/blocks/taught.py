@@ -1,0 +1,60 @@
+"""What a user says about modules of their own that tracing cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Linear:
+    """What a module of one's own computes: a convolution, or a linear layer on the last axis.
+
+    weight:   (O, I / groups, kh, kw), or (O, I) for a linear layer; gradients must flow through it
+    bias:     (O,) or None
+    stride:   (vertical, horizontal), as is dilation
+    padding:  zeros, (left, right, top, bottom)
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+_operators: dict[type[nn.Module], Callable[[Any], Linear]] = {}
+_forwards: dict[type[nn.Module], Callable[..., Any]] = {}
+
+
+def teach_operator(kind: type[nn.Module], read: Callable[[Any], Linear]) -> None:
+    """Say that modules of class `kind` are linear operators, and what they compute.
+
+    `read` is called with a module whenever its weight is needed, in training at every step. What it
+    says is checked against the module's own forward whenever a model is searched for blocks.
+    """
+    _operators[kind] = read
+
+
+def teach_forward(kind: type[nn.Module], forward: Callable[..., Any]) -> None:
+    """Say what the forward of class `kind` does, in a way that can be traced.
+
+    `forward(self, ...)` takes the arguments of the module's own forward and computes the same, with
+    no branch on a tensor's values. It is checked against the module's own forward.
+    """
+    _forwards[kind] = forward
+
+
+def taught_operator(module: nn.Module) -> Linear | None:
+    """What the module computes, if its class was taught."""
+    read = _operators.get(type(module))
+    return None if read is None else read(module)
+
+
+def forward_of(module: nn.Module) -> Callable[..., Any]:
+    """The forward by which a module is traced: its class's own, or the one that was taught."""
+    return _forwards.get(type(module), type(module).forward)
