@@ -6,7 +6,7 @@ verified in float64 and float32, block by block and end to end; how much faster 
 Then the other half, with other candidates, is verified too. A network is *exact*, *none* (no block
 can be pruned, with the reason) or *failed*.
 
-    python benchmarks/coverage.py                      # all; continues where it was stopped
+    python benchmarks/coverage.py                      # all that is missing or failed before
     python benchmarks/coverage.py timm/convnext_atto torchvision/vgg11_bn
     python benchmarks/coverage.py --table              # only write the table again
 
@@ -61,8 +61,8 @@ def timm_names() -> list[str]:
     return [f"timm/{name}" for _, name in sorted(min(found) for found in files.values())]
 
 
-def measure(name: str) -> dict[str, Any]:
-    """One network, in this process."""
+def measure(name: str, rounds: int = 7) -> dict[str, Any]:
+    """One network, in this process; not timed where `rounds` is 0."""
     import torch
 
     from updp.blocks import find
@@ -77,7 +77,7 @@ def measure(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = load_model(name)
     shape = model_input_size(model) or (3, 224, 224)
-    x = torch.randn(4, *shape)
+    x = torch.randn(2, *shape)
     randomise_norms(model, x)
     model.eval()
     findings = find(model, x[:2])
@@ -103,7 +103,8 @@ def measure(name: str) -> dict[str, Any]:
         reasons = Counter(u.reason for u in findings.unusable) or {"no block was found": 1}
         return {**result, "status": "none", "reason": "; ".join(reasons)}
 
-    names = list(options)
+    # Half of those that merge and half of those that can only be kept or dropped.
+    names = sorted(options, key=lambda n: all(c.kind in ("drop", "fold") for c in options[n]))
     # The candidate that merges most; and each site's candidates in turn.
     most = {n: ([c for c in options[n] if c.kind != "drop"] or options[n])[-1] for n in names[::2]}
     turn = {n: options[n][i % len(options[n])] for i, n in enumerate(names[1::2] or names)}
@@ -120,9 +121,11 @@ def measure(name: str) -> dict[str, Any]:
                 return {**result, "status": "failed", "reason": f"{where}: {key} error {error:.1e}"}
         if not part:
             merged = net.merged()
-            times = compare_modules({"baseline": net.baseline().eval(), "merged": merged}, x[:1])
+            if rounds:
+                pair = {"baseline": net.baseline().eval(), "merged": merged}
+                times = compare_modules(pair, x[:1], rounds=rounds)
+                result["speedup"] = times["merged"].speedup.median
             result["pruned"] = len(chosen)
-            result["speedup"] = times["merged"].speedup.median
             result["macs"] = base_macs / max(1, count_macs(merged, x[:1]))
         model = net.baseline().eval()
         findings = find(model, x[:2])
@@ -155,7 +158,7 @@ def worst(net: Any, x: Any, dtype: Any) -> tuple[float, str, float]:
     from updp.recipe import Merge
 
     settings = Merge(tolerance_float32=1e9, tolerance_float64=1e9)
-    checks = verify(net, x, settings, dtypes=(dtype,))
+    checks = verify(net, x, settings, dtypes=(dtype,), sources=("images",))
     check = max(checks, key=lambda c: (c.error != c.error, c.error))
     return check.error, check.where or "logits", check.rounding
 
@@ -228,28 +231,37 @@ def main() -> None:
         with warnings.catch_warnings(action="ignore"):
             print(json.dumps(measure(options.one)))
         return
-    known = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
-    results = {r["name"]: r for r in known}
     if not options.table:
         everything = options.names or [*torchvision_names(), *timm_names()]
         for name in everything:
-            if name in results and not options.names and results[name]["status"] != "failed":
+            if name in (known := load()) and known[name]["status"] != "failed":
                 continue
-            results[name] = run(name)
-            r = results[name]
-            print(name, r["status"], r.get("sites", ""), r.get("reason", ""), f"{r['seconds']} s")
-            sys.stdout.flush()
-            save(list(results.values()))
-    write_table(sorted(results.values(), key=lambda r: r["name"]))
+            r = run(name)
+            save(r)
+            line = (name, r["status"], r.get("sites", ""), r.get("reason", ""), r["seconds"], "s")
+            print(*line, flush=True)
+    write_table(list(load().values()))
 
 
-def save(results: list[dict[str, Any]]) -> None:
+def save(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Add one result to what is there, which other processes may be writing too."""
+    from filelock import FileLock
+
     from updp.engine.files import write_json
     from updp.rundir import versions
 
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    about = {"machine": f"{platform.machine()}, {platform.system()}", "versions": versions()}
-    write_json(RESULTS, {**about, "results": sorted(results, key=lambda r: r["name"])})
+    with FileLock(RESULTS.with_suffix(".lock")):
+        results = {**load(), result["name"]: result}
+        about = {"machine": f"{platform.machine()}, {platform.system()}", "versions": versions()}
+        write_json(RESULTS, {**about, "results": [results[name] for name in sorted(results)]})
+    return results
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """What was measured before, by name."""
+    known = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
+    return {r["name"]: r for r in known}
 
 
 if __name__ == "__main__":

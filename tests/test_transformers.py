@@ -55,7 +55,12 @@ def library() -> None:
 
 def folder(path: Path, name: str) -> Path:
     one = {"architectures": ["DeiTForImageClassification"]} if name == "deit" else {}
-    config = {**one, "model_type": name, "id2label": {str(i): str(i) for i in range(5)}, **MODELS[name][0]}
+    config = {
+        **one,
+        "model_type": name,
+        "id2label": {str(i): str(i) for i in range(5)},
+        **MODELS[name][0],
+    }
     (path / "config.json").write_text(json.dumps(config))
     return path
 

@@ -45,10 +45,12 @@ def verify(
     images: Tensor,
     settings: recipes.Merge,
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
+    sources: Sequence[str] = ("random", "images"),
 ) -> list[Check]:
     """Compare subnet and merged model under the present choices, block by block and end to end.
 
-    On `images` (N, C, H, W) and on random input of that shape, in each of `dtypes`. Each merged
+    On `images` (N, C, H, W) and on random input of that shape, in each of `dtypes`; `sources` may
+    name one of the two. Each merged
     block is fed what its subnet block was fed. Many layers may round by more than the tolerance,
     merged or not: an error may also be as large as a few of the subnet's own.
 
@@ -60,13 +62,15 @@ def verify(
         torch.float32: copy.deepcopy(net).float().eval(),
     }
     random = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    inputs = {"random": random.to(images.device), "images": images}
     checks: list[Check] = []
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
         (other,) = (d for d in nets if d != dtype)
         merged = net.merged(dtype)
         tolerance: float = getattr(settings, f"tolerance_{name}")
-        for source, x in (("random", random.to(images.device)), ("images", images)):
+        for source in sources:
+            x = inputs[source]
             for check in _compare(nets[dtype], merged, nets[other], x.to(dtype), other, source):
                 limit = max(tolerance, ROUNDINGS * check.rounding)
                 if not check.error <= limit:
