@@ -141,7 +141,9 @@ def randomise_norms(model: Any, x: Any) -> None:
     for m in norms:
         m.momentum = None  # the mean over batches
     with torch.no_grad():
-        model.train()
+        model.eval()
+        for m in norms:
+            m.train()
         model(x)
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum

@@ -52,7 +52,8 @@ def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Modu
     """
     model = copy.deepcopy(baseline).eval()
     device = next(model.parameters()).device
-    findings = find(model, torch.zeros(2, *shape, device=device))
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    findings = find(model, example.to(device))
     net = Supernet(model, findings, planned(plan, findings)).eval()
     net.choose(plan.choices)
     return net.merged()

@@ -564,6 +564,22 @@ def test_a_failing_model_is_left_as_it_was_too() -> None:
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_findings_do_not_depend_on_weights_or_images(family: str) -> None:
+    """For a run is found again by its model's structure alone."""
+
+    def summary(found: Findings) -> list[tuple]:
+        return [
+            (s.name, s.region, s.branch and [t.name for t in s.branch.steps]) for s in found.sites
+        ]
+
+    expected = summary(find(network(family), images()))
+    assert summary(find(network(family, seed=7), images(3) * 5 + 1)) == expected
+    fresh = FAMILIES[family]
+    model = Net([fresh.make(), fresh.make()], fresh.form)
+    assert summary(find(model, images())) == expected
+
+
 def test_findings_do_not_depend_on_the_mode_or_the_batch() -> None:
     def summary(found: Findings) -> list[tuple]:
         return [(s.name, s.region, s.shape_in[1:], s.shape_out[1:]) for s in found.sites]

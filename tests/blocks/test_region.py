@@ -106,6 +106,8 @@ def test_a_whole_path() -> None:
 
 def test_a_whole_path_has_one_output() -> None:
     assert whole_region(graph_of(lambda self, x: (self.a(x), self.b(x)))) is None
+    assert whole_region(graph_of(lambda self, x, y: self.a(x) * y)) is None
+    assert whole_region(graph_of(lambda self, x, y: self.a(x))) is not None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

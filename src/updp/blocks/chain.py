@@ -217,15 +217,20 @@ def _quiet(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def _stands_in(function: Callable[[Tensor], Tensor], x: Tensor, layout: str) -> int:
     """Channels of `x` if a BatchNorm can stand for the function, else 0.
 
-    So it is where a line per channel explains most of what the function does, and where it has
-    fewer parameters than a linear layer on these channels: norms of any kind, squeeze-and-
-    excitation and its kin; not attention, not a permutation.
+    So it is where a line per channel explains most of what the function does to random input, and
+    where it has fewer parameters than a linear layer on these channels: norms of any kind, squeeze-
+    and-excitation and its kin; not attention, not a permutation. Nothing that convolves the map:
+    whether that is near to a line is a matter of its weights, and a run must be found again by
+    the structure alone.
     """
     axis = 1 if layout == "first" else -1
     channels = x.shape[axis]
     modules = [function] if isinstance(function, nn.Module) else []
-    if sum(p.numel() for m in modules for p in m.parameters()) > channels**2:
+    own = [p for m in modules for p in m.parameters()]
+    convolves = any(p.ndim == 4 and p.shape[2:].numel() > 1 for p in own)
+    if convolves or sum(p.numel() for p in own) > channels**2:
         return 0
+    x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     try:
         y = _quiet(function)(x.clone())
     except Exception:  # user code may raise any

@@ -112,6 +112,8 @@ def whole_region(graph: fx.Graph) -> Region | None:
     if not isinstance(last, fx.Node) or last not in ancestors or entry not in ancestors[last]:
         return None
     branch = [n for n in graph.nodes if n in ancestors[last] and n is not entry]
+    if any(n.op == "placeholder" for n in branch):
+        return None
     return Region(entry.name, tuple(n.name for n in branch), (), None, last.name)
 
 

@@ -37,14 +37,13 @@ class Supernet(nn.Module):
             self._blocks.setdefault(site.block, []).append(site)
         # A module that the model holds under several names is replaced under all of them.
         self._names = _all_names(model, self._blocks)
-        self._originals = self._under_all_names(
-            {name: model.get_submodule(name) for name in self._blocks}
-        )
+        self._parents = _parents(model, self._names)
+        self._originals = {name: model.get_submodule(name) for name in self._blocks}
         self._base = _tensors(model)
         self._switched = {
             block: self._switch(block, sites, candidates) for block, sites in self._blocks.items()
         }
-        self.model = _put(model, self._under_all_names(self._switched))
+        self.model = self._put(model, self._switched)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W) under the present choices."""
@@ -121,11 +120,11 @@ class Supernet(nn.Module):
 
     def baseline(self) -> nn.Module:
         """A copy of the user's own model with the present weights, nothing rewritten."""
-        model = _put(self.model, self._originals)
+        model = self._put(self.model, self._originals)
         try:
             return copy.deepcopy(model)
         finally:
-            _put(model, self._under_all_names(self._switched))
+            self._put(model, self._switched)
 
     def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The present choices merged, as the user's own model class in evaluation mode.
@@ -144,7 +143,7 @@ class Supernet(nn.Module):
             if parts:
                 own = model.get_submodule(block)
                 rewritten[block] = replace_regions(own, self._graphs[block], parts)
-        return _put(model, self._under_all_names(rewritten)).eval()
+        return _put(model, self._under_all_names(rewritten), _parents(model, self._names)).eval()
 
     def pruned_blocks(self) -> list[str]:
         """Paths of the blocks in which a site runs a candidate."""
@@ -153,6 +152,9 @@ class Supernet(nn.Module):
             for block, sites in self._blocks.items()
             if any(self.switches[s.name].choice != KEEP for s in sites)
         ]
+
+    def _put(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+        return _put(model, self._under_all_names(modules), self._parents)
 
     def _under_all_names(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         return {name: module for block, module in modules.items() for name in self._names[block]}
@@ -214,16 +216,30 @@ def _all_names(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+def _parents(model: nn.Module, names: Mapping[str, Iterable[str]]) -> dict[str, nn.Module]:
+    """The module that holds each path."""
+    paths = [path for found in names.values() for path in found]
+    return {path: model.get_submodule(path.rpartition(".")[0]) for path in paths}
+
+
+def _put(
+    model: nn.Module, modules: Mapping[str, nn.Module], parents: Mapping[str, nn.Module]
+) -> nn.Module:
     """Set submodules by path, outer ones first, each in the mode of the one that it replaces.
 
-    The path of the model itself is empty; what is returned is then another model.
+    Each is set in the module of the user's that holds it, which a rewritten block may still call,
+    and in a rewritten block that has taken over that place. The path of the model itself is empty;
+    what is returned is then another model.
     """
     for path, module in sorted(modules.items()):
         parent, _, name = path.rpartition(".")
-        module.training = model.get_submodule(path).training
-        if path:
+        if not path:
+            module.training, model = model.training, module
+            continue
+        module.training = getattr(parents[path], name).training
+        setattr(parents[path], name, module)
+        try:
             setattr(model.get_submodule(parent), name, module)
-        else:
-            model = module
+        except AttributeError:  # its place is in a branch that was rewritten or left out
+            continue
     return model
