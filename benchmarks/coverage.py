@@ -1,7 +1,7 @@
 """What updp can do with networks that it was not written for.
 
-Every torchvision classifier, and of every model file of timm its smallest network, at random weights
-with random BatchNorm statistics: which sites are found; every second of them is pruned, merged and
+Every torchvision classifier, and of every model file of timm its smallest network, at random
+weights with random BatchNorm statistics: which sites are found; half of them are pruned, merged and
 verified in float64 and float32, block by block and end to end; how much faster the merged model is.
 Then the other half, with other candidates, is verified too. A network is *exact*, *none* (no block
 can be pruned, with the reason) or *failed*.
@@ -144,14 +144,14 @@ def randomise_norms(model: Any, x: Any) -> None:
         model.eval()
         for m in norms:
             m.train()
+            for parameter, start in ((m.weight, 1.0), (m.bias, 0.0)):
+                if parameter is not None:
+                    parameter.copy_(start + 0.2 * torch.randn_like(parameter))
         model(x)
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
             m.running_var *= torch.rand_like(m.running_var) + 0.5
             m.running_mean += 0.2 * m.running_var.sqrt() * torch.randn_like(m.running_mean)
-            for parameter, start in ((m.weight, 1.0), (m.bias, 0.0)):
-                if parameter is not None:
-                    parameter.copy_(start + 0.2 * torch.randn_like(parameter))
 
 
 def worst(net: Any, x: Any, dtype: Any) -> tuple[float, str, float]:
@@ -189,9 +189,11 @@ def write_table(results: list[dict[str, Any]]) -> None:
     lines = [
         "# Coverage",
         "",
-        "Made by `python benchmarks/coverage.py` (random weights, random BatchNorm statistics, one",
-        "CPU thread, batch 1); what it does is in its docstring. *exact*: merged equals trained, relative error at",
-        f"most {FLOAT64:.0e} in float64 and {FLOAT32:.0e} in float32, every merged block and the logits.",
+        "Made by `python benchmarks/coverage.py`: random weights, random BatchNorm statistics, half of",
+        "the sites pruned; one CPU thread, batch 1, on a machine that did other work too, so speed-ups",
+        "are rough. *exact*: merged equals trained; relative error, of every merged block and of the",
+        f"logits, at most {FLOAT64:.0e} in float64 and {FLOAT32:.0e} in float32, or 4 times what the",
+        "unmerged network itself loses in that precision.",
         "",
     ]
     for library in ("torchvision", "timm"):
@@ -201,7 +203,7 @@ def write_table(results: list[dict[str, Any]]) -> None:
             f"## {library}: {counts['exact']} of {len(mine)} exact, {counts['none']} none, "
             f"{counts['failed']} failed",
             "",
-            "| network | status | sites | kinds | pruned | MACs ratio | speed-up | float64 | float32 |",
+            "| network | status | sites | kinds | pruned | MACs | speed-up | float64 | float32 |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         for r in mine:

@@ -3,11 +3,11 @@
     python benchmarks/speed.py                                # CPU, batch 1 and 16
     python benchmarks/speed.py --device cuda --batch 128 --half
 
-For each network every site is timed with each of its candidates, as `updp inspect` does; the k sites
-that save most milliseconds are pruned with the candidate that `updp prune` would take ("preferred")
-and, apart, with the fastest one that keeps an operator ("fastest"). The merged model is then timed
-against the baseline, interleaved in one process: median and quartiles of the ratio, beside the ratio
-of multiply-accumulates. Results: docs/results/speed-DEVICE.json and docs/speed.md.
+For each network every site is timed with each of its candidates, as `updp inspect` does; the k
+sites that save most milliseconds are pruned with the candidate that `updp prune` would take
+("preferred") and, apart, with the fastest one that keeps an operator ("fastest"). The merged model
+is then timed against the baseline, interleaved in one process: median and quartiles of the ratio,
+beside the ratio of multiply-accumulates. Results: docs/results/speed-DEVICE.json, docs/speed.md.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def table(results: list[dict[str, Any]]) -> str:
         "# Speed of the paper's four networks",
         "",
         "Made by `python benchmarks/speed.py`: random weights, 224 px, merged against baseline,",
-        "interleaved in one process, median (quartiles) of the ratio of times. The MACs ratio is about",
-        "the limit. *preferred*: what `updp prune` would take; *fastest*: the candidate with the fewest",
-        "milliseconds that still has an operator.",
+        "interleaved in one process, median (quartiles) of the ratio of times. The MACs ratio is",
+        "about the limit. *preferred*: what `updp prune` would take; *fastest*: the candidate with the",
+        "fewest milliseconds that still has an operator.",
         "",
     ]
     for result in results:

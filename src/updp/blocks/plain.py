@@ -39,7 +39,7 @@ def plain_regions(
     """Regions without a skip in which operators can merge; nodes that are `taken` are left out.
 
     A run is cut where a child has a piece of its own, and else after every second operator that
-    mixes channels. Vectors (N, C) are left alone: they are a classifier's head.
+    mixes channels. Vectors (N, C) are left alone: they are a classifier's head or a gate's.
     """
     found = []
     for run in runs(graph):
@@ -60,12 +60,17 @@ def _read(
     data = data_nodes(graph)
     (source,) = [p for p in node.all_input_nodes if p in data]
     x = values[source.name]
-    if not isinstance(x, Tensor) or x.ndim < 3:
+    if not isinstance(x, Tensor) or x.ndim < 3 or _is_vector(x):
         return None
     try:
         return _Part(node, read_chain(module, graph, [node.name], x))
     except NotAChain:
         return None
+
+
+def _is_vector(x: Tensor) -> bool:
+    """Whether a map is of one pixel, channels first or last."""
+    return x.ndim == 4 and 1 in (x.shape[2] * x.shape[3], x.shape[1] * x.shape[2])
 
 
 def _pieces(parts: list[_Part], graph: fx.Graph) -> list[list[_Part]]:
