@@ -30,6 +30,14 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS, TABLE = ROOT / "docs/results/coverage.json", ROOT / "docs/coverage.md"
+INTRO = """# Coverage
+
+Made by `python benchmarks/coverage.py`: random weights, random BatchNorm statistics, half of the
+sites pruned; one CPU thread, batch 1, on a machine that did other work too, so speed-ups are rough.
+*exact*: merged equals trained; relative error, of every merged block and of the logits, at most
+1e-12 in float64 and 1e-5 in float32, or 4 times what the unmerged network itself loses in that
+precision.
+"""
 LIMIT_SECONDS = 1800
 FLOAT64, FLOAT32 = 1e-12, 1e-5
 
@@ -186,16 +194,7 @@ def run(name: str) -> dict[str, Any]:
 
 
 def write_table(results: list[dict[str, Any]]) -> None:
-    lines = [
-        "# Coverage",
-        "",
-        "Made by `python benchmarks/coverage.py`: random weights, random BatchNorm statistics, half of",
-        "the sites pruned; one CPU thread, batch 1, on a machine that did other work too, so speed-ups",
-        "are rough. *exact*: merged equals trained; relative error, of every merged block and of the",
-        f"logits, at most {FLOAT64:.0e} in float64 and {FLOAT32:.0e} in float32, or 4 times what the",
-        "unmerged network itself loses in that precision.",
-        "",
-    ]
+    lines = [INTRO]
     for library in ("torchvision", "timm"):
         mine = [r for r in results if r["name"].startswith(library)]
         counts = Counter(r["status"] for r in mine)

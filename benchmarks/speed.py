@@ -32,6 +32,13 @@ from updp.rewrite import Supernet
 from updp.rundir import versions
 
 ROOT = Path(__file__).parent.parent
+INTRO = """# Speed of the paper's four networks
+
+Made by `python benchmarks/speed.py`: random weights, 224 px, merged against baseline, interleaved
+in one process, median (quartiles) of the ratio of times. The MACs ratio is about the limit.
+*preferred*: what `updp prune` would take; *fastest*: the candidate of fewest milliseconds that
+still has an operator.
+"""
 # Network, blocks to prune, and what the issue asked for.
 PLANS = [
     ("timm/deit_tiny_patch16_224", 6, 1.26),
@@ -112,15 +119,7 @@ def device_name(device: torch.device) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = [
-        "# Speed of the paper's four networks",
-        "",
-        "Made by `python benchmarks/speed.py`: random weights, 224 px, merged against baseline,",
-        "interleaved in one process, median (quartiles) of the ratio of times. The MACs ratio is",
-        "about the limit. *preferred*: what `updp prune` would take; *fastest*: the candidate with the",
-        "fewest milliseconds that still has an operator.",
-        "",
-    ]
+    lines = [INTRO]
     for result in results:
         lines += [
             f"## {result['device']}{', half precision, channels_last' * result['half']}",
