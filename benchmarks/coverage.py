@@ -3,8 +3,8 @@
 Every torchvision classifier, and of every model file of timm its smallest network, at random
 weights with random BatchNorm statistics: which sites are found; half of them are pruned, merged and
 verified in float64 and float32, block by block and end to end; how much faster the merged model is.
-Then the other half, with other candidates, is verified too (not of networks above 25 M parameters,
-for time's sake). A network is *exact*, *none* (no block can be pruned, with the reason) or *failed*.
+Then the other half, with other candidates, is verified too (of networks up to 25 M parameters). A
+network is *exact*, *none* (no block can be pruned, with the reason) or *failed*.
 
     python benchmarks/coverage.py                      # all that is missing or failed before
     python benchmarks/coverage.py timm/convnext_atto torchvision/vgg11_bn

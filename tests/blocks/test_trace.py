@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from tests.families import FAMILIES, C, Mlp, network
 from updp.blocks import trace_alone
-from updp.blocks.trace import Arguments, NotTraceable, run_graph
+from updp.blocks.calls import Arguments
+from updp.blocks.run import NotTraceable, run_graph
 
 
 @pytest.mark.parametrize("family", FAMILIES)

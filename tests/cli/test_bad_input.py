@@ -53,7 +53,10 @@ def spec(run: Path) -> str:
     [
         ("timm/resnet17", "model 'timm/resnet17' is unknown: did you mean resnet"),
         ("torchvision/resnet17", "model 'torchvision/resnet17' is unknown: did you mean resnet"),
-        ("resnet18", "model 'resnet18': write timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory"),
+        (
+            "resnet18",
+            "model 'resnet18': write timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory",
+        ),
         ("nowhere.py:tiny", "model file 'nowhere.py' is not there"),
     ],
 )

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.trace import Arguments
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments with which the model calls one of its modules."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def arguments(forward: Callable[..., Any], call: Arguments) -> dict[str, Any]:
+    """The value of each parameter of `forward`, a method, in a call of it; defaults included."""
+    signature = inspect.signature(inspect.unwrap(forward))
+    bound = signature.bind(None, *call.args, **call.kwargs)
+    bound.apply_defaults()
+    return dict(list(bound.arguments.items())[1:])
 
 
 def record_calls(
