@@ -86,20 +86,6 @@ def block(forward: Callable[..., Tensor], **modules: nn.Module) -> nn.Module:
     return kind(**modules)
 
 
-class SqueezeExcite(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.down, self.up = nn.Conv2d(C, 2, 1), nn.Conv2d(2, C, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
-
-
-class Branching(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
-
-
 def through(self: Two, x: Tensor) -> Tensor:
     return x + self.b(self.extra(self.act(self.a(x))))
 
@@ -144,24 +130,8 @@ def own_tensor(self: Two, x: Tensor) -> Tensor:
     return x + torch.tensor(2.0) * self.b(self.act(self.a(x)))
 
 
-def keywords(self: Two, x: Tensor, **kwargs: object) -> Tensor:
-    return x + self.b(self.act(self.a(x)))
-
-
-def any_arguments(self: Two, *args: Tensor) -> Tensor:
-    return args[0] + self.b(self.act(self.a(args[0])))
-
-
-def by_pixel(self: Two, x: Tensor) -> Tensor:
-    return x + self.pixels.weight[None, None] * self.b(self.act(self.a(x)))
-
-
 def one_operator(self: Two, x: Tensor) -> Tensor:
     return x + self.act(self.a(x))
-
-
-def softmax(self: Two, x: Tensor) -> Tensor:
-    return x + self.b(self.a(x).softmax(1))
 
 
 def transposed(self: Two, x: Tensor) -> Tensor:

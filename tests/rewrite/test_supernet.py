@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from tests.families import FAMILIES, Net, error, images, network, randomise
+from tests.families import FAMILIES, Basic, C, Net, ViT, conv, error, images, network, randomise
 from updp.blocks import find
-from updp.candidates import baseline_macs, propose
+from updp.candidates import baseline_macs, proposals, propose
+from updp.merge import verify
+from updp.recipe import Candidates, Merge
 from updp.rewrite import KEEP, Supernet
 
 
@@ -293,3 +295,83 @@ def test_four_networks(name: str) -> None:
         merged = net.merged(torch.float64)
         assert error(merged(x.double()), net.double()(x.double())) < 1e-12
     assert type(merged) is type(model)
+
+
+class Rooted(nn.Module):
+    """A residual add in the network's own forward, around a block that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, C), conv(C, 6), conv(6, C)
+        self.block, self.head = Basic(conv(C, C), conv(C, C)), nn.Linear(C, 5)
+        self.again = nn.ModuleList([self.block])  # the same, under another name
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.b(self.a(x).relu())
+        return self.head(self.again[0](self.block(x)).mean((2, 3)))
+
+
+class Crossed(nn.Module):
+    """Blocks that are told a mask, with chains inside branches that are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, C, 1), nn.Linear(C, 5)
+        self.blocks = nn.ModuleList([ViT(C), ViT(C)])
+        self.blocks[1].attn.qkv = nn.Sequential(  # type: ignore[union-attr]
+            nn.Linear(C, 6), nn.GELU(), nn.Linear(6, 3 * C)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        mask = torch.ones(x.shape[1], x.shape[1], device=x.device).tril().bool()
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "sites"),
+    [
+        (Rooted, {"": ["drop", "inherit"], "block": ["drop", "inherit"]}),
+        (
+            Crossed,
+            {
+                "blocks.0": ["drop", "drop", "fold", "inherit"],
+                "blocks.1": ["drop", "inherit"],
+                "blocks.1.attn.qkv": ["inherit"],
+            },
+        ),
+    ],
+)
+def test_roots_shared_blocks_masks_and_blocks_within_blocks(
+    make: type[nn.Module], sites: dict[str, list[str]]
+) -> None:
+    torch.manual_seed(0)
+    model, x = randomise(make()).eval(), images()
+    expected, state = model(x), copy.deepcopy(model.state_dict())
+    findings = find(model, x)
+    settings = Candidates(drop="always", fold_norms=True)
+    options, kinds = {}, {}
+    for site in findings.sites:
+        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        options[site.name] = list(proposals(site, block, graph, settings))
+        kinds.setdefault(site.block, set()).update(c.kind for c in options[site.name])
+    assert kinds == {block: set(found) for block, found in sites.items()}
+    net = Supernet(model, findings, options).eval()
+    net.calibrate(x)
+    with torch.no_grad():
+        assert error(net(x), expected) < 1e-6
+        plain = net.baseline()
+        assert type(plain) is make
+        assert all(torch.equal(t, state[n]) for n, t in plain.state_dict().items())
+        for i in range(4):
+            net.choose({n: found[i % len(found)].label for n, found in options.items()})
+            assert error(net.merged()(x), net(x)) < 1e-5
+            assert error(net.merged(torch.float64)(x.double()), net(x).double()) < 1e-5
+            checks = verify(net, x, Merge())
+            assert {c.where for c in checks} == {*net.pruned_blocks(), ""}
+            assert error(net(x), expected) > 1e-3
+        net.choose({})
+        assert error(net(x), expected) < 1e-6

@@ -83,9 +83,11 @@ class Supernet(nn.Module):
                 calls.append((args[0].clone(), *args[1:]))
                 if len(calls) < count:  # a shared block sees several inputs
                     return
+                (first, *extras), rest = calls[0], calls[1:]
+                if not extras:  # which belong to one call
+                    first = torch.cat([first, *(call[0] for call in rest)])
                 for label in module.labels:
-                    extras = calls[0][1:] if count == 1 else ()
-                    module.form(label).calibrate(torch.cat([c[0] for c in calls]), *extras)
+                    module.form(label).calibrate(first, *extras)
                 calls.clear()
 
             handles.append(switch.register_forward_pre_hook(hook))
