@@ -36,7 +36,8 @@ Made by `python benchmarks/coverage.py`: random weights, random BatchNorm statis
 sites pruned; one CPU thread, batch 1, on a machine that did other work too, so speed-ups are rough.
 *exact*: merged equals trained; relative error, of every merged block and of the logits, at most
 1e-12 in float64 and 1e-5 in float32, or 4 times what the unmerged network itself loses in that
-precision.
+precision. Each site takes the last candidate proposed that keeps an operator, for the check's sake;
+that is not the fastest one: docs/speed.md is about speed.
 """
 LARGE = 25e6
 LIMIT_SECONDS = 1800
