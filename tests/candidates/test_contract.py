@@ -208,8 +208,6 @@ def test_merged_can_be_copied_and_switched_between_modes(made: Case) -> None:
 
 def test_calibrated_norms_know_what_they_see(made: Case) -> None:
     """Their statistics are those of their input, and the last one is a least-squares line."""
-    if made.kind in ("fuse", "fold"):
-        return  # no norm, or a norm that has its own target
     net, _, x = made.double
     with torch.no_grad(), restored(net):
         net.set_progress(1.0)
@@ -217,15 +215,22 @@ def test_calibrated_norms_know_what_they_see(made: Case) -> None:
         for name, switch in net.switches.items():
             for label in switch.labels:
                 net.choose({name: label})
-                seen = _inputs(net, name, label, x)
                 form = switch.form(label)
                 norms = norms_of(form)
+                if made.kind == "fuse":
+                    assert norms == []
+                    continue
+                seen = _inputs(net, name, label, x)
                 assert len(seen) == len(norms) + 1
                 for norm, (rows, _) in zip(norms, seen[1:], strict=True):
                     assert error(norm.running_mean, rows.mean(0)) <= 1e-9
                     assert error(norm.running_var, rows.var(0, unbiased=False)) <= 1e-9
                 rows, line = seen[-1]
-                left = _before_activation(net, name, seen[0][0]) - line
+                if made.kind == "fold":  # its line is to the norm that it replaces
+                    wanted = _rows(form._original[0](seen[0][0]), "last")
+                else:
+                    wanted = _before_activation(net, name, seen[0][0])
+                left = wanted - line
                 centred = rows - rows.mean(0)
                 scale = left.norm(dim=0) * centred.norm(dim=0)
                 assert (left.mean(0).abs() <= 1e-9 * line.abs().max()).all()
