@@ -39,6 +39,7 @@ in one process, median (quartiles) of the ratio of times. The MACs ratio is abou
 *preferred*: what `updp prune` would take; *fastest*: the candidate of fewest milliseconds that
 still has an operator.
 """
+HALF = ("measure.precision=float16", "measure.layout=channels_last")
 # Network, blocks to prune, and what the issue asked for.
 PLANS = [
     ("timm/deit_tiny_patch16_224", 6, 1.26),
@@ -74,7 +75,7 @@ def measure(name: str, batches: list[int], device: torch.device, half: bool) -> 
     for batch in batches:
         model = load_model(name).to(device).eval()
         findings = find(model, torch.randn(2, 3, 224, 224, device=device))
-        recipe = Recipe().updated(f"measure.batch_size={batch}")
+        recipe = Recipe().updated(f"measure.batch_size={batch}", *(HALF if half else ()))
         offers, _ = choose(model, findings, recipe, device)
         x = torch.randn(batch, 3, 224, 224, device=device)
         for network, k, target in PLANS:
@@ -86,12 +87,8 @@ def measure(name: str, batches: list[int], device: torch.device, half: bool) -> 
                 pruned = merged(model, find(model, x[:2]), plan)
                 baseline = load_model(name).to(device).eval()
                 macs = count_macs(baseline, x[:1]), count_macs(pruned, x[:1])
-                pair, images = {"baseline": baseline, "merged": pruned}, x
-                if half:
-                    form = torch.channels_last
-                    pair = {n: m.half().to(memory_format=form) for n, m in pair.items()}
-                    images = x.half().to(memory_format=form)
-                times = compare_modules(pair, images, rounds=21)
+                pair = {"baseline": baseline, "merged": pruned}
+                times = compare_modules(pair, x, settings=recipe.measure, rounds=21)
                 ratio = times["merged"].speedup
                 rows.append(
                     {

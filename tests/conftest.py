@@ -19,6 +19,14 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No latency of the user's, nor of another test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UPDP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Small tensors are quickest so, and two processes compute alike."""

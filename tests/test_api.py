@@ -12,6 +12,7 @@ from tests import tiny
 from updp import UserError
 from updp.engine.data import open_source
 from updp.engine.files import read_json
+from updp.measure import Latency
 from updp.models import load_model
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
@@ -150,3 +151,24 @@ def test_arguments_that_contradict(tiny_model: str, tiny_recipe: updp.Recipe) ->
         updp.prune(model, "digits", tiny_recipe.model_copy(update={"budget": None}))
     with pytest.raises(UserError, match="device 'abacus' cannot be used here"):
         updp.prune(model, "digits", tiny_recipe, device="abacus")
+
+
+def test_the_baseline_is_timed_as_the_recipe_says(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def compare(*_: object, settings: object, **options: object) -> dict[str, Latency]:
+        seen.append(settings)
+        return tiny.compare_without_clock({"baseline": None})
+
+    monkeypatch.setattr("updp.api.compare_modules", compare)
+    recipe = tiny.make_recipe().updated("measure.precision=bfloat16", "measure.batch_size=3")
+    found = updp.inspect(tiny_model, (1, 8, 8), recipe)
+    assert seen == [recipe.measure]
+    assert found.baseline_ms == 50
+
+
+def test_the_final_table_says_how_it_was_timed(finished: Path) -> None:
+    device = read_json(finished / "result.json")["device"]
+    assert device == "cpu, 1 threads, eager, contiguous, float32"

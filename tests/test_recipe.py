@@ -4,27 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from updp import Recipe, UserError
-from updp.recipe import Budget
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("blocks=9", Budget(blocks=9)),
-        (" latency = 0.70", Budget(latency=0.7)),
-        ("macs=6e-1", Budget(macs=0.6)),
-    ],
-)
-def test_budget_from_text(text: str, expected: Budget) -> None:
-    assert Budget.parse(text) == expected
-    assert Budget.parse(str(expected)) == expected
-
-
-def test_a_budget_is_one_thing() -> None:
-    with pytest.raises(ValidationError, match="give one of blocks, latency, macs"):
-        Budget()
-    with pytest.raises(ValidationError, match="give one of blocks, latency, macs"):
-        Budget(blocks=3, macs=0.5)
+from updp.budget import Budget
 
 
 def test_yaml_there_and_back(tmp_path: Path) -> None:

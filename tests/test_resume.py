@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from updp.engine.files import Figures
+from updp.engine.files import read_json
 
 STAGES = ("supernet", "search", "subnet", "merge")
 # What tells that a stage is well under way.
 SIGNS = {
     "supernet": "supernet/checkpoint.safetensors",
-    "search": "search/study.db",
+    "search": "search/plans.db",
     "subnet": "subnet/checkpoint.safetensors",
     "merge": "merge/key.json",
 }
@@ -55,10 +55,8 @@ def assert_same(out: Path, whole: Path) -> None:
 
 
 def searched(out: Path) -> list[tuple]:
-    rows = Figures(out / "search" / "figures.jsonl").rows()
-    plans = [tuple(row["sites"]) for row in rows]
-    assert len(plans) == len(set(plans))  # none was evaluated twice
-    return sorted((tuple(row["sites"]), row["score"], row["top1"]) for row in rows)
+    points = read_json(out / "search" / "front.json")["points"]
+    return [(p["choices"], p["score"], p["top1"], p["complete"]) for p in points]
 
 
 def wait_for(path: Path, process: BaseProcess) -> None:

@@ -22,7 +22,7 @@ from updp.blocks import find
 from updp.candidates import choose
 from updp.engine.data import open_source, preprocess_for
 from updp.engine.feed import Feed
-from updp.measure import Latency, Spread
+from updp.measure import Latency, LatencyTable, Spread
 from updp.models import load_model
 from updp.rewrite import Supernet
 
@@ -138,22 +138,27 @@ def make_net(spec: str, recipe: Recipe) -> Supernet:
 
 
 def compare_without_clock(
-    modules: Mapping[str, nn.Module], *inputs: Any, **options: Any
+    functions: Mapping[str, object], *inputs: Any, **options: Any
 ) -> dict[str, Latency]:
-    """In place of `compare_modules`: 10 ms for the first, 1, 2, ... for the others; 50 alone."""
-    first = 10.0 if len(modules) > 1 else 50.0
-    times = {name: i or first for i, name in enumerate(modules)}
+    """In place of any comparison: 10 ms for the first, 1, 2, ... for the others; 50 alone."""
+    first = 10.0 if len(functions) > 1 else 50.0
+    times = {name: i or first for i, name in enumerate(functions)}
 
     def spread(value: float) -> Spread:
         return Spread(value, value, value)
 
-    return {name: Latency(spread(t), spread(first / t)) for name, t in times.items()}
+    return {
+        name: Latency(spread(t), spread(first / t), spread(first - t)) for name, t in times.items()
+    }
 
 
 def fix_clock(patch: pytest.MonkeyPatch) -> None:
     """Offers and predicted latencies that do not depend on the machine."""
-    for name in ("updp.candidates.choose", "updp.pipeline", "updp.report"):
+    for name in ("updp.pipeline", "updp.report", "updp.sites"):
         patch.setattr(importlib.import_module(name), "compare_modules", compare_without_clock)
+    patch.setattr("updp.candidates.timed.compare", compare_without_clock)
+    # A table that knows some of a site's candidates would make the others the first ones asked.
+    patch.setattr("updp.measure.LatencyTable.open", lambda *_: LatencyTable())
 
 
 # -- processes ------------------------------------------------------------------------------------

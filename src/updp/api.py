@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from updp.blocks import Unusable, find
+from updp.budget import Budget
 from updp.candidates import Offer, choose, selected
 from updp.engine.data import Source, from_loaders, model_input_size, open_source
 from updp.engine.progress import Progress, Silent
@@ -22,7 +23,7 @@ from updp.measure import compare_modules, count_macs
 from updp.models import load_model, num_outputs
 from updp.pipeline import Run
 from updp.plan import Plan
-from updp.recipe import Budget, Recipe
+from updp.recipe import Recipe
 from updp.report import Result
 
 Data = str | Path | tuple[DataLoader, DataLoader]
@@ -73,6 +74,7 @@ def prune(
     device: str | None = None,
     fresh: bool = False,
     plan: Plan | None = None,
+    pick: str | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Run all four stages and return the merged model.
@@ -87,6 +89,8 @@ def prune(
         device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
         fresh: start over, forgetting what is in `out`.
         plan: prune these sites, without a search; the budget then counts for nothing.
+        pick: another point of the search that has ended in `out`: the number of a line of its
+            front, or a budget. It gets a run directory of its own, in `out`/picks.
         progress: where to report to.
 
     Raises:
@@ -99,10 +103,10 @@ def prune(
     else:
         settings = Recipe(budget=as_budget(recipe))
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="updp-"))
-    job = make_job(model, data, settings, weights, device, progress, plan)
+    job = make_job(model, data, settings, weights, device, progress, plan, pick)
     run = Run(job, path, fresh="sites" if fresh else "")
     merged, plan, result = run.run()
-    return Pruned(merged, plan, result, path)
+    return Pruned(merged, plan, result, run.directory.path)
 
 
 def inspect(
@@ -130,7 +134,7 @@ def inspect(
     report.begin("timing candidates", len(wanted.sites))
     offers, refused = choose(module, wanted, settings, target, report.advance)
     x = torch.randn(settings.measure.batch_size, *shape, device=target)
-    times = compare_modules({"baseline": module}, x, rounds=2)
+    times = compare_modules({"baseline": module}, x, settings=settings.measure, rounds=2)
     return Inspection(
         tuple(found[0] for found in offers.values()),
         {name: found[1:] for name, found in offers.items()},
@@ -148,6 +152,7 @@ def make_job(
     device: str | None = None,
     progress: Progress | None = None,
     plan: Plan | None = None,
+    pick: str | None = None,
 ) -> Job:
     """Load the model and open the data. Raises UserError."""
     target, size = as_device(device), recipe.data.input_size
@@ -170,6 +175,7 @@ def make_job(
         progress or Silent(),
         "" if weights is None else str(weights),
         plan,
+        pick or "",
     )
 
 

@@ -30,6 +30,7 @@ class Job:
     progress: Progress
     weights_name: str = ""
     plan: Plan | None = None  # a given one, which takes the place of the search
+    pick: str = ""  # another point of a finished search: a line of its front, or a budget
 
     def description(self) -> dict[str, Any]:
         """For people, and for `updp.load`."""
@@ -48,15 +49,16 @@ class Job:
     def keys(self) -> dict[str, dict[str, Any]]:
         """What each stage is made from: its part of the recipe, and all that came before.
 
-        How latency is measured is left out: what was measured is kept, and decides.
+        How often latency is measured and where a search is kept decide nothing.
         """
-        recipe = self.recipe.model_dump(mode="json", exclude={"measure"})
+        aside = {"measure": {"rounds", "cache"}, "search": {"storage", "reuse_mb"}}
+        recipe = self.recipe.model_dump(mode="json", exclude=aside)
         key: dict[str, Any] = {
             "model": self.model_name,
             "seed": recipe["seed"],  # of untrained weights, too
             "weights": hash_state(self.model),
             "data": self.source.fingerprint,
-            "recipe": {"data": recipe["data"], "candidates": recipe["candidates"]},
+            "recipe": {name: recipe[name] for name in ("data", "candidates", "measure")},
         }
         keys = {"sites": key}
         if self.plan is not None:  # its candidates are the supernet's
@@ -66,5 +68,7 @@ class Job:
                 key = {**key, "recipe": {**key["recipe"], name: recipe[name]}}
             if name == "search" and self.plan is None:
                 key["budget"] = str(self.recipe.budget)
+            if name == "subnet" and self.pick:
+                key = {**key, "pick": self.pick}
             keys[name] = key
         return keys

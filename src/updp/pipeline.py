@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from updp import merge as merge_stage
+from updp import outcome as outcomes
 from updp import search as search_stage
 from updp import subnet as subnet_stage
 from updp import supernet as supernet_stage
 from updp.blocks import Findings, find
-from updp.candidates import Candidate, Offer, choose, planned, selected
+from updp.candidates import Candidate, planned, selected
 from updp.engine.data import preprocess_for
 from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json, write_text
 from updp.errors import UserError
 from updp.job import Job
-from updp.measure import compare_modules, count_macs
+from updp.measure import Latency, compare_modules
 from updp.merged import load
 from updp.models import num_outputs
+from updp.outcome import Outcome
 from updp.plan import Plan
+from updp.plot import plot_front
 from updp.report import Result, make_result
 from updp.rewrite import Supernet
 from updp.rundir import STAGES, RunDirectory
+from updp.search import Limits, Scorer, Space, Store, Task, limits_of
+from updp.search.space import Genome
+from updp.sites import Offers, read_offers, read_space, survey
 
 
 class Run:
@@ -60,36 +69,38 @@ class Run:
             )
         self.feed = Feed(job.source, preprocess, settings, seed=self.recipe.seed, device=job.device)
         self.keys = job.keys()
+        self._net: Supernet | None = None
+        if job.pick:
+            self._pick()
         if fresh:
             if before := STAGES.index(fresh):
                 self.directory.claim(self.keys, STAGES[before - 1])
                 if self.recipe.budget and self.directory.is_done("sites"):
-                    self._check_budget()  # before anything is lost
+                    self._limits()  # before anything is lost
             self.directory.clear(fresh)
         self.directory.claim(self.keys, last)
-        self._net: Supernet | None = None
 
     def run(self) -> tuple[nn.Module, Plan, Result]:
         """All four stages: the merged model, the plan and the figures."""
-        self._check_budget()
+        self._limits()
         self.supernet()
         plan = self.search()
         self.subnet()
         model, result = self.merge()
         return model, plan, result
 
-    def sites(self) -> dict[str, Offer]:
+    def sites(self) -> Offers:
         """Find and time what can be pruned; decided once per run, for clocks vary."""
         if not self.directory.is_done("sites"):
             findings = self._findings(self.baseline)  # a wrong glob raises; nothing is written yet
-            self._stage("sites", lambda folder: self._time_sites(folder, findings))
-        rows = read_json(self.directory.stage("sites") / "sites.json")["sites"]
-        if not rows:
+            self._stage("sites", lambda folder: self._survey(folder, findings))
+        offers = read_offers(self.directory.stage("sites") / "sites.json")
+        if not offers:
             raise UserError(
                 f"model '{self.job.model_name}' has no block that can be pruned: "
                 "`updp inspect` says why for each"
             )
-        return {row["site"]: Offer.from_json(row) for row in rows}
+        return offers
 
     def supernet(self) -> None:
         """Stage 1."""
@@ -105,9 +116,20 @@ class Run:
     def search(self) -> Plan:
         """Stage 2."""
         self._need("search")
-        self._check_budget()
+        self._limits()
         self._stage("search", self._search)
         return self.plan()
+
+    def work(self) -> None:
+        """Join the search, which another process may have begun, until it has enough plans.
+
+        That process ends the stage; where there is none, the next `updp search` does.
+        """
+        self._need("search")
+        if self.job.plan is not None:
+            raise UserError("--worker: a run with a --plan does not search")
+        if not self.directory.is_done("search"):
+            self._scored(self.directory.stage("search"))
 
     def subnet(self) -> None:
         """Stage 3."""
@@ -150,69 +172,116 @@ class Run:
         """The figures that stage 4 left."""
         return Result.model_validate(read_json(self.directory.path / "result.json"))
 
-    def costs(self) -> search_stage.Costs:
-        """What the baseline costs, and what each site saves of it."""
-        offers = self.sites()
-        baseline = read_json(self.directory.stage("sites") / "sites.json")["baseline"]
-        sites = {
-            name: search_stage.Cost(o.candidate.label, o.saved_ms, o.keep_macs - o.macs)
-            for name, o in offers.items()
-        }
-        return search_stage.Costs(baseline["ms"], baseline["macs"], sites)
+    def outcome(self) -> Outcome:
+        """All that stage 2 scored, and its front. Raises UserError before it ended."""
+        path = self.directory.stage("search") / "front.json"
+        if not path.exists():
+            raise UserError(f"'{self.directory.path}' has no finished search: run `updp search`")
+        return Outcome.model_validate(read_json(path))
 
-    def _check_budget(self) -> None:
+    @cached_property
+    def space(self) -> Space:
+        """All plans, and what each costs."""
+        self.sites()
+        return read_space(self.directory.stage("sites") / "sites.json")
+
+    def _limits(self) -> Limits:
+        """The budget in ms, MACs, parameters and bytes. Raises UserError when out of reach."""
         if self.job.plan is not None:
-            return  # which has met it
+            return Limits()  # it has met its own
         if self.recipe.budget is None:
             raise UserError("no budget was given: say how much to prune, such as blocks=6")
-        self.costs().check(self.recipe.budget)
+        return limits_of(self.recipe.budget, self.space)
 
-    def _time_sites(self, folder: Path, findings: Findings) -> None:
+    def _survey(self, folder: Path, findings: Findings) -> None:
+        def copied() -> tuple[nn.Module, Findings]:
+            model = copy.deepcopy(self.baseline)
+            return model, self._findings(model)
+
         self.progress.begin("sites: timing candidates", len(findings.sites))
-        offers, refused = choose(
-            self.baseline, findings, self.recipe, self.job.device, self.progress.advance
+        found = survey(
+            self.baseline,
+            copied,
+            findings,
+            self.recipe,
+            self.shape,
+            self.job.device,
+            self.progress.advance,
         )
-        measure = self.recipe.measure
-        x = torch.randn(measure.batch_size, *self.shape, device=self.job.device)
-        times = compare_modules({"baseline": self.baseline}, x, rounds=measure.rounds)
-        baseline = {
-            "ms": times["baseline"].ms.median,
-            "macs": count_macs(self.baseline, x[:1]),
-        }
-        found = {
-            "sites": [found[0].to_json() for found in offers.values()],
-            "unusable": [vars(u) for u in (*findings.unusable, *refused)],
-            "baseline": baseline,
-        }
         write_json(folder / "sites.json", found)
 
     def _search(self, folder: Path) -> None:
         if self.job.plan is not None:
             write_text(folder / "plan.json", self.job.plan.to_json())
             return
+        task, known = self._scored(folder)
+        measured = self._timed(outcomes.best(known, task))
+        assert self.recipe.budget is not None
+        outcome = outcomes.conclude(known, task, self.recipe.budget, measured)
+        self._write_outcome(folder, outcome)
+        best = outcome.plan
+        self.progress.say(
+            f"search: {len(known)} plans scored; the chosen one has {best.top1:.2f} % of held-out "
+            f"images right and prunes {', '.join(best.choices)}"
+        )
+
+    def _scored(self, folder: Path) -> tuple[Task, dict[Genome, search_stage.Evaluated]]:
+        """Score plans, beside other workers if there are any, until there are enough."""
         net = self.net()
         self._load(net, "supernet")
-        kind = self.recipe.search.score
-        scorer = search_stage.Scorer(net, self.baseline, self.feed, kind)
-        best, evaluated = search_stage.search(
-            scorer, self.costs(), self.recipe, folder, self.progress
+        settings = self.recipe.search
+        task = Task(self.space, self._limits(), settings, self.recipe.seed)
+        sites = (self.directory.stage("sites") / "sites.json").read_bytes()
+        key = json.dumps(self.keys["search"], sort_keys=True).encode()
+        study = hashlib.sha256(sites + key).hexdigest()
+        store = Store.in_folder(folder, study, settings.storage)
+        scorer = Scorer(net, self.baseline, self.feed, settings)
+        return task, search_stage.search(task, scorer, store, self.progress)
+
+    def _timed(self, plans: list[Genome]) -> dict[Genome, Latency]:
+        """The merged plans against the baseline, end to end."""
+        net, measure = self.net().eval(), self.recipe.measure
+        modules = {"baseline": self.baseline}
+        for number, plan in enumerate(plans):
+            net.choose(self.space.choices(plan))
+            modules[str(number)] = net.merged()
+        self.progress.begin("search: timing the best plans", 1)
+        x = torch.randn(measure.batch_size, *self.shape, device=self.job.device)
+        times = compare_modules(
+            modules, x, settings=measure, rounds=measure.rounds, round_seconds=0.1
         )
-        self.progress.say(
-            f"search: {len(evaluated)} plans scored; the best has {best.top1:.2f} % of held-out "
-            f"images right and prunes {', '.join(best.sites)}"
-        )
-        offers = self.sites()
+        self.progress.advance()
+        return {plan: times[str(number)] for number, plan in enumerate(plans)}
+
+    def _write_outcome(self, folder: Path, outcome: Outcome) -> None:
+        choices = outcome.plan.choices
+        offers = {
+            name: {o.candidate.label: o.candidate for o in found}
+            for name, found in self.sites().items()
+        }
         plan = Plan(
-            choices={name: offers[name].candidate.label for name in best.sites},
-            candidates={name: offers[name].candidate.to_json() for name in best.sites},
-            budget=str(self.recipe.budget),
+            choices=choices,
+            candidates={name: offers[name][label].to_json() for name, label in choices.items()},
+            budget=self.job.pick or outcome.budget,
             hashes={
                 "model": self.keys["search"]["weights"],
                 "data": self.job.source.fingerprint,
                 "recipe": self.recipe.hash(),
             },
         )
+        plot_front(outcome, folder / "front.svg")
+        write_json(folder / "front.json", outcome.model_dump(mode="json"))
         write_text(folder / "plan.json", plan.to_json())
+
+    def _pick(self) -> None:
+        """Go on in a run directory of its own, with another point of this one's search."""
+        self.directory.claim(self.keys, "search")
+        outcome = outcomes.pick(self.outcome(), self.space, self.job.pick)
+        name = "".join(c if c.isalnum() or c in ".=" else "-" for c in self.job.pick)
+        path = self.directory.branch(
+            name, STAGES[:3], lambda folder: self._write_outcome(folder / "search", outcome)
+        )
+        self.directory = RunDirectory(path)
 
     def _merge(self, folder: Path) -> None:
         net, choices = self.net(), self.plan().choices
@@ -234,10 +303,12 @@ class Run:
         model = copy.deepcopy(self.baseline)
         findings = self._findings(model)
         candidates: dict[str, tuple[Candidate, ...]] = {
-            name: (offer.candidate,) for name, offer in self.sites().items()
+            name: tuple(offer.candidate for offer in found) for name, found in self.sites().items()
         }
         if self.job.plan is not None:
-            candidates |= planned(self.job.plan, findings)
+            for name, given in planned(self.job.plan, findings).items():
+                offered = candidates.get(name, ())
+                candidates[name] = (*offered, *(c for c in given if c not in offered))
         net = Supernet(model, findings, candidates)
         net.calibrate(torch.cat(self.feed.calibration()))
         return net

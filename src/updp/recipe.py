@@ -14,10 +14,10 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
-    model_validator,
 )
 from timm.optim import list_optimizers
 
+from updp.budget import Budget
 from updp.errors import UserError
 
 
@@ -76,6 +76,16 @@ class Measure(_Part):
 
     batch_size: int = Field(32, ge=1)
     rounds: int = Field(11, ge=3, description="interleaved repetitions; median and IQR of them")
+    runtime: Literal["eager", "compile", "onnxruntime"] = Field(
+        "eager", description="what runs the deployed model; compile is torch.compile"
+    )
+    layout: Literal["contiguous", "channels_last"] = Field(
+        "contiguous", description="of feature maps (N, C, H, W) in memory"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    cache: bool = Field(
+        True, description="what was measured on this device is kept in the user's cache folder"
+    )
 
 
 class Training(_Part):
@@ -108,12 +118,24 @@ class Supernet(Training):
 
 
 class Search(_Part):
-    """Stage 2, genetic."""
+    """Stage 2."""
 
-    evaluations: int = Field(80, ge=1, description="different plans evaluated at most")
-    population: int = Field(16, ge=4)
+    searcher: Literal["bayes", "genetic", "greedy", "milp", "random"] = "bayes"
+    evaluations: int = Field(
+        200, ge=1, description="plans scored at most, beside each candidate of each site alone"
+    )
+    population: int = Field(16, ge=4, description="plans proposed at once")
+    seeded: bool = Field(True, description="genetic starts from milp's front")
     score: Literal["accuracy", "loss", "divergence"] = Field(
         "divergence", description="on held-out images; divergence is KL from the baseline's logits"
+    )
+    reuse_mb: int = Field(
+        1024, ge=0, description="memory for activations that plans with the same beginning share"
+    )
+    stop_early: bool = Field(True, description="a plan that is certainly dominated is left")
+    timed: int = Field(5, ge=1, description="the best plans timed end to end before one is chosen")
+    storage: str | None = Field(
+        None, description="URL of a database, such as postgresql://host/name; a file by default"
     )
 
 
@@ -134,36 +156,6 @@ class Merge(_Part):
 
     tolerance_float32: float = Field(1e-5, gt=0)
     tolerance_float64: float = Field(1e-12, gt=0)
-
-
-class Budget(_Part):
-    """One of: k blocks to prune, or a share of the baseline's latency or MACs to come down to."""
-
-    blocks: int | None = Field(None, ge=1)
-    latency: float | None = Field(None, gt=0, lt=1)
-    macs: float | None = Field(None, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> Budget:
-        if len(self.model_dump(exclude_none=True)) != 1:
-            raise ValueError("give one of blocks, latency, macs")
-        return self
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """From `blocks=9`, `latency=0.7` or `macs=0.6`. Raises UserError."""
-        name, _, value = text.partition("=")
-        try:
-            return cls.model_validate({name.strip(): yaml.safe_load(value)})
-        except (ValidationError, yaml.YAMLError) as error:
-            raise UserError(
-                f"budget {text!r} is not understood: write blocks=9 (a whole number), latency=0.7 "
-                "or macs=0.6 (a share of the baseline's, below 1)"
-            ) from error
-
-    def __str__(self) -> str:
-        ((name, value),) = self.model_dump(exclude_none=True).items()
-        return f"{name}={value}"
 
 
 class Recipe(_Part):

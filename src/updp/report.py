@@ -22,6 +22,10 @@ class Timing(BaseModel):
     low: float
     high: float
 
+    def overlaps(self, other: Timing) -> bool:
+        """Whether the two cannot be told apart."""
+        return self.low <= other.high and other.low <= self.high
+
 
 class Side(BaseModel):
     """One of the two models; latency in ms for a batch."""
@@ -72,11 +76,13 @@ def make_result(
         "after subnet training": top1(subnet, test),
         "merged": top1(merged, test),
     }
-    x = torch.randn(recipe.measure.batch_size, *shape, device=feed.device)
+    measure = recipe.measure
+    x = torch.randn(measure.batch_size, *shape, device=feed.device)
     times = compare_modules(
         {"baseline": baseline.eval(), "merged": merged.eval()},
         x,
-        rounds=2 * recipe.measure.rounds,
+        settings=measure,
+        rounds=2 * measure.rounds,
         round_seconds=0.1,
     )
 
@@ -94,8 +100,9 @@ def make_result(
         speedup=Timing(**vars(times["merged"].speedup)),
         top1_by_stage=stages,
         test_images=sum(len(labels) for _, labels in test),
-        batch_size=recipe.measure.batch_size,
-        device=f"{feed.device}, {torch.get_num_threads()} threads",
+        batch_size=measure.batch_size,
+        device=f"{feed.device}, {torch.get_num_threads()} threads, "
+        f"{measure.runtime}, {measure.layout}, {measure.precision}",
         merge_error={
             dtype: max(c.error for c in checks if c.dtype == dtype)
             for dtype in ("float32", "float64")

@@ -8,13 +8,14 @@ supernet/ search/ subnet/ merge/
     figures.jsonl   its figures, one JSON object a line
     ...             its weights, study or checks; `done.json` when it has ended
 plan.json  model.safetensors  result.json
+picks/              run directories for other points of the search's front
 """
 
 from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -85,6 +86,25 @@ class RunDirectory:
             target = self.path / name
             if not target.exists() or target.read_bytes() != data:
                 write_bytes(target, data)
+
+    def branch(self, name: str, stages: Sequence[str], fill: Callable[[Path], None]) -> Path:
+        """A run directory in this one that begins with its finished `stages`.
+
+        Made once; `fill` may change what is in it before it is there.
+        """
+        path = self.path / "picks" / name
+        if not path.exists():
+            with self.lock():
+                temporary = path.with_name(f".{name}.tmp")
+                shutil.rmtree(temporary, ignore_errors=True)
+                for stage in stages:
+                    leave = shutil.ignore_patterns("*.db*")  # the search's store has served
+                    shutil.copytree(self.stage(stage), temporary / stage, ignore=leave)
+                for file in ("run.json", "recipe.yaml"):
+                    shutil.copy(self.path / file, temporary)
+                fill(temporary)
+                temporary.rename(path)
+        return path
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.candidates.clock import clock
 from tests.families import images, network
 from updp.blocks import Findings, find
 from updp.candidates import (
@@ -26,7 +25,7 @@ from updp.candidates import (
     selected,
 )
 from updp.errors import UserError
-from updp.measure import Latency, Spread
+from updp.measure import LatencyTable
 from updp.plan import Plan
 from updp.recipe import Recipe
 
@@ -46,18 +45,9 @@ def plan_for(found: Findings, **changes: Any) -> Plan:
     return Plan.model_validate(data | changes)
 
 
-def clock(monkeypatch: pytest.MonkeyPatch, speedups: dict[int, float]) -> None:
-    """Fix each form's speed-up by its place among the proposals."""
-
-    def compare(modules: Mapping[str, nn.Module], *_: Any, **options: Any) -> dict[str, Latency]:
-        def latency(ratio: float) -> Latency:
-            ms = Spread(10 / ratio, 10 / ratio, 10 / ratio)
-            return Latency(ms, Spread(ratio, ratio - 0.01, ratio + 0.01))
-
-        return {name: latency(1.0 if name == "keep" else speedups[int(name)]) for name in modules}
-
-    module = importlib.import_module("updp.candidates.choose")
-    monkeypatch.setattr(module, "compare_modules", compare)
+@pytest.fixture
+def no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LatencyTable, "open", lambda *_: LatencyTable())
 
 
 def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +62,16 @@ def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.Monk
         assert offer.candidate.label.count("(1x1)") == 1
         assert offer.macs <= offer.keep_macs
         assert offer.speedup == 1.5
+        assert offer.noise_ms == 0.25
+        assert offer.saved_ms == 10 - 10 / 1.5
+        assert offer.keep_parameters > offer.parameters > 0
         assert Offer.from_json(offer.to_json()) == offer
         assert [o.candidate.label for o in others] == ["conv1(1x1)+conv2(1x1)", "drop"]
 
 
-def test_of_equals_the_first_and_of_others_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equals_the_first_and_of_others_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, no_table: None
+) -> None:
     model, found = findings("bottleneck")
     site = found.sites[0]
     block, graph = model.get_submodule(site.block), found.graphs[site.block]

@@ -131,6 +131,11 @@ def test_bad_image(content: bytes, said: str, tmp_path: Path, refused: Refused) 
         "",
         "blocks=-1",
         "latency=.nan",
+        "latency=5MB",
+        "macs=110%",
+        "latency=0.7,latency=0.8",
+        "blocks=1.5x",
+        "memory=-3MB",
     ],
 )
 def test_malformed_budget(text: str, refused: Refused) -> None:
@@ -143,8 +148,11 @@ def test_malformed_budget(text: str, refused: Refused) -> None:
     ("budget", "said"),
     [
         ("blocks=5", "more than the 4 sites that can be pruned: ask for blocks=4 at most"),
-        ("macs=0.01", "out of reach: pruning all 4 sites comes down to macs=0."),
-        ("latency=0.01", "out of reach: pruning all 4 sites comes down to latency="),
+        ("macs=0.01", "out of reach: pruning whatever saves most comes down to macs=0."),
+        ("latency=100x", "out of reach: pruning whatever saves most comes down to latency=0."),
+        ("latency=4ms", "out of reach: pruning whatever saves most comes down to latency=0."),
+        ("parameters=1G", "is no less than the baseline's"),
+        ("blocks=1,macs=0.4", "out of reach as a whole: with the rest of it met, macs comes down"),
     ],
 )
 def test_budget_out_of_reach(
@@ -190,7 +198,8 @@ def test_budget_out_of_reach(
         ("candidates.include=blocks.*", "candidates.include: Input should be a valid tuple"),
         ("supernet=3", "supernet: Input should be a valid dictionary"),
         ("budget=blocks=3", "budget: Input should be a valid dictionary"),
-        ("budget={blocks: 3, macs: 0.5}", "budget: Value error, give one of blocks, latency, macs"),
+        ("budget={}", "budget: Value error, give some of blocks, latency, macs, parameters"),
+        ("budget={macs: 3ms}", "budget: Value error, macs is in K, M, G, T, not in 'ms'"),
         ("measure.rounds=2", "measure.rounds: Input should be greater than or equal to 3, not 2"),
     ],
 )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tests import tiny
 from updp.engine.statistics import recalibrate
 from updp.models import load_model
+from updp.recipe import Search
 from updp.rewrite import Supernet
 from updp.search import Scorer
 
@@ -20,9 +21,14 @@ def net(tmp_path: Path) -> Supernet:
     return tiny.make_net(tiny.write_model(tmp_path), tiny.make_recipe())
 
 
-def scorer(net: Supernet, kind: str, tmp_path: Path) -> Scorer:
+def settings(kind: str, reuse_mb: int = 64) -> Search:
+    return Search.model_validate({"score": kind, "reuse_mb": reuse_mb})
+
+
+def scorer(net: Supernet, kind: str, tmp_path: Path, reuse_mb: int = 64) -> Scorer:
     baseline = load_model(tiny.write_model(tmp_path), seed=1)
-    return Scorer(net, baseline, tiny.make_feed(tiny.make_recipe()), kind)
+    feed = tiny.make_feed(tiny.make_recipe())
+    return Scorer(net, baseline, feed, settings(kind, reuse_mb))
 
 
 def plan(net: Supernet, *names: str) -> dict[str, str]:
@@ -61,13 +67,15 @@ def test_each_kind_by_hand(net: Supernet, tmp_path: Path) -> None:
     top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
     p, q = teacher.softmax(1), logits.softmax(1)
     expected = {
-        "accuracy": -top1,
+        "accuracy": 100 - top1,
         "loss": F.nll_loss(q.log(), labels).item(),
         "divergence": (p * (p / q).log()).sum(1).mean().item(),
     }
     for kind in KINDS:
-        assert results[kind][1] == pytest.approx(top1)
-        assert results[kind][0] == pytest.approx(expected[kind], rel=1e-3, abs=1e-6)
+        assert results[kind].top1 == pytest.approx(top1)
+        assert results[kind].score == pytest.approx(expected[kind], rel=1e-3, abs=1e-6)
+        assert results[kind].images == 100
+        assert results[kind].complete
 
 
 def test_the_baseline_alone_diverges_from_itself_by_its_statistics_only(
@@ -75,6 +83,40 @@ def test_the_baseline_alone_diverges_from_itself_by_its_statistics_only(
 ) -> None:
     recalibrate(net, tiny.make_feed(tiny.make_recipe()).calibration())
     feed = tiny.make_feed(tiny.make_recipe())
-    score = Scorer(net, net.baseline().eval(), feed, "divergence")
-    assert score({})[0] == pytest.approx(0, abs=1e-7)
-    assert score(plan(net, "blocks.0"))[0] > 1e-7
+    score = Scorer(net, net.baseline().eval(), feed, settings("divergence"))
+    assert score({}).score == pytest.approx(0, abs=1e-7)
+    assert score(plan(net, "blocks.0")).score > 1e-7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_stops_when_the_score_is_certain_to_be_worse(
+    kind: str, net: Supernet, tmp_path: Path
+) -> None:
+    score = scorer(net, kind, tmp_path)
+    bad = plan(net, "blocks.0", "blocks.1", "blocks.2", "blocks.3")
+    whole = score(bad)
+    bounds: list[float] = []
+
+    def never(bound: float) -> bool:
+        bounds.append(bound)
+        return False
+
+    assert score(bad, never) == whole
+    assert len(bounds) == 1  # 100 images are two chunks
+    assert 0 < bounds[0] <= whole.score
+    early = score(bad, lambda bound: bound >= bounds[0])
+    assert (early.complete, early.images) == (False, 64)
+    assert early.score == pytest.approx(bounds[0] * 100 / 64)
+    assert score(bad) == whole
+
+
+def test_logits_that_are_no_numbers(net: Supernet, tmp_path: Path) -> None:
+    score = scorer(net, "divergence", tmp_path)
+    with torch.no_grad():
+        net.switches["blocks.1"].form(net.switches["blocks.1"].labels[0]).get_parameter(
+            next(n for n, _ in net.switches["blocks.1"].forms[0].named_parameters())
+        ).fill_(float("nan"))
+    found = score(plan(net, "blocks.1"))
+    assert found.score == float("inf")
+    assert found.complete
+    assert score(plan(net, "blocks.2")).score < float("inf")

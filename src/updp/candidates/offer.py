@@ -18,7 +18,10 @@ from updp.plan import Plan
 class Offer:
     """A candidate of a site with its cost.
 
-    MACs are for one image, milliseconds for one batch; `keep` is the baseline's form.
+    MACs are for one image, milliseconds for one batch; `keep` is the baseline's form. `noise_ms` is
+    half of the interquartile range of what the candidate saves. `weights` are bytes of parameters
+    and buffers; `memory` is what a batch takes at the site's worst moment beside its input, in
+    bytes. Both are of float32.
     """
 
     site: str
@@ -26,11 +29,16 @@ class Offer:
     shape: tuple[int, ...]
     candidate: Candidate
     parameters: int
+    keep_parameters: int
+    weights: int
+    keep_weights: int
+    memory: int
     macs: int
     keep_macs: int
     ms: float
     keep_ms: float
     speedup: float
+    noise_ms: float
 
     @property
     def saved_ms(self) -> float:

@@ -21,16 +21,19 @@ from updp.cli.options import (
     Mean,
     ModelOption,
     Out,
+    Pick,
     PlanFile,
     RecipeFile,
     Set,
     Size,
     Std,
+    Storage,
     Weights,
+    Worker,
     settle,
 )
 from updp.cli.progress import Bars
-from updp.cli.tables import print_inspection, print_result
+from updp.cli.tables import print_front, print_inspection, print_result
 from updp.engine.files import read_json
 from updp.errors import MergeError, UserError, reason
 from updp.pipeline import Run
@@ -102,25 +105,39 @@ def _add(name: str, text: str) -> None:
         std: Std = None,
         device: Device = None,
         fresh: Fresh = False,
+        storage: Storage = None,
+        pick: Pick = None,
+        worker: Worker = False,
     ) -> None:
+        if worker and name != "search":
+            raise UserError(f"--worker is for `updp search`, not for `updp {name}`")
         everything = name == "prune"
         # Starting over from the beginning forgets the recipe too.
         kept = None if everything and fresh else out
         globs = {"include": include, "exclude": exclude}
-        chosen = settle(recipe, budget, settings, kept, input_size, mean, std, **globs)
+        chosen = settle(
+            recipe, budget, settings, kept, input_size, mean, std, **globs, storage=storage
+        )
         first, last = ("sites", "merge") if everything else (name, name)
         if name == "supernet":
             first = "sites"  # which have no command of their own
         with Bars(console) as bars:
             names = _about(out, "model", model), _about(out, "data", data)
             job = api.make_job(
-                *names, chosen, _weights(weights, out, model), device, bars, _plan(plan)
+                *names, chosen, _weights(weights, out, model), device, bars, _plan(plan), pick
             )
             run = Run(job, out, last=last, fresh=first if fresh else "")
-            (run.run if everything else getattr(run, name))()
-        if last == "merge":
-            print_result(console, run.result(), run.plan(), out)
+            if worker:
+                run.work()
+            else:
+                (run.run if everything else getattr(run, name))()
+        if worker:
+            console.print("search: there are enough plans; `updp search` takes the best of them")
+        elif last == "merge":
+            print_result(console, run.result(), run.plan(), run.directory.path)
         else:
+            if name == "search" and job.plan is None:
+                print_front(console, run.outcome())
             console.print(f"{name}: done, in {run.directory.stage(name)}")
 
     command.__doc__ = text

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from updp import budget as budgets
 from updp.errors import UserError
 from updp.recipe import Recipe
 
@@ -20,8 +21,26 @@ DataOption = Annotated[
     typer.Option("--data", help="digits, a folder of class folders, or a folder of Parquet files."),
 ]
 Budget = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="blocks=K; latency, macs, parameters or memory as a share of the baseline's (0.7, "
+        "70%, 1.5x) or an amount (12ms, 2G, 5M, 300MB). Several hold together."
+    ),
+]
+Pick = Annotated[
     str | None,
-    typer.Option(help="blocks=K, latency=SHARE or macs=SHARE (of the baseline's)."),
+    typer.Option(
+        help="Another point of the finished search, in a folder of its own: a line of its front, "
+        "or a budget."
+    ),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Database URL where the search is kept; by default a file in --out."),
+]
+Worker = Annotated[
+    bool,
+    typer.Option("--worker", help="updp search: score plans beside the process that began it."),
 ]
 Out = Annotated[Path, typer.Option(help="Run directory.")]
 Weights = Annotated[str | None, typer.Option(help="Safetensors file with the model's weights.")]
@@ -50,7 +69,7 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; forget what is
 
 def settle(
     file: Path | None,
-    budget: str | None,
+    budget: list[str] | None,
     settings: list[str] | None,
     out: Path | None = None,
     input_size: str | None = None,
@@ -58,6 +77,7 @@ def settle(
     std: str | None = None,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
+    storage: str | None = None,
 ) -> Recipe:
     """The recipe: a file, else the one in the run directory, else the default; then options."""
     kept = out / "recipe.yaml" if out is not None else None
@@ -78,11 +98,12 @@ def settle(
         changes.append(f"candidates.include={json.dumps(include)}")
     if exclude:
         changes.append(f"candidates.exclude={json.dumps(exclude)}")
+    if storage is not None:
+        changes.append(f"search.storage={json.dumps(storage)}")
     recipe = recipe.updated(*changes) if changes else recipe
-    if budget is not None:
-        from updp.api import as_budget
-
-        recipe = recipe.model_copy(update={"budget": as_budget(budget)})
+    if budget:
+        update = {"budget": budgets.Budget.parse(",".join(budget))}
+        recipe = recipe.model_copy(update=update)
     return recipe
 
 

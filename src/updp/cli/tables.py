@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from updp.api import Inspection
+from updp.outcome import Outcome, Point
 from updp.plan import Plan
-from updp.report import Result, Side
+from updp.report import Result, Side, Timing
 
 
 def print_inspection(console: Console, found: Inspection, batch: int) -> None:
@@ -53,6 +54,56 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
             console.print(f"  {escape(shown)} ({escape(kind)}): {escape(reason)}", highlight=False)
 
 
+def print_front(console: Console, outcome: Outcome) -> None:
+    """The front of a finished search, dearest plan first, and the chosen plan."""
+    base = outcome.baseline
+    table = Table(
+        title=f"front of {len(outcome.points)} plans; baseline {base.latency:.1f} ms, "
+        f"{base.macs / 1e6:,.1f} M MACs",
+        title_justify="left",
+    )
+    names = ("line", "pruned", "score", "top-1 %", "ms, predicted", "ms, measured (IQR)")
+    for name in (*names, "MACs", "parameters", "memory"):
+        table.add_column(name, justify="right")
+    lines = [*enumerate(outcome.front, 1)]
+    if outcome.chosen not in outcome.front:
+        lines.append((0, outcome.chosen))
+    before: Point | None = None
+    for line, index in lines:
+        point = outcome.points[index]
+        same = before is not None and _same_latency(point, before)
+        table.add_row(
+            (str(line) if line else "") + "*" * (index == outcome.chosen),
+            str(point.blocks),
+            f"{point.score:.4f}",
+            f"{point.top1:.2f}",
+            ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",
+            "" if point.measured is None else _spread(point.measured),
+            f"{point.macs / base.macs:.3f}",
+            f"{point.parameters / base.parameters:.3f}",
+            f"{point.memory / base.memory:.3f}",
+            style="bold" if index == outcome.chosen else "",
+        )
+        before = point
+    console.print(table)
+    console.print(
+        f"*: the plan that is taken, the best for the budget {outcome.budget}. =: its latency "
+        "cannot be told from the line above.\nShares are of the baseline's. Take another one with "
+        "--pick LINE or --pick BUDGET.",
+        highlight=False,
+    )
+
+
+def _same_latency(one: Point, other: Point) -> bool:
+    if one.measured is not None and other.measured is not None:
+        return one.measured.overlaps(other.measured)
+    return abs(one.latency - other.latency) <= one.noise + other.noise
+
+
+def _spread(t: Timing) -> str:
+    return f"{t.median:.2f} ({t.low:.2f}-{t.high:.2f})"
+
+
 def result_table(results: dict[str, Result], title: str = "") -> Table:
     """Baseline and merged model of each run, one table."""
     first = next(iter(results.values()))
@@ -70,7 +121,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
                 f"{side.top1:.2f}",
                 f"{side.parameters:,}",
                 f"{side.macs / 1e6:.2f} M",
-                f"{t.median:.2f} ({t.low:.2f}-{t.high:.2f})",
+                _spread(t),
                 *last,
             )
 

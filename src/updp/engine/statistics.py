@@ -6,7 +6,7 @@ shared network belong to no plan in particular (Yu & Huang, *Universally Slimmab
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 @contextmanager
 def preserved(net: nn.Module) -> Iterator[None]:
     """Put every BatchNorm's statistics back at the end."""
-    saved = [(buffer, buffer.clone()) for norm in _norms(net) for buffer in norm.buffers(False)]
+    saved = [(buffer, buffer.clone()) for norm in norms(net) for buffer in norm.buffers(False)]
     try:
         yield
     finally:
@@ -26,28 +26,34 @@ def preserved(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def recalibrate(net: nn.Module, batches: list[Tensor]) -> None:
+def recalibrate(
+    net: nn.Module,
+    batches: Sequence[Tensor],
+    run: Callable[[int, Tensor], object] | None = None,
+) -> None:
     """Set statistics to the mean over `batches`, each (N, C, H, W), of what each norm sees.
 
-    Only BatchNorms run in training mode: dropout and drop path stay off.
+    Only BatchNorms run in training mode: dropout and drop path stay off. `run` runs the network on
+    the batch of a number, when it is not called itself.
     """
     training = {module: module.training for module in net.modules()}
-    norms = _norms(net)
-    momenta = [norm.momentum for norm in norms]
+    found = norms(net)
+    momenta = [norm.momentum for norm in found]
     net.eval()
     try:
-        for norm in norms:
+        for norm in found:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over the batches
-        for images in batches:
-            net(images)
+        for number, images in enumerate(batches):
+            net(images) if run is None else run(number, images)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in zip(found, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in training.items():
             module.training = mode
 
 
-def _norms(net: nn.Module) -> list[_BatchNorm]:
+def norms(net: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorms that have statistics."""
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

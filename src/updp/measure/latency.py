@@ -1,7 +1,7 @@
 """Latency, always as a comparison: interleaved in one process, medians and quartiles.
 
-The deployed graph is timed, in evaluation and without gradients; what a machine's drift does to
-one function it does to the other, so the ratio is taken round by round.
+What a machine's drift does to one function it does to the other, so ratios and differences are
+taken round by round.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import timeit
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import quantiles
 from typing import Any
 
-import torch
 from torch import nn
+
+from updp.measure.runtime import runner
+from updp.recipe import Measure
 
 # On machines with a CUDA compiler and no GPU, importing the benchmark module warns of that.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -43,10 +45,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one function: milliseconds, and how many times faster than the first it is."""
+    """Of one function: milliseconds; how many times faster than the first it is, and by how much.
+
+    `saved` is the first one's milliseconds minus its own, round by round.
+    """
 
     ms: Spread
     speedup: Spread
+    saved: Spread
 
     @property
     def faster(self) -> bool:
@@ -57,6 +63,15 @@ class Latency:
     def undecided(self) -> bool:
         """Whether the quartiles lie on both sides of 1."""
         return self.speedup.low <= 1 < self.speedup.high
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes an equal one."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Latency:
+        """The inverse of `to_json`. Raises KeyError or TypeError for data that are not its own."""
+        return cls(*(Spread(**data[name]) for name in ("ms", "speedup", "saved")))
 
 
 def compare(
@@ -79,25 +94,21 @@ def compare(
     first = next(iter(times.values()))
     return {
         name: Latency(
-            Spread.of(values), Spread.of([a / b for a, b in zip(first, values, strict=True)])
+            Spread.of(values),
+            Spread.of([a / b for a, b in zip(first, values, strict=True)]),
+            Spread.of([a - b for a, b in zip(first, values, strict=True)]),
         )
         for name, values in times.items()
     }
 
 
 def compare_modules(
-    modules: Mapping[str, nn.Module], *inputs: Any, rounds: int = 11, round_seconds: float = 0.02
+    modules: Mapping[str, nn.Module],
+    *inputs: Any,
+    settings: Measure | None = None,
+    rounds: int = 11,
+    round_seconds: float = 0.02,
 ) -> dict[str, Latency]:
-    """Time modules on the same inputs; each must be in evaluation."""
-
-    def call(module: nn.Module) -> Callable[[], object]:
-        @torch.inference_mode()
-        def run() -> object:
-            return module(*inputs)
-
-        return run
-
-    for name, module in modules.items():
-        assert not module.training, f"{name} is in training mode"
-    calls = {name: call(module) for name, module in modules.items()}
-    return compare(calls, rounds=rounds, round_seconds=round_seconds)
+    """Time modules on the same inputs, deployed as `settings` says. Raises what `runner` does."""
+    runners = {name: runner(m, inputs, settings or Measure()) for name, m in modules.items()}
+    return compare(runners, rounds=rounds, round_seconds=round_seconds)

@@ -1,7 +1,28 @@
 """Stage 2: subnet search."""
 
-from updp.search.budget import Cost, Costs
-from updp.search.genetic import Evaluated, search
-from updp.search.score import Scorer
+from updp.search.front import pareto, within
+from updp.search.program import Limits
+from updp.search.run import search
+from updp.search.score import Score, Scorer
+from updp.search.searchers import SEARCHERS, Task
+from updp.search.space import Choice, Cost, Option, Space
+from updp.search.store import Evaluated, Store
+from updp.search.target import limits_of
 
-__all__ = ["Cost", "Costs", "Evaluated", "Scorer", "search"]
+__all__ = [
+    "SEARCHERS",
+    "Choice",
+    "Cost",
+    "Evaluated",
+    "Limits",
+    "Option",
+    "Score",
+    "Scorer",
+    "Space",
+    "Store",
+    "Task",
+    "limits_of",
+    "pareto",
+    "search",
+    "within",
+]

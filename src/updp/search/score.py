@@ -2,43 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from updp.engine.evaluate import accuracy, predict
+from updp import recipe as recipes
+from updp.engine.evaluate import predict
 from updp.engine.feed import Feed
-from updp.engine.losses import distillation
 from updp.engine.statistics import preserved, recalibrate
 from updp.rewrite import Supernet
+from updp.search.replay import Replay
+
+_CHUNK = 64  # images scored at once; after each it is asked whether to go on
+
+
+@dataclass(frozen=True)
+class Score:
+    """Lower is better, 0 at best; top-1 in percent; of so many images.
+
+    Not complete: scoring stopped before the last image, and these are estimates.
+    """
+
+    score: float
+    top1: float
+    images: int
+    complete: bool = True
 
 
 class Scorer:
-    """Scores plans of one supernet; lower is better.
+    """Scores plans of one supernet: the mean of a loss, which is never negative, over images.
 
-    BatchNorm statistics are recalibrated for each plan and put back afterwards, so the score does
-    not depend on what was scored before.
+    `accuracy`: wrong answers in percent; `loss`: cross-entropy; `divergence`: KL from the
+    baseline's logits. BatchNorm statistics are recalibrated for each plan and put back afterwards,
+    so a score does not depend on what was scored before.
     """
 
-    def __init__(self, net: Supernet, baseline: nn.Module, feed: Feed, kind: str) -> None:
-        self.net, self.kind = net, kind
+    def __init__(
+        self, net: Supernet, baseline: nn.Module, feed: Feed, settings: recipes.Search
+    ) -> None:
+        self.net, self.kind = net, settings.score
         self.calibration = feed.calibration()
-        self.held_out = list(feed.held_out())
-        self.reference, _ = predict(baseline, self.held_out)
+        held_out = list(feed.held_out())
+        logits, labels = predict(baseline, held_out)
+        images = torch.cat([images for images, _ in held_out])
+        starts = range(0, len(images), _CHUNK)
+        self.chunks = [
+            (images[i : i + _CHUNK], labels[i : i + _CHUNK], logits[i : i + _CHUNK]) for i in starts
+        ]
+        self.images = len(images)
+        total = self.images + sum(len(batch) for batch in self.calibration)
+        net.eval()
+        net.choose({})
+        with torch.no_grad():
+            self.replay = Replay(net, settings.reuse_mb, total, images[:2])
 
-    def __call__(self, choices: Mapping[str, str]) -> tuple[float, float]:
-        """(score, top-1 in percent) of the plan."""
+    @torch.no_grad()
+    def __call__(
+        self, choices: Mapping[str, str], hopeless: Callable[[float], bool] = lambda bound: False
+    ) -> Score:
+        """The plan's score; of fewer images when it is certain that the score is hopeless.
+
+        `hopeless` is asked after each chunk with a value that the score cannot fall below.
+        """
+        training = self.net.training
+        self.net.eval()
         self.net.choose(choices)
+        self.replay.begin()
+        loss, right, seen = 0.0, 0, 0
         with preserved(self.net):
-            recalibrate(self.net, self.calibration)
-            logits, labels = predict(self.net, self.held_out)
-        top1 = accuracy(logits, labels)
-        return self._score(logits, labels, top1), top1
+            recalibrate(self.net, self.calibration, lambda i, x: self.replay(("calibration", i), x))
+            self.replay.calibrated()
+            for number, (images, labels, reference) in enumerate(self.chunks):
+                logits = self.replay(("held out", number), images)
+                loss += self._loss(logits, labels, reference).double().sum().item()
+                right += int((logits.argmax(1) == labels).sum())
+                seen += len(labels)
+                if not math.isfinite(loss) or (seen < self.images and hopeless(loss / self.images)):
+                    break
+        self.replay.end()
+        self.net.train(training)
+        score = loss / seen if math.isfinite(loss) else math.inf  # its logits may be no numbers
+        return Score(score, 100 * right / seen, seen, seen == self.images or math.isinf(score))
 
-    def _score(self, logits: Tensor, labels: Tensor, top1: float) -> float:
+    def _loss(self, logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
+        """Of each image (N,)."""
         if self.kind == "accuracy":
-            return -top1
+            return 100.0 * (logits.argmax(1) != labels)
         if self.kind == "loss":
-            return F.cross_entropy(logits, labels).item()
-        return distillation(logits, self.reference).item()
+            return F.cross_entropy(logits, labels, reduction="none")
+        own, target = logits.double().log_softmax(1), reference.double().log_softmax(1)
+        return (target.exp() * (target - own)).sum(1).clamp(min=0)

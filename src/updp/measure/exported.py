@@ -1,0 +1,69 @@
+"""ONNX Runtime: a module exported, loaded, and bound to its inputs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from updp.errors import UserError
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def check_installed() -> None:
+    """Raises UserError that says what to install."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"measure.runtime=onnxruntime needs {error.name}: pip install 'updp[onnx]'"
+        ) from error
+
+
+def session(module: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
+    """A function that runs the module's ONNX graph on `inputs`; it returns a list of `OrtValue`s.
+
+    Inputs and outputs stay on the device of `inputs`. What is no tensor becomes part of the graph.
+
+    Raises UserError where the installed ONNX Runtime does not know the device, and whatever the
+    exporter and the runtime raise.
+    """
+    import onnxruntime
+
+    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    provider = _PROVIDERS.get(device.type)
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(
+            f"measure.runtime=onnxruntime: the ONNX Runtime that is installed knows no '{device}'"
+        )
+    place = (device.type, device.index or 0)
+    providers = [(provider, {"device_id": place[1]} if device.type == "cuda" else {})]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "module.onnx")  # in memory it could not exceed 2 GB
+        with torch.no_grad():
+            torch.onnx.export(module, inputs, file, dynamo=True, verbose=False)
+        loaded = onnxruntime.InferenceSession(file, options, providers)
+    binding = loaded.io_binding()
+    for given, x in zip(loaded.get_inputs(), tensors, strict=True):
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(x.cpu().numpy(), *place)
+        binding.bind_ortvalue_input(given.name, value)
+    for output in loaded.get_outputs():
+        binding.bind_output(output.name, *place)
+
+    def run() -> object:
+        loaded.run_with_iobinding(binding)
+        return binding.get_outputs()
+
+    return run

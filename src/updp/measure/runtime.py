@@ -1,0 +1,150 @@
+"""The deployed form of a module as a function: runtime, layout and precision as the user asked.
+
+What is timed is what will run: a copy in evaluation, cast, laid out, and compiled or exported.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import version
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from updp.errors import UserError, reason
+from updp.measure import exported
+from updp.recipe import Measure
+
+Inputs = tuple[Any, ...]
+Run = Callable[[], object]
+
+
+def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
+    """A function that runs the deployed module once on copies of `inputs`, without gradients.
+
+    `inputs` are the module's arguments: tensors such as (N, C, H, W), and whatever else it takes.
+    The module is copied. It has run once already, so nothing is left to compile.
+
+    The function returns what the module does; with ONNX Runtime a list of `OrtValue`s.
+
+    Raises:
+        UserError: the runtime is not installed, or does not run this module in this layout and
+            precision.
+    """
+    check_runtime(settings)
+    builders: dict[str, Callable[[nn.Module, Inputs], Run]] = {
+        "eager": _eager,
+        "compile": _compiled,
+        "onnxruntime": exported.session,
+    }
+    deployed = _module(module, settings)
+    arguments = _inputs(inputs, settings)
+    with _quiet():
+        try:
+            run = builders[settings.runtime](deployed, arguments)
+            run()
+        except UserError:
+            raise
+        except Exception as error:  # of the user's code, a compiler, an exporter
+            asked, name = _asked(settings), type(module).__name__
+            raise UserError(f"{asked}: {name} does not run so ({_root(error)})") from error
+    return run
+
+
+def check_runtime(settings: Measure) -> None:
+    """Raises UserError where the runtime is not installed, or never runs what is asked for."""
+    if settings.runtime != "onnxruntime":
+        return
+    exported.check_installed()
+    if settings.precision == "bfloat16":
+        raise UserError(
+            "measure.runtime=onnxruntime has hardly an operator for measure.precision=bfloat16: "
+            "take float16 or float32"
+        )
+    if settings.layout == "channels_last":
+        raise UserError(
+            "measure.runtime=onnxruntime lays tensors out by itself: "
+            "measure.layout=channels_last is not for it"
+        )
+
+
+def runtime_version(settings: Measure) -> str:
+    """Such as `torch 2.11.0` or `onnxruntime 1.22.0`. Raises UserError where it is missing."""
+    check_runtime(settings)
+    name = "onnxruntime" if settings.runtime == "onnxruntime" else "torch"
+    return f"{name} {version(name)}"
+
+
+def _module(module: nn.Module, settings: Measure) -> nn.Module:
+    module = copy.deepcopy(module).eval().to(getattr(torch, settings.precision))
+    if settings.layout == "channels_last":
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+def _inputs(inputs: Inputs, settings: Measure) -> Inputs:
+    def prepare(x: Tensor) -> Tensor:
+        x = x.detach().clone()  # modules may work in place
+        if x.is_floating_point():
+            x = x.to(getattr(torch, settings.precision))
+        if x.ndim == 4 and settings.layout == "channels_last":
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    return tree_map_only(Tensor, prepare, inputs)
+
+
+def _eager(module: Callable[..., object], inputs: Inputs) -> Run:
+    @torch.inference_mode()
+    def run() -> object:
+        return module(*inputs)
+
+    return run
+
+
+def _compiled(module: nn.Module, inputs: Inputs) -> Run:
+    def call(*arguments: Any) -> object:
+        return module(*arguments)
+
+    # What was compiled is kept by code object, with room for eight: so each module has one of its
+    # own, or from the ninth module of a class on they would silently run eagerly.
+    call.__code__ = call.__code__.replace()
+    return _eager(torch.compile(call, dynamic=False), inputs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Compilers and exporters warn, log and print; what matters they raise."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _asked(settings: Measure) -> str:
+    """The fields that are not the default, as the user wrote them."""
+    fields = {name: getattr(settings, name) for name in ("runtime", "layout", "precision")}
+    defaults = Measure()
+    changed = {n: v for n, v in fields.items() if v != getattr(defaults, n)} or fields
+    return ", ".join(f"measure.{name}={value}" for name, value in changed.items())
+
+
+def _root(error: BaseException) -> str:
+    """What an exporter's long story began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return reason(error)

@@ -1,0 +1,138 @@
+"""The best plan within limits, exactly, by mixed-integer programming (scipy's HiGHS).
+
+One binary variable for each candidate of each site, of which a site takes one at most. What
+candidates save adds up, so every limit is linear. The peak of memory is the worst of many moments:
+one more variable, no less than each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from updp.search.space import Cost, Genome, Space
+
+Row = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan must keep to: amounts by unit at most, and exactly so many pruned sites."""
+
+    amounts: Mapping[str, float] = field(default_factory=dict)
+    blocks: int | None = None
+
+    def met(self, cost: Cost) -> bool:
+        """Whether a plan of this cost keeps to them (up to rounding)."""
+        return self.blocks in (None, cost.blocks) and all(
+            getattr(cost, unit) <= limit * (1 + 1e-9) for unit, limit in self.amounts.items()
+        )
+
+    def without(self, unit: str) -> Limits:
+        """All but one."""
+        return replace(self, amounts={u: a for u, a in self.amounts.items() if u != unit})
+
+
+class Program:
+    """The plans of a space as variables: candidates in the order of sites, then the peak."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.options = [option for site in space.sites for option in site.options]
+        self.owners = np.array([i for i, site in enumerate(space.sites) for _ in site.options])
+        self.places = np.cumsum([0, *(len(site.options) for site in space.sites)])
+
+    def best(self, weights: Sequence[float], limits: Limits) -> Genome | None:
+        """The plan of the least sum of `weights`, one per candidate; None: limits allow none."""
+        return self._solve(self._row(weights), limits)
+
+    def least(self, unit: str, limits: Limits) -> float | None:
+        """What a plan within the limits can come down to in `unit`; None without such a plan."""
+        values, whole = self._costs(unit)
+        genome = self._solve(values / max(whole, 1), limits)
+        return None if genome is None else float(getattr(self.space.cost(genome), unit))
+
+    def nearest(self, genome: Genome, weights: Sequence[float], limits: Limits) -> Genome | None:
+        """The plan within the limits that differs at fewest sites; of these, of least weights."""
+        if limits.met(self.space.cost(genome)):
+            return genome
+        differing = np.ones(len(self.options))  # from a site that is kept
+        for i, j in enumerate(genome):
+            if j:  # keeping it differs by 1, its candidate by 0, another one by 1
+                differing[self.places[i] : self.places[i + 1]] = 0
+                differing[self.places[i] + j - 1] = -1
+        small = np.asarray(weights, dtype=float)
+        small = small / (1 + np.abs(small).sum()) / 2
+        return self.best(differing + small, limits)
+
+    def _solve(self, value: Row, limits: Limits) -> Genome | None:
+        if not self.options:
+            return None
+        constraints = [*self._one_each, *self._peak, *self._limits(limits)]
+        rows, low, high = zip(*constraints, strict=True)
+        upper = np.ones(len(value))
+        upper[-1] = np.inf
+        integral = np.ones(len(value))
+        integral[-1] = 0
+        result = milp(
+            value,
+            integrality=integral,
+            bounds=Bounds(0, upper),
+            constraints=LinearConstraint(np.array(rows), low, high),
+        )
+        return None if result.x is None else self._genome(result.x[:-1])
+
+    def _row(self, values: Sequence[float] | Row, peak: float = 0) -> Row:
+        return np.array([*values, peak], dtype=float)
+
+    @cached_property
+    def _scale(self) -> float:
+        """Bytes that the peak is counted in, for the solver's tolerances are absolute."""
+        return max(1.0, self.space.baseline.memory)
+
+    def _costs(self, unit: str) -> tuple[Row, float]:
+        """What each candidate (and the peak) adds to the baseline's cost in `unit`, which is."""
+        if unit == "memory":
+            freed = [-float(o.bytes) for o in self.options]
+            return self._row(freed, self._scale), self.space.weights
+        name = {"latency": "ms"}.get(unit, unit)
+        saved = [-float(getattr(o, name)) for o in self.options]
+        return self._row(saved), float(getattr(self.space.baseline, unit))
+
+    @cached_property
+    def _one_each(self) -> list[tuple[Row, float, float]]:
+        sites = np.flatnonzero(np.diff(self.places))
+        return [(self._row((self.owners == i).astype(float)), 0, 1) for i in sites]
+
+    @cached_property
+    def _peak(self) -> list[tuple[Row, float, float]]:
+        """The peak is no less than the memory at any site, nor than that outside of all."""
+        rows = [(self._row(np.zeros(len(self.options)), 1), self.space.outside / self._scale)]
+        for i, site in enumerate(self.space.sites):
+            more = np.array([float(o.memory - site.memory) for o in self.options])
+            inside = np.where(self.owners == i, more, 0)
+            rows.append((self._row(-inside / self._scale, 1), site.memory / self._scale))
+        return [(row, low, np.inf) for row, low in rows]
+
+    def _limits(self, limits: Limits) -> list[tuple[Row, float, float]]:
+        rows = []
+        if limits.blocks is not None:
+            ones = self._row(np.ones(len(self.options)))
+            rows.append((ones, float(limits.blocks), float(limits.blocks)))
+        for unit, limit in limits.amounts.items():
+            values, whole = self._costs(unit)
+            scale = max(whole, 1)
+            rows.append((values / scale, -np.inf, (limit - whole) / scale))
+        return rows
+
+    def _genome(self, x: Row) -> Genome:
+        found = []
+        for start, end in zip(self.places[:-1], self.places[1:], strict=True):
+            chosen = np.flatnonzero(x[start:end] > 0.5)
+            found.append(int(chosen[0]) + 1 if len(chosen) else 0)
+        return tuple(found)

@@ -1,0 +1,143 @@
+"""Bayesian optimisation over plans: a Gaussian process that knows what goes with what.
+
+Damages do not simply add up: what a candidate does depends on what else is pruned. The process is
+on the logarithm of the score, with two kernels: a linear one on candidates (additive damage) and
+an exponential one on the number of sites at which two plans differ (plans that are alike score
+alike). Its few settings are those of the highest likelihood. Rasmussen & Williams, *Gaussian
+Processes for Machine Learning*, 2006, sections 2.2 and 5.4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice, product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky
+
+from updp.engine.feed import mix
+from updp.search.searchers.base import Known, Searcher, Task
+from updp.search.searchers.surrogate import Surrogate
+from updp.search.space import Genome
+
+_LEVELS = 8  # of the surrogate's front, which is scored first
+_PARENTS = 4  # the best plans, whose neighbours are considered
+_SAMPLED = 400  # the most promising of them, among which the process is sampled
+Array = NDArray[np.float64]
+
+
+class Process:
+    """A Gaussian process on log scores of plans."""
+
+    def __init__(self, task: Task, known: Known) -> None:
+        self.task = task
+        self.plans = [g for g in known if math.isfinite(known[g])]
+        scores = np.array([known[g] for g in self.plans])
+        logs = np.log(np.maximum(scores, 1e-6 * scores.max(initial=1e-12)))
+        self.mean, self.spread = float(logs.mean()), float(logs.std()) or 1.0
+        self._features, self._numbers = self._encoded(self.plans)
+        values = (logs - self.mean) / self.spread
+        settings = product((0.3, 1.0, 3.0), (0.3, 1.0), (2.0, 4.0, 8.0, 16.0), (1e-3, 1e-2))
+        self._linear, self._alike, self._length, self._noise = max(
+            settings, key=lambda s: self._likelihood(values, *s)
+        )
+        self._factor = self._cholesky(self._linear, self._alike, self._length, self._noise)
+        self._solved = cho_solve((self._factor, True), values)
+
+    def predict(self, plans: list[Genome]) -> tuple[Array, Array]:
+        """Mean (n,) and covariance (n, n) of the log scores, standardised."""
+        features, numbers = self._encoded(plans)
+        settings = self._linear, self._alike, self._length
+        across = self._kernel(features, self._features, numbers, self._numbers, *settings)
+        prior = self._kernel(features, features, numbers, numbers, *settings)
+        explained = across @ cho_solve((self._factor, True), across.T)
+        return across @ self._solved, prior - explained
+
+    def means(self, plans: list[Genome]) -> Array:
+        """The mean alone, of many."""
+        features, numbers = self._encoded(plans)
+        settings = self._linear, self._alike, self._length
+        across = self._kernel(features, self._features, numbers, self._numbers, *settings)
+        return across @ self._solved
+
+    def _encoded(self, plans: list[Genome]) -> tuple[Array, NDArray[np.int64]]:
+        """One column per candidate (n, candidates), and the genomes themselves (n, sites)."""
+        numbers = np.array(plans, dtype=np.int64).reshape(len(plans), -1)
+        features = np.zeros((len(plans), len(self.task.program.options)))
+        places = self.task.program.places[:-1]
+        rows, sites = np.nonzero(numbers)
+        features[rows, places[sites] + numbers[rows, sites] - 1] = 1
+        return features, numbers
+
+    @staticmethod
+    def _kernel(
+        a: Array,
+        b: Array,
+        p: NDArray[np.int64],
+        q: NDArray[np.int64],
+        linear: float,
+        alike: float,
+        length: float,
+    ) -> Array:
+        differing = np.zeros((len(p), len(q)))
+        for site in range(p.shape[1]):
+            differing += p[:, site, None] != q[None, :, site]
+        return linear * (a @ b.T) / p.shape[1] + alike * np.exp(-differing / length)
+
+    def _cholesky(self, linear: float, alike: float, length: float, noise: float) -> Array:
+        f, n = self._features, self._numbers
+        kernel = self._kernel(f, f, n, n, linear, alike, length) + 1.0  # a mean that is not known
+        return cholesky(kernel + noise * np.eye(len(f)), lower=True)
+
+    def _likelihood(
+        self, values: Array, linear: float, alike: float, length: float, noise: float
+    ) -> float:
+        factor = self._cholesky(linear, alike, length, noise)
+        fit = float(values @ cho_solve((factor, True), values))
+        return -fit / 2 - float(np.log(np.diag(factor)).sum())
+
+
+class Bayes(Searcher):
+    """Scores the plans that the process expects to be best, or that may well be."""
+
+    name = "bayes"
+
+    def propose(self, known: Known) -> list[Genome]:
+        """First the surrogate's front; then half by expectation, half by samples (Thompson)."""
+        task = self.task
+        singles = {task.space.keep, *task.space.singles()}
+        front = Surrogate(task, known).front(_LEVELS) if known.keys() <= singles else ()
+        if first := self.unknown(front, known):
+            return first
+        plans = [plan for plan in dict.fromkeys(self._considered(known)) if plan not in known]
+        if not plans:
+            return self.filled((), known)
+        process = Process(task, known)
+        means = process.means(plans)
+        order = np.argsort(means, kind="stable")[:_SAMPLED]
+        promising = [plans[i] for i in order]
+        half = promising[: task.settings.population // 2]
+        return self.filled((*half, *self._sampled(process, promising, len(known))), known)
+
+    def _considered(self, known: Known) -> Iterator[Genome]:
+        """Neighbours of the best plans within the limits and of the surrogate's; some at random."""
+        task = self.task
+        surrogate = Surrogate(task, known)
+        within = sorted((g for g in known if task.meets(g)), key=lambda g: (known[g], g))
+        yield from islice(surrogate.best(), _SAMPLED)
+        for plan in within[:_PARENTS]:
+            yield from surrogate.neighbours(plan)
+        start = len(known)
+        yield from (task.random(i) for i in range(start, start + task.settings.population))
+
+    def _sampled(self, process: Process, plans: list[Genome], number: int) -> Iterator[Genome]:
+        """The best plan of each of some functions drawn from the process; then the rest."""
+        mean, covariance = process.predict(plans)
+        chance = np.random.default_rng(mix(self.task.seed, 50, number))
+        factor = cholesky(covariance + 1e-6 * np.eye(len(plans)), lower=True)
+        for _ in range(2 * self.task.settings.population):
+            drawn = mean + factor @ chance.standard_normal(len(plans))
+            yield plans[int(np.argmin(drawn))]
+        yield from plans

@@ -1,0 +1,80 @@
+"""NSGA-II (Deb et al., 2002; optuna's): score against cost, over generations."""
+
+from __future__ import annotations
+
+import optuna
+from optuna.samplers import NSGAIISampler
+
+from updp.engine.feed import mix
+from updp.search.searchers.base import Known, Searcher, Task
+from updp.search.searchers.surrogate import Surrogate
+from updp.search.space import Genome
+from updp.search.target import share
+
+_STALE = 20  # generations in a row without an unknown plan after which it gives up
+
+
+class Genetic(Searcher):
+    """A gene per site; a child that misses the limits becomes the nearest plan that meets them.
+
+    The study is in memory: it is asked anew from the beginning after a kill, and as the seed of
+    every trial is derived from its number, it asks the same.
+    """
+
+    name = "genetic"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(directions=["minimize", "minimize"])
+        self._waiting: list[tuple[optuna.Trial, Genome]] = []
+        self._asked = 0
+
+    def preliminaries(self) -> list[Genome]:
+        """Each candidate alone only where they seed the first generation."""
+        return super().preliminaries() if self.task.settings.seeded else []
+
+    def propose(self, known: Known) -> list[Genome]:
+        """A generation's unknown plans."""
+        for _ in range(_STALE):
+            if not self._waiting:
+                self._ask(known)
+            if new := self.unknown((plan for _, plan in self._waiting), known):
+                return new
+            for trial, plan in self._waiting:
+                space, axis = self.task.space, self.task.axis
+                self._study.tell(trial, [known[plan], share(space.cost(plan), axis, space)])
+            self._waiting = []
+        return []
+
+    def _ask(self, known: Known) -> None:
+        task = self.task
+        count = task.settings.population
+        first = self._seeds(known, count) if self._asked == 0 else []
+        for genome in first:
+            self._study.enqueue_trial(dict(zip(task.space.names, genome, strict=True)))
+        for _ in range(count):
+            seed = mix(task.seed, 20, self._asked) % 2**32
+            self._study.sampler = NSGAIISampler(population_size=count, seed=seed)
+            trial = self._study.ask()
+            genes = tuple(
+                int(trial.suggest_categorical(site.name, range(len(site.options) + 1)))
+                for site in task.space.sites
+            )
+            self._waiting.append((trial, self._repaired(genes)))
+            self._asked += 1
+
+    def _seeds(self, known: Known, count: int) -> list[Genome]:
+        """The surrogate's front, half of the generation at most, and random plans."""
+        task = self.task
+        front: dict[Genome, None] = {}
+        if task.settings.seeded:
+            front = dict.fromkeys(Surrogate(task, known).front(count // 2))
+        return [*front, *(task.random(i) for i in range(count - len(front)))]
+
+    def _repaired(self, genes: Genome) -> Genome:
+        """The plan itself where it costs no more than the limits' front allows, or the nearest."""
+        weights = [0.0] * len(self.task.program.options)
+        plan = self.task.program.nearest(genes, weights, self.task.limits)
+        assert plan is not None, "limits are checked before a search"
+        return plan

@@ -1,0 +1,229 @@
+"""Every runtime, layout and precision computes what the module does, and leaves it alone."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from updp.errors import UserError
+from updp.measure import runner
+from updp.recipe import Measure
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
+
+
+class Inverted(nn.Module):
+    """Convolutions, a BatchNorm that has seen data, work in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm = nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 4, 1)
+        nn.init.uniform_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x, inplace=True)
+        y = F.relu6(self.first(x), inplace=True)
+        return x + self.last(self.norm(self.depthwise(y)).relu_())
+
+
+class Attention(nn.Module):
+    """With what blocks get beside their input: a mask or none, a whole number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.proj = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, heads: int = 2) -> Tensor:
+        n, length, width = x.shape
+        qkv = self.qkv(x).reshape(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(*qkv.unbind(), attn_mask=mask)
+        return self.proj(y.transpose(1, 2).reshape(n, length, width))
+
+
+def cases() -> list[tuple[nn.Module, tuple[Any, ...]]]:
+    torch.manual_seed(0)
+    tokens, allowed = torch.randn(3, 5, 8), torch.rand(1, 1, 5, 5) > 0.5
+    return [
+        (Inverted(), (torch.randn(2, 4, 9, 7),)),
+        (Attention(), (tokens, None)),
+        (Attention(), (tokens, allowed | torch.eye(5, dtype=torch.bool), 4)),
+        (Attention(), (tokens, torch.randn(1, 1, 5, 5))),
+    ]
+
+
+def output(result: object) -> Tensor:
+    """The tensor that a runner's result begins with."""
+    value = tree_leaves(result)[0]
+    return value if isinstance(value, Tensor) else torch.from_numpy(value.numpy())
+
+
+def check(module: nn.Module, inputs: tuple[Any, ...], settings: Measure) -> None:
+    """Against eager float64, and what is the user's is as it was."""
+    given = copy.deepcopy((module.state_dict(), inputs))
+    run = runner(module, inputs, settings)
+    y = output(run())
+    assert output(run()).equal(y)
+    assert y.dtype == getattr(torch, settings.precision)
+    assert module.training
+    for ours, theirs in zip(
+        tree_leaves((module.state_dict(), inputs)), tree_leaves(given), strict=True
+    ):
+        same = ours is theirs or ours == theirs
+        assert torch.all(torch.as_tensor(same))
+        assert not isinstance(ours, Tensor) or (ours.dtype, ours.stride()) == (
+            theirs.dtype,
+            theirs.stride(),
+        )
+    exact = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, given[1])
+    expected = output(copy.deepcopy(module).eval().double()(*exact))
+    assert (y.double() - expected).norm() <= TOLERANCE[settings.precision] * expected.norm()
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_eager(layout: Any, precision: Any) -> None:
+    for module, inputs in cases():
+        check(module, inputs, Measure(layout=layout, precision=precision))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compile(layout: Any, precision: Any) -> None:
+    for module, inputs in cases():
+        check(module, inputs, Measure(runtime="compile", layout=layout, precision=precision))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_onnxruntime(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    for module, inputs in cases():
+        check(module, inputs, Measure(runtime="onnxruntime", precision=precision))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_convolutions_are_laid_out() -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    class Spy(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            last = torch.channels_last
+            seen.append(
+                (x.is_contiguous(memory_format=last), self.weight.is_contiguous(memory_format=last))
+            )
+            return super().forward(x)
+
+    x = torch.randn(2, 4, 5, 6)
+    for layout, is_last in (("contiguous", False), ("channels_last", True)):
+        runner(Spy(4, 8, 3), (x,), Measure.model_validate({"layout": layout}))
+        assert seen.pop() == (is_last, is_last)
+
+
+def test_many_modules_of_one_class_are_each_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    counters.clear()
+    x, settings = torch.randn(2, 3), Measure(runtime="compile")
+    runs = [runner(nn.Sequential(nn.Linear(3, n)), (x,), settings) for n in range(1, 21)]
+    for n, run in enumerate(runs, 1):
+        assert output(run()).shape == (2, n)
+    assert counters["stats"]["unique_graphs"] == 20  # and none of them again
+
+
+def test_a_runtime_that_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnxruntime", "onnx", "onnxscript"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, None)
+            with pytest.raises(UserError) as raised:
+                runner(nn.Identity(), (torch.ones(1),), Measure(runtime="onnxruntime"))
+        message = f"measure.runtime=onnxruntime needs {name}: pip install 'updp[onnx]'"
+        assert str(raised.value) == message
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.sum()) > 0 else -x
+
+
+class Flattening(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).view(len(x), -1)
+
+
+class Stubborn(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.ones(1, dtype=torch.float32))
+
+
+IMAGE = torch.randn(2, 3, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "settings", "message"),
+    [
+        (
+            Branching(),
+            (IMAGE,),
+            {"runtime": "onnxruntime"},
+            "measure.runtime=onnxruntime: Branching",
+        ),
+        (
+            Flattening(3, 4, 3),
+            (IMAGE,),
+            {"layout": "channels_last"},
+            "measure.layout=channels_last",
+        ),
+        (Stubborn(5, 5), (IMAGE,), {"precision": "float16"}, "measure.precision=float16: Stubborn"),
+        (nn.Linear(4, 4), (IMAGE,), {}, "measure.runtime=eager, measure.layout=contiguous"),
+        (
+            Stubborn(5, 5),
+            (IMAGE,),
+            {"layout": "channels_last", "precision": "bfloat16"},
+            "measure.layout=channels_last, measure.precision=bfloat16: Stubborn does not run so",
+        ),
+        (
+            nn.Linear(5, 5),
+            (IMAGE,),
+            {"runtime": "onnxruntime", "precision": "bfloat16"},
+            "hardly an operator for measure.precision=bfloat16",
+        ),
+        (
+            nn.Conv2d(3, 3, 3),
+            (IMAGE,),
+            {"runtime": "onnxruntime", "layout": "channels_last"},
+            "measure.layout=channels_last is not for it",
+        ),
+        (
+            nn.Identity(),
+            (torch.empty(1, device="meta"),),
+            {"runtime": "onnxruntime"},
+            "the ONNX Runtime that is installed knows no 'meta'",
+        ),
+    ],
+)
+def test_what_does_not_run_is_one_line(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    settings: dict[str, Any],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(UserError) as raised:
+        runner(module, inputs, Measure.model_validate(settings))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")

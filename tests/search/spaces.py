@@ -1,0 +1,44 @@
+"""Small spaces of plans, and the plain way to look at all of one."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import strategies as st
+
+from updp.recipe import Recipe
+from updp.search import Choice, Limits, Option, Space, Task
+from updp.search.space import Genome
+
+
+@st.composite
+def spaces(draw: st.DrawFn, most_sites: int = 4, most_options: int = 3) -> Space:
+    """Whole numbers, so that sums are exact."""
+    sites = []
+    for i in range(draw(st.integers(1, most_sites))):
+        options = tuple(
+            Option(
+                f"option {j}",
+                ms=draw(st.integers(0, 20)),
+                macs=draw(st.integers(0, 50)),
+                parameters=draw(st.integers(-5, 30)),
+                bytes=draw(st.integers(-5, 30)),
+                memory=draw(st.integers(0, 60)),
+                noise=draw(st.integers(0, 3)),
+            )
+            for j in range(draw(st.integers(1, most_options)))
+        )
+        sites.append(Choice(f"site {i}", options, memory=draw(st.integers(0, 60))))
+    return Space(tuple(sites), 100, 300, 200, weights=150, outside=draw(st.integers(0, 40)))
+
+
+def plans(space: Space) -> list[Genome]:
+    """All of them."""
+    return list(itertools.product(*(range(1 + len(site.options)) for site in space.sites)))
+
+
+def task(
+    space: Space, limits: Limits, searcher: str = "bayes", seed: int = 0, **changes: object
+) -> Task:
+    settings = Recipe().search.model_copy(update={"searcher": searcher, **changes})
+    return Task(space, limits, settings, seed)
