@@ -124,7 +124,7 @@ class Search(_Part):
     evaluations: int = Field(
         200, ge=1, description="plans scored at most, beside each candidate of each site alone"
     )
-    population: int = Field(16, ge=4, description="plans proposed at once")
+    population: int = Field(8, ge=4, description="plans proposed at once")
     seeded: bool = Field(True, description="genetic starts from milp's front")
     score: Literal["accuracy", "loss", "divergence"] = Field(
         "divergence", description="on held-out images; divergence is KL from the baseline's logits"

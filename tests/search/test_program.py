@@ -1,5 +1,6 @@
 """Integer programming against looking at every plan."""
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,3 +68,11 @@ def test_the_nearest_plan(space: Space, data: st.DataObject) -> None:
     else:
         assert found in within
         assert distance(found) == min(map(distance, within))
+
+
+@given(spaces(), st.data())
+def test_limits_of_many_plans_at_once(space: Space, data: st.DataObject) -> None:
+    asked = data.draw(limits(space))
+    every = plans(space)
+    found = Program(space).met(np.array(every), asked)
+    assert list(found) == [asked.met(space.cost(genome)) for genome in every]

@@ -70,6 +70,33 @@ class Program:
         small = small / (1 + np.abs(small).sum()) / 2
         return self.best(differing + small, limits)
 
+    def features(self, plans: NDArray[np.int64]) -> Row:
+        """Genomes (n, sites) as one column per candidate (n, candidates), 1 where it is taken."""
+        found = np.zeros((len(plans), len(self.options)))
+        rows, sites = np.nonzero(plans)
+        found[rows, self.places[sites] + plans[rows, sites] - 1] = 1
+        return found
+
+    def met(self, plans: NDArray[np.int64], limits: Limits) -> NDArray[np.bool_]:
+        """Which of the genomes (n, sites) are within the limits (n,)."""
+        features = self.features(plans)
+        met = np.ones(len(plans), dtype=bool)
+        if limits.blocks is not None:
+            met &= (plans > 0).sum(1) == limits.blocks
+        for unit, limit in limits.amounts.items():
+            values, whole = self._costs(unit)
+            costs = whole + features @ values[:-1]
+            met &= costs + values[-1] * self._peaks(plans) <= limit * (1 + 1e-9)
+        return met
+
+    def _peaks(self, plans: NDArray[np.int64]) -> Row:
+        """The peak of each plan's activations, in the unit that the program counts it in."""
+        peaks = np.full(len(plans), float(self.space.outside))
+        for i, site in enumerate(self.space.sites):
+            inside = np.array([site.memory, *(o.memory for o in site.options)], dtype=float)
+            peaks = np.maximum(peaks, inside[plans[:, i]])
+        return peaks / self._scale
+
     def _solve(self, value: Row, limits: Limits) -> Genome | None:
         if not self.options:
             return None

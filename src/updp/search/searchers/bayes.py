@@ -65,11 +65,7 @@ class Process:
     def _encoded(self, plans: list[Genome]) -> tuple[Array, NDArray[np.int64]]:
         """One column per candidate (n, candidates), and the genomes themselves (n, sites)."""
         numbers = np.array(plans, dtype=np.int64).reshape(len(plans), -1)
-        features = np.zeros((len(plans), len(self.task.program.options)))
-        places = self.task.program.places[:-1]
-        rows, sites = np.nonzero(numbers)
-        features[rows, places[sites] + numbers[rows, sites] - 1] = 1
-        return features, numbers
+        return self.task.program.features(numbers), numbers
 
     @staticmethod
     def _kernel(
@@ -84,11 +80,13 @@ class Process:
         differing = np.zeros((len(p), len(q)))
         for site in range(p.shape[1]):
             differing += p[:, site, None] != q[None, :, site]
-        return linear * (a @ b.T) / p.shape[1] + alike * np.exp(-differing / length)
+        unknown_mean = 1.0
+        alikes = alike * np.exp(-differing / length)
+        return unknown_mean + linear * (a @ b.T) / p.shape[1] + alikes
 
     def _cholesky(self, linear: float, alike: float, length: float, noise: float) -> Array:
         f, n = self._features, self._numbers
-        kernel = self._kernel(f, f, n, n, linear, alike, length) + 1.0  # a mean that is not known
+        kernel = self._kernel(f, f, n, n, linear, alike, length)
         return cholesky(kernel + noise * np.eye(len(f)), lower=True)
 
     def _likelihood(

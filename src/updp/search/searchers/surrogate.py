@@ -37,7 +37,7 @@ class Surrogate:
             self._correct(plans, np.array([damage(g) for g in plans]), ridge)
 
     def _correct(self, plans: list[Genome], damages: NDArray[np.float64], ridge: float) -> None:
-        features = np.array([self._row(genome) for genome in plans])
+        features = self.task.program.features(np.array(plans))
         predicted = features @ self.weights
         # How much more (or less) than the sum plans of several do, in the main.
         scale = float(predicted @ damages) / max(float(predicted @ predicted), 1e-12)
@@ -49,17 +49,9 @@ class Surrogate:
         normal += ridge * trust.mean() * np.eye(len(self.weights))
         self.weights = self.weights + np.linalg.solve(normal, features.T @ (trust * wrong))
 
-    def _row(self, genome: Genome) -> NDArray[np.float64]:
-        row = np.zeros(len(self.task.program.options))
-        places = self.task.program.places
-        for i, j in enumerate(genome):
-            if j:
-                row[places[i] + j - 1] = 1
-        return row
-
     def of(self, genome: Genome) -> float:
         """The prediction for a plan, from 0 for the baseline."""
-        return float(self._row(genome) @ self.weights)
+        return float(self.task.program.features(np.array([genome]))[0] @ self.weights)
 
     def best(self) -> Iterator[Genome]:
         """The best plan within the limits, exactly, and its neighbours."""
@@ -84,23 +76,21 @@ class Surrogate:
 
     def neighbours(self, genome: Genome) -> Iterator[Genome]:
         """Plans within the limits that differ at one or two sites, by prediction."""
-        task, space = self.task, self.task.space
-        ones = [
-            (i, j)
-            for i, site in enumerate(space.sites)
-            for j in range(len(site.options) + 1)
-            if j != genome[i]
-        ]
-        found: list[tuple[float, Genome]] = []
-        for n, (i, j) in enumerate(ones):
-            changed = space.changed(genome, i, j)
-            found.append((self.of(changed), changed))
-            for k, m in ones[n + 1 :]:
-                if k != i:
-                    twice = space.changed(changed, k, m)
-                    found.append((self.of(twice), twice))
-        found.sort()
-        return (plan for _, plan in found if task.meets(plan))
+        task = self.task
+        counts = [len(site.options) for site in task.space.sites]
+        ones = [(i, j) for i, n in enumerate(counts) for j in range(n + 1) if j != genome[i]]
+        sites = np.array([i for i, _ in ones])
+        first, second = np.triu_indices(len(ones))  # a change with itself is one change
+        apart = (first == second) | (sites[first] != sites[second])
+        first, second = first[apart], second[apart]
+        values = np.array([j for _, j in ones])
+        plans = np.tile(np.array(genome), (len(first), 1))
+        rows = np.arange(len(first))
+        plans[rows, sites[first]] = values[first]
+        plans[rows, sites[second]] = values[second]
+        plans = plans[task.program.met(plans, task.limits)]
+        order = np.argsort(task.program.features(plans) @ self.weights, kind="stable")
+        return (tuple(map(int, plan)) for plan in plans[order])
 
 
 def best_known(task: Task, known: Known) -> Genome | None:
