@@ -1,3 +1,4 @@
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,10 +9,11 @@ from sqlalchemy.engine import Engine
 
 @pytest.fixture(autouse=True)
 def quick_store() -> Iterator[None]:
-    """A store that does not wait for the disk: hundreds of trials are told in a test."""
+    """A store that does not wait for the disk: hundreds of plans are scored in a test."""
 
     def unsynchronised(connection: Any, record: Any) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
 
     event.listen(Engine, "connect", unsynchronised)
     yield

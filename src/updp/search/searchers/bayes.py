@@ -23,8 +23,10 @@ from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome
 
 _LEVELS = 8  # of the surrogate's front, which is scored first
-_PARENTS = 4  # the best plans, whose neighbours are considered
-_SAMPLED = 400  # the most promising of them, among which the process is sampled
+_PARENTS = 4  # the best plans, from which better ones are looked for
+_STRANGERS = 2  # and plans at random, too
+_EXPECTED = 2  # plans scored because they are expected to be best; the others may well be
+_SAMPLED = 1000  # the most promising plans, among which the process is sampled
 Array = NDArray[np.float64]
 
 
@@ -103,32 +105,44 @@ class Bayes(Searcher):
     name = "bayes"
 
     def propose(self, known: Known) -> list[Genome]:
-        """First the surrogate's front; then half by expectation, half by samples (Thompson)."""
+        """First the surrogate's front; then a few by expectation, most by sampling (Thompson)."""
         task = self.task
         singles = {task.space.keep, *task.space.singles()}
         front = Surrogate(task, known).front(_LEVELS) if known.keys() <= singles else ()
         if first := self.unknown(front, known):
             return first
-        plans = [plan for plan in dict.fromkeys(self._considered(known)) if plan not in known]
+        process = Process(task, known)
+        considered = dict.fromkeys(self._considered(known, process))
+        plans = [plan for plan in considered if plan not in known]
         if not plans:
             return self.filled((), known)
-        process = Process(task, known)
         means = process.means(plans)
         order = np.argsort(means, kind="stable")[:_SAMPLED]
         promising = [plans[i] for i in order]
-        half = promising[: task.settings.population // 2]
-        return self.filled((*half, *self._sampled(process, promising, len(known))), known)
+        expected = promising[:_EXPECTED]
+        return self.filled((*expected, *self._sampled(process, promising, len(known))), known)
 
-    def _considered(self, known: Known) -> Iterator[Genome]:
-        """Neighbours of the best plans within the limits and of the surrogate's; some at random."""
+    def _considered(self, known: Known, process: Process) -> Iterator[Genome]:
+        """Plans on the ways down the process's mean, with their neighbours.
+
+        They begin at the best plans within the limits, at the surrogate's, and at random.
+        """
         task = self.task
         surrogate = Surrogate(task, known)
         within = sorted((g for g in known if task.meets(g)), key=lambda g: (known[g], g))
-        yield from islice(surrogate.best(), _SAMPLED)
-        for plan in within[:_PARENTS]:
-            yield from surrogate.neighbours(plan)
-        start = len(known)
-        yield from (task.random(i) for i in range(start, start + task.settings.population))
+        starts = [*within[:_PARENTS], *islice(surrogate.best(), 1)]
+        starts += [task.random(len(known) + i) for i in range(_STRANGERS)]
+        seen: set[Genome] = set()
+        for plan in starts:
+            value = math.inf
+            while plan not in seen:
+                seen.add(plan)
+                near = list(surrogate.neighbours(plan))
+                yield from near
+                means = process.means(near)
+                if not near or means.min() >= value:
+                    break
+                plan, value = near[int(np.argmin(means))], float(means.min())
 
     def _sampled(self, process: Process, plans: list[Genome], number: int) -> Iterator[Genome]:
         """The best plan of each of some functions drawn from the process; then the rest."""

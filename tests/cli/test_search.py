@@ -1,0 +1,135 @@
+"""Budgets, fronts, picks and workers, as a user meets them."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+import updp
+from tests import tiny
+from updp.engine.files import read_json
+from updp.rundir import STAGES
+
+pytestmark = pytest.mark.usefixtures("fixed_clock")
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def without(run: Path, first: str) -> Path:
+    """The run before a stage."""
+    for stage in STAGES[STAGES.index(first) :]:
+        shutil.rmtree(run / stage)
+    return run
+
+
+def plans(database: Path) -> int:
+    with sqlite3.connect(database) as connection:
+        return connection.execute("select count(finished) from updp_plans").fetchone()[0]
+
+
+def test_a_search_ends_with_its_front(run: Path) -> None:
+    outcome = tiny.updp("search", "--out", without(run, "search"))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "front of " in outcome.out
+    found = read_json(run / "search" / "front.json")
+    assert f"front of {len(found['points'])} plans" in outcome.out
+    assert "*" in outcome.out
+    assert "<svg" in (run / "search" / "front.svg").read_text()
+    assert found["points"][found["chosen"]]["choices"] == read_json(run / "plan.json")["choices"]
+    assert plans(run / "search" / "plans.db") == len(found["points"])
+
+
+@pytest.mark.parametrize(
+    "budget", [("macs=0.8",), ("latency=1.5x,parameters=90%",), ("blocks=2", "memory=99%")]
+)
+def test_several_budgets(budget: tuple[str, ...], run: Path) -> None:
+    options = [part for text in budget for part in ("--budget", text)]
+    outcome = tiny.updp("search", "--out", without(run, "search"), *options)
+    assert (outcome.code, outcome.err) == (0, "")
+    found = read_json(run / "search" / "front.json")
+    base, plan = found["baseline"], found["points"][found["chosen"]]
+    asked = ",".join(budget)
+    assert found["budget"] == asked
+    if "macs" in asked:
+        assert plan["macs"] <= 0.8 * base["macs"]
+    if "latency" in asked:
+        assert plan["latency"] <= base["latency"] / 1.5
+        assert plan["parameters"] <= 0.9 * base["parameters"]
+    if "blocks" in asked:
+        assert plan["blocks"] == 2
+        assert plan["memory"] <= 0.99 * base["memory"]
+
+
+def test_another_point_is_picked_without_a_search(run: Path) -> None:
+    before = tiny.contents(run)
+    outcome = tiny.updp("prune", "--out", run, "--pick", "macs=0.5")
+    assert (outcome.code, outcome.err) == (0, "")
+    picked = run / "picks" / "macs=0.5"
+    assert str(picked) in outcome.out.replace("\n", "")
+    assert {n: c for n, c in tiny.contents(run).items() if not n.startswith("picks")} == before
+    plan = updp.Plan.from_json((picked / "plan.json").read_text())
+    assert plan.budget == "macs=0.5"
+    result = read_json(picked / "result.json")
+    assert result["merged"]["macs"] <= 0.5 * result["baseline"]["macs"]
+    updp.load(picked)
+    again = tiny.contents(picked)
+    assert tiny.updp("prune", "--out", run, "--pick", "macs=0.5").code == 0
+    assert tiny.contents(picked) == again
+
+
+def test_a_pick_that_is_not_there_leaves_no_trace(run: Path) -> None:
+    before = tiny.contents(run)
+    outcome = tiny.updp("prune", "--out", run, "--pick", "40")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert outcome.err.startswith("updp: --pick 40: the front has lines 1 to ")
+    assert tiny.contents(run) == before
+    shutil.rmtree(run / "search")
+    outcome = tiny.updp("prune", "--out", run, "--pick", "1")
+    assert outcome.code == 2
+    assert "has no finished search" in outcome.err
+
+
+def test_a_worker_scores_and_the_search_concludes(run: Path) -> None:
+    outcome = tiny.updp("search", "--out", without(run, "search"), "--worker")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert not (run / "search" / "plan.json").exists()
+    done = plans(run / "search" / "plans.db")
+    outcome = tiny.updp("search", "--out", run)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert plans(run / "search" / "plans.db") == done
+    assert read_json(run / "search" / "plan.json") == read_json(run / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("prune", ("--worker",), "--worker is for `updp search`, not for `updp prune`"),
+        ("search", ("--storage", "mysql"), "storage 'mysql' cannot be used: "),
+        ("search", ("--set", "search.searcher=best"), "search.searcher: Input should be 'bayes'"),
+    ],
+)
+def test_bad_options(command: str, options: tuple[str, ...], said: str, run: Path) -> None:
+    outcome = tiny.updp(command, "--out", without(run, "search"), *options)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert said in outcome.err
+
+
+def test_a_worker_before_there_is_a_supernet(run: Path) -> None:
+    outcome = tiny.updp("search", "--out", without(run, "supernet"), "--worker")
+    assert outcome.code == 2
+    assert "has no supernet yet: run `updp supernet` first" in outcome.err
+
+
+def test_storage_elsewhere(run: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    outcome = tiny.updp("search", "--out", without(run, "search"), "--storage", url)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert plans(tmp_path / "shared.db") == len(read_json(run / "search" / "front.json")["points"])
+    assert not (run / "search" / "plans.db").exists()
+    assert json.loads((run / "search" / "plan.json").read_text()) == read_json(run / "plan.json")
