@@ -99,7 +99,8 @@ class Bank:
             for name, found in offers.items()
         )
         self.space = Space(sites, sum(found[0].keep_ms for found in offers.values()), macs)
-        self.scorer = Scorer(net, baseline, feed, recipe.search)
+        self.parts = net, baseline, feed
+        self.scorer = Scorer(*self.parts, recipe.search)
         self.store = Store.in_folder(folder / network, "scores")
         self.known = self.store.results()
         self.seconds: dict[Genome, float] = {}

@@ -75,11 +75,13 @@ class Replay:
         self._new: dict[Prefix, _Entrance] = {}
         self._plan: Prefix = ()
         self._start: Prefix | None = None
+        self._calibrating = False
         self._places = self._survey(example, images) if self.bound else {}
 
     def begin(self) -> None:
         """Another plan has been chosen: look for the longest beginning that is known."""
         self._plan, self._new = tuple(self.net.switches[n].choice for n in self._order), {}
+        self._calibrating = True
         lengths = [n for n in range(len(self._plan), -1, -1) if self._enterable.get(n)]
         self._start = next((p for n in lengths if (p := self._plan[:n]) in self._known), None)
         if self._start is not None:
@@ -96,12 +98,13 @@ class Replay:
             logits, inputs = self._whole(images)
         for place, values in inputs.items():
             self._keep(self._plan[:place], key, values)
-        if not any(norm.training for norm in norms(self.net)):
+        if not self._calibrating:
             self._try(inputs, images, logits)
         return logits
 
     def calibrated(self) -> None:
         """All statistics are known: those from before the entrance are what they were there."""
+        self._calibrating = False
         found = norms(self.net)
         if self._start is not None:
             for norm, kept in zip(found, self._known[self._start].statistics, strict=True):
@@ -197,8 +200,10 @@ class Replay:
             inputs[place] = _copied(args)
 
     def _keep(self, prefix: Prefix, key: Hashable, values: tuple[Any, ...]) -> None:
-        entrance = self._known.get(prefix) or self._new.setdefault(prefix, _Entrance())
-        if key not in entrance.inputs:
+        entrance = self._known.get(prefix) or self._new.get(prefix)
+        if entrance is None and self._calibrating:  # a later one would lack what came before
+            entrance = self._new[prefix] = _Entrance()
+        if entrance is not None and key not in entrance.inputs:
             entrance.inputs[key] = values
             entrance.bytes += _bytes(values)
 
