@@ -4,7 +4,7 @@
     python benchmarks/speed.py --device cuda --batch 128 --half
 
 For each network every site is timed with each of its candidates, as `updp inspect` does; the k
-sites that save most milliseconds are pruned with the candidate that `updp prune` would take
+sites that save most milliseconds are pruned with the candidate that takes least away
 ("preferred") and, apart, with the fastest one that keeps an operator ("fastest"). The merged model
 is then timed against the baseline, interleaved in one process: median and quartiles of the ratio,
 beside the ratio of multiply-accumulates. Results: docs/results/speed-DEVICE.json, docs/speed.md.
@@ -36,7 +36,7 @@ INTRO = """# Speed of the paper's four networks
 
 Made by `python benchmarks/speed.py`: random weights, 224 px, merged against baseline, interleaved
 in one process, median (quartiles) of the ratio of times. The MACs ratio is about the limit.
-*preferred*: what `updp prune` would take; *fastest*: the candidate of fewest milliseconds that
+*preferred*: the candidate that takes least away; *fastest*: that of fewest milliseconds which
 still has an operator.
 """
 HALF = ("measure.precision=float16", "measure.layout=channels_last")

@@ -43,7 +43,7 @@ class Pruned:
 class Inspection:
     """What `inspect` returns: what each site may become, and each unusable block's reason.
 
-    `sites` has the candidate that `prune` would take at each site; `others` has each site's further
+    `sites` has the candidate that takes least away at each site; `others` has each site's further
     ones by its name. Milliseconds are for one batch, MACs for one image.
     """
 

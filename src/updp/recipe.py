@@ -130,7 +130,7 @@ class Search(_Part):
         "divergence", description="on held-out images; divergence is KL from the baseline's logits"
     )
     reuse_mb: int = Field(
-        1024, ge=0, description="memory for activations that plans with the same beginning share"
+        2048, ge=0, description="memory for activations that plans with the same beginning share"
     )
     stop_early: bool = Field(True, description="a plan that is certainly dominated is left")
     timed: int = Field(5, ge=1, description="the best plans timed end to end before one is chosen")

@@ -124,7 +124,7 @@ def test_a_search_that_is_stopped_goes_on_as_if_it_had_not(searcher: str, tmp_pa
         parts += judge.asked
     last = Judge()
     assert scores(run(asked, last, tmp_path / "parts")) == scores(expected)
-    assert parts + last.asked == whole.asked
+    assert sorted(parts + last.asked) == sorted(whole.asked)
     again = Judge(stop=0)
     assert scores(run(asked, again, tmp_path / "parts")) == scores(expected)
 

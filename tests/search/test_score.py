@@ -106,7 +106,7 @@ def test_it_stops_when_the_score_is_certain_to_be_worse(
     assert 0 < bounds[0] <= whole.score
     early = score(bad, lambda bound: bound >= bounds[0])
     assert (early.complete, early.images) == (False, 64)
-    assert early.score == pytest.approx(bounds[0] * 100 / 64)
+    assert bounds[0] / 1.0001 < early.score < 2 * whole.score  # an estimate
     assert score(bad) == whole
 
 

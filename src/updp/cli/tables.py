@@ -41,8 +41,8 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
             )
     console.print(table)
     console.print(
-        "The first line of a site is what prune would take. faster: the block alone; model: the "
-        "whole model with this one pruned.",
+        "Of each site, the first line takes least away; a search chooses among all. faster: the "
+        "block alone; model: the whole model with this one pruned.",
         highlight=False,
     )
     if found.unusable:

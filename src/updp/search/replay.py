@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from updp.engine.statistics import norms
 from updp.rewrite import Supernet, Switch
 
+_PLANS = 8  # whose activations there is memory for
+
 Prefix = tuple[str, ...]  # choices of the first switches, in the order of their calls
 Watch = Callable[..., Any]
 
@@ -124,7 +126,7 @@ class Replay:
             total -= self._known.popitem(last=False)[1].bytes
 
     def _survey(self, images: Tensor, total: int) -> dict[int, int]:
-        """Learn the order of calls. Returns places by call: as many as half the memory holds."""
+        """Learn the order of calls; choose places, by call, so few that several plans are kept."""
         sizes: list[float] = []
         count = 0
 
@@ -141,7 +143,7 @@ class Replay:
         with self._watched(watch):
             self.net(images)
         step = next(
-            (n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) <= self.bound / 2), None
+            (n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) <= self.bound / _PLANS), None
         )
         return {} if step is None else {self._first[p]: p for p in range(0, len(sizes), step)}
 

@@ -8,6 +8,7 @@ outcome depends neither on how many there are nor on who was killed when.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 from updp.engine.progress import Progress
@@ -50,15 +51,19 @@ def _round(
 ) -> dict[Genome, Evaluated]:
     """Have all of the plans scored, here or elsewhere."""
     done: dict[Genome, Evaluated] = {}
-    waiting = sorted(plans)  # neighbours share most of what they compute
+    waiting = sorted(plans)
+    last = waiting[zlib.crc32(store.worker.encode()) % len(waiting)]  # workers begin apart
     while waiting:
         results = store.results()
         for plan in [plan for plan in waiting if plan in results]:
             waiting.remove(plan)
             done[plan] = results[plan]
             progress.advance(_note(task, {**known, **done}))
+        # What begins as the last one did shares most of what it computes.
+        waiting.sort(key=lambda plan: (-_alike(plan, last), plan))
         mine = next((plan for plan in waiting if store.claim(plan)), None)
         if mine is not None:
+            last = mine
             _score(mine, known, task, judge, store)
         elif waiting:
             time.sleep(_POLL)
@@ -73,6 +78,12 @@ def _score(
         start = time.perf_counter()
         found = judge(task.space.choices(plan), hopeless)
         store.finish(plan, found, time.perf_counter() - start)
+
+
+def _alike(plan: Genome, other: Genome) -> int:
+    """At how many sites two plans begin alike."""
+    pairs = enumerate(zip(plan, other, strict=True))
+    return next((i for i, (a, b) in pairs if a != b), len(plan))
 
 
 def _never(bound: float) -> bool:

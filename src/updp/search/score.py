@@ -49,6 +49,11 @@ class Scorer:
         held_out = list(feed.held_out())
         logits, labels = predict(baseline, held_out)
         images = torch.cat([images for images, _ in held_out])
+        # Least sure first: most of a loss is theirs, so what is hopeless is soon seen to be.
+        unsure = 1 - logits.double().softmax(1).square().sum(1)
+        order = unsure.argsort(descending=True, stable=True)
+        images, labels, logits = images[order], labels[order], logits[order]
+        self.shares = (unsure[order].cumsum(0) / unsure.sum()).tolist()
         starts = range(0, len(images), _CHUNK)
         self.chunks = [
             (images[i : i + _CHUNK], labels[i : i + _CHUNK], logits[i : i + _CHUNK]) for i in starts
@@ -66,7 +71,9 @@ class Scorer:
     ) -> Score:
         """The plan's score; of fewer images when it is certain that the score is hopeless.
 
-        `hopeless` is asked after each chunk with a value that the score cannot fall below.
+        `hopeless` is asked after each chunk with a value that the score cannot fall below. What is
+        left out is estimated by how sure the baseline is of those images: to second order, what a
+        disturbance of logits does to KL is its variance under the baseline's probabilities.
         """
         training = self.net.training
         self.net.eval()
@@ -85,7 +92,10 @@ class Scorer:
                     break
         self.replay.end()
         self.net.train(training)
-        score = loss / seen if math.isfinite(loss) else math.inf  # its logits may be no numbers
+        share = self.shares[seen - 1] if seen < self.images else 1.0
+        score = loss / self.images / (share or 1.0)
+        if not math.isfinite(score):  # its logits may be no numbers
+            score = math.inf
         return Score(score, 100 * right / seen, seen, seen == self.images or math.isinf(score))
 
     def _loss(self, logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
