@@ -4,6 +4,7 @@ import os
 import pwd
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -106,7 +107,7 @@ def postgresql() -> Iterator[str]:
                 time.sleep(0.1)
         yield f"postgresql+psycopg://updp@/postgres?host={folder}"
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # does not wait for connections to close
         server.wait()
         shutil.rmtree(folder)
 
