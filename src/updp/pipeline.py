@@ -234,9 +234,9 @@ class Run:
         sites = (self.directory.stage("sites") / "sites.json").read_bytes()
         key = json.dumps(self.keys["search"], sort_keys=True).encode()
         study = hashlib.sha256(sites + key).hexdigest()
-        store = Store.in_folder(folder, study, settings.storage)
         scorer = Scorer(net, self.baseline, self.feed, settings)
-        return task, search_stage.search(task, scorer, store, self.progress)
+        with Store.in_folder(folder, study, settings.storage) as store:
+            return task, search_stage.search(task, scorer, store, self.progress)
 
     def _timed(self, plans: list[Genome]) -> dict[Genome, Latency]:
         """The merged plans against the baseline, end to end."""

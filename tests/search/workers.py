@@ -27,12 +27,14 @@ def work(url: str, log: str, seconds: float = 0.01) -> None:
         say("end", choices)
         return contract.Judge()(choices, hopeless)
 
-    search(contract.make_task("bayes"), judge, Store(url, "s"), Silent())
+    with Store(url, "s") as store:
+        search(contract.make_task("bayes"), judge, store, Silent())
 
 
 def finished(url: str) -> dict[Genome, Evaluated]:
     """What is in the store."""
-    return Store(url, "s").results()
+    with Store(url, "s") as store:
+        return store.results()
 
 
 def said(log: Path, word: str) -> list[str]:

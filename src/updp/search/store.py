@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
@@ -79,6 +79,13 @@ class Store:
         """The database of that URL, or SQLite in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         return cls(url or f"sqlite:///{(folder / 'plans.db').resolve()}", study)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the connections."""
+        self._engine.dispose()
 
     def results(self) -> dict[Genome, Evaluated]:
         """What was scored, in the order of ending."""
