@@ -165,7 +165,7 @@ def exhaustive(bank: Bank, blocks: int) -> float:
     return min(bank.known[plan].score.score for plan in plans)
 
 
-def measure(network: str, seeds: int, evaluations: int, folder: Path) -> dict[str, Any]:
+def measure(network: str, seeds: int, evaluations: int, folder: Path) -> None:
     """All searchers on one network."""
     torch.manual_seed(0)
     bank = Bank(network, folder, Recipe())
@@ -177,6 +177,15 @@ def measure(network: str, seeds: int, evaluations: int, folder: Path) -> dict[st
         for seed in range(seeds):
             runs[name].append(run(bank, name, seed, share, blocks))
             print(network, name, seed, runs[name][-1][-1], flush=True)
+            write(bank, network, blocks, evaluations, runs)
+    if len(bank.space.sites) <= 8:
+        write(bank, network, blocks, evaluations, runs, optimum=exhaustive(bank, blocks))
+
+
+def write(
+    bank: Bank, network: str, blocks: int, evaluations: int, runs: dict, **more: float
+) -> None:
+    """What there is so far, with its plot and the table of all networks."""
     result = {
         "network": network,
         "device": f"cpu, {torch.get_num_threads()} threads",
@@ -187,10 +196,13 @@ def measure(network: str, seeds: int, evaluations: int, folder: Path) -> dict[st
         "evaluations": evaluations,
         "runs": runs,
         "baseline": bank.known[bank.space.keep].score.score,
+        **more,
     }
-    if len(bank.space.sites) <= 8:
-        result["optimum"] = exhaustive(bank, blocks)
-    return result
+    folder = ROOT / "docs/results"
+    write_json(folder / f"search-{network}.json", result)
+    plot(result, ROOT / f"docs/search-{network}.svg")
+    found = [read_json(file) for file in sorted(folder.glob("search-*.json"))]
+    write_text(ROOT / "docs/search.md", table(found))
 
 
 def best_of(result: dict[str, Any]) -> float:
@@ -223,6 +235,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
     figure.suptitle(f"{result['network']}: {result['blocks']} of {result['sites']} sites")
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -276,13 +289,8 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=900, help="of random; others a third")
     parser.add_argument("--bank", type=Path, default=ROOT / "runs/search-benchmark")
     options = parser.parse_args()
-    folder = ROOT / "docs/results"
     for network in options.network:
-        result = measure(network, options.seeds, options.evaluations, options.bank)
-        write_json(folder / f"search-{network}.json", result)
-        plot(result, ROOT / f"docs/search-{network}.svg")
-    found = [read_json(file) for file in sorted(folder.glob("search-*.json"))]
-    write_text(ROOT / "docs/search.md", table(found))
+        measure(network, options.seeds, options.evaluations, options.bank)
 
 
 if __name__ == "__main__":
