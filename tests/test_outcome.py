@@ -64,8 +64,9 @@ def test_another_point_is_picked(searched) -> None:  # type: ignore[no-untyped-d
     outcome = conclusion(searched)
     for line in (1, len(outcome.front)):
         assert pick(outcome, SPACE, str(line)).chosen == outcome.front[line - 1]
-    faster = pick(outcome, SPACE, "latency=0.6")
-    keeping = [p for p in outcome.points if p.complete and p.latency <= 0.6 * SPACE.ms]
+    middle = outcome.points[outcome.front[len(outcome.front) // 2]].latency / SPACE.ms
+    faster = pick(outcome, SPACE, f"latency={middle + 1e-6:.6f}")
+    keeping = [p for p in outcome.points if p.complete and p.latency <= (middle + 1e-6) * SPACE.ms]
     assert faster.plan.score == min(p.score for p in keeping if p.score is not None)
     assert faster.model_copy(update={"chosen": outcome.chosen}) == outcome
 

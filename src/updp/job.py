@@ -47,12 +47,8 @@ class Job:
         }
 
     def keys(self) -> dict[str, dict[str, Any]]:
-        """What each stage is made from: its part of the recipe, and all that came before.
-
-        How often latency is measured and where a search is kept decide nothing.
-        """
-        aside = {"measure": {"rounds", "cache"}, "search": {"storage", "reuse_mb"}}
-        recipe = self.recipe.model_dump(mode="json", exclude=aside)
+        """What each stage is made from: its part of the recipe, and all that came before."""
+        recipe = self.recipe.decisive()
         key: dict[str, Any] = {
             "model": self.model_name,
             "seed": recipe["seed"],  # of untrained weights, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -212,9 +213,14 @@ class Recipe(_Part):
                 raise UserError(f"--set {setting!r}: the value is not YAML") from error
         return self.check(data, f"--set {' '.join(settings)}")
 
+    def decisive(self) -> dict[str, Any]:
+        """Plain data, without how often latency is measured and where a search is kept."""
+        aside = {"measure": {"rounds", "cache"}, "search": {"storage", "reuse_mb"}}
+        return self.model_dump(mode="json", exclude=aside)
+
     def hash(self) -> str:
-        """Sha256 of the recipe's content."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Sha256 of what decides the outcome."""
+        return hashlib.sha256(json.dumps(self.decisive()).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """As `load` reads it."""
