@@ -62,14 +62,20 @@ def main() -> None:
             write_json(file, measure(run, job, recipe, plan, options.out / f"train-{number}"))
         rows.append(read_json(file))
         print(number, {k: v for k, v in rows[-1].items() if k != "plan"}, flush=True)
+        if number:
+            write(rows, options.epochs)
+
+
+def write(rows: list[dict], epochs: float) -> None:
+    """What there is so far."""
     result: dict[str, Any] = {
         "device": f"cpu, {torch.get_num_threads()} threads",
         "versions": versions(),
-        "epochs": options.epochs,
+        "epochs": epochs,
         "plans": rows,
         "tau": {name: tau(rows, name) for name in ("supernet", "fitted")},
     }
-    print(result["tau"])
+    print(result["tau"], flush=True)
     write_json(ROOT / "docs/results/correlation.json", result)
 
 
@@ -90,12 +96,14 @@ def measure(run: Run, job: Any, recipe: Recipe, plan: dict[str, str], folder: Pa
 
 def tau(rows: list[dict], name: str) -> dict[str, float]:
     """Kendall's tau-b of the score with the error, over all and the mean within sizes."""
-    groups = [[r for r in rows if r["blocks"] == size] for size in {r["blocks"] for r in rows}]
+    sizes = {r["blocks"] for r in rows}
+    groups = [[r for r in rows if r["blocks"] == size] for size in sizes]
+    groups = [group for group in groups if len(group) > 1]
 
     def one(some: list[dict]) -> float:
         return float(kendalltau([r[name] for r in some], [-r["top1"] for r in some])[0])
 
-    return {"all": one(rows), "within": sum(map(one, groups)) / len(groups)}
+    return {"all": one(rows), "within": sum(map(one, groups)) / max(len(groups), 1)}
 
 
 if __name__ == "__main__":
