@@ -30,7 +30,7 @@ from updp.recipe import Recipe
 from updp.rundir import versions
 from updp.search import Scorer
 
-SIZES = (3, 6, 9, 12, 15)
+SIZES = (3, 6, 9, 12)
 
 
 def main() -> None:
