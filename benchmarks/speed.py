@@ -115,6 +115,11 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
+def slug(name: str) -> str:
+    """A device's name as part of a file's."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
 def table(results: list[dict[str, Any]]) -> str:
     lines = [INTRO]
     for result in results:
@@ -152,8 +157,7 @@ def main() -> None:
     result = {"device": name, "half": options.half, "versions": versions(), "rows": rows}
     folder = ROOT / "docs/results"
     folder.mkdir(parents=True, exist_ok=True)
-    slug = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-    write_json(folder / f"speed-{slug}.json", result)
+    write_json(folder / f"speed-{slug(name)}.json", result)
     results = [json.loads(file.read_text()) for file in sorted(folder.glob("speed-*.json"))]
     (ROOT / "docs/speed.md").write_text(table(results))
 

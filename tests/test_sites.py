@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests import tiny
-from updp import sites
+from updp import sites, timing
 from updp.blocks import find
 from updp.candidates import choose
 from updp.engine.files import read_json
@@ -50,7 +50,7 @@ def test_the_factor_is_what_the_clock_says(
         }
 
     monkeypatch.setattr(net, "merged", watched)
-    monkeypatch.setattr(sites, "compare_modules", compare)
+    monkeypatch.setattr(timing, "compare_modules", compare)
     x = torch.randn(2, 1, 8, 8)
     found = sites.in_place(model, net, offers, whole, x, recipe.measure)
     assert found == pytest.approx(factor)

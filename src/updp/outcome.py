@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from updp.budget import Budget
+from updp.candidates import Offer
 from updp.errors import UserError
 from updp.measure import Latency
+from updp.plan import Plan
 from updp.report import Timing
 from updp.search import Evaluated, Limits, Task, limits_of, pareto, within
 from updp.search.space import Cost, Genome, Space
@@ -122,6 +124,19 @@ def pick(outcome: Outcome, space: Space, text: str) -> Outcome:
         )
     chosen = min(keeping, key=lambda i: (_score(outcome.points[i]), i))
     return outcome.model_copy(update={"chosen": chosen})
+
+
+def plan_of(
+    outcome: Outcome,
+    offers: Mapping[str, Sequence[Offer]],
+    budget: str,
+    hashes: Mapping[str, str],
+) -> Plan:
+    """The chosen point as a plan, with its candidates."""
+    choices = outcome.plan.choices
+    labels = {name: {o.candidate.label: o.candidate for o in offers[name]} for name in choices}
+    candidates = {name: labels[name][label].to_json() for name, label in choices.items()}
+    return Plan(choices=choices, candidates=candidates, budget=budget, hashes=hashes)
 
 
 def _meets(point: Point, limits: Limits) -> bool:

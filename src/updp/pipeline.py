@@ -24,7 +24,6 @@ from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json, write_text
 from updp.errors import UserError
 from updp.job import Job
-from updp.measure import Latency, compare_modules
 from updp.merged import load
 from updp.models import num_outputs
 from updp.outcome import Outcome
@@ -36,6 +35,7 @@ from updp.rundir import STAGES, RunDirectory
 from updp.search import Limits, Scorer, Space, Store, Task, limits_of
 from updp.search.space import Genome
 from updp.sites import Offers, read_offers, read_space, survey
+from updp.timing import time_plans
 
 
 class Run:
@@ -72,6 +72,8 @@ class Run:
         self._net: Supernet | None = None
         if job.pick:
             self._pick()
+            if fresh in STAGES[:3]:  # which are the other run's
+                fresh = "subnet"
         if fresh:
             if before := STAGES.index(fresh):
                 self.directory.claim(self.keys, STAGES[before - 1])
@@ -215,7 +217,13 @@ class Run:
             write_text(folder / "plan.json", self.job.plan.to_json())
             return
         task, known = self._scored(folder)
-        measured = self._timed(outcomes.best(known, task))
+        plans, measure = outcomes.best(known, task), self.recipe.measure
+        self.progress.begin("search: timing the best plans", 1)
+        x = torch.randn(measure.batch_size, *self.shape, device=self.job.device)
+        choices = [self.space.choices(plan) for plan in plans]
+        times = time_plans(self.baseline, self.net().eval(), choices, x, measure)
+        measured = dict(zip(plans, times, strict=True))
+        self.progress.advance()
         assert self.recipe.budget is not None
         outcome = outcomes.conclude(known, task, self.recipe.budget, measured)
         self._write_outcome(folder, outcome)
@@ -238,37 +246,14 @@ class Run:
         with Store.in_folder(folder, study, settings.storage) as store:
             return task, search_stage.search(task, scorer, store, self.progress)
 
-    def _timed(self, plans: list[Genome]) -> dict[Genome, Latency]:
-        """The merged plans against the baseline, end to end."""
-        net, measure = self.net().eval(), self.recipe.measure
-        modules = {"baseline": self.baseline}
-        for number, plan in enumerate(plans):
-            net.choose(self.space.choices(plan))
-            modules[str(number)] = net.merged()
-        self.progress.begin("search: timing the best plans", 1)
-        x = torch.randn(measure.batch_size, *self.shape, device=self.job.device)
-        times = compare_modules(
-            modules, x, settings=measure, rounds=measure.rounds, round_seconds=0.1
-        )
-        self.progress.advance()
-        return {plan: times[str(number)] for number, plan in enumerate(plans)}
-
     def _write_outcome(self, folder: Path, outcome: Outcome) -> None:
-        choices = outcome.plan.choices
-        offers = {
-            name: {o.candidate.label: o.candidate for o in found}
-            for name, found in self.sites().items()
+        hashes = {
+            "model": self.keys["search"]["weights"],
+            "data": self.job.source.fingerprint,
+            "recipe": self.recipe.hash(),
         }
-        plan = Plan(
-            choices=choices,
-            candidates={name: offers[name][label].to_json() for name, label in choices.items()},
-            budget=self.job.pick or outcome.budget,
-            hashes={
-                "model": self.keys["search"]["weights"],
-                "data": self.job.source.fingerprint,
-                "recipe": self.recipe.hash(),
-            },
-        )
+        budget = self.job.pick or outcome.budget
+        plan = outcomes.plan_of(outcome, self.sites(), budget, hashes)
         plot_front(outcome, folder / "front.svg")
         write_json(folder / "front.json", outcome.model_dump(mode="json"))
         write_text(folder / "plan.json", plan.to_json())

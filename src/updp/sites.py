@@ -16,6 +16,7 @@ from updp.measure import compare_modules, count_macs, count_parameters, live_at,
 from updp.recipe import Measure, Recipe
 from updp.rewrite import Supernet
 from updp.search import Choice, Option, Space
+from updp.timing import time_plans
 
 Offers = dict[str, tuple[Offer, ...]]
 
@@ -79,16 +80,14 @@ def in_place(
     preferred = {name: found[0] for name, found in offers.items()}
     fastest = {n: max(found, key=lambda o: o.saved_ms) for n, found in offers.items()}
     plans = [preferred, fastest, dict(list(preferred.items())[::2])]
-    modules = {"baseline": model}
-    for number, plan in enumerate(plans if offers else []):
-        net.choose({name: offer.candidate.label for name, offer in plan.items()})
-        modules[str(number)] = net.merged()
-    net.choose({})
-    times = compare_modules(modules, x, settings=measure, rounds=measure.rounds, round_seconds=0.1)
+    if not offers:
+        return 1.0
+    choices = [{n: o.candidate.label for n, o in plan.items()} for plan in plans]
+    times = time_plans(model, net, choices, x, measure)
     # Sought: f such that 1 - f * saved is the share, each relative to the share.
     pairs = [
-        (sum(o.saved_ms for o in plan.values()) / whole, 1 / times[str(n)].speedup.median)
-        for n, plan in enumerate(plans if offers else [])
+        (sum(o.saved_ms for o in plan.values()) / whole, 1 / latency.speedup.median)
+        for plan, latency in zip(plans, times, strict=True)
     ]
     weights = sum((saved / share) ** 2 for saved, share in pairs)
     if not weights:

@@ -113,7 +113,7 @@ def _add(name: str, text: str) -> None:
             raise UserError(f"--worker is for `updp search`, not for `updp {name}`")
         everything = name == "prune"
         # Starting over from the beginning forgets the recipe too.
-        kept = None if everything and fresh else out
+        kept = None if everything and fresh and not pick else out
         globs = {"include": include, "exclude": exclude}
         chosen = settle(
             recipe, budget, settings, kept, input_size, mean, std, **globs, storage=storage
