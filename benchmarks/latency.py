@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from speed import device_name, slug
 
 from updp.blocks import find
 from updp.candidates import choose
@@ -127,10 +128,7 @@ def main() -> None:
         for name in options.network:
             rows += measure(name, recipe, options.plans, device)
             print(name, [f"{100 * r['error']:.1f}" for r in rows if r["network"] == name])
-    cuda = device.type == "cuda"
-    where = (
-        torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
-    )
+    where = device_name(device)
     result = {
         "device": where,
         "runtime": options.runtime,
@@ -139,8 +137,7 @@ def main() -> None:
         "rows": rows,
     }
     folder = ROOT / "docs/results"
-    slug = "-".join("".join(c if c.isalnum() else " " for c in where.lower()).split())
-    write_json(folder / f"latency-{slug}-{options.runtime}.json", result)
+    write_json(folder / f"latency-{slug(where)}-{options.runtime}.json", result)
     found = [read_json(file) for file in sorted(folder.glob("latency-*.json"))]
     write_text(ROOT / "docs/latency.md", table(found))
 

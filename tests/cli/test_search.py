@@ -81,6 +81,11 @@ def test_another_point_is_picked_without_a_search(run: Path) -> None:
     again = tiny.contents(picked)
     assert tiny.updp("prune", "--out", run, "--pick", "macs=0.5").code == 0
     assert tiny.contents(picked) == again
+    # Starting over begins after the search, which is the other run's.
+    assert tiny.updp("prune", "--out", run, "--pick", "macs=0.5", "--fresh").code == 0
+    assert (picked / "plan.json").read_bytes() == again["plan.json"]
+    assert (picked / "model.safetensors").read_bytes() == again["model.safetensors"]
+    assert {n: c for n, c in tiny.contents(run).items() if not n.startswith("picks")} == before
 
 
 def test_a_pick_that_is_not_there_leaves_no_trace(run: Path) -> None:
