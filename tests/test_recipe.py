@@ -43,6 +43,43 @@ def test_the_hash_is_of_the_content() -> None:
     assert Recipe().hash() != Recipe(seed=1).hash()
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("decay=cosin",), "decay: Value error, there is no such decay (but cosine), not 'cosin'"),
+        (("decay=7up",), "no such decay (but cosine, tanh, poly, step, constant), not '7up'"),
+        (("momentum=0.8", "optimizer=adamw"), "momentum: Value error, adamw has no momentum"),
+        (("betas=[0.9, 0.99]",), "betas: Value error, sgd has no betas, not [0.9, 0.99]"),
+        (("optimizer=adan", "betas=[0.9, 0.99]"), "betas: Value error, adan has 3 betas"),
+        (("optimizer=adamw", "betas=[0.9, 1]"), "each must be at least 0 and less than 1"),
+        (("ema=1",), "ema: Input should be less than 1"),
+        (("mixup=-1",), "mixup: Input should be greater than or equal to 0"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["supernet", "subnet"])
+def test_training_that_cannot_be(settings: tuple[str, ...], said: str, stage: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Recipe().updated(*(f"{stage}.{setting}" for setting in settings))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_betas_are_for_optimisers_that_have_them() -> None:
+    recipe = Recipe().updated("subnet.betas=[0.8, 0.99]", "subnet.optimizer=adamw")
+    assert recipe.subnet.betas == (0.8, 0.99)
+    # A wrong optimiser is what is said, not what it lacks.
+    with pytest.raises(UserError, match="timm has no such optimizer"):
+        recipe.updated("subnet.optimizer=adamv")
+
+
+def test_every_field_of_the_training_stages_says_what_it_is() -> None:
+    from updp.recipe import Subnet, Supernet
+
+    for part in (Supernet, Subnet):
+        silent = {name for name, field in part.model_fields.items() if not field.description}
+        assert not silent
+
+
 @pytest.mark.parametrize("field", ["supernet.lr", "subnet.distill", "merge.tolerance_float32"])
 @pytest.mark.parametrize("value", [".inf", ".nan", "-1"])
 def test_numbers_that_are_none(field: str, value: str) -> None:

@@ -23,12 +23,18 @@ KILLED = -signal.SIGKILL
 
 
 def arguments(folder: Path, out: Path) -> list[str]:
-    """AdamW with dropout and every step a checkpoint, long enough to be hit."""
+    """AdamW with dropout and all that training has, every step a checkpoint, long enough to hit."""
     recipe = tiny.make_recipe()
     changes = (
         "--set=supernet.epochs=0.6",
         "--set=subnet.epochs=0.9",
         "--set=subnet.optimizer=adamw",
+        "--set=subnet.features=0.5",
+        "--set=subnet.mixup=0.3",
+        "--set=subnet.cutmix=1",
+        "--set=subnet.label_smoothing=0.1",
+        "--set=supernet.ema=0.9",
+        "--set=subnet.ema=0.9",
         "--set=search.evaluations=6",
     )
     spec = tiny.write_model(folder)

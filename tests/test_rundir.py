@@ -5,6 +5,7 @@ import pytest
 
 from tests import tiny
 from updp import UserError
+from updp.engine.files import read_json
 from updp.rundir import STAGES, RunDirectory, versions
 
 KEY = {"model": "m", "recipe": {"data": {"shape": (1, 2)}, "seed": 0}}
@@ -20,6 +21,19 @@ def directory(tmp_path: Path) -> RunDirectory:
         made.begin(stage, KEY)
         made.done(stage)
     return made
+
+
+def test_only_the_teacher_changes_without_a_start_from_the_beginning(
+    directory: RunDirectory,
+) -> None:
+    file = directory.path / "run.json"
+    before = file.stat().st_ino
+    directory.describe({"model": "n", "command": []}, "seed: 0\n")
+    assert file.stat().st_ino == before
+    directory.describe({"model": "n", "teacher": "t", "teacher_weights": "w"}, "seed: 0\n")
+    assert read_json(file) == {"model": "m", "teacher": "t", "teacher_weights": "w"}
+    directory.describe({"model": "n", "teacher": "", "teacher_weights": ""}, "seed: 0\n")
+    assert read_json(file) == {"model": "m", "teacher": "", "teacher_weights": ""}
 
 
 @pytest.mark.parametrize("make", [False, True])

@@ -25,6 +25,7 @@ from updp.pipeline import Run
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.report import Result
+from updp.teacher import BASELINE, load_teacher
 
 Data = str | Path | tuple[DataLoader, DataLoader]
 
@@ -75,6 +76,8 @@ def prune(
     fresh: bool = False,
     plan: Plan | None = None,
     pick: str | None = None,
+    teacher: nn.Module | str | None = None,
+    teacher_weights: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Run all four stages and return the merged model.
@@ -91,6 +94,11 @@ def prune(
         plan: prune these sites, without a search; the budget then counts for nothing.
         pick: another point of the search that has ended in `out`: the number of a line of its
             front, or a budget. It gets a run directory of its own, in `out`/picks.
+        teacher: whose logits stage 3 follows, a module or a name as for `model`; by default, or
+            called `baseline`, the model as it was brought. It must have the data's classes. How it
+            wants its images is in the recipe (`subnet.teacher_size`, `teacher_mean`,
+            `teacher_std`), else its own configuration.
+        teacher_weights: safetensors file for a teacher given by name.
         progress: where to report to.
 
     Raises:
@@ -103,7 +111,18 @@ def prune(
     else:
         settings = Recipe(budget=as_budget(recipe))
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="updp-"))
-    job = make_job(model, data, settings, weights, device, progress, plan, pick)
+    job = make_job(
+        model,
+        data,
+        settings,
+        weights,
+        device,
+        progress,
+        plan,
+        pick,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+    )
     run = Run(job, path, fresh="sites" if fresh else "")
     merged, plan, result = run.run()
     return Pruned(merged, plan, result, run.directory.path)
@@ -153,6 +172,9 @@ def make_job(
     progress: Progress | None = None,
     plan: Plan | None = None,
     pick: str | None = None,
+    *,
+    teacher: nn.Module | str | None = None,
+    teacher_weights: str | Path | None = None,
 ) -> Job:
     """Load the model and open the data. Raises UserError."""
     target, size = as_device(device), recipe.data.input_size
@@ -165,6 +187,7 @@ def make_job(
         name = model
         source = _open(data, size or model_input_size(load_model(model, seed=recipe.seed)))
         module = _trained(model, weights, len(source.classes), recipe.seed)
+    named = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
     return Job(
         module,
         name,
@@ -176,6 +199,9 @@ def make_job(
         "" if weights is None else str(weights),
         plan,
         pick or "",
+        load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed),
+        named,
+        "" if teacher_weights is None else str(teacher_weights),
     )
 
 

@@ -31,12 +31,17 @@ class Job:
     weights_name: str = ""
     plan: Plan | None = None  # a given one, which takes the place of the search
     pick: str = ""  # another point of a finished search: a line of its front, or a budget
+    teacher: nn.Module | None = None  # another than the model, in stage 3
+    teacher_name: str = ""
+    teacher_weights_name: str = ""
 
     def description(self) -> dict[str, Any]:
         """For people, and for `updp.load`."""
         return {
             "model": self.model_name,
             "weights": self.weights_name,
+            "teacher": self.teacher_name,
+            "teacher_weights": self.teacher_weights_name,
             "data": self.data_name,
             "classes": self.source.classes,
             "input_shape": self.source.image_size,
@@ -66,5 +71,8 @@ class Job:
                 key["budget"] = str(self.recipe.budget)
             if name == "subnet" and self.pick:
                 key = {**key, "pick": self.pick}
+            if name == "subnet" and self.teacher is not None:
+                teacher = {"name": self.teacher_name, "weights": hash_state(self.teacher)}
+                key = {**key, "teacher": teacher}
             keys[name] = key
         return keys

@@ -35,6 +35,7 @@ from updp.rundir import STAGES, RunDirectory
 from updp.search import Limits, Scorer, Space, Store, Task, limits_of
 from updp.search.space import Genome
 from updp.sites import Offers, read_offers, read_space, survey
+from updp.teacher import make_teacher
 from updp.timing import time_plans
 
 
@@ -67,6 +68,14 @@ class Run:
                 f"model '{job.model_name}' has {outputs} classes and data '{job.data_name}' "
                 f"{len(job.source.classes)}: give a model made for these classes"
             )
+        self.teacher = make_teacher(
+            job.teacher,
+            job.teacher_name or type(job.teacher).__name__,
+            self.recipe,
+            preprocess,
+            len(job.source.classes),
+            normalised=job.source.train[0][0].is_floating_point(),
+        )
         self.feed = Feed(job.source, preprocess, settings, seed=self.recipe.seed, device=job.device)
         self.keys = job.keys()
         self._net: Supernet | None = None
@@ -144,7 +153,8 @@ class Run:
                 self._load(net, "supernet")
             else:
                 net = self._new_net()
-            teacher = copy.deepcopy(self.baseline)
+            own = copy.deepcopy(self.baseline)
+            teacher = own if self.teacher is None else self.teacher.to(self.job.device)
             subnet_stage.train(net, choices, teacher, self.feed, self.recipe, folder, self.progress)
 
         self._stage("subnet", train)

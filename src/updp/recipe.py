@@ -14,12 +14,15 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 
 from updp.budget import Budget
 from updp.errors import UserError
+
+DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 
 
 class _Part(BaseModel):
@@ -90,16 +93,46 @@ class Measure(_Part):
 
 
 class Training(_Part):
-    """An optimiser (timm's names) with warm-up and cosine decay."""
+    """An optimiser and a schedule (timm's names), what images and labels become, and an average."""
 
-    epochs: float = Field(2, ge=0)
+    epochs: float = Field(2, ge=0, description="passes over the training images; may be a part")
     optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
-    lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, gt=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
+    lr: float = Field(0.01, gt=0, description="learning rate, at the end of the warm-up")
+    momentum: float = Field(0.9, gt=0, lt=1, description="for optimisers that have one, as sgd")
+    betas: tuple[float, ...] | None = Field(
+        None, description="for optimisers that have them, as adamw; the optimiser's own"
+    )
+    weight_decay: float = Field(1e-4, ge=0, description="not of biases and norms")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    decay: str = Field(
+        "cosine",
+        description="of the learning rate, over all steps: cosine, tanh, poly, step or constant",
+    )
+    decay_rate: float | None = Field(
+        None, gt=0, description="factor of a step, 0.1; power of poly, 1, which is a straight line"
+    )
+    decay_every: float = Field(0.3, gt=0, description="share of the steps between two of `step`")
     clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
-    checkpoint_seconds: float = Field(20, gt=0)
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay, per step, of an exponential moving average of the weights, which is "
+        "what the stage then leaves; 0 is off",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that goes to all classes alike"
+    )
+    mixup: float = Field(
+        0.0, ge=0, description="batches are blended by Beta(mixup, mixup), such as 0.2; 0 is off"
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description="boxes of Beta(cutmix, cutmix) of the area are swapped, such as 1; 0 is off; "
+        "beside mixup each batch takes one of the two",
+    )
+    checkpoint_seconds: float = Field(20, gt=0, description="between two checkpoints")
 
     @field_validator("optimizer")
     @classmethod
@@ -109,12 +142,45 @@ class Training(_Part):
             raise ValueError(f"timm has no such optimizer (but {', '.join(close)})")
         return name
 
+    @field_validator("momentum")
+    @classmethod
+    def _is_used(cls, momentum: float, info: ValidationInfo) -> float:
+        name = info.data.get("optimizer")  # which is missing when it is wrong
+        default = cls.model_fields["momentum"].default
+        if name and momentum != default and not get_optimizer_info(name).has_momentum:
+            raise ValueError(f"{name} has no momentum: its betas are `betas`, if it has any")
+        return momentum
+
+    @field_validator("betas")
+    @classmethod
+    def _as_many(
+        cls, betas: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        name = info.data.get("optimizer")
+        if betas is None or not name:
+            return betas
+        optimizer = get_optimizer_info(name)
+        count = optimizer.num_betas if optimizer.has_betas else 0
+        if len(betas) != count:
+            raise ValueError(f"{name} has {count or 'no'} betas")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each must be at least 0 and less than 1")
+        return betas
+
+    @field_validator("decay")
+    @classmethod
+    def _known_decay(cls, name: str) -> str:
+        if name not in DECAYS:
+            close = get_close_matches(name, DECAYS) or DECAYS
+            raise ValueError(f"there is no such decay (but {', '.join(close)})")
+        return name
+
 
 class Supernet(Training):
     """Stage 1, by the sandwich rule."""
 
-    epochs: float = Field(2, ge=0)
-    lr: float = Field(0.003, gt=0)
+    epochs: float = Field(2, ge=0, description="passes over the training images; may be a part")
+    lr: float = Field(0.003, gt=0, description="learning rate, at the end of the warm-up")
     random_paths: int = Field(2, ge=0, description="random plans per step, beside the two ends")
 
 
@@ -143,13 +209,32 @@ class Search(_Part):
 class Subnet(Training):
     """Stage 3, progressive."""
 
-    epochs: float = Field(8, ge=0)
-    gate: Literal["blend", "anneal"] = "blend"
-    schedule: Literal["linear", "cosine"] = "cosine"
+    epochs: float = Field(8, ge=0, description="passes over the training images; may be a part")
+    gate: Literal["blend", "anneal"] = Field(
+        "blend",
+        description="the way from block to pruned block: both mixed, or the block's own "
+        "activations and norms turned into the pruned one's",
+    )
+    schedule: Literal["linear", "cosine"] = Field("cosine", description="lambda's way from 0 to 1")
     hold: float = Field(0.75, ge=0, le=1, description="share of the steps after lambda = 1")
-    start: Literal["supernet", "baseline"] = "supernet"
-    distill: float = Field(0.9, ge=0, le=1, description="weight of the baseline's logits")
-    temperature: float = Field(2.0, gt=0)
+    start: Literal["supernet", "baseline"] = Field("supernet", description="whose weights")
+    distill: float = Field(
+        0.9, ge=0, le=1, description="weight of the teacher's logits; the labels' is the rest"
+    )
+    temperature: float = Field(2.0, gt=0, description="by which logits are divided to distill them")
+    features: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the baseline's features at the ends of the pruned blocks: squared "
+        "error over their variance, added to the rest",
+    )
+    teacher_size: tuple[int, int, int] | None = Field(
+        None, description="(C, H, W) of another teacher's images; its own, else the model's"
+    )
+    teacher_mean: tuple[float, ...] | None = Field(
+        None, description="another teacher's normalisation; its own, else the model's"
+    )
+    teacher_std: tuple[float, ...] | None = Field(None, description="as teacher_mean")
 
 
 class Merge(_Part):

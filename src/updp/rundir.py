@@ -50,9 +50,18 @@ class RunDirectory:
         (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def describe(self, description: Mapping[str, Any], recipe: str) -> None:
-        """Write `run.json`, once for every start from the beginning, and `recipe.yaml`."""
-        if not (self.is_done(STAGES[0]) and (self.path / "run.json").exists()):
-            write_json(self.path / "run.json", description)
+        """Write `run.json`, once for every start from the beginning, and `recipe.yaml`.
+
+        Only the teacher may change without such a start, for stage 3 is the first that it teaches.
+        """
+        file = self.path / "run.json"
+        if not (self.is_done(STAGES[0]) and file.exists()):
+            write_json(file, description)
+        else:
+            known = read_json(file)
+            teacher = {name: description.get(name, "") for name in ("teacher", "teacher_weights")}
+            if any(known.get(name, "") != value for name, value in teacher.items()):
+                write_json(file, known | teacher)
         write_text(self.path / "recipe.yaml", recipe)
 
     def claim(self, keys: Mapping[str, Mapping[str, Any]], last: str) -> None:

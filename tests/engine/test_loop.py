@@ -68,6 +68,75 @@ def test_stopped_and_continued_is_the_same(
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+EVERYTHING = {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "decay": "step", "decay_rate": 0.5}
+
+
+@pytest.mark.parametrize("stops", [(0,), (1, 8, 13)])
+def test_so_it_is_with_an_average_and_mixed_images(
+    stops: tuple[int, ...], tiny_model: str, tmp_path: Path
+) -> None:
+    recipe = settings(optimizer="adamw", betas=(0.9, 0.99), **EVERYTHING)
+    whole = run(tiny_model, recipe, tmp_path / "whole")
+    parts = run(tiny_model, recipe, tmp_path / "parts", *stops)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    for name in ("figures.jsonl", "checkpoint.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    # Killed after the last checkpoint, before the stage's weights were written.
+    again = run(tiny_model, recipe, tmp_path / "whole")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_it_ends_with_the_average_and_trains_without_it(tiny_model: str, tmp_path: Path) -> None:
+    """The average, from the checkpoints of every step, in float64."""
+    plain = run(tiny_model, settings(), tmp_path / "plain")
+    recipe, folder = settings(ema=0.6), tmp_path / "average"
+    net, step = tiny.make_net(tiny_model, recipe), 0
+    net.choose({"blocks.1": net.switches["blocks.1"].labels[0]})
+    expected = {name: t.double().clone() for name, t in net.weights().items()}
+    inner = step_of(net)
+
+    def follow() -> None:
+        decay = min(0.6, (1 + step) / (10 + step))
+        for name, value in net.weights().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value.double()
+
+    def watched(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+        nonlocal step
+        if number:  # what the step before left
+            follow()
+            step = number
+        return inner(images, labels, number, total)
+
+    feed = tiny.make_feed(recipe)
+    train(net, watched, feed, recipe.supernet, seed=3, folder=folder, progress=Silent())
+    last, _ = read_tensors(folder / "checkpoint.safetensors")
+    decay = min(0.6, (1 + step) / (10 + step))
+    for name, value in net.weights().items():
+        trained = last[f"net.{name}"]
+        assert torch.equal(trained, plain[name]), name
+        if value.is_floating_point():
+            wanted = decay * expected[name] + (1 - decay) * trained.double()
+            torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(value, trained)
+    assert any(not torch.equal(value, plain[name]) for name, value in net.weights().items())
+
+
+def test_mixed_batches_have_shares_of_classes(tiny_model: str, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
+        seen.append(targets)
+        F.cross_entropy(net(images), targets).backward()
+        return {}
+
+    recipe = settings(mixup=1.0, epochs=0.1)
+    net, feed = tiny.make_net(tiny_model, recipe), tiny.make_feed(recipe)
+    train(net, step, feed, recipe.supernet, seed=3, folder=tmp_path, progress=Silent())
+    assert {targets.shape for targets in seen} == {(32, 10)}
+    assert len({t[t > 0].min().item() for t in seen}) == len(seen)  # other shares in each
+
+
 def test_without_a_checkpoint_it_begins_anew(tiny_model: str, tmp_path: Path) -> None:
     recipe = settings(checkpoint_seconds=1e9)
     whole = run(tiny_model, recipe, tmp_path / "whole")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from updp.engine.evaluate import accuracy, predict, top1
-from updp.engine.losses import distillation
+from updp.engine.losses import classification, distillation
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
@@ -38,6 +38,23 @@ def test_distillation_of_oneself_is_nothing_and_teaches_the_student_alone() -> N
 def test_distillation_is_finite_where_probabilities_vanish() -> None:
     loss = distillation(torch.tensor([[0.0, 0.0]]), torch.tensor([[500.0, -500.0]]))
     assert loss.item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_classification_against_its_definition(smoothing: float) -> None:
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 4, 2, 2])
+    shares = torch.eye(5, dtype=torch.float64)[labels]
+    mixed = 0.3 * shares + 0.7 * shares.flip(0)
+
+    def by_hand(targets: torch.Tensor) -> float:
+        smooth = (1 - smoothing) * targets + smoothing / 5
+        logs = logits - logits.exp().sum(1, keepdim=True).log()
+        return -(smooth * logs).sum(1).mean().item()
+
+    for targets in (labels, shares, mixed):
+        wanted = by_hand(shares if targets is labels else targets)
+        assert classification(logits, targets, smoothing).item() == pytest.approx(wanted)
 
 
 def test_evaluation_is_without_dropout_and_leaves_the_mode() -> None:

@@ -73,3 +73,108 @@ def test_training_ends_at_the_pruned_block(
     net.switches["blocks.0"].keep = Broken()
     with pytest.raises(AssertionError):
         net(x)
+
+
+def feature_rows(
+    spec: str, folder: Path, choices: dict[str, str] | None = None, **changes: object
+) -> list[dict]:
+    """One step with a model that has neither dropout nor statistics of a batch."""
+    recipe = tiny.make_recipe(
+        subnet={"epochs": 1 / 35, "features": 0.5, "gate": "blend", "warmup": 0, **changes}
+    )
+    net, teacher = tiny.make_net(spec, recipe), load_model(spec, seed=1)
+    choices = {"blocks.1": net.switches["blocks.1"].labels[0]} if choices is None else choices
+    train(net, choices, teacher, tiny.make_feed(recipe), recipe, folder, Silent())
+    assert not any(m._forward_hooks for m in (*net.modules(), *teacher.modules()))
+    return Figures(folder / "figures.jsonl").rows()
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_features_cost_nothing_while_the_block_is_its_own(tiny_model: str, tmp_path: Path) -> None:
+    spec = tiny_model.replace(":tiny", ":tokens")
+    (row,) = feature_rows(spec, tmp_path / "start", hold=0)  # lambda = 0
+    assert (row["lambda"], row["features"]) == (0, 0)
+    (row,) = feature_rows(spec, tmp_path / "pruned", hold=1)
+    assert row["features"] > 0
+    (row,) = feature_rows(spec, tmp_path / "kept", choices={})
+    assert "features" not in row
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_features_are_those_at_the_ends_of_the_pruned_blocks(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    """Of the first step, from the weights before it: against hooks of our own."""
+    spec = tiny_model.replace(":tiny", ":tokens")
+    changes = {"hold": 1, "distill": 0.0}
+    (with_features,) = feature_rows(spec, tmp_path / "with", **changes)
+    (without,) = feature_rows(spec, tmp_path / "without", **changes, features=0)
+    added = with_features["loss"] - without["loss"]
+    assert added == pytest.approx(0.5 * with_features["features"], rel=1e-4)
+
+    recipe = tiny.make_recipe(subnet={"epochs": 1 / 35, **changes})
+    net, teacher = tiny.make_net(spec, recipe), load_model(spec, seed=1)
+    net.choose({"blocks.1": net.switches["blocks.1"].labels[0]})
+    outputs: list[Tensor] = []
+    for model in (net.model, teacher):
+        model.blocks[1].register_forward_hook(lambda *call: outputs.append(call[2].double()))
+    net.train()
+    images, _ = next(tiny.make_feed(recipe).training(0))
+    net(images)
+    teacher.eval()(images)
+    mine, wanted = outputs
+    expected = ((mine - wanted) ** 2).mean() / ((wanted - wanted.mean()) ** 2).mean()
+    assert with_features["features"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_features_are_learnt(tiny_model: str, tmp_path: Path) -> None:
+    spec = tiny_model.replace(":tiny", ":tokens")
+    rows = feature_rows(
+        spec, tmp_path, hold=1, epochs=2, features=10, lr=0.05, distill=0.0, warmup=0.1
+    )
+    assert rows[-1]["features"] < 0.7 * rows[0]["features"]
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_a_block_without_one_tensor_is_left_out_and_named(tiny_model: str, tmp_path: Path) -> None:
+    class Listed(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (super().forward(x),)
+
+    class Chain(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self:
+                x = block(x)
+                x = x[0] if isinstance(x, tuple) else x
+            return x
+
+    class Told(Silent):
+        def say(self, text: str) -> None:
+            lines.append(text)
+
+    lines: list[str] = []
+    recipe = tiny.make_recipe(subnet={"epochs": 1 / 35, "features": 1.0})
+    net, teacher = tiny.make_net(tiny_model, recipe), load_model(tiny_model, seed=1)
+    first, second, *others = teacher.blocks
+    teacher.blocks = Chain(first, Listed(second), *others)
+    choices = {name: net.switches[name].labels[0] for name in ("blocks.1", "blocks.2")}
+    train(net, choices, teacher, tiny.make_feed(recipe), recipe, tmp_path, Told())
+    assert lines == ["subnet.features: no one tensor to compare at blocks.1"]
+    (row,) = Figures(tmp_path / "figures.jsonl").rows()
+    assert row["features"] > 0
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_labels_are_smoothed_and_mixed(tiny_model: str, tmp_path: Path) -> None:
+    def loss(name: str, **changes: object) -> float:
+        (row,) = feature_rows(tiny_model, tmp_path / name, features=0, **changes)
+        return row["loss"]
+
+    labels = {"plain": {}, "smooth": {"label_smoothing": 0.4}, "mix": {"mixup": 9}}
+    assert len({loss(name, distill=0.5, **changes) for name, changes in labels.items()}) == 3
+    # The teacher's logits alone know no labels, but see the same mixed images.
+    plain, smooth, mix = (
+        loss(f"{name}-logits", distill=1, **changes) for name, changes in labels.items()
+    )
+    assert plain == smooth != mix

@@ -36,6 +36,20 @@ def one_step(net: Supernet, tmp_path: Path, **changes: object) -> None:
     train(net, tiny.make_feed(recipe), recipe, tmp_path / "supernet", Silent())
 
 
+def test_labels_are_smoothed_and_mixed(tiny_model: str, tmp_path: Path) -> None:
+    rows = []
+    for name, changes in (
+        ("plain", {}),
+        ("smooth", {"label_smoothing": 0.5}),
+        ("mix", {"mixup": 9}),
+    ):
+        net = tiny.make_net(tiny_model, tiny.make_recipe())
+        one_step(net, tmp_path / name, random_paths=0, **changes)
+        rows += Figures(tmp_path / name / "supernet" / "figures.jsonl").rows()
+    assert len({row["baseline"] for row in rows}) == 3
+    assert rows[0]["pruned"] == rows[1]["pruned"] != rows[2]["pruned"]
+
+
 @pytest.mark.parametrize("model", ["tiny", "tokens"])
 def test_one_step_reaches_shared_weights_and_every_paths_norms(
     model: str, tiny_model: str, tmp_path: Path

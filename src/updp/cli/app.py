@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -28,16 +28,17 @@ from updp.cli.options import (
     Size,
     Std,
     Storage,
+    Teacher,
+    TeacherWeights,
     Weights,
     Worker,
     settle,
 )
 from updp.cli.progress import Bars
+from updp.cli.remembered import about, read_plan, teacher_of, weights_of
 from updp.cli.tables import print_front, print_inspection, print_result
-from updp.engine.files import read_json
-from updp.errors import MergeError, UserError, reason
+from updp.errors import MergeError, UserError
 from updp.pipeline import Run
-from updp.plan import Plan
 
 app = typer.Typer(
     name="updp",
@@ -107,6 +108,8 @@ def _add(name: str, text: str) -> None:
         fresh: Fresh = False,
         storage: Storage = None,
         pick: Pick = None,
+        teacher: Teacher = None,
+        teacher_weights: TeacherWeights = None,
         worker: Worker = False,
     ) -> None:
         if worker and name != "search":
@@ -122,9 +125,18 @@ def _add(name: str, text: str) -> None:
         if name == "supernet":
             first = "sites"  # which have no command of their own
         with Bars(console) as bars:
-            names = _about(out, "model", model), _about(out, "data", data)
+            names = about(out, "model", model), about(out, "data", data)
+            taught_by, taught_with = teacher_of(teacher, teacher_weights, out, model)
             job = api.make_job(
-                *names, chosen, _weights(weights, out, model), device, bars, _plan(plan), pick
+                *names,
+                chosen,
+                weights_of(weights, out, model),
+                device,
+                bars,
+                read_plan(plan),
+                pick,
+                teacher=taught_by,
+                teacher_weights=taught_with,
             )
             run = Run(job, out, last=last, fresh=first if fresh else "")
             if worker:
@@ -153,37 +165,3 @@ _add("supernet", "Stage 1: train baseline and pruned forms together, by the sand
 _add("search", "Stage 2: find the plan that keeps most accuracy at the budget.")
 _add("subnet", "Stage 3: train the plan's subnet progressively, lambda from 0 to 1.")
 _add("merge", "Stage 4: merge, prove it exact, and write the plain model.")
-
-
-def _plan(file: Path | None) -> Plan | None:
-    if file is None:
-        return None
-    try:
-        return Plan.from_json(file.read_text(), str(file))
-    except OSError as error:
-        raise UserError(f"plan '{file}' cannot be read: {reason(error)}") from error
-
-
-def _about(out: Path, name: str, given: str | None) -> str:
-    """An option, or what the run in `out` was begun with."""
-    if given is not None:
-        return given
-    if not (known := _known(out).get(name)):
-        raise UserError(f"--{name} is missing: give it, or an --out that holds a run")
-    return str(known)
-
-
-def _known(out: Path) -> dict[str, Any]:
-    file = out / "run.json"
-    try:
-        known = read_json(file) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"'{file}' is not a run's: {reason(error)}") from error
-    return known if isinstance(known, dict) else {}
-
-
-def _weights(given: str | None, out: Path, model: str | None) -> str | None:
-    known = _known(out)
-    if given is not None or model not in (None, known.get("model")):
-        return given
-    return known.get("weights") or None

@@ -43,6 +43,16 @@ Worker = Annotated[
     typer.Option("--worker", help="updp search: score plans beside the process that began it."),
 ]
 Out = Annotated[Path, typer.Option(help="Run directory.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose logits stage 3 follows: a model named as by --model, of the data's classes; "
+        "baseline is the model itself, the default."
+    ),
+]
+TeacherWeights = Annotated[
+    str | None, typer.Option(help="Safetensors file with the teacher's weights.")
+]
 Weights = Annotated[str | None, typer.Option(help="Safetensors file with the model's weights.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file.")]
 PlanFile = Annotated[

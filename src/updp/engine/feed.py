@@ -29,6 +29,7 @@ class Feed:
         device: torch.device,
     ) -> None:
         self.preprocess, self.device, self.seed = preprocess, device, seed
+        self.classes = len(source.classes)
         images = len(source.train)
         held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
         count = min(256, images // 10) if recipe.calibration is None else recipe.calibration

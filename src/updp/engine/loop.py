@@ -1,8 +1,9 @@
 """The training loop, which a kill at any moment does not disturb.
 
 Nothing that matters lives outside weights, optimiser state and the step's number: the order of
-images, augmentation, sampled plans, dropout and the learning rate are pure functions of seed and
-step. A run continued from its checkpoint therefore ends bit by bit as one that was never killed.
+images, augmentation, what is mixed, sampled plans, dropout and the learning rate are pure
+functions of seed and step; so is the decay of the average of weights, which is state itself. A run
+continued from its checkpoint therefore ends bit by bit as one that was never killed.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
 from updp import recipe as recipes
+from updp.engine.average import Average
 from updp.engine.feed import Feed, mix
 from updp.engine.files import Figures, read_tensors, write_tensors
+from updp.engine.mixing import mixed
+from updp.engine.optimise import make_optimizer, make_schedule
 from updp.engine.progress import Progress
 from updp.errors import UserError
 from updp.rewrite import Supernet
 
-# Given images (N, C, H, W), labels (N,), the step's number and the number of steps, run forward
-# and backward and return figures for the log.
+# Given images (N, C, H, W), targets (labels (N,), or shares of classes (N, classes) where images
+# are mixed), the step's number and the number of steps, run forward and backward and return figures
+# for the log.
 Step = Callable[[Tensor, Tensor, int, int], dict[str, float]]
 
 
@@ -42,27 +45,16 @@ def train(
     """Train `net`, continuing from the checkpoint in `folder` when there is one.
 
     Writes `checkpoint.safetensors` every `recipe.checkpoint_seconds` and a row of
-    `figures.jsonl` every few steps.
+    `figures.jsonl` every few steps. With `recipe.ema` the net ends with the average of its weights.
+
+    Raises UserError: a gradient is not finite, or the optimiser cannot be used here.
     """
     total = round(recipe.epochs * feed.steps)
-    optimizer = create_optimizer_v2(
-        net,
-        opt=recipe.optimizer,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        momentum=recipe.momentum,
-    )
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=max(total, 1),
-        warmup_epochs=round(recipe.warmup * total),
-        warmup_lr=recipe.lr / 100,
-        step_on_epochs=False,
-        updates_per_epoch=1,
-    )
+    optimizer = make_optimizer(net, recipe)
+    schedule = make_schedule(optimizer, recipe, total)
+    average = Average(net.weights(), recipe.ema) if recipe.ema else None
     path, figures = folder / "checkpoint.safetensors", Figures(folder / "figures.jsonl")
-    start = _restore(path, net, optimizer) if path.exists() else 0
+    start = _restore(path, net, optimizer, average) if path.exists() else 0
     figures.keep(lambda row: row["step"] < start)
     progress.begin(folder.name, total, start)
 
@@ -72,7 +64,8 @@ def train(
             torch.manual_seed(mix(seed, 2, step))  # dropout, drop path
             schedule.step_update(step)
             optimizer.zero_grad()
-            row = step_function(images, labels, step, total)
+            images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, step))
+            row = step_function(images, targets, step, total)
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
             if not math.isfinite(norm):
                 raise UserError(
@@ -80,22 +73,34 @@ def train(
                     f"{norm:.0f}; lower {folder.name}.lr={recipe.lr} (and --fresh)"
                 )
             optimizer.step()
+            if average is not None:
+                average.update(step)
             if step % 10 == 0 or step == total - 1:
                 rate = optimizer.param_groups[0]["lr"]
                 figures.add(step=step, lr=rate, gradient=float(norm), **row)
             progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
             if time.monotonic() - saved > recipe.checkpoint_seconds:
-                _save(path, net, optimizer, step + 1)
+                _save(path, net, optimizer, average, step + 1)
                 saved = time.monotonic()
 
     net.train()
     with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
         run()  # the caller's random state stays as it was
+    if average is not None:
+        net.load_weights(average.tensors)
     net.eval()
 
 
-def _save(path: Path, net: Supernet, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    path: Path,
+    net: Supernet,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    step: int,
+) -> None:
     tensors = {f"net.{name}": t for name, t in net.weights().items()}
+    if average is not None:
+        tensors |= {f"ema.{name}": t for name, t in average.tensors.items()}
     numbers: dict[str, float] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -115,9 +120,13 @@ def _save(path: Path, net: Supernet, optimizer: torch.optim.Optimizer, step: int
     write_tensors(path, tensors, {"step": step, "optimizer": numbers, "groups": groups})
 
 
-def _restore(path: Path, net: Supernet, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    path: Path, net: Supernet, optimizer: torch.optim.Optimizer, average: Average | None
+) -> int:
     tensors, notes = read_tensors(path)
     net.load_weights({n[4:]: t for n, t in tensors.items() if n.startswith("net.")})
+    if average is not None:
+        average.load({n[4:]: t for n, t in tensors.items() if n.startswith("ema.")})
     state: dict[int, dict[str, object]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

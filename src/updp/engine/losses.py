@@ -14,3 +14,13 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
     student = F.log_softmax(logits / temperature, dim=1)
     target = F.log_softmax(teacher.detach() / temperature, dim=1)
     return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def classification(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits (N, classes), mean over images.
+
+    Targets are labels (N,) or shares of classes (N, classes). `smoothing` is the share of each
+    target that goes to all classes alike (Szegedy et al., *Rethinking the Inception architecture*,
+    2016, section 7).
+    """
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)

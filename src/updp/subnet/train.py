@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp import recipe as recipes
+from updp.engine.features import comparable, feature_loss, tapped
 from updp.engine.feed import Feed, mix
 from updp.engine.files import write_tensors
 from updp.engine.loop import train as run_loop
-from updp.engine.losses import distillation
+from updp.engine.losses import classification, distillation
 from updp.engine.progress import Progress
 from updp.recipe import Recipe
 from updp.rewrite import Supernet
@@ -31,28 +31,50 @@ def train(
 ) -> None:
     """Train under the plan's `choices` and write `weights.safetensors` into `folder`.
 
-    `teacher` is the baseline as the user brought it (UPDP, *Progressive subnet training*).
+    `teacher` is the baseline as the user brought it (UPDP, *Progressive subnet training*), or
+    another model that takes the same images; `subnet.features` needs the baseline. The loss is
+    (1 - distill) of the labels' and distill of the teacher's logits', plus `features` of the
+    teacher's features' (see `engine.features`) at the ends of the pruned blocks.
     """
     settings = recipe.subnet
     teacher.eval()
-
-    def step(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
-        progress_now = ramp(number, total, settings)
-        net.set_progress(progress_now, settings.gate)
-        logits = net(images)
-        loss = (1 - settings.distill) * F.cross_entropy(logits, labels)
-        if settings.distill:
-            with torch.no_grad():
-                target = teacher(images)
-            loss = loss + settings.distill * distillation(logits, target, settings.temperature)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return {"loss": loss.item(), "lambda": progress_now}
-
     net.choose(choices)
-    seed = mix(recipe.seed, 30)
-    run_loop(net, step, feed, settings, seed=seed, folder=folder, progress=progress)
+    paths = _feature_paths(net, teacher, feed, progress) if settings.features else []
+
+    with tapped(net.model, paths) as mine, tapped(teacher, paths) as theirs:
+
+        def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
+            progress_now = ramp(number, total, settings)
+            net.set_progress(progress_now, settings.gate)
+            logits = net(images)
+            labels = classification(logits, targets, settings.label_smoothing)
+            loss = (1 - settings.distill) * labels
+            figures = {}
+            if settings.distill or paths:
+                with torch.no_grad():
+                    wanted = teacher(images)
+            if settings.distill:
+                loss = loss + settings.distill * distillation(logits, wanted, settings.temperature)
+            if paths:
+                apart = feature_loss(mine(), theirs())
+                loss = loss + settings.features * apart
+                figures["features"] = apart.item()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return {"loss": loss.item(), "lambda": progress_now, **figures}
+
+        seed = mix(recipe.seed, 30)
+        run_loop(net, step, feed, settings, seed=seed, folder=folder, progress=progress)
     net.set_progress(1.0)
     write_tensors(folder / "weights.safetensors", net.weights())
+
+
+def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Progress) -> list[str]:
+    """The pruned blocks whose outputs can be compared with the baseline's."""
+    blocks = net.pruned_blocks()
+    paths = comparable(net.model, teacher, blocks, feed.calibration()[0][:2])
+    if left := [block for block in blocks if block not in paths]:
+        progress.say(f"subnet.features: no one tensor to compare at {', '.join(left)}")
+    return paths
 
 
 def ramp(step: int, total: int, settings: recipes.Subnet) -> float:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from updp.engine.feed import Feed, mix
 from updp.engine.files import write_tensors
 from updp.engine.loop import train as run_loop
-from updp.engine.losses import distillation
+from updp.engine.losses import classification, distillation
 from updp.engine.progress import Progress
 from updp.recipe import Recipe
 from updp.rewrite import Supernet
@@ -26,10 +25,10 @@ def train(net: Supernet, feed: Feed, recipe: Recipe, folder: Path, progress: Pro
     """
     seed = mix(recipe.seed, 10)
 
-    def step(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+    def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
         net.choose({})
         teacher = net(images)
-        loss = F.cross_entropy(teacher, labels)
+        loss = classification(teacher, targets, recipe.supernet.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         chance = random.Random(mix(seed, 3, number))
         plans = [most_pruned(net)]
