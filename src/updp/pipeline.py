@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from updp.blocks import Findings, find
 from updp.candidates import Candidate, planned, selected
 from updp.engine.data import preprocess_for
 from updp.engine.feed import Feed
-from updp.engine.files import read_json, read_tensors, write_json, write_text
+from updp.engine.files import read_json, read_tensors, write_json, write_tensors, write_text
+from updp.engine.statistics import recalibrate
 from updp.errors import UserError
 from updp.job import Job
 from updp.merged import load
@@ -30,7 +31,7 @@ from updp.outcome import Outcome
 from updp.plan import Plan
 from updp.plot import plot_front
 from updp.report import Result, make_result
-from updp.rewrite import Supernet
+from updp.rewrite import Supernet, fit, fit_each
 from updp.rundir import STAGES, RunDirectory
 from updp.search import Limits, Scorer, Space, Store, Task, limits_of
 from updp.search.space import Genome
@@ -120,7 +121,12 @@ class Run:
             self.net()  # a given plan that does not fit raises; nothing is written yet
 
         def train(folder: Path) -> None:
-            supernet_stage.train(self.net(), self.feed, self.recipe, folder, self.progress)
+            net = self.net()
+            if self.recipe.supernet.start == "fit":
+                self.progress.begin("supernet: fitting candidates", len(net.switches))
+                images = torch.cat(self.feed.calibration(self.recipe.fit.images))
+                fit_each(net, images, self.recipe.fit, lambda site: self.progress.advance())
+            supernet_stage.train(net, self.feed, self.recipe, folder, self.progress)
 
         self._stage("supernet", train)
 
@@ -148,14 +154,17 @@ class Run:
         choices = self.plan().choices
 
         def train(folder: Path) -> None:
-            if self.recipe.subnet.start == "supernet":
-                net = self.net()
+            start, feed = self.recipe.subnet.start, self.feed
+            net = self._new_net() if start == "baseline" else self.net()
+            if start != "baseline":
                 self._load(net, "supernet")
-            else:
-                net = self._new_net()
+            if start == "fit":
+                self._fit(net, choices, folder)
+            if self.recipe.subnet.all_images:
+                feed = feed.with_held_out()
             own = copy.deepcopy(self.baseline)
             teacher = own if self.teacher is None else self.teacher.to(self.job.device)
-            subnet_stage.train(net, choices, teacher, self.feed, self.recipe, folder, self.progress)
+            subnet_stage.train(net, choices, teacher, feed, self.recipe, folder, self.progress)
 
         self._stage("subnet", train)
 
@@ -252,7 +261,7 @@ class Run:
         sites = (self.directory.stage("sites") / "sites.json").read_bytes()
         key = json.dumps(self.keys["search"], sort_keys=True).encode()
         study = hashlib.sha256(sites + key).hexdigest()
-        scorer = Scorer(net, self.baseline, self.feed, settings)
+        scorer = Scorer(net, self.baseline, self.feed, self.recipe)
         with Store.in_folder(folder, study, settings.storage) as store:
             return task, search_stage.search(task, scorer, store, self.progress)
 
@@ -278,6 +287,19 @@ class Run:
         )
         self.directory = RunDirectory(path)
 
+    def _fit(self, net: Supernet, choices: Mapping[str, str], folder: Path) -> None:
+        """The plan's closed-form start: once, for it takes a minute."""
+        path = folder / "start.safetensors"
+        if not path.exists():
+            images = self.feed.calibration(self.recipe.fit.images)
+            self.progress.begin("subnet: fitting", len(net.switches))
+            figures = fit(
+                net, choices, images, self.recipe.fit, lambda site: self.progress.advance(site)
+            )
+            write_json(folder / "fit.json", figures)
+            write_tensors(path, net.weights())
+        net.load_weights(read_tensors(path)[0])
+
     def _merge(self, folder: Path) -> None:
         net, choices = self.net(), self.plan().choices
         self._load(net, "subnet")
@@ -288,8 +310,16 @@ class Run:
         searched = self._new_net()
         self._load(searched, "supernet")
         searched.choose(choices)
+        if self.recipe.recalibrates:
+            recalibrate(searched, self.feed.calibration())
+        before = {"after search": searched}
+        start = self.directory.stage("subnet") / "start.safetensors"
+        if start.exists():
+            before["after fit"] = fitted = self._new_net()
+            fitted.load_weights(read_tensors(start)[0])
+            fitted.choose(choices)
         result = make_result(
-            self.baseline, searched, net, model, checks, self.feed, self.recipe, self.shape
+            self.baseline, before, net, model, checks, self.feed, self.recipe, self.shape
         )
         write_json(folder / "result.json", result.model_dump())
         self.progress.advance()

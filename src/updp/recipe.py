@@ -40,7 +40,7 @@ class Data(_Part):
     calibration: int | None = Field(
         None,
         ge=2,
-        description="further ones kept for BatchNorm statistics; 256, but at most a tenth of them",
+        description="further ones kept for fits and statistics; 1000, at most a quarter of them",
     )
     batch_size: int = Field(64, ge=2)
     shift: int | None = Field(None, ge=0, description="random shift, pixels; an eighth of the side")
@@ -73,6 +73,22 @@ class Candidates(_Part):
         False, description="a LayerNorm before attention may become a BatchNorm, and fold away"
     )
     timed: int = Field(4, ge=1, description="at most so many candidates are timed per site")
+
+
+class Fit(_Part):
+    """Closed-form start: the linear operator that best does what a branch does; no gradient."""
+
+    images: int = Field(1000, ge=2, description="calibration images at most; unlabelled")
+    ridge: tuple[float, ...] = Field(
+        (1e-6, 1e-4, 1e-2),
+        description="strengths tried on held-out images, as shares of the inputs' mean square",
+    )
+    rounds: int = Field(3, ge=0, description="passes that follow an end activation that clamps")
+    repair: bool = Field(
+        True, description="a kept branch after a pruned one is fitted to the baseline again"
+    )
+    rows: int = Field(100, ge=1, description="pixels looked at per unknown")
+    rows_mb: int = Field(1024, ge=16, description="memory for them, at most")
 
 
 class Measure(_Part):
@@ -112,6 +128,9 @@ class Training(_Part):
         None, gt=0, description="factor of a step, 0.1; power of poly, 1, which is a straight line"
     )
     decay_every: float = Field(0.3, gt=0, description="share of the steps between two of `step`")
+    norms: Literal["train", "frozen"] = Field(
+        "train", description="whether BatchNorms see the batch's statistics, or keep theirs"
+    )
     clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
     ema: float = Field(
         0.0,
@@ -177,10 +196,14 @@ class Training(_Part):
 
 
 class Supernet(Training):
-    """Stage 1, by the sandwich rule."""
+    """Stage 1: fit, training by the sandwich rule, or both."""
 
-    epochs: float = Field(2, ge=0, description="passes over the training images; may be a part")
+    epochs: float = Field(0, ge=0, description="passes over the training images; may be a part")
     lr: float = Field(0.003, gt=0, description="learning rate, at the end of the warm-up")
+    start: Literal["fit", "inherit"] = Field(
+        "fit",
+        description="every candidate is fitted alone, in closed form; or has the block's weights",
+    )
     random_paths: int = Field(2, ge=0, description="random plans per step, beside the two ends")
 
 
@@ -198,6 +221,11 @@ class Search(_Part):
     )
     reuse_mb: int = Field(
         2048, ge=0, description="memory for activations that plans with the same beginning share"
+    )
+    recalibrate: bool | None = Field(
+        None,
+        description="BatchNorm statistics anew for each plan; where the supernet was trained or "
+        "its candidates inherited",
     )
     stop_early: bool = Field(True, description="a plan that is certainly dominated is left")
     timed: int = Field(5, ge=1, description="the best plans timed end to end before one is chosen")
@@ -217,7 +245,14 @@ class Subnet(Training):
     )
     schedule: Literal["linear", "cosine"] = Field("cosine", description="lambda's way from 0 to 1")
     hold: float = Field(0.75, ge=0, le=1, description="share of the steps after lambda = 1")
-    start: Literal["supernet", "baseline"] = Field("supernet", description="whose weights")
+    start: Literal["fit", "supernet", "baseline"] = Field(
+        "fit",
+        description="whose weights: the supernet's, and the plan fitted to the baseline, one site "
+        "after another; the supernet's as they are; or the baseline's",
+    )
+    all_images: bool = Field(
+        True, description="train on the images too that were held out for the stages before"
+    )
     distill: float = Field(
         0.9, ge=0, le=1, description="weight of the teacher's logits; the labels' is the rest"
     )
@@ -251,6 +286,7 @@ class Recipe(_Part):
     budget: Budget | None = None
     data: Data = Data()
     candidates: Candidates = Candidates()
+    fit: Fit = Fit()
     measure: Measure = Measure()
     supernet: Supernet = Supernet()
     search: Search = Search()
@@ -297,6 +333,16 @@ class Recipe(_Part):
             except yaml.YAMLError as error:
                 raise UserError(f"--set {setting!r}: the value is not YAML") from error
         return self.check(data, f"--set {' '.join(settings)}")
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether BatchNorm statistics are estimated anew for each plan of the search.
+
+        Fitted candidates have none of their own, and give what the kept ones were trained on.
+        """
+        if self.search.recalibrate is not None:
+            return self.search.recalibrate
+        return self.supernet.start != "fit" or self.supernet.epochs > 0
 
     def decisive(self) -> dict[str, Any]:
         """Plain data, without how often latency is measured and where a search is kept."""

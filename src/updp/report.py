@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import BaseModel
 from torch import nn
 
 from updp.engine.evaluate import top1
 from updp.engine.feed import Feed
-from updp.engine.statistics import recalibrate
 from updp.measure import compare_modules, count_macs, count_parameters
 from updp.merge import Check
 from updp.recipe import Recipe
@@ -56,7 +57,7 @@ class Result(BaseModel):
 
 def make_result(
     baseline: nn.Module,
-    searched: Supernet,
+    before: Mapping[str, Supernet],
     subnet: Supernet,
     merged: nn.Module,
     checks: list[Check],
@@ -66,13 +67,12 @@ def make_result(
 ) -> Result:
     """Evaluate on the test split, once, and time both models in this process.
 
-    `searched` holds the supernet's weights, `subnet` the trained ones, both under the plan.
+    `before` are the stages before training, under the plan, and `subnet` is the trained one.
     """
     test = list(feed.test())
-    recalibrate(searched, feed.calibration())
     stages = {
         "baseline": top1(baseline, test),
-        "after search": top1(searched, test),
+        **{name: top1(net, test) for name, net in before.items()},
         "after subnet training": top1(subnet, test),
         "merged": top1(merged, test),
     }

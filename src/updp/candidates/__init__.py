@@ -3,17 +3,20 @@
 from updp.candidates.base import Candidate, Form, MergedForm
 from updp.candidates.choose import choose
 from updp.candidates.drop import Drop
+from updp.candidates.fitting import Fitting
 from updp.candidates.foldnorm import FoldNorm
 from updp.candidates.fuse import Fuse
 from updp.candidates.inherit import Inherit, baseline_macs, propose
 from updp.candidates.kinds import KINDS, from_json, proposals, register_candidate
 from updp.candidates.merged import Merged
 from updp.candidates.offer import Offer, planned, selected
+from updp.candidates.repair import repairing
 
 __all__ = [
     "KINDS",
     "Candidate",
     "Drop",
+    "Fitting",
     "FoldNorm",
     "Form",
     "Fuse",
@@ -28,5 +31,6 @@ __all__ = [
     "proposals",
     "propose",
     "register_candidate",
+    "repairing",
     "selected",
 ]

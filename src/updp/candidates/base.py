@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from updp import recipe as recipes
 from updp.blocks import Site
 from updp.blocks.extract import Replacement
+from updp.candidates.fitting import Fitting
 
 
 class MergedForm(Protocol):
@@ -41,6 +42,24 @@ class Form(nn.Module, ABC):
     @abstractmethod
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start the BatchNorms from the inputs `x` that the site sees in the baseline."""
+
+    def fitting(self, settings: recipes.Fit, batches: int) -> Fitting | None:
+        """How the form is fitted, to so many batches; None when it has nothing to fit.
+
+        Afterwards the form trains in the shape that it is merged to (`collapse`).
+        """
+        return None
+
+    def collapse(self) -> None:
+        """Train on in the shape that the form merges to, from what it computes now."""
+
+    def expand(self) -> None:
+        """Undo `collapse`: train the block's own weights."""
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether the form is trained in the shape that it merges to."""
+        return False
 
     @abstractmethod
     def merged(self) -> MergedForm:

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp import recipe as recipes
+from updp.algebra import Affine, as_operator
 from updp.blocks import Site
 from updp.blocks.extract import extract
 from updp.candidates.base import Candidate, Form
+from updp.candidates.fitting import Fitting, as_maps
 from updp.candidates.fold import fold_norm
 from updp.candidates.merged import MergedSkip
 from updp.candidates.norm import ChannelNorm
+from updp.fit import Fitted, Problem, clamp_of
 
 _LAST = 100  # after every candidate that keeps something of the branch
 
@@ -105,13 +108,30 @@ class DropForm(Form):
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start the BatchNorm as the best line from the skip to the baseline's output."""
         beside = self._beside(x)
+        self.norm.start(beside, beside, self._target(x, *extras))
+
+    def _target(self, x: Tensor, *extras: Any) -> Tensor:
+        """What the baseline has before its end activation."""
         if self._is_added:
-            target = beside + self._branch[0](x.clone(), *extras)
-        elif self._chain is not None:
-            target = self._chain.keep(x)
-        else:
-            target = self._branch[0](x.clone(), *extras)
-        self.norm.start(beside, beside, target)
+            return self._beside(x) + self._branch[0](x.clone(), *extras)
+        if self._chain is not None:
+            return self._chain.keep(x)
+        return self._branch[0](x.clone(), *extras)
+
+    def fitting(self, settings: recipes.Fit, batches: int) -> Fitting:
+        """See `Form.fitting`: a factor and a shift per channel."""
+        norm, layout = self.norm, self.norm.layout
+        clamp = clamp_of(self.post.function if self.post else None, norm.weight)
+
+        def take(fitted: Fitted) -> None:
+            norm.set(Affine(fitted.operator.weight.flatten(), fitted.operator.bias))
+
+        return Fitting(
+            Problem(as_operator(fold_norm(norm)), clamp, settings, batches),
+            lambda x, *extras: as_maps(self._target(x, *extras), layout),
+            lambda x, *extras: (as_maps(self._beside(x), layout), None),
+            take,
+        )
 
     def merged(self) -> MergedSkip:
         """See `Form.merged`."""

@@ -15,14 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from updp import algebra
+from updp import recipe as recipes
 from updp.algebra import Affine, Operator, Padding, centre_tap
 from updp.blocks import ActStep, Chain, LinearStep, ScaleStep, Site, to_layout
 from updp.blocks.extract import extract
 from updp.candidates.base import Form
+from updp.candidates.collapsed import Collapsed
+from updp.candidates.fitting import Fitting, as_maps
 from updp.candidates.fold import chain_operator, factor_of, fold_norm, operator_of
 from updp.candidates.merged import Merged
 from updp.candidates.norm import ChannelNorm
 from updp.candidates.place import Placed, place
+from updp.fit import Problem, clamp_of
 
 
 class InheritForm(Form):
@@ -56,18 +60,22 @@ class InheritForm(Form):
         self.norms = nn.ModuleList(ChannelNorm(c, layout, device, dtype) for c in norms)
         channels = self.chain.linears[-1].out_channels
         self.end_norm = ChannelNorm(channels, layout, device, dtype)
+        self.collapsed: Collapsed | None = None
 
     def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
         """See `Form.forward`."""
         h = self._enter(x)
-        for stage in self.stages:
-            h = self._run(stage, _pad(h, stage.pad), progress)
-        for skip in self._skip:
-            h = h + self._enter(skip(x), self.chain.layout_out)
-        y = self.end_norm(h)
+        if self.collapsed is not None:
+            y = self.collapsed(h, self._beside(x))
+        else:
+            for stage in self.stages:
+                h = self._run(stage, _pad(h, stage.pad), progress)
+            if (beside := self._beside(x)) is not None:
+                h = h + beside
+            y = self.end_norm(h)
         if self.activation is not None:
             y = self.activation.function(y)
-        if progress < 1:
+        if progress < 1 and self.collapsed is None:
             kept = h if self.post is None else self.post.keep(h, self.chain.layout)
             y = torch.lerp(kept, y, progress)
         return to_layout(y, self.chain.layout, self.chain.layout_out) if x.ndim == 4 else y
@@ -76,6 +84,12 @@ class InheritForm(Form):
         """A tensor of the block in the canonical layout."""
         source = layout or self.chain.layout_in
         return to_layout(x, source, self.chain.layout) if x.ndim == 4 else x
+
+    def _beside(self, x: Tensor) -> Tensor | None:
+        """The skip's value, canonical."""
+        for skip in self._skip:
+            return self._enter(skip(x), self.chain.layout_out)
+        return None
 
     def _run(self, stage: Placed, h: Tensor, progress: float) -> Tensor:
         step, layout = stage.step, self.chain.layout
@@ -127,14 +141,56 @@ class InheritForm(Form):
                 assert isinstance(norm, ChannelNorm)
                 norm.start(h, _crop(h, stage.border), target)
             h = self._run(stage, h, 1.0)
-        for skip in self._skip:
-            beside = self._enter(skip(x), self.chain.layout_out)
+        if (beside := self._beside(x)) is not None:
             h, kept = h + beside, kept + beside
         self.end_norm.start(h, h, kept)
         self.train(training)
 
+    @torch.no_grad()
+    def collapse(self) -> None:
+        """See `Form.collapse`."""
+        if self.collapsed is None:
+            weight = self.chain.linears[0].weight
+            self.collapsed = Collapsed(self.merged(), weight.dtype, weight.device)
+
+    def expand(self) -> None:
+        """See `Form.expand`."""
+        self.collapsed = None
+
+    @property
+    def is_collapsed(self) -> bool:
+        """See `Form.is_collapsed`."""
+        return self.collapsed is not None
+
+    def fitting(self, settings: recipes.Fit, batches: int) -> Fitting:
+        """See `Form.fitting`: the last operator is fitted, those before it stay inherited."""
+        self.collapse()
+        own, layout = self.collapsed, self.chain.layout
+        assert own is not None
+
+        def target(x: Tensor, *extras: Any) -> Tensor:
+            h = self._enter(x)
+            for stage in self.stages:
+                h = stage.step.keep(h, layout)
+            beside = self._beside(x)
+            return as_maps(h if beside is None else h + beside, layout)
+
+        def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
+            h = self._enter(x)
+            kept = own.kept(h, self._beside(x))
+            return as_maps(own.before_last(h), layout), None if kept is None else as_maps(
+                kept, layout
+            )
+
+        last = own.last
+        clamp = clamp_of(self.activation.function if self.activation else None, last.weight)
+        problem = Problem(last.operator(), clamp, settings, batches)
+        return Fitting(problem, target, inputs, lambda fitted: last.set(fitted.operator))
+
     def merged(self) -> Merged:
         """See `Form.merged`."""
+        if self.collapsed is not None:
+            return self.collapsed.merged()
         operators: list[Operator] = []
         before: Affine | None = None
         segment = -1

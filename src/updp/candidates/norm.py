@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from updp.algebra import Affine
+
 
 class ChannelNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the channels of (N, C, H, W) (`first`) or (..., C) (`last`)."""
@@ -46,6 +48,15 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.copy_(var)
         self.weight.copy_(slope * (var + self.eps).sqrt())
         self.bias.copy_(target.mean(0) - slope * (inner.mean(0) - mean))
+
+    @torch.no_grad()
+    def set(self, affine: Affine) -> None:
+        """Compute this affine map (C,) with the statistics that are there."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, var = self.running_mean.double(), self.running_var.double()
+        self.weight.copy_(affine.scale * (var + self.eps).sqrt())
+        self.bias.copy_(affine.shift + affine.scale * mean)
 
 
 def _rows(x: Tensor, layout: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from updp import recipe as recipes
 from updp.engine.data import Augment, Batches, Preprocess, Source, hold_out
 from updp.errors import UserError
+
+CALIBRATED = 256  # images that BatchNorm statistics are estimated from
 
 
 class Feed:
@@ -32,7 +35,7 @@ class Feed:
         self.classes = len(source.classes)
         images = len(source.train)
         held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
-        count = min(256, images // 10) if recipe.calibration is None else recipe.calibration
+        count = min(1000, images // 4) if recipe.calibration is None else recipe.calibration
         if held_out + count > images // 2:
             raise UserError(
                 f"data.held_out={held_out} and data.calibration={count} are more than half of the "
@@ -60,6 +63,20 @@ class Feed:
         self._held_out = fixed(source.train, held[count:])
         self._test = fixed(source.test, None)
 
+    def with_held_out(self) -> Feed:
+        """The same, but all images of the training split are trained on."""
+        other = copy.copy(self)
+        train = self._train
+        other._train = Batches(
+            train.dataset,
+            None,
+            train.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            num_workers=train.num_workers,
+        )
+        return other
+
     @property
     def steps(self) -> int:
         """Training batches per epoch."""
@@ -76,9 +93,17 @@ class Feed:
                 step += 1
             epoch, start = epoch + 1, 0
 
-    def calibration(self) -> list[Tensor]:
-        """Batches (N, C, H, W) for statistics, of one size: a last one of 1 image has none."""
-        parts = [images for images, _ in self._fixed(self._calibration)]
+    def calibration(self, limit: int = CALIBRATED) -> list[Tensor]:
+        """Batches (N, C, H, W) for statistics, of one size: a last one of 1 image has none.
+
+        Of so many images at most, from the first on.
+        """
+        parts, seen = [], 0
+        for images, _ in self._fixed(self._calibration):
+            parts.append(images[: limit - seen])
+            seen += len(parts[-1])
+            if seen >= limit:
+                break
         return list(torch.cat(parts).tensor_split(len(parts)))
 
     def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -23,6 +23,7 @@ from updp.engine.files import Figures, read_tensors, write_tensors
 from updp.engine.mixing import mixed
 from updp.engine.optimise import make_optimizer, make_schedule
 from updp.engine.progress import Progress
+from updp.engine.statistics import norms
 from updp.errors import UserError
 from updp.rewrite import Supernet
 
@@ -84,6 +85,9 @@ def train(
                 saved = time.monotonic()
 
     net.train()
+    if recipe.norms == "frozen":
+        for norm in norms(net):
+            norm.eval()
     with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
         run()  # the caller's random state stays as it was
     if average is not None:

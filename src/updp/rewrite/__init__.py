@@ -1,6 +1,7 @@
 """Rewriting: a model becomes a supernet, a supernet under a plan becomes a merged model."""
 
+from updp.rewrite.fitting import fit, fit_each
 from updp.rewrite.supernet import Supernet
 from updp.rewrite.switch import GATES, KEEP, Switch
 
-__all__ = ["GATES", "KEEP", "Supernet", "Switch"]
+__all__ = ["GATES", "KEEP", "Supernet", "Switch", "fit", "fit_each"]

@@ -113,7 +113,17 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy in what `weights` returned. Raises ValueError when names differ."""
+        """Copy in what `weights` returned. Raises ValueError when names differ.
+
+        Forms are collapsed here as they were when they were saved.
+        """
+        for name, switch in self.switches.items():
+            for label in switch.labels:
+                form, prefix = switch.form(label), f"site.{name}.{label}.collapsed."
+                if any(n.startswith(prefix) for n in weights):
+                    form.collapse()
+                else:
+                    form.expand()
         own = self.weights()
         if own.keys() != weights.keys():
             raise ValueError(f"weights differ in {sorted(own.keys() ^ weights.keys())[:3]}")
@@ -146,6 +156,11 @@ class Supernet(nn.Module):
                 own = model.get_submodule(block)
                 rewritten[block] = replace_regions(own, self._graphs[block], parts)
         return _put(model, self._under_all_names(rewritten), _parents(model, self._names)).eval()
+
+    def block_of(self, site: str) -> tuple[nn.Module, fx.Graph]:
+        """The user's own block that holds a site, with the present weights, and its graph."""
+        name = self.sites[site].block
+        return self._originals[name], self._graphs[name]
 
     def pruned_blocks(self) -> list[str]:
         """Paths of the blocks in which a site runs a candidate."""

@@ -37,15 +37,16 @@ class Scorer:
     """Scores plans of one supernet: the mean of a loss, which is never negative, over images.
 
     `accuracy`: wrong answers in percent; `loss`: cross-entropy; `divergence`: KL from the
-    baseline's logits. BatchNorm statistics are recalibrated for each plan and put back afterwards,
-    so a score does not depend on what was scored before.
+    baseline's logits. BatchNorm statistics are recalibrated for each plan, if the recipe says so,
+    and put back afterwards: a score does not depend on what was scored before.
     """
 
     def __init__(
-        self, net: Supernet, baseline: nn.Module, feed: Feed, settings: recipes.Search
+        self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: recipes.Recipe
     ) -> None:
+        settings = recipe.search
         self.net, self.kind = net, settings.score
-        self.calibration = feed.calibration()
+        self.calibration = feed.calibration() if recipe.recalibrates else []
         held_out = list(feed.held_out())
         logits, labels = predict(baseline, held_out)
         images = torch.cat([images for images, _ in held_out])
@@ -81,7 +82,10 @@ class Scorer:
         self.replay.begin()
         loss, right, seen = 0.0, 0, 0
         with preserved(self.net):
-            recalibrate(self.net, self.calibration, lambda i, x: self.replay(("calibration", i), x))
+            if self.calibration:
+                recalibrate(
+                    self.net, self.calibration, lambda i, x: self.replay(("calibration", i), x)
+                )
             self.replay.calibrated()
             for number, (images, labels, reference) in enumerate(self.chunks):
                 logits = self.replay(("held out", number), images)
