@@ -23,7 +23,6 @@ from updp.errors import MergeError, UserError
 from updp.report import Result
 
 HERE = Path(__file__).parent
-RECIPES = HERE.parents[1] / "recipes"
 MODELS = ("resnet", "vit")
 MAY_LOSE = 2.0  # points of top-1
 
@@ -45,7 +44,7 @@ def main() -> int:
                 runs[name] = updp.prune(
                     f"{HERE / 'models.py'}:{name}",
                     "digits",
-                    updp.Recipe.load(RECIPES / f"digits_{name}.yaml"),
+                    updp.Recipe.load(HERE / f"{name}.yaml"),
                     weights=HERE / f"{name}.safetensors",
                     out=options.out / name,
                     device=options.device,

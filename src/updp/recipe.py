@@ -6,7 +6,7 @@ import hashlib
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -16,12 +16,15 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from timm.optim import get_optimizer_info, list_optimizers
 
 from updp.budget import Budget
 from updp.errors import UserError
 
+_OWN = Path(__file__).parent / "recipes"
+NAMES = tuple(sorted(file.stem for file in _OWN.glob("*.yaml")))
 DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 
 
@@ -129,7 +132,7 @@ class Training(_Part):
     )
     decay_every: float = Field(0.3, gt=0, description="share of the steps between two of `step`")
     norms: Literal["train", "frozen"] = Field(
-        "train", description="whether BatchNorms see the batch's statistics, or keep theirs"
+        "train", description="BatchNorms take each batch's statistics, or keep those they have"
     )
     clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
     ema: float = Field(
@@ -235,16 +238,22 @@ class Search(_Part):
 
 
 class Subnet(Training):
-    """Stage 3, progressive."""
+    """Stage 3: from a fitted start, or progressive, or both."""
 
     epochs: float = Field(8, ge=0, description="passes over the training images; may be a part")
+    lr: float = Field(0.005, gt=0, description="learning rate, at the end of the warm-up")
+    norms: Literal["train", "frozen"] = Field(
+        "frozen", description="BatchNorms take each batch's statistics, or keep those they have"
+    )
     gate: Literal["blend", "anneal"] = Field(
         "blend",
         description="the way from block to pruned block: both mixed, or the block's own "
         "activations and norms turned into the pruned one's",
     )
     schedule: Literal["linear", "cosine"] = Field("cosine", description="lambda's way from 0 to 1")
-    hold: float = Field(0.75, ge=0, le=1, description="share of the steps after lambda = 1")
+    hold: float = Field(
+        1.0, ge=0, le=1, description="share of the steps after lambda = 1; 1 is direct"
+    )
     start: Literal["fit", "supernet", "baseline"] = Field(
         "fit",
         description="whose weights: the supernet's, and the plan fitted to the baseline, one site "
@@ -271,6 +280,15 @@ class Subnet(Training):
     )
     teacher_std: tuple[float, ...] | None = Field(None, description="as teacher_mean")
 
+    @model_validator(mode="after")
+    def _has_a_gate(self) -> Self:
+        if self.start == "fit" and self.gate == "anneal" and self.hold < 1:
+            raise ValueError(
+                "gate=anneal turns the block's own activations off, and a fitted block has none: "
+                "take gate=blend, or start=supernet or baseline"
+            )
+        return self
+
 
 class Merge(_Part):
     """Stage 4: what rounding may cost, relative."""
@@ -295,9 +313,11 @@ class Recipe(_Part):
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Read a YAML file. Raises UserError that names the file and the field."""
+        """Read a YAML file, or one of `NAMES`. Raises UserError that names file and field."""
+        own = _OWN / f"{path}.yaml"
         try:
-            data = yaml.safe_load(path.read_text())
+            text = own.read_text() if str(path) in NAMES else path.read_text()
+            data = yaml.safe_load(text)
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"recipe '{path}' cannot be read: {_line(error)}") from error
         return cls.check(data or {}, f"recipe '{path}'")

@@ -65,7 +65,7 @@ class Problem:
         if batch in self._targets:
             return  # a shared block: its first call stands for all
         sample = Sample.draw(images, height, width, self.quota, self.seed + batch)
-        held = int((sample.image < images - images // 5).sum())
+        held = int((sample.image < images - max(images // 5, min(images - 1, 1))).sum())
         self._samples[batch] = sample, held
         self._targets[batch] = sample.of(maps)
 
@@ -121,13 +121,12 @@ class Problem:
         """Squared, after the end activation, over the target's variance, on held-out rows."""
         wrong, count = 0.0, 0
         total, squares = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
-        for x, target, beside in self._rows(_HELD):
+        held = any(samples[1] < len(self._targets[n]) for n, samples in self._samples.items())
+        for x, target, beside in self._rows(_HELD if held else _ALL):
             target, value = self.clamp(target), self.clamp(x @ weights + beside)
             wrong += (value - target).square().sum().item()
             total, squares = total + target.sum(), squares + target.square().sum()
             count += target.numel()
-        if not count:
-            return 0.0
         variance = (squares / count - (total / count).square()).item()
         return wrong / count / max(variance, 1e-12)
 
@@ -136,7 +135,10 @@ class Problem:
         for batch, inputs in self._inputs.items():
             held = self._samples[batch][1]
             start, end = {_ALL: (0, None), _TRAIN: (0, held), _HELD: (held, None)}[part]
-            x, target = inputs[:, start:end], self._grouped(self._targets[batch][start:end])
+            x, target = inputs[:, start:end], self._targets[batch][start:end]
+            if not len(target):
+                continue
+            target = self._grouped(target)
             beside = torch.zeros_like(target)
             if batch in self._beside:
                 beside = self._grouped(self._beside[batch][start:end])

@@ -1,0 +1,172 @@
+"""Fit and collapse, for every kind of candidate on every family of blocks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.candidates.supernets import Case, case
+from tests.candidates.test_contract import CASES
+from tests.families import error
+from updp.blocks import find
+from updp.candidates import propose, repairing
+from updp.recipe import Fit
+from updp.rewrite import KEEP, Supernet, fit, fit_each
+
+FIT = Fit(ridge=(1e-8, 1e-4), rows=10_000)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def made(request: pytest.FixtureRequest) -> Case:
+    return case(*request.param)
+
+
+def test_collapsing_changes_nothing_and_merges_to_the_same(made: Case) -> None:
+    net, _, x = made.double
+    net = copy.deepcopy(net)
+    for choices in _choices(made):
+        net.choose(choices)
+        before = net(x)
+        for name, label in choices.items():
+            net.switches[name].form(label).collapse()
+        collapsed, merged = net(x), net.merged(torch.float64)(x)
+        assert error(collapsed, before) < 1e-12
+        assert error(merged, before) < 1e-12
+        for name, label in choices.items():
+            net.switches[name].form(label).expand()
+        assert torch.equal(net(x), before)
+
+
+def test_a_fit_is_no_worse_than_what_it_starts_from(made: Case) -> None:
+    """On the rows themselves: with nothing held out, one site alone, no clamp followed."""
+    net, base, x = made.double
+    net = copy.deepcopy(net)
+    wanted = base(x)
+    for choices in _choices(made):
+        net.choose(choices)
+        before = error(net(x), wanted)
+        figures = fit(net, choices, [x], FIT.model_copy(update={"repair": False}))
+        assert net.merged(torch.float64) is not None
+        for row in figures:
+            assert row["site"] in choices
+            assert row["error"] <= row["prior_error"]
+        merged = net.merged(torch.float64)(x)
+        assert error(merged, net(x)) < 1e-12
+        assert torch.isfinite(merged).all()
+        if figures and all(row["error"] < 1e-6 for row in figures):
+            assert error(merged, wanted) <= max(before, 1e-4)
+
+
+def test_weights_of_fitted_forms_go_there_and_back(made: Case) -> None:
+    net, _, x = made.double
+    net = copy.deepcopy(net)
+    plain = {name: t.clone() for name, t in net.weights().items()}
+    other = copy.deepcopy(net)
+    fit_each(net, x, FIT)
+    other.load_weights(net.weights())
+    for choices in _choices(made):
+        net.choose(choices)
+        other.choose(choices)
+        assert torch.equal(net(x), other(x))
+    other.load_weights(plain)
+    assert other.weights().keys() == plain.keys()
+
+
+def _choices(made: Case) -> list[dict[str, str]]:
+    """For each rank the first candidates, in every site that has one."""
+    longest = max(len(options) for options in made.candidates.values())
+    return [
+        {name: found[min(i, len(found) - 1)].label for name, found in made.candidates.items()}
+        for i in range(min(longest, 2))
+    ]
+
+
+class Block(nn.Module):
+    """Whose ReLU does nothing while `shift` is large: the branch is then linear."""
+
+    def __init__(self, channels: int, shift: float, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1)
+        self.act = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        nn.init.constant_(self.conv1.bias, shift)
+        nn.init.normal_(self.bn2.bias)
+        nn.init.uniform_(self.bn2.weight, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.bn2(self.conv2(self.act(self.conv1(x)))))
+
+
+def network(*shifts: float, kernel: int = 3) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(Block(4, s, kernel) for s in shifts)).double().eval()
+    return net, torch.randn(30, 4, 9, 7).double()
+
+
+def supernet(model: nn.Module, x: Tensor) -> Supernet:
+    findings = find(model, x[:2])
+    sites = {s.name: list(propose(s, end_activation=False))[:1] for s in findings.sites}
+    return Supernet(model, findings, sites).eval()
+
+
+def test_a_branch_that_is_linear_is_fitted_exactly_on_a_changed_prefix() -> None:
+    """The second block's fit sees what the first one's left over, not the baseline's values."""
+    model, x = network(0.0, 50.0, kernel=1)
+    wanted = model(x)
+    net = supernet(copy.deepcopy(model), x)
+    choices = {name: switch.labels[0] for name, switch in net.switches.items()}
+    second = {name: label for name, label in choices.items() if name.startswith("1")}
+    fit(net, second, [x[:15], x[15:]], FIT)
+    assert error(net(x), wanted) < 1e-4
+    alone = supernet(copy.deepcopy(model), x)
+    fit_each(alone, x, FIT)
+    fit(net, choices, [x], FIT)
+    alone.choose(choices)
+    assert error(net(x), wanted) < error(alone(x), wanted)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_repair_makes_up_for_a_pruned_block(biased: bool) -> None:
+    model, x = network(0.0, 0.0, 0.0)
+    if biased:
+        for block in model:
+            block.conv2.bias = nn.Parameter(torch.randn(4).double())
+    wanted = model(x)
+    errors = {}
+    for repair in (False, True):
+        net = supernet(copy.deepcopy(model), x)
+        name, switch = next(iter(net.switches.items()))
+        figures = fit(
+            net,
+            {name: switch.labels[0]},
+            [x[:10], x[10:]],
+            FIT.model_copy(update={"repair": repair}),
+        )
+        errors[repair] = error(net(x), wanted)
+        merged = net.merged(torch.float64)
+        assert error(merged(x), net(x)) < 1e-12
+        changed = {n for n, t in model.state_dict().items() if not n.startswith("0")}
+        assert changed <= merged.state_dict().keys()  # kept blocks are the user's own
+        assert [row["candidate"] for row in figures].count(KEEP) == (2 if repair else 0)
+    assert errors[True] < errors[False]
+
+
+def test_repair_of_an_unchanged_prefix_changes_nothing() -> None:
+    model, x = network(0.0)
+    before = copy.deepcopy(model.state_dict())
+    wanted = model(x)
+    findings = find(model, x[:2])
+    (site,) = findings.sites
+    block = model.get_submodule(site.block)
+    fitting = repairing(site, block, findings.graphs[site.block], FIT, 1)
+    assert fitting is not None
+    fitting.add_target(0, x)
+    fitting.add_input(0, x)
+    fitting.finish()
+    assert error(model(x), wanted) < 1e-9
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,5 @@
+"""Tiny tensors: one thread."""
+
+from tests.algebra.conftest import one_thread
+
+__all__ = ["one_thread"]

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.fit.test_rows import operators
+from updp.algebra import Operator
+from updp.fit import Clamp, Fitted, Problem
+from updp.recipe import Fit
+
+RELU = Clamp(0)
+
+
+def zeros(like: Operator) -> Operator:
+    other = copy.copy(like)
+    object.__setattr__(other, "weight", torch.zeros_like(like.weight))
+    object.__setattr__(other, "bias", torch.zeros_like(like.bias))
+    return other
+
+
+def solve(
+    prior: Operator,
+    batches: list[tuple[Tensor, Tensor, Tensor | None]],
+    clamp: Clamp = RELU,
+    **changes: object,
+) -> Fitted:
+    problem = Problem(prior, clamp, Fit().model_copy(update=changes), len(batches))
+    for number, (_, target, _) in enumerate(batches):
+        problem.target(number, target)
+    for number, (x, _, beside) in enumerate(batches):
+        problem.input(number, x, beside)
+    return problem.solve()
+
+
+@settings(deadline=None)
+@given(operators(), st.booleans(), st.sampled_from([RELU, Clamp(), Clamp(0, 6)]))
+def test_an_operator_that_explains_everything_is_found(
+    truth: Operator, is_added: bool, clamp: Clamp
+) -> None:
+    batches = []
+    for _ in range(3):
+        x = torch.randn(10, truth.in_channels, 11, 10, dtype=torch.float64)
+        y = truth(x)
+        beside = torch.randn_like(y) if is_added else None
+        batches.append((x, y if beside is None else y + beside, beside))
+    fitted = solve(zeros(truth), batches, clamp, ridge=(1e-9, 1e-2), rounds=0)
+    assert fitted.error < 1e-9
+    seen = torch.cat([x for x, _, _ in batches])
+    torch.testing.assert_close(fitted.operator(seen), truth(seen), rtol=1e-4, atol=1e-4)
+    assert fitted.strength == 1e-9
+    assert fitted.figures() == {
+        "error": fitted.error,
+        "prior_error": fitted.prior_error,
+        "strength": 1e-9,
+        "rows": fitted.rows,
+    }
+
+
+def test_below_a_relu_any_value_will_do() -> None:
+    torch.manual_seed(0)
+    truth = Operator(torch.randn(2, 3, 1, 1).double(), torch.randn(2).double())
+    x = torch.randn(40, 3, 8, 8).double()
+    y = truth(x)
+    target = torch.where(y > 0, y, -10 * torch.rand_like(y))  # arbitrary, where it does not count
+    plain = solve(zeros(truth), [(x, target, None)], rounds=0)
+    better = solve(zeros(truth), [(x, target, None)], rounds=20)
+    assert better.error < plain.error / 10
+    errors = [(f.operator.weight - truth.weight).norm() for f in (plain, better)]
+    assert errors[1] < errors[0] / 3
+
+
+def test_the_prior_stays_where_images_that_were_not_fitted_to_like_it_better() -> None:
+    torch.manual_seed(1)
+    truth = Operator(torch.randn(2, 30, 1, 1).double(), torch.zeros(2).double())
+    x = torch.randn(10, 30, 2, 2).double()  # 32 rows for 31 unknowns
+    noisy = truth(x) + torch.randn(10, 2, 2, 2).double()
+    fitted = solve(truth, [(x, noisy, None)], Clamp(), ridge=(1e-9,))
+    assert fitted.strength is None
+    assert fitted.error == fitted.prior_error
+    assert torch.equal(fitted.operator.weight, truth.weight)
+
+
+def test_the_strength_is_the_one_that_images_left_out_like_best() -> None:
+    torch.manual_seed(2)
+    truth = Operator(torch.randn(1, 30, 1, 1).double(), torch.zeros(1).double())
+    x = torch.randn(20, 30, 2, 2).double()
+    noisy = truth(x) + 2 * torch.randn(20, 1, 2, 2).double()
+    near = copy.copy(truth)
+    object.__setattr__(near, "weight", truth.weight + 0.3 * torch.randn(1, 30, 1, 1).double())
+    both = solve(near, [(x, noisy, None)], Clamp(), ridge=(1e-9, 1.0))
+    alone = [solve(near, [(x, noisy, None)], Clamp(), ridge=(s,)) for s in (1e-9, 1.0)]
+    assert both.error == min(a.error for a in alone)
+
+
+def test_rows_are_bounded_by_memory_and_by_unknowns() -> None:
+    operator = Operator(torch.zeros(4, 4, 3, 3).double(), torch.zeros(4).double())
+    few = Problem(operator, RELU, Fit(rows=10), batches=5)
+    assert few.quota == 10 * 37 // 5
+    bounded = Problem(operator, RELU, Fit(rows=10**6, rows_mb=16), batches=5)
+    assert bounded.quota * 5 * (37 + 8) * 4 <= 16 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "kernel", "size"), [(512, 3, 14), (1024, 1, 14)])
+def test_wide_operators_fit_in_4_gb(channels: int, kernel: int, size: int) -> None:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    operator = Operator(
+        torch.zeros(channels, channels, kernel, kernel).double(),
+        torch.zeros(channels).double(),
+        padding=(kernel // 2,) * 4,
+    )
+    problem = Problem(operator, RELU, Fit(ridge=(1e-4,), rounds=1), batches=8)
+    for number in range(8):
+        torch.manual_seed(number)
+        x = torch.randn(32, channels, size, size)
+        problem.target(number, x)
+        problem.input(number, x, None)
+    assert problem.solve().rows > 10_000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peak - before < 4 * 2**20  # kilobytes

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from updp.fit import ridge
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.sampled_from([1e-6, 1e-2, 1.0, 100.0]),
+    st.integers(0, 99),
+)
+def test_ridge_is_least_squares_with_a_row_for_each_penalty(
+    groups: int, inputs: int, outputs: int, strength: float, seed: int
+) -> None:
+    """Against numpy's least squares on the rows themselves, with the penalty as further rows."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(groups, 40, inputs)) * rng.uniform(0.1, 10, (1, 1, inputs))
+    x = np.concatenate([x, np.ones((groups, 40, 1))], 2)
+    target = rng.normal(size=(groups, 40, outputs))
+    prior = rng.normal(size=(groups, inputs + 1, outputs))
+    gram, cross = (torch.from_numpy(np.swapaxes(x, 1, 2) @ y) for y in (x, target))
+    found = ridge(gram, cross, torch.from_numpy(prior), strength)
+    for g in range(groups):
+        penalty = np.sqrt(strength * np.mean((x[g, :, :-1] ** 2).sum(0)))
+        free = np.diag([penalty] * inputs + [0.0])
+        rows, wanted = np.vstack([x[g], free]), np.vstack([target[g], free @ prior[g]])
+        expected = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+        np.testing.assert_allclose(found[g], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_what_was_never_seen_stays_the_prior() -> None:
+    x = torch.zeros(1, 9, 3, dtype=torch.float64)
+    x[..., 0], x[..., -1] = torch.arange(9.0), 1
+    prior = torch.tensor([[[1.0], [5.0], [2.0]]], dtype=torch.float64)
+    found = ridge(x.mT @ x, x.mT @ (3 * x[..., :1] + 1), prior, 1e-9)
+    torch.testing.assert_close(found.flatten(), torch.tensor([3.0, 5.0, 1.0]).double())
