@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from scipy.stats import kendalltau
 
-from search import DATA, NETWORKS, ROOT
+from search import DATA, INHERITED, NETWORKS, ROOT
 from updp import subnet
 from updp.api import make_job
 from updp.engine.evaluate import top1
@@ -43,7 +43,12 @@ def main() -> None:
     options = parser.parse_args()
     assert DATA.exists(), f"{DATA} is not there"
     about = NETWORKS["resnet56"]
-    recipe = Recipe().updated("budget={blocks: 9}", f"subnet.epochs={options.epochs}")
+    recipe = INHERITED.updated(
+        "budget={blocks: 9}",
+        "supernet.epochs=2",
+        "subnet.start=baseline",
+        f"subnet.epochs={options.epochs}",
+    )
     job = make_job(about["model"], about["data"], recipe, about["weights"], "cpu")
     run = Run(job, options.out / "run", last="supernet")
     run.supernet()
@@ -87,7 +92,7 @@ def measure(run: Run, job: Any, recipe: Recipe, plan: dict[str, str], folder: Pa
         if name == "supernet":
             file = run.directory.stage("supernet") / "weights.safetensors"
             net.load_weights(read_tensors(file)[0])
-        scores[name] = Scorer(net, run.baseline, run.feed, recipe.search)(plan).score
+        scores[name] = Scorer(net, run.baseline, run.feed, recipe)(plan).score
     net = run._new_net()
     teacher = copy.deepcopy(run.baseline)
     subnet.train(net, plan, teacher, run.feed, recipe, folder, Silent())

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from search import NETWORKS, ROOT, Bank
+from search import INHERITED, NETWORKS, ROOT, Bank
 from updp.engine.files import write_json
 from updp.engine.progress import Silent
 from updp.recipe import Recipe
@@ -31,17 +31,17 @@ from updp.search.space import Genome
 def reuse(network: str, evaluations: int, folder: Path) -> dict[str, Any]:
     """Evaluations per second without and with reuse, on the same plans in the same order."""
     torch.manual_seed(0)
-    bank = Bank(network, folder, Recipe())
+    bank = Bank(network, folder, INHERITED)
     plain = Recipe().search.model_copy(
         update={"reuse_mb": 0, "stop_early": False, "evaluations": evaluations}
     )
     task = Task(bank.space, Limits({}, NETWORKS[network]["blocks"]), plain)
-    scorer = Scorer(*bank.parts, plain)
+    scorer = Scorer(*bank.parts, INHERITED.model_copy(update={"search": plain}))
     with tempfile.TemporaryDirectory() as place:
         store = Store.in_folder(Path(place), "plain")
         expected = search(task, scorer, store, Silent())
     before = sum(e.seconds for e in expected.values())
-    scorer = Scorer(*bank.parts, Recipe().search)
+    scorer = Scorer(*bank.parts, INHERITED)
     found: dict[Genome, Evaluated] = {}
     seconds, batch = 0.0, plain.population
     for number, genome in enumerate(expected):
@@ -74,7 +74,7 @@ def work(network: str, folder: str, place: str, evaluations: int, barrier: Any) 
     """One worker of one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    bank = Bank(network, Path(folder), Recipe())
+    bank = Bank(network, Path(folder), INHERITED)
     settings = Recipe().search.model_copy(
         update={"searcher": "random", "evaluations": evaluations, "population": 32}
     )

@@ -56,6 +56,8 @@ from updp.search.space import Genome
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 DIGITS = ROOT / "examples" / "digits"
+# Searchers are compared on inherited candidates, whose statistics each score estimates anew.
+INHERITED = Recipe().updated("supernet.start=inherit", "data.calibration=256")
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet56": {
         "model": f"{ROOT / 'examples/cifar_resnet.py'}:resnet56",
@@ -101,7 +103,7 @@ class Bank:
         )
         self.space = Space(sites, sum(found[0].keep_ms for found in offers.values()), macs)
         self.parts = net, baseline, feed
-        self.scorer = Scorer(*self.parts, recipe.search)
+        self.scorer = Scorer(*self.parts, recipe)
         self.store = Store.in_folder(folder / network, "scores")
         self.known = self.store.results()
 
@@ -168,7 +170,7 @@ def exhaustive(bank: Bank, blocks: int) -> float:
 def measure(network: str, seeds: int, evaluations: int, folder: Path) -> None:
     """All searchers on one network."""
     torch.manual_seed(0)
-    bank = Bank(network, folder, Recipe())
+    bank = Bank(network, folder, INHERITED)
     blocks = NETWORKS[network]["blocks"]
     runs: dict[str, list[list[dict[str, float]]]] = {}
     for name in SEARCHERS:

@@ -55,7 +55,13 @@ def test_the_result_is_about_the_plan(finished: Path) -> None:
     assert abs(result["baseline"]["macs"] - result["merged"]["macs"] - saved) <= drops * 6 * 16
     assert result["test_images"] == 500
     stages = result["top1_by_stage"]
-    assert list(stages) == ["baseline", "after search", "after subnet training", "merged"]
+    assert list(stages) == [
+        "baseline",
+        "after search",
+        "after fit",
+        "after subnet training",
+        "merged",
+    ]
     assert stages["merged"] == result["merged"]["top1"]
     assert result["merge_error"]["float64"] <= 1e-12
 

@@ -26,7 +26,7 @@ def test_settings_change_what_they_name_and_no_more() -> None:
     expected = Recipe().model_dump()
     expected["seed"], expected["subnet"]["lr"] = 4, 0.5
     assert recipe.model_dump() == expected
-    assert Recipe().subnet.lr == 0.01
+    assert Recipe().subnet.lr == 0.005
 
 
 def test_the_last_setting_wins() -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tests import tiny
 from updp.engine.statistics import recalibrate
 from updp.models import load_model
-from updp.recipe import Search
+from updp.recipe import Recipe
 from updp.rewrite import Supernet
 from updp.search import Scorer
 
@@ -21,8 +21,8 @@ def net(tmp_path: Path) -> Supernet:
     return tiny.make_net(tiny.write_model(tmp_path), tiny.make_recipe())
 
 
-def settings(kind: str, reuse_mb: int = 64) -> Search:
-    return Search.model_validate({"score": kind, "reuse_mb": reuse_mb})
+def settings(kind: str, reuse_mb: int = 64) -> Recipe:
+    return tiny.make_recipe(search={"score": kind, "reuse_mb": reuse_mb})
 
 
 def scorer(net: Supernet, kind: str, tmp_path: Path, reuse_mb: int = 64) -> Scorer:

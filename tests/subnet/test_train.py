@@ -43,7 +43,9 @@ def test_training_ends_at_the_pruned_block(
     gate: str, model: str, tiny_model: str, tmp_path: Path
 ) -> None:
     spec = tiny_model.replace(":tiny", f":{model}")
-    recipe = tiny.make_recipe(subnet={"epochs": 0.3, "gate": gate, "hold": 0.3})
+    recipe = tiny.make_recipe(
+        subnet={"epochs": 0.3, "gate": gate, "hold": 0.3, "start": "baseline"}
+    )
     net = tiny.make_net(spec, recipe)
     teacher = load_model(spec, seed=1).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
@@ -106,7 +108,7 @@ def test_features_are_those_at_the_ends_of_the_pruned_blocks(
 ) -> None:
     """Of the first step, from the weights before it: against hooks of our own."""
     spec = tiny_model.replace(":tiny", ":tokens")
-    changes = {"hold": 1, "distill": 0.0}
+    changes = {"hold": 1, "distill": 0.0, "norms": "train"}
     (with_features,) = feature_rows(spec, tmp_path / "with", **changes)
     (without,) = feature_rows(spec, tmp_path / "without", **changes, features=0)
     added = with_features["loss"] - without["loss"]
