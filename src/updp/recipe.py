@@ -259,6 +259,11 @@ class Subnet(Training):
         description="whose weights: the supernet's, and the plan fitted to the baseline, one site "
         "after another; the supernet's as they are; or the baseline's",
     )
+    merge: Literal["end", "ramp"] = Field(
+        "end",
+        description="when blocks merge: after the training, or once lambda is 1, and the merged "
+        "ones are trained on",
+    )
     all_images: bool = Field(
         True, description="train on the images too that were held out for the stages before"
     )

@@ -75,6 +75,28 @@ def test_weights_of_fitted_forms_go_there_and_back(made: Case) -> None:
     assert other.weights().keys() == plain.keys()
 
 
+def test_what_is_reserved_runs_only_once_it_is_collapsed(made: Case) -> None:
+    net, _, x = made.double
+    net = copy.deepcopy(net)
+    choices = _choices(made)[0]
+    net.choose(choices)
+    forms = [net.switches[name].form(label) for name, label in choices.items()]
+    before = net(x)
+    for form in forms:
+        form.reserve()
+    held = {id(p) for p in net.parameters()}
+    assert torch.equal(net(x), before)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.1)
+    changed = net(x)
+    for form in forms:
+        form.reserve()
+        form.collapse()
+    assert error(net(x), changed) < 1e-12
+    assert {id(p) for p in net.parameters()} == held
+
+
 def _choices(made: Case) -> list[dict[str, str]]:
     """For each rank the first candidates, in every site that has one."""
     longest = max(len(options) for options in made.candidates.values())

@@ -10,6 +10,7 @@ from updp.engine.files import Figures, read_tensors
 from updp.engine.progress import Silent
 from updp.models import load_model
 from updp.recipe import Subnet
+from updp.rewrite import Supernet
 from updp.subnet import ramp, train
 
 
@@ -127,6 +128,49 @@ def test_features_are_those_at_the_ends_of_the_pruned_blocks(
     mine, wanted = outputs
     expected = ((mine - wanted) ** 2).mean() / ((wanted - wanted.mean()) ** 2).mean()
     assert with_features["features"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_merged_at_the_end_of_the_ramp_the_merged_operators_are_trained(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    """Killed before, at and after that step, it ends bit by bit as one that was not."""
+    subnet = {
+        "epochs": 12 / 35,
+        "hold": 0.5,
+        "start": "baseline",
+        "merge": "ramp",
+        "checkpoint_seconds": 1e-9,
+    }
+    recipe = tiny.make_recipe(subnet=subnet)
+    feed = tiny.make_feed(recipe)
+
+    def run(folder: Path, stop: int) -> Supernet:
+        class Stop(Silent):
+            done = 0
+
+            def advance(self, text: str = "", count: int = 1) -> None:
+                self.done += 1
+                if self.done == stop + 1:  # its checkpoint is that of the step before
+                    raise KeyboardInterrupt
+
+        net = tiny.make_net(tiny_model, recipe)
+        choices = {name: switch.labels[0] for name, switch in net.switches.items()}
+        train(net, choices, load_model(tiny_model, seed=1), feed, recipe, folder, Stop())
+        return net
+
+    whole = run(tmp_path / "whole", 99)
+    forms = [switch.form(switch.labels[0]) for switch in whole.switches.values()]
+    assert all(form.is_collapsed for form in forms)
+    weights = whole.weights()
+    images = next(iter(feed.held_out()))[0]
+    assert torch.allclose(whole(images), whole.merged()(images), atol=1e-5)
+    for stop in (2, 5, 6, 7, 9):
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, stop)
+        again = run(folder, 99).weights()
+        assert all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
 @pytest.mark.usefixtures("fixed_clock")

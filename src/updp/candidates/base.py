@@ -53,13 +53,16 @@ class Form(nn.Module, ABC):
     def collapse(self) -> None:
         """Train on in the shape that the form merges to, from what it computes now."""
 
-    def expand(self) -> None:
-        """Undo `collapse`: train the block's own weights."""
+    def reserve(self) -> None:
+        """Have the parameters of a later `collapse` already, so that an optimiser can hold them."""
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether the form is trained in the shape that it merges to."""
+        """Whether the form trains in the shape that it merges to."""
         return False
+
+    def expand(self) -> None:
+        """Undo `collapse` and `reserve`: train the block's own weights."""
 
     @abstractmethod
     def merged(self) -> MergedForm:

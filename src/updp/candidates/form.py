@@ -61,11 +61,12 @@ class InheritForm(Form):
         channels = self.chain.linears[-1].out_channels
         self.end_norm = ChannelNorm(channels, layout, device, dtype)
         self.collapsed: Collapsed | None = None
+        self._is_collapsed = False  # else it is only reserved
 
     def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
         """See `Form.forward`."""
         h = self._enter(x)
-        if self.collapsed is not None:
+        if self.collapsed is not None and self._is_collapsed:
             y = self.collapsed(h, self._beside(x))
         else:
             for stage in self.stages:
@@ -75,7 +76,7 @@ class InheritForm(Form):
             y = self.end_norm(h)
         if self.activation is not None:
             y = self.activation.function(y)
-        if progress < 1 and self.collapsed is None:
+        if progress < 1 and not self._is_collapsed:
             kept = h if self.post is None else self.post.keep(h, self.chain.layout)
             y = torch.lerp(kept, y, progress)
         return to_layout(y, self.chain.layout, self.chain.layout_out) if x.ndim == 4 else y
@@ -149,18 +150,29 @@ class InheritForm(Form):
     @torch.no_grad()
     def collapse(self) -> None:
         """See `Form.collapse`."""
-        if self.collapsed is None:
-            weight = self.chain.linears[0].weight
-            self.collapsed = Collapsed(self.merged(), weight.dtype, weight.device)
+        if not self._is_collapsed:
+            self.reserve()
+            self._is_collapsed = True
 
-    def expand(self) -> None:
-        """See `Form.expand`."""
-        self.collapsed = None
+    @torch.no_grad()
+    def reserve(self) -> None:
+        """See `Form.reserve`."""
+        self._is_collapsed = False
+        weight = self.chain.linears[0].weight
+        now = Collapsed(self.merged(), weight.dtype, weight.device)
+        if self.collapsed is None:
+            self.collapsed = now
+        else:  # an optimiser may hold its parameters
+            self.collapsed.load_state_dict(now.state_dict())
 
     @property
     def is_collapsed(self) -> bool:
         """See `Form.is_collapsed`."""
-        return self.collapsed is not None
+        return self._is_collapsed
+
+    def expand(self) -> None:
+        """See `Form.expand`."""
+        self.collapsed, self._is_collapsed = None, False
 
     def fitting(self, settings: recipes.Fit, batches: int) -> Fitting:
         """See `Form.fitting`: the last operator is fitted, those before it stay inherited."""
@@ -189,7 +201,7 @@ class InheritForm(Form):
 
     def merged(self) -> Merged:
         """See `Form.merged`."""
-        if self.collapsed is not None:
+        if self.collapsed is not None and self._is_collapsed:
             return self.collapsed.merged()
         operators: list[Operator] = []
         before: Affine | None = None

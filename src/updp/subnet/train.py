@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from updp import recipe as recipes
+from updp.candidates import Form
 from updp.engine.features import comparable, feature_loss, tapped
 from updp.engine.feed import Feed, mix
 from updp.engine.files import write_tensors
@@ -39,6 +40,10 @@ def train(
     settings = recipe.subnet
     teacher.eval()
     net.choose(choices)
+    forms = [net.switches[name].form(label) for name, label in choices.items()]
+    early = settings.merge == "ramp" and settings.start != "fit"  # which has merged already
+    for form in forms if early else ():
+        form.reserve()
     paths = _feature_paths(net, teacher, feed, progress) if settings.features else []
 
     with tapped(net.model, paths) as mine, tapped(teacher, paths) as theirs:
@@ -46,6 +51,8 @@ def train(
         def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
             progress_now = ramp(number, total, settings)
             net.set_progress(progress_now, settings.gate)
+            if early:
+                _merge_early(number, total, settings, forms)
             logits = net(images)
             labels = classification(logits, targets, settings.label_smoothing)
             loss = (1 - settings.distill) * labels
@@ -66,6 +73,22 @@ def train(
         run_loop(net, step, feed, settings, seed=seed, folder=folder, progress=progress)
     net.set_progress(1.0)
     write_tensors(folder / "weights.safetensors", net.weights())
+
+
+def _merge_early(step: int, total: int, settings: recipes.Subnet, forms: Sequence[Form]) -> None:
+    """Collapse the forms at the first step at which lambda is 1.
+
+    A run that goes on from before that step finds them collapsed, as saved weights make them.
+    """
+    if ramp(step, total, settings) == 1:
+        if step == 0 or ramp(step - 1, total, settings) < 1:
+            for form in forms:
+                form.reserve()  # from what was trained until now
+                form.collapse()
+        return
+    for form in forms:
+        if form.is_collapsed:
+            form.reserve()
 
 
 def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Progress) -> list[str]:
