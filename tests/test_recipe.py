@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from updp import Recipe, UserError
 from updp.budget import Budget
+from updp.recipe import NAMES
 
 
 def test_yaml_there_and_back(tmp_path: Path) -> None:
@@ -85,3 +86,32 @@ def test_every_field_of_the_training_stages_says_what_it_is() -> None:
 def test_numbers_that_are_none(field: str, value: str) -> None:
     with pytest.raises(UserError, match=f"--set {field}={value}: {field}: Input should be"):
         Recipe().updated(f"{field}={value}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_by_name_are_valid(name: str) -> None:
+    assert isinstance(Recipe.load(Path(name)), Recipe)
+    for file in Path("examples").rglob("*.yaml"):
+        Recipe.load(file)
+
+
+def test_what_recipes_by_name_promise() -> None:
+    assert Recipe.load(Path("default")) == Recipe()
+    assert Recipe.load(Path("fit-only")).subnet.epochs == 0
+    paper = Recipe.load(Path("paper"))
+    assert paper.supernet.start == "inherit"
+    assert paper.supernet.epochs > 0
+    assert paper.subnet.gate == "anneal"
+    assert paper.recalibrates
+    assert not Recipe().recalibrates
+
+
+def test_a_name_that_is_no_recipe_is_told_those_that_are() -> None:
+    with pytest.raises(UserError, match="'papr' cannot be read.*fit-only"):
+        Recipe.load(Path("papr"))
+
+
+def test_a_fitted_block_has_nothing_to_anneal() -> None:
+    with pytest.raises(UserError, match="gate=anneal"):
+        Recipe().updated("subnet.gate=anneal", "subnet.hold=0.5")
+    Recipe().updated("subnet.gate=anneal", "subnet.hold=0.5", "subnet.start=baseline")

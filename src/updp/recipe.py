@@ -324,7 +324,8 @@ class Recipe(_Part):
             text = own.read_text() if str(path) in NAMES else path.read_text()
             data = yaml.safe_load(text)
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"recipe '{path}' cannot be read: {_line(error)}") from error
+            known = f" (there are {', '.join(NAMES)})" if path.suffix == "" else ""
+            raise UserError(f"recipe '{path}' cannot be read: {_line(error)}{known}") from error
         return cls.check(data or {}, f"recipe '{path}'")
 
     @classmethod

@@ -54,7 +54,9 @@ TeacherWeights = Annotated[
     str | None, typer.Option(help="Safetensors file with the teacher's weights.")
 ]
 Weights = Annotated[str | None, typer.Option(help="Safetensors file with the model's weights.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="default, fit-only, quick, paper; or a YAML file.")
+]
 PlanFile = Annotated[
     Path | None,
     typer.Option("--plan", help="A plan.json to take instead of searching; needs no budget."),

@@ -1,0 +1,42 @@
+"""A clock that stops a benchmark in time; the same command then goes on."""
+
+from __future__ import annotations
+
+import time
+
+
+class TimeUp(Exception):
+    """The minutes are over. What was finished is kept."""
+
+
+class Clock:
+    """A `updp` progress that prints little, and raises TimeUp when so many minutes are over.
+
+    Training goes on from its last checkpoint, which is seconds old.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.end = time.monotonic() + 60 * minutes
+        self.name, self.total, self.done, self.printed = "", 0, 0, 0.0
+
+    def check(self) -> None:
+        """Raise TimeUp if it is time."""
+        if time.monotonic() > self.end:
+            raise TimeUp("the minutes are over: the same command goes on")
+
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        """See `updp.engine.progress.Progress`."""
+        self.name, self.total, self.done = name, total, done
+        self.check()
+
+    def advance(self, note: str = "") -> None:
+        """See `updp.engine.progress.Progress`."""
+        self.done += 1
+        if time.monotonic() > self.printed + 30:
+            self.printed = time.monotonic()
+            print(f"  {self.name} {self.done}/{self.total} {note}", flush=True)
+        self.check()
+
+    def say(self, text: str) -> None:
+        """See `updp.engine.progress.Progress`."""
+        print(f"  {text}", flush=True)
