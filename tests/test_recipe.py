@@ -27,7 +27,7 @@ def test_settings_change_what_they_name_and_no_more() -> None:
     expected = Recipe().model_dump()
     expected["seed"], expected["subnet"]["lr"] = 4, 0.5
     assert recipe.model_dump() == expected
-    assert Recipe().subnet.lr == 0.005
+    assert Recipe().subnet.lr == 0.001
 
 
 def test_the_last_setting_wins() -> None:
@@ -107,7 +107,7 @@ def test_what_recipes_by_name_promise() -> None:
 
 
 def test_a_name_that_is_no_recipe_is_told_those_that_are() -> None:
-    with pytest.raises(UserError, match="'papr' cannot be read.*fit-only"):
+    with pytest.raises(UserError, match=r"'papr' cannot be read.*fit-only"):
         Recipe.load(Path("papr"))
 
 

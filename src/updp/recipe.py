@@ -241,7 +241,7 @@ class Subnet(Training):
     """Stage 3: from a fitted start, or progressive, or both."""
 
     epochs: float = Field(8, ge=0, description="passes over the training images; may be a part")
-    lr: float = Field(0.005, gt=0, description="learning rate, at the end of the warm-up")
+    lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
     norms: Literal["train", "frozen"] = Field(
         "frozen", description="BatchNorms take each batch's statistics, or keep those they have"
     )

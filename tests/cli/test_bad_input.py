@@ -256,7 +256,7 @@ def test_bad_recipe(text: str, said: str, tmp_path: Path, refused: Refused) -> N
 @pytest.mark.parametrize(
     ("arguments", "said", "first"),
     [
-        (("--set", "subnet.lr=0.5"), "recipe.subnet.lr is 0.005 there and 0.5 here", "subnet"),
+        (("--set", "subnet.lr=0.5"), "recipe.subnet.lr is 0.001 there and 0.5 here", "subnet"),
         (("--set", "data.shift=2"), "recipe.data.shift is None there and 2 here", "prune"),
         (("--set", "supernet.lr=1"), "recipe.supernet.lr is 0.003 there and 1.0 here", "prune"),
         (("--budget", "macs=0.9"), "budget is 'blocks=2' there and 'macs=0.9' here", "search"),

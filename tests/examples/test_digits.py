@@ -29,7 +29,7 @@ def test_shipped_baseline_is_small_and_good(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_recipe_prunes_about_half_of_the_sites(name: str) -> None:
-    recipe = Recipe.load(ROOT / "recipes" / f"digits_{name}.yaml")
+    recipe = Recipe.load(ROOT / "examples" / "digits" / f"{name}.yaml")
     assert recipe.budget is not None
     assert recipe.budget.blocks is not None
     blocks = {"resnet": 10, "vit": 8}[name]

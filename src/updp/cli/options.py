@@ -55,7 +55,7 @@ TeacherWeights = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="Safetensors file with the model's weights.")]
 RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", help="default, fit-only, quick, paper; or a YAML file.")
+    Path | None, typer.Option("--recipe", help="default, fit-only, quick, paper; or a file.")
 ]
 PlanFile = Annotated[
     Path | None,
