@@ -124,7 +124,7 @@ class Run:
             net = self.net()
             if self.recipe.supernet.start == "fit":
                 self.progress.begin("supernet: fitting candidates", len(net.switches))
-                images = torch.cat(self.feed.calibration(self.recipe.fit.images))
+                images = self.feed.calibration(self.recipe.fit.images)
                 fit_each(net, images, self.recipe.fit, lambda site: self.progress.advance())
             supernet_stage.train(net, self.feed, self.recipe, folder, self.progress)
 

@@ -65,7 +65,7 @@ def test_weights_of_fitted_forms_go_there_and_back(made: Case) -> None:
     net = copy.deepcopy(net)
     plain = {name: t.clone() for name, t in net.weights().items()}
     other = copy.deepcopy(net)
-    fit_each(net, x, FIT)
+    fit_each(net, [x], FIT)
     other.load_weights(net.weights())
     for choices in _choices(made):
         net.choose(choices)
@@ -145,7 +145,7 @@ def test_a_branch_that_is_linear_is_fitted_exactly_on_a_changed_prefix() -> None
     fit(net, second, [x[:15], x[15:]], FIT)
     assert error(net(x), wanted) < 1e-4
     alone = supernet(copy.deepcopy(model), x)
-    fit_each(alone, x, FIT)
+    fit_each(alone, [x], FIT)
     fit(net, choices, [x], FIT)
     alone.choose(choices)
     assert error(net(x), wanted) < error(alone(x), wanted)
@@ -192,3 +192,19 @@ def test_repair_of_an_unchanged_prefix_changes_nothing() -> None:
     assert error(model(x), wanted) < 1e-9
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_little_memory_means_more_passes_and_the_same_fit() -> None:
+    model, x = network(0.0, 0.0, 0.0)
+    passes, weights = [], []
+    for megabytes in (16, 1024):
+        settings = FIT.model_copy(update={"rows": 50_000, "rows_mb": megabytes})
+        net = supernet(copy.deepcopy(model), x)
+        calls: list[int] = []
+        net.model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        fit_each(net, [x[:15], x[15:]], settings)
+        passes.append(len(calls))
+        weights.append(net.weights())
+    assert passes == [6, 2]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name])

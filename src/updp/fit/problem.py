@@ -54,6 +54,7 @@ class Problem:
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
         self.quota = max(1, total // max(batches, 1))
+        self.bytes = self.quota * batches * width  # at most, of all rows
         self._samples: dict[int, tuple[Sample, int]] = {}
         self._targets: dict[int, Tensor] = {}
         self._inputs: dict[int, Tensor] = {}

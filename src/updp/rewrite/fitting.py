@@ -19,6 +19,7 @@ from updp.rewrite.supernet import Supernet
 from updp.rewrite.switch import KEEP, Switch
 
 Seen = Callable[..., None]  # what a site is called with: its input and extras
+_Fittings = list[Fitting]
 
 
 @torch.no_grad()
@@ -62,32 +63,50 @@ def fit(
 @torch.no_grad()
 def fit_each(
     net: Supernet,
-    images: Tensor,
+    batches: Sequence[Tensor],
     settings: recipes.Fit,
     tick: Callable[[str], None] = lambda site: None,
 ) -> None:
-    """Fit every candidate of every site alone, on the baseline's activations for `images`.
+    """Fit every candidate of every site alone, on the baseline's activations for `batches`.
 
-    For a search: the plan is not known yet, and with it the prefix.
+    For a search: the plan is not known yet, and with it the prefix. The baseline runs once for as
+    many sites as `settings.rows_mb` allows.
     """
     net.eval()
     net.choose({})
-
-    def fit_site(name: str) -> Seen:
-        def seen(x: Tensor, *extras: Any) -> None:
-            switch = net.switches[name]
-            for label in switch.labels:
-                fitting = switch.form(label).fitting(settings, 1)
-                if fitting is not None:
-                    fitting.add_target(0, x, *extras)
-                    fitting.add_input(0, x, *extras)
-                    fitting.finish()
+    for group in _groups(net, settings, len(batches)):
+        for number, images in enumerate(batches):
+            with _tapped(net, {n: _both(found, number) for n, found in group.items()}):
+                net(images)
+        for name, found in group.items():
+            for fitting in found:
+                fitting.finish()
             tick(name)
 
-        return seen
 
-    with _tapped(net, {name: fit_site(name) for name in net.switches}):
-        net(images)
+def _groups(net: Supernet, settings: recipes.Fit, batches: int) -> Iterator[dict[str, _Fittings]]:
+    """Sites with the regressions of all of their candidates, as many as memory allows."""
+    group: dict[str, _Fittings] = {}
+    room = settings.rows_mb * 2**20
+    for name, switch in net.switches.items():
+        made = [switch.form(label).fitting(settings, batches) for label in switch.labels]
+        found = [fitting for fitting in made if fitting is not None]
+        needed = sum(fitting.problem.bytes for fitting in found)
+        if group and needed > room:
+            yield group
+            group, room = {}, settings.rows_mb * 2**20
+        group[name] = found
+        room -= needed
+    yield group
+
+
+def _both(fittings: _Fittings, number: int) -> Seen:
+    def seen(x: Tensor, *extras: Any) -> None:
+        for fitting in fittings:
+            fitting.add_target(number, x, *extras)
+            fitting.add_input(number, x, *extras)
+
+    return seen
 
 
 def _fitting(
