@@ -46,10 +46,8 @@ class Problem:
     batch chooses the strength of the ridge, and whether `operator`, the prior, is better.
     """
 
-    def __init__(
-        self, operator: Operator, clamp: Clamp, settings: Fit, batches: int, *, seed: int = 0
-    ) -> None:
-        self.operator, self.clamp, self.settings, self.seed = operator, clamp, settings, seed
+    def __init__(self, operator: Operator, clamp: Clamp, settings: Fit, batches: int) -> None:
+        self.operator, self.clamp, self.settings = operator, clamp, settings
         unknowns = operator.weight[0].numel() + 1
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
@@ -63,9 +61,7 @@ class Problem:
     def target(self, batch: int, maps: Tensor) -> None:
         """What the block gives before its end activation, (N, O, H, W), of one batch."""
         images, _, height, width = maps.shape
-        if batch in self._targets:
-            return  # a shared block: its first call stands for all
-        sample = Sample.draw(images, height, width, self.quota, self.seed + batch)
+        sample = Sample.draw(images, height, width, self.quota, batch)
         held = int((sample.image < images - max(images // 5, min(images - 1, 1))).sum())
         self._samples[batch] = sample, held
         self._targets[batch] = sample.of(maps)
@@ -80,7 +76,7 @@ class Problem:
     def solve(self) -> Fitted:
         """The best operator of the prior's shape, fitted to all rows in the end."""
         prior = weights_of(self.operator).to(self._device)
-        train, every = self._gram(_TRAIN), self._gram(_ALL)
+        train = self._gram(_TRAIN)
         found: list[tuple[float | None, Tensor]] = [
             (None, prior),
             *((s, self._fit(train, prior, s, _TRAIN)) for s in self.settings.ridge),
@@ -89,7 +85,7 @@ class Problem:
         best = min(range(len(errors)), key=errors.__getitem__)
         strength, weights = found[best]
         if strength is not None:
-            weights = self._fit(every, prior, strength, _ALL)
+            weights = self._fit(train + self._gram(_HELD), prior, strength, _ALL)
         rows = sum(len(t) for t in self._targets.values())
         operator = with_weights(self.operator, weights.to(self.operator.weight.device))
         return Fitted(operator, errors[best], errors[0], strength, rows)
@@ -102,10 +98,12 @@ class Problem:
         return weights
 
     def _gram(self, part: str) -> Tensor:
-        total = None
+        unknowns = next(iter(self._inputs.values())).shape[2]
+        total = torch.zeros(
+            self.operator.groups, unknowns, unknowns, dtype=torch.float64, device=self._device
+        )
         for x, _, _ in self._rows(part):
-            total = x.mT @ x if total is None else total.baddbmm_(x.mT, x)
-        assert total is not None
+            total.baddbmm_(x.mT, x)
         return total
 
     def _cross(self, weights: Tensor | None, part: str) -> Tensor:
