@@ -7,7 +7,8 @@ from torch import nn
 from updp import UserError
 from updp.engine import optimise
 from updp.engine.optimise import make_optimizer, make_schedule
-from updp.recipe import DECAYS, Training
+from updp.recipe import Training
+from updp.settings import DECAYS
 
 
 def rates(recipe: Training, total: int) -> list[float]:
