@@ -21,10 +21,10 @@ from scipy.stats import kendalltau
 
 from search import DATA, INHERITED, NETWORKS, ROOT
 from updp import subnet
-from updp.api import make_job
 from updp.engine.evaluate import top1
 from updp.engine.files import read_json, read_tensors, write_json
 from updp.engine.progress import Silent
+from updp.opening import make_job
 from updp.pipeline import Run
 from updp.recipe import Recipe
 from updp.rundir import versions

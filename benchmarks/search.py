@@ -28,7 +28,6 @@ import torch
 matplotlib.use("svg")
 from matplotlib import pyplot
 
-from updp.api import make_job
 from updp.blocks import find
 from updp.candidates import choose, selected
 from updp.engine.data import preprocess_for
@@ -36,6 +35,7 @@ from updp.engine.feed import Feed
 from updp.engine.files import read_json, write_json, write_text
 from updp.engine.progress import Silent
 from updp.measure import count_macs
+from updp.opening import make_job
 from updp.recipe import Recipe
 from updp.rewrite import Supernet
 from updp.rundir import versions

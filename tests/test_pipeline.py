@@ -8,8 +8,8 @@ import torch
 
 from tests import tiny
 from updp import MergeError, UserError
-from updp.api import make_job
 from updp.engine.files import read_json, read_tensors
+from updp.opening import make_job
 from updp.pipeline import Run
 from updp.plan import Plan
 from updp.recipe import Recipe

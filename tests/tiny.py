@@ -154,7 +154,7 @@ def compare_without_clock(
 
 def fix_clock(patch: pytest.MonkeyPatch) -> None:
     """Offers and predicted latencies that do not depend on the machine."""
-    for name in ("updp.report", "updp.sites", "updp.timing"):
+    for name in ("updp.result", "updp.sites", "updp.timing"):
         patch.setattr(importlib.import_module(name), "compare_modules", compare_without_clock)
     patch.setattr("updp.candidates.timed.compare", compare_without_clock)
     # A table that knows some of a site's candidates would make the others the first ones asked.

@@ -13,7 +13,7 @@ from updp.candidates import Offer
 from updp.errors import UserError
 from updp.measure import Latency
 from updp.plan import Plan
-from updp.report import Timing
+from updp.result import Timing
 from updp.search import Evaluated, Limits, Task, limits_of, pareto, within
 from updp.search.space import Cost, Genome, Space
 

@@ -30,7 +30,7 @@ from updp.models import num_outputs
 from updp.outcome import Outcome
 from updp.plan import Plan
 from updp.plot import plot_front
-from updp.report import Result, make_result
+from updp.result import Result, make_result
 from updp.rewrite import Supernet, fit, fit_each
 from updp.rundir import STAGES, RunDirectory
 from updp.search import Limits, Scorer, Space, Store, Task, limits_of

@@ -38,6 +38,7 @@ from updp.cli.progress import Bars
 from updp.cli.remembered import about, read_plan, teacher_of, weights_of
 from updp.cli.tables import print_front, print_inspection, print_result
 from updp.errors import MergeError, UserError
+from updp.opening import make_job
 from updp.pipeline import Run
 
 app = typer.Typer(
@@ -127,7 +128,7 @@ def _add(name: str, text: str) -> None:
         with Bars(console) as bars:
             names = about(out, "model", model), about(out, "data", data)
             taught_by, taught_with = teacher_of(teacher, teacher_weights, out, model)
-            job = api.make_job(
+            job = make_job(
                 *names,
                 chosen,
                 weights_of(weights, out, model),

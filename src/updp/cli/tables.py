@@ -12,7 +12,7 @@ from rich.table import Table
 from updp.api import Inspection
 from updp.outcome import Outcome, Point
 from updp.plan import Plan
-from updp.report import Result, Side, Timing
+from updp.result import Result, Side, Timing
 
 
 def print_inspection(console: Console, found: Inspection, batch: int) -> None:

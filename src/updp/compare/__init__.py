@@ -1,0 +1,1 @@
+"""Two models beside each other: latency, throughput, memory, energy, in several runtimes."""

@@ -1,0 +1,1 @@
+"""The merged model as a file that other runtimes load."""
