@@ -1,0 +1,1 @@
+"""Drawings of blocks, read from the blocks themselves."""
