@@ -74,6 +74,7 @@ def prune(
     pick: str | None = None,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
+    tensorboard: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Run all four stages and return the merged model.
@@ -95,6 +96,7 @@ def prune(
             wants its images is in the recipe (`subnet.teacher_size`, `teacher_mean`,
             `teacher_std`), else its own configuration.
         teacher_weights: safetensors file for a teacher given by name.
+        tensorboard: a folder for the run's curves, the same figures as in `figures.jsonl`.
         progress: where to report to.
 
     Raises:
@@ -118,6 +120,7 @@ def prune(
         pick,
         teacher=teacher,
         teacher_weights=teacher_weights,
+        tensorboard=tensorboard,
     )
     run = Run(job, path, fresh="sites" if fresh else "")
     merged, plan, result = run.run()
@@ -146,10 +149,11 @@ def inspect(
     num_outputs(module, shape)  # fails in one line on a wrong shape
     findings = find(module, torch.randn(2, *shape, device=target))
     wanted = selected(findings, settings.candidates.include, settings.candidates.exclude)
-    report.begin("timing candidates", len(wanted.sites))
+    report.begin("timing candidates", len(wanted.sites) + 1)
     offers, refused = choose(module, wanted, settings, target, report.advance)
     x = torch.randn(settings.measure.batch_size, *shape, device=target)
     times = compare_modules({"baseline": module}, x, settings=settings.measure, rounds=2)
+    report.advance()
     return Inspection(
         tuple(found[0] for found in offers.values()),
         {name: found[1:] for name, found in offers.items()},

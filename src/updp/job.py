@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from updp.engine.data import Source
 from updp.engine.progress import Progress
+from updp.engine.tensorboard import Board
 from updp.models import hash_state
 from updp.plan import Plan
 from updp.recipe import Recipe
@@ -34,6 +35,7 @@ class Job:
     teacher: nn.Module | None = None  # another than the model, in stage 3
     teacher_name: str = ""
     teacher_weights_name: str = ""
+    board: Board = field(default_factory=Board)  # decides nothing: it is in no key
 
     def description(self) -> dict[str, Any]:
         """For people, and for `updp.load`."""

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from updp.engine.data import Source, from_loaders, model_input_size, open_source
 from updp.engine.progress import Progress, Silent
+from updp.engine.tensorboard import Board
 from updp.errors import UserError
 from updp.job import Job
 from updp.models import load_model
@@ -32,8 +33,10 @@ def make_job(
     *,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
+    tensorboard: str | Path | None = None,
 ) -> Job:
     """Load the model and open the data. Raises UserError."""
+    board = Board(tensorboard)  # before anything that takes time
     target, size = as_device(device), recipe.data.input_size
     if isinstance(model, nn.Module):
         if weights is not None:
@@ -59,6 +62,7 @@ def make_job(
         load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed),
         named,
         "" if teacher_weights is None else str(teacher_weights),
+        board,
     )
 
 

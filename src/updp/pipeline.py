@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,13 @@ from updp import subnet as subnet_stage
 from updp import supernet as supernet_stage
 from updp.blocks import Findings, find
 from updp.candidates import Candidate, planned, selected
+from updp.curves import draw_result, drawn
 from updp.engine.data import preprocess_for
 from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json, write_tensors, write_text
+from updp.engine.progress import duration
 from updp.engine.statistics import recalibrate
+from updp.engine.tensorboard import Board, Curves
 from updp.errors import UserError
 from updp.job import Job
 from updp.merged import load
@@ -35,7 +39,7 @@ from updp.rewrite import Supernet, fit, fit_each
 from updp.rundir import STAGES, RunDirectory
 from updp.search import Limits, Scorer, Space, Store, Task, limits_of
 from updp.search.space import Genome
-from updp.sites import Offers, read_offers, read_space, survey
+from updp.sites import WHOLE_STEPS, Offers, read_offers, read_space, survey
 from updp.teacher import make_teacher
 from updp.timing import time_plans
 
@@ -51,6 +55,7 @@ class Run:
         Raises UserError: data and model do not agree, or `out` holds another run.
         """
         self.job, self.recipe, self.progress = job, job.recipe, job.progress
+        self.board = job.board
         self.directory = RunDirectory(out)
         self.shape = job.source.image_size
         settings = job.recipe.data
@@ -123,10 +128,12 @@ class Run:
         def train(folder: Path) -> None:
             net = self.net()
             if self.recipe.supernet.start == "fit":
-                self.progress.begin("supernet: fitting candidates", len(net.switches))
                 images = self.feed.calibration(self.recipe.fit.images)
-                fit_each(net, images, self.recipe.fit, lambda site: self.progress.advance())
-            supernet_stage.train(net, self.feed, self.recipe, folder, self.progress)
+                steps = len(net.switches) * (len(images) + 1)
+                self.progress.begin("supernet: fitting candidates", steps)
+                fit_each(net, images, self.recipe.fit, self.progress.advance)
+            curves = self.board.curves("supernet")
+            supernet_stage.train(net, self.feed, self.recipe, folder, self.progress, curves)
 
         self._stage("supernet", train)
 
@@ -146,7 +153,7 @@ class Run:
         if self.job.plan is not None:
             raise UserError("--worker: a run with a --plan does not search")
         if not self.directory.is_done("search"):
-            self._scored(self.directory.stage("search"))
+            self._scored(self.directory.stage("search"), Board().curves("search"))
 
     def subnet(self) -> None:
         """Stage 3."""
@@ -164,7 +171,10 @@ class Run:
                 feed = feed.with_held_out()
             own = copy.deepcopy(self.baseline)
             teacher = own if self.teacher is None else self.teacher.to(self.job.device)
-            subnet_stage.train(net, choices, teacher, feed, self.recipe, folder, self.progress)
+            curves = self.board.curves("subnet")
+            subnet_stage.train(
+                net, choices, teacher, feed, self.recipe, folder, self.progress, curves
+            )
 
         self._stage("subnet", train)
 
@@ -219,7 +229,7 @@ class Run:
             model = copy.deepcopy(self.baseline)
             return model, self._findings(model)
 
-        self.progress.begin("sites: timing candidates", len(findings.sites))
+        self.progress.begin("sites: timing candidates", len(findings.sites) + WHOLE_STEPS)
         found = survey(
             self.baseline,
             copied,
@@ -235,14 +245,15 @@ class Run:
         if self.job.plan is not None:
             write_text(folder / "plan.json", self.job.plan.to_json())
             return
-        task, known = self._scored(folder)
+        task, known = self._scored(folder, self.board.curves("search"))
         plans, measure = outcomes.best(known, task), self.recipe.measure
-        self.progress.begin("search: timing the best plans", 1)
+        self.progress.begin("search: timing the best plans", measure.rounds)
         x = torch.randn(measure.batch_size, *self.shape, device=self.job.device)
         choices = [self.space.choices(plan) for plan in plans]
-        times = time_plans(self.baseline, self.net().eval(), choices, x, measure)
+        times = time_plans(
+            self.baseline, self.net().eval(), choices, x, measure, self.progress.advance
+        )
         measured = dict(zip(plans, times, strict=True))
-        self.progress.advance()
         assert self.recipe.budget is not None
         outcome = outcomes.conclude(known, task, self.recipe.budget, measured)
         self._write_outcome(folder, outcome)
@@ -252,7 +263,9 @@ class Run:
             f"images right and prunes {', '.join(best.choices)}"
         )
 
-    def _scored(self, folder: Path) -> tuple[Task, dict[Genome, search_stage.Evaluated]]:
+    def _scored(
+        self, folder: Path, curves: Curves
+    ) -> tuple[Task, dict[Genome, search_stage.Evaluated]]:
         """Score plans, beside other workers if there are any, until there are enough."""
         net = self.net()
         self._load(net, "supernet")
@@ -262,8 +275,8 @@ class Run:
         key = json.dumps(self.keys["search"], sort_keys=True).encode()
         study = hashlib.sha256(sites + key).hexdigest()
         scorer = Scorer(net, self.baseline, self.feed, self.recipe)
-        with Store.in_folder(folder, study, settings.storage) as store:
-            return task, search_stage.search(task, scorer, store, self.progress)
+        with Store.in_folder(folder, study, settings.storage) as store, drawn(curves) as show:
+            return task, search_stage.search(task, scorer, store, self.progress, show)
 
     def _write_outcome(self, folder: Path, outcome: Outcome) -> None:
         hashes = {
@@ -286,15 +299,20 @@ class Run:
             name, STAGES[:3], lambda folder: self._write_outcome(folder / "search", outcome)
         )
         self.directory = RunDirectory(path)
+        self.board = self.board.under("picks", name)
 
     def _fit(self, net: Supernet, choices: Mapping[str, str], folder: Path) -> None:
         """The plan's closed-form start: once, for it takes a minute."""
         path = folder / "start.safetensors"
         if not path.exists():
             images = self.feed.calibration(self.recipe.fit.images)
-            self.progress.begin("subnet: fitting", len(net.switches))
             figures = fit(
-                net, choices, images, self.recipe.fit, lambda site: self.progress.advance(site)
+                net,
+                choices,
+                images,
+                self.recipe.fit,
+                self.progress.advance,
+                lambda steps: self.progress.begin("subnet: fitting", steps),
             )
             write_json(folder / "fit.json", figures)
             write_tensors(path, net.weights())
@@ -304,9 +322,10 @@ class Run:
         net, choices = self.net(), self.plan().choices
         self._load(net, "subnet")
         images = self.feed.calibration()[0][:16]
-        self.progress.begin("merge", 2)
-        model, checks = merge_stage.merge(net, choices, images, self.recipe, folder)
-        self.progress.advance()
+        self.progress.begin("merge: verifying", merge_stage.PARTS)
+        model, checks = merge_stage.merge(
+            net, choices, images, self.recipe, folder, self.progress.advance
+        )
         searched = self._new_net()
         self._load(searched, "supernet")
         searched.choose(choices)
@@ -319,10 +338,18 @@ class Run:
             fitted.load_weights(read_tensors(start)[0])
             fitted.choose(choices)
         result = make_result(
-            self.baseline, before, net, model, checks, self.feed, self.recipe, self.shape
+            self.baseline,
+            before,
+            net,
+            model,
+            checks,
+            self.feed,
+            self.recipe,
+            self.shape,
+            self.progress,
         )
+        draw_result(self.board.curves("merge"), result)
         write_json(folder / "result.json", result.model_dump())
-        self.progress.advance()
 
     def _new_net(self) -> Supernet:
         model = copy.deepcopy(self.baseline)
@@ -358,6 +385,8 @@ class Run:
         if self.directory.is_done(name):
             return
         with self.directory.lock():
+            start = time.monotonic()
             self.directory.describe(self.job.description(), self.recipe.to_yaml())
             work(self.directory.begin(name, self.keys[name]))
             self.directory.done(name)
+            self.progress.say(f"{name}: took {duration(time.monotonic() - start)}")

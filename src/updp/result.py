@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from updp.engine.evaluate import top1
 from updp.engine.feed import Feed
+from updp.engine.progress import Progress, Silent
 from updp.measure import compare_modules, count_macs, count_parameters
 from updp.merge import Check
 from updp.recipe import Recipe
@@ -64,26 +65,27 @@ def make_result(
     feed: Feed,
     recipe: Recipe,
     shape: tuple[int, ...],
+    progress: Progress | None = None,
 ) -> Result:
     """Evaluate on the test split, once, and time both models in this process.
 
     `before` are the stages before training, under the plan, and `subnet` is the trained one.
     """
-    test = list(feed.test())
-    stages = {
-        "baseline": top1(baseline, test),
-        **{name: top1(net, test) for name, net in before.items()},
-        "after subnet training": top1(subnet, test),
-        "merged": top1(merged, test),
-    }
+    report, test = progress or Silent(), list(feed.test())
+    models = {"baseline": baseline, **before, "after subnet training": subnet, "merged": merged}
+    report.begin("merge: evaluating each stage", len(models) * len(test))
+    stages = {name: top1(net, _told(test, report.advance)) for name, net in models.items()}
     measure = recipe.measure
+    rounds = 2 * measure.rounds
+    report.begin("merge: timing both models", rounds)
     x = torch.randn(measure.batch_size, *shape, device=feed.device)
     times = compare_modules(
         {"baseline": baseline.eval(), "merged": merged.eval()},
         x,
         settings=measure,
-        rounds=2 * measure.rounds,
+        rounds=rounds,
         round_seconds=0.1,
+        tick=report.advance,
     )
 
     def side(name: str, model: nn.Module) -> Side:
@@ -108,3 +110,12 @@ def make_result(
             for dtype in ("float32", "float64")
         },
     )
+
+
+def _told(
+    batches: Sequence[tuple[Tensor, Tensor]], tick: Callable[[], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; `tick` is called when each has been used."""
+    for batch in batches:
+        yield batch
+        tick()

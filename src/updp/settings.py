@@ -91,7 +91,7 @@ class Measure(Part):
 
     batch_size: int = Field(32, ge=1)
     rounds: int = Field(11, ge=3, description="interleaved repetitions; median and IQR of them")
-    runtime: Literal["eager", "compile", "onnxruntime"] = Field(
+    runtime: Literal["eager", "compile", "onnxruntime", "openvino"] = Field(
         "eager", description="what runs the deployed model; compile is torch.compile"
     )
     layout: Literal["contiguous", "channels_last"] = Field(

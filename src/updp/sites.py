@@ -19,6 +19,7 @@ from updp.search import Choice, Option, Space
 from updp.timing import time_plans
 
 Offers = dict[str, tuple[Offer, ...]]
+WHOLE_STEPS = 3  # of a survey, beside one for each site
 
 
 def survey(
@@ -32,13 +33,15 @@ def survey(
 ) -> dict[str, Any]:
     """Plain data, for `sites.json`: what each site may become, why others may not, the baseline.
 
-    `shape` is an image's, (C, H, W); `copied` gives a copy of the model to rewrite. Raises
-    UserError where the runtime of the recipe does not run the model.
+    `shape` is an image's, (C, H, W); `copied` gives a copy of the model to rewrite. `tick` is
+    called after each site and `WHOLE_STEPS` times more. Raises UserError where the runtime of the
+    recipe does not run the model.
     """
     offers, refused = choose(model, findings, recipe, device, tick)
     measure = recipe.measure
     x = torch.randn(measure.batch_size, *shape, device=device)
     times = compare_modules({"baseline": model}, x, settings=measure, rounds=measure.rounds)
+    tick()
     net = Supernet(*copied(), {n: [o.candidate for o in found] for n, found in offers.items()})
     outside, sites = live_at(net.eval(), net.switches, x)
     # What is kept is the user's own code, which may hold on to more than the block's graph does.
@@ -46,6 +49,9 @@ def survey(
     _, own = live_at(model, {b: model.get_submodule(b) for b in set(blocks.values()) if b}, x)
     keep = {n: max(s.peak, own[b].peak if (b := blocks[n]) else 0) for n, s in sites.items()}
     whole = times["baseline"].ms.median
+    tick()
+    factor = in_place(model, net, offers, whole, x, measure)
+    tick()
     return {
         "sites": [
             {
@@ -64,7 +70,7 @@ def survey(
             "weights": peak_memory(model, x).weights,
             "outside": outside,
         },
-        "in_place": in_place(model, net, offers, whole, x, measure),
+        "in_place": factor,
     }
 
 

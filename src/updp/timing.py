@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -17,8 +17,9 @@ def time_plans(
     plans: Sequence[Mapping[str, str]],
     x: Tensor,
     measure: Measure,
+    tick: Callable[[], None] = lambda: None,
 ) -> list[Latency]:
-    """The latency of each plan, merged, on images x (N, C, H, W).
+    """The latency of each plan, merged, on images x (N, C, H, W); `tick` after each round.
 
     `net` is the baseline's supernet in evaluation. Raises what `runner` does.
     """
@@ -27,5 +28,7 @@ def time_plans(
         net.choose(choices)
         modules[str(number)] = net.merged()
     net.choose({})
-    times = compare_modules(modules, x, settings=measure, rounds=measure.rounds, round_seconds=0.1)
+    times = compare_modules(
+        modules, x, settings=measure, rounds=measure.rounds, round_seconds=0.1, tick=tick
+    )
     return [times[str(number)] for number in range(len(plans))]

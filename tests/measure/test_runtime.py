@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,10 @@ def cases() -> list[tuple[nn.Module, tuple[Any, ...]]]:
 def output(result: object) -> Tensor:
     """The tensor that a runner's result begins with."""
     value = tree_leaves(result)[0]
-    return value if isinstance(value, Tensor) else torch.from_numpy(value.numpy())
+    if isinstance(value, Tensor):
+        return value
+    array = value if isinstance(value, np.ndarray) else value.numpy()
+    return torch.from_numpy(array).clone()  # the next run may overwrite it
 
 
 def check(module: nn.Module, inputs: tuple[Any, ...], settings: Measure) -> None:
@@ -78,7 +82,8 @@ def check(module: nn.Module, inputs: tuple[Any, ...], settings: Measure) -> None
     run = runner(module, inputs, settings)
     y = output(run())
     assert output(run()).equal(y)
-    assert y.dtype == getattr(torch, settings.precision)
+    own = settings.runtime == "openvino"  # casts by itself, there and back
+    assert y.dtype == (torch.float32 if own else getattr(torch, settings.precision))
     assert module.training
     for ours, theirs in zip(
         tree_leaves((module.state_dict(), inputs)), tree_leaves(given), strict=True
@@ -117,6 +122,41 @@ def test_onnxruntime(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_openvino(capfd: pytest.CaptureFixture[str]) -> None:
+    openvino = pytest.importorskip("openvino")
+    for module, inputs in cases():
+        check(module, inputs, Measure(runtime="openvino"))
+        for precision, name in (("bfloat16", "BF16"), ("float16", "FP16")):
+            settings = Measure.model_validate({"runtime": "openvino", "precision": precision})
+            if name in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+                check(module, inputs, settings)
+            else:  # it would silently calculate otherwise
+                with pytest.raises(UserError, match=f"does not calculate in .*={precision} on"):
+                    runner(module, inputs, settings)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_openvino_takes_as_many_threads_as_pytorch(
+    monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    given: list[dict[str, Any]] = []
+
+    class Core(openvino.Core):  # type: ignore[misc, name-defined]
+        def compile_model(self, graph: Any, device: str, config: dict[str, Any]) -> Any:
+            compiled = super().compile_model(graph, device, config)
+            given.append(config)
+            assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+            assert str(compiled.get_property("PERFORMANCE_HINT")).endswith("LATENCY")
+            return compiled
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        runner(nn.Linear(3, 3), (torch.ones(1, 3),), Measure(runtime="openvino"))
+        assert given.pop()["INFERENCE_NUM_THREADS"] == threads
+
+
 def test_convolutions_are_laid_out() -> None:
     seen: list[tuple[bool, bool]] = []
 
@@ -152,6 +192,14 @@ def test_a_runtime_that_is_missing_says_what_to_install(monkeypatch: pytest.Monk
                 runner(nn.Identity(), (torch.ones(1),), Measure(runtime="onnxruntime"))
         message = f"measure.runtime=onnxruntime needs {name}: pip install 'updp[onnx]'"
         assert str(raised.value) == message
+
+
+def test_openvino_that_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError) as raised:
+        runner(nn.Identity(), (torch.ones(1),), Measure(runtime="openvino"))
+    message = "measure.runtime=openvino needs openvino: pip install 'updp[onnx,openvino]'"
+    assert str(raised.value) == message
 
 
 class Branching(nn.Module):
@@ -212,6 +260,18 @@ IMAGE = torch.randn(2, 3, 5, 5)
             (torch.empty(1, device="meta"),),
             {"runtime": "onnxruntime"},
             "the ONNX Runtime that is installed knows no 'meta'",
+        ),
+        (
+            nn.Conv2d(3, 3, 3),
+            (IMAGE,),
+            {"runtime": "openvino", "layout": "channels_last"},
+            "measure.runtime=openvino lays tensors out by itself: measure.layout=channels_last",
+        ),
+        (
+            nn.Identity(),
+            (torch.empty(1, device="meta"),),
+            {"runtime": "openvino"},
+            "measure.runtime=openvino runs on the CPU here, not on 'meta'",
         ),
     ],
 )

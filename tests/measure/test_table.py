@@ -45,6 +45,7 @@ def test_one_file_for_each_way_of_measuring(
         {},
         {"runtime": "compile"},
         {"runtime": "onnxruntime"},
+        {"runtime": "openvino"},
         {"layout": "channels_last"},
         {"precision": "float16"},
     ]

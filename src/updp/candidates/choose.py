@@ -31,7 +31,7 @@ def choose(
 
     Only those that are faster than the block are offered. Preferred is the one that takes least
     away, and of those the fastest. Sites that run the same operators are timed once, and on one
-    device only once for all runs, unless `measure.cache` is off.
+    device only once for all runs, unless `measure.cache` is off. `tick` is called after each site.
 
     Raises UserError where the runtime of the recipe does not run a site.
     """
@@ -39,7 +39,6 @@ def choose(
     offers: dict[str, tuple[Offer, ...]] = {}
     refused: list[Unusable] = []
     for site in findings.sites:
-        tick()
         block, graph = model.get_submodule(site.block), findings.graphs[site.block]
         candidates = list(proposals(site, block, graph, recipe.candidates))
         timed = time_site(candidates, site, block, graph, recipe.measure, device, table)
@@ -48,6 +47,7 @@ def choose(
             offers[site.name] = tuple(found)
         else:
             refused.append(Unusable(site.name, site.kind, _why(site, timed)))
+        tick()
     if recipe.candidates.drop == "alone":
         _refuse_drops(findings, offers, refused)
     return offers, refused

@@ -76,6 +76,10 @@ Size = Annotated[str | None, typer.Option(help="CxHxW, such as 3x224x224; the mo
 Mean = Annotated[str | None, typer.Option(help="Normalisation: one number per channel, commas.")]
 Std = Annotated[str | None, typer.Option(help="Normalisation: one number per channel, commas.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda if there is one.")]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option("--tensorboard", help="A folder for the run's curves, to watch in TensorBoard."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; forget what is there.")]
 
 

@@ -1,19 +1,15 @@
-"""Progress bars on a terminal, plain lines elsewhere."""
+"""Progress bars on a terminal, plain lines elsewhere; both say the time left."""
 
 from __future__ import annotations
 
 import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from updp.engine.progress import Pace, duration
 
 _QUIET_SECONDS = 20  # between lines where there is no terminal
 
@@ -27,15 +23,13 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _Times(),
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._name, self._total, self._done, self._told = "", 0, 0, 0.0
+        self._name, self._pace, self._told = "", Pace(0), 0.0
 
     def __enter__(self) -> Bars:
         self._bars.start()
@@ -46,21 +40,55 @@ class Bars:
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         """A piece of work begins or goes on."""
-        self._name, self._total, self._done, self._told = name, total, done, time.monotonic()
-        self._task = self._bars.add_task(name, total=total, completed=done, note="")
+        if self._task is not None:
+            self._bars.stop_task(self._task)  # which may have ended before its last step
+        self._name, self._pace, self._told = name, Pace(total, done), time.monotonic()
+        self._task = None
+        if not total:  # no training, say
+            return
+        self._task = self._bars.add_task(
+            name, total=total, completed=done, note="", pace=self._pace
+        )
         if not self._console.is_terminal:
-            self._console.print(f"{name}: {done}/{total}" if done else f"{name}: {total}")
+            self.say(f"{name}: {done}/{total}" if done else f"{name}: {total}")
 
     def advance(self, note: str = "") -> None:
         """One step more."""
-        self._done += 1
+        self._pace.step()
         if self._task is not None:
             self._bars.update(self._task, advance=1, note=note)
-        late = time.monotonic() - self._told > _QUIET_SECONDS or self._done == self._total
+        ended = self._pace.done == self._pace.total
+        late = time.monotonic() - self._told > _QUIET_SECONDS or ended
         if not self._console.is_terminal and late:
-            self._console.print(f"{self._name}: {self._done}/{self._total} {note}")
+            parts = [f"{self._name}: {self._pace.done}/{self._pace.total}", note, self._times()]
+            self.say(", ".join(part for part in parts if part))
             self._told = time.monotonic()
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._bars.console.print(text, highlight=False)
+        self._bars.console.print(text, highlight=False, markup=False)
+
+    def _times(self) -> str:
+        return _times(self._pace)
+
+
+class _Times(ProgressColumn):
+    """Time so far and time left, the latter by steps of this process only.
+
+    What rich would say is by the steps of the last 30 seconds, and a step may take longer.
+    """
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        pace: Pace = task.fields["pace"]
+        if task.stop_time is not None and not task.finished:
+            return Text("")
+        return Text(_times(pace))
+
+
+def _times(pace: Pace) -> str:
+    if pace.done >= pace.total:
+        return f"took {duration(pace.elapsed)}"
+    left = "" if pace.left is None else f", {duration(pace.left)} left"
+    return f"{duration(pace.elapsed)}{left}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import safe_open
 from safetensors.torch import save
@@ -63,17 +63,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
 
 
-class Figures:
-    """A log of figures, one JSON object a line."""
+class Mirror(Protocol):
+    """Where rows of figures are shown as well."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def restart(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Show these rows and no others."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Show one row more."""
+
+
+class Figures:
+    """A log of figures, one JSON object a line; the mirror shows the same rows."""
+
+    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
+        self.path, self.mirror = path, mirror
 
     def add(self, **row: Any) -> None:
         """Append a row."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if self.mirror is not None:
+            self.mirror.add(row)
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows; a kill may have torn the last."""
@@ -89,3 +101,5 @@ class Figures:
         """Drop rows that a continued run will write again."""
         rows = [row for row in self.rows() if wanted(row)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        if self.mirror is not None:
+            self.mirror.restart(rows)

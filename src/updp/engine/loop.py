@@ -24,6 +24,7 @@ from updp.engine.mixing import mixed
 from updp.engine.optimise import make_optimizer, make_schedule
 from updp.engine.progress import Progress
 from updp.engine.statistics import norms
+from updp.engine.tensorboard import Curves
 from updp.errors import UserError
 from updp.rewrite import Supernet
 
@@ -42,11 +43,13 @@ def train(
     seed: int,
     folder: Path,
     progress: Progress,
+    curves: Curves | None = None,
 ) -> None:
     """Train `net`, continuing from the checkpoint in `folder` when there is one.
 
     Writes `checkpoint.safetensors` every `recipe.checkpoint_seconds` and a row of
-    `figures.jsonl` every few steps. With `recipe.ema` the net ends with the average of its weights.
+    `figures.jsonl` every few steps, which `curves` show too. With `recipe.ema` the net ends with
+    the average of its weights.
 
     Raises UserError: a gradient is not finite, or the optimiser cannot be used here.
     """
@@ -54,7 +57,8 @@ def train(
     optimizer = make_optimizer(net, recipe)
     schedule = make_schedule(optimizer, recipe, total)
     average = Average(net.weights(), recipe.ema) if recipe.ema else None
-    path, figures = folder / "checkpoint.safetensors", Figures(folder / "figures.jsonl")
+    path = folder / "checkpoint.safetensors"
+    figures = Figures(folder / "figures.jsonl", curves)
     start = _restore(path, net, optimizer, average) if path.exists() else 0
     figures.keep(lambda row: row["step"] < start)
     progress.begin(folder.name, total, start)
@@ -88,8 +92,12 @@ def train(
     if recipe.norms == "frozen":
         for norm in norms(net):
             norm.eval()
-    with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
-        run()  # the caller's random state stays as it was
+    try:
+        with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
+            run()  # the caller's random state stays as it was
+    finally:
+        if curves is not None:
+            curves.close()
     if average is not None:
         net.load_weights(average.tensors)
     net.eval()

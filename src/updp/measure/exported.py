@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,26 @@ from updp.errors import UserError
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def check_installed() -> None:
-    """Raises UserError that says what to install."""
+def check_installed(runtime: str = "onnxruntime", extra: str = "onnx") -> None:
+    """Raises UserError that says what to install for the runtime: it, or what exports to it."""
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        for name in (runtime, "onnx", "onnxscript"):
+            import_module(name)
     except ImportError as error:
         raise UserError(
-            f"measure.runtime=onnxruntime needs {error.name}: pip install 'updp[onnx]'"
+            f"measure.runtime={runtime} needs {error.name}: pip install 'updp[{extra}]'"
         ) from error
+
+
+def export(module: nn.Module, inputs: tuple[Any, ...], folder: str) -> str:
+    """Write the module's ONNX graph into `folder`; returns the file. Raises what the exporter does.
+
+    Tensors among `inputs` are the graph's inputs, in order; what is no tensor becomes part of it.
+    """
+    file = str(Path(folder) / "module.onnx")  # in memory it could not exceed 2 GB
+    with torch.no_grad():
+        torch.onnx.export(module, inputs, file, dynamo=True, verbose=False)
+    return file
 
 
 def session(module: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
@@ -51,10 +62,7 @@ def session(module: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "module.onnx")  # in memory it could not exceed 2 GB
-        with torch.no_grad():
-            torch.onnx.export(module, inputs, file, dynamo=True, verbose=False)
-        loaded = onnxruntime.InferenceSession(file, options, providers)
+        loaded = onnxruntime.InferenceSession(export(module, inputs, folder), options, providers)
     binding = loaded.io_binding()
     for given, x in zip(loaded.get_inputs(), tensors, strict=True):
         value = onnxruntime.OrtValue.ortvalue_from_numpy(x.cpu().numpy(), *place)

@@ -75,9 +75,16 @@ class Latency:
 
 
 def compare(
-    functions: Mapping[str, Callable[[], object]], *, rounds: int = 11, round_seconds: float = 0.02
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 11,
+    round_seconds: float = 0.02,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
-    """Time each function in turn, `rounds` times, each time for about `round_seconds`."""
+    """Time each function in turn, `rounds` times, each time for about `round_seconds`.
+
+    `tick` is called after each round.
+    """
     timers, numbers = {}, {}
     for name, function in functions.items():
         timers[name] = timeit.Timer("f()", timer=timer, globals={"f": function})
@@ -91,6 +98,7 @@ def compare(
             if len(timers) > 1 and numbers[name] > 1:
                 clock.timeit(1)  # what ran before has its own data in the caches
             times[name].append(1e3 * clock.timeit(numbers[name]) / numbers[name])
+        tick()
     first = next(iter(times.values()))
     return {
         name: Latency(
@@ -108,7 +116,8 @@ def compare_modules(
     settings: Measure | None = None,
     rounds: int = 11,
     round_seconds: float = 0.02,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
     """Time modules on the same inputs, deployed as `settings` says. Raises what `runner` does."""
     runners = {name: runner(m, inputs, settings or Measure()) for name, m in modules.items()}
-    return compare(runners, rounds=rounds, round_seconds=round_seconds)
+    return compare(runners, rounds=rounds, round_seconds=round_seconds, tick=tick)

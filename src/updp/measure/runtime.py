@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from importlib.metadata import version
 from io import StringIO
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from updp.errors import UserError, reason
-from updp.measure import exported
+from updp.measure import exported, openvino
 from updp.recipe import Measure
 
 Inputs = tuple[Any, ...]
@@ -32,7 +33,8 @@ def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
     `inputs` are the module's arguments: tensors such as (N, C, H, W), and whatever else it takes.
     The module is copied. It has run once already, so nothing is left to compile.
 
-    The function returns what the module does; with ONNX Runtime a list of `OrtValue`s.
+    The function returns what the module does; with ONNX Runtime a list of `OrtValue`s, with
+    OpenVINO a list of arrays.
 
     Raises:
         UserError: the runtime is not installed, or does not run this module in this layout and
@@ -43,12 +45,11 @@ def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
         "eager": _eager,
         "compile": _compiled,
         "onnxruntime": exported.session,
+        "openvino": partial(openvino.request, precision=settings.precision),
     }
-    deployed = _module(module, settings)
-    arguments = _inputs(inputs, settings)
     with _quiet():
         try:
-            run = builders[settings.runtime](deployed, arguments)
+            run = builders[settings.runtime](*deployed(module, inputs, settings))
             run()
         except UserError:
             raise
@@ -60,17 +61,20 @@ def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
 
 def check_runtime(settings: Measure) -> None:
     """Raises UserError where the runtime is not installed, or never runs what is asked for."""
-    if settings.runtime != "onnxruntime":
+    if settings.runtime == "onnxruntime":
+        exported.check_installed()
+    elif settings.runtime == "openvino":
+        openvino.check(settings.precision)
+    else:
         return
-    exported.check_installed()
-    if settings.precision == "bfloat16":
+    if settings.runtime == "onnxruntime" and settings.precision == "bfloat16":
         raise UserError(
             "measure.runtime=onnxruntime has hardly an operator for measure.precision=bfloat16: "
             "take float16 or float32"
         )
     if settings.layout == "channels_last":
         raise UserError(
-            "measure.runtime=onnxruntime lays tensors out by itself: "
+            f"measure.runtime={settings.runtime} lays tensors out by itself: "
             "measure.layout=channels_last is not for it"
         )
 
@@ -78,27 +82,28 @@ def check_runtime(settings: Measure) -> None:
 def runtime_version(settings: Measure) -> str:
     """Such as `torch 2.11.0` or `onnxruntime 1.22.0`. Raises UserError where it is missing."""
     check_runtime(settings)
-    name = "onnxruntime" if settings.runtime == "onnxruntime" else "torch"
+    name = settings.runtime if settings.runtime in ("onnxruntime", "openvino") else "torch"
     return f"{name} {version(name)}"
 
 
-def _module(module: nn.Module, settings: Measure) -> nn.Module:
-    module = copy.deepcopy(module).eval().to(getattr(torch, settings.precision))
-    if settings.layout == "channels_last":
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return module
+def deployed(module: nn.Module, inputs: Inputs, settings: Measure) -> tuple[nn.Module, Inputs]:
+    """Copies of both: in evaluation, cast and laid out as the runtime takes them."""
+    # OpenVINO takes the model in float32 and casts it itself.
+    dtype = torch.float32 if settings.runtime == "openvino" else getattr(torch, settings.precision)
+    last = settings.layout == "channels_last"
 
-
-def _inputs(inputs: Inputs, settings: Measure) -> Inputs:
     def prepare(x: Tensor) -> Tensor:
         x = x.detach().clone()  # modules may work in place
         if x.is_floating_point():
-            x = x.to(getattr(torch, settings.precision))
-        if x.ndim == 4 and settings.layout == "channels_last":
+            x = x.to(dtype)
+        if x.ndim == 4 and last:
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
-    return tree_map_only(Tensor, prepare, inputs)
+    module = copy.deepcopy(module).eval().to(dtype)
+    if last:
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module, tree_map_only(Tensor, prepare, inputs)
 
 
 def _eager(module: Callable[..., object], inputs: Inputs) -> Run:

@@ -1,6 +1,6 @@
 """Stage 4: merging by reparameterisation, verified."""
 
 from updp.merge.run import merge
-from updp.merge.verify import Check, relative, verify
+from updp.merge.verify import PARTS, Check, relative, verify
 
-__all__ = ["Check", "merge", "relative", "verify"]
+__all__ = ["PARTS", "Check", "merge", "relative", "verify"]

@@ -17,6 +17,7 @@ from updp.rewrite import Supernet
 
 # Merging adds up in another order, so it rounds otherwise, but not much more.
 ROUNDINGS = 4
+PARTS = 4  # two precisions, each on random inputs and real images
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ def verify(
     settings: recipes.Merge,
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
     sources: Sequence[str] = ("random", "images"),
+    tick: Callable[[], None] = lambda: None,
 ) -> list[Check]:
     """Compare subnet and merged model under the present choices, block by block and end to end.
 
     On `images` (N, C, H, W) and on random input of that shape, in each of `dtypes`; `sources` may
-    name one of the two. Each merged
-    block is fed what its subnet block was fed. Many layers may round by more than the tolerance,
-    merged or not: an error may also be as large as a few of the subnet's own.
+    name one of the two. `tick` is called after each. Each merged block is fed what its subnet block
+    was fed. Many layers may round by more than the tolerance, merged or not: an error may also be
+    as large as a few of the subnet's own.
 
     Raises:
         MergeError: an error is above its tolerance; the first is named.
@@ -80,6 +82,7 @@ def verify(
                         "nothing was written"
                     )
                 checks.append(check)
+            tick()
     return checks
 
 

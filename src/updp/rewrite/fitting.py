@@ -29,11 +29,13 @@ def fit(
     batches: Sequence[Tensor],
     settings: recipes.Fit,
     tick: Callable[[str], None] = lambda site: None,
+    begin: Callable[[int], None] = lambda steps: None,
 ) -> list[dict[str, Any]]:
     """Fit `choices` to `batches` of images (N, C, H, W); figures of each fit, in order.
 
     The forms are collapsed, and the kept branches after the first pruned one repaired in the
-    model's own weights. The net is left under `choices`, in evaluation.
+    model's own weights. The net is left under `choices`, in evaluation. `begin` is told how many
+    times `tick` will be called: once when the targets are there, then after each site.
     """
     net.eval()
     net.set_progress(1.0)
@@ -45,9 +47,11 @@ def fit(
     for name in order[first:]:
         if (fitting := _fitting(net, name, choices, settings, len(batches))) is not None:
             fittings[name] = fitting
+    begin(1 + len(fittings))
     for number, images in enumerate(batches):
         with _tapped(net, {n: _target(f, number) for n, f in fittings.items()}):
             net(images)
+    tick("targets")
     net.choose(choices)
     figures = []
     for name, fitting in fittings.items():
@@ -70,7 +74,8 @@ def fit_each(
     """Fit every candidate of every site alone, on the baseline's activations for `batches`.
 
     For a search: the plan is not known yet, and with it the prefix. The baseline runs once for as
-    many sites as `settings.rows_mb` allows.
+    many sites as `settings.rows_mb` allows. `tick` is called for each batch of each site, and once
+    more when the site's candidates are fitted.
     """
     net.eval()
     net.choose({})
@@ -78,6 +83,8 @@ def fit_each(
         for number, images in enumerate(batches):
             with _tapped(net, {n: _both(found, number) for n, found in group.items()}):
                 net(images)
+            for name in group:
+                tick(name)
         for name, found in group.items():
             for fitting in found:
                 fitting.finish()

@@ -7,9 +7,10 @@ outcome depends neither on how many there are nor on who was killed when.
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from updp.engine.progress import Progress
 from updp.search.front import certainly_dominated
@@ -19,26 +20,58 @@ from updp.search.space import Genome
 from updp.search.store import Evaluated, Store
 
 Judge = Callable[[Mapping[str, str], Callable[[float], bool]], Score]
+# Given a plan that was scored, and the best so far within the limits.
+Show = Callable[[Evaluated, Evaluated | None], None]
 _POLL = 0.05  # seconds between looks at what other workers do
 
 
-def search(task: Task, judge: Judge, store: Store, progress: Progress) -> dict[Genome, Evaluated]:
-    """All plans that were scored, by the searcher and for the number of them in the settings."""
+def search(
+    task: Task,
+    judge: Judge,
+    store: Store,
+    progress: Progress,
+    show: Show = lambda plan, best: None,
+) -> dict[Genome, Evaluated]:
+    """All plans that were scored, by the searcher and for the number of them in the settings.
+
+    `show` is told of each plan in its turn, those that were scored before a kill included.
+    """
     searcher = SEARCHERS[task.settings.searcher](task)
     known: dict[Genome, Evaluated] = {}
-    first = searcher.preliminaries()
+    first, past = searcher.preliminaries(), store.results().keys()
+    told = _Told(task, progress, show, past)
     if first:
-        progress.begin("search: each candidate alone", len(first))
-        known |= _round(first, known, task, judge, store, progress)
+        progress.begin("search: each candidate alone", len(first), len(past & {*first}))
+        known |= _round(first, known, task, judge, store, told)
     before, wanted = len(known), min(task.settings.evaluations, task.space.size - len(known))
-    progress.begin("search", wanted)
+    progress.begin("search", wanted, min(wanted, len(past - {*first})))
     while len(known) < before + wanted:
         plans = searcher.propose({g: s.score.score for g, s in sorted(known.items())})
         plans = plans[: before + wanted - len(known)]
         if not plans:
             break
-        known |= _round(plans, known, task, judge, store, progress)
+        known |= _round(plans, known, task, judge, store, told)
     return known
+
+
+class _Told:
+    """Tells of each plan that was scored; to the progress, those of this run of the program."""
+
+    def __init__(
+        self, task: Task, progress: Progress, show: Show, past: Collection[Genome]
+    ) -> None:
+        self.task, self.progress, self.show, self.past = task, progress, show, past
+        self.best: Evaluated | None = None  # within the limits
+
+    def __call__(self, plan: Evaluated) -> None:
+        best = self.best.score.score if self.best else math.inf
+        if self.task.meets(plan.genome) and plan.score.score < best:
+            self.best = plan
+        self.show(plan, self.best)
+        if plan.genome not in self.past:
+            score = self.best and self.best.score
+            note = f"best {score.score:.4f}, top-1 {score.top1:.2f} %" if score else ""
+            self.progress.advance(note)
 
 
 def _round(
@@ -47,7 +80,7 @@ def _round(
     task: Task,
     judge: Judge,
     store: Store,
-    progress: Progress,
+    told: Callable[[Evaluated], None],
 ) -> dict[Genome, Evaluated]:
     """Have all of the plans scored, here or elsewhere."""
     done: dict[Genome, Evaluated] = {}
@@ -58,7 +91,7 @@ def _round(
         for plan in [plan for plan in waiting if plan in results]:
             waiting.remove(plan)
             done[plan] = results[plan]
-            progress.advance(_note(task, {**known, **done}))
+            told(results[plan])
         # What begins as the last one did shares most of what it computes.
         waiting.sort(key=lambda plan: (-_alike(plan, last), plan))
         mine = next((plan for plan in waiting if store.claim(plan)), None)
@@ -88,11 +121,3 @@ def _alike(plan: Genome, other: Genome) -> int:
 
 def _never(bound: float) -> bool:
     return False
-
-
-def _note(task: Task, known: Mapping[Genome, Evaluated]) -> str:
-    within = [s for s in known.values() if task.meets(s.genome)]
-    if not within:
-        return ""
-    best = min(within, key=lambda s: s.score.score).score
-    return f"best {best.score:.4f}, top-1 {best.top1:.2f} %"

@@ -17,6 +17,7 @@ from updp.engine.files import write_tensors
 from updp.engine.loop import train as run_loop
 from updp.engine.losses import classification, distillation
 from updp.engine.progress import Progress
+from updp.engine.tensorboard import Curves
 from updp.recipe import Recipe
 from updp.rewrite import Supernet
 
@@ -29,6 +30,7 @@ def train(
     recipe: Recipe,
     folder: Path,
     progress: Progress,
+    curves: Curves | None = None,
 ) -> None:
     """Train under the plan's `choices` and write `weights.safetensors` into `folder`.
 
@@ -70,7 +72,16 @@ def train(
             return {"loss": loss.item(), "lambda": progress_now, **figures}
 
         seed = mix(recipe.seed, 30)
-        run_loop(net, step, feed, settings, seed=seed, folder=folder, progress=progress)
+        run_loop(
+            net,
+            step,
+            feed,
+            settings,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+            curves=curves,
+        )
     net.set_progress(1.0)
     write_tensors(folder / "weights.safetensors", net.weights())
 

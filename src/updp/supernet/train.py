@@ -12,11 +12,19 @@ from updp.engine.files import write_tensors
 from updp.engine.loop import train as run_loop
 from updp.engine.losses import classification, distillation
 from updp.engine.progress import Progress
+from updp.engine.tensorboard import Curves
 from updp.recipe import Recipe
 from updp.rewrite import Supernet
 
 
-def train(net: Supernet, feed: Feed, recipe: Recipe, folder: Path, progress: Progress) -> None:
+def train(
+    net: Supernet,
+    feed: Feed,
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+    curves: Curves | None = None,
+) -> None:
     """Train by the sandwich rule and write `weights.safetensors` into `folder`.
 
     Each step runs the baseline path on the labels, then the most pruned path and random plans
@@ -42,7 +50,16 @@ def train(net: Supernet, feed: Feed, recipe: Recipe, folder: Path, progress: Pro
         return figures
 
     net.set_progress(1.0)
-    run_loop(net, step, feed, recipe.supernet, seed=seed, folder=folder, progress=progress)
+    run_loop(
+        net,
+        step,
+        feed,
+        recipe.supernet,
+        seed=seed,
+        folder=folder,
+        progress=progress,
+        curves=curves,
+    )
     write_tensors(folder / "weights.safetensors", net.weights())
 
 
