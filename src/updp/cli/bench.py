@@ -1,0 +1,191 @@
+"""`updp bench`: the merged model against its baseline, or any two models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from updp.cli.options import Device, Size, settle
+from updp.cli.progress import Bars
+
+if TYPE_CHECKING:
+    from updp.compare import Bench, Row, Side
+    from updp.result import Timing
+
+console = Console(width=None if sys.stdout.isatty() else 140)
+_MANY = "(with commas, or repeated)"
+
+
+def bench(
+    baseline: Annotated[
+        str, typer.Argument(metavar="RUN|A", help="A finished run; or a model by name, or a run.")
+    ],
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="[B]", help="A second one, that is timed against the first."),
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Any of eager, compile, onnxruntime, openvino {_MANY}; all installed."),
+    ] = None,
+    batch: Annotated[list[str] | None, typer.Option(help=f"Batch sizes {_MANY}; 1 and 32.")] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(help=f"Numbers of threads {_MANY}; PyTorch's own.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Any of float32, bfloat16, float16 {_MANY}; float32."),
+    ] = None,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Any of contiguous, channels_last {_MANY}; contiguous."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Interleaved repetitions, at least 3.")] = 21,
+    device: Device = None,
+    input_size: Size = None,
+    weights_a: Annotated[
+        str | None,
+        typer.Option(help="Safetensors file for A, or for the baseline of a run if it was moved."),
+    ] = None,
+    weights_b: Annotated[str | None, typer.Option(help="Safetensors file for B.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--json", help="Write this command's rows there too.")
+    ] = None,
+) -> None:
+    """Time a run's merged model against its baseline, or B against A.
+
+    Both run in turn, in this process; every combination of the options is a row. The speed-up is
+    the median of the ratios of each round, with their quartiles; where these lie on both sides of 1
+    there is no difference.
+
+    A run keeps its rows in RUN/bench/bench.json; the same command measures again. Ctrl-C leaves
+    the rows so far.
+    """
+    from updp.compare import Grid, check_place, measure, open_pair
+    from updp.opening import as_device
+
+    lists = map(_split, (runtime, batch, threads, precision, layout))
+    grid = Grid.of(*lists)
+    target = as_device(device)
+    if file is not None:
+        check_place(file)
+    size = None if input_size is None else settle(None, None, None, input_size=input_size)
+    pair, kept = open_pair(
+        baseline, other, (weights_a, weights_b), None if size is None else size.data.input_size
+    )
+    record: Bench | None = None
+    stopped = False
+    with Bars(Console(stderr=True)) as bars:
+        try:
+            for record in measure(pair, grid, target, kept, rounds, bars):
+                if file is not None and record.measured:
+                    record.write(file)
+        except KeyboardInterrupt:
+            stopped = True
+    if record is not None:
+        print_bench(console, record)
+        places = [str(place) for place in (kept, file) if place is not None and record.measured]
+        if places:
+            console.print(f"rows: {', '.join(places)}", highlight=False, soft_wrap=True)
+    if stopped:
+        done = 0 if record is None else len(record.rows)
+        total = len(grid.settings(target))
+        print(
+            f"updp: stopped after {done} of {total} rows; the command starts again", file=sys.stderr
+        )
+        raise typer.Exit(130)
+
+
+def print_bench(console: Console, bench: Bench) -> None:
+    """The rows as a table, what all of them share above it, what the figures are below it."""
+    rows = bench.rows
+    fields = {
+        "runtime": [row.setting.runtime for row in rows],
+        "batch": [str(row.setting.batch_size) for row in rows],
+        "threads": [str(row.setting.threads) for row in rows],
+        "precision": [row.setting.precision for row in rows],
+        "layout": [row.setting.layout for row in rows],
+    }
+    same = {
+        n: v[0] for n, v in fields.items() if len(set(v)) == 1 and n not in ("runtime", "batch")
+    }
+    if "threads" in same:
+        same["threads"] += " thread" if same["threads"] == "1" else " threads"
+    said = ", ".join(same.values())
+    shape = "x".join(map(str, bench.input_shape))
+    first, second = map(escape, bench.names)
+    table = Table(
+        title=f"{first} against {second}, {shape}; {escape(rows[0].setting.device)}"
+        + (f", {said}" if said else ""),
+        title_justify="left",
+    )
+    varying = {name: values for name, values in fields.items() if name not in same}
+    for name in varying:
+        table.add_column(name, justify="left" if name in ("runtime", "precision") else "right")
+    with_energy = any(row.baseline and row.baseline.energy is not None for row in rows)
+    headers = [f"ms: {first}", f"ms: {second}", "images/s", "memory, MB"]
+    for name in (*headers, *(["J/image"] if with_energy else []), "speed-up (IQR)"):
+        table.add_column(name, justify="right", overflow="fold")
+    reasons = list(dict.fromkeys(row.failure for row in rows if row.failure))
+    for index, row in enumerate(rows):
+        cells = _cells(row, with_energy)
+        if row.failure:
+            cells[-1] = f"not run ({reasons.index(row.failure) + 1})"
+        table.add_row(*(values[index] for values in varying.values()), *cells)
+    console.print(table)
+    for number, reason in enumerate(reasons, 1):
+        console.print(f"({number}) {reason}", highlight=False, markup=False)
+    sources = dict.fromkeys(row.energy_from for row in rows if row.energy_from)
+    console.print(
+        "ms: median (quartiles) of a batch; speed-up: of the ratios of each round, and no "
+        "difference where their quartiles lie on both sides of 1.\nmemory: activations at the "
+        "worst moment, the images among them; - where the runtime does not say.\n"
+        f"energy: {'; '.join(sources)}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _cells(row: Row, with_energy: bool) -> list[str]:
+    if row.baseline is None or row.other is None or row.speedup is None:
+        return [""] * (6 if with_energy else 5)
+    a, b = row.baseline, row.other
+    energy = [f"{_joules(a)} > {_joules(b)}"] if with_energy else []
+    return [
+        _spread(a.ms),
+        _spread(b.ms),
+        f"{a.images_per_second:,.0f} > {b.images_per_second:,.0f}",
+        "-"
+        if a.memory is None or b.memory is None
+        else f"{a.memory / 1e6:.2f} > {b.memory / 1e6:.2f}",
+        *energy,
+        _claim(row),
+    ]
+
+
+def _claim(row: Row) -> str:
+    assert row.speedup is not None
+    s = row.speedup
+    interval = f"({s.low:.2f}-{s.high:.2f})"
+    if row.verdict == "no difference":
+        return f"no difference {interval}"
+    return f"{s.median:.2f}x {interval}"
+
+
+def _spread(t: Timing) -> str:
+    return f"{t.median:.2f} ({t.low:.2f}-{t.high:.2f})"
+
+
+def _joules(side: Side) -> str:
+    return "-" if side.energy is None else f"{side.energy:.3g}"
+
+
+def _split(values: list[str] | None) -> list[str]:
+    parts = [part.strip() for value in values or [] for part in value.split(",")]
+    return [part for part in parts if part]

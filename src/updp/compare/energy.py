@@ -1,0 +1,124 @@
+"""Joules, where the device counts them: NVIDIA's GPUs, and processors that Linux reads (RAPL).
+
+Both count all that the device does, whoever asked for it, and what it takes when idle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+import torch
+
+from updp.errors import reason
+
+_POWERCAP = Path("/sys/class/powercap")
+
+
+class Counter(Protocol):
+    """A meter that only ever counts up."""
+
+    name: str
+
+    def since(self) -> Callable[[], float]:
+        """Begin to count; the function says how many joules it has been since."""
+
+
+class Rapl:
+    """All processor packages together, counted in microjoules, each of which wraps around."""
+
+    name = "RAPL, all processor packages"
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+
+    def since(self) -> Callable[[], float]:
+        """See `Counter`. Raises OSError or ValueError where a package cannot be read."""
+        before = [_number(folder / "energy_uj") for folder in self._folders]
+
+        def joules() -> float:
+            total = 0
+            for folder, start in zip(self._folders, before, strict=True):
+                now = _number(folder / "energy_uj")
+                total += now - start
+                if now < start:
+                    total += _number(folder / "max_energy_range_uj") + 1
+            return total / 1e6
+
+        return joules
+
+
+class Nvml:
+    """One GPU, counted in millijoules."""
+
+    name = "NVML, the GPU"
+
+    def __init__(self, device: torch.device) -> None:
+        pynvml = import_module("pynvml")
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(device).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        self._read: Callable[[], int] = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        self._read()  # raises on what has no such counter
+        self._device = device
+
+    def since(self) -> Callable[[], float]:
+        """See `Counter`."""
+        torch.cuda.synchronize(self._device)
+        before = self._read()
+
+        def joules() -> float:
+            torch.cuda.synchronize(self._device)
+            return (self._read() - before) / 1e3
+
+        return joules
+
+
+def find_counter(device: torch.device, powercap: Path = _POWERCAP) -> tuple[Counter | None, str]:
+    """The device's meter and its name; or None, and why there is none."""
+    if device.type == "cuda":
+        try:
+            gpu = Nvml(device)
+        except ImportError:
+            return None, "pynvml is not installed (pip install nvidia-ml-py)"
+        except Exception as error:  # NVML's own, of many kinds
+            return None, f"NVML does not count it ({reason(error)})"
+        return gpu, gpu.name
+    if device.type != "cpu":
+        return None, f"nothing counts it on {device.type}"
+    packages = sorted(p for p in powercap.glob("intel-rapl:*") if p.name.count(":") == 1)
+    if not packages:
+        return None, f"this machine has no counter ({powercap}/intel-rapl*)"
+    meter = Rapl(packages)
+    try:
+        meter.since()()
+    except (OSError, ValueError):
+        return None, f"{packages[0]}/energy_uj may not be read by this user"
+    return meter, meter.name
+
+
+def joules_per_run(
+    functions: Mapping[str, Callable[[], object]],
+    counter: Counter,
+    *,
+    rounds: int = 3,
+    seconds: float = 0.5,
+) -> dict[str, float]:
+    """Joules for one run of each function: the median of `rounds` windows, taken in turn."""
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            count, end, joules = 0, time.monotonic() + seconds, counter.since()
+            while count == 0 or time.monotonic() < end:
+                function()
+                count += 1
+            found[name].append(joules() / count)
+    return {name: median(values) for name, values in found.items()}
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text())

@@ -1,0 +1,175 @@
+"""`updp bench`: rows of a run and of two models, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+from updp.compare import Bench, bench_file
+from updp.measure import Latency, Spread
+
+EAGER = ("--runtime", "eager", "--rounds", "3")
+
+
+@pytest.fixture(autouse=True)
+def _fixed(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.setattr("updp.compare.rows.compare", tiny.compare_without_clock)
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of one's own."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def done(*arguments: str | Path) -> str:
+    outcome = tiny.updp("bench", *arguments)
+    assert outcome.code == 0, outcome
+    return outcome.out
+
+
+def refused(*arguments: str | Path) -> str:
+    outcome = tiny.updp("bench", *arguments)
+    lines = [line for line in outcome.err.splitlines() if line.startswith("updp: ")]
+    assert (outcome.code, len(lines)) == (2, 1), outcome
+    assert outcome.err.rstrip("\n").endswith(lines[0])
+    return lines[0].removeprefix("updp: ")
+
+
+def settle_on(monkeypatch: pytest.MonkeyPatch, low: float, median: float, high: float) -> None:
+    """Every comparison ends with this ratio and its quartiles."""
+
+    def compare(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
+        ms, saved = Spread(2.0, 1.5, 2.5), Spread(0.0, 0.0, 0.0)
+        return {name: Latency(ms, Spread(median, low, high), saved) for name in functions}
+
+    monkeypatch.setattr("updp.compare.rows.compare", compare)
+
+
+def test_a_run(run: Path) -> None:
+    before = tiny.contents(run)
+    out = done(run, *EAGER, "--batch", "1,4", "--threads", "1", "--threads", "2")
+    assert "baseline against merged, 1x8x8" in out
+    assert "float32, contiguous" in out
+    assert out.count("10.00x (10.00-10.00)") == 4
+    assert "400 > 4,000" in out
+    assert f"rows: {run}/bench/bench.json" in out
+    after = tiny.contents(run)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) <= {"bench/bench.json", "bench/.lock"}
+    record = Bench.read(bench_file(run))
+    assert [(r.setting.batch_size, r.setting.threads) for r in record.rows] == [
+        (1, 1),
+        (1, 2),
+        (4, 1),
+        (4, 2),
+    ]
+    assert record.rows[0].command[1:3] == ["bench", str(run)]
+    assert torch.get_num_threads() == 1
+
+
+def test_rows_of_other_settings_stay(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done(run, *EAGER, "--batch", "1,2")
+    settle_on(monkeypatch, 0.4, 0.5, 0.6)
+    out = done(run, *EAGER, "--batch", "2", "--precision", "float32,bfloat16")
+    assert out.count("0.50x (0.40-0.60)") == 2
+    found = [
+        (r.setting.batch_size, r.setting.precision, r.verdict)
+        for r in Bench.read(bench_file(run)).rows
+    ]
+    assert found == [(1, "float32", "faster"), (2, "float32", "slower"), (2, "bfloat16", "slower")]
+
+
+@pytest.mark.parametrize(
+    ("low", "median", "high", "said"),
+    [
+        (0.98, 1.3, 1.5, "no difference (0.98-1.50)"),
+        (1.0, 1.3, 1.5, "no difference (1.00-1.50)"),
+        (0.7, 0.9, 1.02, "no difference (0.70-1.02)"),
+        (1.001, 1.3, 1.5, "1.30x (1.00-1.50)"),
+    ],
+)
+def test_noise_is_no_claim(
+    low: float,
+    median: float,
+    high: float,
+    said: str,
+    tiny_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settle_on(monkeypatch, low, median, high)
+    out = done(tiny_model, tiny_model, "--input-size", "1x8x8", *EAGER, "--batch", "2")
+    assert said in out
+    assert (f"{median:.2f}x" in out) == (low > 1)
+
+
+def test_two_models_and_a_row_that_cannot_be(tiny_model: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    tokens = tiny_model.replace(":tiny", ":tokens")
+    given = (tiny_model, tokens, "--input-size", "1x8x8", "--batch", "2", "--rounds", "3")
+    out = done(*given, "--runtime", "eager,onnxruntime", "--precision", "bfloat16", "--json", file)
+    assert "not run (1)" in out
+    assert "(1) onnxruntime has hardly an operator for bfloat16: take float16 or float32" in out
+    assert "10.00x" in out
+    record = Bench.read(file)
+    assert record.names == (tiny_model, tokens)
+    assert [bool(row.failure) for row in record.rows] == [False, True]
+    assert json.loads(file.read_text())["rows"][0]["setting"]["runtime"] == "eager"
+
+
+def test_ctrl_c_leaves_the_rows_so_far(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def compare(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return tiny.compare_without_clock(functions)
+
+    monkeypatch.setattr("updp.compare.rows.compare", compare)
+    outcome = tiny.updp("bench", run, *EAGER, "--batch", "1,2,3", "--threads", "2")
+    assert outcome.code == 130
+    assert "updp: stopped after 1 of 3 rows" in outcome.err
+    assert "10.00x" in outcome.out
+    assert [row.setting.batch_size for row in Bench.read(bench_file(run)).rows] == [1]
+    assert torch.get_num_threads() == 1
+    done(run, *EAGER, "--batch", "1,2,3", "--threads", "2")
+    assert [row.setting.batch_size for row in Bench.read(bench_file(run)).rows] == [1, 2, 3]
+
+
+def test_what_is_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:
+    before = tiny.contents(run)
+    for arguments, said in {
+        (run, "--runtime", "onnx"): "--runtime 'onnx': did you mean onnxruntime? there are",
+        (run, "--batch", "1,x"): "--batch 'x': write whole numbers",
+        (run, "--rounds", "2"): "--rounds 2: quartiles want at least 3",
+        (run, "--device", "gpu"): "device 'gpu' cannot be used here",
+        (run, "--input-size", "1x8x8"): f"--input-size is for two models: the run '{run}' has",
+        (run, "--weights-b", "w"): "--weights-b is for a second model",
+        (run, "--weights-a", "w"): "weights 'w' are not there",
+        (tmp_path,): f"'{tmp_path}' holds no finished run: there is no run.json",
+        ("timm/resnet18",): "'timm/resnet18' is no run directory: give one, or a second model",
+        ("timm/resnet17", "timm/resnet18"): "model 'timm/resnet17' is unknown: did you mean",
+        (tiny_model, tiny_model): f"neither '{tiny_model}' nor '{tiny_model}' says its input size",
+        (run, *EAGER, "--json", run / "run.json" / "x"): f"'{run}/run.json/x' cannot be written: "
+        f"'{run}/run.json' is no folder",
+        (run, *EAGER, "--json", run): f"'{run}' cannot be written: it is a folder",
+    }.items():
+        assert refused(*arguments).startswith(said)
+    wrong = (tiny_model, tiny_model, "--input-size", "3x8x8", *EAGER, "--batch", "1,2")
+    assert refused(*wrong).startswith(
+        "nothing could be measured: eager, contiguous, float32: Tiny does not run so (RuntimeError"
+    )
+    assert tiny.contents(run) == before
+    (run / "bench").mkdir()
+    bench_file(run).write_text("{}")
+    assert "is not a record of `updp bench`" in refused(run, *EAGER)
+    assert bench_file(run).read_text() == "{}"
