@@ -9,6 +9,10 @@ class MergeError(RuntimeError):
     """A merged model does not compute what was trained; nothing is written."""
 
 
+class ExportError(RuntimeError):
+    """An exported file does not compute what the merged model does; it is not left behind."""
+
+
 def reason(error: BaseException) -> str:
     """`KeyError: 'x'`: the type and first line of a foreign error, to quote in a `UserError`."""
     lines = str(error).strip().splitlines()

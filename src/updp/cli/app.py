@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 
 from updp import api
+from updp.cli.bench import bench
+from updp.cli.export import export
 from updp.cli.options import (
     Budget,
     DataOption,
@@ -30,14 +32,17 @@ from updp.cli.options import (
     Storage,
     Teacher,
     TeacherWeights,
+    TensorBoard,
     Weights,
     Worker,
     settle,
 )
 from updp.cli.progress import Bars
+from updp.cli.quantise import quantise
 from updp.cli.remembered import about, read_plan, teacher_of, weights_of
+from updp.cli.report import report
 from updp.cli.tables import print_front, print_inspection, print_result
-from updp.errors import MergeError, UserError
+from updp.errors import ExportError, MergeError, UserError
 from updp.opening import make_job
 from updp.pipeline import Run
 
@@ -60,7 +65,7 @@ def main() -> None:
     except UserError as error:
         print(f"updp: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except MergeError as error:
+    except (ExportError, MergeError) as error:
         print(f"updp: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -111,6 +116,7 @@ def _add(name: str, text: str) -> None:
         pick: Pick = None,
         teacher: Teacher = None,
         teacher_weights: TeacherWeights = None,
+        tensorboard: TensorBoard = None,
         worker: Worker = False,
     ) -> None:
         if worker and name != "search":
@@ -138,6 +144,7 @@ def _add(name: str, text: str) -> None:
                 pick,
                 teacher=taught_by,
                 teacher_weights=taught_with,
+                tensorboard=tensorboard,
             )
             run = Run(job, out, last=last, fresh=first if fresh else "")
             if worker:
@@ -166,3 +173,7 @@ _add("supernet", "Stage 1: train baseline and pruned forms together, by the sand
 _add("search", "Stage 2: find the plan that keeps most accuracy at the budget.")
 _add("subnet", "Stage 3: train the plan's subnet progressively, lambda from 0 to 1.")
 _add("merge", "Stage 4: merge, prove it exact, and write the plain model.")
+app.command()(report)
+app.command()(bench)
+app.command()(export)
+app.command()(quantise)

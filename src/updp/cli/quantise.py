@@ -1,0 +1,138 @@
+"""`updp quantise RUN`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from updp.cli.options import DataOption, ModelOption, Weights
+from updp.cli.progress import Bars
+
+if TYPE_CHECKING:
+    from updp.quantise import Int8, Operator, Side
+
+_SHOWN = 5
+
+
+def quantise(
+    run: Annotated[Path, typer.Argument(help="Run directory of a finished `updp prune`.")],
+    images: Annotated[
+        int, typer.Option(help="Calibration images, the same for both models.")
+    ] = 256,
+    method: Annotated[
+        str, typer.Option(help="How activations get their ranges: percentile, minmax, entropy.")
+    ] = "percentile",
+    per_tensor: Annotated[
+        bool,
+        typer.Option(
+            "--per-tensor", help="One scale for each weight instead of one per output channel."
+        ),
+    ] = False,
+    equalise: Annotated[
+        bool | None,
+        typer.Option(
+            "--equalise/--no-equalise",
+            help="Equalise channels across layers first; by default with --per-tensor, where that "
+            "brings the model's calibration logits nearer.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    weights: Weights = None,
+) -> None:
+    """Quantise baseline and merged model to INT8 after training, and say what it costs.
+
+    Writes export/model.int8.onnx, baseline.int8.onnx and int8.json into the run directory.
+    """
+    from updp.quantise import quantise as run_it
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    with Bars(console) as bars:
+        record = run_it(
+            run,
+            images=images,
+            method=method,
+            per_channel=not per_tensor,
+            equalise=equalise,
+            model=model,
+            data=data,
+            weights=weights,
+            progress=bars,
+        )
+    print_int8(console, record, run)
+
+
+def print_int8(console: Console, record: Int8, run: Path) -> None:
+    """Both models in float32 and INT8, then the merged model's worst weights."""
+    scales = "per channel" if record.per_channel else "per tensor"
+    table = Table(
+        title=f"INT8, weights {scales}; {record.images} calibration images, {record.method}",
+        title_justify="left",
+    )
+    table.add_column("model")
+    for name in ("top-1 %, float32", "INT8", "loses", "agree %", "MB, float32", "INT8"):
+        table.add_column(name, justify="right")
+    for name, side in (("baseline", record.baseline), ("merged", record.merged)):
+        table.add_row(f"{name}, equalised" if side.equalised_pairs else name, *_figures(side))
+    console.print(table)
+    worst = Table(title="merged model: its least exact weights in this form", title_justify="left")
+    worst.add_column("operator")
+    worst.add_column("site")
+    names = ("kind", "channels", "ranges", "spread", "dB per tensor", "dB per channel")
+    for name in names:
+        worst.add_column(name, justify="right")
+    for operator in sorted(record.merged.operators, key=_noise(record))[:_SHOWN]:
+        worst.add_row(*_weight(operator))
+    console.print(worst)
+    console.print(
+        f"INT8 costs the merged model {record.excess:+.2f} points against the baseline, on "
+        f"{record.test_images} test images. ranges: the smallest and largest magnitude of a "
+        "channel; spread: their ratio; dB: signal over what rounding to INT8 loses\n"
+        f"files: {run / 'export'}; int8.json has all operators of both models",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _figures(side: Side) -> tuple[str, ...]:
+    return (
+        f"{side.top1_float:.2f}",
+        f"{side.top1_int8:.2f}",
+        f"{side.loss:+.2f}",
+        f"{side.agreement:.2f}",
+        f"{side.bytes_float / 1e6:.3f}",
+        f"{side.bytes_int8 / 1e6:.3f}",
+    )
+
+
+def _noise(record: Int8) -> Callable[[Operator], float]:
+    def key(operator: Operator) -> float:
+        per_channel, per_tensor = operator.noise_per_channel, operator.noise_per_tensor
+        db = per_channel if record.per_channel else per_tensor
+        return math.inf if db is None else db
+
+    return key
+
+
+def _weight(operator: Operator) -> tuple[str, ...]:
+    def db(value: float | None) -> str:
+        return "exact" if value is None else f"{value:.1f}"
+
+    return (
+        escape(operator.name),
+        escape(operator.site),
+        operator.kind,
+        str(operator.channels),
+        f"{operator.lowest:.2g} to {operator.highest:.2g}",
+        f"{operator.spread:.1f}",
+        db(operator.noise_per_tensor),
+        db(operator.noise_per_channel),
+    )

@@ -1,0 +1,200 @@
+"""`updp export`: write, run, compare, and only then keep."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from updp.engine.files import write_json
+from updp.engine.progress import Progress, Silent
+from updp.errors import ExportError, UserError, reason
+from updp.exports.base import Format
+from updp.exports.describe import describe, why_fixed
+from updp.exports.formats import parse_formats
+from updp.exports.parity import Parity, batches, compare, compare_sizes, logits, resized
+from updp.exports.program import Program, capture
+from updp.exports.record import FOLDER, Exported, add_exports
+from updp.finished import Finished, check_finished, open_run
+from updp.measure import count_parameters
+from updp.opening import Data
+
+STEM, PREPROCESS = "model", "preprocess.json"
+_LIMIT = 1000  # images to compare on, where the data has more
+
+
+def export(
+    run: str | Path,
+    to: str | Iterable[str] = ("onnx",),
+    *,
+    out: str | Path | None = None,
+    model: nn.Module | str | None = None,
+    data: Data | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    images: int = _LIMIT,
+    progress: Progress | None = None,
+) -> list[Exported]:
+    """Export the merged model of a finished run, and prove each file against PyTorch.
+
+    Args:
+        run: What `updp prune` left.
+        to: `onnx`, `pt2`, `safetensors`, `openvino`, or `all`.
+        out: Folder for the files; by default `export` in the run directory. The records are in
+            the run directory always.
+        model, data, weights: Of the run, where those came from Python and have no name.
+        device: Where the run's images are prepared; the comparison is made on the CPU.
+        images: How many test images to compare on, at most.
+
+    Returns:
+        One record for each format, as `exports.json` holds them.
+
+    Raises:
+        UserError: No such format, a package is missing, the run has not ended, or model or data
+            are not what it was made from.
+        ExportError: A file does not compute what the merged model does; it is not kept.
+    """
+    formats, progress = parse_formats(to), progress or Silent()
+    if images < 1:
+        raise UserError(f"--images {images}: compare on 1 at least")
+    folder = check_finished(run) / FOLDER if out is None else Path(out)
+    if (there := next(p for p in (folder, *folder.absolute().parents) if p.exists())).is_file():
+        raise UserError(f"--out '{folder}': '{there}' is a file, give a folder")
+    opened = open_run(run, model, data, weights=weights, device=device or "cpu", progress=progress)
+    prepared = isinstance(data, tuple) and data[1].dataset[0][0].is_floating_point()
+    job = _Export(opened, folder, images, progress)
+    records = []
+    progress.begin("export", len(formats))
+    for one in formats:
+        records.append(job.write(one))
+        write_json(folder / PREPROCESS, describe(opened, prepared=prepared))
+        add_exports(opened.path, records[-1:])
+        progress.advance(one.name)
+    return records
+
+
+class _Export:
+    """What several formats share: both models captured, the images, the expected logits."""
+
+    def __init__(self, run: Finished, folder: Path, limit: int, progress: Progress) -> None:
+        self.run, self.folder, self.limit, self.progress = run, folder, limit, progress
+        self.merged = run.merged.cpu().eval()
+        self.baseline = run.baseline.cpu().eval()
+        self.expected = logits(self.merged, self._images())
+        some = next(iter(run.feed.test()))[0][:4].cpu()
+        self.others = list(resized(self.merged, some))
+        self._programs: dict[tuple[bool, bool], Program] = {}
+
+    def write(self, one: Format) -> Exported:
+        """Write one format under its final name, once it is right.
+
+        Raises ExportError when it is not.
+        """
+        began = time.monotonic()
+        with _staging(self.folder) as stage:
+            path = stage / f"{STEM}{one.suffix}"
+            program, parity, sizes = self._right(one, path)
+            baseline_bytes = self._baseline_bytes(one, stage / "baseline", program.any_size)
+            files = one.files(path)
+            size = sum(file.stat().st_size for file in files)
+            for file in reversed(files):  # the one that is opened comes last
+                _keep(file, self.folder / file.name)
+        channels, height, width = self.run.shape
+        return Exported(
+            format=one.name,
+            folder=_within(self.folder, self.run.path),
+            files=[file.name for file in files],
+            bytes=size,
+            baseline_bytes=baseline_bytes,
+            parameters=count_parameters(self.merged),
+            baseline_parameters=count_parameters(self.baseline),
+            images=parity.images,
+            max_abs=max(p.max_abs for p in (parity, *sizes.values())),
+            max_rel=max(p.max_rel for p in (parity, *sizes.values())),
+            top1_agreement=parity.agreement,
+            undecided=parity.undecided,
+            tolerance=parity.tolerance,
+            dynamic=list(program.dynamic),
+            note=why_fixed(program.dynamic, self.run.shape),
+            input_sizes=[(channels, height, width), *sizes],
+            versions=one.versions(),
+            seconds=round(time.monotonic() - began, 1),
+        )
+
+    def _right(
+        self, one: Format, path: Path
+    ) -> tuple[Program, Parity, dict[tuple[int, int, int], Parity]]:
+        """Write and compare: with any size if that comes out right, else with the run's own."""
+        failed = ""
+        for any_size in (True, False) if self.others else (False,):
+            program = self._program(self.merged, any_size)
+            if any_size != program.any_size:
+                continue
+            try:
+                one.save(program, path)
+                network = one.load(path)
+                parity = compare(self.expected, logits(network, self._images()))
+                sizes = compare_sizes(network, self.others) if any_size else {}
+            except UserError:
+                raise
+            except Exception as error:  # of a converter or a runtime
+                failed = reason(error)
+                continue
+            bad = [p for p in (parity, *sizes.values()) if not p.good]
+            if not bad:
+                return program, parity, sizes
+            failed = str(bad[0])
+        raise ExportError(f"export to {one.name}: {failed}; no file is kept")
+
+    def _baseline_bytes(self, one: Format, folder: Path, any_size: bool) -> int | None:
+        """The size of the baseline exported in the same way."""
+        folder.mkdir()
+        path = folder / f"{STEM}{one.suffix}"
+        try:
+            one.save(self._program(self.baseline, any_size), path)
+        except Exception as error:  # it is only for comparison
+            self.progress.say(f"the baseline does not export to {one.name}: {reason(error)}")
+            return None
+        return sum(file.stat().st_size for file in one.files(path))
+
+    def _program(self, model: nn.Module, any_size: bool) -> Program:
+        key = (model is self.merged, any_size)
+        if key not in self._programs:
+            example = torch.zeros(1, *self.run.shape)
+            self._programs[key] = capture(model, example, any_size=any_size)
+        return self._programs[key]
+
+    def _images(self) -> Iterator[Tensor]:
+        return batches(self.run.feed, self.limit)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A folder beside the final names, gone at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = folder / f".export.{os.getpid()}.tmp"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage)
+
+
+def _within(folder: Path, run: Path) -> str:
+    """The folder relative to the run directory, where it lies there, else its whole path."""
+    inner, outer = folder.resolve(), run.resolve()
+    return str(inner.relative_to(outer) if inner.is_relative_to(outer) else inner)
+
+
+def _keep(file: Path, target: Path) -> None:
+    """Give a whole file its final name."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+    file.replace(target)

@@ -1,0 +1,41 @@
+"""How far the channels of a weight differ, and what rounding them to 8 bits costs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+LEVELS = 127  # of a symmetric signed byte, each side of zero
+
+
+def channel_ranges(weight: Array, axis: int) -> Array:
+    """Largest magnitude (channels,) in each slice of `weight` along `axis`."""
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    return np.abs(weight).max(others, initial=0)
+
+
+def spread(ranges: Array) -> float:
+    """The widest range over the narrowest; channels of zeros, which cost nothing, are left out."""
+    used = ranges[ranges > 0]
+    return float(used.max() / used.min()) if used.size else 1.0
+
+
+def noise(weight: Array, axis: int | None = None) -> float | None:
+    """Signal-to-quantisation-noise ratio in dB of `weight` as symmetric signed bytes.
+
+    One scale for the whole tensor, or with `axis` one for each channel along it. None where
+    nothing is lost.
+    """
+    exact = weight.astype(np.float64)
+    if axis is None:
+        scale = np.abs(exact).max(initial=0).reshape([1] * exact.ndim) / LEVELS
+    else:
+        shape = [1] * exact.ndim
+        shape[axis] = -1
+        scale = channel_ranges(exact, axis).reshape(shape) / LEVELS
+    scale = np.where(scale > 0, scale, 1)
+    lost = float(np.square(np.rint(exact / scale) * scale - exact).sum())
+    return 10 * math.log10(float(np.square(exact).sum()) / lost) if lost else None

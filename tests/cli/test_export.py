@@ -1,0 +1,80 @@
+"""`updp export`: arguments, the table, exit codes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from updp.engine.files import read_json
+from updp.exports import FORMATS, read_exports
+from updp.exports import run as runs
+from updp.exports.parity import Parity
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_several_formats_and_the_table(run: Path, tmp_path: Path) -> None:
+    arguments = ("--to", "pt2,safetensors", "--to", "pt2", "--images", "20")
+    outcome = tiny.updp("export", run, *arguments, "--out", tmp_path / "files")
+    assert (outcome.code, outcome.err) == (0, "")
+    records = read_exports(run)
+    assert list(records) == ["pt2", "safetensors"]
+    for name, record in records.items():
+        assert record.files[0] in outcome.out
+        assert (tmp_path / "files" / record.files[0]).exists()
+        assert f"export: 2/2, {name}" in outcome.out or name == "pt2"
+    assert "20 test images" in outcome.out
+    assert f"{records['pt2'].parameters:,} parameters; the baseline has" in outcome.out
+    assert read_json(tmp_path / "files/preprocess.json")["input"]["name"] == "images"
+
+
+def test_onnx_is_the_default(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["safetensors"])
+    assert tiny.updp("export", run, "--images", "5").code == 0
+    assert (run / "export/model.safetensors").exists()
+
+
+def test_a_file_that_is_wrong_is_exit_code_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = Parity(5, 1.0, 0.1, 80.0, 0, 1e-4)
+    monkeypatch.setattr(runs, "compare", lambda *_: bad)
+    outcome = tiny.updp("export", run, "--to", "pt2", "--images", "5")
+    assert outcome.code == 1
+    assert outcome.err == (
+        "updp: export to pt2: on 5 images logits differ by 1e+00 (allowed: 1e-04) and the best "
+        "class agrees on 80.00 %; no file is kept\n"
+    )
+    assert list((run / "export").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--to", "onxx"], "--to 'onxx' is no format: give onnx, pt2, safetensors, openvino, "),
+        (["--to", ""], "--to '' is no format"),
+        (["--images", "0"], "--images 0: compare on 1 at least"),
+        (["--data", "nowhere"], "data 'nowhere' is not there"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+    ],
+)
+def test_what_can_be_put_right(run: Path, arguments: list[str], said: str) -> None:
+    before = tiny.contents(run)
+    outcome = tiny.updp("export", run, *arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"updp: {said}")
+    assert outcome.err.count("\n") == 1
+    assert tiny.contents(run) == before
+
+
+def test_no_finished_run(tmp_path: Path) -> None:
+    outcome = tiny.updp("export", tmp_path / "none", "--to", "all")
+    assert outcome.code == 2
+    assert "holds no finished run: there is no run.json; `updp prune` makes it" in outcome.err
+    assert not (tmp_path / "none").exists()

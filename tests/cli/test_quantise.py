@@ -1,0 +1,144 @@
+"""`updp quantise` on a finished run."""
+
+import builtins
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import updp
+from tests import tiny
+from updp.finished import open_run
+from updp.quantise import Int8
+
+
+@pytest.fixture(scope="module")
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a finished run that was quantised; tests only read it."""
+    folder = tmp_path_factory.mktemp("quantised") / "run"
+    shutil.copytree(finished, folder)
+    outcome = tiny.updp("quantise", folder, "--images", "48")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "48 calibration images, percentile" in outcome.out
+    assert "INT8 costs the merged model" in outcome.out
+    return folder
+
+
+def predict(file: Path, images: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    return np.asarray(logits)
+
+
+def test_files_run_by_onnx_runtime_alone_and_are_close_to_the_models(run: Path) -> None:
+    opened = open_run(run, device="cpu")
+    images = torch.cat([x for x, _ in opened.feed.test()])
+    record = Int8.model_validate_json((run / "export" / "int8.json").read_text())
+    for side, model in ((record.baseline, opened.baseline), (record.merged, opened.merged)):
+        with torch.no_grad():
+            exact = model(images).numpy()
+        found = predict(run / "export" / side.file, images)
+        assert np.linalg.norm(found - exact) < 0.2 * np.linalg.norm(exact)
+        assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.98
+        labels = torch.cat([y for _, y in opened.feed.test()]).numpy()
+        assert side.top1_int8 == pytest.approx(100 * (found.argmax(1) == labels).mean())
+        assert side.top1_float == pytest.approx(100 * (exact.argmax(1) == labels).mean(), abs=0.3)
+        same = 100 * (found.argmax(1) == exact.argmax(1)).mean()
+        assert side.agreement == pytest.approx(same, abs=0.3)
+        assert side.bytes_int8 == (run / "export" / side.file).stat().st_size
+
+
+def test_the_record_names_every_operator_and_its_site(run: Path) -> None:
+    record = Int8.model_validate_json((run / "export" / "int8.json").read_text())
+    opened = open_run(run, device="cpu")
+    modules = dict(opened.merged.named_modules())
+    sites = set()
+    for operator in record.merged.operators:
+        ranges = modules[operator.name].weight.detach().abs().flatten(1).amax(1)
+        assert operator.channels == len(ranges)
+        assert operator.spread == pytest.approx(operator.highest / operator.lowest)
+        if operator.site:  # no BatchNorm is left to be folded into it
+            assert operator.name.startswith(operator.site.partition(":")[0])
+            assert operator.lowest == pytest.approx(ranges.min().item())
+            assert operator.highest == pytest.approx(ranges.max().item())
+            sites.add(operator.site)
+    dropped = {s for s, c in opened.plan.candidates.items() if c["kind"] == "drop"}
+    assert sites == set(opened.plan.choices) - dropped
+    assert not any(operator.site for operator in record.baseline.operators)
+    assert len({operator.name for operator in record.baseline.operators}) == 10
+
+
+def test_both_models_are_calibrated_on_the_same_images(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from updp.quantise import run as module
+
+    seen: list[torch.Tensor] = []
+    original = module.quantise_model
+
+    def watch(model: Any, images: torch.Tensor, *rest: Any, **options: Any) -> bytes:
+        seen.append(images)
+        return original(model, images, *rest, **options)
+
+    monkeypatch.setattr(module, "quantise_model", watch)
+    folder = shutil.copytree(finished, tmp_path / "run")
+    record = updp.quantise(folder, images=20, method="minmax", per_channel=False)
+    assert (record.per_channel, record.images) == (False, 20)
+    assert len(seen) == 4  # each as it is and equalised; the better one is kept
+    assert all(torch.equal(seen[0], other) for other in seen[1:])
+    pairs = [side.equalised_pairs for side in (record.baseline, record.merged)]
+    assert record.equalised == any(pairs)
+    assert pairs[0] in (0, 4)  # conv1 and conv2 of every block
+    feed = open_run(folder, device="cpu").feed
+    assert torch.equal(seen[0], torch.cat(feed.calibration(20)))
+    test = torch.cat([images for images, _ in feed.test()])
+    assert not any((test == image).flatten(1).all(1).any() for image in seen[0])
+
+
+def test_nothing_else_in_the_run_changes(run: Path, finished: Path) -> None:
+    before, after = tiny.contents(finished), tiny.contents(run)
+    added = {"export/model.int8.onnx", "export/baseline.int8.onnx", "export/int8.json"}
+    assert {name for name, data in after.items() if before.get(name) != data} == added
+    assert set(before) | added == set(after)
+    assert json.loads(after["export/int8.json"])["versions"]["onnxruntime"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--images", "1000"], "--images 1000 is more than the 64 calibration images"),
+        (["--images", "1"], "--images 1 is too few"),
+        (["--method", "best"], "--method best is not known: take percentile, minmax, entropy"),
+    ],
+)
+def test_bad_input_is_one_line(finished: Path, arguments: list[str], words: str) -> None:
+    outcome = tiny.updp("quantise", finished, *arguments)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (finished / "export").exists()
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    outcome = tiny.updp("quantise", tmp_path)
+    assert outcome.code == 2
+    assert f"'{tmp_path}' holds no finished run" in outcome.err
+
+
+def test_a_missing_package_is_named(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *rest: Any, **options: Any) -> Any:
+        if name.split(".")[0] == "onnxruntime":
+            raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+        return original(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    outcome = tiny.updp("quantise", finished)
+    assert outcome.code == 2
+    assert outcome.err == "updp: INT8 needs onnxruntime: pip install 'updp[onnx]'\n"
