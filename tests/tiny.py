@@ -104,7 +104,7 @@ SETTINGS = {
     "data": {"held_out": 100, "calibration": 64, "batch_size": 32},
     "measure": {"rounds": 3, "batch_size": 2},
     "supernet": {"epochs": 0.3, "checkpoint_seconds": 1e-9},
-    "search": {"evaluations": 5, "population": 4},
+    "search": {"evaluations": 5, "population": 4, "refined": 4},
     "subnet": {"epochs": 0.3, "checkpoint_seconds": 1e-9},
 }
 

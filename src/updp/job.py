@@ -69,7 +69,10 @@ class Job:
         for name in STAGES[1:]:
             if name != "search" or self.plan is None:
                 key = {**key, "recipe": {**key["recipe"], name: recipe[name]}}
+            if name == "supernet":
+                key["recipe"]["fit"] = recipe["fit"]
             if name == "search" and self.plan is None:
+                key["refines"] = self.recipe.refines
                 key["budget"] = str(self.recipe.budget)
             if name == "subnet" and self.pick:
                 key = {**key, "pick": self.pick}

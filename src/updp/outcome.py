@@ -22,7 +22,8 @@ class Point(BaseModel):
     """A plan that was scored: latency in ms for a batch, predicted and, of some, measured.
 
     `score` is the lower the better; where it is not `complete` it was left half-way and is an
-    estimate. MACs are for an image, memory is in bytes at the peak.
+    estimate. `fitted` is the score after fit and repair, of those plans that were refined. MACs are
+    for an image, memory is in bytes at the peak.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,6 +32,8 @@ class Point(BaseModel):
     score: float | None
     top1: float | None
     complete: bool
+    fitted: float | None = None
+    fitted_top1: float | None = None
     latency: float
     noise: float
     measured: Timing | None = None
@@ -63,14 +66,21 @@ class Outcome(BaseModel):
         return self.points[self.chosen]
 
 
-def best(known: Mapping[Genome, Evaluated], task: Task) -> list[Genome]:
-    """The best plans within the budget, at most as many as are to be timed end to end."""
-    found = within(known.values(), task, task.limits)
+Known = Mapping[Genome, Evaluated]
+
+
+def best(known: Known, refined: Known, task: Task) -> list[Genome]:
+    """The best plans within the budget, at most as many as are to be timed end to end.
+
+    By their score after fit and repair, where some were refined.
+    """
+    found = within(refined.values(), task, task.limits) or within(known.values(), task, task.limits)
     return [e.genome for e in found[: task.settings.timed]]
 
 
 def conclude(
-    known: Mapping[Genome, Evaluated],
+    known: Known,
+    refined: Known,
     task: Task,
     budget: Budget,
     measured: Mapping[Genome, Latency],
@@ -80,7 +90,7 @@ def conclude(
     A latency whose quartiles reach the limit counts as keeping to it. Where none does, the one that
     comes nearest is taken.
     """
-    candidates, space = best(known, task), task.space
+    candidates, space = best(known, refined, task), task.space
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
     limit = task.limits.amounts.get("latency", math.inf)
     nearest = min(candidates, key=lambda g: times[g].median if g in times else 0.0)
@@ -88,7 +98,7 @@ def conclude(
     chosen = next(keeping, nearest)
     genomes = list(known)
     if space.keep in known:
-        baseline = _point(space, known[space.keep], None)
+        baseline = _point(space, known[space.keep])
     else:
         whole = _costs(space.baseline)
         baseline = Point(choices={}, score=None, top1=None, complete=False, **whole)
@@ -97,7 +107,7 @@ def conclude(
         budget=str(budget),
         searcher=task.settings.searcher,
         baseline=baseline,
-        points=tuple(_point(space, e, times.get(g)) for g, e in known.items()),
+        points=tuple(_point(space, e, times.get(g), refined.get(g)) for g, e in known.items()),
         front=tuple(genomes.index(e.genome) for e in pareto(known.values(), task)),
         chosen=genomes.index(chosen),
     )
@@ -156,13 +166,20 @@ def _timing(latency: Latency, space: Space) -> Timing:
     return Timing(median=space.ms / s.median, low=space.ms / s.high, high=space.ms / s.low)
 
 
-def _point(space: Space, evaluated: Evaluated, measured: Timing | None) -> Point:
+def _point(
+    space: Space,
+    evaluated: Evaluated,
+    measured: Timing | None = None,
+    refined: Evaluated | None = None,
+) -> Point:
     score = evaluated.score
     return Point(
         choices=space.choices(evaluated.genome),
         score=score.score if math.isfinite(score.score) else None,
         top1=score.top1,
         complete=score.complete,
+        fitted=refined.score.score if refined else None,
+        fitted_top1=refined.score.top1 if refined else None,
         measured=measured,
         **_costs(space.cost(evaluated.genome)),
     )

@@ -26,7 +26,7 @@ from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json, write_tensors, write_text
 from updp.engine.progress import duration
 from updp.engine.statistics import recalibrate
-from updp.engine.tensorboard import Board, Curves
+from updp.engine.tensorboard import Board
 from updp.errors import UserError
 from updp.job import Job
 from updp.merged import load
@@ -37,8 +37,7 @@ from updp.plot import plot_front
 from updp.result import Result, make_result
 from updp.rewrite import Supernet, fit, fit_each
 from updp.rundir import STAGES, RunDirectory
-from updp.search import Limits, Scorer, Space, Store, Task, limits_of
-from updp.search.space import Genome
+from updp.search import FittedScorer, Limits, Scorer, Space, Store, Task, limits_of
 from updp.sites import WHOLE_STEPS, Offers, read_offers, read_space, survey
 from updp.teacher import make_teacher
 from updp.timing import time_plans
@@ -153,7 +152,7 @@ class Run:
         if self.job.plan is not None:
             raise UserError("--worker: a run with a --plan does not search")
         if not self.directory.is_done("search"):
-            self._scored(self.directory.stage("search"), Board().curves("search"))
+            self._scored(self.directory.stage("search"), Board())
 
     def subnet(self) -> None:
         """Stage 3."""
@@ -245,8 +244,8 @@ class Run:
         if self.job.plan is not None:
             write_text(folder / "plan.json", self.job.plan.to_json())
             return
-        task, known = self._scored(folder, self.board.curves("search"))
-        plans, measure = outcomes.best(known, task), self.recipe.measure
+        task, known, refined = self._scored(folder, self.board)
+        plans, measure = outcomes.best(known, refined, task), self.recipe.measure
         self.progress.begin("search: timing the best plans", measure.rounds)
         x = torch.randn(measure.batch_size, *self.shape, device=self.job.device)
         choices = [self.space.choices(plan) for plan in plans]
@@ -255,28 +254,44 @@ class Run:
         )
         measured = dict(zip(plans, times, strict=True))
         assert self.recipe.budget is not None
-        outcome = outcomes.conclude(known, task, self.recipe.budget, measured)
+        outcome = outcomes.conclude(known, refined, task, self.recipe.budget, measured)
         self._write_outcome(folder, outcome)
         best = outcome.plan
+        top1 = best.top1 if best.fitted_top1 is None else best.fitted_top1
         self.progress.say(
-            f"search: {len(known)} plans scored; the chosen one has {best.top1:.2f} % of held-out "
-            f"images right and prunes {', '.join(best.choices)}"
+            f"search: {len(known)} plans scored, {len(refined)} fitted and repaired; the chosen "
+            f"one has {top1:.2f} % of held-out images right and prunes {', '.join(best.choices)}"
         )
 
-    def _scored(
-        self, folder: Path, curves: Curves
-    ) -> tuple[Task, dict[Genome, search_stage.Evaluated]]:
-        """Score plans, beside other workers if there are any, until there are enough."""
+    def _scored(self, folder: Path, board: Board) -> tuple[Task, outcomes.Known, outcomes.Known]:
+        """Score plans, beside other workers if there are any, until there are enough.
+
+        The second scores are those after fit and repair; there are none where stage 3 does not fit.
+        """
         net = self.net()
         self._load(net, "supernet")
         settings = self.recipe.search
         task = Task(self.space, self._limits(), settings, self.recipe.seed)
         sites = (self.directory.stage("sites") / "sites.json").read_bytes()
         key = json.dumps(self.keys["search"], sort_keys=True).encode()
-        study = hashlib.sha256(sites + key).hexdigest()
+        study, second = (
+            hashlib.sha256(sites + key + part).hexdigest() for part in (b"", b"fitted")
+        )
         scorer = Scorer(net, self.baseline, self.feed, self.recipe)
-        with Store.in_folder(folder, study, settings.storage) as store, drawn(curves) as show:
-            return task, search_stage.search(task, scorer, store, self.progress, show)
+        with Store.in_folder(folder, study, settings.storage) as store:
+            with drawn(board.curves("search")) as show:
+                known = search_stage.search(task, scorer, store, self.progress, show)
+            if not self.recipe.refines:
+                return task, known, {}
+            images = self.feed.calibration(settings.refined_images)
+            judge = FittedScorer(scorer, images, self.recipe.fit)
+            with (
+                Store.in_folder(folder, second, settings.storage) as other,
+                drawn(board.curves("search fitted")) as show,
+            ):
+                refined = search_stage.refine(task, known, judge, other, self.progress, show)
+            known |= search_stage.complete(refined, task, scorer, store)
+            return task, known, refined
 
     def _write_outcome(self, folder: Path, outcome: Outcome) -> None:
         hashes = {

@@ -111,6 +111,12 @@ class Recipe(Part):
             return self.search.recalibrate
         return self.supernet.start != "fit" or self.supernet.epochs > 0
 
+    @property
+    def refines(self) -> bool:
+        """Whether the search ends with plans as the fit of stage 3 will make them."""
+        fitted = self.supernet.start == self.subnet.start == "fit" and self.supernet.epochs == 0
+        return fitted and self.search.refined > 0
+
     def decisive(self) -> dict[str, Any]:
         """Plain data, without how often latency is measured and where a search is kept."""
         aside = {"measure": {"rounds", "cache"}, "search": {"storage", "reuse_mb"}}

@@ -223,6 +223,13 @@ class Search(Part):
         "its candidates inherited",
     )
     stop_early: bool = Field(True, description="a plan that is certainly dominated is left")
+    refined: int = Field(
+        24,
+        ge=0,
+        description="plans and single candidates that are fitted and repaired, as by stage 3, and "
+        "scored again, before one is chosen; where stage 3 starts from a fit",
+    )
+    refined_images: int = Field(256, ge=2, description="calibration images for that, at most")
     timed: int = Field(5, ge=1, description="the best plans timed end to end before one is chosen")
     storage: str | None = Field(
         None, description="URL of a database, such as postgresql://host/name; a file by default"

@@ -1,8 +1,9 @@
 """Stage 2: subnet search."""
 
+from updp.search.fitted import FittedScorer
 from updp.search.front import pareto, within
 from updp.search.program import Limits
-from updp.search.run import search
+from updp.search.run import complete, refine, search
 from updp.search.score import Score, Scorer
 from updp.search.searchers import SEARCHERS, Task
 from updp.search.space import Choice, Cost, Option, Space
@@ -14,6 +15,7 @@ __all__ = [
     "Choice",
     "Cost",
     "Evaluated",
+    "FittedScorer",
     "Limits",
     "Option",
     "Score",
@@ -21,8 +23,10 @@ __all__ = [
     "Space",
     "Store",
     "Task",
+    "complete",
     "limits_of",
     "pareto",
+    "refine",
     "search",
     "within",
 ]

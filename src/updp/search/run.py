@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from updp.engine.progress import Progress
 from updp.search.front import certainly_dominated
 from updp.search.score import Score
 from updp.search.searchers import SEARCHERS, Task
+from updp.search.searchers.base import Searcher
+from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
 from updp.search.store import Evaluated, Store
 
+Known = dict[Genome, Evaluated]
 Judge = Callable[[Mapping[str, str], Callable[[float], bool]], Score]
 # Given a plan that was scored, and the best so far within the limits.
 Show = Callable[[Evaluated, Evaluated | None], None]
@@ -37,14 +40,52 @@ def search(
     `show` is told of each plan in its turn, those that were scored before a kill included.
     """
     searcher = SEARCHERS[task.settings.searcher](task)
-    known: dict[Genome, Evaluated] = {}
+    names = "search: each candidate alone", "search"
+    return _ask(searcher, task.settings.evaluations, names, judge, store, progress, show)
+
+
+def refine(
+    task: Task,
+    known: Mapping[Genome, Evaluated],
+    judge: Judge,
+    store: Store,
+    progress: Progress,
+    show: Show = lambda plan, best: None,
+) -> dict[Genome, Evaluated]:
+    """Plans after fit and repair, as `judge` scores them; `known` is what `search` gave.
+
+    The store is another one than the search's, for a plan has a score of each kind.
+    """
+    searcher = Refined(task, {g: e.score.score for g, e in known.items()})
+    names = "search: candidates fitted and repaired", "search: plans fitted and repaired"
+    wanted = max(0, task.settings.refined - len(searcher.preliminaries()))
+    return _ask(searcher, wanted, names, judge, store, progress, show)
+
+
+def complete(plans: Iterable[Genome], task: Task, judge: Judge, store: Store) -> Known:
+    """The scores of these plans in the store, from `judge` where it has none."""
+    missing = [plan for plan in plans if plan != task.space.keep]
+    return _round(missing, {}, task, judge, store, lambda plan: None) if missing else {}
+
+
+def _ask(
+    searcher: Searcher,
+    evaluations: int,
+    names: tuple[str, str],
+    judge: Judge,
+    store: Store,
+    progress: Progress,
+    show: Show,
+) -> dict[Genome, Evaluated]:
+    """The searcher's preliminaries and so many plans that it proposes, scored."""
+    task, known = searcher.task, Known()
     first, past = searcher.preliminaries(), store.results().keys()
     told = _Told(task, progress, show, past)
     if first:
-        progress.begin("search: each candidate alone", len(first), len(past & {*first}))
+        progress.begin(names[0], len(first), len(past & {*first}))
         known |= _round(first, known, task, judge, store, told)
-    before, wanted = len(known), min(task.settings.evaluations, task.space.size - len(known))
-    progress.begin("search", wanted, min(wanted, len(past - {*first})))
+    before, wanted = len(known), min(evaluations, task.space.size - len(known))
+    progress.begin(names[1], wanted, min(wanted, len(past - {*first})))
     while len(known) < before + wanted:
         plans = searcher.propose({g: s.score.score for g, s in sorted(known.items())})
         plans = plans[: before + wanted - len(known)]

@@ -80,22 +80,35 @@ class Scorer:
         self.net.eval()
         self.net.choose(choices)
         self.replay.begin()
-        loss, right, seen = 0.0, 0, 0
         with preserved(self.net):
             if self.calibration:
                 recalibrate(
                     self.net, self.calibration, lambda i, x: self.replay(("calibration", i), x)
                 )
             self.replay.calibrated()
-            for number, (images, labels, reference) in enumerate(self.chunks):
-                logits = self.replay(("held out", number), images)
-                loss += self._loss(logits, labels, reference).double().sum().item()
-                right += int((logits.argmax(1) == labels).sum())
-                seen += len(labels)
-                if not math.isfinite(loss) or (seen < self.images and hopeless(loss / self.images)):
-                    break
+            score = self._score(lambda i, x: self.replay(("held out", i), x), hopeless)
         self.replay.end()
         self.net.train(training)
+        return score
+
+    @torch.no_grad()
+    def anew(self, choices: Mapping[str, str]) -> Score:
+        """The plan's score with the weights and statistics that the net has now."""
+        self.net.eval()
+        self.net.choose(choices)
+        return self._score(lambda i, x: self.net(x), lambda bound: False)
+
+    def _score(
+        self, run: Callable[[int, Tensor], Tensor], hopeless: Callable[[float], bool]
+    ) -> Score:
+        loss, right, seen = 0.0, 0, 0
+        for number, (images, labels, reference) in enumerate(self.chunks):
+            logits = run(number, images)
+            loss += self._loss(logits, labels, reference).double().sum().item()
+            right += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+            if not math.isfinite(loss) or (seen < self.images and hopeless(loss / self.images)):
+                break
         share = self.shares[seen - 1] if seen < self.images else 1.0
         score = loss / self.images / (share or 1.0)
         if not math.isfinite(score):  # its logits may be no numbers

@@ -1,0 +1,27 @@
+"""`updp report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories of finished runs.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File, .html or .md, or folder; by default RUN/report.html, for several runs "
+            "report.html in this folder."
+        ),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="html, or markdown for a README or PR.")
+    ] = None,
+) -> None:
+    """Write a report of one run, or a comparison of several, as one file that works offline."""
+    from updp.page import report as write
+
+    print(f"report: {write(*runs, out=out, format=format)}")  # type: ignore[arg-type]
