@@ -102,8 +102,8 @@ def best(run: Run) -> list[Choices]:
     """The best plans that its search found within its budget, the best first."""
     assert run.recipe.budget is not None
     limit = limits_of(run.recipe.budget, run.space).amounts["latency"]
-    within = [p for p in run.outcome().points if p.complete and p.latency <= limit]
-    within.sort(key=lambda p: math.inf if p.score is None else p.score)
+    within = [p for p in run.outcome().points if p.fitted is not None and p.latency <= limit]
+    within.sort(key=lambda p: math.inf if p.fitted is None else p.fitted)
     return [p.choices for p in within[: run.recipe.search.timed]]
 
 

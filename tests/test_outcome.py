@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from updp.budget import Budget
 from updp.measure import Latency, Spread
 from updp.outcome import Outcome, best, conclude, pick
 from updp.plot import plot_front
-from updp.search import pareto
+from updp.search import Score, pareto
 
 SPACE = contract.SPACE
 
@@ -26,9 +27,9 @@ def searched(tmp_path: Path):  # type: ignore[no-untyped-def]
     return task, contract.run(task, contract.Judge(), tmp_path)
 
 
-def conclusion(searched, measured=None) -> Outcome:  # type: ignore[no-untyped-def]
+def conclusion(searched, measured=None, refined=None) -> Outcome:  # type: ignore[no-untyped-def]
     task, known = searched
-    return conclude(known, task, Budget.parse("latency=0.75"), measured or {})
+    return conclude(known, refined or {}, task, Budget.parse("latency=0.75"), measured or {})
 
 
 def test_all_of_a_search_there_and_back(searched) -> None:  # type: ignore[no-untyped-def]
@@ -38,15 +39,30 @@ def test_all_of_a_search_there_and_back(searched) -> None:  # type: ignore[no-un
     assert [p.choices for p in outcome.points] == [SPACE.choices(g) for g in known]
     front = [outcome.points[i].choices for i in outcome.front]
     assert front == [SPACE.choices(e.genome) for e in pareto(known.values(), task)]
-    assert outcome.plan.choices == SPACE.choices(best(known, task)[0])
+    assert outcome.plan.choices == SPACE.choices(best(known, {}, task)[0])
     assert outcome.plan.latency <= 0.75 * SPACE.ms
     assert outcome.baseline.latency == SPACE.ms
+
+
+def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[no-untyped-def]
+    task, known = searched
+    first, second, third, *_ = best(known, {}, task)
+    scores = {first: 0.3, second: 0.1, third: 0.2}
+    refined = {g: replace(known[g], score=Score(s, 90 - s, 10)) for g, s in scores.items()}
+    outcome = conclusion(searched, refined=refined)
+    assert outcome.plan.choices == SPACE.choices(second)
+    assert (outcome.plan.fitted, outcome.plan.fitted_top1) == (0.1, 89.9)
+    assert outcome.plan.score == known[second].score.score
+    assert sum(p.fitted is not None for p in outcome.points) == 3
+    assert outcome.front == conclusion(searched).front
+    fast = {second: latency(1.1), third: latency(1.4)}  # and the clock still has its say
+    assert conclusion(searched, fast, refined).plan.choices == SPACE.choices(third)
 
 
 def test_the_clock_has_the_last_word(searched) -> None:  # type: ignore[no-untyped-def]
     """The best plan is slower than predicted; the second is not; and one just reaches the line."""
     task, known = searched
-    first, second, *rest = best(known, task)
+    first, second, *rest = best(known, {}, task)
     slow, fast, nearly = latency(1.2), latency(1.4), latency(1 / 0.755)
     times = {first: slow, second: fast, **dict.fromkeys(rest, slow)}
     assert conclusion(searched, times).plan.choices == SPACE.choices(second)

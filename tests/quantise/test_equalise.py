@@ -29,7 +29,7 @@ def chains(draw: st.DrawFn) -> list[Step]:
         outputs = width if groups == width else groups * draw(st.integers(1, 3))
         steps.append(conv(rng, width, outputs, draw(st.sampled_from([1, 3])), groups))
         width = outputs
-        between = draw(st.sampled_from(["", "Relu", "MaxPool", "Sigmoid"]))
+        between = draw(st.sampled_from(["", "Relu", "MaxPool", "Tanh"]))
         if between:
             attributes = {"kernel_shape": [2, 2]} if between == "MaxPool" else {}
             steps.append((between, attributes, []))
