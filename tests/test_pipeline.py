@@ -96,7 +96,7 @@ def test_no_stage_does_its_work_twice(
     for module, name in (
         (pipeline, "survey"),
         (pipeline.supernet_stage, "train"),
-        (pipeline.search_stage, "search"),
+        (importlib.import_module("updp.search"), "search"),
         (pipeline.subnet_stage, "train"),
         (pipeline.merge_stage, "merge"),
         (pipeline, "make_result"),

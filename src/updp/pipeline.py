@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -15,12 +14,12 @@ from torch import nn
 
 from updp import merge as merge_stage
 from updp import outcome as outcomes
-from updp import search as search_stage
 from updp import subnet as subnet_stage
 from updp import supernet as supernet_stage
 from updp.blocks import Findings, find
 from updp.candidates import Candidate, planned, selected
-from updp.curves import draw_result, drawn
+from updp.choosing import Choosing
+from updp.curves import draw_result
 from updp.engine.data import preprocess_for
 from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json, write_tensors, write_text
@@ -37,10 +36,9 @@ from updp.plot import plot_front
 from updp.result import Result, make_result
 from updp.rewrite import Supernet, fit, fit_each
 from updp.rundir import STAGES, RunDirectory
-from updp.search import FittedScorer, Limits, Scorer, Space, Store, Task, limits_of
+from updp.search import Limits, Space, Task, limits_of
 from updp.sites import WHOLE_STEPS, Offers, read_offers, read_space, survey
 from updp.teacher import make_teacher
-from updp.timing import time_plans
 
 
 class Run:
@@ -152,7 +150,7 @@ class Run:
         if self.job.plan is not None:
             raise UserError("--worker: a run with a --plan does not search")
         if not self.directory.is_done("search"):
-            self._scored(self.directory.stage("search"), Board())
+            self._choosing(self.directory.stage("search"), Board()).score()
 
     def subnet(self) -> None:
         """Stage 3."""
@@ -244,54 +242,25 @@ class Run:
         if self.job.plan is not None:
             write_text(folder / "plan.json", self.job.plan.to_json())
             return
-        task, known, refined = self._scored(folder, self.board)
-        plans, measure = outcomes.best(known, refined, task), self.recipe.measure
-        self.progress.begin("search: timing the best plans", measure.rounds)
-        x = torch.randn(measure.batch_size, *self.shape, device=self.job.device)
-        choices = [self.space.choices(plan) for plan in plans]
-        times = time_plans(
-            self.baseline, self.net().eval(), choices, x, measure, self.progress.advance
-        )
-        measured = dict(zip(plans, times, strict=True))
-        assert self.recipe.budget is not None
-        outcome = outcomes.conclude(known, refined, task, self.recipe.budget, measured)
-        self._write_outcome(folder, outcome)
-        best = outcome.plan
-        top1 = best.top1 if best.fitted_top1 is None else best.fitted_top1
-        self.progress.say(
-            f"search: {len(known)} plans scored, {len(refined)} fitted and repaired; the chosen "
-            f"one has {top1:.2f} % of held-out images right and prunes {', '.join(best.choices)}"
-        )
+        self._write_outcome(folder, self._choosing(folder, self.board).outcome())
 
-    def _scored(self, folder: Path, board: Board) -> tuple[Task, outcomes.Known, outcomes.Known]:
-        """Score plans, beside other workers if there are any, until there are enough.
-
-        The second scores are those after fit and repair; there are none where stage 3 does not fit.
-        """
+    def _choosing(self, folder: Path, board: Board) -> Choosing:
         net = self.net()
         self._load(net, "supernet")
-        settings = self.recipe.search
-        task = Task(self.space, self._limits(), settings, self.recipe.seed)
         sites = (self.directory.stage("sites") / "sites.json").read_bytes()
         key = json.dumps(self.keys["search"], sort_keys=True).encode()
-        study, second = (
-            hashlib.sha256(sites + key + part).hexdigest() for part in (b"", b"fitted")
+        return Choosing(
+            Task(self.space, self._limits(), self.recipe.search, self.recipe.seed),
+            net,
+            self.baseline,
+            self.feed,
+            self.shape,
+            self.recipe,
+            sites + key,
+            folder,
+            self.progress,
+            board,
         )
-        scorer = Scorer(net, self.baseline, self.feed, self.recipe)
-        with Store.in_folder(folder, study, settings.storage) as store:
-            with drawn(board.curves("search")) as show:
-                known = search_stage.search(task, scorer, store, self.progress, show)
-            if not self.recipe.refines:
-                return task, known, {}
-            images = self.feed.calibration(settings.refined_images)
-            judge = FittedScorer(scorer, images, self.recipe.fit)
-            with (
-                Store.in_folder(folder, second, settings.storage) as other,
-                drawn(board.curves("search fitted")) as show,
-            ):
-                refined = search_stage.refine(task, known, judge, other, self.progress, show)
-            known |= search_stage.complete(refined, task, scorer, store)
-            return task, known, refined
 
     def _write_outcome(self, folder: Path, outcome: Outcome) -> None:
         hashes = {

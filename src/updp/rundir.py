@@ -8,6 +8,7 @@ supernet/ search/ subnet/ merge/
     figures.jsonl   its figures, one JSON object a line
     ...             its weights, study or checks; `done.json` when it has ended
 plan.json  model.safetensors  result.json
+export/ bench/      what `updp export`, `quantise` and `bench` made of them, with their records
 picks/              run directories for other points of the search's front
 """
 
@@ -28,6 +29,7 @@ from updp.errors import UserError
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
 RESULTS = ("plan.json", "model.safetensors", "result.json")
+SHIPPED = ("export", "bench", "report.html", "report.md")  # what was made of the results
 
 
 class RunDirectory:
@@ -142,8 +144,9 @@ class RunDirectory:
         self._check_ours()
         for name in STAGES[STAGES.index(first) :]:
             shutil.rmtree(self.stage(name), ignore_errors=True)
-        for name in RESULTS:
-            (self.path / name).unlink(missing_ok=True)
+        for name in (*RESULTS, *SHIPPED):
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _check_ours(self) -> None:
         there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
