@@ -72,7 +72,7 @@ def show(console: Console, runs: dict[str, updp.Pruned]) -> None:
         console.print(
             f"\n{name}\n  top-1 %: {stages}\n"
             f"  pruned {len(run.plan)} sites: {', '.join(run.plan.choices)}\n"
-            f"  results: {run.out}",
+            f"  results: {run.out}\n  on a page: {updp.report(run.out)}",
             highlight=False,
             soft_wrap=True,
         )
