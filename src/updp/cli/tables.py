@@ -62,8 +62,8 @@ def print_front(console: Console, outcome: Outcome) -> None:
         f"{base.macs / 1e6:,.1f} M MACs",
         title_justify="left",
     )
-    names = ("line", "pruned", "score", "top-1 %", "ms, predicted", "ms, measured (IQR)")
-    for name in (*names, "MACs", "parameters", "memory"):
+    names = ("line", "pruned", "score", "repaired", "top-1 %", "ms, predicted")
+    for name in (*names, "ms, measured (IQR)", "MACs", "parameters", "memory"):
         table.add_column(name, justify="right")
     lines = [*enumerate(outcome.front, 1)]
     if outcome.chosen not in outcome.front:
@@ -76,7 +76,8 @@ def print_front(console: Console, outcome: Outcome) -> None:
             (str(line) if line else "") + "*" * (index == outcome.chosen),
             str(point.blocks),
             f"{point.score:.4f}",
-            f"{point.top1:.2f}",
+            "" if point.fitted is None else f"{point.fitted:.4f}",
+            f"{point.top1 if point.fitted_top1 is None else point.fitted_top1:.2f}",
             ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",
             "" if point.measured is None else _spread(point.measured),
             f"{point.macs / base.macs:.3f}",
@@ -88,7 +89,8 @@ def print_front(console: Console, outcome: Outcome) -> None:
     console.print(table)
     console.print(
         f"*: the plan that is taken, the best for the budget {outcome.budget}. =: its latency "
-        "cannot be told from the line above.\nShares are of the baseline's. Take another one with "
+        "cannot be told from the line above.\nrepaired: the score of those that were fitted whole, "
+        "and top-1 is then theirs. Shares are of the baseline's.\nTake another one with "
         "--pick LINE or --pick BUDGET.",
         highlight=False,
     )
