@@ -55,6 +55,8 @@ def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[n
     assert outcome.plan.score == known[second].score.score
     assert sum(p.fitted is not None for p in outcome.points) == 3
     assert outcome.front == conclusion(searched).front
+    again = pick(outcome, SPACE, "latency=0.75")  # of all that keep to it, these are known best
+    assert again.plan.choices == SPACE.choices(second)
     fast = {second: latency(1.1), third: latency(1.4)}  # and the clock still has its say
     assert conclusion(searched, fast, refined).plan.choices == SPACE.choices(third)
 

@@ -14,6 +14,7 @@ from updp.pipeline import Run
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.rewrite import Supernet
+from updp.search import SEARCHERS
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -269,3 +270,29 @@ def test_a_given_plan_that_does_not_fit(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the plan prunes 'blocks\.\d', which is no site"):
         Run(job, tmp_path / "run").run()
     assert not (tmp_path / "run" / "supernet").exists()
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_every_search_ends_with_plans_as_fitted_and_repaired(
+    searcher: str, tiny_model: str, tmp_path: Path
+) -> None:
+    recipe = tiny.make_recipe().updated(f"search.searcher={searcher}", "search.refined=5")
+    run = make_run(tiny_model, recipe, tmp_path / "run", last="search")
+    run.supernet()
+    run.search()
+    outcome = run.outcome()
+    refined = [p for p in outcome.points if p.fitted is not None and p.blocks == 2]
+    assert outcome.plan.fitted == min(p.fitted for p in refined if p.fitted is not None)
+    assert sum(p.fitted is not None for p in outcome.points) == 5
+    assert all(p.score is not None for p in refined)
+
+
+def test_what_stage_3_does_not_fit_is_not_refined(tiny_model: str, tmp_path: Path) -> None:
+    recipe = tiny.make_recipe().updated("subnet.start=supernet")
+    run = make_run(tiny_model, recipe, tmp_path / "run", last="search")
+    run.supernet()
+    run.search()
+    assert all(point.fitted is None for point in run.outcome().points)
+    fitted = tiny.make_recipe()
+    with pytest.raises(UserError, match="refines is False there and True here"):
+        make_run(tiny_model, fitted, tmp_path / "run", last="search")

@@ -51,11 +51,14 @@ class Choosing:
                 known = search.search(task, scorer, store, self.progress, show)
             if not self.recipe.refines:
                 return known, {}
+            space = task.space  # not every searcher asks for these
+            alone = [space.keep, *space.singles()]
+            known |= search.complete(alone, task, scorer, store, self.progress)
             images = self.feed.calibration(settings.refined_images)
             judge = FittedScorer(scorer, images, self.recipe.fit)
             with self._store("fitted") as other, drawn(self.board.curves("refined")) as show:
                 refined = search.refine(task, known, judge, other, self.progress, show)
-            return known | search.complete(refined, task, scorer, store), refined
+            return known | search.complete(refined, task, scorer, store, self.progress), refined
 
     def outcome(self) -> Outcome:
         """Score plans, time the best end to end, and choose."""

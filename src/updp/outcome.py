@@ -132,7 +132,8 @@ def pick(outcome: Outcome, space: Space, text: str) -> Outcome:
             f"--pick {text!r}: none of the plans that were scored keeps to it; search again with "
             f"--budget {text}"
         )
-    chosen = min(keeping, key=lambda i: (_score(outcome.points[i]), i))
+    repaired = [i for i in keeping if outcome.points[i].fitted is not None]
+    chosen = min(repaired or keeping, key=lambda i: (_score(outcome.points[i]), i))
     return outcome.model_copy(update={"chosen": chosen})
 
 
@@ -157,7 +158,8 @@ def _meets(point: Point, limits: Limits) -> bool:
 
 
 def _score(point: Point) -> float:
-    return math.inf if point.score is None else point.score
+    score = point.score if point.fitted is None else point.fitted
+    return math.inf if score is None else score
 
 
 def _timing(latency: Latency, space: Space) -> Timing:
@@ -175,14 +177,18 @@ def _point(
     score = evaluated.score
     return Point(
         choices=space.choices(evaluated.genome),
-        score=score.score if math.isfinite(score.score) else None,
+        score=_finite(score.score),
         top1=score.top1,
         complete=score.complete,
-        fitted=refined.score.score if refined else None,
+        fitted=_finite(refined.score.score) if refined else None,
         fitted_top1=refined.score.top1 if refined else None,
         measured=measured,
         **_costs(space.cost(evaluated.genome)),
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _costs(cost: Cost) -> dict[str, Any]:

@@ -142,11 +142,14 @@ class RunDirectory:
         Raises UserError, and removes nothing, where the folder holds something else.
         """
         self._check_ours()
+        for name in (*SHIPPED, *RESULTS):  # first, for they would outlive a kill
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         for name in STAGES[STAGES.index(first) :]:
             shutil.rmtree(self.stage(name), ignore_errors=True)
-        for name in (*RESULTS, *SHIPPED):
-            path = self.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _check_ours(self) -> None:
         there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())

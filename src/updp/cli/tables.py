@@ -75,8 +75,7 @@ def print_front(console: Console, outcome: Outcome) -> None:
         table.add_row(
             (str(line) if line else "") + "*" * (index == outcome.chosen),
             str(point.blocks),
-            f"{point.score:.4f}",
-            "" if point.fitted is None else f"{point.fitted:.4f}",
+            *("" if score is None else f"{score:.4f}" for score in (point.score, point.fitted)),
             f"{point.top1 if point.fitted_top1 is None else point.fitted_top1:.2f}",
             ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",
             "" if point.measured is None else _spread(point.measured),

@@ -62,10 +62,19 @@ def refine(
     return _ask(searcher, wanted, names, judge, store, progress, show)
 
 
-def complete(plans: Iterable[Genome], task: Task, judge: Judge, store: Store) -> Known:
+def complete(
+    plans: Iterable[Genome], task: Task, judge: Judge, store: Store, progress: Progress
+) -> Known:
     """The scores of these plans in the store, from `judge` where it has none."""
-    missing = [plan for plan in plans if plan != task.space.keep]
-    return _round(missing, {}, task, judge, store, lambda plan: None) if missing else {}
+    wanted, past = [*plans], store.results().keys()
+    if missing := [plan for plan in wanted if plan not in past]:
+        progress.begin("search: single candidates and repaired plans", len(missing))
+
+    def told(plan: Evaluated) -> None:
+        if plan.genome not in past:
+            progress.advance()
+
+    return _round(wanted, {}, task, judge, store, told) if wanted else {}
 
 
 def _ask(
