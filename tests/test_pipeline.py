@@ -272,11 +272,14 @@ def test_a_given_plan_that_does_not_fit(finished: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "supernet").exists()
 
 
+FITTED = ("supernet.epochs=0",)  # the default
+
+
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_every_search_ends_with_plans_as_fitted_and_repaired(
     searcher: str, tiny_model: str, tmp_path: Path
 ) -> None:
-    recipe = tiny.make_recipe().updated(f"search.searcher={searcher}", "search.refined=5")
+    recipe = tiny.make_recipe().updated(*FITTED, f"search.searcher={searcher}", "search.refined=5")
     run = make_run(tiny_model, recipe, tmp_path / "run", last="search")
     run.supernet()
     run.search()
@@ -288,11 +291,11 @@ def test_every_search_ends_with_plans_as_fitted_and_repaired(
 
 
 def test_what_stage_3_does_not_fit_is_not_refined(tiny_model: str, tmp_path: Path) -> None:
-    recipe = tiny.make_recipe().updated("subnet.start=supernet")
+    recipe = tiny.make_recipe().updated(*FITTED, "subnet.start=supernet")
     run = make_run(tiny_model, recipe, tmp_path / "run", last="search")
     run.supernet()
     run.search()
     assert all(point.fitted is None for point in run.outcome().points)
-    fitted = tiny.make_recipe()
+    fitted = tiny.make_recipe().updated(*FITTED)
     with pytest.raises(UserError, match="refines is False there and True here"):
         make_run(tiny_model, fitted, tmp_path / "run", last="search")

@@ -4,35 +4,66 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from updp.engine.data import preprocess_for
 from updp.engine.feed import Feed
-from updp.engine.files import read_json
 from updp.engine.progress import Progress
 from updp.errors import UserError
 from updp.merged import load
 from updp.models import hash_state
 from updp.opening import Data, make_job
 from updp.plan import Plan
+from updp.reading import read_checked
 from updp.recipe import Recipe
 from updp.result import Result
 
-_FILES = ("run.json", "recipe.yaml", "plan.json", "model.safetensors", "result.json")
+_FILES = (
+    "run.json",
+    "recipe.yaml",
+    "plan.json",
+    "model.safetensors",
+    "result.json",
+    "sites/key.json",
+)
+
+
+class About(BaseModel):
+    """What `run.json` says of model and data; what came from Python has no name."""
+
+    model: str
+    weights: str = ""
+    data: str
+    classes: list[str]
+    input_shape: tuple[int, ...]
+
+    def weights_for(
+        self, model: nn.Module | str | None, weights: str | Path | None
+    ) -> str | Path | None:
+        """The file to open: `weights` if given; the run's own are for the run's own model."""
+        own = self.weights if model in (None, self.model) else ""
+        return weights or own or None
+
+
+class Key(BaseModel):
+    """The hashes of the model's state and of the data that a run was made from."""
+
+    weights: str
+    data: str
 
 
 @dataclass(frozen=True)
 class Finished:
     """Both models are in evaluation mode, on the feed's device.
 
-    `about` is what `run.json` holds; `classes` are their names; `shape` is an image's (C, H, W).
+    `classes` are their names; `shape` is an image's (C, H, W).
     """
 
     path: Path
-    about: dict[str, Any]
+    about: About
     recipe: Recipe
     plan: Plan
     result: Result
@@ -59,6 +90,25 @@ def check_finished(run: str | Path) -> Path:
     return path
 
 
+def check_weights(
+    path: Path, baseline: nn.Module, model: nn.Module | str, file: str | Path | None
+) -> Key:
+    """What the run was made from, where `baseline` has its weights.
+
+    `model` is what the baseline was opened as, and `file` what its weights are from, if they are.
+    Raises UserError that names what has other weights.
+    """
+    key = read_checked(path / "sites" / "key.json", Key)
+    if key.weights == hash_state(baseline):
+        return key
+    if isinstance(model, nn.Module):
+        opened, advice = f"the {type(model).__name__} that was given", "load those into it"
+    else:
+        opened = f"'{file}'" if file is not None else f"'{model}' by itself"
+        advice = "give those with --weights"
+    raise UserError(f"'{path}' was made from other weights than {opened} has: {advice}")
+
+
 def open_run(
     run: str | Path,
     model: nn.Module | str | None = None,
@@ -76,21 +126,21 @@ def open_run(
     Raises UserError: the run has not ended, or model or data are not what it was made from.
     """
     path = check_finished(run)
-    about, recipe = read_json(path / "run.json"), Recipe.load(path / "recipe.yaml")
-    if model is None and not about["model"]:
+    about, recipe = read_checked(path / "run.json", About), Recipe.load(path / "recipe.yaml")
+    plan = read_checked(path / "plan.json", Plan)
+    result = read_checked(path / "result.json", Result)
+    if model is None and not about.model:
         raise UserError(f"'{path}' was made from a module: pass it as model")
-    if data is None and not about["data"]:
+    if data is None and not about.data:
         raise UserError(f"'{path}' was made from loaders: pass them as data")
-    if model is None:
-        model, weights = about["model"], weights or about["weights"] or None
-    job = make_job(model, data or about["data"], recipe, weights, device, progress)
-    key = read_json(path / "sites" / "key.json")
-    for name, here in (("weights", hash_state(job.model)), ("data", job.source.fingerprint)):
-        if key[name] != here:
-            raise UserError(
-                f"'{path}' was made from other {name} than '{about[name] or about['model']}' holds "
-                f"now: give those that it was made from"
-            )
+    file = about.weights_for(model, weights)
+    job = make_job(model or about.model, data or about.data, recipe, file, device, progress)
+    key = check_weights(path, job.model, model or about.model, file)
+    if key.data != job.source.fingerprint:
+        opened, advice = f"'{data or about.data}' has", "give that with --data"
+        if isinstance(data, tuple):
+            opened, advice = "the loaders have", "give those that it was made from"
+        raise UserError(f"'{path}' was made from other data than {opened}: {advice}")
     settings = recipe.data
     preprocess = preprocess_for(
         job.model,
@@ -104,8 +154,8 @@ def open_run(
         path,
         about,
         recipe,
-        Plan.from_json((path / "plan.json").read_text(), str(path / "plan.json")),
-        Result.model_validate(read_json(path / "result.json")),
+        plan,
+        result,
         baseline,
         load(path, baseline),
         Feed(job.source, preprocess, settings, seed=recipe.seed, device=job.device),

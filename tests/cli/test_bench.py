@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests import tiny
 from updp.compare import Bench, bench_file
+from updp.engine.files import read_json, write_json
 from updp.measure import Latency, Spread
+from updp.models import load_model
 
 EAGER = ("--runtime", "eager", "--rounds", "3")
 
@@ -145,6 +148,48 @@ def test_ctrl_c_leaves_the_rows_so_far(run: Path, monkeypatch: pytest.MonkeyPatc
     assert [row.setting.batch_size for row in Bench.read(bench_file(run)).rows] == [1, 2, 3]
 
 
+def test_a_run_whose_model_file_is_elsewhere(run: Path, tmp_path: Path) -> None:
+    moved, weights = tiny.write_model(tmp_path), tmp_path / "w.safetensors"
+    save_file(load_model(moved, seed=0).state_dict(), weights)
+    about = read_json(run / "run.json") | {"model": "gone.py:tiny", "weights": "gone"}
+    write_json(run / "run.json", about)
+    assert refused(run, *EAGER).startswith("model file 'gone.py'")
+    assert "10.00x" in done(run, *EAGER, "--batch", "1", "--model", moved)
+    assert "10.00x" in done(run, *EAGER, "--batch", "1", "--model", moved, "--weights", weights)
+    save_file(load_model(moved, seed=9).state_dict(), weights)
+    said = refused(run, *EAGER, "--model", moved, "--weights", weights)
+    assert said.startswith(f"'{run}' was made from other weights than '{weights}' has: give those")
+    said = refused(moved, moved, "--model", moved, "--input-size", "1x8x8", *EAGER)
+    assert said.startswith(f"--model '{moved}' is for a run")
+
+
+def test_json_takes_the_place_of_a_record_only(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done(run, *EAGER, "--batch", "1,2", "--json", file)
+    done(run, *EAGER, "--batch", "4", "--json", file)
+    assert [row.setting.batch_size for row in Bench.read(file).rows] == [4]
+    # The run's own record is added to, by that name as well.
+    done(run, *EAGER, "--batch", "8", "--json", bench_file(run))
+    assert [row.setting.batch_size for row in Bench.read(bench_file(run)).rows] == [1, 2, 4, 8]
+    before = tiny.contents(run)
+    for other in (run / "plan.json", run / "model.safetensors"):
+        said = refused(run, *EAGER, "--batch", "16", "--json", other)
+        assert said.startswith(f"'{other}' is not a record of `updp bench`, move it away: ")
+    assert tiny.contents(run) == before
+
+
+def test_json_that_cannot_be_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("updp.compare.record.write_text", full)
+    file = tmp_path / "rows.json"
+    said = refused(tiny.write_model(tmp_path), run, *EAGER, "--batch", "1", "--json", file)
+    assert said == f"'{file}' cannot be written: OSError: [Errno 28] No space left on device"
+
+
 def test_what_is_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:
     before = tiny.contents(run)
     for arguments, said in {
@@ -155,6 +200,7 @@ def test_what_is_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:
         (run, "--input-size", "1x8x8"): f"--input-size is for two models: the run '{run}' has",
         (run, "--weights-b", "w"): "--weights-b is for a second model",
         (run, "--weights-a", "w"): "weights 'w' are not there",
+        (run, "--model", "w"): "model 'w': write timm/NAME",
         (tmp_path,): f"'{tmp_path}' holds no finished run: there is no run.json",
         ("timm/resnet18",): "'timm/resnet18' is no run directory: give one, or a second model",
         ("timm/resnet17", "timm/resnet18"): "model 'timm/resnet17' is unknown: did you mean",

@@ -49,9 +49,19 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Interleaved repetitions, at least 3.")] = 21,
     device: Device = None,
     input_size: Size = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The baseline of a run, if its model file was moved: path/file.py:factory."
+        ),
+    ] = None,
     weights_a: Annotated[
         str | None,
-        typer.Option(help="Safetensors file for A, or for the baseline of a run if it was moved."),
+        typer.Option(
+            "--weights",
+            "--weights-a",
+            help="Safetensors file for the baseline of a run, if it was moved; or for A.",
+        ),
     ] = None,
     weights_b: Annotated[str | None, typer.Option(help="Safetensors file for B.")] = None,
     file: Annotated[
@@ -77,8 +87,14 @@ def bench(
         check_place(file)
     size = None if input_size is None else settle(None, None, None, input_size=input_size)
     pair, kept = open_pair(
-        baseline, other, (weights_a, weights_b), None if size is None else size.data.input_size
+        baseline,
+        other,
+        (weights_a, weights_b),
+        None if size is None else size.data.input_size,
+        model,
     )
+    if file is not None and kept is not None and file.resolve() == kept.resolve():
+        file = None  # it has rows of other commands, too
     record: Bench | None = None
     stopped = False
     with Bars(Console(stderr=True)) as bars:

@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from updp.engine.data import model_input_size
-from updp.engine.files import read_json
 from updp.errors import UserError
-from updp.finished import check_finished
+from updp.finished import About, check_finished, check_weights
 from updp.merged import load
-from updp.models import hash_state, load_model
+from updp.models import load_model
+from updp.reading import read_checked
 from updp.recipe import Recipe
 
 
@@ -26,29 +26,27 @@ class Pair:
     shape: tuple[int, ...]
 
 
-def pair_of_run(run: str | Path, weights: str | Path | None = None) -> Pair:
+def pair_of_run(
+    run: str | Path, weights: str | Path | None = None, model: str | None = None
+) -> Pair:
     """The baseline and the merged model of a finished run; its data need not be there.
 
+    `model` and `weights` are the baseline's, where they are not any more where the run found them.
     Raises UserError: no run has ended there, or its baseline is not what it was.
     """
     path = check_finished(run)
-    about = read_json(path / "run.json")
-    if not about["model"]:
+    about = read_checked(path / "run.json", About)
+    name, file = model or about.model, about.weights_for(model, weights)
+    if not name:
         raise UserError(f"'{path}' was made from a module: give it to updp.bench(module, '{path}')")
-    file = weights or about["weights"] or None
     baseline = load_model(
-        about["model"],
+        name,
         weights=None if file is None else Path(file),
-        num_classes=len(about["classes"]),
+        num_classes=len(about.classes),
         seed=Recipe.load(path / "recipe.yaml").seed,
     )
-    if hash_state(baseline) != read_json(path / "sites" / "key.json")["weights"]:
-        raise UserError(
-            f"'{path}' was made from other weights than '{file or about['model']}' holds now: "
-            f"give those that it was made from"
-        )
-    models = baseline.eval(), load(path, baseline)
-    return Pair(("baseline", "merged"), models, tuple(about["input_shape"]))
+    check_weights(path, baseline, name, file)
+    return Pair(("baseline", "merged"), (baseline.eval(), load(path, baseline)), about.input_shape)
 
 
 def pair_of_two(
@@ -92,9 +90,9 @@ def _one(
             raise UserError(
                 f"--weights-{side} is for a model by name: the run '{spec}' has its own"
             )
-        about = read_json(check_finished(spec) / "run.json")
+        about = read_checked(check_finished(spec) / "run.json", About)
         # A run that was made from a module has the architecture of the other model.
-        given = other if isinstance(other, nn.Module) and not about["model"] else None
-        return str(spec), load(spec, given), tuple(about["input_shape"])
+        given = other if isinstance(other, nn.Module) and not about.model else None
+        return str(spec), load(spec, given), about.input_shape
     model = load_model(str(spec), weights=None if weights is None else Path(weights))
     return str(spec), model, model_input_size(model)

@@ -91,8 +91,11 @@ class Bench(BaseModel):
         return self.model_copy(update={"rows": [*rows, row]})
 
     def write(self, path: Path) -> None:
-        """Write JSON atomically."""
-        write_text(path, self.model_dump_json(indent=2) + "\n")
+        """Write JSON atomically. Raises UserError."""
+        try:
+            write_text(path, self.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be written: {reason(error)}") from error
 
     @classmethod
     def read(cls, path: Path) -> Bench:
@@ -111,7 +114,10 @@ def bench_file(run: Path) -> Path:
 
 
 def check_place(path: Path) -> None:
-    """Raises UserError where no file can be written as `path`; nothing is made."""
+    """Raises UserError where no record can be written as `path`, or something else is there.
+
+    Nothing is made.
+    """
     there = next(p for p in path.absolute().parents if p.exists())
     problem = ""
     if path.is_dir():
@@ -122,6 +128,8 @@ def check_place(path: Path) -> None:
         problem = f"'{there}' may not be written to"
     if problem:
         raise UserError(f"'{path}' cannot be written: {problem}")
+    if path.exists():
+        Bench.read(path)
 
 
 def keep(path: Path, bench: Bench, row: Row) -> None:

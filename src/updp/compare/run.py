@@ -32,6 +32,7 @@ def bench(
     rounds: int = ROUNDS,
     device: str | None = None,
     weights: tuple[str | Path | None, str | Path | None] = (None, None),
+    model: str | None = None,
     input_size: tuple[int, int, int] | None = None,
     progress: Progress | None = None,
 ) -> Bench:
@@ -39,12 +40,13 @@ def bench(
 
     Models are modules, names, or run directories (their merged models). Every combination of the
     settings is a row; without any, batches of 1 and 32 in each runtime that is installed. A run's
-    rows are kept in `RUN/bench/bench.json`, in place of those of the same setting.
+    rows are kept in `RUN/bench/bench.json`, in place of those of the same setting. `model` and the
+    first of `weights` are a run's baseline, where it is not any more where the run found it.
 
     Raises UserError: a wrong argument, or nothing could be measured.
     """
     grid = Grid.of(runtimes, batch_sizes, threads, precisions, layouts)
-    pair, file = open_pair(baseline, other, weights, input_size)
+    pair, file = open_pair(baseline, other, weights, input_size, model)
     *_, record = measure(pair, grid, as_device(device), file, rounds, progress)
     return record
 
@@ -54,9 +56,14 @@ def open_pair(
     other: nn.Module | str | Path | None,
     weights: tuple[str | Path | None, str | Path | None] = (None, None),
     input_size: tuple[int, ...] | None = None,
+    model: str | None = None,
 ) -> tuple[Pair, Path | None]:
     """The two models; and the file for their rows, where they are a run's. Raises UserError."""
     if other is not None:
+        if model is not None:
+            raise UserError(
+                f"--model {model!r} is for a run alone: two models are named as they are"
+            )
         return pair_of_two(baseline, other, weights, input_size), None
     if isinstance(baseline, nn.Module) or not Path(baseline).is_dir():
         name = type(baseline).__name__ if isinstance(baseline, nn.Module) else baseline
@@ -67,7 +74,7 @@ def open_pair(
         raise UserError(f"--input-size is for two models: the run '{baseline}' has its own")
     if weights[1] is not None:
         raise UserError(f"--weights-b is for a second model: the run '{baseline}' has its own")
-    return pair_of_run(baseline, weights[0]), bench_file(Path(baseline))
+    return pair_of_run(baseline, weights[0], model), bench_file(Path(baseline))
 
 
 def measure(
@@ -85,10 +92,8 @@ def measure(
     """
     if rounds < LEAST_ROUNDS:
         raise UserError(f"--rounds {rounds}: quartiles want at least {LEAST_ROUNDS}")
-    if file is not None:  # before any work
-        check_place(file)
-        if file.exists():
-            Bench.read(file)
+    if file is not None:
+        check_place(file)  # before any work
     record = Bench(names=pair.names, input_shape=pair.shape)
     waiting: list[Row] = []
     settings = grid.settings(device)

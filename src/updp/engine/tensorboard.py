@@ -6,25 +6,34 @@ keeps: so a kill loses none of them, and what is done twice is not drawn twice.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from updp.errors import UserError
+
+Stage = Literal["supernet", "search", "refined", "subnet", "merge"]
 
 
 class Board:
     """Where the curves of a run go; without a folder, nowhere."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Raises UserError: TensorBoard is not installed, or `folder` cannot be one."""
+        """Raises UserError: TensorBoard is not installed, or `folder` cannot be one.
+
+        So for the folder of each stage: a training does not end for want of one.
+        """
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
-        there = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
-        if not there.is_dir():
-            raise UserError(f"--tensorboard '{folder}': '{there}' is a file, give a folder")
+        for place in (self.folder, *(self.folder / stage for stage in get_args(Stage))):
+            there = next(p for p in (place, *place.absolute().parents) if os.path.lexists(p))
+            if not there.is_dir():
+                raise UserError(f"--tensorboard '{folder}': '{there}' is a file, give a folder")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise UserError(f"--tensorboard '{folder}': '{there}' may not be written to")
         try:
             _writer_class()
         except ImportError as error:
@@ -32,7 +41,7 @@ class Board:
                 f"--tensorboard '{folder}': TensorBoard is missing, pip install 'updp[tensorboard]'"
             ) from error
 
-    def curves(self, stage: str) -> Curves:
+    def curves(self, stage: Stage) -> Curves:
         """The curves of one stage, in a folder of their own: what they forget is theirs alone."""
         return Curves(None if self.folder is None else self.folder / stage, stage)
 

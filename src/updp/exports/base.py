@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from updp.errors import UserError
 from updp.exports.program import Program, capture
-from updp.exports.quiet import quiet
+from updp.measure.quiet import quiet
 
 INPUT, OUTPUT = "images", "logits"
 

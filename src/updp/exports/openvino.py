@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +11,7 @@ from torch import Tensor
 from updp.exports.base import INPUT, OUTPUT, Format, Network
 from updp.exports.onnx import Onnx
 from updp.exports.program import Program
-
-_TELEMETRY = "openvino_telemetry"
+from updp.measure.importing import import_openvino
 
 
 class OpenVino(Format):
@@ -57,31 +52,3 @@ class OpenVino(Format):
     @staticmethod
     def _import(package: str) -> object:
         return import_openvino() if package == "openvino" else Format._import(package)
-
-
-def import_openvino() -> Any:
-    """The package, without its telemetry: left alone, importing it sends an event over the net.
-
-    Where it was imported before, whoever did so has settled that. Raises ImportError.
-    """
-    if "openvino" in sys.modules:
-        import openvino.passes
-
-        return openvino
-    with _absent(_TELEMETRY):
-        import openvino.passes
-    return openvino
-
-
-@contextmanager
-def _absent(package: str) -> Iterator[None]:
-    """While it lasts, importing the package fails as if it were not installed."""
-    before = {n: m for n, m in sys.modules.items() if n.partition(".")[0] == package}
-    for name in before:
-        del sys.modules[name]
-    sys.modules[package] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-        sys.modules.update(before)

@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from updp.errors import UserError, reason
-from updp.exports.quiet import quiet
+from updp.measure.quiet import quiet
 
 AXES = {0: "batch", 2: "height", 3: "width"}
 

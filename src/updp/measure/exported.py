@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from updp.errors import UserError
+from updp.measure.importing import import_openvino
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -21,7 +22,7 @@ def check_installed(runtime: str = "onnxruntime", extra: str = "onnx") -> None:
     """Raises UserError that says what to install for the runtime: it, or what exports to it."""
     try:
         for name in (runtime, "onnx", "onnxscript"):
-            import_module(name)
+            import_openvino() if name == "openvino" else import_module(name)
     except ImportError as error:
         raise UserError(
             f"measure.runtime={runtime} needs {error.name}: pip install 'updp[{extra}]'"

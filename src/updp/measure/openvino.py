@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from updp.errors import UserError
 from updp.measure import exported
+from updp.measure.importing import import_openvino
 
 _TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
@@ -20,10 +21,8 @@ _CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 def check(precision: str) -> None:
     """Raises UserError where OpenVINO is missing, or this CPU does not calculate so."""
     exported.check_installed("openvino", "onnx,openvino")
-    import openvino
-
     # It would silently take another one.
-    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    known = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if _CAPABILITIES[precision] not in known:
         able = [name for name, capability in _CAPABILITIES.items() if capability in known]
         raise UserError(
@@ -42,10 +41,9 @@ def request(
 
     Raises UserError for inputs that are not on the CPU, and whatever exporter and runtime raise.
     """
-    import openvino
-    from openvino import properties
-    from openvino.properties import hint
-
+    openvino = import_openvino()
+    properties = openvino.properties
+    hint = properties.hint
     tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     for x in tensors:
         if x.device.type != "cpu":

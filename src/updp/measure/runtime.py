@@ -6,13 +6,9 @@ What is timed is what will run: a copy in evaluation, cast, laid out, and compil
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from io import StringIO
 from typing import Any
 
 import torch
@@ -21,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from updp.errors import UserError, reason
 from updp.measure import exported, openvino
+from updp.measure.quiet import silent
 from updp.recipe import Measure
 
 Inputs = tuple[Any, ...]
@@ -47,7 +44,7 @@ def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
         "onnxruntime": exported.session,
         "openvino": partial(openvino.request, precision=settings.precision),
     }
-    with _quiet():
+    with silent():
         try:
             run = builders[settings.runtime](*deployed(module, inputs, settings))
             run()
@@ -122,22 +119,6 @@ def _compiled(module: nn.Module, inputs: Inputs) -> Run:
     # own, or from the ninth module of a class on they would silently run eagerly.
     call.__code__ = call.__code__.replace()
     return _eager(torch.compile(call, dynamic=False), inputs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Compilers and exporters warn, log and print; what matters they raise."""
-    before = logging.root.manager.disable
-    logging.disable()
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            redirect_stdout(StringIO()),
-            redirect_stderr(StringIO()),
-        ):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _asked(settings: Measure) -> str:

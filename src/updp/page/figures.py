@@ -42,32 +42,45 @@ def stage_plot(stages: Sequence[Stage]) -> Plot:
 
 
 def front_plot(outcome: Outcome) -> Plot:
-    """Score over cost of all plans, the front, and the plan that was taken."""
+    """Score over cost of all plans, the front, the refined plans as fitted, the plan taken."""
     axis, base = outcome.axis, outcome.baseline
 
-    def mark(point: Point) -> Mark:
+    def mark(point: Point, fitted: bool = False) -> Mark:
         cost = getattr(point, axis) / getattr(base, axis)
         text = [f"{point.blocks} pruned" if point.blocks else "the baseline"]
         text.append(f"score: {digits(point.score or 0.0)}")
         if point.top1 is not None:
             text.append(f"top-1, held-out images: {point.top1:.2f} %")
+        if point.fitted is not None:
+            text.append(f"score after fit and repair: {digits(point.fitted)}")
+        if point.fitted_top1 is not None:
+            text.append(f"top-1 after fit and repair: {point.fitted_top1:.2f} %")
         text.append(f"latency, predicted: {ms(point.latency)} ± {digits(point.noise, 2)}")
         if point.measured is not None:
             text.append(f"measured: {spread(point.measured)} ms")
         text.append(f"MACs: {amount(point.macs)}, parameters: {amount(point.parameters)}")
-        return Mark(cost, math.nan if point.score is None else point.score, "\n".join(text))
+        score = point.fitted if fitted else point.score
+        return Mark(cost, math.nan if score is None else score, "\n".join(text))
 
     front = [outcome.points[i] for i in outcome.front]
     inside = set(outcome.front)
     others = [p for i, p in enumerate(outcome.points) if p.complete and i not in inside]
+    refined = tuple(mark(p, fitted=True) for p in outcome.points if p.fitted is not None)
+    taken = mark(outcome.plan, fitted=outcome.plan.fitted is not None)
     series = (
         Series("scored plan", "c-keep", tuple(map(mark, others))),
         Series("Pareto front", "c-one", tuple(map(mark, front)), line=True),
-        Series("taken", "c-drop", (mark(outcome.plan),), shape="star"),
+        *([Series("after fit and repair", "c-fuse", refined, shape="diamond")] if refined else []),
+        Series("taken", "c-drop", (taken,), shape="star"),
     )
     marks = [m for s in series for m in s.marks]
     note = f"{len(outcome.points)} plans scored by {outcome.searcher}; budget {outcome.budget}."
-    if left := sum(not p.complete for p in outcome.points):
+    if refined:
+        note += (
+            f" Dots are scores before any fit, diamonds those of {len(refined)} refined plans "
+            "after fit and repair: the search takes the best diamond within the budget."
+        )
+    if left := sum(not p.complete and p.fitted is None for p in outcome.points):
         note += f" {left} were left half-way and are not drawn."
     if any(m.y == 0 for m in marks):
         note += " A score of 0 (the baseline) has no place on a logarithm."

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from updp.errors import UserError, reason
 from updp.outcome import Outcome
 from updp.page.extras import records
 from updp.page.records import About, CheckRow, FitRow, Survey
 from updp.plan import Plan
+from updp.reading import read_checked
 from updp.recipe import Recipe
 from updp.result import Result
 
@@ -70,32 +69,25 @@ def _load(path: Path, name: str) -> Run:
     return Run(
         path=path,
         name=name,
-        about=_read(path / "run.json", About),
+        about=read_checked(path / "run.json", About),
         recipe=Recipe.load(path / "recipe.yaml"),
-        plan=_read(path / "plan.json", Plan),
-        result=_read(path / "result.json", Result),
+        plan=read_checked(path / "plan.json", Plan),
+        result=read_checked(path / "result.json", Result),
         survey=_optional(path / "sites" / "sites.json", Survey),
         outcome=_outcome(path / "search" / "front.json"),
         training={stage: rows for stage, rows in figures.items() if rows},
         fits=_optional(path / "subnet" / "fit.json", list[FitRow]) or [],
         checks=_optional(path / "merge" / "checks.json", list[CheckRow]) or [],
-        extras={f: _read(path / f, kind) for f, kind in records().items() if (path / f).exists()},
+        extras={
+            name: read_checked(path / name, kind)
+            for name, kind in records().items()
+            if (path / name).exists()
+        },
     )
 
 
-def _read(path: Path, model: type[T]) -> T:
-    try:
-        return TypeAdapter(model).validate_python(json.loads(path.read_text()))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "it"
-        raise UserError(f"'{path}' is not what updp writes: {field}: {first['msg']}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read: {reason(error)}") from error
-
-
 def _optional(path: Path, model: type[T]) -> T | None:
-    return _read(path, model) if path.exists() else None
+    return read_checked(path, model) if path.exists() else None
 
 
 def _outcome(path: Path) -> Outcome | None:

@@ -16,7 +16,6 @@ class Table:
     names: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: tuple[int, ...] = (0,)
-    caption: str = ""
 
 
 @dataclass(frozen=True)

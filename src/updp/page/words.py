@@ -84,10 +84,11 @@ def accuracy(result: Result) -> str:
     return f"{points}, within the sampling error" if inside else points
 
 
-_USER = re.compile(r"(://[^:/@\s]*):[^\s'\"]*@")
-_QUERY = re.compile(r"([?&](?:password|passwd|pwd|sslpassword|token)=)[^&\s'\"]*", re.IGNORECASE)
+_SECRET = r"passw(?:or)?d|pwd|token|secret|api[_-]?key"  # how such names end: access_token
+_USER = re.compile(r"(://[^:/@\s]*):\S*@")
+_QUERY = re.compile(rf"([?&][\w-]*(?:{_SECRET})=)[^&\s]*", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
-    """Without the passwords of the URLs in it."""
+    """Without the passwords, tokens and keys of the URLs in it."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1:***@", text))

@@ -7,9 +7,7 @@ every runtime reads as it can: ONNX Runtime, OpenVINO and TensorRT make integer 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from updp.errors import UserError
 from updp.exports.base import INPUT
-from updp.exports.quiet import quiet
+from updp.measure.quiet import silent
 from updp.quantise.graph import LINEAR
 
 METHODS = ("percentile", "minmax", "entropy")
@@ -40,7 +38,7 @@ def fold(file: Path) -> Any:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, _silent():
+    with tempfile.TemporaryDirectory() as folder, silent():
         folded = Path(folder) / "folded.onnx"
         # The symbolic inference needs sympy and fails on graphs of torch.export; ranks and types,
         # which are all the quantiser asks for, are known without it.
@@ -69,7 +67,7 @@ def quantise_model(model: Any, images: Tensor, method: str, *, per_channel: bool
     }
     norms = any(node.op_type == "LayerNormalization" for node in model.graph.node)
     reader = _reader(images)
-    with tempfile.TemporaryDirectory() as folder, _silent():
+    with tempfile.TemporaryDirectory() as folder, silent():
         source, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)  # of a model in memory the quantiser would take the weights out
         ort.quantize_static(
@@ -109,9 +107,3 @@ def _reader(images: Tensor) -> Any:
             return None if batch is None else {INPUT: batch}
 
     return Reader(torch.split(images, _BATCH))
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    with quiet(), redirect_stdout(StringIO()):
-        yield
