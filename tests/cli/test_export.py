@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from updp import UserError
 from updp.engine.files import read_json
 from updp.exports import FORMATS, read_exports
 from updp.exports import run as runs
@@ -51,7 +52,36 @@ def test_a_file_that_is_wrong_is_exit_code_1(run: Path, monkeypatch: pytest.Monk
         "updp: export to pt2: on 5 images logits differ by 1e+00 (allowed: 1e-04) and the best "
         "class agrees on 80.00 %; no file is kept\n"
     )
-    assert list((run / "export").iterdir()) == []
+    assert [p.name for p in (run / "export").iterdir()] == [".export.lock"]
+
+
+def test_what_was_written_is_shown_before_what_failed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(program: object, path: Path) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(FORMATS["pt2"], "save", fail)
+    outcome = tiny.updp("export", run, "--to", "pt2,safetensors", "--images", "5")
+    assert outcome.code == 1
+    assert outcome.err == ("updp: export to pt2: RuntimeError: no such operator; no file is kept\n")
+    assert "model.safetensors" in outcome.out
+    assert list(read_exports(run)) == ["safetensors"]
+
+
+def test_help_says_what_device_is_taken(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " ".join(tiny.updp("export", "--help").out.replace("│", " ").split())
+    assert "prepared: cpu, the default" in text
+    assert "cuda if there is one" not in text
+    seen: list[object] = []
+
+    def stop(*_: object, device: str, **__: object) -> None:
+        seen.append(device)
+        raise UserError("enough")
+
+    monkeypatch.setattr(runs, "open_run", stop)
+    assert tiny.updp("export", run).code == 2
+    assert seen == ["cpu"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import builtins
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import torch
 
 import updp
 from tests import tiny
+from updp.engine.progress import Silent
 from updp.finished import open_run
 from updp.quantise import Int8
+from updp.quantise import form as forms
+from updp.quantise import run as module
+from updp.quantise.form import Float, Form
 
 
 @pytest.fixture(scope="module")
@@ -76,28 +81,117 @@ def test_the_record_names_every_operator_and_its_site(run: Path) -> None:
 def test_both_models_are_calibrated_on_the_same_images(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from updp.quantise import run as module
-
     seen: list[torch.Tensor] = []
-    original = module.quantise_model
+    original = forms.quantise_model
 
     def watch(model: Any, images: torch.Tensor, *rest: Any, **options: Any) -> bytes:
         seen.append(images)
         return original(model, images, *rest, **options)
 
-    monkeypatch.setattr(module, "quantise_model", watch)
+    monkeypatch.setattr(forms, "quantise_model", watch)
     folder = shutil.copytree(finished, tmp_path / "run")
     record = updp.quantise(folder, images=20, method="minmax", per_channel=False)
     assert (record.per_channel, record.images) == (False, 20)
     assert len(seen) == 4  # each as it is and equalised; the better one is kept
     assert all(torch.equal(seen[0], other) for other in seen[1:])
     pairs = [side.equalised_pairs for side in (record.baseline, record.merged)]
-    assert record.equalised == any(pairs)
+    assert record.equalised == any(pairs) == bool(pairs[0])
     assert pairs[0] in (0, 4)  # conv1 and conv2 of every block
     feed = open_run(folder, device="cpu").feed
     assert torch.equal(seen[0], torch.cat(feed.calibration(20)))
     test = torch.cat([images for images, _ in feed.test()])
     assert not any((test == image).flatten(1).all(1).any() for image in seen[0])
+
+
+@pytest.mark.parametrize(
+    ("lost", "equalised"),
+    [
+        ({"baseline": (0.1, 0.2), "merged": (0.5, 0.3)}, True),
+        ({"baseline": (0.1, 0.4), "merged": (0.5, 0.3)}, False),
+        ({"baseline": (0.1, 0.1), "merged": (0.3, 0.3)}, False),
+    ],
+)
+def test_channels_are_equalised_in_both_models_or_in_neither(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: dict[str, tuple[float, float]],
+    equalised: bool,
+) -> None:
+    class Made(Float):
+        def quantise(self, method: str, *, per_channel: bool, equalised: bool) -> Form:
+            plain = replace(quick(self, method), pairs=4 * equalised)
+            return replace(plain, lost=lost[self.file.parent.name][equalised])
+
+    def quick(made: Float, method: str) -> Form:
+        return Float.quantise(made, method, per_channel=False, equalised=False)
+
+    monkeypatch.setattr(module, "Float", Made)
+    folder = shutil.copytree(finished, tmp_path / "run")
+    steps = Steps()
+    record = updp.quantise(folder, images=8, method="minmax", per_channel=False, progress=steps)
+    assert record.equalised == equalised
+    assert record.baseline.equalised_pairs == record.merged.equalised_pairs == 4 * equalised
+    each = ["baseline", "baseline, equalised", "merged", "merged, equalised"]
+    assert steps.seen == [6, *each, "baseline, test images", "merged, test images"]
+
+
+class Steps(Silent):
+    """Totals and notes, in order."""
+
+    def __init__(self) -> None:
+        self.seen: list[int | str] = []
+
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        if name == "quantise":
+            self.seen.append(total)
+
+    def advance(self, note: str = "") -> None:
+        self.seen.append(note)
+
+
+@pytest.mark.parametrize("where", ["fold", "quantise_model"])
+def test_what_fails_in_the_runtime_is_one_line(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[ONNXRuntimeError] no kernel\nand a long stack")
+
+    monkeypatch.setattr(forms, where, fail)
+    outcome = tiny.updp("quantise", finished, "--images", "8")
+    assert outcome.code == 1
+    assert outcome.err == (
+        "updp: INT8 of the baseline model: RuntimeError: [ONNXRuntimeError] no kernel; "
+        "no file is written\n"
+    )
+    assert not (finished / "export").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_named_before_the_work(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "export").write_text("mine")
+    monkeypatch.delattr(module, "open_run")
+    outcome = tiny.updp("quantise", folder)
+    assert outcome.code == 2
+    assert outcome.err == (
+        f"updp: '{folder / 'export'}' is a file where the folder of exports belongs: move it away\n"
+    )
+
+
+def test_a_kill_leaves_no_record_of_other_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+
+    def stop(path: Path, _: bytes) -> None:
+        assert not (folder / "export/int8.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_bytes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        updp.quantise(folder, images=8, method="minmax")
 
 
 def test_nothing_else_in_the_run_changes(run: Path, finished: Path) -> None:

@@ -8,6 +8,8 @@ from updp.engine.files import (
     Figures,
     read_json,
     read_tensors,
+    remove,
+    replace,
     write_bytes,
     write_json,
     write_tensors,
@@ -29,6 +31,21 @@ def test_a_write_that_fails_leaves_the_old_file(
         write_bytes(path, b"new and longer")
     assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_name_is_given_and_taken_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    (tmp_path / "new").write_text("new")
+    replace(tmp_path / "new", tmp_path / "file")
+    file, folder = (path.stat().st_ino for path in (tmp_path / "file", tmp_path))
+    assert synced == [file, folder]
+    remove(tmp_path / "file")
+    remove(tmp_path / "file")
+    assert synced == [file, folder, folder]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensors_and_notes_come_back(tmp_path: Path) -> None:

@@ -117,6 +117,30 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         Board(file / "in")
 
 
+@pytest.mark.parametrize("stage", ["supernet", "search", "refined", "subnet", "merge"])
+def test_a_file_in_the_place_of_a_stage_is_named_before_any_work(
+    stage: str, tiny_model: str, tmp_path: Path
+) -> None:
+    board, out = tmp_path / "tb", tmp_path / "run"
+    board.mkdir()
+    (board / stage).write_text("")
+    options = tiny.options(tiny.make_recipe(), tiny_model)
+    outcome = tiny.updp("prune", *options, "--out", out, "--tensorboard", board)
+    assert outcome.code == 2
+    said = f"--tensorboard '{board}': '{board / stage}' is a file, give a folder"
+    assert outcome.err == f"updp: {said}\n"
+    assert not out.exists()
+
+
+def test_a_board_that_may_not_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "merge").mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "merge")
+    with pytest.raises(UserError, match=f"'{tmp_path / 'merge'}' may not be written to"):
+        Board(tmp_path)
+
+
 def test_a_killed_run_draws_what_it_logs(tmp_path: Path) -> None:
     """Killed in supernet, search and subnet; the curves are those of a run that was not."""
     recipe = tiny.make_recipe()

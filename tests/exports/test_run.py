@@ -19,7 +19,9 @@ from updp.exports import FORMATS, Exported, read_exports
 from updp.exports import run as runs
 from updp.exports.base import Network
 from updp.exports.parity import compare
+from updp.exports.program import Program
 from updp.exports.pt2 import Pt2
+from updp.exports.record import begin_writing
 from updp.finished import open_run
 from updp.models import load_model
 
@@ -40,13 +42,18 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
+def visible(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+
+
 def test_all_formats(exported: tuple[Path, list[Exported]]) -> None:
     run, records = exported
     assert [record.format for record in records] == list(FORMATS)
     assert read_exports(run) == {record.format: record for record in records}
     left = {file.name for file in (run / "export").iterdir()}
     files = {name for record in records for name in record.files}
-    assert left == files | {"exports.json", "preprocess.json", ".lock", "__pycache__"} & left
+    left -= {".lock", ".export.lock", ".written.json", "__pycache__"}
+    assert left == files | {"exports.json", "preprocess.json"}
     opened = open_run(run)
     images = next(iter(opened.feed.test()))[0][:5]
     for record in records:
@@ -90,7 +97,7 @@ def test_records_of_other_formats_stay(run: Path) -> None:
     assert read_exports(run) == {"pt2": first, "safetensors": second}
     (again,) = updp.export(run, ["pt2"], images=9)
     assert read_exports(run) == {"pt2": again, "safetensors": second}
-    assert {p.name for p in elsewhere.iterdir()} == {*second.files, "preprocess.json"}
+    assert visible(elsewhere) == {*second.files, "preprocess.json"}
 
 
 class Wrong(Pt2):
@@ -132,12 +139,72 @@ def test_a_wrong_file_is_not_kept(
     monkeypatch.setitem(FORMATS, "pt2", Wrong(spoil))
     with pytest.raises(ExportError, match=f"export to pt2: .*{said}"):
         updp.export(run, "pt2", images=9)
-    assert list((run / "export").iterdir()) == []
+    assert visible(run / "export") == set()
+    begin_writing(run, "pt2", run / "export", ["model.pt2"])
     (run / "export/model.pt2").write_text("an older one")
     with pytest.raises(ExportError):
         updp.export(run, "pt2", images=9)
-    assert [p.name for p in (run / "export").iterdir()] == ["model.pt2"]
+    assert visible(run / "export") == {"model.pt2"}
     assert (run / "export/model.pt2").read_text() == "an older one"
+
+
+def test_a_format_that_fails_stops_no_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreadable(Pt2):
+        def __init__(self, name: str) -> None:
+            self.name = name  # type: ignore[misc]
+
+        def _save(self, program: Program, path: Path) -> None:
+            raise UserError("such an operator has no name")
+
+    monkeypatch.setitem(FORMATS, "onnx", Unreadable("onnx"))
+    monkeypatch.setitem(FORMATS, "pt2", Wrong(_crash))
+    seen: list[Exported] = []
+    with pytest.raises(ExportError) as caught:
+        updp.export(run, "onnx,pt2,safetensors", images=9, each=seen.append)
+    assert str(caught.value) == (
+        "export to onnx: such an operator has no name; "
+        "export to pt2: RuntimeError: no such kernel; no files of these are kept"
+    )
+    assert [record.format for record in seen] == ["safetensors"]
+    assert read_exports(run) == {"safetensors": seen[0]}
+    assert (run / "export/model.safetensors").exists()
+    # All that the user can put right, and of one reason.
+    monkeypatch.setitem(FORMATS, "pt2", Unreadable("pt2"))
+    with pytest.raises(UserError, match=r"^export to onnx, pt2: such an operator has no name$"):
+        updp.export(run, "onnx,pt2", images=9)
+
+
+@pytest.mark.parametrize("at", ["model.safetensors", "exports.json"])
+def test_a_kill_leaves_no_record_of_other_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    out = tmp_path / "files"
+    updp.export(run, "pt2", images=9)
+    for _ in range(2):  # where nothing was before, and over an earlier export
+        with monkeypatch.context() as patch:
+            stop_before(patch, at)
+            with pytest.raises(KeyboardInterrupt):
+                updp.export(run, "safetensors", out=out, images=9)
+        assert list(read_exports(run)) == ["pt2"]
+        assert (out / "model.py").exists()
+        updp.export(run, "safetensors", out=out, images=9)
+        assert list(read_exports(run)) == ["pt2", "safetensors"]
+    assert visible(out) == {"model.safetensors", "model.py", "preprocess.json"}
+
+
+def stop_before(patch: pytest.MonkeyPatch, name: str) -> None:
+    """The step that puts `name` in its place is not reached."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def replace(temporary: Path, path: Path) -> None:
+        stop() if path.name == name else original(temporary, path)
+
+    original = runs.replace
+    patch.setattr(runs, "replace", replace)
+    if name == "exports.json":
+        patch.setattr(runs, "add_exports", stop)
 
 
 class Tied(Pt2):
@@ -226,6 +293,5 @@ def test_what_can_be_put_right(run: Path) -> None:
 def test_formats_are_each_written_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr(runs._Export, "write", lambda self, one: seen.append(one.name))
-    monkeypatch.setattr(runs, "add_exports", lambda *_: None)
     updp.export(run, ["pt2,safetensors", "pt2"])
     assert seen == ["pt2", "safetensors"]

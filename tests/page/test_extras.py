@@ -125,6 +125,16 @@ def test_a_record_has_its_section_and_a_missing_one_its_command(run: Path) -> No
     assert "<" not in text
 
 
+def test_equalised_says_of_how_many_pairs(run: Path) -> None:
+    record = int8(88.0)
+    put(run, INT8, record.model_dump_json())
+    assert ", equalised" not in Page(report(run).read_text()).text
+    merged = record.merged.model_copy(update={"equalised_pairs": 3})
+    record = record.model_copy(update={"equalised": True, "merged": merged})
+    put(run, INT8, record.model_dump_json())
+    assert "equalised (0 and 3 pairs of operators)" in Page(report(run).read_text()).text
+
+
 @pytest.mark.parametrize(
     ("merged", "says"),
     [

@@ -87,7 +87,7 @@ def test_the_sampling_error_is_the_binomial_and_never_nothing() -> None:
     assert sampling_error(100.0, 500) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("secret", ["pa55", "pa/55", "p:a@55"])
+@pytest.mark.parametrize("secret", ["pa55", "pa/55", "p:a@55", "s3'cr3t", 's3"cr3t'])
 def test_passwords_are_masked_wherever_they_are(secret: str) -> None:
     for text in (
         f"postgresql+psycopg://ann:{secret}@host:5432/name",
@@ -96,4 +96,16 @@ def test_passwords_are_masked_wherever_they_are(secret: str) -> None:
     ):
         assert secret not in masked(text)
         assert "ann" in masked(text)
+    for name in (
+        "api_key",
+        "apikey",
+        "API-Key",
+        "secret",
+        "client_secret",
+        "access_token",
+        "token",
+    ):
+        text = f"https://host/data?user=ann&{name}={secret}&x=1 beside"
+        assert masked(text) == f"https://host/data?user=ann&{name}=***&x=1 beside"
+    assert masked("s3://host/a?keys=1&secretary=ann") == "s3://host/a?keys=1&secretary=ann"
     assert masked("sqlite:///a/b.db at 10:30, a@b") == "sqlite:///a/b.db at 10:30, a@b"

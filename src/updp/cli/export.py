@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from updp import exports
-from updp.cli.options import DataOption, Device, ModelOption, Weights
+from updp.cli.options import DataOption, ModelOption, Weights
 from updp.cli.progress import Bars
 from updp.exports import Exported
 
@@ -34,27 +34,39 @@ def export(
     model: ModelOption = None,
     data: DataOption = None,
     weights: Weights = None,
-    device: Device = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the images are prepared: cpu, the default, or cuda, cuda:1, mps. The "
+            "files are compared on the CPU."
+        ),
+    ] = None,
 ) -> None:
     """Write the merged model as files that other runtimes load, each compared with PyTorch.
 
     Batches of any size, and images of any size where the network admits it. A file that does
-    not compute what the model does is not kept.
+    not compute what the model does is not kept; the other formats are. Files that are not from
+    an earlier export of the run are not replaced.
     """
     console = Console(width=None if sys.stdout.isatty() else 140)
-    with Bars(console) as bars:
-        records = exports.export(
-            run,
-            to or ["onnx"],
-            out=out,
-            model=model,
-            data=data,
-            weights=weights,
-            device=device,
-            images=images,
-            progress=bars,
-        )
-    print_exports(console, records, run)
+    records: list[Exported] = []
+    try:
+        with Bars(console) as bars:
+            exports.export(
+                run,
+                to or ["onnx"],
+                out=out,
+                model=model,
+                data=data,
+                weights=weights,
+                device=device,
+                images=images,
+                progress=bars,
+                each=records.append,
+            )
+    finally:  # a format that fails does not undo the others
+        if records:
+            print_exports(console, records, run)
 
 
 def print_exports(console: Console, records: list[Exported], run: Path) -> None:

@@ -40,8 +40,8 @@ def quantise(
         bool | None,
         typer.Option(
             "--equalise/--no-equalise",
-            help="Equalise channels across layers first; by default with --per-tensor, where that "
-            "brings the model's calibration logits nearer.",
+            help="Equalise channels across layers first, in both models or neither; by default "
+            "with --per-tensor, where that brings their calibration logits nearer.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -81,7 +81,8 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
     for name in ("top-1 %, float32", "INT8", "loses", "agree %", "MB, float32", "INT8"):
         table.add_column(name, justify="right")
     for name, side in (("baseline", record.baseline), ("merged", record.merged)):
-        table.add_row(f"{name}, equalised" if side.equalised_pairs else name, *_figures(side))
+        pairs = f", {side.equalised_pairs} pairs equalised" if record.equalised else ""
+        table.add_row(f"{name}{pairs}", *_figures(side))
     console.print(table)
     worst = Table(title="merged model: its least exact weights in this form", title_justify="left")
     worst.add_column("operator")

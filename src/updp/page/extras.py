@@ -85,10 +85,12 @@ def _int8(found: Int8) -> Section:
     what = f"costs the merged model {signed(found.excess)} points more than the baseline"
     if abs(found.excess) <= noise:
         what = "costs the merged model as much as the baseline, within the sampling error"
+    pairs = [side.equalised_pairs for side in (found.baseline, found.merged)]
+    equalised = ", equalised ({} and {} pairs of operators)".format(*pairs)
     texts = [
         f"INT8 {what} (sampling error ± {digits(noise, 2)}; ranges from {found.images} calibration "
         f"images, {found.method}, weights per {'channel' if found.per_channel else 'tensor'}"
-        f"{', equalised' if found.equalised else ''})."
+        f"{equalised if found.equalised else ''})."
     ]
     tables = [Table("", names, rows)]
     weights = [o for o in found.merged.operators if o.noise_per_channel is not None]

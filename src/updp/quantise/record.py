@@ -46,7 +46,10 @@ class Side(BaseModel):
 
 
 class Int8(BaseModel):
-    """Both models in INT8; `images` are those of the calibration split that set the ranges."""
+    """Both models in INT8; `images` are those of the calibration split that set the ranges.
+
+    `equalised` is whether channels were, in both models alike; one may have no such pairs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
