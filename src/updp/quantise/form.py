@@ -14,6 +14,7 @@ from updp.exports.onnx import Onnx
 from updp.quantise.equalise import equalise
 from updp.quantise.graph import Graph, module_names
 from updp.quantise.operators import linear_weights
+from updp.quantise.skips import take_apart
 from updp.quantise.static import fold, quantise_model
 
 _BATCH = 64  # images, for logits
@@ -27,6 +28,7 @@ class Form:
     graph: Graph  # that was quantised
     names: dict[str, str]  # of modules, by weight
     pairs: int  # of operators that were equalised
+    skips: int  # that were taken out of merged operators
     lost: float
 
 
@@ -46,13 +48,14 @@ class Float:
         """In INT8. Raises what the quantiser raises."""
         graph = Graph(copy.deepcopy(self._folded))
         names = module_names(graph, linear_weights(self._net))
+        graph, skips = take_apart(graph)
         pairs = equalise(graph) if equalised else 0
         file = self.file.with_name("equalised.onnx" if equalised else "plain.onnx")
         content = quantise_model(graph.model, self.calibration, method, per_channel=per_channel)
         file.write_bytes(content)
         difference = logits(file, torch.split(self.calibration, _BATCH)) - self._logits
         energy = self._logits.square().sum().clamp(min=1e-12)
-        return Form(file, graph, names, pairs, (difference.square().sum() / energy).item())
+        return Form(file, graph, names, pairs, skips, (difference.square().sum() / energy).item())
 
 
 def logits(file: Path, batches: Iterable[Tensor]) -> Tensor:

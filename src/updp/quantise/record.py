@@ -37,6 +37,7 @@ class Side(BaseModel):
     bytes_float: int  # of the ONNX files
     bytes_int8: int
     equalised_pairs: int
+    skips_apart: int = 0  # that merging had put into convolutions
     operators: list[Operator]
 
     @property

@@ -102,6 +102,7 @@ def quantise(
                 bytes_float=floats[name].bytes,
                 bytes_int8=len(found[file]),
                 equalised_pairs=form.pairs,
+                skips_apart=form.skips,
                 operators=describe_operators(form.graph, form.names, new, opened.plan),
             )
             progress.advance(f"{name}, test images")
