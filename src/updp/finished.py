@@ -9,7 +9,6 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from updp.engine.data import preprocess_for
 from updp.engine.feed import Feed
 from updp.engine.progress import Progress
 from updp.errors import UserError
@@ -141,14 +140,6 @@ def open_run(
         if isinstance(data, tuple):
             opened, advice = "the loaders have", "give those that it was made from"
         raise UserError(f"'{path}' was made from other data than {opened}: {advice}")
-    settings = recipe.data
-    preprocess = preprocess_for(
-        job.model,
-        job.source.image_size,
-        mean=settings.mean,
-        std=settings.std,
-        input_size=settings.input_size,
-    )
     baseline = job.model.to(job.device).eval()
     return Finished(
         path,
@@ -158,7 +149,7 @@ def open_run(
         result,
         baseline,
         load(path, baseline),
-        Feed(job.source, preprocess, settings, seed=recipe.seed, device=job.device),
+        job.feed(),
         tuple(job.source.classes),
         tuple(job.source.image_size),
     )

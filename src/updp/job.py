@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from updp.engine.data import Source
+from updp.engine.data import Source, preprocess_for
+from updp.engine.feed import Feed
 from updp.engine.progress import Progress
 from updp.engine.tensorboard import Board
 from updp.models import hash_state
@@ -36,6 +37,18 @@ class Job:
     teacher_name: str = ""
     teacher_weights_name: str = ""
     board: Board = field(default_factory=Board)  # decides nothing: it is in no key
+
+    def feed(self) -> Feed:
+        """The data as the recipe splits it and the model takes it. Raises UserError."""
+        data = self.recipe.data
+        preprocess = preprocess_for(
+            self.model,
+            self.source.image_size,
+            mean=data.mean,
+            std=data.std,
+            input_size=data.input_size,
+        )
+        return Feed(self.source, preprocess, data, seed=self.recipe.seed, device=self.device)
 
     def description(self) -> dict[str, Any]:
         """For people, and for `updp.load`."""

@@ -20,8 +20,6 @@ from updp.blocks import Findings, find
 from updp.candidates import Candidate, planned, selected
 from updp.choosing import Choosing
 from updp.curves import draw_result
-from updp.engine.data import preprocess_for
-from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json, write_tensors, write_text
 from updp.engine.progress import duration
 from updp.engine.statistics import recalibrate
@@ -55,14 +53,7 @@ class Run:
         self.board = job.board
         self.directory = RunDirectory(out)
         self.shape = job.source.image_size
-        settings = job.recipe.data
-        preprocess = preprocess_for(
-            job.model,
-            self.shape,
-            mean=settings.mean,
-            std=settings.std,
-            input_size=settings.input_size,
-        )
+        self.feed = job.feed()
         # The user's module stays as it is.
         self.baseline = copy.deepcopy(job.model).to(job.device).eval()
         outputs = num_outputs(self.baseline, self.shape)
@@ -75,11 +66,10 @@ class Run:
             job.teacher,
             job.teacher_name or type(job.teacher).__name__,
             self.recipe,
-            preprocess,
+            self.feed.preprocess,
             len(job.source.classes),
             normalised=job.source.train[0][0].is_floating_point(),
         )
-        self.feed = Feed(job.source, preprocess, settings, seed=self.recipe.seed, device=job.device)
         self.keys = job.keys()
         self._net: Supernet | None = None
         if job.pick:

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from updp.cli.options import Device, Size, settle
 from updp.cli.progress import Bars
+from updp.cli.tables import spread
 
 if TYPE_CHECKING:
     from updp.compare import Bench, Row, Side
-    from updp.result import Timing
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 _MANY = "(with commas, or repeated)"
@@ -174,8 +174,8 @@ def _cells(row: Row, with_energy: bool) -> list[str]:
     a, b = row.baseline, row.other
     energy = [f"{_joules(a)} > {_joules(b)}"] if with_energy else []
     return [
-        _spread(a.ms),
-        _spread(b.ms),
+        spread(a.ms),
+        spread(b.ms),
         f"{a.images_per_second:,.0f} > {b.images_per_second:,.0f}",
         "-"
         if a.memory is None or b.memory is None
@@ -192,10 +192,6 @@ def _claim(row: Row) -> str:
     if row.verdict == "no difference":
         return f"no difference {interval}"
     return f"{s.median:.2f}x {interval}"
-
-
-def _spread(t: Timing) -> str:
-    return f"{t.median:.2f} ({t.low:.2f}-{t.high:.2f})"
 
 
 def _joules(side: Side) -> str:

@@ -78,7 +78,7 @@ def print_front(console: Console, outcome: Outcome) -> None:
             *("" if score is None else f"{score:.4f}" for score in (point.score, point.fitted)),
             f"{point.top1 if point.fitted_top1 is None else point.fitted_top1:.2f}",
             ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",
-            "" if point.measured is None else _spread(point.measured),
+            "" if point.measured is None else spread(point.measured),
             f"{point.macs / base.macs:.3f}",
             f"{point.parameters / base.parameters:.3f}",
             f"{point.memory / base.memory:.3f}",
@@ -101,7 +101,8 @@ def _same_latency(one: Point, other: Point) -> bool:
     return abs(one.latency - other.latency) <= one.noise + other.noise
 
 
-def _spread(t: Timing) -> str:
+def spread(t: Timing) -> str:
+    """Median and quartiles, in a table."""
     return f"{t.median:.2f} ({t.low:.2f}-{t.high:.2f})"
 
 
@@ -122,7 +123,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
                 f"{side.top1:.2f}",
                 f"{side.parameters:,}",
                 f"{side.macs / 1e6:.2f} M",
-                _spread(t),
+                spread(t),
                 *last,
             )
 

@@ -31,9 +31,6 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        raise NotImplementedError
-
 
 class Encoded(Protocol):
     """Where encoded images lie."""
