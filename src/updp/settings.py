@@ -76,11 +76,12 @@ class Fit(Part):
     images: int = Field(1000, ge=2, description="calibration images at most; unlabelled")
     ridge: tuple[float, ...] = Field(
         (1e-6, 1e-4, 1e-2),
+        min_length=1,
         description="strengths tried on held-out images, as shares of the inputs' mean square",
     )
     rounds: int = Field(3, ge=0, description="passes that follow an end activation that clamps")
     repair: bool = Field(
-        True, description="a kept branch after a pruned one is fitted to the baseline again"
+        True, description="what is kept behind a pruned block is fitted to the baseline again"
     )
     rows: int = Field(100, ge=1, description="pixels looked at per unknown")
     rows_mb: int = Field(1024, ge=16, description="memory for them, at most")

@@ -12,9 +12,9 @@ from tests.candidates.supernets import Case, case
 from tests.candidates.test_contract import CASES
 from tests.families import error
 from updp.blocks import find
-from updp.candidates import propose, repairing
+from updp.candidates import propose
 from updp.recipe import Fit
-from updp.rewrite import KEEP, Supernet, fit, fit_each
+from updp.rewrite import Supernet, fit, fit_each
 
 FIT = Fit(ridge=(1e-8, 1e-4), rows=10_000)
 
@@ -149,49 +149,6 @@ def test_a_branch_that_is_linear_is_fitted_exactly_on_a_changed_prefix() -> None
     fit(net, choices, [x], FIT)
     alone.choose(choices)
     assert error(net(x), wanted) < error(alone(x), wanted)
-
-
-@pytest.mark.parametrize("biased", [False, True])
-def test_repair_makes_up_for_a_pruned_block(biased: bool) -> None:
-    model, x = network(0.0, 0.0, 0.0)
-    if biased:
-        for block in model:
-            block.conv2.bias = nn.Parameter(torch.randn(4).double())
-    wanted = model(x)
-    errors = {}
-    for repair in (False, True):
-        net = supernet(copy.deepcopy(model), x)
-        name, switch = next(iter(net.switches.items()))
-        figures = fit(
-            net,
-            {name: switch.labels[0]},
-            [x[:10], x[10:]],
-            FIT.model_copy(update={"repair": repair}),
-        )
-        errors[repair] = error(net(x), wanted)
-        merged = net.merged(torch.float64)
-        assert error(merged(x), net(x)) < 1e-12
-        changed = {n for n, t in model.state_dict().items() if not n.startswith("0")}
-        assert changed <= merged.state_dict().keys()  # kept blocks are the user's own
-        assert [row["candidate"] for row in figures].count(KEEP) == (2 if repair else 0)
-    assert errors[True] < errors[False]
-
-
-def test_repair_of_an_unchanged_prefix_changes_nothing() -> None:
-    model, x = network(0.0)
-    before = copy.deepcopy(model.state_dict())
-    wanted = model(x)
-    findings = find(model, x[:2])
-    (site,) = findings.sites
-    block = model.get_submodule(site.block)
-    fitting = repairing(site, block, findings.graphs[site.block], FIT, 1)
-    assert fitting is not None
-    fitting.add_target(0, x)
-    fitting.add_input(0, x)
-    fitting.finish()
-    assert error(model(x), wanted) < 1e-9
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)
 
 
 def test_little_memory_means_more_passes_and_the_same_fit() -> None:

@@ -13,10 +13,11 @@ from updp.fit import ridge
     st.integers(1, 6),
     st.integers(1, 4),
     st.sampled_from([1e-6, 1e-2, 1.0, 100.0]),
+    st.booleans(),
     st.integers(0, 99),
 )
 def test_ridge_is_least_squares_with_a_row_for_each_penalty(
-    groups: int, inputs: int, outputs: int, strength: float, seed: int
+    groups: int, inputs: int, outputs: int, strength: float, biased: bool, seed: int
 ) -> None:
     """Against numpy's least squares on the rows themselves, with the penalty as further rows."""
     rng = np.random.default_rng(seed)
@@ -25,13 +26,18 @@ def test_ridge_is_least_squares_with_a_row_for_each_penalty(
     target = rng.normal(size=(groups, 40, outputs))
     prior = rng.normal(size=(groups, inputs + 1, outputs))
     gram, cross = (torch.from_numpy(np.swapaxes(x, 1, 2) @ y) for y in (x, target))
-    found = ridge(gram, cross, torch.from_numpy(prior), strength)
+    found = ridge(gram, cross, torch.from_numpy(prior), strength, biased=biased)
     for g in range(groups):
         penalty = np.sqrt(strength * np.mean((x[g, :, :-1] ** 2).sum(0)))
-        free = np.diag([penalty] * inputs + [0.0])
-        rows, wanted = np.vstack([x[g], free]), np.vstack([target[g], free @ prior[g]])
+        if not biased:  # no unknown, but a part of the target
+            np.testing.assert_allclose(found[g, -1], prior[g, -1], rtol=1e-6, atol=1e-7)
+            target[g] -= prior[g, -1]
+        last = [0.0] if biased else []
+        x_g, prior_g = x[g, :, : inputs + len(last)], prior[g, : inputs + len(last)]
+        free = np.diag([penalty] * inputs + last)
+        rows, wanted = np.vstack([x_g, free]), np.vstack([target[g], free @ prior_g])
         expected = np.linalg.lstsq(rows, wanted, rcond=None)[0]
-        np.testing.assert_allclose(found[g], expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(found[g, : len(expected)], expected, rtol=1e-6, atol=1e-7)
 
 
 def test_what_was_never_seen_stays_the_prior() -> None:

@@ -10,7 +10,7 @@ from updp.candidates.inherit import Inherit, baseline_macs, propose
 from updp.candidates.kinds import KINDS, from_json, proposals, register_candidate
 from updp.candidates.merged import Merged
 from updp.candidates.offer import Offer, planned, selected
-from updp.candidates.repair import repairing
+from updp.candidates.repair import repairing, repairs
 
 __all__ = [
     "KINDS",
@@ -32,5 +32,6 @@ __all__ = [
     "propose",
     "register_candidate",
     "repairing",
+    "repairs",
     "selected",
 ]

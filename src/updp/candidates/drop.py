@@ -127,6 +127,7 @@ class DropForm(Form):
             norm.set(Affine(fitted.operator.weight.flatten(), fitted.operator.bias))
 
         return Fitting(
+            "drop",
             Problem(as_operator(fold_norm(norm)), clamp, settings, batches),
             lambda x, *extras: as_maps(self._target(x, *extras), layout),
             lambda x, *extras: (as_maps(self._beside(x), layout), None),

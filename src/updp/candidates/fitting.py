@@ -18,8 +18,10 @@ class Fitting:
     `target`: what the baseline's block gives, before its end activation, for its own input.
     `inputs`: for the input that the site has after the pruned prefix, what the operator reads,
     and what is added to what it gives (or None). `take` puts the operator that was found in place.
+    `operator` is the name, within its block, of the one that is fitted.
     """
 
+    operator: str
     problem: Problem
     target: Callable[..., Tensor]
     inputs: Callable[..., tuple[Tensor, Tensor | None]]

@@ -197,7 +197,8 @@ class InheritForm(Form):
         last = own.last
         clamp = clamp_of(self.activation.function if self.activation else None, last.weight)
         problem = Problem(last.operator(), clamp, settings, batches)
-        return Fitting(problem, target, inputs, lambda fitted: last.set(fitted.operator))
+        name = self.chain.linears[-1].name
+        return Fitting(name, problem, target, inputs, lambda fitted: last.set(fitted.operator))
 
     def merged(self) -> Merged:
         """See `Form.merged`."""

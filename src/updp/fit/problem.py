@@ -43,11 +43,21 @@ class Problem:
 
     Rows are a sample of pixels, so many per unknown and no more than fit into `settings.rows_mb`;
     the same pixels of each batch for targets and inputs. The last fifth of the images of each
-    batch chooses the strength of the ridge, and whether `operator`, the prior, is better.
+    batch chooses the strength of the ridge, and whether `operator`, the prior, is better. What is
+    not `biased` keeps the prior's bias.
     """
 
-    def __init__(self, operator: Operator, clamp: Clamp, settings: Fit, batches: int) -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        clamp: Clamp,
+        settings: Fit,
+        batches: int,
+        *,
+        biased: bool = True,
+    ) -> None:
         self.operator, self.clamp, self.settings = operator, clamp, settings
+        self.biased = biased
         unknowns = operator.weight[0].numel() + 1
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
@@ -74,46 +84,56 @@ class Problem:
             self._beside[batch] = sample.of(beside)
 
     def solve(self) -> Fitted:
-        """The best operator of the prior's shape, fitted to all rows in the end."""
-        prior = weights_of(self.operator).to(self._device)
-        train = self._gram(_TRAIN)
-        found: list[tuple[float | None, Tensor]] = [
-            (None, prior),
-            *((s, self._fit(train, prior, s, _TRAIN)) for s in self.settings.ridge),
-        ]
-        errors = [self._error(weights) for _, weights in found]
-        best = min(range(len(errors)), key=errors.__getitem__)
-        strength, weights = found[best]
-        if strength is not None:
-            weights = self._fit(train + self._gram(_HELD), prior, strength, _ALL)
-        rows = sum(len(t) for t in self._targets.values())
-        operator = with_weights(self.operator, weights.to(self.operator.weight.device))
-        return Fitted(operator, errors[best], errors[0], strength, rows)
+        """The best operator of the prior's shape, fitted to all rows in the end.
 
-    def _fit(self, gram: Tensor, prior: Tensor, strength: float, part: str) -> Tensor:
-        """Solve, then solve again for the nearest points that the end activation clamps alike."""
-        weights = ridge(gram, self._cross(None, part), prior, strength)
+        The strength of the ridge is chosen before the end activation is followed, which takes most
+        of the time.
+        """
+        prior = weights_of(self.operator).to(self._device)
+        train = self._moments(_TRAIN)
+        found = {s: self._ridge(*train, prior, s) for s in self.settings.ridge}
+        strength = min(found, key=lambda s: self._error(found[s]))
+        weights = self._follow(train[0], found[strength], prior, strength, _TRAIN)
+        error, prior_error = self._error(weights), self._error(prior)
+        rows = sum(len(t) for t in self._targets.values())
+        if prior_error <= error:
+            return Fitted(self._with(prior), prior_error, prior_error, None, rows)
+        gram, cross = (a + b for a, b in zip(train, self._moments(_HELD), strict=True))
+        weights = self._ridge(gram, cross, prior, strength)
+        weights = self._follow(gram, weights, prior, strength, _ALL)
+        return Fitted(self._with(weights), error, prior_error, strength, rows)
+
+    def _with(self, weights: Tensor) -> Operator:
+        return with_weights(self.operator, weights.to(self.operator.weight.device))
+
+    def _ridge(self, gram: Tensor, cross: Tensor, prior: Tensor, strength: float) -> Tensor:
+        return ridge(gram, cross, prior, strength, biased=self.biased)
+
+    def _follow(
+        self, gram: Tensor, weights: Tensor, prior: Tensor, strength: float, part: str
+    ) -> Tensor:
+        """Solve again, for the nearest points that the end activation clamps alike."""
         for _ in range(0 if self.clamp.is_identity else self.settings.rounds):
-            weights = ridge(gram, self._cross(weights, part), prior, strength)
+            weights = self._ridge(gram, self._cross(weights, part), prior, strength)
         return weights
 
-    def _gram(self, part: str) -> Tensor:
-        unknowns = next(iter(self._inputs.values())).shape[2]
-        total = torch.zeros(
-            self.operator.groups, unknowns, unknowns, dtype=torch.float64, device=self._device
-        )
-        for x, _, _ in self._rows(part):
-            total.baddbmm_(x.mT, x)
-        return total
-
-    def _cross(self, weights: Tensor | None, part: str) -> Tensor:
-        total = None
+    def _moments(self, part: str) -> tuple[Tensor, Tensor]:
+        """X'X (g, D, D) and X'T (g, D, O / g) of the rows."""
+        unknowns, device = next(iter(self._inputs.values())).shape[2], self._device
+        groups, outputs = self.operator.groups, self.operator.out_channels
+        gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64, device=device)
+        cross = gram.new_zeros(groups, unknowns, outputs // groups)
         for x, target, beside in self._rows(part):
-            if weights is not None:
-                target = self.clamp.nearest(target, x @ weights + beside)
-            cross = x.mT @ (target - beside)
-            total = cross if total is None else total + cross
-        assert total is not None
+            gram.baddbmm_(x.mT, x)
+            cross.baddbmm_(x.mT, target - beside)
+        return gram, cross
+
+    def _cross(self, weights: Tensor, part: str) -> Tensor:
+        """X'T, where a target that the end activation clamps gives way to what `weights` make."""
+        total = torch.zeros_like(weights)
+        for x, target, beside in self._rows(part):
+            target = self.clamp.nearest(target, x @ weights + beside)
+            total.baddbmm_(x.mT, target - beside)
         return total
 
     def _error(self, weights: Tensor) -> float:

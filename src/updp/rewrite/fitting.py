@@ -1,4 +1,4 @@
-"""A plan's candidates and the branches it keeps, fitted one after another; no gradient.
+"""A plan's candidates and what it keeps, fitted one after another; no gradient.
 
 Targets are what the baseline gives on the baseline's own activations; inputs come from the prefix
 that was fitted before (DESIGN, *Fit*). So each fit puts right what the ones before it left over.
@@ -6,19 +6,20 @@ that was fitted before (DESIGN, *Fit*). So each fit puts right what the ones bef
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from updp import recipe as recipes
-from updp.candidates import Fitting, repairing
+from updp.candidates import Fitting, repairing, repairs
 from updp.rewrite.supernet import Supernet
 from updp.rewrite.switch import KEEP, Switch
+from updp.rewrite.walk import Seen, Walk, tapped
 
-Seen = Callable[..., None]  # what a site is called with: its input and extras
 _Fittings = list[Fitting]
 
 
@@ -28,40 +29,98 @@ def fit(
     choices: Mapping[str, str],
     batches: Sequence[Tensor],
     settings: recipes.Fit,
-    tick: Callable[[str], None] = lambda site: None,
+    tick: Callable[[str], None] = lambda place: None,
     begin: Callable[[int], None] = lambda steps: None,
 ) -> list[dict[str, Any]]:
     """Fit `choices` to `batches` of images (N, C, H, W); figures of each fit, in order.
 
-    The forms are collapsed, and the kept branches after the first pruned one repaired in the
-    model's own weights. The net is left under `choices`, in evaluation. `begin` is told how many
-    times `tick` will be called: once when the targets are there, then after each site.
+    The forms are collapsed. Behind the first pruned site what is kept is repaired in the model's
+    own weights: sites, and linear operators that no site has. The net is left under `choices`, in
+    evaluation. `begin` is told how many times `tick` will be called: once when the targets are
+    there, then after each fit.
     """
     net.eval()
     net.set_progress(1.0)
     net.choose({})
-    order = _order(net, batches[0])
-    pruned = [name for name in order if choices.get(name, KEEP) != KEEP]
-    first = order.index(pruned[0]) if pruned else len(order)
-    fittings: dict[str, Fitting] = {}
-    for name in order[first:]:
-        if (fitting := _fitting(net, name, choices, settings, len(batches))) is not None:
-            fittings[name] = fitting
-    begin(1 + len(fittings))
+    places = _places(net, choices, batches, settings)
+    begin(1 + sum(len(place.fittings) for place in places))
     for number, images in enumerate(batches):
-        with _tapped(net, {n: _target(f, number) for n, f in fittings.items()}):
+        with tapped({p.module: _targets(p.fittings, number) for p in places}):
             net(images)
     tick("targets")
     net.choose(choices)
-    figures = []
-    for name, fitting in fittings.items():
-        for number, images in enumerate(batches):
-            _run_to(net, name, images, _input(fitting, number))
-        found = fitting.finish()
-        label = choices.get(name, KEEP)
-        figures.append({"site": name, "candidate": label, **found.figures()})
-        tick(name)
+    walk, figures = Walk(net, batches, settings.rows_mb), []
+    for place in places:
+        for fitting in place.fittings:
+            for number, given in enumerate(walk.to(place.module)):
+                fitting.add_input(number, *given)
+            found = fitting.finish()
+            row = {"site": place.name, "candidate": choices.get(place.name, KEEP)}
+            figures.append(row | {"operator": fitting.operator} | found.figures())
+            tick(place.name)
     return figures
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A site's switch, or an operator that no site has, with its regressions."""
+
+    name: str
+    module: nn.Module
+    fittings: _Fittings
+
+
+def _places(
+    net: Supernet, choices: Mapping[str, str], batches: Sequence[Tensor], settings: recipes.Fit
+) -> list[_Place]:
+    """What is to be fitted, from the first pruned site on, in the order in which it runs."""
+    found: list[_Place] = []
+    for name, module, x in _order(net, batches[0]):
+        pruned = choices.get(name, KEEP) != KEEP
+        if not (pruned or (found and settings.repair)):
+            continue
+        fittings: list[Fitting | None]
+        if not isinstance(module, Switch):
+            fittings = [repairing(name, module, x, settings, len(batches))]
+        elif pruned:
+            fittings = [module.form(choices[name]).fitting(settings, len(batches))]
+        else:
+            fittings = [*repairs(net.sites[name], *net.block_of(name), settings, len(batches))]
+        found.append(_Place(name, module, [f for f in fittings if f is not None]))
+    return found
+
+
+def _order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+    """Sites, and linear operators outside of them that run once, with what they read.
+
+    In the order in which they run; what does not run is left out.
+    """
+    inside = {id(m) for switch in net.switches.values() for m in switch.modules()}
+    owners = Counter(id(p) for m in net.model.modules() for p in m.parameters(recurse=False))
+    names: dict[nn.Module, str] = {switch: name for name, switch in net.switches.items()}
+    for name, module in net.model.named_modules():
+        linear = isinstance(module, (nn.Conv2d, nn.Linear)) and id(module) not in inside
+        if linear and all(owners[id(p)] == 1 for p in module.parameters()):
+            names[module] = name
+    order: dict[nn.Module, Tensor] = {}
+    calls: Counter[nn.Module] = Counter()
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        calls[module] += 1
+        if args:
+            order.setdefault(module, args[0].clone())
+
+    handles = [module.register_forward_pre_hook(hook) for module in names]
+    try:
+        net(images[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        (names[module], module, x)
+        for module, x in order.items()
+        if isinstance(module, Switch) or calls[module] == 1
+    ]
 
 
 @torch.no_grad()
@@ -81,7 +140,7 @@ def fit_each(
     net.choose({})
     for group in _groups(net, settings, len(batches)):
         for number, images in enumerate(batches):
-            with _tapped(net, {n: _both(found, number) for n, found in group.items()}):
+            with tapped({net.switches[n]: _both(found, number) for n, found in group.items()}):
                 net(images)
             for name in group:
                 tick(name)
@@ -116,67 +175,9 @@ def _both(fittings: _Fittings, number: int) -> Seen:
     return seen
 
 
-def _fitting(
-    net: Supernet, name: str, choices: Mapping[str, str], settings: recipes.Fit, batches: int
-) -> Fitting | None:
-    label = choices.get(name, KEEP)
-    if label != KEEP:
-        return net.switches[name].form(label).fitting(settings, batches)
-    if not settings.repair:
-        return None
-    return repairing(net.sites[name], *net.block_of(name), settings, batches)
+def _targets(fittings: _Fittings, number: int) -> Seen:
+    def seen(x: Tensor, *extras: Any) -> None:
+        for fitting in fittings:
+            fitting.add_target(number, x, *extras)
 
-
-def _target(fitting: Fitting, number: int) -> Seen:
-    return lambda x, *extras: fitting.add_target(number, x, *extras)
-
-
-def _input(fitting: Fitting, number: int) -> Seen:
-    return lambda x, *extras: fitting.add_input(number, x, *extras)
-
-
-def _order(net: Supernet, images: Tensor) -> list[str]:
-    """Sites in the order in which they run; those that do not run are left out."""
-    order: list[str] = []
-    with _tapped(net, {n: lambda *_, n=n: order.append(n) for n in net.switches}):
-        net(images[:2])
-    return list(dict.fromkeys(order))
-
-
-@contextmanager
-def _tapped(net: Supernet, seen: Mapping[str, Seen]) -> Iterator[None]:
-    """Call `seen` of a site with a copy of its arguments, the first time that it runs."""
-    handles, done = [], set()
-
-    def tap(name: str) -> Callable[[Switch, tuple[Any, ...]], None]:
-        def hook(module: Switch, args: tuple[Any, ...]) -> None:
-            if name not in done:
-                done.add(name)
-                seen[name](args[0].clone(), *args[1:])
-
-        return hook
-
-    for name in seen:
-        handles.append(net.switches[name].register_forward_pre_hook(tap(name)))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Reached(Exception):
-    """Ends a forward at the site that was asked for."""
-
-
-def _run_to(net: Supernet, name: str, images: Tensor, seen: Seen) -> None:
-    def stop(x: Tensor, *extras: Any) -> None:
-        seen(x, *extras)
-        raise _Reached
-
-    with _tapped(net, {name: stop}):
-        try:
-            net(images)
-        except _Reached:
-            return
-    raise AssertionError(f"{name} was not reached")
+    return seen
