@@ -16,7 +16,6 @@ from updp.candidates import Candidate, Drop
 from updp.engine.files import read_json, write_json
 from updp.errors import UserError
 from updp.pipeline import Run
-from updp.recipe import Recipe
 from updp.search import Limits, Scorer, limits_of
 from updp.search.program import Program
 
@@ -77,7 +76,7 @@ def searching(
     What candidates save is predicted from their own latencies, so plans may turn out slower or
     faster than their budget. It is then changed by as much, and searched again, a few times.
     """
-    about = "the default recipe, its learning rate untuned: plans searched within the latency"
+    about = "the default recipe: plans searched within the latency"
     none = Plans("updp", about, subject, UPDP, [], {}, ordered=False)
     kept, budget = (0.0, none), point
     for _ in range(_AGAIN):
@@ -89,8 +88,6 @@ def searching(
                 raise
             break
         found = Plans("updp", about, subject, UPDP, best(run), sites_of(run), ordered=False)
-        if recipe.subnet.optimizer == Recipe().subnet.optimizer:
-            found.rates = (Recipe().subnet.lr,)  # the default's, untuned
         number = stopwatch.largest(found, point)
         share = stopwatch.share(found, number or 0, point)
         if number is not None:

@@ -31,7 +31,6 @@ class Rival(ABC):
     def __init__(self, name: str, about: str, subject: Subject, settings: Sequence[str]) -> None:
         self.name, self.about, self.subject = name, about, subject
         self.settings = tuple(settings)
-        self.rates = subject.network.rates  # learning rates that it may choose from
 
     @property
     @abstractmethod

@@ -9,8 +9,7 @@
 For each share of the baseline's latency every method prunes to its largest model that is not
 slower (bisection, each model measured interleaved with the baseline). All are trained the same
 way: the same images, epochs, optimiser, learning rates to choose from (on held-out training
-images, seed 0; updp takes its recipe's, where it keeps to its optimiser) and distillation from the
-baseline. Then all of a network's models are timed interleaved in one process, and tested on all
+images, seed 0) and distillation from the baseline. Then all of a network's models are timed interleaved in one process, and tested on all
 test images. --runtime says what runs them; `onnxruntime` and `compile` fold BatchNorms for every
 method.
 
@@ -24,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -79,7 +78,7 @@ class Versus:
                 trial = rival.trial(
                     number, self.folder / f"{point:g}" / slug(rival.name), self.clock
                 )
-                row = {"method": rival.name, "point": point, **self.figures(trial, rival.rates)}
+                row = {"method": rival.name, "point": point, **self.figures(trial)}
                 row |= {"model": rival.describe(number)}
                 rows.append(row)
                 trials[f"{rival.name} {point:g}"] = (trial, row)
@@ -125,9 +124,9 @@ class Versus:
         rows = trial.rows(subject.network.rates, self.options.seeds)
         return mean(row["top1"] for row in rows)
 
-    def figures(self, trial: Trial, rates: Sequence[float]) -> dict[str, Any]:
-        """What came of the training, at the best of these learning rates."""
-        rows = trial.rows(rates, self.options.seeds)
+    def figures(self, trial: Trial) -> dict[str, Any]:
+        """What came of the training, at the best of the learning rates."""
+        rows = trial.rows(self.subject.network.rates, self.options.seeds)
         model = trial.trained(0, rows[0]["lr"])
         x = self.stopwatch.x[:1]
         return {

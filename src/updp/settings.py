@@ -125,7 +125,9 @@ class Training(Part):
     )
     decay_every: float = Field(0.3, gt=0, description="share of the steps between two of `step`")
     norms: Literal["train", "frozen"] = Field(
-        "train", description="BatchNorms take each batch's statistics, or keep those they have"
+        "train",
+        description="BatchNorms take each batch's statistics; or the network trains as it is "
+        "deployed: they keep those they have, and there is no dropout and no stochastic depth"
     )
     clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
     ema: float = Field(
@@ -243,7 +245,9 @@ class Subnet(Training):
     epochs: float = Field(8, ge=0, description="passes over the training images; may be a part")
     lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
     norms: Literal["train", "frozen"] = Field(
-        "frozen", description="BatchNorms take each batch's statistics, or keep those they have"
+        "frozen",
+        description="BatchNorms take each batch's statistics; or the network trains as it is "
+        "deployed: they keep those they have, and there is no dropout and no stochastic depth"
     )
     gate: Literal["blend", "anneal"] = Field(
         "blend",

@@ -234,3 +234,26 @@ def test_a_gradient_that_is_no_number_ends_it(tiny_model: str, tmp_path: Path) -
     tensors, notes = read_tensors(folder / "checkpoint.safetensors")
     assert notes["step"] == 2
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("norms", ["train", "frozen"])
+def test_frozen_norms_mean_that_the_network_trains_as_it_is_deployed(
+    norms: str, tiny_model: str, tmp_path: Path
+) -> None:
+    recipe = settings(norms=norms)
+    net, feed = tiny.make_net(tiny_model, recipe), tiny.make_feed(recipe)
+    statistics = {n: t.clone() for n, t in net.weights().items() if "running_" in n}
+    noise: list[bool] = []
+
+    def step(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+        with torch.no_grad():
+            noise.append(not torch.equal(net(images), net(images)))  # dropout
+        F.cross_entropy(net(images), labels).backward()
+        return {}
+
+    train(net, step, feed, recipe.supernet, seed=3, folder=tmp_path, progress=Silent())
+    assert set(noise) == {norms == "train"}
+    changed = [
+        not torch.equal(t, statistics[n]) for n, t in net.weights().items() if n in statistics
+    ]
+    assert any(changed) == (norms == "train")

@@ -23,7 +23,6 @@ from updp.engine.files import Figures, read_tensors, write_tensors
 from updp.engine.mixing import mixed
 from updp.engine.optimise import make_optimizer, make_schedule
 from updp.engine.progress import Progress
-from updp.engine.statistics import norms
 from updp.engine.tensorboard import Curves
 from updp.errors import UserError
 from updp.rewrite import Supernet
@@ -88,10 +87,7 @@ def train(
                 _save(path, net, optimizer, average, step + 1)
                 saved = time.monotonic()
 
-    net.train()
-    if recipe.norms == "frozen":
-        for norm in norms(net):
-            norm.eval()
+    net.train(recipe.norms == "train")
     try:
         with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
             run()  # the caller's random state stays as it was
