@@ -9,9 +9,9 @@
 For each share of the baseline's latency every method prunes to its largest model that is not
 slower (bisection, each model measured interleaved with the baseline). All are trained the same
 way: the same images, epochs, optimiser, learning rates to choose from (on held-out training
-images, seed 0) and distillation from the baseline. Then all of a network's models are timed interleaved in one process, and tested on all
-test images. --runtime says what runs them; `onnxruntime` and `compile` fold BatchNorms for every
-method.
+images, seed 0) and distillation from the baseline. Then all of a network's models are timed
+interleaved in one process, and tested on all test images. --runtime says what runs them;
+`onnxruntime` and `compile` fold BatchNorms for every method.
 
 --minutes stops in time, also within a training; the same command then goes on. --time times the
 final models anew. Needs torch-pruning: pip install 'updp[benchmarks]'. Baselines that are not

@@ -84,7 +84,9 @@ class Fit(Part):
         True, description="what is kept behind a pruned block is fitted to the baseline again"
     )
     rows: int = Field(100, ge=1, description="pixels looked at per unknown")
-    rows_mb: int = Field(1024, ge=16, description="memory for them, at most")
+    rows_mb: int = Field(
+        1024, ge=16, description="memory for what one fit looks at, and for the targets of all"
+    )
 
 
 class Measure(Part):
@@ -127,7 +129,7 @@ class Training(Part):
     norms: Literal["train", "frozen"] = Field(
         "train",
         description="BatchNorms take each batch's statistics; or the network trains as it is "
-        "deployed: they keep those they have, and there is no dropout and no stochastic depth"
+        "deployed: they keep those they have, and there is no dropout and no stochastic depth",
     )
     clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
     ema: float = Field(
@@ -247,7 +249,7 @@ class Subnet(Training):
     norms: Literal["train", "frozen"] = Field(
         "frozen",
         description="BatchNorms take each batch's statistics; or the network trains as it is "
-        "deployed: they keep those they have, and there is no dropout and no stochastic depth"
+        "deployed: they keep those they have, and there is no dropout and no stochastic depth",
     )
     gate: Literal["blend", "anneal"] = Field(
         "blend",

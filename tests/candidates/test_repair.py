@@ -184,3 +184,16 @@ def test_operators_outside_of_sites_are_repaired_in_their_turn() -> None:
         ("second", "conv2"),
         ("head", "head"),
     ]
+
+
+def test_the_targets_of_all_fits_share_the_memory() -> None:
+    model, x = network(0.0, 0.0, 0.0)
+    rows = []
+    for megabytes in (1024, 0.1):
+        net = supernet(copy.deepcopy(model), x)
+        name, switch = next(iter(net.switches.items()))
+        settings = FIT.model_copy(update={"rows_mb": megabytes})
+        figures = fit(net, {name: switch.labels[0]}, [x[:15], x[15:]], settings)
+        rows.append(sum(row["rows"] for row in figures))
+    assert rows[0] == 5 * 30 * 9 * 7
+    assert 0.9 * 0.1 * 2**20 < rows[1] * 4 * 8 <= 0.1 * 2**20  # channels, bytes

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -48,6 +48,7 @@ def test_an_operator_that_explains_everything_is_found(
         y = truth(x)
         beside = torch.randn_like(y) if is_added else None
         batches.append((x, y if beside is None else y + beside, beside))
+    assume(clamp(batches[-1][1]).std() > 1e-3)  # else nothing explains as much
     fitted = solve(zeros(truth), batches, clamp, ridge=(1e-9, 1e-2), rounds=0)
     assert fitted.error < 1e-9
     seen = torch.cat([x for x, _, _ in batches])

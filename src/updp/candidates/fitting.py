@@ -36,8 +36,9 @@ class Fitting:
         self.problem.input(batch, *self.inputs(x, *extras))
 
     def finish(self) -> Fitted:
-        """Solve, and put the operator in place."""
+        """Solve, and put the operator in place; the rows are no longer needed."""
         fitted = self.problem.solve()
+        self.problem.clear()
         self.take(fitted)
         return fitted
 

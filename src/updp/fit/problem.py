@@ -68,6 +68,20 @@ class Problem:
         self._inputs: dict[int, Tensor] = {}
         self._beside: dict[int, Tensor] = {}
 
+    @property
+    def gathered(self) -> int:
+        """Bytes of the targets that are there."""
+        return sum(t.nbytes for t in self._targets.values())
+
+    def thin(self, share: float) -> None:
+        """Look at this share of the rows; what is there already is to be given again."""
+        most = max(len(t) for t in self._targets.values())
+        self.quota = max(1, int(share * min(self.quota, most)))
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._samples, self._targets, self._inputs, self._beside = {}, {}, {}, {}
+
     def target(self, batch: int, maps: Tensor) -> None:
         """What the block gives before its end activation, (N, O, H, W), of one batch."""
         images, _, height, width = maps.shape

@@ -44,9 +44,7 @@ def fit(
     net.choose({})
     places = _places(net, choices, batches, settings)
     begin(1 + sum(len(place.fittings) for place in places))
-    for number, images in enumerate(batches):
-        with tapped({p.module: _targets(p.fittings, number) for p in places}):
-            net(images)
+    _gather_targets(net, places, batches, settings.rows_mb * 2**20)
     tick("targets")
     net.choose(choices)
     walk, figures = Walk(net, batches, settings.rows_mb), []
@@ -173,6 +171,25 @@ def _both(fittings: _Fittings, number: int) -> Seen:
             fitting.add_input(number, x, *extras)
 
     return seen
+
+
+def _gather_targets(
+    net: Supernet, places: list[_Place], batches: Sequence[Tensor], room: float
+) -> None:
+    """What the baseline gives at all places, so many pixels that it takes no more than `room`."""
+    problems = [fitting.problem for place in places for fitting in place.fittings]
+
+    def gather(number: int) -> None:
+        with tapped({p.module: _targets(p.fittings, number) for p in places}):
+            net(batches[number])
+
+    for number in range(len(batches)):
+        gather(number)
+        needed = len(batches) * sum(problem.gathered for problem in problems)
+        if number == 0 and needed > room:
+            for problem in problems:
+                problem.thin(room / needed)
+            gather(0)
 
 
 def _targets(fittings: _Fittings, number: int) -> Seen:
