@@ -75,7 +75,7 @@ class Fit(Part):
 
     images: int = Field(1000, ge=2, description="calibration images at most; unlabelled")
     ridge: tuple[float, ...] = Field(
-        (1e-6, 1e-4, 1e-2),
+        (1e-6, 1e-4, 1e-2, 1e-1),
         min_length=1,
         description="strengths tried on held-out images, as shares of the inputs' mean square",
     )
