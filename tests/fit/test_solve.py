@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updp.fit import ridge
+from updp.fit import Ridge
 
 
 @given(
@@ -26,7 +26,7 @@ def test_ridge_is_least_squares_with_a_row_for_each_penalty(
     target = rng.normal(size=(groups, 40, outputs))
     prior = rng.normal(size=(groups, inputs + 1, outputs))
     gram, cross = (torch.from_numpy(np.swapaxes(x, 1, 2) @ y) for y in (x, target))
-    found = ridge(gram, cross, torch.from_numpy(prior), strength, biased=biased)
+    found = Ridge(gram, torch.from_numpy(prior), strength, biased=biased).solve(cross)
     for g in range(groups):
         penalty = np.sqrt(strength * np.mean((x[g, :, :-1] ** 2).sum(0)))
         if not biased:  # no unknown, but a part of the target
@@ -44,5 +44,5 @@ def test_what_was_never_seen_stays_the_prior() -> None:
     x = torch.zeros(1, 9, 3, dtype=torch.float64)
     x[..., 0], x[..., -1] = torch.arange(9.0), 1
     prior = torch.tensor([[[1.0], [5.0], [2.0]]], dtype=torch.float64)
-    found = ridge(x.mT @ x, x.mT @ (3 * x[..., :1] + 1), prior, 1e-9)
+    found = Ridge(x.mT @ x, prior, 1e-9).solve(x.mT @ (3 * x[..., :1] + 1))
     torch.testing.assert_close(found.flatten(), torch.tensor([3.0, 5.0, 1.0]).double())

@@ -3,6 +3,6 @@
 from updp.fit.clamp import Clamp, clamp_of
 from updp.fit.problem import Fitted, Problem
 from updp.fit.rows import Sample
-from updp.fit.solve import ridge
+from updp.fit.solve import Ridge
 
-__all__ = ["Clamp", "Fitted", "Problem", "Sample", "clamp_of", "ridge"]
+__all__ = ["Clamp", "Fitted", "Problem", "Ridge", "Sample", "clamp_of"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from updp.algebra import Operator
 from updp.fit.clamp import Clamp
 from updp.fit.rows import Sample, weights_of, with_weights
-from updp.fit.solve import ridge
+from updp.fit.solve import Ridge
 from updp.recipe import Fit
 
 _CHUNK = 4096  # rows in float64 at once
@@ -104,31 +104,32 @@ class Problem:
         of the time.
         """
         prior = weights_of(self.operator).to(self._device)
-        train = self._moments(_TRAIN)
-        found = {s: self._ridge(*train, prior, s) for s in self.settings.ridge}
-        strength = min(found, key=lambda s: self._error(found[s]))
-        weights = self._follow(train[0], found[strength], prior, strength, _TRAIN)
+        gram, cross = self._moments(_TRAIN)
+        errors = {
+            s: self._error(self._ridge(gram, prior, s).solve(cross)) for s in self.settings.ridge
+        }
+        strength = min(errors, key=errors.__getitem__)
+        weights = self._follow(self._ridge(gram, prior, strength), cross, _TRAIN)
         error, prior_error = self._error(weights), self._error(prior)
         rows = sum(len(t) for t in self._targets.values())
         if prior_error <= error:
             return Fitted(self._with(prior), prior_error, prior_error, None, rows)
-        gram, cross = (a + b for a, b in zip(train, self._moments(_HELD), strict=True))
-        weights = self._ridge(gram, cross, prior, strength)
-        weights = self._follow(gram, weights, prior, strength, _ALL)
+        more, further = self._moments(_HELD)
+        ridge = self._ridge(gram + more, prior, strength)
+        weights = self._follow(ridge, cross + further, _ALL)
         return Fitted(self._with(weights), error, prior_error, strength, rows)
 
     def _with(self, weights: Tensor) -> Operator:
         return with_weights(self.operator, weights.to(self.operator.weight.device))
 
-    def _ridge(self, gram: Tensor, cross: Tensor, prior: Tensor, strength: float) -> Tensor:
-        return ridge(gram, cross, prior, strength, biased=self.biased)
+    def _ridge(self, gram: Tensor, prior: Tensor, strength: float) -> Ridge:
+        return Ridge(gram, prior, strength, biased=self.biased)
 
-    def _follow(
-        self, gram: Tensor, weights: Tensor, prior: Tensor, strength: float, part: str
-    ) -> Tensor:
-        """Solve again, for the nearest points that the end activation clamps alike."""
+    def _follow(self, ridge: Ridge, cross: Tensor, part: str) -> Tensor:
+        """Solve, then again for the nearest points that the end activation clamps alike."""
+        weights = ridge.solve(cross)
         for _ in range(0 if self.clamp.is_identity else self.settings.rounds):
-            weights = self._ridge(gram, self._cross(weights, part), prior, strength)
+            weights = ridge.solve(self._cross(weights, part))
         return weights
 
     def _moments(self, part: str) -> tuple[Tensor, Tensor]:

@@ -6,24 +6,30 @@ import torch
 from torch import Tensor
 
 
-def ridge(
-    gram: Tensor, cross: Tensor, prior: Tensor, strength: float, *, biased: bool = True
-) -> Tensor:
-    """The weights W that minimise |X W - T|^2 + s |W - prior|^2.
+class Ridge:
+    """The weights W that minimise |X W - T|^2 + s |W - prior|^2, for any targets T.
 
-    The last row (the bias) is free, or stays the prior's where there is no bias to set.
-
-    `gram` = X'X (g, D, D), `cross` = X'T and `prior` (g, D, O), float64; s is `strength` times the
-    mean of gram's diagonal, so that it does not depend on the scale of X or on the number of
-    rows. Hoerl & Kennard, *Ridge Regression*, 1970, with the prior's residual as what is fitted.
+    `gram` = X'X (g, D, D) and `prior` (g, D, O) are float64; s is `strength` times the mean of
+    gram's diagonal, so that it does not depend on the scale of X or on the number of rows. The
+    last row (the bias) is free, or stays the prior's where there is none to set (not `biased`).
+    Hoerl & Kennard, *Ridge Regression*, 1970, with the prior's residual as what is fitted.
     """
-    weight = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True) * strength  # (g, 1)
-    penalty = weight.expand(-1, gram.shape[1]).clone()
-    penalty[:, -1] = 0
-    # Nothing to see in a column (a dead channel): keep the prior there.
-    largest = gram.diagonal(dim1=1, dim2=2).amax(1, keepdim=True).clamp_min(1e-12)
-    penalty += largest * 1e-12
-    if not biased:
-        penalty[:, -1:] += largest * 1e12
-    factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
-    return torch.cholesky_solve(cross + penalty[:, :, None] * prior, factor)
+
+    def __init__(
+        self, gram: Tensor, prior: Tensor, strength: float, *, biased: bool = True
+    ) -> None:
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        weight = diagonal[:, :-1].mean(1, keepdim=True) * strength  # (g, 1)
+        penalty = weight.expand(-1, gram.shape[1]).clone()
+        penalty[:, -1] = 0
+        # Nothing to see in a column (a dead channel): keep the prior there.
+        largest = diagonal.amax(1, keepdim=True).clamp_min(1e-12)
+        penalty += largest * 1e-12
+        if not biased:
+            penalty[:, -1:] += largest * 1e12
+        self._factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
+        self._pull = penalty[:, :, None] * prior
+
+    def solve(self, cross: Tensor) -> Tensor:
+        """W (g, D, O) for `cross` = X'T (g, D, O)."""
+        return torch.cholesky_solve(cross + self._pull, self._factor)
