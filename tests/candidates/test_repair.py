@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from tests.candidates.test_fitting import FIT, Block, network, supernet
 from tests.families import error
 from updp.blocks import find
-from updp.candidates import Fitting, repairing, repairs
+from updp.candidates import Fitting, operator_repair, site_repairs
 from updp.rewrite import KEEP, fit
 
 
-def site_repairs(model: nn.Module, x: Tensor) -> list[Fitting]:
+def repairs_of(model: nn.Module, x: Tensor) -> list[Fitting]:
     findings = find(model, x[:2])
     (site,) = findings.sites
-    return repairs(site, model.get_submodule(site.block), findings.graphs[site.block], FIT, 1)
+    return site_repairs(site, model.get_submodule(site.block), findings.graphs[site.block], FIT, 1)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -52,7 +52,7 @@ def test_repair_of_an_unchanged_prefix_changes_nothing() -> None:
     model, x = network(0.0)
     before = copy.deepcopy(model.state_dict())
     wanted = model(x)
-    for fitting in site_repairs(model, x):
+    for fitting in repairs_of(model, x):
         fitting.add_target(0, x)
         fitting.add_input(0, x)
         fitting.finish()
@@ -65,7 +65,7 @@ def test_each_operator_of_a_branch_gives_again_what_it_gave() -> None:
     """All channels mixed: the first operator unmixes them, and so the branch is what it was."""
     model, x = network(0.0)
     block = model[0]
-    first, second = site_repairs(model, x)
+    first, second = repairs_of(model, x)
     for fitting in (first, second):
         fitting.add_target(0, x)
     wanted, branch = block.conv1(x), block(x)
@@ -99,7 +99,7 @@ def test_what_is_in_the_skip_is_repaired_first() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Strided()).double().eval()
     x = torch.randn(30, 4, 9, 7).double()
-    found = site_repairs(model, x)
+    found = repairs_of(model, x)
     assert [fitting.operator for fitting in found] == ["down.0", "conv1", "conv2"]
     wanted = model[0].down(x)
     mixed = torch.einsum("oi,nihw->nohw", torch.randn(4, 4).double(), x)
@@ -131,7 +131,7 @@ def test_an_operator_outside_of_sites_gives_again_what_it_gave(
         [6 if i == axis % x.ndim else 1 for i in range(x.ndim)]
     )
     wanted, bias = layer(x), copy.deepcopy(layer.bias)
-    fitting = repairing("layer", layer, x[:2], FIT, 1)
+    fitting = operator_repair("layer", layer, x[:2], FIT, 1)
     assert fitting is not None
     fitting.add_target(0, x)
     fitting.add_input(0, changed)
@@ -143,8 +143,8 @@ def test_an_operator_outside_of_sites_gives_again_what_it_gave(
 def test_what_is_too_wide_for_memory_is_left() -> None:
     settings = FIT.model_copy(update={"rows_mb": 16})
     x = torch.randn(2, 800)
-    assert repairing("fc", nn.Linear(800, 2), x, settings, 1) is None
-    assert repairing("fc", nn.Linear(600, 2), x[:, :600], settings, 1) is not None
+    assert operator_repair("fc", nn.Linear(800, 2), x, settings, 1) is None
+    assert operator_repair("fc", nn.Linear(600, 2), x[:, :600], settings, 1) is not None
 
 
 class Around(nn.Module):

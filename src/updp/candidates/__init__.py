@@ -10,7 +10,7 @@ from updp.candidates.inherit import Inherit, baseline_macs, propose
 from updp.candidates.kinds import KINDS, from_json, proposals, register_candidate
 from updp.candidates.merged import Merged
 from updp.candidates.offer import Offer, planned, selected
-from updp.candidates.repair import repairing, repairs
+from updp.candidates.repair import operator_repair, site_repairs
 
 __all__ = [
     "KINDS",
@@ -27,11 +27,11 @@ __all__ = [
     "baseline_macs",
     "choose",
     "from_json",
+    "operator_repair",
     "planned",
     "proposals",
     "propose",
     "register_candidate",
-    "repairing",
-    "repairs",
     "selected",
+    "site_repairs",
 ]

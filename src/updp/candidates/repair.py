@@ -28,7 +28,7 @@ from updp.fit import Fitted, Problem, clamp_of
 _OFF = 1e-6  # the scale of a channel that is switched off: it says nothing
 
 
-def repairs(
+def site_repairs(
     site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Fit, batches: int
 ) -> list[Fitting]:
     """The regressions for a kept site, in the order in which they are to be made.
@@ -42,16 +42,16 @@ def repairs(
     if region.add is not None:
         skip = extract(block, graph, region.entry, region.skip[-1]) if region.skip else torch.clone
     if site.skip is not None:
-        found += [_Place(site.skip, i).fitting(settings, batches) for i in _places(site.skip)]
+        found += [_Kept(site.skip, i).fitting(settings, batches) for i in _places(site.skip)]
     for i in _places(site.branch):
-        place = _Place(site.branch, i)
+        place = _Kept(site.branch, i)
         if place.is_last:  # before the end activation, with the skip
-            place = _Place(site.branch, i, skip, site.post)
+            place = _Kept(site.branch, i, skip, site.post)
         found.append(place.fitting(settings, batches))
     return found
 
 
-def repairing(
+def operator_repair(
     name: str, module: nn.Module, x: Tensor, settings: recipes.Fit, batches: int
 ) -> Fitting | None:
     """The regression for a convolution or a linear layer that no site has, and which reads `x`.
@@ -66,7 +66,7 @@ def repairing(
     if step.derived or step.groups * unknowns**2 * 8 > settings.rows_mb * 2**20 / 4:
         return None
     layout = "first" if isinstance(module, nn.Conv2d) else "last"
-    return _Place(Chain((step,), layout, layout, layout), 0).fitting(settings, batches)
+    return _Kept(Chain((step,), layout, layout, layout), 0).fitting(settings, batches)
 
 
 def _places(chain: Chain) -> Iterator[int]:
@@ -86,8 +86,8 @@ def _after(chain: Chain, place: int) -> tuple[Step, ...]:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """An operator in a chain. `skip` is added to what comes out; `post` ends the block."""
+class _Kept:
+    """A kept operator in a chain. `skip` is added to what comes out; `post` ends the block."""
 
     chain: Chain
     place: int

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from updp import recipe as recipes
-from updp.candidates import Fitting, repairing, repairs
+from updp.candidates import Fitting, operator_repair, site_repairs
 from updp.rewrite.supernet import Supernet
 from updp.rewrite.switch import KEEP, Switch
 from updp.rewrite.walk import Seen, Walk, tapped
@@ -79,11 +79,11 @@ def _places(
             continue
         fittings: list[Fitting | None]
         if not isinstance(module, Switch):
-            fittings = [repairing(name, module, x, settings, len(batches))]
+            fittings = [operator_repair(name, module, x, settings, len(batches))]
         elif pruned:
             fittings = [module.form(choices[name]).fitting(settings, len(batches))]
         else:
-            fittings = [*repairs(net.sites[name], *net.block_of(name), settings, len(batches))]
+            fittings = [*site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))]
         found.append(_Place(name, module, [f for f in fittings if f is not None]))
     return found
 
