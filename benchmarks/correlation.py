@@ -88,12 +88,12 @@ def measure(run: Run, job: Any, recipe: Recipe, plan: dict[str, str], folder: Pa
     """Both scores of a plan, and its test accuracy once it is trained."""
     scores = {}
     for name in ("supernet", "fitted"):
-        net = run._new_net()
+        net = run.new_net()
         if name == "supernet":
             file = run.directory.stage("supernet") / "weights.safetensors"
             net.load_weights(read_tensors(file)[0])
         scores[name] = Scorer(net, run.baseline, run.feed, recipe)(plan).score
-    net = run._new_net()
+    net = run.new_net()
     teacher = copy.deepcopy(run.baseline)
     subnet.train(net, plan, teacher, run.feed, recipe, folder, Silent())
     return {"blocks": len(plan), **scores, "top1": top1(net, list(run.feed.test())), "plan": plan}

@@ -9,15 +9,13 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from updp import merge as merge_stage
 from updp import outcome as outcomes
 from updp import subnet as subnet_stage
 from updp import supernet as supernet_stage
-from updp.blocks import Findings, find
-from updp.candidates import Candidate, planned, selected
+from updp.blocks import Findings
 from updp.choosing import Choosing
 from updp.curves import draw_result
 from updp.engine.files import read_json, read_tensors, write_json, write_tensors, write_text
@@ -28,6 +26,7 @@ from updp.errors import UserError
 from updp.job import Job
 from updp.merged import load
 from updp.models import num_outputs
+from updp.nets import findings_of, make_net
 from updp.outcome import Outcome
 from updp.plan import Plan
 from updp.plot import plot_front
@@ -96,7 +95,9 @@ class Run:
     def sites(self) -> Offers:
         """Find and time what can be pruned; decided once per run, for clocks vary."""
         if not self.directory.is_done("sites"):
-            findings = self._findings(self.baseline)  # a wrong glob raises; nothing is written yet
+            findings = findings_of(
+                self.baseline, self.job
+            )  # a wrong glob raises; nothing is written yet
             self._stage("sites", lambda folder: self._survey(folder, findings))
         offers = read_offers(self.directory.stage("sites") / "sites.json")
         if not offers:
@@ -149,7 +150,7 @@ class Run:
 
         def train(folder: Path) -> None:
             start, feed = self.recipe.subnet.start, self.feed
-            net = self._new_net() if start == "baseline" else self.net()
+            net = self.new_net() if start == "baseline" else self.net()
             if start != "baseline":
                 self._load(net, "supernet")
             if start == "fit":
@@ -176,7 +177,7 @@ class Run:
     def net(self) -> Supernet:
         """The run's supernet, calibrated; made once."""
         if self._net is None:
-            self._net = self._new_net()
+            self._net = self.new_net()
         return self._net
 
     def plan(self) -> Plan:
@@ -214,7 +215,7 @@ class Run:
     def _survey(self, folder: Path, findings: Findings) -> None:
         def copied() -> tuple[nn.Module, Findings]:
             model = copy.deepcopy(self.baseline)
-            return model, self._findings(model)
+            return model, findings_of(model, self.job)
 
         self.progress.begin("sites: timing candidates", len(findings.sites) + WHOLE_STEPS)
         found = survey(
@@ -300,7 +301,7 @@ class Run:
         model, checks = merge_stage.merge(
             net, choices, images, self.recipe, folder, self.progress.advance
         )
-        searched = self._new_net()
+        searched = self.new_net()
         self._load(searched, "supernet")
         searched.choose(choices)
         if self.recipe.recalibrates:
@@ -308,7 +309,7 @@ class Run:
         before = {"after search": searched}
         start = self.directory.stage("subnet") / "start.safetensors"
         if start.exists():
-            before["after fit"] = fitted = self._new_net()
+            before["after fit"] = fitted = self.new_net()
             fitted.load_weights(read_tensors(start)[0])
             fitted.choose(choices)
         result = make_result(
@@ -325,25 +326,9 @@ class Run:
         draw_result(self.board.curves("merge"), result)
         write_json(folder / "result.json", result.model_dump())
 
-    def _new_net(self) -> Supernet:
-        model = copy.deepcopy(self.baseline)
-        findings = self._findings(model)
-        candidates: dict[str, tuple[Candidate, ...]] = {
-            name: tuple(offer.candidate for offer in found) for name, found in self.sites().items()
-        }
-        if self.job.plan is not None:
-            for name, given in planned(self.job.plan, findings).items():
-                offered = candidates.get(name, ())
-                candidates[name] = (*offered, *(c for c in given if c not in offered))
-        net = Supernet(model, findings, candidates)
-        net.calibrate(torch.cat(self.feed.calibration()))
-        return net
-
-    def _findings(self, model: nn.Module) -> Findings:
-        example = torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(0))
-        settings = self.recipe.candidates
-        findings = find(model, example.to(self.job.device))
-        return selected(findings, settings.include, settings.exclude)
+    def new_net(self) -> Supernet:
+        """Another supernet of this run, calibrated, with the baseline's weights."""
+        return make_net(self.baseline, self.job, self.sites(), self.feed)
 
     def _load(self, net: Supernet, stage: str) -> None:
         net.load_weights(read_tensors(self.directory.stage(stage) / "weights.safetensors")[0])
