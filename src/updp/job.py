@@ -84,6 +84,7 @@ class Job:
                 key = {**key, "recipe": {**key["recipe"], name: recipe[name]}}
             if name == "supernet":
                 key["recipe"]["fit"] = recipe["fit"]
+                key["narrows"] = self.recipe.narrows
             if name == "search" and self.plan is None:
                 key["refines"] = self.recipe.refines
                 key["budget"] = str(self.recipe.budget)

@@ -99,7 +99,7 @@ class Run:
                 self.baseline, self.job
             )  # a wrong glob raises; nothing is written yet
             self._stage("sites", lambda folder: self._survey(folder, findings))
-        offers = read_offers(self.directory.stage("sites") / "sites.json")
+        offers = read_offers(self._sites_file, narrows=self.recipe.narrows)
         if not offers:
             raise UserError(
                 f"model '{self.job.model_name}' has no block that can be pruned: "
@@ -202,7 +202,11 @@ class Run:
     def space(self) -> Space:
         """All plans, and what each costs."""
         self.sites()
-        return read_space(self.directory.stage("sites") / "sites.json")
+        return read_space(self._sites_file, narrows=self.recipe.narrows)
+
+    @property
+    def _sites_file(self) -> Path:
+        return self.directory.stage("sites") / "sites.json"
 
     def _limits(self) -> Limits:
         """The budget in ms, MACs, parameters and bytes. Raises UserError when out of reach."""
@@ -238,7 +242,7 @@ class Run:
     def _choosing(self, folder: Path, board: Board) -> Choosing:
         net = self.net()
         self._load(net, "supernet")
-        sites = (self.directory.stage("sites") / "sites.json").read_bytes()
+        sites = self._sites_file.read_bytes()
         key = json.dumps(self.keys["search"], sort_keys=True).encode()
         return Choosing(
             Task(self.space, self._limits(), self.recipe.search, self.recipe.seed),

@@ -117,6 +117,11 @@ class Recipe(Part):
         fitted = self.supernet.start == self.subnet.start == "fit" and self.supernet.epochs == 0
         return fitted and self.search.refined > 0
 
+    @property
+    def narrows(self) -> bool:
+        """Whether blocks may become narrower: a budget that counts blocks alone is one of depth."""
+        return self.budget is not None and set(self.budget.model_fields_set) != {"blocks"}
+
     def decisive(self) -> dict[str, Any]:
         """Plain data, without how often latency is measured and where a search is kept."""
         aside = {"measure": {"rounds", "cache"}, "search": {"storage", "reuse_mb"}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -67,7 +67,12 @@ class Candidates(Part):
     fold_norms: bool = Field(
         False, description="a LayerNorm before attention may become a BatchNorm, and fold away"
     )
-    timed: int = Field(4, ge=1, description="at most so many candidates are timed per site")
+    timed: int = Field(4, ge=1, description="at most so many merged forms are timed per site")
+    widths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.75, 0.5, 0.25),
+        description="shares of its inner channels that a block may keep instead, in a search "
+        "within a budget of latency, macs, parameters or memory",
+    )
 
 
 class Fit(Part):

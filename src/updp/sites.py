@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,23 +102,29 @@ def in_place(
     return min(max(factor, 0.5), 2.0)
 
 
-def read_offers(file: Path) -> Offers:
-    """The offers of each site, the preferred one first."""
-    return {
-        row["site"]: tuple(Offer.from_json(offer) for offer in row["offers"])
-        for row in read_json(file)["sites"]
-    }
+def read_offers(file: Path, *, narrows: bool = True) -> Offers:
+    """The offers of each site, the preferred one first; those that take depth away or all."""
+    return {row["site"]: offers for row, offers in _rows(read_json(file), narrows)}
 
 
-def read_space(file: Path) -> Space:
-    """The space of plans with their costs."""
+def read_space(file: Path, *, narrows: bool = True) -> Space:
+    """The space of plans with their costs, of those offers."""
     data = read_json(file)
     factor, sites = data["in_place"], []
-    for row in data["sites"]:
-        offers = [Offer.from_json(offer) for offer in row["offers"]]
+    for row, offers in _rows(data, narrows):
         options = tuple(_option(offer, row["entry"], factor) for offer in offers)
         sites.append(Choice(row["site"], options, row["memory"]))
     return Space(tuple(sites), **data["baseline"])
+
+
+def _rows(
+    data: dict[str, Any], narrows: bool
+) -> Iterator[tuple[dict[str, Any], tuple[Offer, ...]]]:
+    for row in data["sites"]:
+        found = (Offer.from_json(offer) for offer in row["offers"])
+        offers = tuple(o for o in found if narrows or o.candidate.shallower)
+        if offers:
+            yield row, offers
 
 
 def _option(offer: Offer, entry: int, factor: float) -> Option:
@@ -130,4 +136,5 @@ def _option(offer: Offer, entry: int, factor: float) -> Option:
         offer.keep_weights - offer.weights,
         entry + offer.memory,
         offer.noise_ms * factor,
+        int(offer.candidate.shallower),
     )

@@ -9,6 +9,7 @@ from updp.candidates.fuse import Fuse
 from updp.candidates.inherit import Inherit, baseline_macs, propose
 from updp.candidates.kinds import KINDS, from_json, proposals, register_candidate
 from updp.candidates.merged import Merged
+from updp.candidates.narrow import Narrow
 from updp.candidates.offer import Offer, planned, selected
 from updp.candidates.repair import operator_repair, site_repairs
 
@@ -23,6 +24,7 @@ __all__ = [
     "Inherit",
     "Merged",
     "MergedForm",
+    "Narrow",
     "Offer",
     "baseline_macs",
     "choose",

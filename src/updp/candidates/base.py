@@ -43,12 +43,12 @@ class Form(nn.Module, ABC):
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start the BatchNorms from the inputs `x` that the site sees in the baseline."""
 
-    def fitting(self, settings: recipes.Fit, batches: int) -> Fitting | None:
-        """How the form is fitted, to so many batches; None when it has nothing to fit.
+    def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
+        """How the form is fitted, to so many batches: regressions to be made in this order.
 
         Afterwards the form trains in the shape that it is merged to (`collapse`).
         """
-        return None
+        return []
 
     def collapse(self) -> None:
         """Train on in the shape that the form merges to, from what it computes now."""
@@ -73,6 +73,9 @@ class Candidate(ABC):
     """A thing that a site may become. Small, comparable, and written into the plan as JSON."""
 
     kind: ClassVar[str]
+    shallower: ClassVar[bool] = (
+        True  # whether it takes depth away, which a budget's `blocks` counts
+    )
 
     @property
     @abstractmethod

@@ -56,13 +56,20 @@ def choose(
 def _refuse_drops(
     findings: Findings, offers: dict[str, tuple[Offer, ...]], refused: list[Unusable]
 ) -> None:
-    """Take back what only leaves out a branch, where another branch of its block merges."""
-    dropped = {n for n, found in offers.items() if isinstance(found[0].candidate, Drop)}
-    merging = {s.block for s in findings.sites if s.name in offers.keys() - dropped}
+    """Take back what leaves out a branch that does not merge, where another of its block does."""
+    merges = {
+        name
+        for name, found in offers.items()
+        if any(o.candidate.shallower and not isinstance(o.candidate, Drop) for o in found)
+    }
+    merging = {site.block for site in findings.sites if site.name in merges}
     for site in findings.sites:
-        if site.name in dropped and site.block in merging:
-            del offers[site.name]
-            refused.append(Unusable(site.name, site.kind, f"{_ALONE} ({site.why})"))
+        if site.name in offers.keys() - merges and site.block in merging:
+            rest = tuple(o for o in offers[site.name] if not isinstance(o.candidate, Drop))
+            offers[site.name] = rest
+            if not rest:
+                del offers[site.name]
+                refused.append(Unusable(site.name, site.kind, f"{_ALONE} ({site.why})"))
 
 
 def _why(site: Site, timed: Sequence[Timed]) -> str:

@@ -118,21 +118,22 @@ class DropForm(Form):
             return self._chain.keep(x)
         return self._branch[0](x.clone(), *extras)
 
-    def fitting(self, settings: recipes.Fit, batches: int) -> Fitting:
-        """See `Form.fitting`: a factor and a shift per channel."""
+    def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
+        """See `Form.fittings`: a factor and a shift per channel."""
         norm, layout = self.norm, self.norm.layout
         clamp = clamp_of(self.post.function if self.post else None, norm.weight)
 
         def take(fitted: Fitted) -> None:
             norm.set(Affine(fitted.operator.weight.flatten(), fitted.operator.bias))
 
-        return Fitting(
+        fitting = Fitting(
             "drop",
             Problem(as_operator(fold_norm(norm)), clamp, settings, batches),
             lambda x, *extras: as_maps(self._target(x, *extras), layout),
             lambda x, *extras: (as_maps(self._beside(x), layout), None),
             take,
         )
+        return [fitting]
 
     def merged(self) -> MergedSkip:
         """See `Form.merged`."""

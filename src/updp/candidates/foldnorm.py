@@ -20,7 +20,8 @@ from updp import recipe as recipes
 from updp.algebra import Affine
 from updp.blocks import NormStep, Site
 from updp.blocks.extract import Replacement, extract, substitute
-from updp.candidates.base import Candidate, Form
+from updp.candidates.again import Again, emit_again
+from updp.candidates.base import Candidate
 from updp.candidates.fold import fold_norm
 from updp.candidates.norm import ChannelNorm
 
@@ -76,27 +77,18 @@ class FoldNorm(Candidate):
         return cls(data["norm"], tuple(data["readers"]))
 
 
-class FoldNormForm(Form):
+class FoldNormForm(Again):
     """The block with a BatchNorm in the place of its norm."""
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, candidate: FoldNorm) -> None:
-        super().__init__()
-        region, original = site.region, block.get_submodule(candidate.norm)
+        original = block.get_submodule(candidate.norm)
         weight = next(original.parameters(), next(block.parameters()))
         axis = 1 if site.layout == "first" else -1
-        self.norm = ChannelNorm(site.shape_in[axis], site.layout, weight.device, weight.dtype)
+        norm = ChannelNorm(site.shape_in[axis], site.layout, weight.device, weight.dtype)
+        super().__init__(site, block, graph, {candidate.norm: norm})
+        self.norm = norm
         # In lists, so that modules of the block are reached and not owned.
-        self._original = [original]
-        self._keep = [extract(block, graph, region.entry, region.exit, region.extras)]
-        self._pruned = [substitute(block, graph, region, {candidate.norm: self.norm})]
-        self._block, self._candidate = [(block, graph)], candidate
-
-    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
-        """See `Form.forward`."""
-        y = self._pruned[0](x.clone(), *extras)
-        if progress < 1:
-            y = torch.lerp(self._keep[0](x, *extras), y, progress)
-        return y
+        self._original, self._block, self._candidate = [original], [(block, graph)], candidate
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
@@ -123,20 +115,8 @@ class MergedFold:
         modules = _folded(self.block, self.graph, self.candidate.readers, self.affine)
         names = {target: f"{target.replace('.', '_')}_merged" for target in modules}
         added = {names[t]: m.to(device, dtype) for t, m in modules.items()}
-        region = site.region
-
-        def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
-            new: dict[fx.Node, fx.Node] = {}
-            for node in [n for n in graph.nodes if n.name in region.inside - {*region.skip}]:
-                if node.target == self.candidate.norm:
-                    new[node] = last = x
-                    continue
-                new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
-                if node.target in names:
-                    last.target = names[node.target]
-            return last
-
-        return Replacement(region, emit, added)
+        emit = emit_again(site.region, names, left_out=self.candidate.norm)
+        return Replacement(site.region, emit, added)
 
 
 def _leading_norm(site: Site, block: nn.Module, graph: fx.Graph) -> NormStep | None:

@@ -174,8 +174,8 @@ class InheritForm(Form):
         """See `Form.expand`."""
         self.collapsed, self._is_collapsed = None, False
 
-    def fitting(self, settings: recipes.Fit, batches: int) -> Fitting:
-        """See `Form.fitting`: the last operator is fitted, those before it stay inherited."""
+    def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
+        """See `Form.fittings`: the last operator is fitted, those before it stay inherited."""
         self.collapse()
         own, layout = self.collapsed, self.chain.layout
         assert own is not None
@@ -198,7 +198,7 @@ class InheritForm(Form):
         clamp = clamp_of(self.activation.function if self.activation else None, last.weight)
         problem = Problem(last.operator(), clamp, settings, batches)
         name = self.chain.linears[-1].name
-        return Fitting(name, problem, target, inputs, lambda fitted: last.set(fitted.operator))
+        return [Fitting(name, problem, target, inputs, lambda fitted: last.set(fitted.operator))]
 
     def merged(self) -> Merged:
         """See `Form.merged`."""

@@ -14,10 +14,11 @@ from updp.candidates.drop import Drop
 from updp.candidates.foldnorm import FoldNorm
 from updp.candidates.fuse import Fuse
 from updp.candidates.inherit import Inherit
+from updp.candidates.narrow import Narrow
 from updp.errors import UserError, reason
 
 K = TypeVar("K", bound=type[Candidate])
-KINDS: dict[str, type[Candidate]] = {c.kind: c for c in (Fuse, FoldNorm, Inherit, Drop)}
+KINDS: dict[str, type[Candidate]] = {c.kind: c for c in (Fuse, FoldNorm, Inherit, Narrow, Drop)}
 
 
 def register_candidate(kind: K) -> K:

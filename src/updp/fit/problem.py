@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from updp.algebra import Operator
+from updp.fit.channels import needed
 from updp.fit.clamp import Clamp
 from updp.fit.rows import Sample, weights_of, with_weights
 from updp.fit.solve import Ridge
 from updp.recipe import Fit
 
 _CHUNK = 4096  # rows in float64 at once
+_CHOOSING = 1e-4  # strength of the ridge by which channels are chosen
 _ALL, _TRAIN, _HELD = "all", "train", "held"
 
 
@@ -24,7 +26,8 @@ class Fitted:
     """An operator, and how far it is from the target on images that it was not fitted to.
 
     Errors are squared, after the end activation, over the target's variance. `strength` is the
-    ridge that was chosen; None where the prior did better than any.
+    ridge that was chosen; None where the prior did better than any. `channels` are the numbers of
+    the input channels that the operator reads; None for all.
     """
 
     operator: Operator
@@ -32,10 +35,12 @@ class Fitted:
     prior_error: float
     strength: float | None
     rows: int
+    channels: Tensor | None = None
 
     def figures(self) -> dict[str, Any]:
         """Plain data, without the operator."""
-        return {key: value for key, value in asdict(self).items() if key != "operator"}
+        aside = ("operator", "channels")
+        return {key: value for key, value in vars(self).items() if key not in aside}
 
 
 class Problem:
@@ -44,7 +49,8 @@ class Problem:
     Rows are a sample of pixels, so many per unknown and no more than fit into `settings.rows_mb`;
     the same pixels of each batch for targets and inputs. The last fifth of the images of each
     batch chooses the strength of the ridge, and whether `operator`, the prior, is better. What is
-    not `biased` keeps the prior's bias.
+    not `biased` keeps the prior's bias. With `keep` the operator, of one group, keeps so many of
+    its input channels: those from which the others can best be made up.
     """
 
     def __init__(
@@ -55,9 +61,10 @@ class Problem:
         batches: int,
         *,
         biased: bool = True,
+        keep: int | None = None,
     ) -> None:
         self.operator, self.clamp, self.settings = operator, clamp, settings
-        self.biased = biased
+        self.biased, self.keep = biased, keep
         unknowns = operator.weight[0].numel() + 1
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
@@ -103,6 +110,7 @@ class Problem:
         The strength of the ridge is chosen before the end activation is followed, which takes most
         of the time.
         """
+        channels = None if self.keep is None else self._narrow(self.keep)
         prior = weights_of(self.operator).to(self._device)
         gram, cross = self._moments(_TRAIN)
         errors = {
@@ -113,11 +121,27 @@ class Problem:
         error, prior_error = self._error(weights), self._error(prior)
         rows = sum(len(t) for t in self._targets.values())
         if prior_error <= error:
-            return Fitted(self._with(prior), prior_error, prior_error, None, rows)
+            return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
         more, further = self._moments(_HELD)
         ridge = self._ridge(gram + more, prior, strength)
         weights = self._follow(ridge, cross + further, _ALL)
-        return Fitted(self._with(weights), error, prior_error, strength, rows)
+        return Fitted(self._with(weights), error, prior_error, strength, rows, channels)
+
+    def _narrow(self, keep: int) -> Tensor:
+        """Go on with so many input channels only; their numbers."""
+        operator = self.operator
+        prior = weights_of(operator).to(self._device)
+        gram, cross = self._moments(_ALL)
+        ridge = self._ridge(gram, prior, _CHOOSING)
+        taps = operator.weight[0, 0].numel()
+        channels = needed(ridge.inverse()[0], ridge.solve(cross)[0], taps, keep)
+        here = channels.to(operator.weight.device)
+        self.operator = replace(operator, weight=operator.weight[:, here])
+        columns = (channels[:, None] * taps + torch.arange(taps, device=channels.device)).flatten()
+        for batch, rows in self._inputs.items():
+            own = columns.to(rows.device)
+            self._inputs[batch] = torch.cat([rows[..., own], rows[..., -1:]], 2)
+        return here
 
     def _with(self, weights: Tensor) -> Operator:
         return with_weights(self.operator, weights.to(self.operator.weight.device))

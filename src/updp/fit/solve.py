@@ -33,3 +33,7 @@ class Ridge:
     def solve(self, cross: Tensor) -> Tensor:
         """W (g, D, O) for `cross` = X'T (g, D, O)."""
         return torch.cholesky_solve(cross + self._pull, self._factor)
+
+    def inverse(self) -> Tensor:
+        """Of the normal matrix, (g, D, D)."""
+        return torch.cholesky_inverse(self._factor)

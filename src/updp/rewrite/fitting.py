@@ -77,14 +77,14 @@ def _places(
         pruned = choices.get(name, KEEP) != KEEP
         if not (pruned or (found and settings.repair)):
             continue
-        fittings: list[Fitting | None]
         if not isinstance(module, Switch):
-            fittings = [operator_repair(name, module, x, settings, len(batches))]
+            repair = operator_repair(name, module, x, settings, len(batches))
+            fittings = [] if repair is None else [repair]
         elif pruned:
-            fittings = [module.form(choices[name]).fitting(settings, len(batches))]
+            fittings = module.form(choices[name]).fittings(settings, len(batches))
         else:
-            fittings = [*site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))]
-        found.append(_Place(name, module, [f for f in fittings if f is not None]))
+            fittings = site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))
+        found.append(_Place(name, module, fittings))
     return found
 
 
@@ -137,38 +137,59 @@ def fit_each(
     net.eval()
     net.choose({})
     for group in _groups(net, settings, len(batches)):
+        left: dict[str, list[_Fittings]] = dict(group)
         for number, images in enumerate(batches):
-            with tapped({net.switches[n]: _both(found, number) for n, found in group.items()}):
+            with tapped({net.switches[n]: _both(forms, number) for n, forms in left.items()}):
                 net(images)
             for name in group:
                 tick(name)
-        for name, found in group.items():
-            for fitting in found:
-                fitting.finish()
+        while left := {name: rest for name, forms in left.items() if (rest := _finished(forms))}:
+            for number, images in enumerate(batches):
+                with tapped({net.switches[n]: _inputs(forms, number) for n, forms in left.items()}):
+                    net(images)
+        for name in group:
             tick(name)
 
 
-def _groups(net: Supernet, settings: recipes.Fit, batches: int) -> Iterator[dict[str, _Fittings]]:
-    """Sites with the regressions of all of their candidates, as many as memory allows."""
-    group: dict[str, _Fittings] = {}
+def _groups(
+    net: Supernet, settings: recipes.Fit, batches: int
+) -> Iterator[dict[str, list[_Fittings]]]:
+    """Sites with the regressions of each of their candidates, as many as memory allows."""
+    group: dict[str, list[_Fittings]] = {}
     room = settings.rows_mb * 2**20
     for name, switch in net.switches.items():
-        made = [switch.form(label).fitting(settings, batches) for label in switch.labels]
-        found = [fitting for fitting in made if fitting is not None]
-        needed = sum(fitting.problem.bytes for fitting in found)
+        forms = [switch.form(label).fittings(settings, batches) for label in switch.labels]
+        needed = sum(fitting.problem.bytes for form in forms for fitting in form)
         if group and needed > room:
             yield group
             group, room = {}, settings.rows_mb * 2**20
-        group[name] = found
+        group[name] = [form for form in forms if form]
         room -= needed
     yield group
 
 
-def _both(fittings: _Fittings, number: int) -> Seen:
+def _finished(forms: list[_Fittings]) -> list[_Fittings]:
+    """Make the first regression of each form; what is left to do."""
+    for form in forms:
+        form[0].finish()
+    return [form[1:] for form in forms if form[1:]]
+
+
+def _both(forms: list[_Fittings], number: int) -> Seen:
+    """Targets of all regressions, inputs of those that come first."""
+    targets, inputs = _targets([f for form in forms for f in form], number), _inputs(forms, number)
+
     def seen(x: Tensor, *extras: Any) -> None:
-        for fitting in fittings:
-            fitting.add_target(number, x, *extras)
-            fitting.add_input(number, x, *extras)
+        targets(x, *extras)
+        inputs(x, *extras)
+
+    return seen
+
+
+def _inputs(forms: list[_Fittings], number: int) -> Seen:
+    def seen(x: Tensor, *extras: Any) -> None:
+        for form in forms:
+            form[0].add_input(number, x, *extras)
 
     return seen
 

@@ -22,7 +22,7 @@ Row = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan must keep to: amounts by unit at most, and exactly so many pruned sites."""
+    """What a plan must keep to: amounts by unit at most, and exactly so many blocks in depth."""
 
     amounts: Mapping[str, float] = field(default_factory=dict)
     blocks: int | None = None
@@ -82,7 +82,7 @@ class Program:
         features = self.features(plans)
         met = np.ones(len(plans), dtype=bool)
         if limits.blocks is not None:
-            met &= (plans > 0).sum(1) == limits.blocks
+            met &= features @ self._blocks == limits.blocks
         for unit, limit in limits.amounts.items():
             values, whole = self._costs(unit)
             costs = whole + features @ values[:-1]
@@ -132,6 +132,11 @@ class Program:
         return self._row(saved), float(getattr(self.space.baseline, unit))
 
     @cached_property
+    def _blocks(self) -> Row:
+        """1 for a candidate that takes depth away."""
+        return np.array([float(option.blocks) for option in self.options])
+
+    @cached_property
     def _one_each(self) -> list[tuple[Row, float, float]]:
         sites = np.flatnonzero(np.diff(self.places))
         return [(self._row((self.owners == i).astype(float)), 0, 1) for i in sites]
@@ -149,8 +154,7 @@ class Program:
     def _limits(self, limits: Limits) -> list[tuple[Row, float, float]]:
         rows = []
         if limits.blocks is not None:
-            ones = self._row(np.ones(len(self.options)))
-            rows.append((ones, float(limits.blocks), float(limits.blocks)))
+            rows.append((self._row(self._blocks), float(limits.blocks), float(limits.blocks)))
         for unit, limit in limits.amounts.items():
             values, whole = self._costs(unit)
             scale = max(whole, 1)

@@ -19,6 +19,7 @@ class Option:
 
     `ms` is for a batch, `noise` half of its interquartile range; `macs` for an image; `memory` the
     bytes of activations alive at the site's worst moment, `parameters` and `bytes` of weights.
+    `blocks` is 1 where depth is taken away, else 0.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Option:
     bytes: int = 0
     memory: int = 0
     noise: float = 0.0
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a plan: ms and its noise, MACs, parameters, bytes at the peak, number of pruned sites."""
+    """Of a plan: ms and its noise, MACs, parameters, bytes at the peak, sites pruned in depth."""
 
     latency: float
     noise: float
@@ -122,7 +124,7 @@ class Space:
             self.macs - sum(o.macs for o in options),
             self.parameters - sum(o.parameters for o in options),
             self.weights - sum(o.bytes for o in options) + max([self.outside, *inside]),
-            len(options),
+            sum(o.blocks for o in options),
         )
 
     def choices(self, genome: Genome) -> dict[str, str]:

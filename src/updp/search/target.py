@@ -19,7 +19,7 @@ def limits_of(budget: Budget, space: Space) -> Limits:
     baseline = vars(space.baseline)
     limits = Limits(budget.limits(baseline), budget.blocks)
     program = Program(space)
-    count = len(space.sites)
+    count = sum(any(option.blocks for option in site.options) for site in space.sites)
     if budget.blocks is not None and budget.blocks > count:
         raise UserError(
             f"budget blocks={budget.blocks} is more than the {count} sites that can be "

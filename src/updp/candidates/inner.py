@@ -1,0 +1,156 @@
+"""The inner channels of a branch: those that one operator makes and one other reads.
+
+Between the two everything is done to each channel alone: BatchNorms, activations, depthwise
+convolutions. So channels can go without anybody outside noticing the shapes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, Step
+
+_MULTIPLE = 8  # what is left is a multiple of so many channels: runtimes compute that many at once
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner channels: the places of their producer and of their consumer among a chain's steps."""
+
+    producer: int
+    consumer: int
+
+    def count(self, chain: Chain) -> int:
+        """How many channels there are."""
+        step = chain.steps[self.producer]
+        assert isinstance(step, LinearStep)
+        return step.out_channels
+
+    def left(self, chain: Chain, share: float) -> int:
+        """How many a share of them is."""
+        return max(_MULTIPLE, round(self.count(chain) * share / _MULTIPLE) * _MULTIPLE)
+
+    @torch.no_grad()
+    def cut(self, chain: Chain, channels: Tensor) -> None:
+        """Take all others than `channels` (their numbers) out of the chain's modules."""
+        _keep_inputs(_module(chain.steps[self.consumer]), channels)
+        for step in chain.steps[self.producer : self.consumer]:
+            if (module := _module(step)) is not None:
+                _keep_outputs(module, channels)
+
+    @torch.no_grad()
+    def largest(self, chain: Chain, count: int) -> Tensor:
+        """Numbers of the channels of the largest weights; a guess that needs no image."""
+        producer, consumer = chain.steps[self.producer], chain.steps[self.consumer]
+        assert isinstance(producer, LinearStep)
+        assert isinstance(consumer, LinearStep)
+        sizes = producer.weight.flatten(1).norm(dim=1) * consumer.weight.movedim(1, 0).flatten(
+            1
+        ).norm(dim=1)
+        return sizes.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def inner_channels(chain: Chain) -> tuple[Inner, ...]:
+    """All that a chain has, in order."""
+    return tuple(_found(chain))
+
+
+def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
+    """The chain with steps that are within `modules` (by name) on those."""
+    return replace(chain, steps=tuple(_on(step, modules) for step in chain.steps))
+
+
+def _found(chain: Chain) -> Iterator[Inner]:
+    uses = Counter(id(m) for step in chain.steps if (m := _module(step)) is not None)
+    start: int | None = None
+    for place, step in enumerate(chain.steps):
+        module = _module(step)
+        once = module is None or uses[id(module)] == 1 or not _has_state(module)
+        if isinstance(step, LinearStep) and not step.depthwise:
+            plain = once and step.groups == 1 and _is_plain(step)
+            if start is not None and plain:
+                yield Inner(start, place)
+            start = place if plain else None
+        elif start is not None and not (once and _acts_on_each_channel(step)):
+            start = None
+
+
+def _acts_on_each_channel(step: Step) -> bool:
+    if isinstance(step, LinearStep):
+        return step.depthwise and _is_plain(step) and step.out_channels == step.groups
+    if isinstance(step, NormStep):
+        return isinstance(step.module, _BatchNorm) and step.module.running_var is not None
+    if isinstance(step, ActStep):
+        function = step.function
+        return (
+            isinstance(function, nn.PReLU)
+            or not isinstance(function, nn.Module)
+            or not _has_state(function)
+        )
+    return step.parameter.numel() == 1
+
+
+def _is_plain(step: LinearStep) -> bool:
+    """Whether its weight is a parameter of its own, which can be cut."""
+    return not step.derived and "weight" in dict(step.module.named_parameters(recurse=False))
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def _module(step: Step) -> nn.Module | None:
+    own = step.function if isinstance(step, ActStep) else getattr(step, "module", None)
+    return own if isinstance(own, nn.Module) else None
+
+
+def _on(step: Step, modules: Mapping[str, nn.Module]) -> Step:
+    if _module(step) is None:
+        return step
+    for name, module in modules.items():
+        if step.name == name or step.name.startswith(f"{name}."):
+            own = module.get_submodule(step.name[len(name) + 1 :])
+            if isinstance(step, ActStep):
+                return replace(step, function=own)
+            if isinstance(step, LinearStep):
+                return replace(step, module=own, groups=getattr(own, "groups", 1))
+            return replace(step, module=own)  # type: ignore[type-var,arg-type]
+    return step
+
+
+def _keep_outputs(module: nn.Module, channels: Tensor) -> None:
+    """What a module gives, of these channels only; of what acts on each channel, all of it."""
+    index = channels.to(_device(module))
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.numel() > 1:  # a PReLU may have one for all
+            setattr(module, name, nn.Parameter(parameter[index].clone()))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        if buffer.ndim:
+            setattr(module, name, buffer[index].clone())
+    count = len(channels)
+    if isinstance(module, nn.Conv2d):
+        if module.groups > 1:  # depthwise
+            module.in_channels = module.groups = count
+        module.out_channels = count
+    for name in ("out_features", "num_features", "num_parameters"):
+        if getattr(module, name, 1) > 1:
+            setattr(module, name, count)
+
+
+def _keep_inputs(module: nn.Module | None, channels: Tensor) -> None:
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    module.weight = nn.Parameter(module.weight[:, channels.to(_device(module))].clone())
+    if isinstance(module, nn.Conv2d):
+        module.in_channels = len(channels)
+    else:
+        module.in_features = len(channels)
