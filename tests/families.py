@@ -502,7 +502,7 @@ def randomise(module: M) -> M:
     norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     with torch.no_grad():
         for norm in module.modules():
-            if isinstance(norm, norms):
+            if isinstance(norm, norms) and norm.weight is not None:
                 norm.weight.uniform_(0.5, 1.5)
                 norm.bias.normal_(0, 0.3)
             if isinstance(norm, norms[0]):

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from tests.families import FAMILIES, Family, Net, images, network, randomise
 from updp.blocks import Findings, Site, find
-from updp.candidates import Candidate, Drop, FoldNorm, Fuse, propose
+from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, propose
 from updp.recipe import Candidates
 from updp.rewrite import Supernet
 
@@ -33,6 +33,7 @@ KINDS: dict[str, Proposer] = {
     "inherit": _inherit(),
     "inherit-bare": _inherit(end_activation=False),
     "inherit-linearised": _inherit(linearise=True),
+    "narrow": _kind(Narrow),
     "drop": _kind(Drop),
     "fuse": _kind(Fuse),
     "fold": _kind(FoldNorm),

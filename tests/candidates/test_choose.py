@@ -29,6 +29,8 @@ from updp.measure import LatencyTable
 from updp.plan import Plan
 from updp.recipe import Recipe
 
+DEPTH = Recipe().updated("candidates.widths=[]")
+
 
 def findings(family: str = "basic") -> tuple[nn.Module, Findings]:
     model = network(family)
@@ -53,7 +55,7 @@ def no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = findings()
     clock(monkeypatch, {0: 0.9, 1: 1.5, 2: 3.0, 3: 10.0})
-    offers, refused = choose(model, found, Recipe(), torch.device("cpu"))
+    offers, refused = choose(model, found, DEPTH, torch.device("cpu"))
     assert not refused
     for name, (offer, *others) in offers.items():
         assert offer.site == name
@@ -75,12 +77,12 @@ def test_of_equals_the_first_and_of_others_the_fastest(
     model, found = findings("bottleneck")
     site = found.sites[0]
     block, graph = model.get_submodule(site.block), found.graphs[site.block]
-    found_kinds = list(proposals(site, block, graph, Recipe().candidates))
+    found_kinds = list(proposals(site, block, graph, DEPTH.candidates))
     pair = next(i for i in range(9) if found_kinds[i].rank == found_kinds[i + 1].rank)
     labels = [found_kinds[i].label for i in (pair, pair + 1)]
     for times, expected in (((2.0, 2.005), labels), ((2.0, 2.1), labels[::-1])):
         clock(monkeypatch, dict.fromkeys(range(9), 0.5) | {pair: times[0], pair + 1: times[1]})
-        offers, _ = choose(model, found, Recipe(), torch.device("cpu"))
+        offers, _ = choose(model, found, DEPTH, torch.device("cpu"))
         assert [o.candidate.label for o in offers[site.name]] == expected
 
 
@@ -127,7 +129,7 @@ def test_a_kind_from_outside_is_offered(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_not_faster_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = findings()
     clock(monkeypatch, {0: 0.9, 1: 1.005, 2: 0.8, 3: 0.9})  # 1.005 is within the noise
-    offers, refused = choose(model, found, Recipe(), torch.device("cpu"))
+    offers, refused = choose(model, found, DEPTH, torch.device("cpu"))
     assert not offers
     assert {u.name for u in refused} == {site.name for site in found.sites}
     assert all("no merged form is faster than the block" in u.reason for u in refused)

@@ -31,9 +31,18 @@ UNNORMED = (
 )
 
 
+# Where nothing inside the branch acts on each channel alone, or a weight is made in the forward.
+UNCUT = (
+    *("basic_groups", "basic_groupnorm", "nhwc_grouped", "excited", "standardised", "windows"),
+    *("repvgg", "repvgg_strided", "repvgg_tokens"),
+)
+
+
 def applies(kind: str, name: str, family: Family) -> bool:
     if kind == "drop":
         return family.skip is not None or name == "inverted_plain"
+    if kind == "narrow":
+        return bool(family.sites) and name not in (*UNCUT, *RANDOM)  # it has noise of its own
     if kind == "fuse":
         return name in ("repvgg", "repvgg_strided", "repvgg_tokens")
     if kind == "fold":
@@ -164,7 +173,7 @@ def test_forms_own_nothing_but_their_norms(made: Case) -> None:
         for form in switch.forms:
             inner = (m for m in form.modules() if m is not form and not any(m.children()))
             kinds = {type(m).__name__ for m in inner}
-            assert kinds <= {"ChannelNorm", "ModuleList"}
+            assert made.kind == "narrow" or kinds <= {"ChannelNorm", "ModuleList"}
             own = [*form.parameters(), *form.state_dict(keep_vars=True).values()]
             assert own or made.kind == "fuse"
             assert not base & {id(t) for t in own}
@@ -194,7 +203,8 @@ def test_merged_holds_ordinary_modules_only(made: Case) -> None:
             assert isinstance(block, fx.GraphModule)
             for name, module in block.named_modules():
                 assert not type(module).__module__.startswith("updp")
-                if made.kind != "drop" and not name.startswith("shortcut"):  # may stay as it is
+                stays = made.kind in ("drop", "narrow") or name.startswith("shortcut")
+                if not stays:
                     assert not isinstance(module, nn.modules.batchnorm._BatchNorm)
             for node in block.graph.nodes:
                 assert not getattr(node.target, "__module__", "").startswith("updp"), node
@@ -217,7 +227,7 @@ def test_calibrated_norms_know_what_they_see(made: Case) -> None:
                 net.choose({name: label})
                 form = switch.form(label)
                 norms = norms_of(form)
-                if made.kind == "fuse":
+                if made.kind in ("fuse", "narrow"):
                     assert norms == []
                     continue
                 seen = _inputs(net, name, label, x)

@@ -20,6 +20,7 @@ from updp.measure import runner
 from updp.measure.table import cache_folder
 from updp.recipe import Measure, Recipe
 
+DEPTH = Recipe().updated("candidates.widths=[]")
 CPU = torch.device("cpu")
 
 
@@ -31,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def offers(model: nn.Module, *settings: str) -> dict[str, tuple[Offer, ...]]:
     found = find(model, images())
-    return choose(model, found, Recipe().updated(*settings), CPU)[0]
+    return choose(model, found, DEPTH.updated(*settings), CPU)[0]
 
 
 def test_sites_of_one_structure_are_timed_once(asked: list[int]) -> None:
@@ -106,7 +107,7 @@ def test_a_block_that_is_called_twice_costs_twice(asked: list[int]) -> None:
     model = network("basic")
     found = find(model, images())
     twice = replace(found, sites=tuple(replace(site, calls=2) for site in found.sites))
-    singles, doubles = (choose(model, each, Recipe(), CPU)[0] for each in (found, twice))
+    singles, doubles = (choose(model, each, DEPTH, CPU)[0] for each in (found, twice))
     assert asked == [4, 4]
     for name, (one, *_) in singles.items():
         two = doubles[name][0]

@@ -27,9 +27,10 @@ def solve(
     prior: Operator,
     batches: list[tuple[Tensor, Tensor, Tensor | None]],
     clamp: Clamp = RELU,
+    keep: int | None = None,
     **changes: object,
 ) -> Fitted:
-    problem = Problem(prior, clamp, Fit().model_copy(update=changes), len(batches))
+    problem = Problem(prior, clamp, Fit().model_copy(update=changes), len(batches), keep=keep)
     for number, (_, target, _) in enumerate(batches):
         problem.target(number, target)
     for number, (x, _, beside) in enumerate(batches):
@@ -127,3 +128,21 @@ def test_wide_operators_fit_in_4_gb(channels: int, kernel: int, size: int) -> No
     assert problem.solve().rows > 10_000
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert peak - before < 4 * 2**20  # kilobytes
+
+
+def test_channels_that_others_make_up_for_go_without_a_loss() -> None:
+    torch.manual_seed(0)
+    truth = Operator(torch.randn(5, 8, 3, 3).double(), torch.randn(5).double())
+    few = torch.randn(40, 4, 9, 8).double()
+    x = torch.cat([few, few[:, [1, 0, 3, 2]] - 0.5 * few + 1], 1)  # the last four follow
+    batches = [(part, truth(part), None) for part in (x[:20], x[20:])]
+    fitted = solve(truth, batches, Clamp(), keep=4)
+    assert fitted.channels is not None
+    assert fitted.operator.weight.shape == (5, 4, 3, 3)
+    errors = []
+    for weight in (fitted.operator, Operator(truth.weight[:, fitted.channels], truth.bias)):
+        made = weight(x[:, fitted.channels])
+        errors.append(float((made - truth(x)).norm() / truth(x).norm()))
+    assert errors[0] < 1e-3
+    assert errors[1] > 0.3  # had the others not taken over
+    assert "channels" not in fitted.figures()

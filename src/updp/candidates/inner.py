@@ -6,7 +6,6 @@ convolutions. So channels can go without anybody outside noticing the shapes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks import ActStep, Chain, LinearStep, NormStep, Step
 
-_MULTIPLE = 8  # what is left is a multiple of so many channels: runtimes compute that many at once
+_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,10 @@ class Inner:
         return step.out_channels
 
     def left(self, chain: Chain, share: float) -> int:
-        """How many a share of them is."""
-        return max(_MULTIPLE, round(self.count(chain) * share / _MULTIPLE) * _MULTIPLE)
+        """How many a share of them is; of many a multiple, for a runtime computes some at once."""
+        count = self.count(chain)
+        unit = _MULTIPLE if count >= 2 * _MULTIPLE else 1
+        return min(count, max(unit, round(count * share / unit) * unit))
 
     @torch.no_grad()
     def cut(self, chain: Chain, channels: Tensor) -> None:
@@ -67,17 +68,14 @@ def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
 
 
 def _found(chain: Chain) -> Iterator[Inner]:
-    uses = Counter(id(m) for step in chain.steps if (m := _module(step)) is not None)
     start: int | None = None
     for place, step in enumerate(chain.steps):
-        module = _module(step)
-        once = module is None or uses[id(module)] == 1 or not _has_state(module)
         if isinstance(step, LinearStep) and not step.depthwise:
-            plain = once and step.groups == 1 and _is_plain(step)
+            plain = step.groups == 1 and _is_plain(step)
             if start is not None and plain:
                 yield Inner(start, place)
             start = place if plain else None
-        elif start is not None and not (once and _acts_on_each_channel(step)):
+        elif not _acts_on_each_channel(step):
             start = None
 
 

@@ -146,10 +146,7 @@ def _widths(site: Site, width: float) -> tuple[int, ...]:
     """How many of each of the branch's inner channels are left."""
     if site.branch is None:
         return ()
-    chain = site.branch
-    return tuple(
-        min(inner.left(chain, width), inner.count(chain)) for inner in inner_channels(chain)
-    )
+    return tuple(inner.left(site.branch, width) for inner in inner_channels(site.branch))
 
 
 def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:

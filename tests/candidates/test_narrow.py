@@ -1,0 +1,141 @@
+"""A block with fewer inner channels: which are left, and what is fitted to make up for the rest."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.families import error, images, network
+from updp.blocks import Findings, find
+from updp.candidates import Narrow
+from updp.recipe import Candidates, Fit
+from updp.rewrite import Supernet, fit, fit_each
+
+FIT = Fit(rows=1000)
+
+
+class Wide(nn.Module):
+    """A block whose inner channels all follow from the first third of them."""
+
+    def __init__(self, c: int, inner: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(c, inner, 3, padding=1), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 1), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, c, 1), nn.BatchNorm2d(c)
+        with torch.no_grad():
+            for conv in (self.conv1, self.conv2):  # three times the same, but for a factor
+                for copied in (1, 2):
+                    third = inner // 3
+                    part = slice(copied * third, (copied + 1) * third)
+                    conv.weight[part] = conv.weight[:third] * (copied + 1)
+                    conv.bias[part] = conv.bias[:third] * (copied + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return torch.relu(self.bn3(self.conv3(y)) + x)
+
+
+def supernet(model: nn.Module, x: Tensor, *widths: float) -> tuple[Supernet, Findings]:
+    findings = find(model.float(), x[:2].float())
+    net = Supernet(
+        model, findings, {s.name: [Narrow(w) for w in widths] for s in findings.sites}
+    )
+    return net.double().eval(), findings
+
+
+def choices(net: Supernet, place: int = 0) -> dict[str, str]:
+    return {name: switch.labels[place] for name, switch in net.switches.items()}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_channels_that_follow_from_others_go_without_a_loss(alone: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Wide(4, 6), Wide(4, 6)).eval()
+    x = torch.randn(40, 4, 9, 8).double()
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.34)  # two of six
+    net.choose(choices(net))
+    before = error(net(x), wanted)
+    batches = [x[:20], x[20:]]
+    if alone:
+        fit_each(net, batches, FIT)
+    else:
+        figures = fit(net, choices(net), batches, FIT)
+        assert [row["operator"] for row in figures] == 2 * ["conv2", "conv3"]
+    net.choose(choices(net))
+    assert error(net(x), wanted) < 1e-3 < before / 100
+    merged = net.merged(torch.float64)
+    assert merged[0].conv1_narrow.weight.shape == (2, 4, 3, 3)
+    assert merged[0].conv2_narrow.weight.shape == (2, 2, 1, 1)
+    assert error(merged(x), net(x)) < 1e-12
+
+
+def test_fits_begin_with_the_block_again() -> None:
+    """A form that was fitted is fitted to other images as if it had not been."""
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(Wide(4, 6)).eval(), *torch.randn(2, 40, 4, 9, 8).double()
+    results = []
+    for first in (None, y):
+        net, _ = supernet(copy.deepcopy(model), x, 0.5)
+        if first is not None:
+            fit_each(net, [first], FIT)
+        fit(net, choices(net), [x], FIT)
+        results.append(net(x))
+    assert error(results[1], results[0]) < 1e-12
+
+
+def test_weights_are_saved_and_loaded() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Wide(4, 6), Wide(4, 6)).eval(), torch.randn(20, 4, 9, 8).double()
+    net, _ = supernet(copy.deepcopy(model), x, 0.5, 0.34)
+    fit_each(net, [x], FIT)
+    other, _ = supernet(copy.deepcopy(model), x, 0.5, 0.34)
+    other.load_weights(net.weights())
+    for place in (0, 1):
+        for each in (net, other):
+            each.choose(choices(net, place))
+        assert torch.equal(other(x), net(x))
+
+
+def test_a_transformer_on_tokens() -> None:
+    model, x = network("vit"), images(30).double()
+    wanted = copy.deepcopy(model).double()(x)
+    findings = find(model, x[:2].float())
+    wide = {s.name: [Narrow(0.5)] for s in findings.sites if Narrow(0.5).fits(s)}
+    assert wide
+    assert all(name.endswith("mlp") for name in wide)
+    net = Supernet(model, findings, wide).double().eval()
+    net.choose(choices(net))
+    before = error(net(x), wanted)
+    fit(net, choices(net), [x], FIT)
+    assert error(net(x), wanted) < before
+
+
+def test_no_two_widths_are_the_same_and_none_is_all() -> None:
+    model = network("bottleneck")  # three inner channels
+    found = find(model, images())
+    site = found.sites[0]
+    asked = Candidates(widths=(0.2, 0.3, 0.6, 0.7, 0.9))
+    proposed = list(Narrow.propose(site, model, found.graphs[site.block], asked))
+    assert [c.label for c in proposed] == ["narrow 70%", "narrow 30%"]
+    assert not Narrow(0.9).fits(site)
+
+
+def test_a_form_is_trained_by_itself() -> None:
+    """The block's own weights do not change with it."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Wide(4, 6)).eval(), torch.randn(20, 4, 9, 8).double()
+    net, _ = supernet(model, x, 0.5)
+    before = copy.deepcopy(net.baseline().state_dict())
+    net.choose(choices(net))
+    net(x).square().sum().backward()
+    (form,) = net.switches["0"].forms
+    for name, parameter in form.named_parameters():
+        assert parameter.grad is not None, name
+        parameter.data -= 0.1 * parameter.grad
+    for name, tensor in net.baseline().state_dict().items():
+        assert torch.equal(tensor, before[name])
