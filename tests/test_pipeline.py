@@ -9,6 +9,8 @@ import torch
 from tests import tiny
 from updp import MergeError, UserError
 from updp.engine.files import read_json, read_tensors
+from updp.merged import load
+from updp.models import load_model
 from updp.opening import make_job
 from updp.pipeline import Run
 from updp.plan import Plan
@@ -258,6 +260,39 @@ def test_a_given_plan_takes_the_place_of_the_search(finished: Path, tmp_path: Pa
     assert taken == plan
     assert not (tmp_path / "run" / "search" / "plans.db").exists()
     assert results(tmp_path / "run") == results(finished)
+
+
+def test_blocks_become_narrower_through_all_stages(tiny_model: str, tmp_path: Path) -> None:
+    """Within a budget that is not of blocks alone; what is loaded again is what was merged."""
+    recipe = tiny.make_recipe(budget={"macs": 0.7}).updated(*FITTED)
+    run = make_run(tiny_model, recipe, tmp_path / "searched", last="search")
+    run.supernet()
+    run.search()
+    kinds = {c["kind"] for c in run.plan().candidates.values()}
+    labels = {label for p in run.outcome().points for label in p.choices.values()}
+    assert kinds <= {"inherit", "narrow", "drop"}
+    assert "narrow 50%" in labels
+    choices = {"blocks.0": "narrow 50%", "blocks.2": "narrow 25%"}
+    widths = {name: float(label.split()[1].rstrip("%")) / 100 for name, label in choices.items()}
+    plan = Plan(
+        choices=choices,
+        candidates={name: {"kind": "narrow", "width": w} for name, w in widths.items()},
+    )
+    job = make_job(tiny_model, "digits", recipe.model_copy(update={"budget": None}), plan=plan)
+    model, taken, _ = Run(job, tmp_path / "run").run()
+    assert taken == plan
+    assert model.blocks[0].conv1_narrow.out_channels == 3
+    again = load(tmp_path / "run", load_model(tiny_model, seed=0))
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x))
+
+
+def test_a_budget_of_blocks_is_one_of_depth(tiny_model: str, tmp_path: Path) -> None:
+    run = make_run(tiny_model, tiny.make_recipe(), tmp_path / "run", last="search")
+    kinds = {o.candidate.kind for found in run.sites().values() for o in found}
+    assert kinds == {"inherit", "drop"}
+    assert {option.blocks for site in run.space.sites for option in site.options} == {1}
 
 
 def test_a_given_plan_that_does_not_fit(finished: Path, tmp_path: Path) -> None:

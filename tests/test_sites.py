@@ -12,7 +12,7 @@ from tests import tiny
 from updp import sites, timing
 from updp.blocks import find
 from updp.candidates import choose
-from updp.engine.files import read_json
+from updp.engine.files import read_json, write_json
 from updp.measure import Latency, Spread, count_parameters, live_at, peak_memory
 from updp.models import load_model
 from updp.rewrite import Supernet
@@ -71,7 +71,23 @@ def test_the_space_is_that_of_the_offers(finished: Path) -> None:
             assert option.macs == offer.keep_macs - offer.macs
 
 
-@pytest.mark.parametrize("number", [0, 1])
+def test_depth_alone_may_be_asked_for(finished: Path) -> None:
+    file = finished / "sites" / "sites.json"
+    every, shallower = sites.read_offers(file), sites.read_offers(file, narrows=False)
+    assert all(any(o.candidate.kind == "narrow" for o in found) for found in every.values())
+    for name, found in shallower.items():
+        assert found == tuple(o for o in every[name] if o.candidate.kind != "narrow")
+    data = read_json(file)
+    for row in data["sites"][1:]:  # of the others nothing takes depth away
+        row["offers"] = [o for o in row["offers"] if o["candidate"]["kind"] == "narrow"]
+    write_json(file.with_name("few.json"), data)
+    few = file.with_name("few.json")
+    assert list(sites.read_offers(few, narrows=False)) == [data["sites"][0]["site"]]
+    assert sites.read_space(few, narrows=False).names == (data["sites"][0]["site"],)
+    assert len(sites.read_space(few).names) == len(every)
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 6])
 def test_what_a_merged_plan_costs_is_what_was_predicted(number: int, finished: Path) -> None:
     """Parameters, MACs, weights and the peak of memory: all but latency is exact."""
     from updp.measure import count_macs

@@ -17,7 +17,7 @@ def reference(gram: Tensor, cross: Tensor, squares: float, taps: int, keep: int)
     while len(left) > keep:
 
         def error(without: int) -> float:
-            rows = [c * taps + t for c in left if c != without for t in range(taps)]  # noqa: B023
+            rows = [c * taps + t for c in left if c != without for t in range(taps)]
             rows.append(len(gram) - 1)
             h, b = gram[rows][:, rows], cross[rows]
             return squares - float((b * torch.linalg.solve(h, b)).sum())

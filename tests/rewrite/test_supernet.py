@@ -334,13 +334,13 @@ class Crossed(nn.Module):
 @pytest.mark.parametrize(
     ("make", "sites"),
     [
-        (Rooted, {"": ["drop", "inherit"], "block": ["drop", "inherit"]}),
+        (Rooted, {"": ["drop", "inherit", "narrow"], "block": ["drop", "inherit", "narrow"]}),
         (
             Crossed,
             {
-                "blocks.0": ["drop", "drop", "fold", "inherit"],
-                "blocks.1": ["drop", "inherit"],
-                "blocks.1.attn.qkv": ["inherit"],
+                "blocks.0": ["drop", "fold", "inherit", "narrow"],
+                "blocks.1": ["drop", "inherit", "narrow"],
+                "blocks.1.attn.qkv": ["inherit", "narrow"],
             },
         ),
     ],
@@ -366,7 +366,7 @@ def test_roots_shared_blocks_masks_and_blocks_within_blocks(
         plain = net.baseline()
         assert type(plain) is make
         assert all(torch.equal(t, state[n]) for n, t in plain.state_dict().items())
-        for i in range(4):
+        for i in range(7):
             net.choose({n: found[i % len(found)].label for n, found in options.items()})
             assert error(net.merged()(x), net(x)) < 1e-5
             assert error(net.merged(torch.float64)(x.double()), net(x).double()) < 1e-5

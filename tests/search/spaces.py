@@ -25,6 +25,7 @@ def spaces(draw: st.DrawFn, most_sites: int = 4, most_options: int = 3) -> Space
                 bytes=draw(st.integers(-5, 30)),
                 memory=draw(st.integers(0, 60)),
                 noise=draw(st.integers(0, 3)),
+                blocks=draw(st.integers(0, 1)),
             )
             for j in range(draw(st.integers(1, most_options)))
         )

@@ -65,6 +65,6 @@ def test_the_best_within_limits(about: tuple[Space, dict], blocks: int) -> None:
     scores = [
         e.score.score
         for e in known.values()
-        if e.score.complete and sum(map(bool, e.genome)) == blocks
+        if e.score.complete and space.cost(e.genome).blocks == blocks
     ]
     assert [e.score.score for e in found] == sorted(scores)

@@ -1,10 +1,12 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from updp import UserError
 from updp.budget import Budget
 from updp.search import Choice, Limits, Option, Space, limits_of
+from updp.search.program import Program
 from updp.search.target import amount, axis_of
 
 # What saves time has many MACs, and the other way round.
@@ -88,3 +90,12 @@ def test_fronts_are_over_what_is_limited_or_what_does_not_vary() -> None:
 def test_amounts_are_written_as_budgets_read_them(unit: str, value: float, text: str) -> None:
     assert amount(unit, value) == text
     assert Budget.parse(f"{unit}={text}")
+
+
+def test_what_is_not_shallower_counts_for_amounts_and_not_for_blocks() -> None:
+    narrow = Option("narrow", ms=4.0, macs=0, blocks=0)
+    space = replace(SPACE, sites=(*SPACE.sites, Choice("c", (narrow,), 10)))
+    limits = limits_of(Budget.parse("latency=0.4,blocks=1"), space)
+    assert Program(space).best([1.0, 1.0, 1.0, 1.0], limits) == (0, 1, 1)
+    with pytest.raises(UserError, match="blocks=3 is more than the 2 sites"):
+        limits_of(Budget.parse("blocks=3"), space)

@@ -74,7 +74,7 @@ def print_front(console: Console, outcome: Outcome) -> None:
         same = before is not None and _same_latency(point, before)
         table.add_row(
             (str(line) if line else "") + "*" * (index == outcome.chosen),
-            str(point.blocks),
+            str(len(point.choices)),
             *("" if score is None else f"{score:.4f}" for score in (point.score, point.fitted)),
             f"{point.top1 if point.fitted_top1 is None else point.fitted_top1:.2f}",
             ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",

@@ -47,7 +47,7 @@ def front_plot(outcome: Outcome) -> Plot:
 
     def mark(point: Point, fitted: bool = False) -> Mark:
         cost = getattr(point, axis) / getattr(base, axis)
-        text = [f"{point.blocks} pruned" if point.blocks else "the baseline"]
+        text = [f"{len(point.choices)} pruned" if point.choices else "the baseline"]
         text.append(f"score: {digits(point.score or 0.0)}")
         if point.top1 is not None:
             text.append(f"top-1, held-out images: {point.top1:.2f} %")
@@ -95,7 +95,7 @@ def latency_plot(run: Run) -> Plot | None:
     series = []
     if outcome is not None:
         base = outcome.baseline.latency
-        timed = [p for p in outcome.points if p.measured is not None and p.blocks]
+        timed = [p for p in outcome.points if p.measured is not None and p.choices]
         marks = tuple(_timed(p, base) for p in timed)
         if marks:
             series.append(Series("timed by the search", "c-one", marks))
@@ -193,6 +193,6 @@ def merge_plot(run: Run) -> Plot | None:
 def _timed(point: Point, base: float) -> Mark:
     m = point.measured
     assert m is not None
-    text = f"{point.blocks} pruned\npredicted: {ms(point.latency)}\nmeasured: {spread(m)} ms"
+    text = f"{len(point.choices)} pruned\npredicted: {ms(point.latency)}\nmeasured: {spread(m)} ms"
     ends = m.low / base, m.high / base
     return Mark(point.latency / base, m.median / base, text, across=ends)

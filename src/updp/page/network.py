@@ -18,6 +18,7 @@ KINDS = {
     "fuse": "paths fused",
     "drop": "branch dropped",
     "fold": "norm folded",
+    "narrow": "fewer channels",
     "other": "another candidate",
 }
 
@@ -117,7 +118,7 @@ def _block(run: Run, name: str, offers: list[OfferRow], fit: FitRow | None) -> B
         if check.where == block and block:
             merge[check.dtype] = max(check.error, merge.get(check.dtype, 0.0))
     kind = str(candidate.get("kind", ""))
-    became = kind if kind in ("fuse", "drop", "fold") else "other"
+    became = kind if kind in ("fuse", "drop", "fold", "narrow") else "other"
     if kind == "inherit":
         became = "one" if len(candidate.get("segments", ())) <= 1 else "two"
     return Block(name, became, run.plan.choices[name], taken, fit, merge)

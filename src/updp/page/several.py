@@ -14,7 +14,7 @@ from updp.page.tables import command
 from updp.page.words import amount, digits, sampling_error, signed, spread, times
 from updp.result import Result
 
-_LOOKS = ("one", "drop", "fuse", "fold", "two", "other", "keep")
+_LOOKS = ("one", "drop", "fuse", "fold", "narrow", "two", "other", "keep")
 _SHAPES = ("dot", "diamond", "star")
 NOTE = (
     "±: sampling error, 95 %. In brackets quartiles. A speed-up whose quartiles include 1 is "
