@@ -52,9 +52,7 @@ def chain_of(*layers: nn.Module) -> tuple[Chain, nn.Module, Tensor]:
         (lambda: (parametrizations.weight_norm(conv(6, 20)), nn.ReLU(), conv(20, 6)), []),
     ],
 )
-def test_where_they_are(
-    layers: Callable[[], tuple[nn.Module, ...]], expected: list[int]
-) -> None:
+def test_where_they_are(layers: Callable[[], tuple[nn.Module, ...]], expected: list[int]) -> None:
     chain, _, _ = chain_of(*layers())
     found = inner_channels(chain)
     assert [inner.count(chain) for inner in found] == expected

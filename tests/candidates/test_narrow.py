@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -41,9 +42,7 @@ class Wide(nn.Module):
 
 def supernet(model: nn.Module, x: Tensor, *widths: float) -> tuple[Supernet, Findings]:
     findings = find(model.float(), x[:2].float())
-    net = Supernet(
-        model, findings, {s.name: [Narrow(w) for w in widths] for s in findings.sites}
-    )
+    net = Supernet(model, findings, {s.name: [Narrow(w) for w in widths] for s in findings.sites})
     return net.double().eval(), findings
 
 
@@ -139,3 +138,88 @@ def test_a_form_is_trained_by_itself() -> None:
         parameter.data -= 0.1 * parameter.grad
     for name, tensor in net.baseline().state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+class Excite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, 3, 1), nn.Conv2d(3, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
+class Global(nn.Module):
+    """Response normalisation over channels, as in ConvNeXt V2, channels last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(dim=(1, 2), keepdim=True)
+        share = size / (size.mean(-1, keepdim=True) + 1e-6)
+        return x + torch.addcmul(self.bias, self.weight, x * share)
+
+
+class Gated(nn.Module):
+    """With a gate that mixes the inner channels."""
+
+    def __init__(self, gate: str) -> None:
+        super().__init__()
+        self.first, self.act = nn.Conv2d(4, 12, 1), nn.GELU()
+        self.gate = Excite(12) if gate == "excite" else nn.BatchNorm2d(12)
+        self.second = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.gate(self.act(self.first(x))))
+
+
+class Responding(nn.Module):
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.first, self.act, self.gate = nn.Linear(4, 12), nn.GELU(), gate
+        self.second = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.gate(self.act(self.first(x.permute(0, 2, 3, 1)))))
+        return x + y.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Gated("excite"), lambda: Responding(Global(12)), lambda: Responding(nn.LayerNorm(12))],
+)
+def test_a_gate_goes_on_with_fewer_channels_and_is_made_up_for(
+    make: Callable[[], nn.Module],
+) -> None:
+    """What is fitted last is what reads the gate as it is then: no other weights are better."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(make()).eval(), torch.randn(60, 4, 9, 8).double()
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.5)
+    figures = fit(net, choices(net), [x], FIT)
+    assert [row["operator"] for row in figures] == 2 * ["second"]
+    net.choose(choices(net))
+    best = error(net(x), wanted)
+    assert best < 0.2
+    merged = net.merged(torch.float64)
+    assert error(merged(x), net(x)) < 1e-12
+    weight = merged[0].second_narrow.weight
+    assert weight.shape[1] == 6
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        step = torch.randn(weight.shape, generator=generator).double()
+        with torch.no_grad():
+            weight += 1e-2 * step * weight.norm() / step.norm()
+            assert error(merged(x), wanted) > best * (1 - 1e-6)
+            weight -= 1e-2 * step * weight.norm() / step.norm()
+
+
+def test_a_gate_in_the_blocks_own_forward_is_left_alone() -> None:
+    model = network("excited")
+    found = find(model, images())
+    site = found.sites[0]
+    assert not list(Narrow.propose(site, model, found.graphs[site.block], Candidates()))

@@ -143,6 +143,10 @@ class _Reader:
             if region is None:
                 raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")
             self.read(module, graph, region.branch, f"{name}.")
+            if len(found := self.steps[before[3] :]) == 1 and isinstance(
+                gate := found[0], NormStep
+            ):
+                self.steps[-1] = replace(gate, name=name, module=module)  # all that it does
             return
         except NotTraceable as error:
             reason = f"`{name}` ({kind}) cannot be traced: {error}"

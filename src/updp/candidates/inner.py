@@ -1,7 +1,8 @@
 """The inner channels of a branch: those that one operator makes and one other reads.
 
-Between the two everything is done to each channel alone: BatchNorms, activations, depthwise
-convolutions. So channels can go without anybody outside noticing the shapes.
+Between the two everything is done to each channel alone (BatchNorms, activations, depthwise
+convolutions) or by a norm or a gate that works on fewer channels, too. So channels can go without
+anybody outside noticing.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks import ActStep, Chain, LinearStep, NormStep, Step
+from updp.candidates.cutting import can_cut_gate, cut_gate, cut_inputs, cut_outputs, has_state
 
 _MULTIPLE = 8
 
 
 @dataclass(frozen=True)
 class Inner:
-    """Inner channels: the places of their producer and of their consumer among a chain's steps."""
+    """Inner channels: the places of their producer and of their consumer among a chain's steps.
+
+    `gated` are those that a norm or a gate mixes: what is left then has other values.
+    """
 
     producer: int
     consumer: int
+    gated: bool = False
 
     def count(self, chain: Chain) -> int:
         """How many channels there are."""
@@ -40,10 +46,16 @@ class Inner:
     @torch.no_grad()
     def cut(self, chain: Chain, channels: Tensor) -> None:
         """Take all others than `channels` (their numbers) out of the chain's modules."""
-        _keep_inputs(_module(chain.steps[self.consumer]), channels)
+        count, consumer = self.count(chain), module_of(chain.steps[self.consumer])
+        assert isinstance(consumer, (nn.Conv2d, nn.Linear))
+        cut_inputs(consumer, channels)
         for step in chain.steps[self.producer : self.consumer]:
-            if (module := _module(step)) is not None:
-                _keep_outputs(module, channels)
+            if (module := module_of(step)) is None:
+                continue
+            if _is_gate(step):
+                cut_gate(module, channels, count)
+            else:
+                cut_outputs(module, channels)
 
     @torch.no_grad()
     def largest(self, chain: Chain, count: int) -> Tensor:
@@ -69,14 +81,24 @@ def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
 
 def _found(chain: Chain) -> Iterator[Inner]:
     start: int | None = None
+    count, gated = 0, False
     for place, step in enumerate(chain.steps):
         if isinstance(step, LinearStep) and not step.depthwise:
             plain = step.groups == 1 and _is_plain(step)
             if start is not None and plain:
-                yield Inner(start, place)
-            start = place if plain else None
+                yield Inner(start, place, gated)
+            start, count, gated = place if plain else None, step.out_channels, False
+        elif start is not None and _is_gate(step):
+            assert isinstance(step, NormStep)
+            gated = True
+            if not can_cut_gate(step.module, count, step.layout):
+                start = None
         elif not _acts_on_each_channel(step):
             start = None
+
+
+def _is_gate(step: Step) -> bool:
+    return isinstance(step, NormStep) and not isinstance(step.module, _BatchNorm)
 
 
 def _acts_on_each_channel(step: Step) -> bool:
@@ -86,11 +108,8 @@ def _acts_on_each_channel(step: Step) -> bool:
         return isinstance(step.module, _BatchNorm) and step.module.running_var is not None
     if isinstance(step, ActStep):
         function = step.function
-        return (
-            isinstance(function, nn.PReLU)
-            or not isinstance(function, nn.Module)
-            or not _has_state(function)
-        )
+        stateless = not isinstance(function, nn.Module) or not has_state(function)
+        return stateless or isinstance(function, nn.PReLU)
     return step.parameter.numel() == 1
 
 
@@ -99,21 +118,14 @@ def _is_plain(step: LinearStep) -> bool:
     return not step.derived and "weight" in dict(step.module.named_parameters(recurse=False))
 
 
-def _has_state(module: nn.Module) -> bool:
-    return any(True for _ in (*module.parameters(), *module.buffers()))
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
-
-
-def _module(step: Step) -> nn.Module | None:
+def module_of(step: Step) -> nn.Module | None:
+    """The module that a step is, if it is one."""
     own = step.function if isinstance(step, ActStep) else getattr(step, "module", None)
     return own if isinstance(own, nn.Module) else None
 
 
 def _on(step: Step, modules: Mapping[str, nn.Module]) -> Step:
-    if _module(step) is None:
+    if module_of(step) is None:
         return step
     for name, module in modules.items():
         if step.name == name or step.name.startswith(f"{name}."):
@@ -124,31 +136,3 @@ def _on(step: Step, modules: Mapping[str, nn.Module]) -> Step:
                 return replace(step, module=own, groups=getattr(own, "groups", 1))
             return replace(step, module=own)  # type: ignore[type-var,arg-type]
     return step
-
-
-def _keep_outputs(module: nn.Module, channels: Tensor) -> None:
-    """What a module gives, of these channels only; of what acts on each channel, all of it."""
-    index = channels.to(_device(module))
-    for name, parameter in list(module.named_parameters(recurse=False)):
-        if parameter.numel() > 1:  # a PReLU may have one for all
-            setattr(module, name, nn.Parameter(parameter[index].clone()))
-    for name, buffer in list(module.named_buffers(recurse=False)):
-        if buffer.ndim:
-            setattr(module, name, buffer[index].clone())
-    count = len(channels)
-    if isinstance(module, nn.Conv2d):
-        if module.groups > 1:  # depthwise
-            module.in_channels = module.groups = count
-        module.out_channels = count
-    for name in ("out_features", "num_features", "num_parameters"):
-        if getattr(module, name, 1) > 1:
-            setattr(module, name, count)
-
-
-def _keep_inputs(module: nn.Module | None, channels: Tensor) -> None:
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
-    module.weight = nn.Parameter(module.weight[:, channels.to(_device(module))].clone())
-    if isinstance(module, nn.Conv2d):
-        module.in_channels = len(channels)
-    else:
-        module.in_features = len(channels)

@@ -7,7 +7,7 @@ before the next activation. Only weights, biases and the shifts of norms change.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,19 +47,24 @@ class Kept:
 
     def narrowing(
         self, settings: recipes.Fit, batches: int, keep: int, cut: Callable[[Tensor], None]
-    ) -> Fitting:
-        """The regression in which it keeps `keep` of its input channels.
+    ) -> list[Fitting]:
+        """The regression in which it keeps `keep` of its input channels, and one more behind it.
 
-        `cut` takes the others, all but those of the given numbers, out of the chain's modules.
+        `cut` takes the others, all but those of the given numbers, out of the chain's modules. The
+        second one is of what it reads then: other values, where a norm or a gate mixed channels.
         """
-        problem = Problem(*self._stated, settings, batches, biased=self._biased, keep=keep)
+        operator, clamp = self._stated
+        problem = Problem(operator, clamp, settings, batches, biased=self._biased, keep=keep)
+        narrow = replace(operator, weight=operator.weight[:, :keep])
+        again = Problem(narrow, clamp, settings, batches, biased=self._biased)
 
         def take(fitted: Fitted) -> None:
             assert fitted.channels is not None
             cut(fitted.channels)
             self.set(fitted)
+            again.operator = fitted.operator
 
-        return self._regression(problem, take)
+        return [self._regression(problem, take), self._regression(again, self.set)]
 
     @torch.no_grad()
     def set(self, fitted: Fitted) -> None:

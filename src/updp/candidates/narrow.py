@@ -19,8 +19,9 @@ from updp.blocks import Chain, Site
 from updp.blocks.extract import Replacement
 from updp.candidates.again import Again, emit_again
 from updp.candidates.base import Candidate
+from updp.candidates.cutting import has_state
 from updp.candidates.fitting import Fitting
-from updp.candidates.inner import Inner, inner_channels, on_modules
+from updp.candidates.inner import Inner, inner_channels, module_of, on_modules
 from updp.candidates.kept import Kept, skip_of
 from updp.fit import Fitted
 
@@ -50,9 +51,11 @@ class Narrow(Candidate):
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
     ) -> Iterator[Narrow]:
         """Every width of the recipe at which the block has fewer channels."""
+        if site.branch is None or not _is_called(site, graph):
+            return
         seen = {_widths(site, 1.0)}
         for width in sorted(settings.widths, reverse=True):
-            if (left := _widths(site, width)) not in seen and cls(width).fits(site):
+            if (left := _widths(site, width)) not in seen:
                 seen.add(left)
                 yield cls(width)
 
@@ -105,7 +108,8 @@ class NarrowForm(Again):
         skip, found = skip_of(site, block, graph), list[Fitting]()
         for inner, count in _inner(chain, self._candidate.width):
             kept = Kept(chain, inner.consumer, skip, site.post)
-            found.append(kept.narrowing(settings, batches, count, _cutter(inner, chain)))
+            both = kept.narrowing(settings, batches, count, _cutter(inner, chain))
+            found += both if inner.gated else both[:1]
         last = found[-1].take
 
         def take(fitted: Fitted) -> None:
@@ -147,6 +151,19 @@ def _widths(site: Site, width: float) -> tuple[int, ...]:
     if site.branch is None:
         return ()
     return tuple(inner.left(site.branch, width) for inner in inner_channels(site.branch))
+
+
+def _is_called(site: Site, graph: fx.Graph) -> bool:
+    """Whether all that would be cut is in modules that the region's nodes call."""
+    assert site.branch is not None
+    targets = _targets(site, graph)
+    cut = [
+        step.name
+        for inner in inner_channels(site.branch)
+        for step in site.branch.steps[inner.producer : inner.consumer + 1]
+        if (module := module_of(step)) is not None and has_state(module)
+    ]
+    return all(any(n == t or n.startswith(f"{t}.") for t in targets) for n in cut)
 
 
 def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:
