@@ -23,7 +23,10 @@ Importance = dict[str, dict[str, float]]  # by site and candidate
 
 _DROP = ("candidates.drop=always", *INHERIT, *DIRECT)
 _SHRINK = METHODS["direct"].settings
-_MERGE = ("candidates.end_activation=false", "candidates.linearise=false", *INHERIT, *DIRECT)
+_MERGE = (
+    *("candidates.end_activation=false", "candidates.linearise=false", "candidates.drop=always"),
+    *(*INHERIT, *DIRECT),
+)
 _SHARES = [i / 50 for i in range(49, 9, -1)]  # of the baseline's latency
 _AGAIN = 4  # searches at most for one point
 _ENOUGH = 0.95  # of a point's latency is near enough to it

@@ -73,18 +73,20 @@ def test_the_space_is_that_of_the_offers(finished: Path) -> None:
 
 def test_depth_alone_may_be_asked_for(finished: Path) -> None:
     file = finished / "sites" / "sites.json"
-    every, shallower = sites.read_offers(file), sites.read_offers(file, narrows=False)
+    depth, costs = tiny.make_recipe(), tiny.make_recipe(budget={"blocks": 2, "macs": 0.7})
+    every = sites.read_offers(file)
+    assert sites.read_offers(file, costs) == every
     assert all(any(o.candidate.kind == "narrow" for o in found) for found in every.values())
-    for name, found in shallower.items():
+    for name, found in sites.read_offers(file, depth).items():
         assert found == tuple(o for o in every[name] if o.candidate.kind != "narrow")
     data = read_json(file)
     for row in data["sites"][1:]:  # of the others nothing takes depth away
         row["offers"] = [o for o in row["offers"] if o["candidate"]["kind"] == "narrow"]
     write_json(file.with_name("few.json"), data)
     few = file.with_name("few.json")
-    assert list(sites.read_offers(few, narrows=False)) == [data["sites"][0]["site"]]
-    assert sites.read_space(few, narrows=False).names == (data["sites"][0]["site"],)
-    assert len(sites.read_space(few).names) == len(every)
+    assert list(sites.read_offers(few, depth)) == [data["sites"][0]["site"]]
+    assert sites.read_space(few, depth).names == (data["sites"][0]["site"],)
+    assert len(sites.read_space(few, costs).names) == len(every)
 
 
 @pytest.mark.parametrize("number", [0, 1, 5, 6])

@@ -84,7 +84,9 @@ class Job:
                 key = {**key, "recipe": {**key["recipe"], name: recipe[name]}}
             if name == "supernet":
                 key["recipe"]["fit"] = recipe["fit"]
-                key["narrows"] = self.recipe.narrows
+                if self.recipe.candidates.follow_budget:
+                    counts_blocks = self.recipe.counts_blocks
+                    key["kind of budget"] = "blocks" if counts_blocks else "costs"
             if name == "search" and self.plan is None:
                 key["refines"] = self.recipe.refines
                 key["budget"] = str(self.recipe.budget)

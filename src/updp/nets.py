@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from updp.blocks import Findings, find
-from updp.candidates import planned, selected
+from updp.candidates import Offers, planned, selected
 from updp.engine.feed import Feed
 from updp.job import Job
 from updp.rewrite import Supernet
-from updp.sites import Offers
 
 
 def findings_of(model: nn.Module, job: Job) -> Findings:

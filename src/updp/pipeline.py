@@ -16,6 +16,7 @@ from updp import outcome as outcomes
 from updp import subnet as subnet_stage
 from updp import supernet as supernet_stage
 from updp.blocks import Findings
+from updp.candidates import Offers
 from updp.choosing import Choosing
 from updp.curves import draw_result
 from updp.engine.files import read_json, read_tensors, write_json, write_tensors, write_text
@@ -34,7 +35,7 @@ from updp.result import Result, make_result
 from updp.rewrite import Supernet, fit, fit_each
 from updp.rundir import STAGES, RunDirectory
 from updp.search import Limits, Space, Task, limits_of
-from updp.sites import WHOLE_STEPS, Offers, read_offers, read_space, survey
+from updp.sites import WHOLE_STEPS, read_offers, read_space, survey
 from updp.teacher import make_teacher
 
 
@@ -99,7 +100,7 @@ class Run:
                 self.baseline, self.job
             )  # a wrong glob raises; nothing is written yet
             self._stage("sites", lambda folder: self._survey(folder, findings))
-        offers = read_offers(self._sites_file, narrows=self.recipe.narrows)
+        offers = read_offers(self._sites_file, self.recipe)
         if not offers:
             raise UserError(
                 f"model '{self.job.model_name}' has no block that can be pruned: "
@@ -202,7 +203,7 @@ class Run:
     def space(self) -> Space:
         """All plans, and what each costs."""
         self.sites()
-        return read_space(self._sites_file, narrows=self.recipe.narrows)
+        return read_space(self._sites_file, self.recipe)
 
     @property
     def _sites_file(self) -> Path:

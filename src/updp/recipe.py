@@ -118,9 +118,9 @@ class Recipe(Part):
         return fitted and self.search.refined > 0
 
     @property
-    def narrows(self) -> bool:
-        """Whether blocks may become narrower: a budget that counts blocks alone is one of depth."""
-        return self.budget is not None and set(self.budget.model_fields_set) != {"blocks"}
+    def counts_blocks(self) -> bool:
+        """Whether nothing but blocks is counted: each that is pruned is to lose depth then."""
+        return self.budget is None or [*self.budget.model_dump(exclude_none=True)] == ["blocks"]
 
     def decisive(self) -> dict[str, Any]:
         """Plain data, without how often latency is measured and where a search is kept."""

@@ -59,10 +59,10 @@ class Candidates(Part):
     linearise: bool = Field(
         True, description="a removed activation leaves a BatchNorm, started as the best line"
     )
-    drop: Literal["never", "alone", "always"] = Field(
-        "alone",
-        description="whether a branch may be left out: not beside a branch of the same block that "
-        "merges, unless always",
+    drop: Literal["never", "alone", "always"] | None = Field(
+        None,
+        description="whether a branch may be left out; alone: not beside a branch of the same "
+        "block that merges. By default alone where the budget counts blocks, else always",
     )
     fold_norms: bool = Field(
         False, description="a LayerNorm before attention may become a BatchNorm, and fold away"
@@ -73,6 +73,11 @@ class Candidates(Part):
         description="shares of its inner channels that a block may keep instead, in a search "
         "within a budget of latency, macs, parameters or memory",
     )
+
+    @property
+    def follow_budget(self) -> bool:
+        """Whether what is offered depends on what the budget counts."""
+        return bool(self.widths) or self.drop is None
 
 
 class Fit(Part):

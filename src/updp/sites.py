@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks import Findings
-from updp.candidates import Offer, choose
+from updp.candidates import Offer, Offers, choose, dropped_alone, shallower
 from updp.engine.files import read_json
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory
 from updp.recipe import Measure, Recipe
@@ -18,7 +18,6 @@ from updp.rewrite import Supernet
 from updp.search import Choice, Option, Space
 from updp.timing import time_plans
 
-Offers = dict[str, tuple[Offer, ...]]
 WHOLE_STEPS = 3  # of a survey, beside one for each site
 
 
@@ -102,29 +101,29 @@ def in_place(
     return min(max(factor, 0.5), 2.0)
 
 
-def read_offers(file: Path, *, narrows: bool = True) -> Offers:
-    """The offers of each site, the preferred one first; those that take depth away or all."""
-    return {row["site"]: offers for row, offers in _rows(read_json(file), narrows)}
-
-
-def read_space(file: Path, *, narrows: bool = True) -> Space:
-    """The space of plans with their costs, of those offers."""
+def read_offers(file: Path, recipe: Recipe | None = None) -> Offers:
+    """The offers of each site, the preferred one first; with a recipe, those for its budget."""
     data = read_json(file)
+    offers = {
+        row["site"]: tuple(Offer.from_json(offer) for offer in row["offers"])
+        for row in data["sites"]
+    }
+    if recipe is not None and recipe.counts_blocks:
+        offers = shallower(offers)
+        if recipe.candidates.drop is None:
+            offers = dropped_alone(offers)
+    return offers
+
+
+def read_space(file: Path, recipe: Recipe | None = None) -> Space:
+    """The space of plans with their costs, of those offers."""
+    data, offers = read_json(file), read_offers(file, recipe)
     factor, sites = data["in_place"], []
-    for row, offers in _rows(data, narrows):
-        options = tuple(_option(offer, row["entry"], factor) for offer in offers)
-        sites.append(Choice(row["site"], options, row["memory"]))
-    return Space(tuple(sites), **data["baseline"])
-
-
-def _rows(
-    data: dict[str, Any], narrows: bool
-) -> Iterator[tuple[dict[str, Any], tuple[Offer, ...]]]:
     for row in data["sites"]:
-        found = (Offer.from_json(offer) for offer in row["offers"])
-        offers = tuple(o for o in found if narrows or o.candidate.shallower)
-        if offers:
-            yield row, offers
+        if found := offers.get(row["site"]):
+            options = tuple(_option(offer, row["entry"], factor) for offer in found)
+            sites.append(Choice(row["site"], options, row["memory"]))
+    return Space(tuple(sites), **data["baseline"])
 
 
 def _option(offer: Offer, entry: int, factor: float) -> Option:

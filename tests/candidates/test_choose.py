@@ -17,12 +17,14 @@ from updp.candidates import (
     Inherit,
     Offer,
     choose,
+    dropped_alone,
     from_json,
     planned,
     proposals,
     propose,
     register_candidate,
     selected,
+    shallower,
 )
 from updp.errors import UserError
 from updp.measure import LatencyTable
@@ -92,10 +94,18 @@ def test_a_branch_is_dropped_only_where_nothing_beside_it_merges(
     model, found = findings("vit")
     clock(monkeypatch, dict.fromkeys(range(9), 2.0))
     cpu = torch.device("cpu")
-    offers, refused = choose(model, found, Recipe(), cpu)
+    alone = Recipe().updated("candidates.drop=alone")
+    offers, refused = choose(model, found, alone, cpu)
     assert set(offers) == {"blocks.0:mlp", "blocks.1:mlp"}
     assert [u.name for u in refused] == ["blocks.0:attn", "blocks.1:attn"]
     assert all("candidates.drop=always" in u.reason for u in refused)
+    either, none = choose(model, found, Recipe(), cpu)  # the budget will say
+    assert not none
+    assert dropped_alone(either) == offers
+    narrow = {n: tuple(o for o in of if o.candidate.kind == "narrow") for n, of in offers.items()}
+    few = either | narrow  # where nothing merges a drop is as good as any
+    assert dropped_alone(few) == few
+    assert shallower(few).keys() == {"blocks.0:attn", "blocks.1:attn"}
     always = Recipe().updated("candidates.drop=always")
     assert offered(choose(model, found, always, cpu)[0], "blocks.1:attn") == ["drop"]
     folded = always.updated("candidates.fold_norms=true")

@@ -50,8 +50,10 @@ def test_a_search_ends_with_its_front(run: Path) -> None:
 )
 def test_several_budgets(budget: tuple[str, ...], run: Path) -> None:
     options = [part for text in budget for part in ("--budget", text)]
-    outcome = tiny.updp("search", "--out", without(run, "search"), *options)
-    assert (outcome.code, outcome.err) == (0, "")
+    without(run, "supernet")  # another kind of budget
+    for command in ("supernet", "search"):
+        outcome = tiny.updp(command, "--out", run, *options)
+        assert (outcome.code, outcome.err) == (0, "")
     found = read_json(run / "search" / "front.json")
     base, plan = found["baseline"], found["points"][found["chosen"]]
     asked = ",".join(budget)

@@ -10,7 +10,7 @@ from updp.candidates.inherit import Inherit, baseline_macs, propose
 from updp.candidates.kinds import KINDS, from_json, proposals, register_candidate
 from updp.candidates.merged import Merged
 from updp.candidates.narrow import Narrow
-from updp.candidates.offer import Offer, planned, selected
+from updp.candidates.offer import Offer, Offers, dropped_alone, planned, selected, shallower
 from updp.candidates.repair import operator_repair, site_repairs
 
 __all__ = [
@@ -26,8 +26,10 @@ __all__ = [
     "MergedForm",
     "Narrow",
     "Offer",
+    "Offers",
     "baseline_macs",
     "choose",
+    "dropped_alone",
     "from_json",
     "operator_repair",
     "planned",
@@ -35,5 +37,6 @@ __all__ = [
     "propose",
     "register_candidate",
     "selected",
+    "shallower",
     "site_repairs",
 ]

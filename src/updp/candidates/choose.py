@@ -11,9 +11,8 @@ from torch import nn
 from updp import recipe as recipes
 from updp.blocks import Findings, Site, Unusable
 from updp.candidates.base import Candidate
-from updp.candidates.drop import Drop
 from updp.candidates.kinds import proposals
-from updp.candidates.offer import Offer
+from updp.candidates.offer import Offer, Offers, dropped_alone
 from updp.candidates.timed import Timed, time_site
 from updp.measure import LatencyTable
 
@@ -26,7 +25,7 @@ def choose(
     recipe: recipes.Recipe,
     device: torch.device,
     tick: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, tuple[Offer, ...]], list[Unusable]]:
+) -> tuple[Offers, list[Unusable]]:
     """The candidates of each site, the preferred one first, and the sites that have none.
 
     Only those that are faster than the block are offered. Preferred is the one that takes least
@@ -36,7 +35,7 @@ def choose(
     Raises UserError where the runtime of the recipe does not run a site.
     """
     table = LatencyTable.open(device, recipe.measure)
-    offers: dict[str, tuple[Offer, ...]] = {}
+    offers: Offers = {}
     refused: list[Unusable] = []
     for site in findings.sites:
         block, graph = model.get_submodule(site.block), findings.graphs[site.block]
@@ -49,27 +48,11 @@ def choose(
             refused.append(Unusable(site.name, site.kind, _why(site, timed)))
         tick()
     if recipe.candidates.drop == "alone":
-        _refuse_drops(findings, offers, refused)
+        kept = dropped_alone(offers)
+        gone = [site for site in findings.sites if site.name in offers.keys() - kept.keys()]
+        refused += [Unusable(s.name, s.kind, f"{_ALONE} ({s.why})") for s in gone]
+        offers = kept
     return offers, refused
-
-
-def _refuse_drops(
-    findings: Findings, offers: dict[str, tuple[Offer, ...]], refused: list[Unusable]
-) -> None:
-    """Take back what leaves out a branch that does not merge, where another of its block does."""
-    merges = {
-        name
-        for name, found in offers.items()
-        if any(o.candidate.shallower and not isinstance(o.candidate, Drop) for o in found)
-    }
-    merging = {site.block for site in findings.sites if site.name in merges}
-    for site in findings.sites:
-        if site.name in offers.keys() - merges and site.block in merging:
-            rest = tuple(o for o in offers[site.name] if not isinstance(o.candidate, Drop))
-            offers[site.name] = rest
-            if not rest:
-                del offers[site.name]
-                refused.append(Unusable(site.name, site.kind, f"{_ALONE} ({site.why})"))
 
 
 def _why(site: Site, timed: Sequence[Timed]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from updp.blocks import Findings
 from updp.candidates.base import Candidate
+from updp.candidates.drop import Drop
 from updp.candidates.kinds import from_json
 from updp.errors import UserError
 from updp.plan import Plan
@@ -59,6 +60,40 @@ class Offer:
                 "candidate": from_json(data["candidate"]),
             }
         )
+
+
+Offers = dict[str, tuple[Offer, ...]]  # of each site, the preferred one first
+
+
+def shallower(offers: Offers) -> Offers:
+    """Those that take depth away, and the sites that have one."""
+    found = {n: tuple(o for o in of if o.candidate.shallower) for n, of in offers.items()}
+    return {name: of for name, of in found.items() if of}
+
+
+def dropped_alone(offers: Offers) -> Offers:
+    """All but what leaves out a branch that does not merge, where another of its block does."""
+    merges = {
+        name
+        for name, of in offers.items()
+        if any(o.candidate.shallower and not _is_drop(o) for o in of)
+    }
+    blocks = {_block(name) for name in merges}
+    found = {
+        name: tuple(o for o in of if not _is_drop(o))
+        if name not in merges and _block(name) in blocks
+        else of
+        for name, of in offers.items()
+    }
+    return {name: of for name, of in found.items() if of}
+
+
+def _is_drop(offer: Offer) -> bool:
+    return isinstance(offer.candidate, Drop)
+
+
+def _block(site: str) -> str:
+    return site.partition(":")[0]
 
 
 def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
