@@ -101,7 +101,7 @@ class Run:
             )  # a wrong glob raises; nothing is written yet
             self._stage("sites", lambda folder: self._survey(folder, findings))
         offers = read_offers(self._sites_file, self.recipe)
-        if not offers:
+        if not offers and self.job.plan is None:  # a given plan brings its own
             raise UserError(
                 f"model '{self.job.model_name}' has no block that can be pruned: "
                 "`updp inspect` says why for each"
