@@ -49,6 +49,17 @@ class Basic(nn.Module):
         return self.act2(y + (x if self.shortcut is None else self.shortcut(x)))
 
 
+class LayerNorm2d(nn.Module):
+    """Over the channels of maps that have them first."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class Functional(Basic):
     """Activations as functions and methods, with arguments."""
 
@@ -406,6 +417,8 @@ FAMILIES = {
         lambda: Basic(conv(C, 8, groups=4), conv(8, C, groups=2), nn.Hardswish), post=True
     ),
     "basic_groupnorm": Family(_basic(norm=lambda c: nn.GroupNorm(2, c)), post=True),
+    "basic_wrapped": Family(_basic(norm=lambda c: nn.Sequential(nn.BatchNorm2d(c))), post=True),
+    "basic_permuted": Family(_basic(norm=LayerNorm2d), post=True),
     "basic_prelu": Family(
         lambda: Basic(conv(C, C), conv(C, C), lambda: nn.PReLU(C, init=0.1)), post=True
     ),

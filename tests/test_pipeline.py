@@ -288,6 +288,8 @@ def test_blocks_become_narrower_through_all_stages(tiny_model: str, tmp_path: Pa
     model, taken, _ = Run(job, tmp_path / "run").run()
     assert taken == plan
     assert model.blocks[0].conv1_narrow.out_channels == 3
+    other = make_job(tiny_model, "digits", recipe, plan=plan)  # a budget beside a plan is nothing
+    assert Run(other, tmp_path / "run").run()[1] == plan
     again = load(tmp_path / "run", load_model(tiny_model, seed=0))
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():

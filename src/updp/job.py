@@ -84,7 +84,7 @@ class Job:
                 key = {**key, "recipe": {**key["recipe"], name: recipe[name]}}
             if name == "supernet":
                 key["recipe"]["fit"] = recipe["fit"]
-                if self.recipe.candidates.follow_budget:
+                if self.plan is None and self.recipe.candidates.follow_budget:
                     counts_blocks = self.recipe.counts_blocks
                     key["kind of budget"] = "blocks" if counts_blocks else "costs"
             if name == "search" and self.plan is None:

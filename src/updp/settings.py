@@ -67,7 +67,9 @@ class Candidates(Part):
     fold_norms: bool = Field(
         False, description="a LayerNorm before attention may become a BatchNorm, and fold away"
     )
-    timed: int = Field(4, ge=1, description="at most so many merged forms are timed per site")
+    timed: int = Field(
+        4, ge=1, description="at most so many merged forms are timed per site, beside the widths"
+    )
     widths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.75, 0.5, 0.25),
         description="shares of its inner channels that a block may keep instead, in a search "

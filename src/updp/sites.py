@@ -108,7 +108,7 @@ def read_offers(file: Path, recipe: Recipe | None = None) -> Offers:
         row["site"]: tuple(Offer.from_json(offer) for offer in row["offers"])
         for row in data["sites"]
     }
-    if recipe is not None and recipe.counts_blocks:
+    if recipe is not None and recipe.candidates.follow_budget and recipe.counts_blocks:
         offers = shallower(offers)
         if recipe.candidates.drop is None:
             offers = dropped_alone(offers)

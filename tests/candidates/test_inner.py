@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 
 from tests.families import error, randomise
 from updp.blocks import Chain, find
+from updp.candidates.cutting import can_cut_gate, cut_gate
 from updp.candidates.inner import inner_channels, on_modules
 
 
@@ -96,6 +97,53 @@ def test_what_is_cut_is_what_the_others_say(layers: Callable[[], tuple[nn.Module
             assert module.weight.shape[:2] == own
         assert getattr(module, "num_features", 4) == 4
         assert getattr(module, "num_parameters", 4) in (1, 4)
+
+
+class Context(nn.Module):
+    """A gate with norms on few channels inside."""
+
+    def __init__(self, channels: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.reduce, self.norm = nn.Conv2d(channels, 3, 1), norm
+        self.expand = nn.Conv2d(3, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.reduce(x.mean((2, 3), keepdim=True)).movedim(1, -1)
+        y = (
+            self.norm(y).movedim(-1, 1)
+            if isinstance(self.norm, nn.LayerNorm)
+            else self.norm(y.movedim(-1, 1))
+        )
+        return x * torch.sigmoid(self.expand(torch.relu(y)))
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.LayerNorm(3), lambda: nn.BatchNorm2d(3)])
+def test_what_a_gate_has_inside_is_cut_where_it_is_as_wide(norm: Callable[[], nn.Module]) -> None:
+    """With what it sees of other channels at zero, it does to the rest what it did."""
+    gate = randomise(Context(12, norm())).double().eval()
+    assert can_cut_gate(gate, 12, "first")
+    cut, channels = copy.deepcopy(gate), torch.tensor([0, 3, 4, 7, 11])
+    cut_gate(cut, channels, 12)
+    assert (cut.reduce.in_channels, cut.expand.out_channels) == (5, 5)
+    assert "(3" in repr(cut.norm)
+    few = torch.zeros(2, 12, 7, 9).double()
+    few[:, channels] = torch.randn(2, 5, 7, 9).double()
+    with torch.no_grad():
+        assert error(cut(few[:, channels]), gate(few)[:, channels]) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("gate", "layout", "can"),
+    [
+        (nn.GroupNorm(2, 12), "first", False),  # other groups
+        (nn.LayerNorm(12), "last", True),
+        (nn.LayerNorm((12, 7)), "first", False),
+        (nn.Identity(), "first", True),
+        (torch.relu, "first", False),
+    ],
+)
+def test_which_gates_can_be_cut(gate: nn.Module, layout: str, can: bool) -> None:
+    assert can_cut_gate(gate, 12, layout) == can
 
 
 def test_the_largest_are_those_of_the_largest_weights() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.families import error, images, network
+from tests.families import Net, error, images, network
 from updp.blocks import Findings, find
 from updp.candidates import Narrow
 from updp.recipe import Candidates, Fit
@@ -119,7 +119,8 @@ def test_no_two_widths_are_the_same_and_none_is_all() -> None:
     found = find(model, images())
     site = found.sites[0]
     asked = Candidates(widths=(0.2, 0.3, 0.6, 0.7, 0.9))
-    proposed = list(Narrow.propose(site, model, found.graphs[site.block], asked))
+    block = model.get_submodule(site.block)
+    proposed = list(Narrow.propose(site, block, found.graphs[site.block], asked))
     assert [c.label for c in proposed] == ["narrow 70%", "narrow 30%"]
     assert not Narrow(0.9).fits(site)
 
@@ -218,8 +219,97 @@ def test_a_gate_goes_on_with_fewer_channels_and_is_made_up_for(
             weight -= 1e-2 * step * weight.norm() / step.norm()
 
 
-def test_a_gate_in_the_blocks_own_forward_is_left_alone() -> None:
-    model = network("excited")
-    found = find(model, images())
+class Shared(nn.Module):
+    """One activation, with a weight per channel, inside and behind the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.act = nn.PReLU(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.second(self.act(self.first(x))))
+
+
+class Swish(nn.Module):
+    """A convolution with its norm and an activation that is written out."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return x * torch.sigmoid(x)
+
+
+class Flagged(nn.Module):
+    def forward(self, x: Tensor, positive: bool) -> Tensor:
+        return torch.relu(x) if positive else x
+
+
+class Odd(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first = kind, Swish(4, 12) if kind == "swish" else nn.Conv2d(4, 12, 1)
+        self.act, self.second = Flagged(), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return x + self.second(self.act(y, True) if self.kind == "flag" else y)
+
+
+def proposed(model: nn.Module, x: Tensor) -> list[Narrow]:
+    found = find(model, x)
     site = found.sites[0]
-    assert not list(Narrow.propose(site, model, found.graphs[site.block], Candidates()))
+    block = model.get_submodule(site.block)
+    return list(Narrow.propose(site, block, found.graphs[site.block], Candidates()))
+
+
+@pytest.mark.parametrize("kind", ["swish", "flag"])
+def test_what_is_written_into_a_forward_stays_as_it_is(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Odd(kind)).eval(), torch.randn(40, 4, 9, 8).double()
+    assert len(proposed(model, x[:2].float())) == 3
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.5)
+    net.choose(choices(net))
+    before = error(net(x), wanted)
+    fit(net, choices(net), [x], FIT)
+    assert error(net(x), wanted) < before
+    assert error(net.merged(torch.float64)(x), net(x)) < 1e-12
+
+
+@pytest.mark.parametrize("make", [lambda: network("excited"), lambda: nn.Sequential(Shared())])
+def test_what_cannot_be_cut_is_left_alone(make: Callable[[], nn.Module]) -> None:
+    """A gate in the block's own forward; a module that is called elsewhere, too."""
+    model = make().eval()
+    x = images() if isinstance(model, Net) else torch.randn(2, 4, 9, 8)
+    assert proposed(model, x) == []
+
+
+class Remembering(nn.BatchNorm2d):
+    """A norm with something that is not saved."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("seen", torch.rand(channels), persistent=False)
+
+
+def test_what_is_not_saved_cannot_be_cut() -> None:
+    model = nn.Sequential(Wide(4, 6)).eval()
+    x = torch.randn(2, 4, 9, 8)
+    assert proposed(model, x)
+    model[0].bn1 = Remembering(6).eval()
+    assert proposed(model, x) == []
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    model = nn.Sequential(Wide(4, 6)).eval()
+    model[0].conv1.requires_grad_(False)
+    net, _ = supernet(model, torch.randn(4, 4, 9, 8), 0.5)
+    (form,) = net.switches["0"].forms
+    learnt = {name for name, p in form.named_parameters() if p.requires_grad}
+    frozen = {name for name, p in form.named_parameters() if not p.requires_grad}
+    assert frozen == {"copies.0.weight", "copies.0.bias"}
+    assert learnt

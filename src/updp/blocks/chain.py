@@ -143,10 +143,9 @@ class _Reader:
             if region is None:
                 raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")
             self.read(module, graph, region.branch, f"{name}.")
-            if len(found := self.steps[before[3] :]) == 1 and isinstance(
-                gate := found[0], NormStep
-            ):
-                self.steps[-1] = replace(gate, name=name, module=module)  # all that it does
+            gate = self.steps[-1] if len(self.steps) == before[3] + 1 else None
+            if isinstance(gate, NormStep) and _is_written_out(gate, before[2] or "first"):
+                self.steps[-1] = replace(gate, name=name, module=module)  # which is all of it
             return
         except NotTraceable as error:
             reason = f"`{name}` ({kind}) cannot be traced: {error}"
@@ -199,6 +198,11 @@ class _Reader:
             self.start = self.layout = layout
         elif self.layout != layout:
             raise NotAChain(f"`{name}` does not work along the channels")
+
+
+def _is_written_out(gate: NormStep, layout: str) -> bool:
+    """Whether it is nodes of a forward, in the layout that its module has."""
+    return isinstance(gate.module, fx.GraphModule) and gate.layout == layout
 
 
 def _norm_channels(module: nn.Module) -> int | None:

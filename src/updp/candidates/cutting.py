@@ -20,18 +20,18 @@ def cut_outputs(module: nn.Module, channels: Tensor) -> None:
     """Keep these of the channels that it gives; of what acts on each channel, all of it."""
     for name, tensor in _own(module):
         if tensor.numel() > 1:  # a PReLU may have one for all
-            _set(module, name, tensor, 0, channels)
+            _resize(module, len(tensor), channels)
+            _cut(module, name, 0, channels)
     if isinstance(module, nn.Conv2d):
         if module.groups > 1:  # depthwise
             module.in_channels = module.groups = len(channels)
         module.out_channels = len(channels)
-    _say(module, channels)
 
 
 @torch.no_grad()
 def cut_inputs(module: nn.Conv2d | nn.Linear, channels: Tensor) -> None:
     """Keep these of the channels that it reads."""
-    _set(module, "weight", module.weight, 1, channels)
+    _cut(module, "weight", 1, channels)
     if isinstance(module, nn.Conv2d):
         module.in_channels = len(channels)
     else:
@@ -43,17 +43,17 @@ def cut_gate(module: nn.Module, channels: Tensor, count: int) -> None:
     """Keep these of the `count` channels of a norm or a gate, inside of it, too."""
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
-            reads = part.in_channels if isinstance(part, nn.Conv2d) else part.in_features
-            if part.weight.shape[0] == count:
+            gives, reads = part.weight.shape[:2]
+            if gives == count:
                 cut_outputs(part, channels)
-            if reads == count and part.weight.shape[1] == count:
+            if reads == count:
                 cut_inputs(part, channels)
             continue
         for name, tensor in _own(part):
             for axis, size in enumerate(tensor.shape):
                 if size == count:
-                    _set(part, name, tensor, axis, channels)
-        _say(part, channels)
+                    _cut(part, name, axis, channels)
+        _resize(part, count, channels)
 
 
 def can_cut_gate(module: object, count: int, layout: str) -> bool:
@@ -70,7 +70,9 @@ def can_cut_gate(module: object, count: int, layout: str) -> bool:
 @torch.no_grad()
 def _works(module: nn.Module, count: int, shape: tuple[int, ...], left: int) -> bool:
     trial = copy.deepcopy(module).eval()
-    x = torch.randn(shape).to(next((p for p in module.parameters()), torch.empty(0)))
+    state = (*module.parameters(), *module.buffers())
+    like = next((t for t in state if t.is_floating_point()), torch.empty(0))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
     try:
         cut_gate(trial, torch.arange(left), count)
         return bool(trial(x).shape == x.shape)
@@ -83,15 +85,19 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*parameters, *((n, b) for n, b in module.named_buffers(recurse=False) if b.ndim)]
 
 
-def _set(module: nn.Module, name: str, tensor: Tensor, axis: int, channels: Tensor) -> None:
+def _cut(module: nn.Module, name: str, axis: int, channels: Tensor) -> None:
+    tensor = getattr(module, name)
     cut = tensor.index_select(axis, channels.to(tensor.device))
-    setattr(module, name, nn.Parameter(cut) if isinstance(tensor, nn.Parameter) else cut)
+    if isinstance(tensor, nn.Parameter):
+        cut = nn.Parameter(cut, requires_grad=tensor.requires_grad)
+    setattr(module, name, cut)
 
 
-def _say(module: nn.Module, channels: Tensor) -> None:
+def _resize(module: nn.Module, count: int, channels: Tensor) -> None:
+    """What it says of its own `count` channels."""
     for name in _SIZES:
-        said = getattr(module, name, 1)
-        if isinstance(said, int) and said > 1:
+        said = getattr(module, name, None)
+        if said == count:
             setattr(module, name, len(channels))
-        elif isinstance(said, tuple):
+        elif said == (count,):
             setattr(module, name, (len(channels),))

@@ -20,10 +20,10 @@ from updp import recipe as recipes
 from updp.algebra import Affine
 from updp.blocks import NormStep, Site
 from updp.blocks.extract import Replacement, extract, substitute
-from updp.candidates.again import Again, emit_again
 from updp.candidates.base import Candidate
 from updp.candidates.fold import fold_norm
 from updp.candidates.norm import ChannelNorm
+from updp.candidates.rewired import RewiredForm, emit_rewired, example
 
 _TOLERANCE = 1e-9  # float64, relative: folding against not folding, on random inputs
 
@@ -77,7 +77,7 @@ class FoldNorm(Candidate):
         return cls(data["norm"], tuple(data["readers"]))
 
 
-class FoldNormForm(Again):
+class FoldNormForm(RewiredForm):
     """The block with a BatchNorm in the place of its norm."""
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, candidate: FoldNorm) -> None:
@@ -115,7 +115,7 @@ class MergedFold:
         modules = _folded(self.block, self.graph, self.candidate.readers, self.affine)
         names = {target: f"{target.replace('.', '_')}_merged" for target in modules}
         added = {names[t]: m.to(device, dtype) for t, m in modules.items()}
-        emit = emit_again(site.region, names, left_out=self.candidate.norm)
+        emit = emit_rewired(site.region, names, left_out=self.candidate.norm)
         return Replacement(site.region, emit, added)
 
 
@@ -186,20 +186,12 @@ def _is_exact(
 
 
 def _run(site: Site, part: nn.Module) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    parameter = next(part.parameters(), torch.empty(0))
-    x = torch.randn(site.shape_in, generator=generator).to(parameter)
     modes = {m: m.training for m in part.modules()}
     try:
-        like = [e.to(x) if _is_float(e) else e for e in site.extras]
-        return part.eval()(x, *like)
+        return part.eval()(*example(site, part))
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _folded(

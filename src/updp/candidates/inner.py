@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import NoneType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks import ActStep, Chain, LinearStep, NormStep, Step
@@ -54,8 +55,17 @@ class Inner:
                 continue
             if _is_gate(step):
                 cut_gate(module, channels, count)
-            else:
+            elif has_state(module):
                 cut_outputs(module, channels)
+
+    @torch.no_grad()
+    def hide(self, chain: Chain, channels: Tensor) -> None:
+        """Let the consumer read nothing of all others, which stay."""
+        consumer = module_of(chain.steps[self.consumer])
+        assert isinstance(consumer, (nn.Conv2d, nn.Linear))
+        hidden = torch.ones(consumer.weight.shape[1], dtype=torch.bool)
+        hidden[channels.cpu()] = False
+        consumer.weight[:, hidden.to(consumer.weight.device)] = 0
 
     @torch.no_grad()
     def largest(self, chain: Chain, count: int) -> Tensor:
@@ -125,7 +135,7 @@ def module_of(step: Step) -> nn.Module | None:
 
 
 def _on(step: Step, modules: Mapping[str, nn.Module]) -> Step:
-    if module_of(step) is None:
+    if isinstance(module_of(step), (fx.GraphModule, NoneType)):  # its name is no module's
         return step
     for name, module in modules.items():
         if step.name == name or step.name.startswith(f"{name}."):

@@ -42,18 +42,25 @@ class Kept:
 
     def fitting(self, settings: recipes.Fit, batches: int) -> Fitting:
         """The regression of all of it, to so many batches."""
-        problem = Problem(*self._stated, settings, batches, biased=self._biased)
+        problem = Problem(*self._prior_and_clamp, settings, batches, biased=self._biased)
         return self._regression(problem, self.set)
 
     def narrowing(
-        self, settings: recipes.Fit, batches: int, keep: int, cut: Callable[[Tensor], None]
+        self,
+        settings: recipes.Fit,
+        batches: int,
+        keep: int,
+        cut: Callable[[Tensor], None],
+        *,
+        gated: bool,
     ) -> list[Fitting]:
-        """The regression in which it keeps `keep` of its input channels, and one more behind it.
+        """The regression in which it keeps `keep` of its input channels.
 
-        `cut` takes the others, all but those of the given numbers, out of the chain's modules. The
-        second one is of what it reads then: other values, where a norm or a gate mixed channels.
+        `cut` takes the others, all but those of the given numbers, out of the chain's modules.
+        Where those are `gated`, mixed by a norm or a gate, it then reads other values: so there is
+        one more regression, of those.
         """
-        operator, clamp = self._stated
+        operator, clamp = self._prior_and_clamp
         problem = Problem(operator, clamp, settings, batches, biased=self._biased, keep=keep)
         narrow = replace(operator, weight=operator.weight[:, :keep])
         again = Problem(narrow, clamp, settings, batches, biased=self._biased)
@@ -64,7 +71,8 @@ class Kept:
             self.set(fitted)
             again.operator = fitted.operator
 
-        return [self._regression(problem, take), self._regression(again, self.set)]
+        both = [self._regression(problem, take), self._regression(again, self.set)]
+        return both if gated else both[:1]
 
     @torch.no_grad()
     def set(self, fitted: Fitted) -> None:
@@ -95,7 +103,7 @@ class Kept:
         return Fitting(self._own.name, problem, target, inputs, take)
 
     @property
-    def _stated(self) -> tuple[Operator, Clamp]:
+    def _prior_and_clamp(self) -> tuple[Operator, Clamp]:
         """What is fitted, and what clamps what it gives."""
         own, behind = self._own, self.post if self._is_last else None
         if not self._is_last and isinstance(step := self.chain.steps[self._end], ActStep):

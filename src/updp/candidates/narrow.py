@@ -7,8 +7,9 @@ do, depth alone is dear. Which channels go, and how what reads them makes up for
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,16 +17,16 @@ from torch import Tensor, fx, nn
 
 from updp import recipe as recipes
 from updp.blocks import Chain, Site
-from updp.blocks.extract import Replacement
-from updp.candidates.again import Again, emit_again
+from updp.blocks.extract import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
-from updp.candidates.cutting import has_state
 from updp.candidates.fitting import Fitting
-from updp.candidates.inner import Inner, inner_channels, module_of, on_modules
+from updp.candidates.inner import Inner, inner_channels, on_modules
 from updp.candidates.kept import Kept, skip_of
+from updp.candidates.rewired import RewiredForm, emit_rewired, example
 from updp.fit import Fitted
 
-_RANK = 50  # after what merges, before what leaves out the branch
+_RANK, _LAST = 50, 100  # after what merges, before what leaves out the branch
+_TOLERANCE = 1e-9  # float64, relative: a narrow block against the wide one that reads as little
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,21 @@ class Narrow(Candidate):
 
     @property
     def rank(self) -> int:
-        """The narrower, the more is taken away."""
-        return _RANK + round(_RANK * (1 - self.width)) - 1
+        """The narrower, the more is taken away; less than `drop` takes."""
+        return _RANK + int((_LAST - _RANK) * (1 - self.width))
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
     ) -> Iterator[Narrow]:
         """Every width of the recipe at which the block has fewer channels."""
-        if site.branch is None or not _is_called(site, graph):
-            return
-        seen = {_widths(site, 1.0)}
+        found: dict[tuple[int, ...], Narrow] = {}
         for width in sorted(settings.widths, reverse=True):
-            if (left := _widths(site, width)) not in seen:
-                seen.add(left)
-                yield cls(width)
+            found.setdefault(_widths(site, width), cls(width))
+        found.pop(_widths(site, 1.0), None)
+        widest = next(iter(found.values()), None)  # of one channel, anything may be broadcast
+        if widest is not None and _works(site, block, graph, widest.width):
+            yield from found.values()
 
     def fits(self, site: Site) -> bool:
         """Whether there are inner channels, and more than are to be left."""
@@ -65,7 +66,7 @@ class Narrow(Candidate):
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> NarrowForm:
         """The trainable form: copies of the block's modules, narrowed."""
-        return NarrowForm(site, block, graph, self)
+        return NarrowForm(site, block, graph, self.width)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which `from_json` makes an equal candidate."""
@@ -77,22 +78,21 @@ class Narrow(Candidate):
         return cls(float(data["width"]))
 
 
-class NarrowForm(Again):
+class NarrowForm(RewiredForm):
     """The block on narrower copies of its modules, which the form owns.
 
     Until it is fitted it has the channels of the largest weights.
     """
 
-    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, candidate: Narrow) -> None:
+    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, width: float) -> None:
         targets = _targets(site, graph)
         copies = _copies(block, targets)
-        assert site.branch is not None
-        chain = on_modules(site.branch, copies)
-        for inner, count in _inner(chain, candidate.width):
-            inner.cut(chain, inner.largest(chain, count))
+        chain = on_modules(site.chain, copies)
+        for inner, channels in _largest(chain, width):
+            inner.cut(chain, channels)
         super().__init__(site, block, graph, copies)
         self.targets, self.copies = targets, nn.ModuleList(copies.values())
-        self._site, self._candidate = site, candidate
+        self._site, self._width = site, width
         # In a list, so that modules of the block are reached and not owned.
         self._block = [(block, graph)]
 
@@ -102,22 +102,22 @@ class NarrowForm(Again):
     def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
         """See `Form.fittings`: each operator that reads fewer channels, in order."""
         (block, graph), site = self._block[0], self._site
-        assert site.branch is not None
         wide = _copies(block, self.targets)  # they become narrower from fit to fit
-        chain = on_modules(site.branch, wide)
-        skip, found = skip_of(site, block, graph), list[Fitting]()
-        for inner, count in _inner(chain, self._candidate.width):
-            kept = Kept(chain, inner.consumer, skip, site.post)
-            both = kept.narrowing(settings, batches, count, _cutter(inner, chain))
-            found += both if inner.gated else both[:1]
-        last = found[-1].take
+        chain, skip = on_modules(site.chain, wide), skip_of(site, block, graph)
+        found = list[Fitting]()
+        for inner, count in _inner(chain, self._width):
+            kept, cut = Kept(chain, inner.consumer, skip, site.post), partial(inner.cut, chain)
+            found += kept.narrowing(settings, batches, count, cut, gated=inner.gated)
+        *others, last = found
 
+        @torch.no_grad()
         def take(fitted: Fitted) -> None:
-            last(fitted)
+            last.take(fitted)
             for copied, own in zip(wide.values(), self.copies, strict=True):
-                own.load_state_dict(copied.state_dict())
+                for new, old in zip(_state(copied), _state(own), strict=True):
+                    old.copy_(new)
 
-        return [*found[:-1], replace(found[-1], take=take)]
+        return [*others, replace(last, take=take)]
 
     def merged(self) -> MergedNarrow:
         """See `Form.merged`."""
@@ -137,7 +137,7 @@ class MergedNarrow:
             names[target]: copy.deepcopy(module).to(device, dtype)
             for target, module in self.modules.items()
         }
-        return Replacement(site.region, emit_again(site.region, names), added)
+        return Replacement(site.region, emit_rewired(site.region, names), added)
 
 
 def _inner(chain: Chain, width: float) -> list[tuple[Inner, int]]:
@@ -153,23 +153,48 @@ def _widths(site: Site, width: float) -> tuple[int, ...]:
     return tuple(inner.left(site.branch, width) for inner in inner_channels(site.branch))
 
 
-def _is_called(site: Site, graph: fx.Graph) -> bool:
-    """Whether all that would be cut is in modules that the region's nodes call."""
-    assert site.branch is not None
-    targets = _targets(site, graph)
-    cut = [
-        step.name
-        for inner in inner_channels(site.branch)
-        for step in site.branch.steps[inner.producer : inner.consumer + 1]
-        if (module := module_of(step)) is not None and has_state(module)
-    ]
-    return all(any(n == t or n.startswith(f"{t}.") for t in targets) for n in cut)
+def _largest(chain: Chain, width: float) -> list[tuple[Inner, Tensor]]:
+    """The inner channels that become fewer, and which are left until a fit says better."""
+    return [(inner, inner.largest(chain, count)) for inner, count in _inner(chain, width)]
+
+
+@torch.no_grad()
+def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
+    """Whether the narrow block, merged, is the wide one that reads nothing of other channels.
+
+    All that was read of the block's structure is tried so: a module that is also called elsewhere,
+    or shared by two steps, is found out. Of what a gate mixes only the shape is compared.
+    """
+    block = copy.deepcopy(block).double().eval()
+    given, device = example(site, block), next(block.parameters()).device
+    try:
+        narrow = NarrowForm(site, block, graph, width)
+        if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
+            return False  # it would not be saved
+        part = narrow.merged().replacement(site, torch.float64, device)
+        wide = _copies(block, narrow.targets)
+        chain = on_modules(site.chain, wide)
+        for inner, channels in _largest(chain, width):
+            inner.hide(chain, channels)
+        expected = substitute(block, graph, site.region, wide)(*example(site, block))
+        for made in (narrow(*given), isolate(block, graph, part)(*given)):
+            if made.shape != expected.shape:
+                return False
+            gated = any(inner.gated for inner in inner_channels(chain))
+            if not gated and (made - expected).norm() > _TOLERANCE * expected.norm():
+                return False
+    except Exception:  # user code may raise any
+        return False
+    return True
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:
     """Of the region's nodes that call a module which holds a step of the branch."""
-    assert site.branch is not None
-    names = [step.name for step in site.branch.steps]
+    names = [step.name for step in site.chain.steps]
     called = dict.fromkeys(
         str(n.target) for n in graph.nodes if n.op == "call_module" and n.name in site.region.branch
     )
@@ -178,7 +203,3 @@ def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:
 
 def _copies(block: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
     return {target: copy.deepcopy(block.get_submodule(target)) for target in targets}
-
-
-def _cutter(inner: Inner, chain: Chain) -> Callable[[Tensor], None]:
-    return lambda channels: inner.cut(chain, channels)

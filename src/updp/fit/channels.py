@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_STEPS = 64  # at most: so many channels of a wide operator go at once
+_STEPS = 64  # at most; of a wide operator several channels go at once
 
 
 def needed(inverse: Tensor, weights: Tensor, taps: int, keep: int) -> Tensor:
@@ -21,7 +21,7 @@ def needed(inverse: Tensor, weights: Tensor, taps: int, keep: int) -> Tensor:
     taps beside each other, the bias last.
     """
     left = torch.arange((len(weights) - 1) // taps, device=weights.device)
-    step = max(1, (len(left) - keep) // _STEPS)
+    step = -(-(len(left) - keep) // _STEPS)
     while len(left) > keep:
         count, rows = len(left), len(left) * taps
         blocks = inverse[:rows, :rows].reshape(count, taps, count, taps)

@@ -105,14 +105,17 @@ class Problem:
             self._beside[batch] = sample.of(beside)
 
     def solve(self) -> Fitted:
-        """The best operator of the prior's shape, fitted to all rows in the end.
+        """The best operator of the prior's shape (or narrower), fitted to all rows in the end.
 
         The strength of the ridge is chosen before the end activation is followed, which takes most
         of the time.
         """
-        channels = None if self.keep is None else self._narrow(self.keep)
-        prior = weights_of(self.operator).to(self._device)
         gram, cross = self._moments(_TRAIN)
+        channels = None
+        if self.keep is not None:
+            channels, left = self._narrow(self.keep, gram, cross)
+            gram, cross = gram[:, left][:, :, left], cross[:, left]
+        prior = weights_of(self.operator).to(self._device)
         errors = {
             s: self._error(self._ridge(gram, prior, s).solve(cross)) for s in self.settings.ridge
         }
@@ -127,21 +130,23 @@ class Problem:
         weights = self._follow(ridge, cross + further, _ALL)
         return Fitted(self._with(weights), error, prior_error, strength, rows, channels)
 
-    def _narrow(self, keep: int) -> Tensor:
-        """Go on with so many input channels only; their numbers."""
-        operator = self.operator
+    def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+        """Go on with so many input channels only; their numbers, and those of their unknowns.
+
+        `gram` and `cross` are of the images that are not held out.
+        """
+        operator, (more, further) = self.operator, self._moments(_HELD)
         prior = weights_of(operator).to(self._device)
-        gram, cross = self._moments(_ALL)
-        ridge = self._ridge(gram, prior, _CHOOSING)
+        ridge = self._ridge(gram + more, prior, _CHOOSING)
         taps = operator.weight[0, 0].numel()
-        channels = needed(ridge.inverse()[0], ridge.solve(cross)[0], taps, keep)
-        here = channels.to(operator.weight.device)
-        self.operator = replace(operator, weight=operator.weight[:, here])
-        columns = (channels[:, None] * taps + torch.arange(taps, device=channels.device)).flatten()
+        channels = needed(ridge.inverse()[0], ridge.solve(cross + further)[0], taps, keep)
+        of_each = channels[:, None] * taps + torch.arange(taps, device=channels.device)
+        left = torch.cat([of_each.flatten(), channels.new_tensor([gram.shape[1] - 1])])
+        channels = channels.to(operator.weight.device)
+        self.operator = replace(operator, weight=operator.weight[:, channels])
         for batch, rows in self._inputs.items():
-            own = columns.to(rows.device)
-            self._inputs[batch] = torch.cat([rows[..., own], rows[..., -1:]], 2)
-        return here
+            self._inputs[batch] = rows[..., left.to(rows.device)]
+        return channels, left
 
     def _with(self, weights: Tensor) -> Operator:
         return with_weights(self.operator, weights.to(self.operator.weight.device))

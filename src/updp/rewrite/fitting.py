@@ -131,8 +131,8 @@ def fit_each(
     """Fit every candidate of every site alone, on the baseline's activations for `batches`.
 
     For a search: the plan is not known yet, and with it the prefix. The baseline runs once for as
-    many sites as `settings.rows_mb` allows. `tick` is called for each batch of each site, and once
-    more when the site's candidates are fitted.
+    many sites as `settings.rows_mb` allows, and again where a form has a further regression. `tick`
+    is called for each batch of each site, and once more when the site's candidates are fitted.
     """
     net.eval()
     net.choose({})

@@ -14,7 +14,7 @@ from updp.blocks.region import Region
 from updp.candidates.base import Form
 
 
-class Again(Form):
+class RewiredForm(Form):
     """The block with other modules for some of its graph's targets."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Again(Form):
         return y
 
 
-def emit_again(region: Region, names: Mapping[str, str], left_out: str = "") -> Emit:
+def emit_rewired(region: Region, names: Mapping[str, str], left_out: str = "") -> Emit:
     """What writes a region's own nodes again, with other names for some of their targets.
 
     The node that calls `left_out` gives way to what enters the region.
@@ -52,3 +52,14 @@ def emit_again(region: Region, names: Mapping[str, str], left_out: str = "") -> 
         return last
 
     return emit
+
+
+def example(site: Site, part: nn.Module) -> tuple[Any, ...]:
+    """Seeded random values for the site's entry, and its extras, as `part` computes."""
+    like = next(part.parameters(), torch.empty(0))
+    x = torch.randn(site.shape_in, generator=torch.Generator().manual_seed(0)).to(like)
+    return (x, *(e.to(x) if _is_float(e) else e for e in site.extras))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
