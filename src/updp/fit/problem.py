@@ -110,11 +110,12 @@ class Problem:
         The strength of the ridge is chosen before the end activation is followed, which takes most
         of the time.
         """
-        gram, cross = self._moments(_TRAIN)
+        (gram, cross), (more, further) = self._moments(_TRAIN), self._moments(_HELD)
         channels = None
         if self.keep is not None:
-            channels, left = self._narrow(self.keep, gram, cross)
-            gram, cross = gram[:, left][:, :, left], cross[:, left]
+            channels, left = self._narrow(self.keep, gram + more, cross + further)
+            gram, more = (m[:, left][:, :, left] for m in (gram, more))
+            cross, further = cross[:, left], further[:, left]
         prior = weights_of(self.operator).to(self._device)
         errors = {
             s: self._error(self._ridge(gram, prior, s).solve(cross)) for s in self.settings.ridge
@@ -125,21 +126,16 @@ class Problem:
         rows = sum(len(t) for t in self._targets.values())
         if prior_error <= error:
             return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
-        more, further = self._moments(_HELD)
         ridge = self._ridge(gram + more, prior, strength)
         weights = self._follow(ridge, cross + further, _ALL)
         return Fitted(self._with(weights), error, prior_error, strength, rows, channels)
 
     def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-        """Go on with so many input channels only; their numbers, and those of their unknowns.
-
-        `gram` and `cross` are of the images that are not held out.
-        """
-        operator, (more, further) = self.operator, self._moments(_HELD)
-        prior = weights_of(operator).to(self._device)
-        ridge = self._ridge(gram + more, prior, _CHOOSING)
+        """Go on with so many input channels only; their numbers, and those of their unknowns."""
+        operator = self.operator
+        ridge = self._ridge(gram, weights_of(operator).to(self._device), _CHOOSING)
         taps = operator.weight[0, 0].numel()
-        channels = needed(ridge.inverse()[0], ridge.solve(cross + further)[0], taps, keep)
+        channels = needed(ridge.inverse()[0], ridge.solve(cross)[0], taps, keep)
         of_each = channels[:, None] * taps + torch.arange(taps, device=channels.device)
         left = torch.cat([of_each.flatten(), channels.new_tensor([gram.shape[1] - 1])])
         channels = channels.to(operator.weight.device)
