@@ -47,7 +47,8 @@ def fit(
     _gather_targets(net, places, batches, settings.rows_mb * 2**20)
     tick("targets")
     net.choose(choices)
-    walk, figures = Walk(net, batches, settings.rows_mb), []
+    modules = [place.module for place in places]
+    walk, figures = Walk(net, modules, batches, settings.rows_mb), []
     for place in places:
         for fitting in place.fittings:
             for number, given in enumerate(walk.to(place.module)):

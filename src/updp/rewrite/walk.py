@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from updp.rewrite.resume import Given, Resumable, bytes_of, copied
 
 Seen = Callable[..., None]  # what a module is called with: its input and extras
-Given = tuple[Any, ...]
 
 
 @contextmanager
@@ -33,49 +32,77 @@ def tapped(seen: Mapping[nn.Module, Seen]) -> Iterator[None]:
 
 
 class Walk:
-    """Runs `net` on `batches` of images (N, C, H, W) until a module, and tells what reaches it.
+    """Runs `net` on `batches` of images (N, C, H, W) until one of its `modules`, then the next.
 
-    That is kept while the same module is asked for, unless it takes more than so many `megabytes`.
+    What reaches a module is kept, unless that takes more than so many `megabytes` for all batches;
+    from there on it goes to the next one, where the network can be entered there.
     """
 
-    def __init__(self, net: nn.Module, batches: Sequence[Tensor], megabytes: int) -> None:
-        self.net, self.batches, self.room = net, batches, megabytes * 2**20
-        self._at: nn.Module | None = None
-        self._kept: list[Given] = []
+    def __init__(
+        self,
+        net: nn.Module,
+        modules: Collection[nn.Module],
+        batches: Sequence[Tensor],
+        megabytes: int,
+    ) -> None:
+        self.batches, self.room = batches, megabytes * 2**20
+        self._net = Resumable(net, modules)
+        self._calls: dict[nn.Module, int] = {}  # the number of each one's first
+        self._enterable: set[nn.Module] = set()
+        # By batch: the last module at which it can be entered, and a later one asked for.
+        self._kept: list[list[tuple[nn.Module, Given]]] = [[] for _ in batches]
+        self._try(set(modules), batches[0][:2])
 
     def to(self, module: nn.Module) -> Iterator[Given]:
         """The arguments of the module's first call, batch by batch.
 
-        What runs before the module must be as it was when it was asked for the last time.
+        What runs before the module that was asked for before must be as it was then.
         """
-        if self._at is module and len(self._kept) == len(self.batches):
-            for x, *extras in self._kept:
-                yield x.clone(), *extras
-            return
-        self._at, self._kept = module, []
-        used = 0
-        for images in self.batches:
-            given = _reaching(self.net, module, images)
-            used += sum(t.nbytes for t in tree_leaves(given) if isinstance(t, Tensor))
-            if used <= self.room:
-                self._kept.append((given[0].clone(), *given[1:]))
-            yield given
+        for number, images in enumerate(self.batches):
+            kept = self._kept[number]
+            if kept and kept[-1][0] is module:
+                yield copied(kept[-1][1])
+                continue
+            kept = [(m, given) for m, given in kept if m in self._enterable]
+            given = self._reaching(module, images, kept)
+            now = [(module, given)] if module in self._enterable else [*kept, (module, given)]
+            others = sum(map(bytes_of, self._kept)) - bytes_of(self._kept[number])
+            self._kept[number] = now if others + bytes_of(now) <= self.room else kept
+            yield copied(given)
+
+    def _try(self, modules: set[nn.Module], images: Tensor) -> None:
+        """See where the network can be entered."""
+        found: dict[nn.Module, Given] = {}
+
+        def seen(number: int, unit: nn.Module, args: Given) -> None:
+            if unit in modules and unit not in found:
+                self._calls[unit], found[unit] = number, copied(args)
+
+        output = self._net.run(images, seen)
+        for module, given in found.items():
+            if self._net.can_enter(self._calls[module], given, images, output):
+                self._enterable.add(module)
+
+    def _reaching(
+        self, module: nn.Module, images: Tensor, kept: list[tuple[nn.Module, Given]]
+    ) -> Given:
+        """What the module is given, from the entrance on that is kept, if one is."""
+
+        def seen(number: int, unit: nn.Module, args: Given) -> None:
+            if unit is module:
+                raise _Reached(copied(args))
+
+        entrance = [(self._calls[m], given) for m, given in kept]
+        try:
+            self._net.run(images, seen, *(entrance[0] if entrance else ()))
+        except _Reached as reached:
+            return reached.given
+        raise AssertionError(f"{type(module).__name__} was not reached")
 
 
 class _Reached(Exception):
     """Ends a forward at the module that was asked for."""
 
-
-def _reaching(net: nn.Module, module: nn.Module, images: Tensor) -> Given:
-    found: list[Given] = []
-
-    def stop(*args: Any) -> None:
-        found.append(args)
-        raise _Reached
-
-    with tapped({module: stop}):
-        try:
-            net(images)
-        except _Reached:
-            return found[0]
-    raise AssertionError(f"{type(module).__name__} was not reached")
+    def __init__(self, given: Given) -> None:
+        super().__init__()
+        self.given = given
