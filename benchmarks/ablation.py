@@ -45,7 +45,6 @@ from updp.recipe import Recipe
 from updp.rundir import versions
 
 RESULTS = ROOT / "docs/results"
-AS_THEY_ARE = "search.blended=false"  # the held-out images, by which a plan is found
 DISTILL = {"yes": 0.9, "no": 0.0}  # weight of the baseline's logits
 
 
@@ -63,7 +62,7 @@ class Ablation:
     def run(self) -> None:
         """Everything that was asked for, written as it comes in; raises TimeUp."""
         for blocks in self.options.blocks or self.subject.network.blocks[:1]:
-            settings = (f"budget={{blocks: {blocks}}}", "search.evaluations=100", AS_THEY_ARE)
+            settings = (f"budget={{blocks: {blocks}}}", "search.evaluations=100")
             recipe = self.subject.recipe(*INHERIT, *settings)
             found = searched(self.subject, recipe, self.folder / f"P{blocks}/plan", self.clock)
             self.plans[blocks] = found.plan().choices

@@ -5,7 +5,7 @@
 Plans like those that a search ends with (a third of the sites, of that half that loses least
 alone, each with one of its two best candidates) are fitted and repaired as stage 3 begins. Each is
 scored by its KL from the baseline, which was trained on the held-out images too: on these images,
-on means of two of them, on both (what a search does), and on the test split. Kendall's tau between
+on means of two of them, on both (search.blended), and on the test split. Kendall's tau between
 a score and the last one, and what the plan with the best score has there. Continues where it was
 killed. Results: docs/results/scores.json.
 """

@@ -56,11 +56,8 @@ from updp.search.space import Genome
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 DIGITS = ROOT / "examples" / "digits"
-# Searchers are compared on inherited candidates, whose statistics each score estimates anew, by
-# held-out images as they are.
-INHERITED = Recipe().updated(
-    "supernet.start=inherit", "data.calibration=256", "search.blended=false"
-)
+# Searchers are compared on inherited candidates, whose statistics each score estimates anew.
+INHERITED = Recipe().updated("supernet.start=inherit", "data.calibration=256")
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet56": {
         "model": f"{ROOT / 'examples/cifar_resnet.py'}:resnet56",

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("fixed_clock")
 
 
 def test_a_plan_is_scored_as_it_is_after_its_fit(tmp_path: Path) -> None:
-    spec, recipe = tiny.write_model(tmp_path), tiny.make_recipe(search={"blended": False})
+    spec, recipe = tiny.write_model(tmp_path), tiny.make_recipe()
     feed, baseline = tiny.make_feed(recipe), load_model(spec, seed=1).eval()
     net, other = tiny.make_net(spec, recipe), tiny.make_net(spec, recipe)
     before = {name: t.clone() for name, t in net.weights().items()}

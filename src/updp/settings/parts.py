@@ -120,9 +120,9 @@ class Search(Part):
         "divergence", description="on held-out images; divergence is KL from the baseline's logits"
     )
     blended: bool = Field(
-        True,
+        False,
         description="a divergence is measured on means of two held-out images, too: of images "
-        "that it was trained on the baseline is too sure",
+        "that it was trained on the baseline is very sure",
     )
     reuse_mb: int = Field(
         2048, ge=0, description="memory for activations that plans with the same beginning share"
