@@ -34,6 +34,7 @@ class _Like:
         return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
 
     def dummy(self) -> Tensor:
+        """A new one each time, which takes no memory longer than what it stands for."""
         value = float("nan") if self.dtype.is_floating_point else 0
         return torch.full(self.shape, value, dtype=self.dtype, device=self.device)
 
@@ -48,7 +49,6 @@ class Resumable:
         self.net = net
         self._units = list(_units(net, set(marks)))
         self._likes: dict[int, dict[int, Any]] = {}  # by number of images, each call's output
-        self._dummies: dict[_Like, Tensor] = {}
 
     def run(
         self, images: Tensor, seen: Seen, entrance: int = 0, given: Given | None = None
@@ -65,7 +65,7 @@ class Resumable:
             nonlocal count
             number, count = count, count + 1
             if number < entrance:
-                return tree_map_only(_Like, self._dummy, likes[number])
+                return tree_map_only(_Like, _Like.dummy, likes[number])
             if number == entrance and given is not None:
                 args = copied(given)
             seen(number, unit, args)
@@ -84,11 +84,6 @@ class Resumable:
         except (RuntimeError, TypeError, ValueError):  # it looked at what is not there
             return False
         return torch.equal(again, output)
-
-    def _dummy(self, like: _Like) -> Tensor:
-        if like not in self._dummies:
-            self._dummies[like] = like.dummy()
-        return self._dummies[like]
 
     @contextmanager
     def _watched(self, watch: Callable[..., Any]) -> Iterator[None]:
