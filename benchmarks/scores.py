@@ -3,11 +3,11 @@
     python benchmarks/scores.py            # pretrained ResNets of CIFAR-10; needs ../shared/data
 
 Plans like those that a search ends with (a third of the sites, of that half that loses least
-alone, each with one of its two best candidates) are fitted and repaired as stage 3 begins. Each is
-scored by its KL from the baseline, which was trained on the held-out images too: on these images,
-on means of two of them, on both (search.blended), and on the test split. Kendall's tau between
-a score and the last one, and what the plan with the best score has there. Continues where it was
-killed. Results: docs/results/scores.json.
+alone on means, each with one of its two best candidates) are fitted and repaired as stage 3 begins.
+Each is scored by its KL from the baseline, which was trained on the held-out images too: on these
+images, on means of two of them, on both (search.blended), and on the test split. Kendall's tau
+between a score and the last one, and what the plan with the best score has there. Continues where
+it was killed. Results: docs/results/scores.json.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Subject:
     """A network with its fitted candidates and the images that plans are scored on."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder / name
+        self.folder = folder / name
         recipe = Recipe().updated("budget={blocks: 1}")
         weights = str(DATA / f"weights/cifar10_{name}.safetensors")
-        data, factory = (
-            str(DATA / "cifar10_lossless"),
+        factory, data = (
             f"{ROOT / 'examples/cifar_resnet.py'}:{name}",
+            str(DATA / "cifar10_lossless"),
         )
         self.job: Job = make_job(factory, data, recipe, weights, "cpu", progress=Silent())
         self.run = Run(self.job, self.folder / "run", last="supernet")

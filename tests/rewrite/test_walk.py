@@ -45,6 +45,16 @@ class LongSkip(Net):
         return third(second(early.clone(), 2)) + early
 
 
+class Strict(Net):
+    """Refuses, in a way of its own, to see what is no number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.steps
+        h = first(x + 0, 1)
+        assert h.isfinite().all()
+        return third(second(h, 2))
+
+
 IMAGES = 3 + 3 + 2
 
 
@@ -77,7 +87,7 @@ def counted(net: Net, walk: Iterator[object]) -> list[int]:
     return [step.images for step in net.steps]
 
 
-@pytest.mark.parametrize("kind", [Net, LongSkip])
+@pytest.mark.parametrize("kind", [Net, LongSkip, Strict])
 @pytest.mark.parametrize("room", [0, 100, 200, 10**6])
 def test_it_gives_what_the_whole_network_gives_its_modules(kind: type[Net], room: int) -> None:
     """However many bytes there are: all that is kept for a module has 96."""
