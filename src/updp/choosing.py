@@ -44,8 +44,9 @@ class Choosing:
 
         The second scores are those after fit and repair; there are none where stage 3 does not fit.
         """
-        task, settings = self.task, self.recipe.search
-        scorer = Scorer(self.net, self.baseline, self.feed, self.recipe)
+        task = self.task
+        parts = self.net, self.baseline, self.feed, self.recipe
+        scorer = Scorer(*parts)
         with self._store("") as store:
             with drawn(self.board.curves("search")) as show:
                 known = search.search(task, scorer, store, self.progress, show)
@@ -54,8 +55,7 @@ class Choosing:
             space = task.space  # not every searcher asks for these
             alone = [space.keep, *space.singles()]
             known |= search.complete(alone, task, scorer, store, self.progress)
-            images = self.feed.calibration(settings.refined_images)
-            judge = FittedScorer(scorer, images, self.recipe.fit)
+            judge = FittedScorer(*parts)
             with self._store("fitted") as other, drawn(self.board.curves("refined")) as show:
                 refined = search.refine(task, known, judge, other, self.progress, show)
             return known | search.complete(refined, task, scorer, store, self.progress), refined

@@ -21,14 +21,14 @@ def net(tmp_path: Path) -> Supernet:
     return tiny.make_net(tiny.write_model(tmp_path), tiny.make_recipe())
 
 
-def settings(kind: str, blended: bool = True) -> Recipe:
-    return tiny.make_recipe(search={"score": kind, "reuse_mb": 64, "blended": blended})
+def settings(kind: str) -> Recipe:
+    return tiny.make_recipe(search={"score": kind, "reuse_mb": 64})
 
 
-def scorer(net: Supernet, kind: str, tmp_path: Path, blended: bool = True) -> Scorer:
+def scorer(net: Supernet, kind: str, tmp_path: Path) -> Scorer:
     baseline = load_model(tiny.write_model(tmp_path), seed=1)
     feed = tiny.make_feed(tiny.make_recipe())
-    return Scorer(net, baseline, feed, settings(kind, blended))
+    return Scorer(net, baseline, feed, settings(kind))
 
 
 def plan(net: Supernet, *names: str) -> dict[str, str]:
@@ -50,23 +50,21 @@ def test_what_was_scored_before_does_not_matter(kind: str, net: Supernet, tmp_pa
     assert all(torch.equal(state[name], value) for name, value in net.weights().items())
 
 
-@pytest.mark.parametrize("blended", [False, True])
-def test_each_kind_by_hand(blended: bool, net: Supernet, tmp_path: Path) -> None:
+def test_each_kind_by_hand(net: Supernet, tmp_path: Path) -> None:
     feed = tiny.make_feed(tiny.make_recipe())
     baseline = load_model(tiny.write_model(tmp_path), seed=1).eval()
     batches = list(feed.held_out())
     labels = torch.cat([labels for _, labels in batches])
     choices = plan(net, "blocks.1", "blocks.3")
-    results = {kind: scorer(net, kind, tmp_path, blended)(choices) for kind in KINDS}
+    results = {kind: scorer(net, kind, tmp_path)(choices) for kind in KINDS}
 
     net.choose(choices)
     recalibrate(net, feed.calibration())
     net.eval()
     with torch.no_grad():
         images = torch.cat([images for images, _ in batches])
-        logits, pairs = net(images).double(), (images + torch.cat([images[-1:], images[:-1]])) / 2
-        seen = torch.cat([images, pairs]) if blended else images
-        p, q = (run(seen).double().softmax(1) for run in (baseline, net))
+        logits = net(images).double()
+        p, q = baseline(images).double().softmax(1), logits.softmax(1)
     top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
     expected = {
         "accuracy": 100 - top1,
@@ -76,7 +74,7 @@ def test_each_kind_by_hand(blended: bool, net: Supernet, tmp_path: Path) -> None
     for kind in KINDS:
         assert results[kind].top1 == pytest.approx(top1)
         assert results[kind].score == pytest.approx(expected[kind], rel=1e-3, abs=1e-6)
-        assert results[kind].images == (200 if blended and kind == "divergence" else 100)
+        assert results[kind].images == 100
         assert results[kind].complete
 
 
@@ -104,7 +102,7 @@ def test_it_stops_when_the_score_is_certain_to_be_worse(
         return False
 
     assert score(bad, never) == whole
-    assert len(bounds) == (3 if kind == "divergence" else 1)  # chunks, less the last one
+    assert len(bounds) == 1  # chunks, less the last one
     assert 0 < bounds[0] <= whole.score
     early = score(bad, lambda bound: bound >= bounds[0])
     assert (early.complete, early.images) == (False, 64)

@@ -4,7 +4,8 @@ from updp.search.fitted import FittedScorer
 from updp.search.front import pareto, within
 from updp.search.program import Limits
 from updp.search.run import complete, refine, search
-from updp.search.score import Score, Scorer
+from updp.search.score import Score
+from updp.search.scorer import Scorer
 from updp.search.searchers import SEARCHERS, Task
 from updp.search.space import Choice, Cost, Option, Space
 from updp.search.store import Evaluated, Store

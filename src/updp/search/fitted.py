@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from updp import recipe as recipes
-from updp.rewrite import fit
-from updp.search.score import Score, Scorer
+from updp.engine.feed import Feed
+from updp.rewrite import Supernet, fit
+from updp.search.score import HeldOut, Score
 
 
 class FittedScorer:
-    """Scores as `scorer` does, after the fit with which stage 3 begins.
+    """Scores plans of one supernet after the fit with which stage 3 begins.
 
-    That fit is made from `batches` of images (N, C, H, W). The net's weights, which are those that
-    it has now, are put back each time.
+    The net's weights, which are those that it has now, are put back each time.
     """
 
-    def __init__(self, scorer: Scorer, batches: Sequence[Tensor], settings: recipes.Fit) -> None:
-        self.scorer, self.batches, self.settings = scorer, batches, settings
-        self.weights = {name: t.detach().clone() for name, t in scorer.net.weights().items()}
+    def __init__(
+        self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: recipes.Recipe
+    ) -> None:
+        settings = recipe.search
+        self.net, self.settings = net, recipe.fit
+        self.batches = feed.calibration(settings.refined_images)
+        self.held_out = HeldOut(baseline, feed, settings.score, blended=settings.blended)
+        self.weights = {name: t.detach().clone() for name, t in net.weights().items()}
 
     @torch.no_grad()
     def __call__(
         self, choices: Mapping[str, str], hopeless: Callable[[float], bool] = lambda bound: False
     ) -> Score:
         """The plan's score on all images: what takes time is the fit, so none is left half-way."""
-        net = self.scorer.net
         try:
             if choices:
-                fit(net, choices, self.batches, self.settings)
-            return self.scorer.anew(choices)
+                fit(self.net, choices, self.batches, self.settings)
+            self.net.eval()
+            self.net.choose(choices)
+            return self.held_out.score(lambda number, images: self.net(images))
         finally:
-            net.load_weights(self.weights)
+            self.net.load_weights(self.weights)

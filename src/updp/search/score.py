@@ -1,21 +1,17 @@
-"""How good a plan is, on images held out of the training split."""
+"""What a score is: a loss on images held out of the training split, beside the baseline."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from updp import recipe as recipes
 from updp.engine.evaluate import predict
 from updp.engine.feed import Feed
-from updp.engine.statistics import preserved, recalibrate
-from updp.rewrite import Supernet
-from updp.search.replay import Replay
 
 _CHUNK = 64  # images scored at once; after each it is asked whether to go on
 _BATCH = 256  # that the baseline is given
@@ -35,26 +31,22 @@ class Score:
     complete: bool = True
 
 
-class Scorer:
-    """Scores plans of one supernet: the mean of a loss, which is never negative, over images.
+class HeldOut:
+    """Held-out images and what the baseline says of them: scores are means of a loss over them.
 
-    `accuracy`: wrong answers in percent; `loss`: cross-entropy; `divergence`: KL from the
-    baseline's logits, on these images and, if the recipe says so, on as many means of two: of
-    images that it was trained on the baseline is so sure that they hardly tell plans apart.
-    BatchNorm statistics are recalibrated for each plan, if the recipe says so, and put back
-    afterwards: a score does not depend on what was scored before.
+    The loss is never negative. `accuracy`: wrong answers in percent; `loss`: cross-entropy;
+    `divergence`: KL from the baseline's logits; with `blended` on as many means of two images, too:
+    of images that it was trained on the baseline is so sure that they hardly tell plans apart.
     """
 
     def __init__(
-        self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: recipes.Recipe
+        self, baseline: nn.Module, feed: Feed, kind: str, *, blended: bool = False
     ) -> None:
-        settings = recipe.search
-        self.net, self.kind = net, settings.score
-        self.calibration = feed.calibration() if recipe.recalibrates else []
+        self.kind = kind
         held_out = list(feed.held_out())
         images = torch.cat([images for images, _ in held_out])
         labels = torch.cat([labels for _, labels in held_out])
-        if blended := settings.blended and self.kind == "divergence":
+        if blended and kind == "divergence":
             images = torch.cat([images, means_of_two(images)])
             labels = torch.cat([labels, torch.full_like(labels, _NO_LABEL)])
         batches = zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
@@ -62,9 +54,6 @@ class Scorer:
         # Least sure first: most of a loss is theirs, so what is hopeless is soon seen to be.
         unsure = 1 - logits.double().softmax(1).square().sum(1)
         order = unsure.argsort(descending=True, stable=True)
-        if blended:  # in turn with those that have a label
-            first = order < len(order) // 2
-            order = torch.stack([order[first], order[~first]], 1).flatten()
         images, labels, logits = images[order], labels[order], logits[order]
         self.shares = (unsure[order].cumsum(0) / unsure.sum()).tolist()
         starts = range(0, len(images), _CHUNK)
@@ -72,47 +61,18 @@ class Scorer:
             (images[i : i + _CHUNK], labels[i : i + _CHUNK], logits[i : i + _CHUNK]) for i in starts
         ]
         self.images = len(images)
-        total = self.images + sum(len(batch) for batch in self.calibration)
-        net.eval()
-        net.choose({})
-        with torch.no_grad():
-            self.replay = Replay(net, settings.reuse_mb, total, images[:2])
 
-    @torch.no_grad()
-    def __call__(
-        self, choices: Mapping[str, str], hopeless: Callable[[float], bool] = lambda bound: False
+    def score(
+        self,
+        run: Callable[[int, Tensor], Tensor],
+        hopeless: Callable[[float], bool] = lambda bound: False,
     ) -> Score:
-        """The plan's score; of fewer images when it is certain that the score is hopeless.
+        """Of the logits (n, classes) that `run` gives of a chunk's number and images (n, C, H, W).
 
         `hopeless` is asked after each chunk with a value that the score cannot fall below. What is
         left out is estimated by how sure the baseline is of those images: to second order, what a
         disturbance of logits does to KL is its variance under the baseline's probabilities.
         """
-        training = self.net.training
-        self.net.eval()
-        self.net.choose(choices)
-        self.replay.begin()
-        with preserved(self.net):
-            if self.calibration:
-                recalibrate(
-                    self.net, self.calibration, lambda i, x: self.replay(("calibration", i), x)
-                )
-            self.replay.calibrated()
-            score = self._score(lambda i, x: self.replay(("held out", i), x), hopeless)
-        self.replay.end()
-        self.net.train(training)
-        return score
-
-    @torch.no_grad()
-    def anew(self, choices: Mapping[str, str]) -> Score:
-        """The plan's score with the weights and statistics that the net has now."""
-        self.net.eval()
-        self.net.choose(choices)
-        return self._score(lambda i, x: self.net(x), lambda bound: False)
-
-    def _score(
-        self, run: Callable[[int, Tensor], Tensor], hopeless: Callable[[float], bool]
-    ) -> Score:
         loss, right, labelled, seen = 0.0, 0, 0, 0
         for number, (images, labels, reference) in enumerate(self.chunks):
             logits = run(number, images)
@@ -126,7 +86,8 @@ class Scorer:
         score = loss / self.images / (share or 1.0)
         if not math.isfinite(score):  # its logits may be no numbers
             score = math.inf
-        return Score(score, 100 * right / labelled, seen, seen == self.images or math.isinf(score))
+        top1 = 100 * right / max(labelled, 1)
+        return Score(score, top1, seen, seen == self.images or math.isinf(score))
 
     def _loss(self, logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
         """Of each image (N,)."""

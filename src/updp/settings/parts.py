@@ -121,8 +121,8 @@ class Search(Part):
     )
     blended: bool = Field(
         False,
-        description="a divergence is measured on means of two held-out images, too: of images "
-        "that it was trained on the baseline is very sure",
+        description="of fitted and repaired plans a divergence is measured on means of two "
+        "held-out images, too: of images that it was trained on the baseline is very sure",
     )
     reuse_mb: int = Field(
         2048, ge=0, description="memory for activations that plans with the same beginning share"
