@@ -1,142 +1,175 @@
-"""Which held-out images tell how near a fitted plan stays to the baseline on images it never saw?
+"""On which held-out images should fitted and repaired plans be scored?
 
-    python benchmarks/scores.py            # pretrained ResNets of CIFAR-10; needs ../shared/data
+    python benchmarks/scores.py            # needs ../shared/data, and for -mini train_baseline.py
+    python benchmarks/scores.py --case resnet20:3
 
-Plans like those that a search ends with (a third of the sites, of that half that loses least
-alone on means, each with one of its two best candidates) are fitted and repaired as stage 3 begins.
-Each is scored by its KL from the baseline, which was trained on the held-out images too: on these
-images, on means of two of them, on both (search.blended), and on the test split. Kendall's tau
-between a score and the last one, and what the plan with the best score has there. Continues where
-it was killed. Results: docs/results/scores.json.
+Held-out images are of the training split, and a baseline may know those by heart. So the second
+part of a search (search.refined) is done twice from the same first part: on the images as they are,
+and on means of two of them, too (search.blended). Each time the chosen plan is fitted as stage 3
+begins, and its KL from the baseline and its top-1 are taken on images that the baseline never saw:
+the test split (2,000 images of it, or all 846 lossless ones) and, of a baseline for lossless
+images, 2,000 JPEGs of the whole test split (distorted, and few of them the same). The recipe is the
+default with 100 evaluations; nothing is trained. Continues where it was killed. Results:
+docs/results/scores.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import mean
 from typing import Any
 
 import torch
-from plans import digest
-from scipy.stats import kendalltau
+from setting import DATA, NETWORKS, ROOT, Network, source
 from torch import Tensor
 
-from search import DATA, ROOT
-from updp.engine.evaluate import predict, top1
+from updp.engine.evaluate import accuracy, predict
+from updp.engine.feed import Feed
 from updp.engine.files import read_json, read_tensors, write_json
+from updp.engine.losses import distillation
 from updp.engine.progress import Silent
 from updp.job import Job
-from updp.opening import make_job
 from updp.pipeline import Run
 from updp.recipe import Recipe
 from updp.rewrite import fit
 from updp.rundir import versions
-from updp.search.score import means_of_two
+from updp.search import (
+    Evaluated,
+    FittedScorer,
+    Scorer,
+    Store,
+    Task,
+    complete,
+    limits_of,
+    refine,
+    search,
+    within,
+)
+from updp.search.space import Genome
 
-Batches = list[tuple[Tensor, Tensor]]
-KINDS = ("images", "means", "both")
-NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56")
+CASES = ("resnet32:5", "resnet32:8", "resnet44:7", "resnet44:11", "resnet56:9", "resnet56:15")
+MINIS = ("resnet-mini:4", "convnext-mini:4", "mobilenetv2-mini:4")
+FILE = ROOT / "docs/results/scores.json"
+IMAGES = 2000
 
 
-class Subject:
-    """A network with its fitted candidates and the images that plans are scored on."""
+def network_of(name: str) -> Network:
+    """One of the accuracy benchmarks' networks, or another pretrained ResNet for CIFAR-10."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    like = NETWORKS["resnet56"]
+    weights = like.weights.with_name(f"cifar10_{name}.safetensors")
+    return replace(like, name=name, model=like.model.replace(like.name, name), weights=weights)
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.folder = folder / name
-        recipe = Recipe().updated("budget={blocks: 1}")
-        weights = str(DATA / f"weights/cifar10_{name}.safetensors")
-        factory, data = (
-            f"{ROOT / 'examples/cifar_resnet.py'}:{name}",
-            str(DATA / "cifar10_lossless"),
-        )
-        self.job: Job = make_job(factory, data, recipe, weights, "cpu", progress=Silent())
-        self.run = Run(self.job, self.folder / "run", last="supernet")
+
+class Case:
+    """A network, how many of its sites are pruned, and what the first part of a search found."""
+
+    def __init__(self, name: str, sites: int, folder: Path) -> None:
+        self.folder = folder
+        self.recipe = Recipe().updated(f"budget={{blocks: {sites}}}", "search.evaluations=100")
+        network = network_of(name)
+        self.run = Run(self._job(network), folder / "run", last="supernet")
         self.run.supernet()
-        self.net = self.run.net()
-        self.fitted = read_tensors(self.run.directory.stage("supernet") / "weights.safetensors")[0]
-        held_out = list(self.run.feed.held_out())
-        means = means_of_two(torch.cat([images for images, _ in held_out]))
-        labels = torch.cat([labels for _, labels in held_out])
-        self.images: dict[str, Batches] = {
-            "images": held_out,
-            "means": [(means, labels)],
-            "test": list(self.run.feed.test()),
-        }
-        self.wanted = {k: predict(self.run.baseline, b)[0] for k, b in self.images.items()}
-
-    def plans(self, count: int) -> list[dict[str, str]]:
-        """So many different ones."""
-        best = {
-            name: sorted((self.apart({name: label}, "means"), label) for label in switch.labels)[:2]
-            for name, switch in self.net.switches.items()
-        }
-        good = sorted(best, key=lambda name: best[name][0])[: (len(best) + 1) // 2]
-        chance, found = random.Random(0), list[dict[str, str]]()
-        while len(found) < count:
-            sites = sorted(chance.sample(good, len(best) // 3))
-            plan = {name: chance.choice(best[name])[1] for name in sites}
-            if plan not in found:
-                found.append(plan)
-        return found
-
-    def measure(self, plan: dict[str, str]) -> dict[str, Any]:
-        """All scores of a plan, fitted and repaired."""
+        self.net, self.feed = self.run.net(), self.run.feed
+        self.fitted = read_tensors(folder / "run/supernet/weights.safetensors")[0]
         self.net.load_weights(self.fitted)
-        settings = self.job.recipe.fit
-        fit(self.net, plan, self.run.feed.calibration(settings.images), settings)
-        kinds = {kind: self.apart(plan, kind) for kind in self.images}
-        kinds["both"] = (kinds["images"] + kinds["means"]) / 2
-        right = top1(self.net, self.images["test"])
-        return {"plan": plan, **kinds, "top1": right}
+        self.images = {"test": _first(self.feed)}
+        if network.data != "cifar10":
+            self.images["jpeg"] = _first(self._job(replace(network, data="cifar10")).feed())
+        self.wanted = {k: predict(self.run.baseline, b)[0] for k, b in self.images.items()}
+        limits = limits_of(self.recipe.budget, self.run.space)
+        self.task = Task(self.run.space, limits, self.recipe.search, self.recipe.seed)
 
-    def apart(self, plan: dict[str, str], kind: str) -> float:
-        """KL of the net under a plan from the baseline, mean over images."""
-        self.net.eval()
-        self.net.choose(plan)
-        own = predict(self.net, self.images[kind])[0].double().log_softmax(1)
-        wanted = self.wanted[kind].double().log_softmax(1)
-        return float((wanted.exp() * (wanted - own)).sum(1).mean())
+    def _job(self, network: Network) -> Job:
+        data, device = source(network), torch.device("cpu")
+        return Job(network.load(), network.model, data, network.data, self.recipe, device, Silent())
+
+    @cached_property
+    def alone(self) -> dict[Genome, Evaluated]:
+        """Scores of plans whose candidates were fitted alone."""
+        scorer = Scorer(self.net, self.run.baseline, self.feed, self.recipe)
+        space = self.task.space
+        with Store.in_folder(self.folder, "alone") as store:
+            known = search(self.task, scorer, store, Silent())
+            singles = [space.keep, *space.singles()]
+            return known | complete(singles, self.task, scorer, store, Silent())
+
+    def measure(self, blended: bool) -> dict[str, Any]:
+        """The plan that is chosen, and how it does once it is fitted on all calibration images."""
+        recipe = self.recipe.updated(f"search.blended={blended}")
+        judge = FittedScorer(self.net, self.run.baseline, self.feed, recipe)
+        with Store.in_folder(self.folder, f"blended {blended}") as store:
+            refined = refine(self.task, self.alone, judge, store, Silent())
+        chosen = within(refined.values(), self.task, self.task.limits)[0]
+        choices = self.task.space.choices(chosen.genome)
+        fit(self.net, choices, self.feed.calibration(recipe.fit.images), recipe.fit)
+        self.net.choose(choices)
+        found = {kind: self._beside(kind) for kind in self.images}
+        self.net.load_weights(self.fitted)
+        return {"plan": choices, "score": chosen.score.score, **found}
+
+    def _beside(self, kind: str) -> dict[str, float]:
+        """The net and the baseline on these images."""
+        logits, labels = predict(self.net, self.images[kind])
+        kl = float(distillation(logits.double(), self.wanted[kind].double()))
+        both = accuracy(logits, labels), accuracy(self.wanted[kind], labels)
+        return {"kl": kl, "top1": both[0], "baseline_top1": both[1]}
+
+
+def _first(feed: Feed) -> list[tuple[Tensor, Tensor]]:
+    """Batches of test images: so many, or a few more, or all that there are."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for batch in feed.test():
+        found.append(batch)
+        if sum(len(labels) for _, labels in found) >= IMAGES:
+            break
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=list(NETWORKS))
-    parser.add_argument("--plans", type=int, default=14, help="of each network")
+    parser.add_argument("--case", nargs="+", default=[*CASES, *MINIS], help="name:sites")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/scores")
     options = parser.parse_args()
     assert DATA.exists(), f"{DATA} is not there"
-    for name in options.network:
-        subject = Subject(name, options.out)
-        rows = []
-        for plan in subject.plans(options.plans):
-            file = subject.folder / f"{digest(plan)}.json"
+    for name in options.case:
+        network, sites = name.split(":")
+        folder = options.out / f"{network}-{sites}"
+        case: Case | None = None
+        for blended in (False, True):
+            file = folder / f"{blended}.json"
             if not file.exists():
-                write_json(file, subject.measure(plan))
-            rows.append(read_json(file))
-            print(name, {k: v for k, v in rows[-1].items() if k != "plan"}, flush=True)
-        write(name, rows)
+                case = case or Case(network, int(sites), folder)
+                write_json(file, case.measure(blended))
+            row = read_json(file)
+            print(name, "blended" if blended else "plain", row["test"], row["jpeg"], flush=True)
+    write(options.out)
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Add a network to the results."""
-    file = ROOT / "docs/results/scores.json"
-    known = read_json(file)["networks"] if file.exists() else {}
-    test = [row["test"] for row in rows]
-    found = {
+def write(folder: Path) -> None:
+    """Everything that was measured, and the ratios of KL: below 1 blended is better."""
+    cases: dict[str, Any] = {}
+    for file in sorted(folder.glob("*/*.json")):
+        kind = "blended" if file.stem == "True" else "plain"
+        cases.setdefault(file.parent.name, {})[kind] = read_json(file)
+    ratios = {
         kind: {
-            "tau": float(kendalltau([row[kind] for row in rows], test)[0]),
-            "test_of_best": min(rows, key=lambda row: row[kind])["test"],
+            name: case["blended"][kind]["kl"] / case["plain"][kind]["kl"]
+            for name, case in cases.items()
+            if len(case) == 2
         }
-        for kind in KINDS
+        for kind in ("test", "jpeg")
     }
-    print(name, found, "best", min(test), "median", median(test), flush=True)
-    about = {"best": min(test), "median": median(test), "scores": found, "plans": rows}
-    result = {"versions": versions(), "networks": known | {name: about}}
-    write_json(file, result)
+    for kind, each in ratios.items():
+        shown = {name: round(ratio, 2) for name, ratio in each.items()}
+        print(kind, shown, "mean", round(mean(each.values()), 3) if each else None)
+    write_json(FILE, {"versions": versions(), "ratios": ratios, "cases": cases})
 
 
 if __name__ == "__main__":
