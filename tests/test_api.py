@@ -119,6 +119,26 @@ def test_load_with_another_architecture(finished: Path, factory: str) -> None:
         updp.load(finished, load_model(spec))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", r"run\.json' cannot be read: "), ("{}", r"run\.json' is not what updp writes: model: ")],
+)
+def test_load_with_a_broken_description(
+    text: str, message: str, finished: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / "run.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        updp.load(out)
+
+
+def test_load_with_torn_weights(finished: Path, tmp_path: Path) -> None:
+    weights = shutil.copytree(finished, tmp_path / "run") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"model\.safetensors' cannot be read \("):
+        updp.load(tmp_path / "run")
+
+
 def test_load_with_a_broken_plan(finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     (out / "plan.json").write_text('{"choices": 3}')

@@ -12,7 +12,7 @@ from torch import nn
 from updp.engine.feed import Feed
 from updp.engine.progress import Progress
 from updp.errors import UserError
-from updp.merged import load
+from updp.merged import About, load
 from updp.models import hash_state
 from updp.opening import Data, make_job
 from updp.plan import Plan
@@ -28,23 +28,6 @@ _FILES = (
     "result.json",
     "sites/key.json",
 )
-
-
-class About(BaseModel):
-    """What `run.json` says of model and data; what came from Python has no name."""
-
-    model: str
-    weights: str = ""
-    data: str
-    classes: list[str]
-    input_shape: tuple[int, ...]
-
-    def weights_for(
-        self, model: nn.Module | str | None, weights: str | Path | None
-    ) -> str | Path | None:
-        """The file to open: `weights` if given; the run's own are for the run's own model."""
-        own = self.weights if model in (None, self.model) else ""
-        return weights or own or None
 
 
 class Key(BaseModel):

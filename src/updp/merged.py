@@ -6,15 +6,35 @@ import copy
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
 from torch import nn
 
 from updp.blocks import find
 from updp.candidates import planned
-from updp.engine.files import read_json, read_tensors
-from updp.errors import UserError
+from updp.engine.files import read_tensors
+from updp.errors import UserError, reason
 from updp.models import load_model
 from updp.plan import Plan
+from updp.reading import read_checked
 from updp.rewrite import Supernet
+
+
+class About(BaseModel):
+    """What `run.json` says of model and data; what came from Python has no name."""
+
+    model: str
+    weights: str = ""
+    data: str
+    classes: list[str]
+    input_shape: tuple[int, ...]
+
+    def weights_for(
+        self, model: nn.Module | str | None, weights: str | Path | None
+    ) -> str | Path | None:
+        """The file to open: `weights` if given; the run's own are for the run's own model."""
+        own = self.weights if model in (None, self.model) else ""
+        return weights or own or None
 
 
 def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -27,15 +47,20 @@ def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
     for name in ("run.json", "plan.json", "model.safetensors"):
         if not (path / name).exists():
             raise UserError(f"'{path}' holds no finished run: there is no {name}")
-    about = read_json(path / "run.json")
+    about = read_checked(path / "run.json", About)
     if model is None:
-        if not about["model"]:
+        if not about.model:
             raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
-        model = load_model(about["model"], num_classes=len(about["classes"]))
+        model = load_model(about.model, num_classes=len(about.classes))
     plan = Plan.from_json((path / "plan.json").read_text(), str(path / "plan.json"))
-    merged = skeleton(model, tuple(about["input_shape"]), plan)
+    merged = skeleton(model, about.input_shape, plan)
     try:
         merged.load_state_dict(read_tensors(path / "model.safetensors")[0])
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"'{path / 'model.safetensors'}' cannot be read ({reason(error)}): copy the run "
+            "directory again, or let `updp merge --fresh` make it anew"
+        ) from error
     except RuntimeError as error:
         raise UserError(
             f"the weights in '{path}' do not fit this {type(model).__name__}: "

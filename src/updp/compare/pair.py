@@ -10,8 +10,8 @@ from torch import nn
 
 from updp.engine.data import model_input_size
 from updp.errors import UserError
-from updp.finished import About, check_finished, check_weights
-from updp.merged import load
+from updp.finished import check_finished, check_weights
+from updp.merged import About, load
 from updp.models import load_model
 from updp.reading import read_checked
 from updp.recipe import Recipe
