@@ -48,9 +48,10 @@ class Network:
         """The default recipe, with the network's own settings and these.
 
         A fifth of the training images, up to 2,000, is held out of all training: learning rates are
-        chosen by them.
+        chosen by them, and plans, as they are, for no network that was trained here has seen them.
         """
-        split = (f"data.held_out={min(2000, len(data.train) // 5)}", "subnet.all_images=false")
+        held_out = f"data.held_out={min(2000, len(data.train) // 5)}"
+        split = (held_out, "subnet.all_images=false", "search.blended=false")
         return Recipe().updated(*split, *self.settings, *settings)
 
 

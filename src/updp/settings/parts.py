@@ -120,7 +120,7 @@ class Search(Part):
         "divergence", description="on held-out images; divergence is KL from the baseline's logits"
     )
     blended: bool = Field(
-        False,
+        True,
         description="of fitted and repaired plans a divergence is measured on means of two "
         "held-out images, too: of images that it was trained on the baseline is very sure",
     )
