@@ -52,6 +52,7 @@ from updp.search.space import Genome
 
 CASES = ("resnet32:5", "resnet32:8", "resnet44:7", "resnet44:11", "resnet56:9", "resnet56:15")
 MINIS = ("resnet-mini:4", "convnext-mini:4", "mobilenetv2-mini:4")
+KINDS = {"plain": False, "blended": True}
 FILE = ROOT / "docs/results/scores.json"
 IMAGES = 2000
 
@@ -142,13 +143,13 @@ def main() -> None:
         network, sites = name.split(":")
         folder = options.out / f"{network}-{sites}"
         case: Case | None = None
-        for blended in (False, True):
-            file = folder / f"{blended}.json"
+        for kind, blended in KINDS.items():
+            file = folder / f"{kind}.json"
             if not file.exists():
                 case = case or Case(network, int(sites), folder)
                 write_json(file, case.measure(blended))
             row = read_json(file)
-            print(name, "blended" if blended else "plain", row["test"], row["jpeg"], flush=True)
+            print(name, kind, {k: v for k, v in row.items() if k != "plan"}, flush=True)
     write(options.out)
 
 
@@ -156,19 +157,18 @@ def write(folder: Path) -> None:
     """Everything that was measured, and the ratios of KL: below 1 blended is better."""
     cases: dict[str, Any] = {}
     for file in sorted(folder.glob("*/*.json")):
-        kind = "blended" if file.stem == "True" else "plain"
-        cases.setdefault(file.parent.name, {})[kind] = read_json(file)
+        cases.setdefault(file.parent.name, {})[file.stem] = read_json(file)
     ratios = {
-        kind: {
-            name: case["blended"][kind]["kl"] / case["plain"][kind]["kl"]
+        images: {
+            name: case["blended"][images]["kl"] / case["plain"][images]["kl"]
             for name, case in cases.items()
-            if len(case) == 2
+            if case.keys() == KINDS.keys() and images in case["plain"]
         }
-        for kind in ("test", "jpeg")
+        for images in ("test", "jpeg")
     }
-    for kind, each in ratios.items():
+    for images, each in ratios.items():
         shown = {name: round(ratio, 2) for name, ratio in each.items()}
-        print(kind, shown, "mean", round(mean(each.values()), 3) if each else None)
+        print(images, shown, "mean", round(mean(each.values()), 3) if each else None)
     write_json(FILE, {"versions": versions(), "ratios": ratios, "cases": cases})
 
 
