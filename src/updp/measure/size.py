@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+# Which kernel stands for attention depends on the release and the device, and PyTorch's counter
+# has no formula for these.
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
+)
 
 
 def count_macs(module: nn.Module, *inputs: Any) -> int:
     """Multiply-accumulates of one forward on `inputs`, such as images (N, C, H, W)."""
     # The counter follows gradients, and fails without them on a parameter given to a module.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
+    with torch.enable_grad(), counter:
         module(*inputs)
     return int(counter.get_total_flops()) // 2
+
+
+def _missing_formulas() -> dict[Any, Callable[..., int]]:
+    operators = (getattr(torch.ops.aten, name, None) for name in _ATTENTION)
+    return {op: _attention_flops for op in operators if op is not None and op not in flop_registry}
+
+
+def _attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    """Twice the MACs of softmax(Q K') V, from the shapes (..., tokens, width) of the three."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def count_parameters(module: nn.Module) -> int:
