@@ -5,8 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOCKED := requirements/locked.txt
+OLDEST := requirements/oldest.txt
+COMPILE := .venv/bin/uv pip compile pyproject.toml --universal --quiet \
+	--no-header --no-annotate --no-emit-index-url
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-oldest test-newest lint lock format clean
 
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py
@@ -16,6 +20,13 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# The same tests with the oldest versions that pyproject.toml allows, and with the newest there are.
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/pytest
+
+test-newest: .venv-newest/.ready
+	.venv-newest/bin/pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -27,13 +38,32 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The versions that `make` installs, and the oldest ones, found anew. They may then need a newer
+# torch than this machine knows: `make lock CAP=FILE` names a file of constraints.
+lock: $(READY)
+	.venv/bin/python -m pip install --quiet uv
+	$(COMPILE) --extra dev --python-version 3.11 $(if $(CAP),--constraint $(CAP)) \
+		--upgrade --output-file $(LOCKED)
+	$(COMPILE) --extra test --python-version 3.11 --resolution lowest-direct \
+		--upgrade --output-file $(OLDEST)
+
 # Done anew only when the requirements change. The three large packages come in one resolution.
-$(READY): pyproject.toml
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable $(1)
+	touch $@
+endef
+
+$(READY): pyproject.toml $(LOCKED)
+	$(call install,'.[dev]' --constraint $(LOCKED))
+
+.venv-oldest/.ready: pyproject.toml $(OLDEST)
+	$(call install,'.[test]' --constraint $(OLDEST))
+
+.venv-newest/.ready: pyproject.toml
+	$(call install,'.[dev]' --upgrade --upgrade-strategy eager)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf .venv .venv-oldest .venv-newest runs
