@@ -36,13 +36,13 @@ from plans import Subject, digest, planned_run, searched, sites_of
 from setting import NETWORKS, ROOT, source
 from speed import device_name
 from torch import nn
-from training import feed_of, train_plan, train_whole
 from trials import Row, Trial
 
-from updp.engine.evaluate import top1
-from updp.engine.files import read_json, write_json, write_text
+from training import feed_of, train_plan, train_whole
+from updp.io.files import read_json, write_json, write_text
 from updp.recipe import Recipe
-from updp.rundir import versions
+from updp.run.directory import versions
+from updp.training.evaluate import top1
 
 RESULTS = ROOT / "docs/results"
 DISTILL = {"yes": 0.9, "no": 0.0}  # weight of the baseline's logits

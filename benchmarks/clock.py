@@ -25,12 +25,12 @@ class Clock:
             raise TimeUp("the minutes are over: the same command goes on")
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        """See `updp.engine.progress.Progress`."""
+        """See `updp.io.progress.Progress`."""
         self.name, self.total, self.done = name, total, done
         self.check()
 
     def advance(self, note: str = "") -> None:
-        """See `updp.engine.progress.Progress`."""
+        """See `updp.io.progress.Progress`."""
         self.done += 1
         if time.monotonic() > self.printed + 30:
             self.printed = time.monotonic()
@@ -38,5 +38,5 @@ class Clock:
         self.check()
 
     def say(self, text: str) -> None:
-        """See `updp.engine.progress.Progress`."""
+        """See `updp.io.progress.Progress`."""
         print(f"  {text}", flush=True)

@@ -21,14 +21,14 @@ from scipy.stats import kendalltau
 
 from search import DATA, INHERITED, NETWORKS, ROOT
 from updp import subnet
-from updp.engine.evaluate import top1
-from updp.engine.files import read_json, read_tensors, write_json
-from updp.engine.progress import Silent
-from updp.opening import make_job
-from updp.pipeline import Run
+from updp.io.files import read_json, read_tensors, write_json
+from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.rundir import versions
+from updp.run.directory import versions
+from updp.run.inputs import make_job
+from updp.run.pipeline import Run
 from updp.search import Scorer
+from updp.training.evaluate import top1
 
 SIZES = (3, 6, 9, 12)
 

@@ -77,12 +77,12 @@ def measure(name: str, rounds: int = 7) -> dict[str, Any]:
 
     from updp.blocks import find
     from updp.candidates import proposals
-    from updp.engine.data import model_input_size
+    from updp.data import model_input_size
     from updp.measure import compare_modules, count_macs
-    from updp.merge.verify import ROUNDINGS
     from updp.models import load_model
     from updp.recipe import Candidates
-    from updp.rewrite import Supernet
+    from updp.stages.verify import ROUNDINGS
+    from updp.supernet import Supernet
 
     torch.manual_seed(0)
     model = load_model(name)
@@ -170,8 +170,8 @@ def randomise_norms(model: Any, x: Any) -> None:
 
 def worst(net: Any, x: Any, dtype: Any) -> tuple[float, str, float]:
     """The largest relative error of a merged block, or of the logits, where it is, and rounding."""
-    from updp.merge import verify
     from updp.recipe import Merge
+    from updp.stages.merge import verify
 
     settings = Merge(tolerance_float32=1e9, tolerance_float64=1e9)
     checks = verify(net, x, settings, dtypes=(dtype,), sources=("images",))
@@ -256,8 +256,8 @@ def save(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Add one result to what is there, which other processes may be writing too."""
     from filelock import FileLock
 
-    from updp.engine.files import write_json
-    from updp.rundir import versions
+    from updp.io.files import write_json
+    from updp.run.directory import versions
 
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(RESULTS.with_suffix(".lock")):

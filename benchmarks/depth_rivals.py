@@ -13,11 +13,11 @@ from plans import Choices, Subject, searched, sites_of
 from rivals import Plans
 
 from updp.candidates import Candidate, Drop
-from updp.engine.files import read_json, write_json
 from updp.errors import UserError
-from updp.pipeline import Run
+from updp.io.files import read_json, write_json
+from updp.run.pipeline import Run
 from updp.search import Limits, Scorer, limits_of
-from updp.search.program import Program
+from updp.search.integer_program import Program
 
 Importance = dict[str, dict[str, float]]  # by site and candidate
 

@@ -9,7 +9,7 @@ from clock import Clock
 from plans import Subject
 from rivals import Rival
 
-from updp.engine.files import read_json, write_json
+from updp.io.files import read_json, write_json
 from updp.measure import compare_modules
 
 _NEAR = 0.05  # of a share: what is so near to it is measured for longer

@@ -26,13 +26,13 @@ from speed import device_name, slug
 
 from updp.blocks import find
 from updp.candidates import choose
-from updp.engine.files import read_json, write_json, write_text
+from updp.io.files import read_json, write_json, write_text
 from updp.measure import compare_modules
 from updp.models import load_model
 from updp.recipe import Recipe
-from updp.rewrite import Supernet
-from updp.rundir import versions
-from updp.sites import in_place
+from updp.run.directory import versions
+from updp.stages.sites import in_place
+from updp.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = ("resnet34", "mobilenetv2_140", "convnext_tiny", "deit_tiny_patch16_224")

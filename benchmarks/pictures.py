@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from updp.engine.files import write_bytes
+from updp.io.files import write_bytes
 
 COLOURS = ("#0b6e99", "#d1495b", "#4f772d", "#7b4fa3", "#b5651d", "#333333", "#c2185b", "#00897b")
 

@@ -15,15 +15,15 @@ from setting import Network
 from torch import nn
 
 from updp.candidates import from_json
-from updp.engine.data import Source
-from updp.engine.files import read_json, write_json
-from updp.engine.progress import Progress
-from updp.job import Job
-from updp.merged import skeleton
+from updp.data import Source
+from updp.io.files import read_json, write_json
+from updp.io.progress import Progress
 from updp.models import hash_state
-from updp.pipeline import Run
 from updp.plan import Plan
 from updp.recipe import Recipe
+from updp.run.job import Job
+from updp.run.load import skeleton
+from updp.run.pipeline import Run
 
 Choices = dict[str, str]  # the label of each pruned site's candidate
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from plans import Choices, Subject, digest, plan_of, planned_run
 from torch import nn
-from training import feed_of, train_plan, train_whole
 from trials import Trial
 
-from updp.engine.progress import Progress
-from updp.merged import skeleton
+from training import feed_of, train_plan, train_whole
+from updp.io.progress import Progress
 from updp.recipe import Recipe
+from updp.run.load import skeleton
 
 _BATCHES = 8  # of training images, for gradients
 _RATIOS = [i / 50 for i in range(1, 46)]

@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from updp.blocks import find
 from updp.candidates import choose, proposals
 from updp.cli.progress import Bars
-from updp.compare import RUNTIMES, Bench, Grid, Pair, Row, measure
-from updp.compare.run import LEAST_ROUNDS
-from updp.engine.files import read_json, write_json, write_text
+from updp.deploy.bench import RUNTIMES, Bench, Grid, Pair, Row, measure
+from updp.deploy.bench.benchmark import LEAST_ROUNDS
 from updp.errors import UserError
+from updp.io.files import read_json, write_json, write_text
 from updp.measure import count_macs
 from updp.models import load_model
-from updp.opening import as_device
 from updp.recipe import Recipe
-from updp.rewrite import Supernet
-from updp.rundir import versions
+from updp.run.directory import versions
+from updp.run.inputs import as_device
+from updp.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = 6

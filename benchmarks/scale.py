@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from search import INHERITED, NETWORKS, ROOT, Bank
-from updp.engine.files import write_json
-from updp.engine.progress import Silent
+from updp.io.files import write_json
+from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.rundir import versions
+from updp.run.directory import versions
 from updp.search import Evaluated, Limits, Scorer, Store, Task, pareto, search, within
 from updp.search.front import certainly_dominated
 from updp.search.space import Genome

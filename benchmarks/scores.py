@@ -26,16 +26,13 @@ import torch
 from setting import DATA, NETWORKS, ROOT, Network, source
 from torch import Tensor
 
-from updp.engine.evaluate import accuracy, predict
-from updp.engine.feed import Feed
-from updp.engine.files import read_json, read_tensors, write_json
-from updp.engine.losses import distillation
-from updp.engine.progress import Silent
-from updp.job import Job
-from updp.pipeline import Run
+from updp.data.feed import Feed
+from updp.io.files import read_json, read_tensors, write_json
+from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.rewrite import fit
-from updp.rundir import versions
+from updp.run.directory import versions
+from updp.run.job import Job
+from updp.run.pipeline import Run
 from updp.search import (
     Evaluated,
     FittedScorer,
@@ -49,6 +46,9 @@ from updp.search import (
     within,
 )
 from updp.search.space import Genome
+from updp.supernet import fit
+from updp.training.evaluate import accuracy, predict
+from updp.training.losses import distillation
 
 CASES = ("resnet32:5", "resnet32:8", "resnet44:7", "resnet44:11", "resnet56:9", "resnet56:15")
 MINIS = ("resnet-mini:4", "convnext-mini:4", "mobilenetv2-mini:4")

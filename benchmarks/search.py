@@ -30,15 +30,14 @@ from matplotlib import pyplot
 
 from updp.blocks import find
 from updp.candidates import choose, selected
-from updp.engine.data import preprocess_for
-from updp.engine.feed import Feed
-from updp.engine.files import read_json, write_json, write_text
-from updp.engine.progress import Silent
+from updp.data import preprocess_for
+from updp.data.feed import Feed
+from updp.io.files import read_json, write_json, write_text
+from updp.io.progress import Silent
 from updp.measure import count_macs
-from updp.opening import make_job
 from updp.recipe import Recipe
-from updp.rewrite import Supernet
-from updp.rundir import versions
+from updp.run.directory import versions
+from updp.run.inputs import make_job
 from updp.search import (
     SEARCHERS,
     Choice,
@@ -52,6 +51,7 @@ from updp.search import (
     search,
 )
 from updp.search.space import Genome
+from updp.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from updp.engine.data import Source, open_source
-from updp.engine.data.images import InMemory
+from updp.data import Source, open_source
+from updp.data.images import InMemory
 from updp.models import load_model
 from updp.recipe import Recipe, Training
 

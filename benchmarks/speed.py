@@ -24,12 +24,12 @@ from torch import nn
 
 from updp.blocks import Findings, find
 from updp.candidates import Drop, Offer, choose
-from updp.engine.files import write_json
+from updp.io.files import write_json
 from updp.measure import compare_modules, count_macs
 from updp.models import load_model
 from updp.recipe import Recipe
-from updp.rewrite import Supernet
-from updp.rundir import versions
+from updp.run.directory import versions
+from updp.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
 INTRO = """# Speed of the paper's four networks

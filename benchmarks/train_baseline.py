@@ -19,14 +19,14 @@ from setting import BASELINES, NETWORKS, ROOT, Network, source
 from torch import Tensor
 
 from updp.blocks import Findings
-from updp.engine.data import preprocess_for
-from updp.engine.evaluate import top1
-from updp.engine.feed import Feed
-from updp.engine.files import read_json, write_json, write_tensors
-from updp.engine.loop import train
-from updp.engine.losses import classification
+from updp.data import preprocess_for
+from updp.data.feed import Feed
+from updp.io.files import read_json, write_json, write_tensors
 from updp.models import load_model
-from updp.rewrite import Supernet
+from updp.supernet import Supernet
+from updp.training.evaluate import top1
+from updp.training.loop import train
+from updp.training.losses import classification
 
 RESULTS = ROOT / "docs/results/baselines.json"
 

@@ -10,14 +10,14 @@ from torch import nn
 
 from updp import subnet
 from updp.blocks import Findings
-from updp.engine.data import preprocess_for
-from updp.engine.feed import Feed
-from updp.engine.files import read_tensors
-from updp.engine.progress import Progress
-from updp.merge import merge
-from updp.pipeline import Run
+from updp.data import preprocess_for
+from updp.data.feed import Feed
+from updp.io.files import read_tensors
+from updp.io.progress import Progress
 from updp.recipe import Recipe
-from updp.rewrite import Supernet
+from updp.run.pipeline import Run
+from updp.stages.merge import merge
+from updp.supernet import Supernet
 
 
 def feed_of(subject: Subject, recipe: Recipe) -> Feed:

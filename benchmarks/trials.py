@@ -14,11 +14,11 @@ from typing import Any
 
 from plans import Subject
 from torch import nn
-from training import feed_of
 
-from updp.engine.evaluate import top1
-from updp.engine.files import read_json, read_tensors, write_json, write_tensors
+from training import feed_of
+from updp.io.files import read_json, read_tensors, write_json, write_tensors
 from updp.recipe import Recipe
+from updp.training.evaluate import top1
 
 Row = dict[str, Any]
 

@@ -38,15 +38,15 @@ from rivals import Channels, Rival
 from setting import NETWORKS, ROOT, source
 from speed import device_name, slug
 from torch import nn
-from training import feed_of, train_whole
 from trials import Trial
 from versus_table import draw_network, table
 
-from updp.engine.evaluate import top1
-from updp.engine.files import read_json, write_json, write_text
+from training import feed_of, train_whole
+from updp.io.files import read_json, write_json, write_text
 from updp.measure import compare_modules, count_macs, count_parameters
 from updp.recipe import Recipe
-from updp.rundir import versions
+from updp.run.directory import versions
+from updp.training.evaluate import top1
 
 RESULTS = ROOT / "docs/results"
 

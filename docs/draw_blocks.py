@@ -24,9 +24,9 @@ from drawing.svg import to_svg
 
 from updp.blocks import Site, find
 from updp.candidates import Inherit
-from updp.engine.data import model_input_size
-from updp.engine.files import write_text
+from updp.data import model_input_size
 from updp.errors import UserError
+from updp.io.files import write_text
 from updp.models import load_model
 from updp.recipe import Recipe
 

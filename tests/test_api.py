@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import updp
 from tests import tiny
 from updp import UserError
-from updp.engine.data import open_source
-from updp.engine.files import read_json
+from updp.data import open_source
+from updp.io.files import read_json
 from updp.measure import Latency
 from updp.models import load_model
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from tests.families import error
-from updp.blocks import find, taught
+from updp.blocks import find
+from updp.blocks import teach as taught
 from updp.candidates import KINDS, proposals
 from updp.recipe import Candidates
-from updp.rewrite import Supernet
+from updp.supernet import Supernet
 
 PAGE = Path(__file__).parents[1] / "docs/extending.md"
 

@@ -20,11 +20,11 @@ from torch import nn
 from updp import Recipe
 from updp.blocks import find
 from updp.candidates import choose
-from updp.engine.data import open_source, preprocess_for
-from updp.engine.feed import Feed
+from updp.data import open_source, preprocess_for
+from updp.data.feed import Feed
 from updp.measure import Latency, LatencyTable, Spread
 from updp.models import load_model
-from updp.rewrite import Supernet
+from updp.supernet import Supernet
 
 MODEL = '''
 """A user's own models for images of 1x8x8."""
@@ -154,9 +154,9 @@ def compare_without_clock(
 
 def fix_clock(patch: pytest.MonkeyPatch) -> None:
     """Offers and predicted latencies that do not depend on the machine."""
-    for name in ("updp.result", "updp.sites", "updp.timing"):
+    for name in ("updp.run.result", "updp.stages.sites", "updp.supernet.timing"):
         patch.setattr(importlib.import_module(name), "compare_modules", compare_without_clock)
-    patch.setattr("updp.candidates.timed.compare", compare_without_clock)
+    patch.setattr("updp.candidates.timing.compare", compare_without_clock)
     # A table that knows some of a site's candidates would make the others the first ones asked.
     patch.setattr("updp.measure.LatencyTable.open", lambda *_: LatencyTable())
 

@@ -15,10 +15,10 @@ from torch import fx, nn
 from drawing import labels
 from drawing.labels import Label
 from updp.blocks import Site
-from updp.blocks.extract import isolate
-from updp.blocks.region import is_add
+from updp.blocks.surgery import isolate
+from updp.blocks.tracing.region import is_add
 from updp.candidates import Inherit
-from updp.candidates.form import InheritForm
+from updp.candidates.inherit.form import InheritForm
 
 _PLUS = Label("+", labels.ADD)
 

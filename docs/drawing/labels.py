@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from updp.blocks import ActStep, LinearStep, NormStep, ScaleStep
-from updp.blocks.steps import Call, Step
+from updp.blocks.reading.steps import Call, Step
 
 OPERATOR, NORM, ACTIVATION, FACTOR = "operator", "norm", "activation", "factor"
 ADD, PAD, GONE = "add", "pad", "gone"

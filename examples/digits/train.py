@@ -15,14 +15,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import models
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_model
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from updp.engine.data import Images, hold_out, open_source, preprocess_for
+import models
+from updp.data import Images, hold_out, open_source, preprocess_for
 
 HERE = Path(__file__).parent
 

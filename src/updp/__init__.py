@@ -3,14 +3,14 @@
 from updp.api import Inspection, Pruned, inspect, prune
 from updp.blocks import Linear, teach_forward, teach_operator
 from updp.candidates import Candidate, Form, register_candidate
-from updp.compare import bench
+from updp.deploy.bench import bench
+from updp.deploy.export import Exported, export
+from updp.deploy.int8 import quantise
+from updp.deploy.report import report
 from updp.errors import ExportError, MergeError, UserError
-from updp.exports import Exported, export
-from updp.merged import load
-from updp.page import report
 from updp.plan import Plan
-from updp.quantise import quantise
 from updp.recipe import Recipe
+from updp.run.load import load
 
 __all__ = [
     "Candidate",

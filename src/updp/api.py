@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 from updp.blocks import Unusable, find
-from updp.budget import Budget
 from updp.candidates import Offer, choose, selected
-from updp.engine.data import model_input_size
-from updp.engine.progress import Progress, Silent
+from updp.data import model_input_size
 from updp.errors import UserError
+from updp.io.progress import Progress, Silent
 from updp.measure import compare_modules, count_macs
 from updp.models import load_model, num_outputs
-from updp.opening import Data, as_device, make_job
-from updp.pipeline import Run
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.result import Result
+from updp.recipe.budget import Budget
+from updp.run.inputs import Data, as_device, make_job
+from updp.run.pipeline import Run
+from updp.run.result import Result
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 
 from updp.blocks import find
 from updp.candidates import proposals
-from updp.compare import Pair, Row, Setting, Side
+from updp.deploy.bench import Pair, Row, Setting, Side
 from updp.errors import UserError
 from updp.models import load_model
 from updp.recipe import Recipe
-from updp.result import Timing
+from updp.run.result import Timing
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ class Script:
         self.median = 1.5
         patch.setattr(module, "chosen", self._choose)
         patch.setattr(module, "pruned", self._prune)
-        patch.setattr("updp.compare.run.measure_rows", self._measure)
+        patch.setattr("updp.deploy.bench.benchmark.measure_rows", self._measure)
 
     def _choose(self, *_: object) -> dict[str, str]:
         self.chosen += 1
@@ -161,7 +161,7 @@ def test_rows_are_kept_as_they_come(script: Script, monkeypatch: pytest.MonkeyPa
         yield next(script._measure(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("updp.compare.run.measure_rows", killed)
+    monkeypatch.setattr("updp.deploy.bench.benchmark.measure_rows", killed)
     with pytest.raises(KeyboardInterrupt):
         script("--batch", "1", "--runtime", "eager", "openvino")
     assert script.rows() == {"eager": 1.5}

@@ -27,5 +27,5 @@ def clock(monkeypatch: pytest.MonkeyPatch, speedups: dict[int, float]) -> list[i
         asked.append(len(names))
         return {keep: latency(1.0)} | {name: latency(speedups[places[name]]) for name in names}
 
-    monkeypatch.setattr("updp.candidates.timed.compare", compare)
+    monkeypatch.setattr("updp.candidates.timing.compare", compare)
     return asked

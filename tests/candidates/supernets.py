@@ -15,7 +15,7 @@ from tests.families import FAMILIES, Family, Net, images, network, randomise
 from updp.blocks import Findings, Site, find
 from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, propose
 from updp.recipe import Candidates
-from updp.rewrite import Supernet
+from updp.supernet import Supernet
 
 Proposer = Callable[[Site, nn.Module, fx.Graph], Iterable[Candidate]]
 

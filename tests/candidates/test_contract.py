@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 from tests.candidates.supernets import KINDS, Case, case, choices, features, merge, restored
 from tests.families import FAMILIES, RANDOM, Family, error, ring
 from updp.blocks import to_layout
-from updp.blocks.extract import extract
+from updp.blocks.surgery import extract
 from updp.candidates import Form, Inherit, from_json
-from updp.candidates.norm import ChannelNorm
-from updp.rewrite import GATES, Supernet
+from updp.candidates.parts.channel_norm import ChannelNorm
+from updp.supernet import GATES, Supernet
 
 EXACT = 1e-12
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests import tiny
-from updp.compare import Bench, bench_file
-from updp.engine.files import read_json, write_json
+from updp.deploy.bench import Bench, bench_file
+from updp.io.files import read_json, write_json
 from updp.measure import Latency, Spread
 from updp.models import load_model
 
@@ -23,7 +23,7 @@ EAGER = ("--runtime", "eager", "--rounds", "3")
 
 @pytest.fixture(autouse=True)
 def _fixed(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    monkeypatch.setattr("updp.compare.rows.compare", tiny.compare_without_clock)
+    monkeypatch.setattr("updp.deploy.bench.rows.compare", tiny.compare_without_clock)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def settle_on(monkeypatch: pytest.MonkeyPatch, low: float, median: float, high: 
         ms, saved = Spread(2.0, 1.5, 2.5), Spread(0.0, 0.0, 0.0)
         return {name: Latency(ms, Spread(median, low, high), saved) for name in functions}
 
-    monkeypatch.setattr("updp.compare.rows.compare", compare)
+    monkeypatch.setattr("updp.deploy.bench.rows.compare", compare)
 
 
 def test_a_run(run: Path) -> None:
@@ -137,7 +137,7 @@ def test_ctrl_c_leaves_the_rows_so_far(run: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         return tiny.compare_without_clock(functions)
 
-    monkeypatch.setattr("updp.compare.rows.compare", compare)
+    monkeypatch.setattr("updp.deploy.bench.rows.compare", compare)
     outcome = tiny.updp("bench", run, *EAGER, "--batch", "1,2,3", "--threads", "2")
     assert outcome.code == 130
     assert "updp: stopped after 1 of 3 rows" in outcome.err
@@ -184,7 +184,7 @@ def test_json_that_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("updp.compare.record.write_text", full)
+    monkeypatch.setattr("updp.deploy.bench.bench_record.write_text", full)
     file = tmp_path / "rows.json"
     said = refused(tiny.write_model(tmp_path), run, *EAGER, "--batch", "1", "--json", file)
     assert said == f"'{file}' cannot be written: OSError: [Errno 28] No space left on device"

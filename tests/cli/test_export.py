@@ -9,10 +9,10 @@ import pytest
 
 from tests import tiny
 from updp import UserError
-from updp.engine.files import read_json
-from updp.exports import FORMATS, read_exports
-from updp.exports import run as runs
-from updp.exports.parity import Parity
+from updp.deploy.export import FORMATS, read_exports
+from updp.deploy.export import exporter as runs
+from updp.deploy.export.parity import Parity
+from updp.io.files import read_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

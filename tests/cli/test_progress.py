@@ -9,9 +9,9 @@ from rich.console import Console
 
 from tests import tiny
 from updp.cli import progress as bars
-from updp.engine.progress import Pace, Silent, duration
-from updp.opening import make_job
-from updp.pipeline import Run
+from updp.io.progress import Pace, Silent, duration
+from updp.run.inputs import make_job
+from updp.run.pipeline import Run
 
 
 class Clock:
@@ -132,7 +132,7 @@ def test_every_stage_comes_to_its_total(
             tick()
         return tiny.compare_without_clock(functions)
 
-    for name in ("updp.result", "updp.timing"):
+    for name in ("updp.run.result", "updp.supernet.timing"):
         monkeypatch.setattr(f"{name}.compare_modules", compare)
     told = Counted()
     recipe = tiny.make_recipe()

@@ -14,12 +14,12 @@ import torch
 
 import updp
 from tests import tiny
-from updp.engine.progress import Silent
-from updp.finished import open_run
-from updp.quantise import Int8
-from updp.quantise import form as forms
-from updp.quantise import run as module
-from updp.quantise.form import Float, Form
+from updp.deploy.int8 import Int8
+from updp.deploy.int8 import int8_model as forms
+from updp.deploy.int8 import quantization as module
+from updp.deploy.int8.int8_model import Float, Form
+from updp.io.progress import Silent
+from updp.run.finished import open_run
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 
 import updp
 from tests import tiny
-from updp.engine.files import read_json
-from updp.rundir import STAGES
+from updp.io.files import read_json
+from updp.run.directory import STAGES
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 

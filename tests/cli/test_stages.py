@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from updp.engine.files import read_json
+from updp.io.files import read_json
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 

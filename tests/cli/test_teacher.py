@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import save_file
 
 from tests import tiny
-from updp.engine.files import read_json
+from updp.io.files import read_json
 from updp.models import load_model
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")

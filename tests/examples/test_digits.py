@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from updp import Recipe
-from updp.engine.data import open_source, preprocess_for
+from updp.data import open_source, preprocess_for
 from updp.models import load_model
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.search.spaces import plans, task
-from updp.engine.progress import Silent
+from updp.io.progress import Silent
 from updp.search import Choice, Evaluated, Limits, Option, Score, Space, Store, Task, refine
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome

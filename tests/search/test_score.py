@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from tests import tiny
-from updp.engine.statistics import recalibrate
 from updp.models import load_model
 from updp.recipe import Recipe
-from updp.rewrite import Supernet
 from updp.search import Scorer
+from updp.supernet import Supernet
+from updp.training.batchnorm import recalibrate
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.search import test_run as contract
+from tests.search import test_loop as contract
 from tests.search.workers import finished, said, work
 from updp.search import pareto
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.search import test_run as contract
-from updp.engine.progress import Silent
+from tests.search import test_loop as contract
+from updp.io.progress import Silent
 from updp.search import Evaluated, Score, Store, search
 from updp.search.space import Genome
 

@@ -1,9 +1,9 @@
 """Finding blocks: a model becomes a list of sites, each unusable block with its reason."""
 
 from updp.blocks.find import Findings, Unusable, find
-from updp.blocks.linear import LinearStep
-from updp.blocks.read import Site
-from updp.blocks.steps import (
+from updp.blocks.reading.linear import LinearStep
+from updp.blocks.reading.site import Site
+from updp.blocks.reading.steps import (
     ActStep,
     Chain,
     NormStep,
@@ -12,8 +12,8 @@ from updp.blocks.steps import (
     batch_norm,
     to_layout,
 )
-from updp.blocks.taught import Linear, teach_forward, teach_operator
-from updp.blocks.trace import trace_alone
+from updp.blocks.teach import Linear, teach_forward, teach_operator
+from updp.blocks.tracing.trace import trace_alone
 
 __all__ = [
     "ActStep",

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.calls import Arguments, copied, record_calls
-from updp.blocks.chain import NotAChain
-from updp.blocks.plain import plain_regions
-from updp.blocks.read import Site, read_site
-from updp.blocks.region import Region, residual_regions, whole_region
-from updp.blocks.run import NotTraceable, run_graph
-from updp.blocks.trace import restored, trace_alone
+from updp.blocks.reading.chain import NotAChain
+from updp.blocks.reading.runs import plain_regions
+from updp.blocks.reading.site import Site, read_site
+from updp.blocks.tracing.calls import Arguments, copied, record_calls
+from updp.blocks.tracing.interpret import NotTraceable, run_graph
+from updp.blocks.tracing.region import Region, residual_regions, whole_region
+from updp.blocks.tracing.trace import restored, trace_alone
 
 Values = list[dict[str, Any]]  # of each node by name, for each call of a module
 

@@ -1,17 +1,17 @@
 """What a site may become: each candidate a small class under one interface."""
 
 from updp.candidates.base import Candidate, Form, MergedForm
-from updp.candidates.choose import choose
 from updp.candidates.drop import Drop
-from updp.candidates.fitting import Fitting
-from updp.candidates.foldnorm import FoldNorm
+from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
-from updp.candidates.inherit import Inherit, baseline_macs, propose
-from updp.candidates.kinds import KINDS, from_json, proposals, register_candidate
-from updp.candidates.merged import Merged
-from updp.candidates.narrow import Narrow
+from updp.candidates.inherit.candidate import Inherit, baseline_macs, propose
+from updp.candidates.narrow.candidate import Narrow
 from updp.candidates.offer import Offer, Offers, dropped_alone, planned, selected, shallower
-from updp.candidates.repair import operator_repair, site_repairs
+from updp.candidates.offers import choose
+from updp.candidates.parts.merged_block import Merged
+from updp.candidates.registry import KINDS, from_json, proposals, register_candidate
+from updp.fit.fitting import Fitting
+from updp.fit.repair import operator_repair, site_repairs
 
 __all__ = [
     "KINDS",

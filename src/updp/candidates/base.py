@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from updp import recipe as recipes
 from updp.blocks import Site
-from updp.blocks.extract import Replacement
-from updp.candidates.fitting import Fitting
+from updp.blocks.surgery import Replacement
+from updp.fit.fitting import Fitting
 
 
 class MergedForm(Protocol):

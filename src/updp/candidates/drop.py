@@ -16,13 +16,13 @@ from torch import Tensor, fx, nn
 from updp import recipe as recipes
 from updp.algebra import Affine, as_operator
 from updp.blocks import Site
-from updp.blocks.extract import extract
+from updp.blocks.folding import fold_norm
+from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form
-from updp.candidates.fitting import Fitting, as_maps
-from updp.candidates.fold import fold_norm
-from updp.candidates.merged import MergedSkip
-from updp.candidates.norm import ChannelNorm
+from updp.candidates.parts.channel_norm import ChannelNorm
+from updp.candidates.parts.merged_block import MergedSkip
 from updp.fit import Fitted, Problem, clamp_of
+from updp.fit.fitting import Fitting, as_maps
 
 _LAST = 100  # after every candidate that keeps something of the branch
 

@@ -16,10 +16,10 @@ from updp import algebra
 from updp import recipe as recipes
 from updp.algebra import Operator
 from updp.blocks import Site
-from updp.blocks.extract import extract
+from updp.blocks.folding import chain_operator
+from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form
-from updp.candidates.fold import chain_operator
-from updp.candidates.merged import Merged
+from updp.candidates.parts.merged_block import Merged
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from updp.blocks import Findings
 from updp.candidates.base import Candidate
 from updp.candidates.drop import Drop
-from updp.candidates.kinds import from_json
+from updp.candidates.registry import from_json
 from updp.errors import UserError
 from updp.plan import Plan
 

@@ -43,8 +43,8 @@ from updp.cli.remembered import about, read_plan, teacher_of, weights_of
 from updp.cli.report import report
 from updp.cli.tables import print_front, print_inspection, print_result
 from updp.errors import ExportError, MergeError, UserError
-from updp.opening import make_job
-from updp.pipeline import Run
+from updp.run.inputs import make_job
+from updp.run.pipeline import Run
 
 app = typer.Typer(
     name="updp",

@@ -16,7 +16,7 @@ from updp.cli.progress import Bars
 from updp.cli.tables import spread
 
 if TYPE_CHECKING:
-    from updp.compare import Bench, Row, Side
+    from updp.deploy.bench import Bench, Row, Side
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 _MANY = "(with commas, or repeated)"
@@ -77,8 +77,8 @@ def bench(
     A run keeps its rows in RUN/bench/bench.json; the same command measures again. Ctrl-C leaves
     the rows so far.
     """
-    from updp.compare import Grid, check_place, measure, open_pair
-    from updp.opening import as_device
+    from updp.deploy.bench import Grid, check_place, measure, open_pair
+    from updp.run.inputs import as_device
 
     lists = map(_split, (runtime, batch, threads, precision, layout))
     grid = Grid.of(*lists)

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from updp import exports
 from updp.cli.options import DataOption, ModelOption, Weights
 from updp.cli.progress import Bars
-from updp.exports import Exported
+from updp.deploy import export as exports
+from updp.deploy.export import Exported
 
 
 def export(

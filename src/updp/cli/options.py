@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from updp import budget as budgets
 from updp.errors import UserError
+from updp.recipe import Budget as BudgetAmounts
 from updp.recipe import Recipe
 
 ModelOption = Annotated[
@@ -118,7 +118,7 @@ def settle(
         changes.append(f"search.storage={json.dumps(storage)}")
     recipe = recipe.updated(*changes) if changes else recipe
     if budget:
-        update = {"budget": budgets.Budget.parse(",".join(budget))}
+        update = {"budget": BudgetAmounts.parse(",".join(budget))}
         recipe = recipe.model_copy(update=update)
     return recipe
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from updp.engine.progress import Pace, duration
+from updp.io.progress import Pace, duration
 
 _QUIET_SECONDS = 20  # between lines where there is no terminal
 

@@ -17,7 +17,7 @@ from updp.cli.options import DataOption, ModelOption, Weights
 from updp.cli.progress import Bars
 
 if TYPE_CHECKING:
-    from updp.quantise import Int8, Operator, Side
+    from updp.deploy.int8 import Int8, Operator, Side
 
 _SHOWN = 5
 
@@ -52,7 +52,7 @@ def quantise(
 
     Writes export/model.int8.onnx, baseline.int8.onnx and int8.json into the run directory.
     """
-    from updp.quantise import quantise as run_it
+    from updp.deploy.int8 import quantise as run_it
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     with Bars(console) as bars:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from updp.engine.files import read_json
 from updp.errors import UserError, reason
+from updp.io.files import read_json
 from updp.plan import Plan
 
 

@@ -22,6 +22,6 @@ def report(
     ] = None,
 ) -> None:
     """Write a report of one run, or a comparison of several, as one file that works offline."""
-    from updp.page import report as write
+    from updp.deploy.report import report as write
 
     print(f"report: {write(*runs, out=out, format=format)}")  # type: ignore[arg-type]

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from updp.api import Inspection
-from updp.outcome import Outcome, Point
 from updp.plan import Plan
-from updp.result import Result, Side, Timing
+from updp.run.result import Result, Side, Timing
+from updp.search.outcome import Outcome, Point
 
 
 def print_inspection(console: Console, found: Inspection, batch: int) -> None:

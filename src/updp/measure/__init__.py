@@ -1,11 +1,11 @@
 """Measuring: latency, memory, multiply-accumulates, parameters."""
 
+from updp.measure.cache import LatencyTable
+from updp.measure.counts import count_macs, count_parameters
 from updp.measure.fingerprint import fingerprint
 from updp.measure.latency import Latency, Spread, compare, compare_modules
 from updp.measure.memory import Memory, SiteMemory, live_at, peak_memory
 from updp.measure.runtime import runner
-from updp.measure.size import count_macs, count_parameters
-from updp.measure.table import LatencyTable
 
 __all__ = [
     "Latency",

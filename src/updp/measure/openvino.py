@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from updp.errors import UserError
-from updp.measure import exported
+from updp.measure import onnxruntime
 from updp.measure.importing import import_openvino
 
 _TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -20,7 +20,7 @@ _CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
 def check(precision: str) -> None:
     """Raises UserError where OpenVINO is missing, or this CPU does not calculate so."""
-    exported.check_installed("openvino", "onnx,openvino")
+    onnxruntime.check_installed("openvino", "onnx,openvino")
     # It would silently take another one.
     known = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if _CAPABILITIES[precision] not in known:
@@ -56,7 +56,7 @@ def request(
     }
     with tempfile.TemporaryDirectory() as folder:
         core.set_property({properties.enable_mmap: False})  # the file will be gone
-        graph = core.read_model(exported.export(module, inputs, folder))
+        graph = core.read_model(onnxruntime.export(module, inputs, folder))
         compiled = core.compile_model(graph, "CPU", config)
     asked = compiled.create_infer_request()
     for index, x in enumerate(tensors):

@@ -1,6 +1,6 @@
 """The deployed form of a module as a function: runtime, layout and precision as the user asked.
 
-What is timed is what will run: a copy in evaluation, cast, laid out, and compiled or exported.
+What is timed is what will run: a copy in evaluation, cast, laid out, and compiled or onnxruntime.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from updp.errors import UserError, reason
-from updp.measure import exported, openvino
-from updp.measure.quiet import silent
+from updp.io.quiet import silent
+from updp.measure import onnxruntime, openvino
 from updp.recipe import Measure
 
 Inputs = tuple[Any, ...]
@@ -41,7 +41,7 @@ def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
     builders: dict[str, Callable[[nn.Module, Inputs], Run]] = {
         "eager": _eager,
         "compile": _compiled,
-        "onnxruntime": exported.session,
+        "onnxruntime": onnxruntime.session,
         "openvino": partial(openvino.request, precision=settings.precision),
     }
     with silent():
@@ -59,7 +59,7 @@ def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
 def check_runtime(settings: Measure) -> None:
     """Raises UserError where the runtime is not installed, or never runs what is asked for."""
     if settings.runtime == "onnxruntime":
-        exported.check_installed()
+        onnxruntime.check_installed()
     elif settings.runtime == "openvino":
         openvino.check(settings.precision)
     else:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from updp.engine.evaluate import predict
-from updp.engine.feed import Feed
+from updp.data.feed import Feed
+from updp.training.evaluate import predict
 
 _CHUNK = 64  # images scored at once; after each it is asked whether to go on
 _BATCH = 256  # that the baseline is given

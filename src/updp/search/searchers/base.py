@@ -15,10 +15,10 @@ from itertools import count, islice
 from typing import ClassVar
 
 from updp import recipe as recipes
-from updp.engine.feed import mix
-from updp.search.program import Limits, Program
+from updp.data.feed import mix
+from updp.search.integer_program import Limits, Program
+from updp.search.limits import axis_of
 from updp.search.space import Genome, Space
-from updp.search.target import axis_of
 
 _PATIENCE = 200  # known plans in a row, beside as many as are known at all
 

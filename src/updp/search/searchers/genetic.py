@@ -5,11 +5,11 @@ from __future__ import annotations
 import optuna
 from optuna.samplers import NSGAIISampler
 
-from updp.engine.feed import mix
+from updp.data.feed import mix
+from updp.search.limits import share
 from updp.search.searchers.base import Known, Searcher, Task
 from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome
-from updp.search.target import share
 
 _STALE = 20  # generations in a row without an unknown plan after which it gives up
 

@@ -1,0 +1,1 @@
+"""A graph as steps: linear operators, norms, activations, scales."""

@@ -1,0 +1,234 @@
+"""Read a path through a block's graph as a chain of steps.
+
+Nothing is known by the name of a model: a module is a convolution, a linear layer, a norm, or it is
+traced alone and read in turn, or it is probed. What is read is checked against the block on real
+inputs afterwards (`find`), so reading may be bold.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from updp.blocks.reading.linear import LinearStep
+from updp.blocks.reading.probe import channels_if_near_a_line, kind_of, quiet
+from updp.blocks.reading.steps import ActStep, Call, Chain, NormStep, ScaleStep, Step, batch_norm
+from updp.blocks.surgery import extract
+from updp.blocks.teach import taught_operator
+from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.interpret import NotTraceable
+from updp.blocks.tracing.region import data_nodes, groups, whole_region
+from updp.blocks.tracing.trace import trace_alone
+
+_MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_PERMUTES = {torch.permute, "permute"}
+_SAME = {"contiguous", "clone"}
+_RESHAPES = {"reshape", "view", "unsqueeze", torch.reshape, torch.unsqueeze}
+_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+class NotAChain(Exception):
+    """A path that is no chain of linear operators, norms and activations; the text says why."""
+
+
+def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor) -> Chain:
+    """Read the nodes `path` of `graph` (in order) as a chain, for a tensor `x` that enters it.
+
+    Raises:
+        NotAChain: something on the path is neither linear, a norm, nor an activation.
+    """
+    if x.ndim not in (2, 3, 4):
+        raise NotAChain(f"its tensor has {x.ndim} dimensions, not 2, 3 or 4")
+    reader = _Reader(x)
+    with torch.no_grad():
+        reader.read(block, graph, path, prefix="")
+    layout_in = reader.start or "first"
+    convolves = any(isinstance(s, LinearStep) and s.spatial for s in reader.steps)
+    steps = tuple(
+        replace(s, layout=s.layout or layout_in) if isinstance(s, NormStep) else s
+        for s in reader.steps
+    )
+    return Chain(steps, "first" if convolves else layout_in, layout_in, reader.layout or layout_in)
+
+
+class _Reader:
+    """Collects steps and follows the tensor, and where its channels are."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.start = self.layout = "last" if x.ndim < 4 else None
+        self.flat = x.ndim == 2  # (N, C): the channels are both first and last
+        self.steps: list[Step] = []
+
+    def read(self, owner: nn.Module, graph: fx.Graph, path: Sequence[str], prefix: str) -> None:
+        data = data_nodes(graph)
+        previous: fx.Node | None = None
+        for group in groups(graph, path):
+            node = group[-1]
+            name = f"{prefix}{node.target if node.op == 'call_module' else node.name}"
+            inputs = {p for n in group for p in n.all_input_nodes if p in data and p not in group}
+            if len(inputs) != 1 or (previous is not None and inputs != {previous}):
+                raise NotAChain(f"`{name}` takes several inputs")
+            (source,) = inputs
+            if len(group) == 1:
+                self._node(name, owner, node, source, prefix)
+            else:
+                part = extract(owner, graph, source.name, node.name)
+                self._other(name, part, f"`{name}` takes several inputs")
+            previous = node
+
+    def _node(
+        self, name: str, owner: nn.Module, node: fx.Node, source: fx.Node, prefix: str
+    ) -> None:
+        call = Call.of(node, source)
+        if node.op == "call_module":
+            if node.args != (source,) or node.kwargs:  # flags and the like belong to the call
+                part = extract(owner, node.graph, source.name, node.name)
+                self._other(name, part, f"`{name}` takes more than a tensor")
+                return
+            self._module(name, owner.get_submodule(str(node.target)))
+        elif node.target in _PERMUTES:
+            self._permute(name, node)
+            self._advance(call)
+        elif node.target is F.batch_norm and isinstance(owner, nn.modules.batchnorm._BatchNorm):
+            self._norm(prefix.rstrip("."), owner, owner.num_features)
+            self._advance(lambda x: batch_norm(owner, x))
+        elif node.target in _MULS and (gamma := _parameter(owner, node, source)) is not None:
+            self.steps.append(ScaleStep(name, gamma))
+            self._advance(extract(owner, node.graph, source.name, node.name))
+        elif node.target not in _SAME:
+            # With parameters of its own it is a module, else a call that can be written again.
+            alone = all(n is source for n in node.all_input_nodes)
+            function = call if alone else extract(owner, node.graph, source.name, node.name)
+            self._other(name, function, f"`{name}` is neither linear on channels nor elementwise")
+
+    def _advance(self, function: Callable[[Tensor], Tensor]) -> None:
+        try:
+            self.x = quiet(function)(self.x.clone())
+        except Exception as error:  # user code may raise any
+            raise NotAChain(f"it does not run alone: {str(error).partition(chr(10))[0]}") from error
+
+    def _module(self, name: str, module: nn.Module) -> None:
+        if (taught := taught_operator(module)) is not None or isinstance(
+            module, (nn.Conv2d, nn.Linear)
+        ):
+            maps = isinstance(module, nn.Conv2d) if taught is None else taught.weight.ndim == 4
+            self._need("first" if maps else "last", name)
+            try:
+                self.steps.append(LinearStep.read(name, module, self.x))
+            except ValueError as error:
+                raise NotAChain(f"`{name}` ({type(module).__name__}) {error}") from error
+        elif (channels := _norm_channels(module)) is not None:
+            self._norm(name, module, channels)
+        elif isinstance(module, nn.PReLU):
+            if module.num_parameters > 1 and not self.flat:
+                self._need("first", name)
+            self.steps.append(ActStep(name, module))
+        elif any(True for _ in module.parameters()) or not self._probe(name, module):
+            self._inside(name, module)
+            return
+        self._advance(module)
+
+    def _inside(self, name: str, module: nn.Module) -> None:
+        """A module that is none of the known ones: a chain of its own, or a gate."""
+        kind, before = type(module).__name__, (self.x, self.start, self.layout, len(self.steps))
+        try:
+            graph = trace_alone(module, Arguments((self.x.clone(),)), both_modes=False)
+            region = whole_region(graph)
+            if region is None:
+                raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")
+            self.read(module, graph, region.branch, f"{name}.")
+            gate = self.steps[-1] if len(self.steps) == before[3] + 1 else None
+            if isinstance(gate, NormStep) and _is_written_out(gate, before[2] or "first"):
+                self.steps[-1] = replace(gate, name=name, module=module)  # which is all of it
+            return
+        except NotTraceable as error:
+            reason = f"`{name}` ({kind}) cannot be traced: {error}"
+        except NotAChain as error:
+            reason = f"`{name}` ({kind}) is not a chain: {error}"
+        self.x, self.start, self.layout, count = before
+        del self.steps[count:]
+        self._other(name, module, reason)
+
+    def _norm(self, name: str, module: nn.Module, channels: int) -> None:
+        if getattr(module, "running_mean", 0) is None:
+            raise NotAChain(f"`{name}` is a BatchNorm without running statistics")
+        by_channel = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+        if isinstance(module, by_channel) and not self.flat:
+            self._need("first", name)
+        self.steps.append(NormStep(name, module, self.layout or "", channels))
+
+    def _probe(self, name: str, function: Callable[[Tensor], Tensor]) -> bool:
+        kind = kind_of(function)
+        if kind == "activation":
+            self.steps.append(ActStep(name, function))
+        elif isinstance(kind, float):
+            self.steps.append(ScaleStep(name, torch.tensor(kind, dtype=torch.float64)))
+        return kind != "other"
+
+    def _other(self, name: str, function: Callable[[Tensor], Tensor], reason: str) -> None:
+        """Something to try: elementwise, or near to a line per channel, as norms and gates are."""
+        if not self._probe(name, function):
+            if not (channels := channels_if_near_a_line(function, self.x, self.layout or "first")):
+                raise NotAChain(reason)
+            if self.layout is None and self.x.ndim == 4:
+                self._need("first", name)
+            self.steps.append(NormStep(name, function, self.layout or "", channels))
+        self._advance(function)
+
+    def _permute(self, name: str, node: fx.Node) -> None:
+        given = node.kwargs.get("dims", node.args[1:])
+        assert isinstance(given, (tuple, list))
+        dims = tuple(given[0] if len(given) == 1 else given)  # type: ignore[arg-type]
+        source, target = {_TO_LAST: ("first", "last"), _TO_FIRST: ("last", "first")}.get(
+            dims, ("", "")
+        )
+        if not source:
+            raise NotAChain(f"`{name}` permutes dimensions as {dims}")
+        self._need(source, name)
+        self.layout = target
+
+    def _need(self, layout: str, name: str) -> None:
+        if self.layout is None:
+            self.start = self.layout = layout
+        elif self.layout != layout:
+            raise NotAChain(f"`{name}` does not work along the channels")
+
+
+def _is_written_out(gate: NormStep, layout: str) -> bool:
+    """Whether it is nodes of a forward, in the layout that its module has."""
+    return isinstance(gate.module, fx.GraphModule) and gate.layout == layout
+
+
+def _norm_channels(module: nn.Module) -> int | None:
+    """Channels of a norm whose forward is nothing but the norm; None for any other module."""
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        plain = type(module).forward is nn.modules.batchnorm._BatchNorm.forward
+        return module.num_features if plain else None
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    shape = getattr(module, "normalized_shape", None)  # LayerNorm, RMSNorm and their kin
+    if shape is not None and len(tuple(shape)) == 1 and not any(module.children()):
+        return int(shape[0])
+    return None
+
+
+def _parameter(owner: nn.Module, node: fx.Node, source: fx.Node) -> nn.Parameter | None:
+    """The parameter by which a product scales its data input, looking through reshapes."""
+    others = [a for a in node.args if isinstance(a, fx.Node) and a is not source]
+    if len(others) != 1:
+        return None
+    other = others[0]
+    while other.target in _RESHAPES and len(other.all_input_nodes) == 1:
+        other = other.all_input_nodes[0]
+    if other.op != "get_attr":
+        return None
+    value = owner
+    for part in str(other.target).split("."):
+        value = getattr(value, part)
+    return value if isinstance(value, nn.Parameter) else None

@@ -1,0 +1,242 @@
+"""Read one region of a block as a site, and check what was read against the block itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.blocks.reading.chain import NotAChain, read_chain
+from updp.blocks.reading.parallel import read_paths
+from updp.blocks.reading.steps import ActStep, Chain, to_layout
+from updp.blocks.tracing.region import Region
+
+TOLERANCE = 1e-4  # float32, relative: the chain that was read against the block itself
+_MISREAD = "the steps read from its graph do not compute what it computes"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A branch that may be replaced.
+
+    Shapes are those of the tensors at its entry and exit, batch first. `branch` is None when it
+    is not a chain of operators, and `why` then says why: it can only be dropped. `skip` is None
+    when the skip is not a chain (it then stays as it is); it is an empty chain for the identity,
+    and `region.add` is None when there is no skip at all. `post` is the activation at the end.
+    """
+
+    name: str
+    block: str
+    kind: str
+    region: Region
+    branch: Chain | None
+    skip: Chain | None
+    post: ActStep | None
+    shape_in: tuple[int, ...]
+    shape_out: tuple[int, ...]
+    layout: str  # of the tensor at its exit: first | last
+    extras: tuple[Any, ...] = ()  # values of `region.extras` in the example
+    calls: int = 1  # times that the model calls its block
+    why: str = ""
+    paths: tuple[Chain, ...] = ()  # of a region that is linear already: all of its paths
+
+    @property
+    def chain(self) -> Chain:
+        """The branch, of a site that is known to have one."""
+        assert self.branch is not None, f"{self.name} is no chain: {self.why}"
+        return self.branch
+
+    @property
+    def channels(self) -> int:
+        """Channels at its exit."""
+        return self.shape_out[1 if self.layout == "first" else -1]
+
+
+def read_site(
+    label: str,
+    name: str,
+    block: nn.Module,
+    graph: fx.Graph,
+    region: Region,
+    calls: Sequence[Mapping[str, Any]],
+) -> Site:
+    """The region as a site called `label` of the block at path `name`.
+
+    `calls` holds, for each call of the block in one forward of the model, the value of every node.
+
+    Raises:
+        NotAChain: it cannot be a site; the text says why.
+    """
+    values = calls[0]
+    entry, last = values[region.entry], values[region.branch[-1]]
+    if not isinstance(entry, Tensor) or not isinstance(last, Tensor):
+        raise NotAChain("its input or output is no tensor")
+    for others in calls[1:]:
+        if others[region.entry].shape != entry.shape:
+            raise NotAChain("the model calls it with tensors of several shapes")
+    region, post = _with_post(block, graph, region, values)
+    branch, skip, why = None, None, ""
+    try:
+        branch = read_chain(block, graph, region.branch, entry)
+        for each in calls:
+            _check(branch, each[region.entry], each[region.branch[-1]])
+        _worth(branch)
+    except NotAChain as error:
+        branch, why = None, str(error)
+    if region.add is not None:
+        skip = _read_skip(block, graph, region, branch, values)
+        _check_add(region, branch, post, values)
+    elif branch is not None and isinstance(end := branch.steps[-1], ActStep):
+        post = end
+        branch = replace(branch, steps=branch.steps[:-1])
+    out = values[region.exit]
+    if branch is None and region.add is None and out.shape != entry.shape:
+        raise NotAChain(why)
+    return Site(
+        label,
+        name,
+        type(block).__name__,
+        region,
+        branch,
+        skip,
+        post,
+        tuple(entry.shape),
+        tuple(out.shape),
+        branch.layout_out if branch else guess_layout(block, graph, region, entry),
+        tuple(values[extra] for extra in region.extras),
+        len(calls),
+        why,
+        _linear_paths(block, graph, region, branch, values),
+    )
+
+
+def _linear_paths(
+    block: nn.Module,
+    graph: fx.Graph,
+    region: Region,
+    branch: Chain | None,
+    values: Mapping[str, Any],
+) -> tuple[Chain, ...]:
+    if region.add is None or branch is not None:
+        return ()
+    return read_paths(block, graph, region, values)
+
+
+def _worth(branch: Chain) -> None:
+    names = [s.name for s in branch.linears]
+    if len(names) < 2:
+        raise NotAChain("it has fewer than two linear operators, so there is nothing to merge")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise NotAChain(f"it calls `{repeated[0]}` more than once")
+
+
+def guess_layout(block: nn.Module, graph: fx.Graph, region: Region, x: Tensor) -> str:
+    """Where the channels of a branch that is no chain are, from the modules that read its entry."""
+    if x.ndim != 4:
+        return "last"
+    for node in graph.nodes:
+        if node.name not in region.branch or node.op != "call_module":
+            continue
+        for module in block.get_submodule(str(node.target)).modules():
+            shape = getattr(module, "normalized_shape", None)
+            if isinstance(module, nn.Linear):
+                return "last"
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)):
+                return "first"
+            if shape is not None and x.shape[1] != x.shape[3] == shape[0]:
+                return "last"
+            if shape is not None and type(module).forward is nn.LayerNorm.forward:
+                return "last"
+            if shape is not None:
+                return "first"
+    return "first"
+
+
+def _read_skip(
+    block: nn.Module,
+    graph: fx.Graph,
+    region: Region,
+    branch: Chain | None,
+    values: Mapping[str, Any],
+) -> Chain | None:
+    """The skip as a chain in the branch's layout without activations, if it is one."""
+    if branch is None:
+        return None
+    try:
+        skip = read_chain(block, graph, region.skip, values[region.entry])
+        if not skip.steps:  # nothing on an identity decides its layouts
+            return replace(
+                skip,
+                layout=branch.layout,
+                layout_in=branch.layout_in,
+                layout_out=branch.layout_in,
+            )
+        if any(isinstance(s, ActStep) for s in skip.steps) or skip.layout != branch.layout:
+            return None
+        _check(skip, values[region.entry], values[region.skip[-1]])
+    except NotAChain:
+        return None
+    return skip
+
+
+def _check(chain: Chain, x: Tensor, expected: object) -> None:
+    try:
+        with torch.no_grad():
+            y = chain.keep(x)
+    except RuntimeError as error:  # shapes that do not fit
+        raise NotAChain(_MISREAD) from error
+    if not _equal(y, expected):
+        raise NotAChain(_MISREAD)
+
+
+def _check_add(
+    region: Region, branch: Chain | None, post: ActStep | None, values: Mapping[str, Any]
+) -> None:
+    """Branch and skip are known; that nothing but they makes the exit is checked here."""
+    entry, beside = values[region.entry], values[(region.entry, *region.skip)[-1]]
+    if not isinstance(beside, Tensor):
+        raise NotAChain("its skip is no tensor")
+    with torch.no_grad():
+        y = values[region.branch[-1]] if branch is None else branch.keep(entry)
+        wide = y.shape == (total := y + beside).shape == beside.shape
+        if post is not None:
+            layout = "first" if branch is None else branch.layout_out
+            canonical = layout if branch is None else branch.layout
+            total = to_layout(total, layout, canonical) if y.ndim == 4 else total
+            total = post.keep(total, canonical)
+            total = to_layout(total, canonical, layout) if y.ndim == 4 else total
+    if not wide:
+        raise NotAChain("its branch is broadcast onto its skip")
+    if not _equal(total, values[region.exit]):
+        raise NotAChain("its exit is not its branch plus its skip: it scales or overwrites one")
+
+
+def _equal(y: Tensor, expected: object) -> bool:
+    assert isinstance(expected, Tensor)
+    if y.shape != expected.shape:
+        return False
+    return bool((y - expected).norm() <= TOLERANCE * expected.norm() + 1e-12)
+
+
+def _with_post(
+    block: nn.Module, graph: fx.Graph, region: Region, values: Mapping[str, Any]
+) -> tuple[Region, ActStep | None]:
+    """Take in the activation that follows the add, where there is one."""
+    node = next(n for n in graph.nodes if n.name == region.exit)
+    while region.add is not None and len(node.users) == 1:
+        x, node = values[node.name], next(iter(node.users))
+        if node.op == "output":
+            break
+        try:
+            steps = read_chain(block, graph, [node.name], x).steps
+        except NotAChain:
+            break
+        if len(steps) > 1 or not all(isinstance(s, ActStep) for s in steps):
+            break
+        region = replace(region, exit=node.name, tail=(*region.tail, node.name))
+        if steps:
+            return region, steps[0]  # type: ignore[return-value]
+    return region, None

@@ -1,0 +1,1 @@
+"""A module as a graph, and the values that its nodes have."""

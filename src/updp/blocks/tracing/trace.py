@@ -1,0 +1,139 @@
+"""Trace one module alone, with its children as leaves."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import fx, nn
+
+from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.interpret import NotTraceable, first_line, run_graph
+from updp.blocks.tracing.region import data_nodes, is_add
+from updp.blocks.tracing.tracer import Tracer
+
+_PURE = {getattr, operator.getitem, torch._assert, "size", "dim"}
+
+
+def trace_alone(
+    module: nn.Module, call: Arguments | None = None, *, both_modes: bool = True
+) -> fx.Graph:
+    """Graph of `module.forward` in evaluation; its `call_module` targets are child modules.
+
+    With a `call` its values decide conditions and loops on sizes; and, where nothing else will do,
+    that an argument which was None is always None. A child that adds two of its arguments is
+    traced as part of `module`, for that add is the module's own.
+
+    Raises:
+        NotTraceable: the forward has control flow on tensors, or (with `both_modes`) does one
+            thing in training and another in evaluation, of which a graph would freeze one, or
+            does what a graph would lose.
+    """
+    graph = _trace(module, call, both_modes)
+    if call is not None and (inlined := _adding_children(module, graph, call)):
+        try:
+            return _trace(module, call, both_modes, inlined)
+        except NotTraceable:
+            return graph
+    return graph
+
+
+def _trace(
+    module: nn.Module,
+    call: Arguments | None,
+    both_modes: bool,
+    inlined: frozenset[str] = frozenset(),
+) -> fx.Graph:
+    try:
+        return _trace_once(module, call, both_modes, inlined, fixed=False)
+    except NotTraceable:
+        if call is None:
+            raise
+        return _trace_once(module, call, both_modes, inlined, fixed=True)
+
+
+def _trace_once(
+    module: nn.Module,
+    call: Arguments | None,
+    both_modes: bool,
+    inlined: frozenset[str],
+    fixed: bool,
+) -> fx.Graph:
+    graphs = []
+    try:
+        # Only the module's own flag: its children are leaves and keep theirs.
+        for mode in (True, False) if both_modes else (False,):
+            with restored(module), torch.no_grad():
+                module.training = mode
+                graphs.append(Tracer(call, inlined, fixed).trace(module))
+    except Exception as error:  # fx raises many kinds, and user code may raise any
+        raise NotTraceable(first_line(error)) from error
+    if str(graphs[0]) != str(graphs[-1]):
+        raise NotTraceable("its forward differs between training and evaluation")
+    _refuse_losses(graphs[-1])
+    return graphs[-1]
+
+
+def _adding_children(module: nn.Module, graph: fx.Graph, call: Arguments) -> frozenset[str]:
+    """Children that add two of their arguments: their residual add is the caller's."""
+    try:
+        values = run_graph(module, graph, call)
+    except NotTraceable:
+        return frozenset()
+    found = set()
+    for node in graph.nodes:
+        if node.op != "call_module" or len(node.all_input_nodes) < 2:
+            continue
+        child = module.get_submodule(str(node.target))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+        try:
+            inner = _trace(child, Arguments(args, kwargs), both_modes=True)
+        except NotTraceable:
+            continue
+        ancestors = data_nodes(inner)
+        for add in filter(is_add, inner.nodes):
+            sides = [ancestors[n] for n in add.all_input_nodes if n in ancestors]
+            if len(sides) == 2 and not sides[0] & sides[1]:
+                found.add(str(node.target))
+    return frozenset(found)
+
+
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Take back what a forward does to its own module: attributes, flags, counters."""
+    before = dict(vars(module))
+    buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
+    try:
+        yield
+    finally:
+        vars(module).clear()
+        vars(module).update(before)
+        for name, (buffer, value) in buffers.items():
+            module._buffers[name] = buffer.copy_(value)
+
+
+def _refuse_losses(graph: fx.Graph) -> None:
+    """Refuse tensors made in the forward, and results unused but for their effect (`x.relu_()`)."""
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+            raise NotTraceable("its forward makes a tensor of its own")
+        if node.users or node.op in ("placeholder", "output"):
+            continue
+        if not _is_pure(node):
+            label = node.target if node.op == "call_module" else node.name
+            raise NotTraceable(f"its forward drops what `{label}` returns")
+        graph.erase_node(node)
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether it does nothing but return a value: names of what works in place end in `_`."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
+    if node.op == "call_module" or node.target is operator.setitem or node.kwargs.get("inplace"):
+        return False
+    return (
+        node.op == "get_attr"
+        or node.target in _PURE
+        or not (name.endswith("_") or name in ("iadd", "imul", "isub", "itruediv"))
+    )

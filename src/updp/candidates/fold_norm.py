@@ -1,0 +1,213 @@
+"""`fold`: a branch keeps its operators, attention say; its leading norm becomes a BatchNorm.
+
+UPDP (arXiv 2401.06426): in a pruned block LayerNorm becomes BatchNorm and attention stays. The
+BatchNorm then folds into the linear layers that read it; watching the branch shows which they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from updp import algebra
+from updp import recipe as recipes
+from updp.algebra import Affine
+from updp.blocks import NormStep, Site
+from updp.blocks.folding import fold_norm
+from updp.blocks.surgery import Replacement, extract, substitute
+from updp.candidates.base import Candidate
+from updp.candidates.parts.channel_norm import ChannelNorm
+from updp.candidates.parts.regraph import RewiredForm, emit_rewired, example
+
+_TOLERANCE = 1e-9  # float64, relative: folding against not folding, on random inputs
+
+
+@dataclass(frozen=True)
+class FoldNorm(Candidate):
+    """The norm's name in the block, and those of the linear layers that read it."""
+
+    kind: ClassVar[str] = "fold"
+    norm: str
+    readers: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Such as `norm1>attn.qkv`."""
+        return f"{self.norm}>{','.join(self.readers)}"
+
+    @property
+    def rank(self) -> int:
+        """Only the norm changes."""
+        return 0
+
+    @classmethod
+    def propose(
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+    ) -> Iterator[FoldNorm]:
+        """One, where the branch cannot merge but begins with a norm that linear layers read."""
+        if not settings.fold_norms or site.branch is not None or site.region.add is None:
+            return
+        if (norm := _leading_norm(site, block, graph)) is None:
+            return
+        readers = _readers(site, block, graph, norm)
+        if readers and _is_exact(site, block, graph, norm, readers):
+            yield cls(norm.name, readers)
+
+    def fits(self, site: Site) -> bool:
+        """Whether the branch is one that is kept."""
+        return site.branch is None and site.region.add is not None
+
+    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> FoldNormForm:
+        """The trainable form on the given block's own modules."""
+        return FoldNormForm(site, block, graph, self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes an equal candidate."""
+        return {"kind": self.kind, "norm": self.norm, "readers": list(self.readers)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FoldNorm:
+        """The inverse of `to_json`."""
+        return cls(data["norm"], tuple(data["readers"]))
+
+
+class FoldNormForm(RewiredForm):
+    """The block with a BatchNorm in the place of its norm."""
+
+    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, candidate: FoldNorm) -> None:
+        original = block.get_submodule(candidate.norm)
+        weight = next(original.parameters(), next(block.parameters()))
+        axis = 1 if site.layout == "first" else -1
+        norm = ChannelNorm(site.shape_in[axis], site.layout, weight.device, weight.dtype)
+        super().__init__(site, block, graph, {candidate.norm: norm})
+        self.norm = norm
+        # In lists, so that modules of the block are reached and not owned.
+        self._original, self._block, self._candidate = [original], [(block, graph)], candidate
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, *extras: Any) -> None:
+        """Start the BatchNorm as the best line to the norm that it replaces."""
+        self.norm.start(x, x, self._original[0](x))
+
+    def merged(self) -> MergedFold:
+        """See `Form.merged`."""
+        block, graph = self._block[0]
+        return MergedFold(block, graph, self._candidate, fold_norm(self.norm))
+
+
+@dataclass(frozen=True)
+class MergedFold:
+    """The branch without its norm, which its readers have taken in."""
+
+    block: nn.Module
+    graph: fx.Graph
+    candidate: FoldNorm
+    affine: Affine
+
+    def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
+        """The branch's own nodes again, on copies of the modules that hold a reader."""
+        modules = _folded(self.block, self.graph, self.candidate.readers, self.affine)
+        names = {target: f"{target.replace('.', '_')}_merged" for target in modules}
+        added = {names[t]: m.to(device, dtype) for t, m in modules.items()}
+        emit = emit_rewired(site.region, names, left_out=self.candidate.norm)
+        return Replacement(site.region, emit, added)
+
+
+def _leading_norm(site: Site, block: nn.Module, graph: fx.Graph) -> NormStep | None:
+    """The norm that alone reads the branch's entry, and that is not a BatchNorm already."""
+    nodes = {n.name: n for n in graph.nodes}
+    entry = nodes[site.region.entry]
+    reads_size = {getattr, "size", "dim"}
+    users = [u for u in entry.users if u.name in site.region.branch and u.target not in reads_size]
+    if len(users) != 1 or users[0].op != "call_module":
+        return None
+    module = block.get_submodule(str(users[0].target))
+    shape = getattr(module, "normalized_shape", None)
+    if isinstance(module, _BatchNorm) or shape is None or len(tuple(shape)) != 1:
+        return None
+    return NormStep(str(users[0].target), module, site.layout, int(shape[0]))
+
+
+@torch.no_grad()
+def _readers(site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep) -> tuple[str, ...]:
+    """Linear layers of the branch whose input is the norm's output, its pixels in any order."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear) or name == norm.name:
+
+            def hook(m: nn.Module, args: tuple[Tensor, ...], y: Tensor, name: str = name) -> None:
+                seen[name] = (y if name == norm.name else args[0]).clone()
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        region = site.region
+        _run(site, extract(block, graph, region.entry, region.exit, region.extras))
+    except Exception:  # user code may raise any
+        return ()
+    finally:
+        for handle in handles:
+            handle.remove()
+    normed = _sorted(seen.pop(norm.name, torch.empty(0)))
+    same = (n for n, x in seen.items() if x.shape[-1] == norm.channels)
+    return tuple(
+        n for n in same if (s := _sorted(seen[n])).shape == normed.shape and s.equal(normed)
+    )
+
+
+def _sorted(x: Tensor) -> Tensor:
+    """Each channel's values in order: the same, whatever the order of pixels."""
+    return x.flatten(0, -2).sort(0).values if x.ndim > 1 else x
+
+
+@torch.no_grad()
+def _is_exact(
+    site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep, readers: tuple[str, ...]
+) -> bool:
+    """Whether folding into these readers, and nowhere else, gives what the affine map gives."""
+    block = copy.deepcopy(block).double()
+    form = FoldNormForm(site, block, graph, FoldNorm(norm.name, readers)).eval()
+    nn.init.uniform_(form.norm.weight, 0.5, 1.5)
+    nn.init.normal_(form.norm.bias)
+    modules = _folded(block, graph, readers, fold_norm(form.norm))
+    region = site.region
+    folded = substitute(block, graph, region, {**modules, norm.name: nn.Identity()})
+    try:
+        a, b = (_run(site, f) for f in (form._pruned[0], folded))
+    except Exception:  # user code may raise any
+        return False
+    return bool((a - b).norm() <= _TOLERANCE * a.norm())
+
+
+def _run(site: Site, part: nn.Module) -> Tensor:
+    modes = {m: m.training for m in part.modules()}
+    try:
+        return part.eval()(*example(site, part))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _folded(
+    block: nn.Module, graph: fx.Graph, readers: tuple[str, ...], affine: Affine
+) -> Mapping[str, nn.Module]:
+    """Copies of the modules that hold a reader, by their targets in the graph."""
+    targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
+    modules: dict[str, nn.Module] = {}
+    for reader in readers:
+        target = next(t for t in targets if reader == t or reader.startswith(f"{t}."))
+        if target not in modules:  # in float64, to be cast once
+            modules[target] = copy.deepcopy(block.get_submodule(target)).double()
+        module = modules[target]
+        linear = module.get_submodule(reader.removeprefix(target).lstrip("."))
+        assert isinstance(linear, nn.Linear)
+        operator = algebra.before(affine, algebra.from_linear(linear))
+        linear.weight = nn.Parameter(operator.weight[:, :, 0, 0].to(linear.weight))
+        linear.bias = nn.Parameter(operator.bias.to(linear.weight))
+    return modules

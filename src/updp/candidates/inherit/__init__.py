@@ -1,0 +1,1 @@
+"""`inherit`, the paper's candidate: weights from the baseline, the branch made linear."""

@@ -1,0 +1,205 @@
+"""`inherit`: the paper's candidate. Weights come from the baseline; the branch becomes linear.
+
+UPDP (arXiv 2401.06426), *Progressive subnet training* and *Subnet merging*: activations become
+identity, LayerNorm and GroupNorm become BatchNorm, a BatchNorm and an activation end the block.
+Beyond the paper (DESIGN, *Which merge pays*): the chain may be cut into segments, each merged into
+one operator, and a convolution may be shrunk to its centre tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, groupby, product
+from math import gcd, prod
+from typing import Any, ClassVar
+
+from torch import fx, nn
+
+from updp import recipe as recipes
+from updp.algebra import can_shrink
+from updp.blocks import ActStep, LinearStep, NormStep, Site
+from updp.candidates.base import Candidate
+from updp.candidates.inherit.form import InheritForm
+
+
+@dataclass(frozen=True)
+class Inherit(Candidate):
+    """Names of the branch's linear operators by segment, and which of them are shrunk to 1x1."""
+
+    kind: ClassVar[str] = "inherit"
+    segments: tuple[tuple[str, ...], ...]
+    shrunk: tuple[str, ...] = ()
+    end_activation: bool = True  # whether a block without one gets an activation at its end
+    linearise: bool = False  # whether a BatchNorm stands for each activation that has none before
+
+    @property
+    def label(self) -> str:
+        """Such as `conv1+conv2(1x1)` or `conv_dw | mlp.fc1+mlp.fc2`."""
+        return " | ".join(
+            "+".join(f"{n}(1x1)" if n in self.shrunk else n for n in segment)
+            for segment in self.segments
+        )
+
+    @property
+    def rank(self) -> int:
+        """How many kernels are shrunk."""
+        return 1 + len(self.shrunk)
+
+    @classmethod
+    def propose(
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+    ) -> Iterator[Inherit]:
+        """The smallest of each degree of shrinking, of those with no more MACs than the block.
+
+        A table of all cuts would take minutes to time, and a larger form may win on one clock and
+        lose on the next. Of those that merge to the same size the first will do: a clock could
+        only toss a coin.
+        """
+        found = propose(site, end_activation=settings.end_activation, linearise=settings.linearise)
+        limit = baseline_macs(site) if site.branch is not None else 0
+        few: list[Inherit] = []
+        for _, group in groupby(found, key=lambda c: c.rank):
+            sizes = {(c.macs(site), len(c.segments)): c for c in reversed(list(group))}
+            few += sorted(sizes.values(), key=lambda c: c.macs(site))[:2]
+        yield from [c for c in few if c.macs(site) <= limit][: settings.timed]
+
+    def fits(self, site: Site) -> bool:
+        """Whether the segments are a cut of the site's own operators."""
+        return (
+            site.branch is not None
+            and [n for segment in self.segments for n in segment]
+            == [step.name for step in site.chain.linears]
+            and all(n in _shrinkable(site) for n in self.shrunk)
+        )
+
+    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> InheritForm:
+        """The trainable form on the given block's own modules."""
+        activation = site.post
+        if activation is None and self.end_activation:
+            channels = site.chain.linears[-1].out_channels
+            own = [s for s in site.chain.steps if isinstance(s, ActStep) and _fits(s, channels)]
+            activation = own[-1] if own else None
+        return InheritForm(
+            site, block, graph, self.segments, self.shrunk, activation, self.linearise
+        )
+
+    def macs(self, site: Site) -> int:
+        """Multiply-accumulates of the merged branch for one image; a skip beside it not counted."""
+        linears = {s.name: s for s in site.chain.linears}
+        total = 0
+        h, w = _size(site.shape_in, site.chain.layout_in)
+        for segment in self.segments:
+            steps = [linears[name] for name in segment]
+            (h, taps_h), (w, taps_w) = (
+                _along(size, axis, [s for s in steps if s.name not in self.shrunk])
+                for axis, size in enumerate((h, w))
+            )
+            groups = gcd(*(s.groups for s in steps))
+            inputs = steps[0].in_channels // groups
+            total += h * w * steps[-1].out_channels * inputs * taps_h * taps_w
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes an equal candidate."""
+        return {
+            "kind": self.kind,
+            "segments": [list(s) for s in self.segments],
+            "shrunk": list(self.shrunk),
+            "end_activation": self.end_activation,
+            "linearise": self.linearise,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Inherit:
+        """The inverse of `to_json`."""
+        segments = tuple(tuple(s) for s in data["segments"])
+        return cls(segments, tuple(data["shrunk"]), data["end_activation"], data["linearise"])
+
+
+def propose(
+    site: Site, *, end_activation: bool = True, linearise: bool = False
+) -> Iterator[Inherit]:
+    """Every cut of the chain in which something merges, least shrunk first.
+
+    A convolution is shrunk only where it merges with another operator, and never where that
+    would change the output's size or leave a stride without its kernel.
+    """
+    if site.branch is None:
+        return
+    steps = site.chain.linears
+    if not any(isinstance(s, (ActStep, NormStep)) for s in site.chain.steps):
+        return  # already linear: nothing to remove
+    shrinkable = _shrinkable(site)
+    found = []
+    for segments in _cuts(tuple(s.name for s in steps)):
+        for shrunk in _subsets(shrinkable):
+            if all(_helps(name, segments) for name in shrunk):
+                found.append(Inherit(segments, shrunk, end_activation, linearise))
+    yield from sorted(found, key=lambda c: (len(c.shrunk), c.macs(site)))
+
+
+def baseline_macs(site: Site) -> int:
+    """Multiply-accumulates of the branch's linear operators for one image."""
+    alone = Inherit(tuple((s.name,) for s in site.chain.linears))
+    return alone.macs(site)
+
+
+def _fits(step: ActStep, channels: int) -> bool:
+    """Whether an activation of the branch can stand at its end: a PReLU has its own channels."""
+    function = step.function
+    own = function.parameters() if isinstance(function, nn.Module) else ()
+    return all(p.numel() in (1, channels) for p in own)
+
+
+def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
+    """Output size of the merged operator along one axis, and how many taps it has there."""
+    stride, distances, reach = 1, [0], 0
+    for step in steps:
+        kernel, dilation = step.kernel[axis], step.dilation[axis]
+        left, right, top, bottom = step.padding
+        padded = size + (left + right if axis else top + bottom)
+        size = (padded - dilation * (kernel - 1) - 1) // step.stride[axis] + 1
+        if kernel > 1:
+            distances.append(dilation * stride)
+            reach += (kernel - 1) * dilation * stride
+        stride *= step.stride[axis]
+    return size, reach // (gcd(*distances) or 1) + 1
+
+
+def _shrinkable(site: Site) -> list[str]:
+    return [
+        s.name
+        for s in site.chain.linears
+        if s.kernel != (1, 1) and s.stride == (1, 1) and can_shrink(s.kernel, s.padding, s.dilation)
+    ]
+
+
+def _helps(name: str, segments: tuple[tuple[str, ...], ...]) -> bool:
+    """Shrinking what is a segment of its own would merge nothing."""
+    return all(len(s) > 1 for s in segments if name in s)
+
+
+def _cuts(names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ...]]:
+    for choice in product((False, True), repeat=len(names) - 1):
+        if all(choice):
+            continue  # cut everywhere: nothing merges
+        segments: list[list[str]] = [[names[0]]]
+        for cut, name in zip(choice, names[1:], strict=True):
+            if cut:
+                segments.append([name])
+            else:
+                segments[-1].append(name)
+        yield tuple(tuple(s) for s in segments)
+
+
+def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
+    for count in range(len(names) + 1):
+        # later operators first: DESIGN measured the second kernel shrunk
+        yield from combinations(reversed(names), count)
+
+
+def _size(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
+    if len(shape) == 4:
+        return (shape[2], shape[3]) if layout == "first" else (shape[1], shape[2])
+    return (prod(shape[1:-1]), 1)

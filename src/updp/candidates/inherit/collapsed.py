@@ -1,0 +1,100 @@
+"""A form whose parameters are those of its merged operators: what is fitted, or merged early."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from updp.algebra import Operator
+from updp.candidates.parts.merged_block import Merged
+
+
+class OwnOperator(nn.Module):
+    """An operator as it is trained: its weight (O, I / groups, kh, kw) and its bias (O,)."""
+
+    def __init__(
+        self, operator: Operator, layout: str, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.layout, self.shape = layout, replace(operator)
+        self.weight = nn.Parameter(operator.weight.to(device, dtype))
+        self.bias = nn.Parameter(operator.bias.to(device, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """On a canonical tensor: (N, I, H, W) when `first`, (..., I) when `last`."""
+        if self.layout == "last":
+            return F.linear(x, self.weight.flatten(1), self.bias)
+        shape = self.shape
+        x = F.pad(x, shape.padding) if any(shape.padding) else x
+        return F.conv2d(x, self.weight, self.bias, shape.stride, 0, shape.dilation, shape.groups)
+
+    def operator(self) -> Operator:
+        """As data, in float64."""
+        weight, bias = self.weight.detach().double().clone(), self.bias.detach().double().clone()
+        return replace(self.shape, weight=weight, bias=bias)
+
+    @torch.no_grad()
+    def set(self, operator: Operator) -> None:
+        """Take the weights of an operator of the same shape."""
+        self.weight.copy_(operator.weight)
+        self.bias.copy_(operator.bias)
+
+
+class Collapsed(nn.Module):
+    """`operators(x) + skip`, as in `Merged`, in parameters; the end activation is not here."""
+
+    def __init__(self, merged: Merged, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self._merged = merged
+        layout = merged.layout
+        self.operators = nn.ModuleList(
+            OwnOperator(op, layout, dtype, device) for op in merged.operators
+        )
+        self.skip = (
+            OwnOperator(merged.skip, layout, dtype, device)
+            if isinstance(merged.skip, Operator)
+            else None
+        )
+        scale = merged.skip if isinstance(merged.skip, Tensor) else None
+        self.scale = None if scale is None else nn.Parameter(scale.to(device, dtype))
+
+    @property
+    def last(self) -> OwnOperator:
+        """The last operator, which is the one that is fitted."""
+        own = self.operators[-1]
+        assert isinstance(own, OwnOperator)
+        return own
+
+    def forward(self, x: Tensor, beside: Tensor | None) -> Tensor:
+        """The value before the end activation; `beside` is the skip's, canonical as `x` is."""
+        y = self.last(self.before_last(x))
+        kept = self.kept(x, beside)
+        return y if kept is None else y + kept
+
+    def before_last(self, x: Tensor) -> Tensor:
+        """What the last operator reads."""
+        for operator in self.operators[:-1]:
+            x = operator(x)
+        return x
+
+    def kept(self, x: Tensor, beside: Tensor | None) -> Tensor | None:
+        """What is added to the last operator's output; None when the skip is in the operator."""
+        if self.skip is not None:
+            return self.skip(x)
+        if self.scale is None:
+            return None
+        assert beside is not None
+        return beside * (self.scale if self._merged.layout == "last" else self.scale[:, None, None])
+
+    def merged(self) -> Merged:
+        """See `Form.merged`."""
+        operators = tuple(own.operator() for own in self.operators)  # type: ignore[operator]
+        skip: Operator | Tensor | None = None
+        if self.skip is not None:
+            skip = self.skip.operator()
+        elif self.scale is not None:
+            skip = self.scale.detach().double().clone()
+        return replace(self._merged, operators=operators, skip=skip)

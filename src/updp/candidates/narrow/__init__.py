@@ -1,0 +1,1 @@
+"""`narrow`: the block keeps its form, and fewer of its inner channels."""

@@ -1,0 +1,205 @@
+"""`narrow`: the block keeps its form, and fewer of its inner channels.
+
+Beyond the paper: where a block merges into something large, or not at all, as wide inverted ones
+do, depth alone is dear. Which channels go, and how what reads them makes up for it, `fit` says.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp import recipe as recipes
+from updp.blocks import Chain, Site
+from updp.blocks.surgery import Replacement, isolate, substitute
+from updp.candidates.base import Candidate
+from updp.candidates.narrow.channels import Inner, inner_channels, on_modules
+from updp.candidates.parts.regraph import RewiredForm, emit_rewired, example
+from updp.fit import Fitted
+from updp.fit.fitting import Fitting
+from updp.fit.operator import Kept, skip_of
+
+_RANK, _LAST = 50, 100  # after what merges, before what leaves out the branch
+_TOLERANCE = 1e-9  # float64, relative: a narrow block against the wide one that reads as little
+
+
+@dataclass(frozen=True)
+class Narrow(Candidate):
+    """The share of the inner channels that is left, wherever the branch has some."""
+
+    kind: ClassVar[str] = "narrow"
+    shallower: ClassVar[bool] = False
+    width: float
+
+    @property
+    def label(self) -> str:
+        """Such as `narrow 50%`."""
+        return f"{self.kind} {100 * self.width:g}%"
+
+    @property
+    def rank(self) -> int:
+        """The narrower, the more is taken away; less than `drop` takes."""
+        return _RANK + int((_LAST - _RANK) * (1 - self.width))
+
+    @classmethod
+    def propose(
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+    ) -> Iterator[Narrow]:
+        """Every width of the recipe at which the block has fewer channels."""
+        found: dict[tuple[int, ...], Narrow] = {}
+        for width in sorted(settings.widths, reverse=True):
+            found.setdefault(_widths(site, width), cls(width))
+        found.pop(_widths(site, 1.0), None)
+        widest = next(iter(found.values()), None)  # of one channel, anything may be broadcast
+        if widest is not None and _works(site, block, graph, widest.width):
+            yield from found.values()
+
+    def fits(self, site: Site) -> bool:
+        """Whether there are inner channels, and more than are to be left."""
+        return _widths(site, self.width) != _widths(site, 1.0)
+
+    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> NarrowForm:
+        """The trainable form: copies of the block's modules, narrowed."""
+        return NarrowForm(site, block, graph, self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes an equal candidate."""
+        return {"kind": self.kind, "width": self.width}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Narrow:
+        """The inverse of `to_json`."""
+        return cls(float(data["width"]))
+
+
+class NarrowForm(RewiredForm):
+    """The block on narrower copies of its modules, which the form owns.
+
+    Until it is fitted it has the channels of the largest weights.
+    """
+
+    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, width: float) -> None:
+        targets = _targets(site, graph)
+        copies = _copies(block, targets)
+        chain = on_modules(site.chain, copies)
+        for inner, channels in _largest(chain, width):
+            inner.cut(chain, channels)
+        super().__init__(site, block, graph, copies)
+        self.targets, self.copies = targets, nn.ModuleList(copies.values())
+        self._site, self._width = site, width
+        # In a list, so that modules of the block are reached and not owned.
+        self._block = [(block, graph)]
+
+    def calibrate(self, x: Tensor, *extras: Any) -> None:
+        """Its norms are the block's."""
+
+    def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
+        """See `Form.fittings`: each operator that reads fewer channels, in order."""
+        (block, graph), site = self._block[0], self._site
+        wide = _copies(block, self.targets)  # they become narrower from fit to fit
+        chain, skip = on_modules(site.chain, wide), skip_of(site, block, graph)
+        found = list[Fitting]()
+        for inner, count in _inner(chain, self._width):
+            kept, cut = Kept(chain, inner.consumer, skip, site.post), partial(inner.cut, chain)
+            found += kept.narrowing(settings, batches, count, cut, gated=inner.gated)
+        *others, last = found
+
+        @torch.no_grad()
+        def take(fitted: Fitted) -> None:
+            last.take(fitted)
+            for copied, own in zip(wide.values(), self.copies, strict=True):
+                for new, old in zip(_state(copied), _state(own), strict=True):
+                    old.copy_(new)
+
+        return [*others, replace(last, take=take)]
+
+    def merged(self) -> MergedNarrow:
+        """See `Form.merged`."""
+        return MergedNarrow(dict(zip(self.targets, self.copies, strict=True)))
+
+
+@dataclass(frozen=True)
+class MergedNarrow:
+    """The block's own nodes on narrower modules, by their targets."""
+
+    modules: Mapping[str, nn.Module]
+
+    def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
+        """The same calls of modules with fewer channels."""
+        names = {target: f"{target.replace('.', '_')}_narrow" for target in self.modules}
+        added = {
+            names[target]: copy.deepcopy(module).to(device, dtype)
+            for target, module in self.modules.items()
+        }
+        return Replacement(site.region, emit_rewired(site.region, names), added)
+
+
+def _inner(chain: Chain, width: float) -> list[tuple[Inner, int]]:
+    """The inner channels that become fewer, and how many are left."""
+    found = ((inner, inner.left(chain, width)) for inner in inner_channels(chain))
+    return [(inner, left) for inner, left in found if left < inner.count(chain)]
+
+
+def _widths(site: Site, width: float) -> tuple[int, ...]:
+    """How many of each of the branch's inner channels are left."""
+    if site.branch is None:
+        return ()
+    return tuple(inner.left(site.branch, width) for inner in inner_channels(site.branch))
+
+
+def _largest(chain: Chain, width: float) -> list[tuple[Inner, Tensor]]:
+    """The inner channels that become fewer, and which are left until a fit says better."""
+    return [(inner, inner.largest(chain, count)) for inner, count in _inner(chain, width)]
+
+
+@torch.no_grad()
+def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
+    """Whether the narrow block, merged, is the wide one that reads nothing of other channels.
+
+    All that was read of the block's structure is tried so: a module that is also called elsewhere,
+    or shared by two steps, is found out. Of what a gate mixes only the shape is compared.
+    """
+    block = copy.deepcopy(block).double().eval()
+    given, device = example(site, block), next(block.parameters()).device
+    try:
+        narrow = NarrowForm(site, block, graph, width)
+        if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
+            return False  # it would not be saved
+        part = narrow.merged().replacement(site, torch.float64, device)
+        wide = _copies(block, narrow.targets)
+        chain = on_modules(site.chain, wide)
+        for inner, channels in _largest(chain, width):
+            inner.hide(chain, channels)
+        expected = substitute(block, graph, site.region, wide)(*example(site, block))
+        for made in (narrow(*given), isolate(block, graph, part)(*given)):
+            if made.shape != expected.shape:
+                return False
+            gated = any(inner.gated for inner in inner_channels(chain))
+            if not gated and (made - expected).norm() > _TOLERANCE * expected.norm():
+                return False
+    except Exception:  # user code may raise any
+        return False
+    return True
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:
+    """Of the region's nodes that call a module which holds a step of the branch."""
+    names = [step.name for step in site.chain.steps]
+    called = dict.fromkeys(
+        str(n.target) for n in graph.nodes if n.op == "call_module" and n.name in site.region.branch
+    )
+    return tuple(t for t in called if any(n == t or n.startswith(f"{t}.") for n in names))
+
+
+def _copies(block: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
+    return {target: copy.deepcopy(block.get_submodule(target)) for target in targets}

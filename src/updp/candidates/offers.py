@@ -1,0 +1,100 @@
+"""Which candidates a site is offered: those that are measurably faster than its block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from updp import recipe as recipes
+from updp.blocks import Findings, Site, Unusable
+from updp.candidates.base import Candidate
+from updp.candidates.offer import Offer, Offers, dropped_alone
+from updp.candidates.registry import proposals
+from updp.candidates.timing import Timed, time_site
+from updp.measure import LatencyTable
+
+_ALONE = "it can only be left out, and its block has a branch that merges: candidates.drop=always"
+
+
+def choose(
+    model: nn.Module,
+    findings: Findings,
+    recipe: recipes.Recipe,
+    device: torch.device,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Offers, list[Unusable]]:
+    """The candidates of each site, the preferred one first, and the sites that have none.
+
+    Only those that are faster than the block are offered. Preferred is the one that takes least
+    away, and of those the fastest. Sites that run the same operators are timed once, and on one
+    device only once for all runs, unless `measure.cache` is off. `tick` is called after each site.
+
+    Raises UserError where the runtime of the recipe does not run a site.
+    """
+    table = LatencyTable.open(device, recipe.measure)
+    offers: Offers = {}
+    refused: list[Unusable] = []
+    for site in findings.sites:
+        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        candidates = list(proposals(site, block, graph, recipe.candidates))
+        timed = time_site(candidates, site, block, graph, recipe.measure, device, table)
+        found = [_offer(site, *pair) for pair in _preferred(candidates, timed)]
+        if found:
+            offers[site.name] = tuple(found)
+        else:
+            refused.append(Unusable(site.name, site.kind, _why(site, timed)))
+        tick()
+    if recipe.candidates.drop == "alone":
+        kept = dropped_alone(offers)
+        gone = [site for site in findings.sites if site.name in offers.keys() - kept.keys()]
+        refused += [Unusable(s.name, s.kind, f"{_ALONE} ({s.why})") for s in gone]
+        offers = kept
+    return offers, refused
+
+
+def _why(site: Site, timed: Sequence[Timed]) -> str:
+    if timed:
+        best = max(t.latency.speedup.median for t in timed)
+        return f"no merged form is faster than the block (the best runs at {best:.2f}x)"
+    return site.why or "no merged form has fewer MACs than the block"
+
+
+def _preferred(
+    candidates: Sequence[Candidate], timed: Sequence[Timed]
+) -> list[tuple[Candidate, Timed]]:
+    """Those that are faster than the block: least taken away first, then fastest.
+
+    Speed-ups within the best one's quartiles count as equal; of equals the first proposed is first.
+    """
+    found: list[tuple[Candidate, Timed]] = []
+    faster = [(c, t) for c, t in zip(candidates, timed, strict=True) if t.latency.faster]
+    faster.sort(key=lambda pair: pair[0].rank)
+    for _, group in groupby(faster, key=lambda pair: pair[0].rank):
+        same = list(group)
+        best = max(t.latency.speedup.median for _, t in same)
+        found += sorted(same, key=lambda pair: pair[1].latency.speedup.high < best)
+    return found
+
+
+def _offer(site: Site, candidate: Candidate, timed: Timed) -> Offer:
+    saved = timed.latency.saved
+    return Offer(
+        site=site.name,
+        kind=site.kind,
+        shape=site.shape_in[1:],
+        candidate=candidate,
+        parameters=timed.parameters,
+        keep_parameters=timed.keep_parameters,
+        weights=timed.weights,
+        keep_weights=timed.keep_weights,
+        memory=timed.memory,
+        macs=timed.macs * site.calls,
+        keep_macs=timed.keep_macs * site.calls,
+        ms=timed.latency.ms.median * site.calls,
+        keep_ms=timed.keep.ms.median * site.calls,
+        speedup=timed.latency.speedup.median,
+        noise_ms=(saved.high - saved.low) / 2 * site.calls,
+    )

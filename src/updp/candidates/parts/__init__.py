@@ -1,0 +1,1 @@
+"""What several candidates are made of."""

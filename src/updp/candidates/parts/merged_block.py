@@ -1,0 +1,157 @@
+"""What a merged site is made of, and how it is written into its block's graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.algebra import Affine, Operator
+from updp.blocks import Site
+from updp.blocks.reading.steps import ActStep, Call
+from updp.blocks.surgery import Emit, Replacement
+
+TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """`activation(operators(x) + skip)`, all in float64 until it is written.
+
+    `skip` is an operator beside the branch, a factor per channel (C,) on the block's own skip, or
+    None when the skip went into the operator (or never was). The layouts are those of the
+    operators, of the tensor that enters and of the one that leaves.
+    """
+
+    operators: tuple[Operator, ...]
+    skip: Operator | Tensor | None
+    activation: ActStep | None
+    layout: str
+    layout_in: str
+    layout_out: str
+
+    def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
+        """As ordinary modules in the graph of the site's block."""
+        base = _base(site)
+        names = [f"{base}{i or ''}" for i in range(len(self.operators))]
+        added: dict[str, object] = {
+            name: _as_module(op, self.layout, dtype, device)
+            for name, op in zip(names, self.operators, strict=True)
+        }
+        activate = _activation(self.activation, f"{base}_act", added, dtype, device)
+        if isinstance(self.skip, Operator):
+            added[f"{base}_skip"] = _as_module(self.skip, self.layout, dtype, device)
+        elif self.skip is not None:
+            added[f"{base}_scale"] = _parameter(self.skip, self.layout, dtype, device)
+        flat = len(site.shape_in) != 4
+
+        def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+            def move(node: fx.Node, source: str, target: str) -> fx.Node:
+                if flat or source == target:
+                    return node
+                dims = TO_FIRST if target == "first" else TO_LAST
+                return graph.call_method("permute", (node, *dims))
+
+            x = y = move(x, self.layout_in, self.layout)
+            for name in names:
+                y = graph.call_module(name, (y,))
+            if isinstance(self.skip, Operator):
+                beside = graph.call_module(f"{base}_skip", (x,))
+                y = graph.call_function(torch.add, (y, beside))
+            elif self.skip is not None:
+                scale = graph.get_attr(f"{base}_scale")
+                beside = move(skip, self.layout_out, self.layout)
+                y = graph.call_function(torch.addcmul, (y, beside, scale))
+            return move(activate(graph, y), self.layout, self.layout_out)
+
+        emit_typed: Emit = emit
+        return Replacement(site.region, emit_typed, added)
+
+
+@dataclass(frozen=True)
+class MergedSkip:
+    """`activation(scale * skip + shift)`: a block without its branch."""
+
+    affine: Affine
+    activation: ActStep | None
+    layout: str
+
+    def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
+        """As two parameters in the graph of the site's block."""
+        base = _base(site)
+        added: dict[str, object] = {
+            f"{base}_scale": _parameter(self.affine.scale, self.layout, dtype, device),
+            f"{base}_shift": _parameter(self.affine.shift, self.layout, dtype, device),
+        }
+        activate = _activation(self.activation, f"{base}_act", added, dtype, device)
+
+        def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+            scale, shift = (graph.get_attr(f"{base}_{part}") for part in ("scale", "shift"))
+            return activate(graph, graph.call_function(torch.addcmul, (shift, skip, scale)))
+
+        return Replacement(site.region, emit, added)
+
+
+def _base(site: Site) -> str:
+    """A name for what is added to a block on behalf of one of its sites."""
+    return f"{site.name.partition(':')[2].replace('.', '_') or 'branch'}_merged"
+
+
+def _parameter(
+    values: Tensor, layout: str, dtype: torch.dtype, device: torch.device
+) -> nn.Parameter:
+    """One value per channel (C,), in the shape in which it meets a feature map."""
+    shape = (-1,) if layout == "last" else (-1, 1, 1)
+    return nn.Parameter(values.reshape(shape).to(device, dtype))
+
+
+def _activation(
+    step: ActStep | None,
+    name: str,
+    added: dict[str, object],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Callable[[fx.Graph, fx.Node], fx.Node]:
+    """What writes the activation into a graph; its module, if it is one, is `added`."""
+    function = step.function if step else None
+    if isinstance(function, nn.Module):
+        added[name] = copy.deepcopy(function).to(device, dtype)
+        return lambda graph, x: graph.call_module(name, (x,))
+    if isinstance(function, Call):
+        return function.emit
+    if function is not None:
+        return lambda graph, x: graph.call_function(function, (x,))
+    return lambda graph, x: x
+
+
+def _as_module(op: Operator, layout: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A linear layer on the last axis, or a convolution (with its own padding, if uneven)."""
+    if layout == "last":
+        linear = nn.Linear(op.in_channels, op.out_channels, dtype=dtype, device=device)
+        return _fill(linear, op.weight[:, :, 0, 0], op.bias)
+    left, right, top, bottom = op.padding
+    even = left == right and top == bottom and min(op.padding) >= 0
+    conv = nn.Conv2d(
+        op.in_channels,
+        op.out_channels,
+        op.kernel_size,
+        op.stride,
+        (top, left) if even else 0,
+        op.dilation,
+        op.groups,
+        dtype=dtype,
+        device=device,
+    )
+    _fill(conv, op.weight, op.bias)
+    return conv if even else nn.Sequential(nn.ZeroPad2d(op.padding), conv)
+
+
+def _fill(module: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Module:
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        assert module.bias is not None
+        module.bias.copy_(bias)
+    return module

@@ -1,0 +1,65 @@
+"""Forms that run their block's own graph again, on other modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.blocks import Site
+from updp.blocks.surgery import Emit, extract, substitute
+from updp.blocks.tracing.region import Region
+from updp.candidates.base import Form
+
+
+class RewiredForm(Form):
+    """The block with other modules for some of its graph's targets."""
+
+    def __init__(
+        self, site: Site, block: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        region = site.region
+        # In lists, so that modules of the block are reached and not owned.
+        self._keep = [extract(block, graph, region.entry, region.exit, region.extras)]
+        self._pruned = [substitute(block, graph, region, modules)]
+
+    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
+        """See `Form.forward`."""
+        y = self._pruned[0](x.clone(), *extras)
+        if progress < 1:
+            y = torch.lerp(self._keep[0](x, *extras), y, progress)
+        return y
+
+
+def emit_rewired(region: Region, names: Mapping[str, str], left_out: str = "") -> Emit:
+    """What writes a region's own nodes again, with other names for some of their targets.
+
+    The node that calls `left_out` gives way to what enters the region.
+    """
+
+    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+        new: dict[fx.Node, fx.Node] = {}
+        for node in [n for n in graph.nodes if n.name in region.inside - {*region.skip}]:
+            if left_out and node.target == left_out:
+                new[node] = last = x
+                continue
+            new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
+            if node.target in names:
+                last.target = names[str(node.target)]
+        return last
+
+    return emit
+
+
+def example(site: Site, part: nn.Module) -> tuple[Any, ...]:
+    """Seeded random values for the site's entry, and its extras, as `part` computes."""
+    like = next(part.parameters(), torch.empty(0))
+    x = torch.randn(site.shape_in, generator=torch.Generator().manual_seed(0)).to(like)
+    return (x, *(e.to(x) if _is_float(e) else e for e in site.extras))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

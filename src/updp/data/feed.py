@@ -1,0 +1,134 @@
+"""Everything a stage sees of the data, ready for the model and on its device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from updp import recipe as recipes
+from updp.data import Augment, Batches, Preprocess, Source, hold_out
+from updp.errors import UserError
+
+CALIBRATED = 256  # images that BatchNorm statistics are estimated from
+
+
+class Feed:
+    """Training batches, images held out of the training split, and the test split.
+
+    Calibration, search and recalibration see held-out images only; the test split is for the
+    final table.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        recipe: recipes.Data,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.preprocess, self.device, self.seed = preprocess, device, seed
+        self.classes = len(source.classes)
+        images = len(source.train)
+        held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
+        count = min(1000, images // 4) if recipe.calibration is None else recipe.calibration
+        if held_out + count > images // 2:
+            raise UserError(
+                f"data.held_out={held_out} and data.calibration={count} are more than half of the "
+                f"{images} training images: ask for fewer"
+            )
+        if min(held_out, count) < 2:
+            raise UserError(f"{images} training images are too few to hold any out")
+        train, held = hold_out(images, source.train.targets, held_out + count, seed)
+        side = min(preprocess.input_size[1:])
+        shift = side // 8 if recipe.shift is None else recipe.shift
+        normalised = source.train[0][0].is_floating_point()
+        flip = source.image_size[0] == 3 if recipe.flip is None else recipe.flip
+        # Loaders that normalise also augment: their images are left alone unless asked.
+        plain = normalised and recipe.shift is None and recipe.flip is None
+        self._augment = Augment() if plain else Augment(shift, flip)
+        size, workers = recipe.batch_size, recipe.workers
+        self._train = Batches(
+            source.train, train, size, seed=seed, shuffle=True, num_workers=workers
+        )
+
+        def fixed(data: object, indices: Tensor | None) -> Batches:
+            return Batches(data, indices, 4 * size, seed=seed, shuffle=False, num_workers=workers)  # type: ignore[arg-type]
+
+        self._calibration = fixed(source.train, held[:count])
+        self._held_out = fixed(source.train, held[count:])
+        self._test = fixed(source.test, None)
+
+    def with_held_out(self) -> Feed:
+        """The same, but all images of the training split are trained on."""
+        other = copy.copy(self)
+        train = self._train
+        other._train = Batches(
+            train.dataset,
+            None,
+            train.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            num_workers=train.num_workers,
+        )
+        return other
+
+    @property
+    def steps(self) -> int:
+        """Training batches per epoch."""
+        return len(self._train)
+
+    def training(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches from `step` on, without end: a pure function of seed and step."""
+        epoch, start = divmod(step, self.steps)
+        while True:
+            for images, labels in self._train.epoch(epoch, start):
+                generator = torch.Generator().manual_seed(mix(self.seed, 1, step))
+                images, labels = self._move(images, labels)
+                yield self.preprocess(self._augment(images, generator)), labels
+                step += 1
+            epoch, start = epoch + 1, 0
+
+    def calibration(self, limit: int = CALIBRATED) -> list[Tensor]:
+        """Batches (N, C, H, W) for statistics, of one size: a last one of 1 image has none.
+
+        Of so many images at most, from the first on.
+        """
+        parts, seen = [], 0
+        for images, _ in self._fixed(self._calibration):
+            parts.append(images[: limit - seen])
+            seen += len(parts[-1])
+            if seen >= limit:
+                break
+        return list(torch.cat(parts).tensor_split(len(parts)))
+
+    def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images and labels for scores."""
+        return self._fixed(self._held_out)
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test split."""
+        return self._fixed(self._test)
+
+    def _fixed(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches.epoch(0):
+            images, labels = self._move(images, labels)
+            yield self.preprocess(images), labels
+
+    def _move(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return images.to(self.device), labels.to(self.device)
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers, such that near ones give unrelated seeds."""
+    state = 0
+    for number in numbers:  # splitmix64 (Steele et al., 2014)
+        state = (state + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state >> 1

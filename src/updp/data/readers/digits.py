@@ -1,0 +1,40 @@
+"""scikit-learn's handwritten digits: 1,797 grey images of 8x8, nothing to download."""
+
+import hashlib
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from updp.data.images import InMemory, Size, fit
+from updp.data.source import Source
+from updp.data.split import hold_out
+from updp.errors import UserError
+
+_TEST_IMAGES = 500
+
+
+def open_digits(input_size: Size | None) -> Source:
+    """1,297 training and 500 test images, the same ones always."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("data 'digits' needs scikit-learn: pip install 'updp[digits]'") from error
+    values, labels = load_digits(return_X_y=True)
+    grey = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    pixels = torch.from_numpy(np.stack([fit(Image.fromarray(one), input_size) for one in grey]))
+    targets = labels.tolist()
+    train, test = hold_out(len(targets), targets, _TEST_IMAGES, seed=0)
+
+    def part(indices: Tensor) -> InMemory:
+        return InMemory(pixels[indices], [targets[i] for i in indices.tolist()])
+
+    images = part(train)
+    return Source(
+        train=images,
+        test=part(test),
+        classes=tuple(str(digit) for digit in range(10)),
+        fingerprint=hashlib.sha256(grey.tobytes() + bytes(targets)).hexdigest(),
+        image_size=images.size,
+    )

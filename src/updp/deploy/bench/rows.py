@@ -1,0 +1,141 @@
+"""Two models measured at one setting after the other, interleaved in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from updp.deploy.bench.bench_record import Row, Setting, Side
+from updp.deploy.bench.energy import Counter, joules_per_run
+from updp.deploy.bench.pair import Pair
+from updp.errors import UserError
+from updp.io.progress import Progress
+from updp.measure import Latency, compare, peak_memory
+from updp.measure.runtime import deployed, runner
+from updp.recipe import Measure
+from updp.run.directory import versions
+from updp.run.result import Timing
+
+ROUNDS = 21
+_ROUND_SECONDS = 0.1
+_SIDES = ("baseline", "other")
+
+
+def measure_rows(
+    pair: Pair,
+    settings: Sequence[Setting],
+    device: torch.device,
+    meter: tuple[Counter | None, str],
+    progress: Progress,
+    rounds: int = ROUNDS,
+) -> Iterator[Row]:
+    """One row for each setting, as soon as it is there; what cannot be run is a row that says so.
+
+    The models are moved to the device. `meter` is what `find_counter` says of it.
+    """
+    models = [model.to(device).eval() for model in pair.models]
+    progress.begin("bench", len(settings))
+    for setting in settings:
+        with _threads(setting.threads):
+            row = _measure(models, pair.shape, setting, device, meter, rounds)
+        verdict = row.verdict if row.speedup is not None else "not run"
+        progress.advance(f"{setting.runtime}, batch {setting.batch_size}: {verdict}")
+        yield row
+
+
+def _measure(
+    models: Sequence[nn.Module],
+    shape: tuple[int, ...],
+    setting: Setting,
+    device: torch.device,
+    meter: tuple[Counter | None, str],
+    rounds: int,
+) -> Row:
+    counter, energy_from = meter
+    seed = torch.Generator().manual_seed(0)
+    x = torch.randn(setting.batch_size, *shape, generator=seed).to(device)
+    measure = Measure.model_validate(
+        setting.model_dump(include={"runtime", "batch_size", "precision", "layout"})
+    )
+    about = Row(setting=setting, command=sys.argv, energy_from=energy_from)
+    try:
+        runs = {side: runner(m, (x,), measure) for side, m in zip(_SIDES, models, strict=True)}
+        memory = [
+            _memory(m, x, measure, runs[side]) for side, m in zip(_SIDES, models, strict=True)
+        ]
+        times = compare(runs, rounds=rounds, round_seconds=_ROUND_SECONDS)
+        joules = joules_per_run(runs, counter) if counter is not None else {}
+    except (UserError, torch.OutOfMemoryError) as error:
+        return about.model_copy(update={"failure": _short(error, measure)})
+
+    def side(index: int) -> Side:
+        latency: Latency = times[_SIDES[index]]
+        energy = joules.get(_SIDES[index])
+        return Side(
+            ms=Timing(**vars(latency.ms)),
+            images_per_second=1e3 * setting.batch_size / latency.ms.median,
+            memory=memory[index],
+            energy=None if energy is None else energy / setting.batch_size,
+        )
+
+    update = {
+        "baseline": side(0),
+        "other": side(1),
+        "speedup": Timing(**vars(times["other"].speedup)),
+        "rounds": rounds,
+        "versions": _versions(setting.runtime),
+    }
+    return about.model_copy(update=update)
+
+
+def _memory(model: nn.Module, x: Tensor, measure: Measure, run: Callable[[], object]) -> int | None:
+    """Bytes of activations at the worst moment of one forward, the images x among them.
+
+    On CUDA what PyTorch's allocator had given out; elsewhere counted from the operators, which
+    needs eager mode. None where neither is possible.
+    """
+    if measure.runtime not in ("eager", "compile"):
+        return None
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        run()
+        torch.cuda.synchronize(x.device)
+        added = torch.cuda.max_memory_allocated(x.device) - before
+        return added + x.numel() * getattr(torch, measure.precision).itemsize
+    if measure.runtime == "compile":
+        return None
+    module, inputs = deployed(model, (x,), measure)
+    return peak_memory(module, *inputs).peak
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """PyTorch's threads, which the other runtimes take over; restored at the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _versions(runtime: str) -> dict[str, str]:
+    own = {runtime: version(runtime)} if runtime in ("onnxruntime", "openvino") else {}
+    return versions() | own
+
+
+def _short(error: Exception, measure: Measure) -> str:
+    """The reason alone: the row says the rest."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    text = str(error)
+    for name in ("runtime", "precision", "layout"):
+        text = text.replace(f"measure.{name}={getattr(measure, name)}", getattr(measure, name))
+    return text

@@ -1,0 +1,105 @@
+"""What is known of each exported file: kept in the run directory, for people and for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import BaseModel
+
+from updp.io.files import remove, write_json
+from updp.io.records import read_checked
+
+FOLDER, FILE = "export", "exports.json"
+PREPROCESS = "preprocess.json"  # beside the files of every folder
+_WRITTEN = ".written.json"  # names by folder
+
+
+class Exported(BaseModel):
+    """One format, and how its file compares with the PyTorch model on real images.
+
+    `files` are names in `folder`, the one to open first; `folder` is relative to the run
+    directory, where it lies there. `max_abs` is the largest difference of
+    any logit, `max_rel` that over the image's largest logit; `top1_agreement` is in percent.
+    Of `images` images, `undecided` have two best logits within twice the `tolerance`; there
+    either may win. `baseline_bytes` is the size of the baseline in the same format.
+    """
+
+    format: str
+    folder: str
+    files: list[str]
+    bytes: int
+    baseline_bytes: int | None  # where the baseline does not export
+    parameters: int
+    baseline_parameters: int
+    images: int
+    max_abs: float
+    max_rel: float
+    top1_agreement: float
+    undecided: int
+    tolerance: float
+    dynamic: list[str]  # `batch`, and `height` and `width` where they are not fixed
+    note: str  # why a size is fixed, or nothing
+    input_sizes: list[tuple[int, int, int]]  # (C, H, W) at which the two were compared
+    versions: dict[str, str]
+    seconds: float
+
+
+def read_exports(run: str | Path) -> dict[str, Exported]:
+    """The records in a run directory, by format; empty where nothing was exported."""
+    file = Path(run) / FOLDER / FILE
+    return read_checked(file, dict[str, Exported]) if file.exists() else {}
+
+
+def add_exports(run: Path, records: Iterable[Exported]) -> None:
+    """Put records beside those of other formats, in place of older ones of their own."""
+    with _lock(run):
+        _write(run, read_exports(run) | {record.format: record for record in records})
+
+
+def begin_writing(run: Path, form: str, folder: Path, names: Iterable[str]) -> None:
+    """Before files change: forget the format's record, and note whose `names` in `folder` are.
+
+    So a kill leaves no record of files that are not those, and files that a new export replaces.
+    """
+    place = within(folder, run)
+    with _lock(run):
+        noted = _noted(run)
+        noted[place] = sorted({*noted.get(place, []), *names})
+        write_json(run / FOLDER / _WRITTEN, noted)
+        _write(run, {name: r for name, r in read_exports(run).items() if name != form})
+
+
+def written(run: Path, folder: Path) -> set[str]:
+    """Names in `folder` of files that exports of this run put there."""
+    place = within(folder, run)
+    names = set(_noted(run).get(place, []))
+    for record in read_exports(run).values():
+        if record.folder == place:
+            names |= {*record.files, PREPROCESS}
+    return names
+
+
+def within(folder: Path, run: Path) -> str:
+    """The folder relative to the run directory, where it lies there, else its whole path."""
+    inner, outer = folder.resolve(), run.resolve()
+    return str(inner.relative_to(outer) if inner.is_relative_to(outer) else inner)
+
+
+def _lock(run: Path) -> FileLock:
+    (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    return FileLock(run / FOLDER / ".lock")
+
+
+def _noted(run: Path) -> dict[str, list[str]]:
+    file = run / FOLDER / _WRITTEN
+    return read_checked(file, dict[str, list[str]]) if file.exists() else {}
+
+
+def _write(run: Path, records: dict[str, Exported]) -> None:
+    file = run / FOLDER / FILE
+    if records:
+        write_json(file, {name: records[name].model_dump() for name in sorted(records)})
+    else:
+        remove(file)

@@ -1,0 +1,55 @@
+"""ONNX: one file for ONNX Runtime and everything else that reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from updp.deploy.export.base import INPUT, OUTPUT, Format, Network
+from updp.deploy.export.program import Program
+
+_LIMIT = 1_900_000_000  # bytes; a protobuf message holds 2 GB
+
+
+class Onnx(Format):
+    """The input `images` (batch, C, H, W), the output `logits` (batch, classes)."""
+
+    name, suffix = "onnx", ".onnx"
+    packages, extra = ("onnx", "onnxscript", "onnxruntime"), "onnx"
+
+    def _save(self, program: Program, path: Path) -> None:
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+        weights = program.exported.state_dict.values()
+        written = torch.onnx.export(
+            program.exported,
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(program.axes,),  # the names of the axes
+        )
+        assert written is not None
+        ClearMetadataAndDocStringPass()(written.model)  # stack traces of this machine
+        written.save(path, external_data=sum(t.nbytes for t in weights) > _LIMIT)
+
+    def _load(self, path: Path) -> Network:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+        def run(images: Tensor) -> Tensor:
+            (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
+            return torch.from_numpy(logits)
+
+        return run
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The file, and its weights beside it where they are too large for one."""
+        beside = path.with_name(f"{path.name}.data")
+        return (path, beside) if beside.exists() else (path,)

@@ -1,0 +1,54 @@
+"""OpenVINO's intermediate representation: the graph in `model.xml`, the weights in `model.bin`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from updp.deploy.export.base import INPUT, OUTPUT, Format, Network
+from updp.deploy.export.onnx import Onnx
+from updp.deploy.export.program import Program
+from updp.measure.importing import import_openvino
+
+
+class OpenVino(Format):
+    """Made from ONNX; names and dynamic axes are the same. Float32, in the file and when run."""
+
+    name, suffix = "openvino", ".xml"
+    packages, extra = ("openvino", "onnx", "onnxscript"), "onnx,openvino"
+
+    def _save(self, program: Program, path: Path) -> None:
+        openvino = import_openvino()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            Onnx().save(program, file)
+            # Not openvino.convert_model, which does much the same and tells its makers.
+            model = openvino.Core().read_model(file)
+            passes = openvino.passes.Manager()
+            passes.register_pass(openvino.passes.ConstantFolding())  # shapes of biases, mostly
+            passes.run_passes(model)
+            openvino.save_model(model, path, compress_to_fp16=False)
+
+    def _load(self, path: Path) -> Network:
+        openvino = import_openvino()
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 on CPUs that have it
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+
+        def run(images: Tensor) -> Tensor:
+            return torch.from_numpy(compiled({INPUT: images.numpy()})[OUTPUT].copy())
+
+        return run
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Graph and weights."""
+        return path, path.with_suffix(".bin")
+
+    @staticmethod
+    def _import(package: str) -> object:
+        return import_openvino() if package == "openvino" else Format._import(package)

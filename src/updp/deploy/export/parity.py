@@ -1,0 +1,101 @@
+"""Whether an exported file computes what the PyTorch model does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from updp.data.feed import Feed
+from updp.deploy.export.base import Network
+from updp.deploy.export.program import other_sizes
+
+TOLERANCE = 1e-4  # of a logit, float32
+_RESOLUTION = 1e-6  # of the largest logit: what float32 keeps through some layers
+_SIZES = (1, 2, 3, 16)  # batches to begin with
+
+
+@dataclass(frozen=True)
+class Parity:
+    """`max_rel` is relative to the largest logit of an image, `agreement` a share in percent."""
+
+    images: int
+    max_abs: float
+    max_rel: float
+    agreement: float
+    undecided: int  # images whose two best logits are within twice the tolerance
+    tolerance: float
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing differs by more than the tolerance, NaN included."""
+        return self.max_abs <= self.tolerance and self.agreement == 100
+
+    def __str__(self) -> str:
+        """Such as `logits differ by 2e-03, ...`."""
+        return (
+            f"on {self.images} images logits differ by {self.max_abs:.0e} (allowed: "
+            f"{self.tolerance:.0e}) and the best class agrees on {self.agreement:.2f} %"
+        )
+
+
+def batches(feed: Feed, limit: int | None) -> Iterator[Tensor]:
+    """Test images (N, C, H, W) on the CPU, `limit` at most, in batches of 1, 2, 3, 16 and more."""
+    sizes, left = iter(_SIZES), limit
+    for images, _ in feed.test():
+        rest = images[:left].cpu()
+        left = None if left is None else left - len(rest)
+        while len(rest):
+            size = next(sizes, len(rest))
+            yield rest[:size].contiguous()
+            rest = rest[size:]
+        if left == 0:
+            return
+
+
+@torch.inference_mode()
+def logits(model: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tensor:
+    """Logits (N, classes) of all batches."""
+    return torch.cat([model(batch) for batch in images])
+
+
+def compare(expected: Tensor, given: Tensor) -> Parity:
+    """Compare logits (N, classes) of the same images."""
+    tolerance = max(TOLERANCE, _RESOLUTION * float(expected.abs().max()))
+    difference = (expected - given).abs().amax(1)
+    best = expected.topk(min(2, expected.shape[1])).values
+    undecided = (best[:, 0] - best[:, -1] < 2 * tolerance) & (expected.shape[1] > 1)
+    agree = (expected.argmax(1) == given.argmax(1)) | undecided
+    return Parity(
+        images=len(expected),
+        max_abs=float(difference.max()),
+        max_rel=float((difference / expected.abs().amax(1).clamp(min=1e-12)).max()),
+        agreement=100 * int(agree.sum()) / len(agree),
+        undecided=int(undecided.sum()),
+        tolerance=tolerance,
+    )
+
+
+def resized(model: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images (N, C, H, W) at other sizes, and their logits, where the model takes them."""
+    for size in other_sizes(images.shape[2], images.shape[3]):
+        others = functional.interpolate(images, size, mode="bilinear", align_corners=False)
+        try:
+            expected = logits(model, [others])
+        except Exception:  # of the model's own code: it takes no such images
+            continue
+        yield others, expected
+
+
+def compare_sizes(
+    network: Network, others: Iterable[tuple[Tensor, Tensor]]
+) -> dict[tuple[int, int, int], Parity]:
+    """Parity at each other size (C, H, W). Raises whatever the runtime raises."""
+    found = {}
+    for images, expected in others:
+        channels, height, width = images.shape[1:]
+        found[(channels, height, width)] = compare(expected, logits(network, [images]))
+    return found

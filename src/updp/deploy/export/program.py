@@ -1,0 +1,98 @@
+"""A model captured by torch.export, with every axis dynamic that the model leaves free."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+from updp.errors import UserError, reason
+from updp.io.quiet import quiet
+
+AXES = {0: "batch", 2: "height", 3: "width"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """One input, images (N, C, H, W), and one output, logits (N, classes); on the CPU."""
+
+    exported: ExportedProgram
+    shape: tuple[int, int, int]  # (C, H, W) of the example
+    dynamic: tuple[str, ...]  # `batch`, and `height` and `width` where they may differ from it
+
+    @property
+    def any_size(self) -> bool:
+        """Whether height and width are dynamic."""
+        return {"height", "width"} <= set(self.dynamic)
+
+    @property
+    def axes(self) -> dict[int, str]:
+        """The dynamic axes of the input, by number."""
+        return {axis: name for axis, name in AXES.items() if name in self.dynamic}
+
+
+def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> Program:
+    """Capture a copy of `model` in evaluation mode, called with images like `example`.
+
+    The batch axis is dynamic. So are height and width, both or none, where `any_size` is set and
+    nothing in the model depends on them: it takes other sizes, and so does what was captured.
+
+    Raises UserError where torch.export does not read the model, or the model fixes the batch.
+    """
+    plain = copy.deepcopy(model).cpu().eval()
+    images = torch.zeros(3, *example.shape[1:])  # a batch of 1 would be taken for a constant
+    if any_size:
+        try:
+            program = _export(plain, images, {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO})
+            if program.any_size and _takes_others(plain, program, images):
+                return program
+        except Exception:  # of the model's own code on symbols, or of what it left behind
+            pass
+    try:
+        return _export(plain, images, {0: Dim.DYNAMIC})
+    except Exception as error:
+        raise UserError(
+            f"torch.export does not read {type(model).__name__} with a dynamic batch: "
+            f"{reason(error)}"
+        ) from error
+
+
+def other_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Two to try: one larger and of another shape, and one that is uneven with it."""
+    return (2 * height, width + width // 2), (height + 1, width + 3)
+
+
+def _takes_others(model: nn.Module, program: Program, images: Tensor) -> bool:
+    """Whether both take another size (the graph may hold that H x W is what it was)."""
+    captured = program.exported.module()
+    taken = 0
+    for size in other_sizes(*program.shape[1:]):
+        x = images.new_zeros(*images.shape[:2], *size)
+        with quiet(), torch.no_grad():
+            try:
+                model(x)
+            except Exception:  # of the model's own code
+                continue
+            captured(x)
+        taken += 1
+    return taken > 0
+
+
+def _export(model: nn.Module, images: Tensor, shapes: dict[int, object]) -> Program:
+    with quiet(), torch.no_grad():
+        exported = export(model, (images,), dynamic_shapes=(shapes,))
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    (name,) = exported.graph_signature.user_inputs
+    (node,) = (n for n in exported.graph.nodes if n.name == name)
+    sizes = node.meta["val"].shape
+    free = [axis for axis in AXES if not is_concrete_int(sizes[axis])]
+    if str(sizes[2]) == str(sizes[3]):  # squares only, which no file format says
+        free = [axis for axis in free if axis == 0]
+    dynamic = tuple(AXES[axis] for axis in free)
+    channels, height, width = images.shape[1:]
+    return Program(exported, (channels, height, width), dynamic)

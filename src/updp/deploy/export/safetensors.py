@@ -1,0 +1,49 @@
+"""Weights as safetensors, and beside them the network as plain Python."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from updp.deploy.export.base import Format, Network
+from updp.deploy.export.program import Program
+from updp.deploy.export.source import write_source
+from updp.errors import UserError
+from updp.io.files import write_tensors, write_text
+
+
+class Safetensors(Format):
+    """`model.safetensors` and `model.py`, which gives a person without updp the module back."""
+
+    name, suffix = "safetensors", ".safetensors"
+    packages = ("safetensors",)
+
+    def _save(self, program: Program, path: Path) -> None:
+        try:
+            source = write_source(program, path.name)
+        except ValueError as error:
+            raise UserError(f"export to safetensors: {error}; take another format") from error
+        write_tensors(path, source.tensors)
+        write_text(path.with_suffix(".py"), source.text)
+
+    def _load(self, path: Path) -> Network:
+        # Our own page, and a module of no name that stays.
+        spec = importlib.util.spec_from_file_location("updp_exported", path.with_suffix(".py"))
+        assert spec is not None
+        assert spec.loader is not None
+        page = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(page)
+        network = page.load(path)
+
+        @torch.inference_mode()
+        def run(images: Tensor) -> Tensor:
+            return network(images)
+
+        return run
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Weights and Python."""
+        return path, path.with_suffix(".py")

@@ -1,0 +1,7 @@
+"""INT8 after training: baseline and merged model, calibrated on the same images."""
+
+from updp.deploy.int8.int8_record import Int8, Operator, Side
+from updp.deploy.int8.quantization import BASELINE, MODEL, RECORD, quantise
+from updp.deploy.int8.static import METHODS
+
+__all__ = ["BASELINE", "METHODS", "MODEL", "RECORD", "Int8", "Operator", "Side", "quantise"]

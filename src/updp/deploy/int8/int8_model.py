@@ -1,0 +1,64 @@
+"""One model in float32 and in INT8, and how far its logits are then from what they were."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from updp.deploy.export.onnx import Onnx
+from updp.deploy.int8.equalize import equalise
+from updp.deploy.int8.onnx_graph import Graph, module_names
+from updp.deploy.int8.operators import linear_weights
+from updp.deploy.int8.skips import take_apart
+from updp.deploy.int8.static import fold, quantise_model
+
+_BATCH = 64  # images, for logits
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model in INT8; `lost` is the squared difference of the logits over their square."""
+
+    file: Path
+    graph: Graph  # that was quantised
+    names: dict[str, str]  # of modules, by weight
+    pairs: int  # of operators that were equalised
+    skips: int  # that were taken out of merged operators
+    lost: float
+
+
+class Float:
+    """The float32 ONNX file of `net`, in `folder`; forms are made of it there."""
+
+    def __init__(self, net: nn.Module, folder: Path, calibration: Tensor) -> None:
+        """`calibration` are images (N, C, H, W). Raises what the exporter raises."""
+        folder.mkdir()
+        self.file, self.calibration, self._net = folder / "float.onnx", calibration, net
+        Onnx().write(net, calibration[:1], self.file)
+        self.bytes = sum(path.stat().st_size for path in Onnx().files(self.file))
+        self._folded = fold(self.file)
+        self._logits = logits(self.file, torch.split(calibration, _BATCH))
+
+    def quantise(self, method: str, *, per_channel: bool, equalised: bool) -> Form:
+        """In INT8. Raises what the quantiser raises."""
+        graph = Graph(copy.deepcopy(self._folded))
+        names = module_names(graph, linear_weights(self._net))
+        graph, skips = take_apart(graph)
+        pairs = equalise(graph) if equalised else 0
+        file = self.file.with_name("equalised.onnx" if equalised else "plain.onnx")
+        content = quantise_model(graph.model, self.calibration, method, per_channel=per_channel)
+        file.write_bytes(content)
+        difference = logits(file, torch.split(self.calibration, _BATCH)) - self._logits
+        energy = self._logits.square().sum().clamp(min=1e-12)
+        return Form(file, graph, names, pairs, skips, (difference.square().sum() / energy).item())
+
+
+def logits(file: Path, batches: Iterable[Tensor]) -> Tensor:
+    """Logits (N, classes) of batches of images (N, C, H, W) by the model in an ONNX file."""
+    network = Onnx().load(file)
+    return torch.cat([network(batch) for batch in batches])

@@ -1,0 +1,101 @@
+"""An ONNX graph by its linear operators: their weights, and who reads what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from updp.deploy.int8.ranges import Array
+
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A node with a constant weight; `axis` counts its output channels, in `groups` groups."""
+
+    node: Any
+    weight: str
+    bias: str  # empty where there is none
+    axis: int
+    groups: int
+
+    @property
+    def kind(self) -> str:
+        """The ONNX operator, a grouped convolution told apart."""
+        return self.node.op_type + (f", {self.groups} groups" if self.groups > 1 else "")
+
+
+class Graph:
+    """A model whose constants can be read and replaced; `model` is an `onnx.ModelProto`."""
+
+    def __init__(self, model: Any) -> None:
+        from onnx import numpy_helper
+
+        self.model = model
+        self._index = {tensor.name: i for i, tensor in enumerate(model.graph.initializer)}
+        self.constants: Mapping[str, Array] = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+        }
+        self.outputs = {output.name for output in model.graph.output}
+        self.reads: Counter[str] = Counter()
+        self._readers: dict[str, list[Any]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.reads[name] += 1
+                self._readers.setdefault(name, []).append(node)
+
+    def set(self, name: str, value: Array) -> None:
+        """Replace a constant; its type is kept."""
+        from onnx import numpy_helper
+
+        value = value.astype(self.constants[name].dtype)
+        tensor = numpy_helper.from_array(value, name)
+        self.model.graph.initializer[self._index[name]].CopyFrom(tensor)
+        self.constants = {**self.constants, name: value}
+
+    def only_reader(self, name: str) -> Any | None:
+        """The node that reads the tensor, where it is one, reads it once, and nobody else does."""
+        alone = self.reads[name] == 1 and name not in self.outputs
+        return self._readers[name][0] if alone else None
+
+    def operators(self) -> Iterator[Weighted]:
+        """Linear operators with constant weights, in the graph's order."""
+        for node in self.model.graph.node:
+            inputs = [*node.input, "", ""]
+            weight = inputs[1]
+            if node.op_type not in LINEAR or weight not in self.constants:
+                continue
+            attributes = {a.name: a for a in node.attribute}
+            groups, axis = 1, 0
+            if node.op_type in ("Conv", "ConvTranspose"):
+                groups = attributes["group"].i if "group" in attributes else 1
+                axis = 0 if node.op_type == "Conv" else 1
+            elif node.op_type == "MatMul":
+                axis = self.constants[weight].ndim - 1
+            elif not ("transB" in attributes and attributes["transB"].i):
+                axis = 1
+            yield Weighted(node, weight, inputs[2], axis, groups)
+
+
+def module_names(graph: Graph, weights: Mapping[str, Array]) -> dict[str, str]:
+    """Names of weight constants to names of modules.
+
+    `weights` are the modules' by name. A constant that lost its name is known by its values, as
+    they are or transposed; one that also lost those goes by its node's name.
+    """
+    known: dict[bytes, str] = {}
+    for name, value in weights.items():
+        for form in (value, np.ascontiguousarray(value.T)):
+            known.setdefault(form.tobytes(), name)
+    names = {}
+    for operator in graph.operators():
+        plain = operator.weight.removesuffix(".weight")
+        values = graph.constants[operator.weight].tobytes()
+        found = plain if plain in weights else known.get(values)
+        names[operator.weight] = found or operator.node.name
+    return names

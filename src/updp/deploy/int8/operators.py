@@ -1,0 +1,65 @@
+"""A model's linear operators as they are quantised, by the names of its modules."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from updp.deploy.int8.int8_record import Operator
+from updp.deploy.int8.onnx_graph import Graph
+from updp.deploy.int8.ranges import Array, channel_ranges, noise, spread
+from updp.plan import Plan
+
+
+def describe_operators(
+    graph: Graph, names: dict[str, str], new: set[str], plan: Plan
+) -> list[Operator]:
+    """A row for each linear operator; `names` are their modules', `new` those of merged sites."""
+    rows = []
+    for operator in graph.operators():
+        weight, name = graph.constants[operator.weight], names[operator.weight]
+        ranges = channel_ranges(weight, operator.axis)
+        rows.append(
+            Operator(
+                name=name,
+                site=_site(name, plan) if name in new else "",
+                kind=operator.kind,
+                channels=len(ranges),
+                lowest=float(ranges.min()),
+                highest=float(ranges.max()),
+                spread=spread(ranges),
+                noise_per_tensor=noise(weight),
+                noise_per_channel=noise(weight, operator.axis),
+            )
+        )
+    return rows
+
+
+def linear_weights(net: nn.Module) -> dict[str, Array]:
+    """Weights of linear operators by the names of their modules."""
+    return {
+        name: weight.detach().numpy()
+        for name, module in net.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim > 1
+    }
+
+
+def new_operators(baseline: nn.Module, net: nn.Module) -> set[str]:
+    """Modules of `net` that the baseline has not, or not of that shape."""
+    before = linear_weights(baseline)
+    return {
+        name
+        for name, weight in linear_weights(net).items()
+        if name not in before or before[name].shape != weight.shape
+    }
+
+
+def _site(name: str, plan: Plan) -> str:
+    """The pruned site that an operator of the merged model stands in; `block:branch` first."""
+    inside = [site for site in plan.choices if f"{name}.".startswith(site.partition(":")[0] + ".")]
+
+    def fits(site: str) -> tuple[bool, int]:
+        block, _, branch = site.partition(":")
+        rest = name[len(block) + 1 :]
+        return bool(branch) and rest.startswith(branch.replace(".", "_")), len(block)
+
+    return max(inside, key=fits, default="")

@@ -1,0 +1,154 @@
+"""Records that `updp export`, `quantise` and `bench` leave in a run directory, as sections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from updp.deploy.report.parts import Section, Table
+from updp.deploy.report.words import digits, error, sampling_error, share, signed, spread, times
+
+if TYPE_CHECKING:
+    from updp.deploy.bench.bench_record import Bench, Row
+    from updp.deploy.export.manifest import Exported
+    from updp.deploy.int8.int8_record import Int8
+    from updp.deploy.report.run_files import Run
+
+EXPORTS, INT8, BENCH = "export/exports.json", "export/int8.json", "bench/bench.json"
+_MAKERS = {EXPORTS: "export", INT8: "quantise", BENCH: "bench"}
+_NOISIEST = 8
+
+
+def records() -> dict[str, Any]:
+    """What each file holds, as pydantic checks it."""
+    from updp.deploy.bench.bench_record import Bench
+    from updp.deploy.export.manifest import Exported
+    from updp.deploy.int8.int8_record import Int8
+
+    return {EXPORTS: dict[str, Exported], INT8: Int8, BENCH: Bench}
+
+
+def sections(run: Run) -> list[Section]:
+    """One for each record that is there."""
+    makers: dict[str, Callable[[Any], Section]] = {EXPORTS: _exports, INT8: _int8, BENCH: _bench}
+    return [make(run.extras[file]) for file, make in makers.items() if file in run.extras]
+
+
+def absent(run: Run) -> str:
+    """What the run does not have, and the command that makes it."""
+    names = {EXPORTS: "exports", INT8: "quantisation", BENCH: "benchmarks"}
+    return ", ".join(
+        f"{name} (updp {_MAKERS[file]})" for file, name in names.items() if file not in run.extras
+    )
+
+
+def _exports(exported: dict[str, Exported]) -> Section:
+    rows = [
+        (
+            name,
+            ", ".join(f"{e.folder}/{file}" for file in e.files[:1]) or e.folder,
+            f"{e.bytes / 1e6:.2f}",
+            share(e.bytes, e.baseline_bytes) if e.baseline_bytes else "",
+            error(e.max_abs),
+            error(e.max_rel),
+            f"{e.top1_agreement:.2f}",
+            f"{e.undecided} of {e.images}",
+            ", ".join(e.dynamic) or "none",
+        )
+        for name, e in exported.items()
+    ]
+    names = ["format", "file", "MB", "from baseline", "largest difference", "relative"]
+    names += ["same class, %", "undecided", "dynamic"]
+    texts = [
+        "Each file ran on real images beside the PyTorch model. The difference is that of the "
+        "worst logit; undecided are images whose two best logits are closer than the tolerance."
+    ]
+    texts += [f"{name}: {e.note}" for name, e in exported.items() if e.note]
+    table = Table("", names, rows, left=(0, 1, 8))
+    return Section("exports", "Exported files", texts, tables=(table,))
+
+
+def _int8(found: Int8) -> Section:
+    rows = [
+        (
+            name,
+            f"{side.top1_float:.2f}",
+            f"{side.top1_int8:.2f}",
+            signed(-side.loss) if side.loss else "0",
+            f"{side.agreement:.2f}",
+            f"{side.bytes_float / 1e6:.2f} → {side.bytes_int8 / 1e6:.2f}",
+        )
+        for name, side in (("baseline", found.baseline), ("merged", found.merged))
+    ]
+    names = ("model", "top-1 %, float", "INT8", "change", "same class, %", "MB")
+    noise = sampling_error(found.merged.top1_int8, found.test_images)
+    what = f"costs the merged model {signed(found.excess)} points more than the baseline"
+    if abs(found.excess) <= noise:
+        what = "costs the merged model as much as the baseline, within the sampling error"
+    pairs = [side.equalised_pairs for side in (found.baseline, found.merged)]
+    equalised = ", equalised ({} and {} pairs of operators)".format(*pairs)
+    texts = [
+        f"INT8 {what} (sampling error ± {digits(noise, 2)}; ranges from {found.images} calibration "
+        f"images, {found.method}, weights per {'channel' if found.per_channel else 'tensor'}"
+        f"{equalised if found.equalised else ''})."
+    ]
+    tables = [Table("", names, rows)]
+    weights = [o for o in found.merged.operators if o.noise_per_channel is not None]
+    weights.sort(key=lambda o: o.noise_per_channel or 0.0)
+    if weights:
+        lines = [
+            (
+                o.name,
+                o.site or "the baseline's",
+                o.kind,
+                f"{o.spread:,.0f}",
+                "" if o.noise_per_tensor is None else f"{o.noise_per_tensor:.1f}",
+                f"{o.noise_per_channel:.1f}",
+            )
+            for o in weights[:_NOISIEST]
+        ]
+        columns = ("operator", "site", "kind", "range spread", "dB per tensor", "dB per channel")
+        title = (
+            f"Merged model: the weights that INT8 disturbs most ({len(lines)} of {len(weights)})"
+        )
+        tables.append(Table(title, columns, lines, left=(0, 1, 2)))
+    return Section("int8", "INT8", texts, tables=tables)
+
+
+def _bench(found: Bench) -> Section:
+    memory = any(r.other and r.other.memory is not None for r in found.rows)
+    energy = any(r.other and r.other.energy is not None for r in found.rows)
+    base, other = found.names
+    names = ["runtime", "batch", "threads", f"{base}, ms (IQR)", f"{other}, ms (IQR)"]
+    names += ["speed-up (IQR)", "", *["memory, MB"] * memory, *["mJ an image"] * energy]
+    by_device: dict[str, list[tuple[str, ...]]] = {}
+    for row in found.rows:
+        by_device.setdefault(row.setting.device, []).append(_row(row, memory, energy))
+    texts = [
+        "Both models in turns; medians and quartiles. Where the quartiles of the ratio include 1, "
+        "there is no difference."
+    ]
+    failures = dict.fromkeys(f"{r.setting.runtime}: {r.failure}" for r in found.rows if r.failure)
+    texts += failures
+    tables = [Table(device, names, rows, left=(0, 6)) for device, rows in by_device.items()]
+    return Section("bench", "Speed at other settings", texts, tables=tables)
+
+
+def _row(row: Row, memory: bool, energy: bool) -> tuple[str, ...]:
+    s, a, b = row.setting, row.baseline, row.other
+    how = ", ".join((s.runtime, s.precision, s.layout))
+    cells = [how, str(s.batch_size), str(s.threads)]
+    if a is None or b is None or row.speedup is None:
+        return (*cells, "", "", "", "did not run", *[""] * (memory + energy))
+    cells += [spread(a.ms), spread(b.ms), times(row.speedup), str(row.verdict)]
+    if memory:
+        cells.append(_change(a.memory, b.memory, 1e-6))
+    if energy:
+        cells.append(_change(a.energy, b.energy, 1e3))
+    return tuple(cells)
+
+
+def _change(before: float | None, after: float | None, unit: float) -> str:
+    if before is None or after is None:
+        return ""
+    return f"{digits(before * unit)} → {digits(after * unit)}"

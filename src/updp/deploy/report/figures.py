@@ -1,0 +1,198 @@
+"""The plots of one run's report; None where the run has nothing to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from updp.deploy.report.network import Block
+from updp.deploy.report.plot import Axis, Mark, Plot, Series, linear, logarithmic, named
+from updp.deploy.report.run_files import Run
+from updp.deploy.report.stage_losses import Stage
+from updp.deploy.report.words import amount, digits, error, ms, signed, spread
+from updp.search.outcome import Outcome, Point
+
+_AXES = {
+    "latency": "predicted latency",
+    "macs": "MACs",
+    "parameters": "parameters",
+    "memory": "peak memory",
+}
+
+
+def stage_plot(stages: Sequence[Stage]) -> Plot:
+    """Top-1 after each stage with its sampling error."""
+    marks = tuple(
+        Mark(
+            s.top1,
+            i,
+            f"{s.name}\ntop-1: {s.top1:.2f} % (± {s.noise:.1f})"
+            + (f"\nchange: {signed(s.change)} points" if s.change is not None else ""),
+            along=(s.top1 - s.noise, min(s.top1 + s.noise, 100.0)),
+        )
+        for i, s in enumerate(stages)
+    )
+    ends = [end for m in marks if m.along for end in m.along]
+    series = [Series("top-1, bar: sampling error (95 %)", "c-one", marks, line=True)]
+    worst = tuple(m for m, s in zip(marks, stages, strict=True) if s.worst)
+    if worst:
+        series.append(Series("lost most", "c-drop", worst, shape="diamond"))
+    x, y = linear("top-1, %", ends), named([s.name for s in stages])
+    return Plot("stages", "Top-1 after each stage", x, y, tuple(series), tall=66 + 36 * len(stages))
+
+
+def front_plot(outcome: Outcome) -> Plot:
+    """Score over cost of all plans, the front, the refined plans as fitted, the plan taken."""
+    axis, base = outcome.axis, outcome.baseline
+
+    def mark(point: Point, fitted: bool = False) -> Mark:
+        cost = getattr(point, axis) / getattr(base, axis)
+        text = [f"{len(point.choices)} pruned" if point.choices else "the baseline"]
+        text.append(f"score: {digits(point.score or 0.0)}")
+        if point.top1 is not None:
+            text.append(f"top-1, held-out images: {point.top1:.2f} %")
+        if point.fitted is not None:
+            text.append(f"score after fit and repair: {digits(point.fitted)}")
+        if point.fitted_top1 is not None:
+            text.append(f"top-1 after fit and repair: {point.fitted_top1:.2f} %")
+        text.append(f"latency, predicted: {ms(point.latency)} ± {digits(point.noise, 2)}")
+        if point.measured is not None:
+            text.append(f"measured: {spread(point.measured)} ms")
+        text.append(f"MACs: {amount(point.macs)}, parameters: {amount(point.parameters)}")
+        score = point.fitted if fitted else point.score
+        return Mark(cost, math.nan if score is None else score, "\n".join(text))
+
+    front = [outcome.points[i] for i in outcome.front]
+    inside = set(outcome.front)
+    others = [p for i, p in enumerate(outcome.points) if p.complete and i not in inside]
+    refined = tuple(mark(p, fitted=True) for p in outcome.points if p.fitted is not None)
+    taken = mark(outcome.plan, fitted=outcome.plan.fitted is not None)
+    series = (
+        Series("scored plan", "c-keep", tuple(map(mark, others))),
+        Series("Pareto front", "c-one", tuple(map(mark, front)), line=True),
+        *([Series("after fit and repair", "c-fuse", refined, shape="diamond")] if refined else []),
+        Series("taken", "c-drop", (taken,), shape="star"),
+    )
+    marks = [m for s in series for m in s.marks]
+    note = f"{len(outcome.points)} plans scored by {outcome.searcher}; budget {outcome.budget}."
+    if refined:
+        note += (
+            f" Dots are scores before any fit, diamonds those of {len(refined)} refined plans "
+            "after fit and repair: the search takes the best diamond within the budget."
+        )
+    if left := sum(not p.complete and p.fitted is None for p in outcome.points):
+        note += f" {left} were left half-way and are not drawn."
+    if any(m.y == 0 for m in marks):
+        note += " A score of 0 (the baseline) has no place on a logarithm."
+    x = linear(f"{_AXES.get(axis, axis)}, share of the baseline's", [m.x for m in marks])
+    y = logarithmic("score (lower is better)", [m.y for m in marks])
+    return Plot("front", "Pareto front of the search", x, y, series, note)
+
+
+def latency_plot(run: Run) -> Plot | None:
+    """Shares of the baseline's latency: as predicted and as measured."""
+    outcome, taken = run.outcome, predicted(run)
+    series = []
+    if outcome is not None:
+        base = outcome.baseline.latency
+        timed = [p for p in outcome.points if p.measured is not None and p.choices]
+        marks = tuple(_timed(p, base) for p in timed)
+        if marks:
+            series.append(Series("timed by the search", "c-one", marks))
+    if taken is not None:
+        s = run.result.speedup
+        text = f"the merged model\npredicted share: {taken:.3f}\nmeasured: {1 / s.median:.3f}"
+        mark = Mark(taken, 1 / s.median, text, across=(1 / s.high, 1 / s.low))
+        series.append(Series("merged model, final table", "c-drop", (mark,), shape="diamond"))
+    if not series:
+        return None
+    marks = tuple(m for s in series for m in s.marks)
+    values = [v for m in marks for v in (m.x, m.y, *(m.across or ()))]
+    x = linear("predicted latency, share of the baseline's", values)
+    y = Axis("measured (IQR)", x.low, x.high)
+    note = "On the line, prediction and clock agree. Bars are quartiles."
+    guide = (x.low, x.low, x.high, x.high)
+    return Plot("latency", "Predicted against measured", x, y, tuple(series), note, guide)
+
+
+def predicted(run: Run) -> float | None:
+    """The plan's predicted share of the baseline's latency, from the times of its candidates."""
+    if run.survey is None:
+        return None
+    offers = {row.site: row.offers for row in run.survey.sites}
+    saved = 0.0
+    for site, candidate in run.plan.candidates.items():
+        taken = [o for o in offers.get(site, ()) if o.candidate == candidate]
+        if not taken:
+            return None  # a plan from elsewhere, of candidates that were not timed here
+        saved += taken[0].keep_ms - taken[0].ms
+    return 1 - run.survey.in_place * saved / run.survey.baseline.ms
+
+
+def fit_plot(found: Sequence[Block]) -> Plot | None:
+    """What the fit left over at each site, and what the guess that it began with does."""
+    fitted = [(b, b.fit) for b in found if b.fit is not None]
+    if not fitted:
+        return None
+    prior: list[Mark] = []
+    after: list[Mark] = []
+    repaired: list[Mark] = []
+    for row, (block, fit) in enumerate(fitted):
+        text = f"{block.site}\nfit error: {fit.error:.4f}, before: {fit.prior_error:.4f}"
+        text += "\nthe guess was kept" if fit.strength is None else ""
+        prior.append(Mark(fit.prior_error, row, text))
+        (after if block.pruned else repaired).append(Mark(fit.error, row, text))
+    series = (
+        Series("before", "c-keep", tuple(prior), shape="ring"),
+        Series("fitted (pruned)", "c-one", tuple(after)),
+        Series("repaired (kept)", "c-two", tuple(repaired), shape="diamond"),
+    )
+    values = [0.0, *(m.x for s in series for m in s.marks)]
+    x = linear("share of the variance left over", values)
+    y = named([block.site for block, _ in fitted])
+    note = "On held-out calibration images; errors of the sites before are part of it."
+    drawn = tuple(s for s in series if s.marks)
+    return Plot("fit", "Fit error by site", x, y, drawn, note, tall=66 + 19 * len(fitted))
+
+
+def merge_plot(run: Run) -> Plot | None:
+    """Merge errors by block; None where there are none but zeros."""
+    if not any(check.error > 0 for check in run.checks):
+        return None
+    names = list(dict.fromkeys(check.where for check in run.checks))
+    series = []
+    for dtype, style, shape in (("float64", "c-fuse", "diamond"), ("float32", "c-one", "dot")):
+        worst: dict[str, tuple[float, float]] = {}
+        for c in run.checks:
+            if c.dtype == dtype:
+                before = worst.get(c.where, (0.0, 0.0))
+                worst[c.where] = max(before[0], c.error), max(before[1], c.rounding)
+        marks = tuple(
+            Mark(
+                value,
+                names.index(where),
+                f"{where or 'logits'}\n{dtype}: {error(value)}\n"
+                f"the subnet's own rounding: {error(rounding)}",
+            )
+            for where, (value, rounding) in worst.items()
+        )
+        series.append(Series(dtype, style, marks, shape=shape))
+    x = logarithmic("relative error", [m.x for s in series for m in s.marks])
+    y = named([name or "logits" for name in names])
+    return Plot(
+        "merge",
+        "Merge error by block",
+        x,
+        y,
+        tuple(series),
+        "The worse of random input and real images; what is exactly 0 is not drawn.",
+        tall=66 + 19 * len(names),
+    )
+
+
+def _timed(point: Point, base: float) -> Mark:
+    m = point.measured
+    assert m is not None
+    text = f"{len(point.choices)} pruned\npredicted: {ms(point.latency)}\nmeasured: {spread(m)} ms"
+    ends = m.low / base, m.high / base
+    return Mark(point.latency / base, m.median / base, text, across=ends)

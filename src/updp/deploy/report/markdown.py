@@ -1,0 +1,83 @@
+"""The report as Markdown, short enough for a pull request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from updp.deploy.report import report_tables as tables
+from updp.deploy.report import several
+from updp.deploy.report.extras import sections
+from updp.deploy.report.headline import headline
+from updp.deploy.report.parts import Table
+from updp.deploy.report.run_files import Run
+from updp.deploy.report.words import masked
+
+
+def one(run: Run) -> str:
+    """Headline, stages, what was pruned, and the command."""
+    head, about = headline(run), run.about
+    by_label: dict[str, list[str]] = {}
+    for site, label in run.plan.choices.items():
+        by_label.setdefault(label, []).append(site)
+    names = masked(about.model) or "A model from Python", masked(about.data) or "data from Python"
+    parts = [
+        f"### {escape(head.title)}",
+        f"{escape(names[0])} on {escape(names[1])}: {escape(head.sentence)}",
+        table(tables.headline_table(run)),
+        f"±: sampling error, 95 %, {run.result.test_images:,} test images. In brackets quartiles.",
+        table(tables.stage_table(run)),
+        "\n".join(
+            f"- {escape(label)}: {', '.join(map(escape, sites))}"
+            for label, sites in by_label.items()
+        ),
+    ]
+    for section in sections(run):
+        parts += [f"#### {escape(section.title)}", *map(escape, section.texts)]
+        for found in section.tables:
+            parts += [f"**{escape(found.title)}**" if found.title else "", table(found)]
+    return _joined([*parts, _command(tables.command(run))])
+
+
+def many(runs: Sequence[Run]) -> str:
+    """The runs beside one another."""
+    parts = [f"### {len(runs)} runs compared", *map(escape, several.warnings(runs))]
+    parts += [table(several.headline_table(runs)), several.NOTE]
+    parts += ["#### Top-1 after each stage, %", table(several.stage_table(runs))]
+    rows = [
+        (site, *("" if b is None else b.label for b in cells))
+        for site, cells in several.matrix(runs)
+    ]
+    names = ("site", *(run.name for run in runs))
+    parts += ["#### What each prunes", table(Table("", names, rows, tuple(range(len(names)))))]
+    for run in runs:
+        parts += [f"{escape(run.name)}:", _command(tables.command(run))]
+    return _joined(parts)
+
+
+def table(found: Table) -> str:
+    """A table as GitHub has it."""
+    rule = ["---" if i in found.left else "---:" for i in range(len(found.names))]
+    lines = [list(map(escape, found.names)), rule, *(map(escape, row) for row in found.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape(text: str) -> str:
+    """As plain text on one line, in a table too."""
+    text = " ".join(text.split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", text)
+    return text.replace("@", "&#64;")
+
+
+def _command(text: str) -> str:
+    """In a fence that is longer than any in the command."""
+    if not text:
+        return "It was begun from Python; no command is known."
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sh\n{text}\n{fence}"
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,0 +1,117 @@
+"""The tables of one run, for page and Markdown alike."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+import yaml
+
+from updp.deploy.report.headline import with_noise
+from updp.deploy.report.network import Block
+from updp.deploy.report.parts import Table
+from updp.deploy.report.run_files import Run
+from updp.deploy.report.stage_losses import stages
+from updp.deploy.report.words import amount, digits, error, masked, share, signed, spread, times
+
+
+def headline_table(run: Run) -> Table:
+    """Baseline beside merged model."""
+    r = run.result
+    b, m = r.baseline, r.merged
+    change = signed(m.top1 - b.top1)
+    rows = (
+        ("top-1 %", *(with_noise(s.top1, r.test_images) for s in (b, m)), change),
+        (f"ms, batch {r.batch_size} (IQR)", spread(b.latency), spread(m.latency), times(r.speedup)),
+        ("parameters", f"{b.parameters:,}", f"{m.parameters:,}", share(m.parameters, b.parameters)),
+        ("MACs", amount(b.macs), amount(m.macs), share(m.macs, b.macs)),
+    )
+    return Table("Headline", ("", "baseline", "merged", "change"), rows)
+
+
+def stage_table(run: Run) -> Table:
+    """Top-1 after each stage; the one that lost most is marked."""
+    rows = [
+        (
+            s.name,
+            f"{s.top1:.2f} ± {digits(s.noise, 2)}",
+            "" if s.change is None else signed(s.change) if s.change else "0",
+            "lost most" if s.worst else "",
+        )
+        for s in stages(run.result)
+    ]
+    return Table("Top-1 after each stage", ("", "top-1 %", "change", ""), rows, left=(0, 3))
+
+
+def site_table(found: Sequence[Block]) -> Table:
+    """Every site in full."""
+    names = ["site", "block", "tensor", "became", "ms, alone", "MACs", "parameters"]
+    names += ["fit error (before)", "merge error, f32 / f64"]
+    rows = []
+    for b in found:
+        o, f = b.offer, b.fit
+        pairs = ["", "", ""]
+        if o:
+            both = (
+                (digits(o.keep_ms), digits(o.ms)),
+                (amount(o.keep_macs), amount(o.macs)),
+                (amount(o.keep_parameters), amount(o.parameters)),
+            )
+            pairs = [f"{before} → {after}" if b.pruned else before for before, after in both]
+        rows.append(
+            (
+                b.site,
+                o.kind if o else "",
+                b.shape,
+                b.label,
+                *pairs,
+                f"{f.error:.4f} ({f.prior_error:.4f})" if f else "",
+                " / ".join(error(b.merge.get(d)) for d in ("float32", "float64"))
+                if b.merge
+                else "",
+            )
+        )
+    return Table("All sites", names, rows, left=(0, 1, 2, 3))
+
+
+def unusable_table(run: Run) -> Table | None:
+    """What cannot be pruned, and why."""
+    if run.survey is None or not run.survey.unusable:
+        return None
+    rows = [(u.name, u.kind, u.reason) for u in run.survey.unusable]
+    return Table("Cannot be pruned", ("", "block", "reason"), rows, left=(0, 1, 2))
+
+
+def command(run: Run) -> str:
+    """As a shell takes it, without passwords."""
+    return shlex.join(map(masked, run.about.command))
+
+
+def recipe_text(run: Run) -> str:
+    """YAML, without passwords."""
+    data = run.recipe.model_dump(mode="json")
+    if data["search"]["storage"]:
+        data["search"]["storage"] = masked(data["search"]["storage"])
+    return yaml.safe_dump(data, sort_keys=False)
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What the numbers depend on."""
+    about, most = run.about, 20
+    classes = ", ".join(about.classes[:most])
+    if len(about.classes) > most:
+        classes += f" and {len(about.classes) - most} more"
+    found = [
+        ("run directory", str(run.path)),
+        ("model", about.model),
+        ("weights", about.weights),
+        ("teacher", about.teacher),
+        ("data", about.data),
+        ("classes", f"{len(about.classes)}: {classes}" if classes else ""),
+        ("image", "×".join(map(str, about.input_shape))),
+        ("seed", str(run.recipe.seed)),
+        ("budget", run.plan.budget),
+        ("timed on", f"{run.result.device}, batch of {run.result.batch_size}"),
+        ("versions", ", ".join(f"{name} {value}" for name, value in about.versions.items())),
+    ]
+    return [(name, masked(value)) for name, value in found if value]

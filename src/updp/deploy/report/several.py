@@ -1,0 +1,135 @@
+"""The page that compares runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from updp.deploy.report.headline import with_noise
+from updp.deploy.report.network import KINDS, Block, blocks
+from updp.deploy.report.parts import Table
+from updp.deploy.report.plot import Mark, Plot, Series, linear
+from updp.deploy.report.report_tables import command
+from updp.deploy.report.run_files import Run
+from updp.deploy.report.words import amount, digits, sampling_error, signed, spread, times
+from updp.run.result import Result
+
+_LOOKS = ("one", "drop", "fuse", "fold", "narrow", "two", "other", "keep")
+_SHAPES = ("dot", "diamond", "star")
+NOTE = (
+    "±: sampling error, 95 %. In brackets quartiles. A speed-up whose quartiles include 1 is "
+    "within the noise."
+)
+
+
+def context(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the template `several.html` draws."""
+    rows = matrix(runs)
+    there = {block.became for _, cells in rows for block in cells if block}
+    return {
+        "runs": runs,
+        "warnings": warnings(runs),
+        "headline": headline_table(runs),
+        "note": NOTE,
+        "tradeoff": _tradeoff(runs),
+        "stage_table": stage_table(runs),
+        "kinds": [(kind, word) for kind, word in KINDS.items() if kind in there],
+        "matrix": rows,
+        "commands": [(run.name, command(run)) for run in runs],
+    }
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """In what the runs differ that makes their figures hard to compare."""
+    first, found = runs[0], []
+    aspects = {
+        "model": lambda run: (run.about.model, run.about.weights),
+        "data": lambda run: (run.about.data, run.result.test_images),
+        "device, runtime or batch size": lambda run: (run.result.device, run.result.batch_size),
+    }
+    for what, aspect in aspects.items():
+        others = [run.name for run in runs if aspect(run) != aspect(first)]  # type: ignore[no-untyped-call]
+        if others:
+            found.append(f"Not the same {what} as '{first.name}': {', '.join(others)}.")
+    return found
+
+
+def headline_table(runs: Sequence[Run]) -> Table:
+    """A line for each run."""
+    names = ("run", "top-1 %", "speed-up (IQR)", "top-1 change", "sites pruned", "ms (IQR)")
+    return Table(
+        "Headline",
+        (*names, "parameters", "MACs"),
+        [
+            (
+                run.name,
+                with_noise(run.result.merged.top1, run.result.test_images),
+                times(run.result.speedup) + ("" if run.result.faster else " within the noise"),
+                signed(run.result.merged.top1 - run.result.baseline.top1),
+                str(len(run.plan)),
+                spread(run.result.merged.latency),
+                amount(run.result.merged.parameters),
+                amount(run.result.merged.macs),
+            )
+            for run in runs
+        ],
+    )
+
+
+def stage_table(runs: Sequence[Run]) -> Table:
+    """Stages as rows, runs as columns."""
+    stages = list(dict.fromkeys(s for run in runs for s in run.result.top1_by_stage))
+    rows = []
+    for stage in stages:
+        values = [run.result.top1_by_stage.get(stage) for run in runs]
+        rows.append((stage, *("" if v is None else f"{v:.2f}" for v in values)))
+    return Table("Top-1 after each stage, %", ("stage", *(run.name for run in runs)), rows)
+
+
+def matrix(runs: Sequence[Run]) -> list[tuple[str, list[Block | None]]]:
+    """For each site what each run made of it; None where a run does not have it."""
+    found = [{block.site: block for block in blocks(run)} for run in runs]
+    sites = list(dict.fromkeys(site for each in found for site in each))
+    return [(site, [each.get(site) for each in found]) for site in sites]
+
+
+def _tradeoff(runs: Sequence[Run]) -> Plot:
+    """Top-1 over the share of the baseline's latency, which the clock's drift leaves alone."""
+    series = [
+        Series(
+            run.name,
+            f"c-{_LOOKS[i % len(_LOOKS)]}",
+            (_mark(run.name, run.result),),
+            shape=_SHAPES[i % len(_SHAPES)],
+        )
+        for i, run in enumerate(runs)
+    ]
+    bases: dict[float, list[str]] = {}
+    for run in runs:
+        bases.setdefault(run.result.baseline.top1, []).append(run.name)
+    marks = []
+    for top1, names in bases.items():
+        text = "baseline" + (f" of {', '.join(names)}" if len(bases) > 1 else "")
+        marks.append(Mark(1.0, top1, f"{text}\ntop-1: {top1:.2f} %"))
+    series.append(Series("baseline", "c-keep", tuple(marks), shape="ring"))
+    every = [m for s in series for m in s.marks]
+    x = linear(
+        "latency, share of the baseline's",
+        [v for m in every for v in (m.x, *(m.along or ()))],
+    )
+    y = linear("top-1, %", [v for m in every for v in (m.y, *(m.across or ()))])
+    note = "Bars are quartiles, and the sampling error (95 %)."
+    return Plot("tradeoff", "Top-1 over latency", x, y, tuple(series), note, tall=320)
+
+
+def _mark(name: str, result: Result) -> Mark:
+    top1, s = result.merged.top1, result.speedup
+    noise = sampling_error(top1, result.test_images)
+    text = f"{name}\ntop-1: {top1:.2f} % ± {digits(noise, 2)}\nspeed-up: {times(s)}"
+    return Mark(
+        1 / s.median,
+        top1,
+        f"{text}\nms: {spread(result.merged.latency)}",
+        along=(1 / s.high, 1 / s.low),
+        across=(top1 - noise, min(top1 + noise, 100.0)),
+    )

@@ -1,0 +1,94 @@
+"""Numbers and times as the report writes them, and what can be claimed of them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from updp.run.result import Result, Timing
+
+
+def amount(value: float) -> str:
+    """`1,816`, `853 k`, `90.1 M`, `2.45 G`: three digits, or all of four."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 1e4):
+            return f"{digits(value / size)} {unit}"
+    return f"{value:,.0f}"
+
+
+def digits(value: float, count: int = 3) -> str:
+    """So many significant digits and no exponent: `0.0312`, `4.34`, `60.1`, `1234`."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:.0f}"
+    return f"{value:.{min(max(count - 1 - math.floor(math.log10(abs(value))), 0), 9)}f}"
+
+
+def ms(value: float) -> str:
+    """Milliseconds of a batch."""
+    return f"{digits(value)} ms"
+
+
+def error(value: float | None) -> str:
+    """A relative error: `0`, `3.8e-07`."""
+    return "" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def signed(value: float, places: int = 2) -> str:
+    """With a sign that is as wide as a plus."""
+    return f"{value:+.{places}f}".replace("-", "−")
+
+
+def times(timing: Timing) -> str:
+    """`1.45x (1.43–1.48)`: median and quartiles of a ratio."""
+    return f"{timing.median:.2f}x ({timing.low:.2f}–{timing.high:.2f})"
+
+
+def spread(timing: Timing) -> str:
+    """`41.4 (40.8–42.0)`: median and quartiles in ms."""
+    return f"{digits(timing.median)} ({digits(timing.low)}–{digits(timing.high)})"
+
+
+def share(new: float, old: float) -> str:
+    """`−17.2 %`: the change from `old`."""
+    return f"{signed(100 * (new / old - 1), 1)} %" if old else ""
+
+
+def sampling_error(top1: float, images: int) -> float:
+    """Half of the 95 % interval of a share of so many images, in points.
+
+    Three images at least, for with none wrong the binomial's own is nothing.
+    """
+    if not images:
+        return math.inf
+    p = min(max(top1 / 100, 0.0), 1.0)
+    return 100 * max(1.96 * math.sqrt(p * (1 - p) / images), 3 / images)
+
+
+def speed(result: Result) -> str:
+    """What may be said of the speed-up: nothing beyond its quartiles."""
+    s = result.speedup
+    if s.low > 1:
+        return f"{s.median:.2f}x faster"
+    if s.high < 1:
+        return f"slower: {s.median:.2f}x the baseline's speed"
+    return "no faster beyond the noise"
+
+
+def accuracy(result: Result) -> str:
+    """What may be said of top-1 beside the baseline's, by the sampling error."""
+    change = result.merged.top1 - result.baseline.top1
+    if change == 0:
+        return "the same as the baseline"
+    inside = abs(change) <= sampling_error(result.merged.top1, result.test_images)
+    points = f"{signed(change)} points"
+    return f"{points}, within the sampling error" if inside else points
+
+
+_SECRET = r"passw(?:or)?d|pwd|token|secret|api[_-]?key"  # how such names end: access_token
+_USER = re.compile(r"(://[^:/@\s]*):\S*@")
+_QUERY = re.compile(rf"([?&][\w-]*(?:{_SECRET})=)[^&\s]*", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """Without the passwords, tokens and keys of the URLs in it."""
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1:***@", text))

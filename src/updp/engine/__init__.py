@@ -1,1 +1,0 @@
-"""What every stage shares and no stage owns: data, training loop, checkpoints."""

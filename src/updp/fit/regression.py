@@ -1,0 +1,216 @@
+"""One operator fitted to one target, from rows that are gathered batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from updp.algebra import Operator
+from updp.fit.channels import needed
+from updp.fit.clamp import Clamp
+from updp.fit.ridge import Ridge
+from updp.fit.rows import Sample, weights_of, with_weights
+from updp.recipe import Fit
+
+_CHUNK = 4096  # rows in float64 at once
+_CHOOSING = 1e-4  # strength of the ridge by which channels are chosen
+_ALL, _TRAIN, _HELD = "all", "train", "held"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An operator, and how far it is from the target on images that it was not fitted to.
+
+    Errors are squared, after the end activation, over the target's variance. `strength` is the
+    ridge that was chosen; None where the prior did better than any. `channels` are the numbers of
+    the input channels that the operator reads; None for all.
+    """
+
+    operator: Operator
+    error: float
+    prior_error: float
+    strength: float | None
+    rows: int
+    channels: Tensor | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """Plain data, without the operator."""
+        aside = ("operator", "channels")
+        return {key: value for key, value in vars(self).items() if key not in aside}
+
+
+class Problem:
+    """Gathers rows, then solves. Targets come from the baseline, inputs from the pruned prefix.
+
+    Rows are a sample of pixels, so many per unknown and no more than fit into `settings.rows_mb`;
+    the same pixels of each batch for targets and inputs. The last fifth of the images of each
+    batch chooses the strength of the ridge, and whether `operator`, the prior, is better. What is
+    not `biased` keeps the prior's bias. With `keep` the operator, of one group, keeps so many of
+    its input channels: those from which the others can best be made up.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        clamp: Clamp,
+        settings: Fit,
+        batches: int,
+        *,
+        biased: bool = True,
+        keep: int | None = None,
+    ) -> None:
+        self.operator, self.clamp, self.settings = operator, clamp, settings
+        self.biased, self.keep = biased, keep
+        unknowns = operator.weight[0].numel() + 1
+        width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
+        total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
+        self.quota = max(1, total // max(batches, 1))
+        self.bytes = self.quota * batches * width  # at most, of all rows
+        self._samples: dict[int, tuple[Sample, int]] = {}
+        self._targets: dict[int, Tensor] = {}
+        self._inputs: dict[int, Tensor] = {}
+        self._beside: dict[int, Tensor] = {}
+
+    @property
+    def gathered(self) -> int:
+        """Bytes of the targets that are there."""
+        return sum(t.nbytes for t in self._targets.values())
+
+    def thin(self, share: float) -> None:
+        """Look at this share of the rows; what is there already is to be given again."""
+        most = max(len(t) for t in self._targets.values())
+        self.quota = max(1, int(share * min(self.quota, most)))
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._samples, self._targets, self._inputs, self._beside = {}, {}, {}, {}
+
+    def target(self, batch: int, maps: Tensor) -> None:
+        """What the block gives before its end activation, (N, O, H, W), of one batch."""
+        images, _, height, width = maps.shape
+        sample = Sample.draw(images, height, width, self.quota, batch)
+        held = int((sample.image < images - max(images // 5, min(images - 1, 1))).sum())
+        self._samples[batch] = sample, held
+        self._targets[batch] = sample.of(maps)
+
+    def input(self, batch: int, maps: Tensor, beside: Tensor | None) -> None:
+        """What the operator reads (N, I, H, W), and what is added to what it gives (N, O, H, W)."""
+        sample, _ = self._samples[batch]
+        self._inputs[batch] = sample.patches(maps, self.operator)
+        if beside is not None:
+            self._beside[batch] = sample.of(beside)
+
+    def solve(self) -> Fitted:
+        """The best operator of the prior's shape (or narrower), fitted to all rows in the end.
+
+        The strength of the ridge is chosen before the end activation is followed, which takes most
+        of the time.
+        """
+        (gram, cross), (more, further) = self._moments(_TRAIN), self._moments(_HELD)
+        channels = None
+        if self.keep is not None:
+            channels, left = self._narrow(self.keep, gram + more, cross + further)
+            gram, more = (m[:, left][:, :, left] for m in (gram, more))
+            cross, further = cross[:, left], further[:, left]
+        prior = weights_of(self.operator).to(self._device)
+        errors = {
+            s: self._error(self._ridge(gram, prior, s).solve(cross)) for s in self.settings.ridge
+        }
+        strength = min(errors, key=errors.__getitem__)
+        weights = self._follow(self._ridge(gram, prior, strength), cross, _TRAIN)
+        error, prior_error = self._error(weights), self._error(prior)
+        rows = sum(len(t) for t in self._targets.values())
+        if prior_error <= error:
+            return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
+        ridge = self._ridge(gram + more, prior, strength)
+        weights = self._follow(ridge, cross + further, _ALL)
+        return Fitted(self._with(weights), error, prior_error, strength, rows, channels)
+
+    def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+        """Go on with so many input channels only; their numbers, and those of their unknowns."""
+        operator = self.operator
+        ridge = self._ridge(gram, weights_of(operator).to(self._device), _CHOOSING)
+        taps = operator.weight[0, 0].numel()
+        channels = needed(ridge.inverse()[0], ridge.solve(cross)[0], taps, keep)
+        of_each = channels[:, None] * taps + torch.arange(taps, device=channels.device)
+        left = torch.cat([of_each.flatten(), channels.new_tensor([gram.shape[1] - 1])])
+        channels = channels.to(operator.weight.device)
+        self.operator = replace(operator, weight=operator.weight[:, channels])
+        for batch, rows in self._inputs.items():
+            self._inputs[batch] = rows[..., left.to(rows.device)]
+        return channels, left
+
+    def _with(self, weights: Tensor) -> Operator:
+        return with_weights(self.operator, weights.to(self.operator.weight.device))
+
+    def _ridge(self, gram: Tensor, prior: Tensor, strength: float) -> Ridge:
+        return Ridge(gram, prior, strength, biased=self.biased)
+
+    def _follow(self, ridge: Ridge, cross: Tensor, part: str) -> Tensor:
+        """Solve, then again for the nearest points that the end activation clamps alike."""
+        weights = ridge.solve(cross)
+        for _ in range(0 if self.clamp.is_identity else self.settings.rounds):
+            weights = ridge.solve(self._cross(weights, part))
+        return weights
+
+    def _moments(self, part: str) -> tuple[Tensor, Tensor]:
+        """X'X (g, D, D) and X'T (g, D, O / g) of the rows."""
+        unknowns, device = next(iter(self._inputs.values())).shape[2], self._device
+        groups, outputs = self.operator.groups, self.operator.out_channels
+        gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64, device=device)
+        cross = gram.new_zeros(groups, unknowns, outputs // groups)
+        for x, target, beside in self._rows(part):
+            gram.baddbmm_(x.mT, x)
+            cross.baddbmm_(x.mT, target - beside)
+        return gram, cross
+
+    def _cross(self, weights: Tensor, part: str) -> Tensor:
+        """X'T, where a target that the end activation clamps gives way to what `weights` make."""
+        total = torch.zeros_like(weights)
+        for x, target, beside in self._rows(part):
+            target = self.clamp.nearest(target, x @ weights + beside)
+            total.baddbmm_(x.mT, target - beside)
+        return total
+
+    def _error(self, weights: Tensor) -> float:
+        """Squared, after the end activation, over the target's variance, on held-out rows."""
+        wrong, count = 0.0, 0
+        total, squares = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
+        held = any(samples[1] < len(self._targets[n]) for n, samples in self._samples.items())
+        for x, target, beside in self._rows(_HELD if held else _ALL):
+            target, value = self.clamp(target), self.clamp(x @ weights + beside)
+            wrong += (value - target).square().sum().item()
+            total, squares = total + target.sum(), squares + target.square().sum()
+            count += target.numel()
+        variance = (squares / count - (total / count).square()).item()
+        return wrong / count / max(variance, 1e-12)
+
+    def _rows(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Inputs (g, m, D), targets and what stands beside them (g, m, O / g), in float64."""
+        for batch, inputs in self._inputs.items():
+            held = self._samples[batch][1]
+            start, end = {_ALL: (0, None), _TRAIN: (0, held), _HELD: (held, None)}[part]
+            x, target = inputs[:, start:end], self._targets[batch][start:end]
+            if not len(target):
+                continue
+            target = self._grouped(target)
+            beside = torch.zeros_like(target)
+            if batch in self._beside:
+                beside = self._grouped(self._beside[batch][start:end])
+            for parts in zip(
+                *(torch.split(t, _CHUNK, 1) for t in (x, target, beside)), strict=True
+            ):
+                x64, target64, beside64 = (t.to(self._device).double() for t in parts)
+                yield x64, target64, beside64
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        return values.reshape(len(values), self.operator.groups, -1).transpose(0, 1)
+
+    @property
+    def _device(self) -> torch.device:
+        device = next(iter(self._inputs.values())).device
+        return torch.device("cpu") if device.type == "mps" else device  # which has no float64

@@ -1,0 +1,1 @@
+"""Files, progress and figures: what every part of the package writes and tells."""

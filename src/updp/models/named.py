@@ -1,0 +1,186 @@
+"""Models by name: `timm/NAME`, `torchvision/NAME`, `hf/DIR`, `path/file.py:factory`."""
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from updp.errors import UserError, reason
+from updp.models.transformers import load_classifier
+
+_NAMED_AT_MOST = 5
+
+
+def load_model(
+    spec: str, *, weights: Path | None = None, num_classes: int | None = None, seed: int = 0
+) -> nn.Module:
+    """Build the model that `spec` names and load `weights` (safetensors) into it, strictly.
+
+    `num_classes` is for timm and torchvision; a factory decides for itself. Untrained weights
+    depend on `seed` alone, and the caller's random state is left as it was.
+
+    Raises `UserError` for an unknown model, a failing factory or weights that do not fit.
+    """
+    build = _builder(spec, {} if num_classes is None else {"num_classes": num_classes})
+    # The CPU's generator alone: models are built there, and forking CUDA's would start CUDA.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.default_generator.manual_seed(seed)
+        # torchvision's advice to pass `init_weights` to GoogLeNet and Inception.
+        warnings.filterwarnings("ignore", "The default weight init", FutureWarning)
+        try:
+            model = build()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"model '{spec}' cannot be built: {reason(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model '{spec}' is a {type(model).__name__}: the factory must return an nn.Module"
+        )
+    if weights is not None:
+        _load_weights(model, weights, spec)
+    return model
+
+
+def hash_state(module: nn.Module) -> str:
+    """Sha256 over the names, dtypes, shapes and bytes of the state dict."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):  # an "extra state" may be anything
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def num_outputs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """K, where `model` maps zeros of (1, *input_shape) to (1, K); training modes are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    shape = (1, *input_shape)
+    try:
+        with torch.no_grad():
+            output = model.eval()(torch.zeros(shape, dtype=like.dtype, device=like.device))
+    except Exception as error:
+        raise UserError(f"the model fails on an input of {shape}: {reason(error)}") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
+        is_tensor = isinstance(output, Tensor)
+        got = f"{tuple(output.shape)}" if is_tensor else f"a {type(output).__name__}"
+        raise UserError(
+            f"the model maps {shape} to {got}: updp needs a classifier with (N, classes) output"
+        )
+    return output.shape[1]
+
+
+def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
+    path, _, factory = spec.rpartition(":")
+    if path.endswith(".py"):  # first, for a file may well lie in a folder called timm
+        return lambda: _from_file(Path(path).expanduser(), factory)
+    library, _, name = spec.partition("/")
+    if library == "hf":
+        return lambda: load_classifier(Path(name).expanduser(), **options)
+    if library == "timm":
+        if not timm.is_model(name):
+            raise _unknown(spec, name, timm.list_models())
+        return lambda: timm.create_model(name, pretrained=False, **options)
+    if library == "torchvision":
+        # Its classifiers: the builders of detectors download backbones unasked.
+        names = torchvision.models.list_models(module=torchvision.models)
+        if name not in names:
+            raise _unknown(spec, name, names)
+        return lambda: torchvision.models.get_model(name, weights=None, **options)
+    raise UserError(
+        f"model '{spec}': write timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory"
+    )
+
+
+def _unknown(spec: str, name: str, names: Iterable[str]) -> UserError:
+    close = difflib.get_close_matches(name.partition(".")[0], names, n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else "see the library's list_models()"
+    return UserError(f"model '{spec}' is unknown: {hint}")
+
+
+def _from_file(path: Path, name: str) -> object:
+    if not path.is_file():
+        raise UserError(f"model file '{path}' is not there: check the path")
+    with _importable(path.parent):
+        module = _import(path)
+        factory = getattr(module, name, None)
+        if not callable(factory):
+            found = [
+                key
+                for key, value in vars(module).items()
+                if not key.startswith("_")
+                and callable(value)
+                and getattr(value, "__module__", None) == module.__name__
+            ]
+            raise UserError(
+                f"'{path}' has no factory '{name}': it has {', '.join(found) or 'none'}"
+            )
+        return factory()
+
+
+def _import(path: Path) -> ModuleType:
+    # A private name: the user's `models.py` must not shadow, nor be shadowed by, another.
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    found = importlib.util.spec_from_file_location(f"_updp_{path.stem}_{key}", path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module  # dataclasses and torch.export look their module up
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[found.name]
+        raise UserError(f"model file '{path}' cannot be imported: {reason(error)}") from error
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a model file import its neighbours, as it can when run as a script."""
+    entry = str(folder.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)
+
+
+def _load_weights(model: nn.Module, path: Path, spec: str) -> None:
+    if not path.is_file():
+        raise UserError(f"weights '{path}' are not there: check the path")
+    try:
+        given = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"weights '{path}' are not a readable safetensors file ({reason(error)}): "
+            "save them with safetensors.torch.save_file"
+        ) from error
+    wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    problems = [f"missing {key}" for key in wanted if key not in given]
+    problems += [f"unexpected {key}" for key in given if key not in wanted]
+    problems += [
+        f"wrong shape of {key}: {tuple(given[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in given and given[key].shape != value.shape
+    ]
+    if problems:
+        more = len(problems) - _NAMED_AT_MOST
+        listed = "; ".join(problems[:_NAMED_AT_MOST]) + (f"; ... and {more} more" * (more > 0))
+        raise UserError(f"weights '{path}' do not fit '{spec}': {listed}")
+    model.load_state_dict(given)

@@ -1,0 +1,147 @@
+"""Another model as the teacher of stage 3: it sees the same images, prepared as it wants them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from updp.data import Preprocess, model_input_size, preprocess_for
+from updp.errors import UserError
+from updp.models import load_model, num_outputs
+from updp.recipe import Recipe
+
+BASELINE = "baseline"  # as a teacher's name: the model as it was brought
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+class Teacher(nn.Module):
+    """Logits (N, classes) of images (N, C, H, W) that were prepared for the pruned model.
+
+    `given` is that preparation, which is undone: x * std + mean; then the images are brought to the
+    size and channels of `own` and normalised as it says. Where `given` is None (a user's loaders
+    normalise, nobody knows how), values are left alone.
+    """
+
+    def __init__(self, model: nn.Module, given: Preprocess | None, own: Preprocess) -> None:
+        super().__init__()
+        self.model, self.given, self.own = model, given, own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The other model's logits."""
+        return self.model(self.prepared(x))
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """The images as the other model wants them."""
+        channels, *size = self.own.input_size
+        given, own = self.given, self.own
+        same = given is None or (given.mean, given.std) == (own.mean, own.std)
+        if given is not None and not same:
+            x = x * _column(given.std, x) + _column(given.mean, x)
+        if x.shape[1] == 1 and channels == 3:
+            x = x.expand(-1, 3, -1, -1)
+        elif x.shape[1] == 3 and channels == 1:
+            x = (x * _column(_LUMA, x)).sum(1, keepdim=True)
+        if list(x.shape[2:]) != size:
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        return x if same else (x - _column(own.mean, x)) / _column(own.std, x)
+
+
+def load_teacher(
+    teacher: nn.Module | str | None, weights: str | Path | None, classes: int, seed: int
+) -> nn.Module | None:
+    """The module, or the named model with its weights (safetensors); None is the baseline.
+
+    Raises UserError: there is no such model, or it would be untrained, or the weights do not fit.
+    """
+    if not isinstance(teacher, str) or teacher == BASELINE:
+        if weights is not None:
+            raise UserError("teacher weights are for a teacher given by name, and not for baseline")
+        return teacher if isinstance(teacher, nn.Module) else None
+    if weights is not None:
+        return load_model(teacher, weights=Path(weights), num_classes=classes, seed=seed)
+    model = load_model(teacher, seed=seed)
+    if teacher.partition("/")[0] in ("timm", "torchvision"):
+        raise UserError(
+            f"teacher '{teacher}' would be untrained: give its weights, a safetensors file"
+        )
+    return model
+
+
+def make_teacher(
+    model: nn.Module | None,
+    name: str,
+    recipe: Recipe,
+    given: Preprocess,
+    classes: int,
+    *,
+    normalised: bool,
+) -> Teacher | None:
+    """A frozen copy of `model` as a teacher; None for None, which is the baseline.
+
+    How it wants its images: `subnet.teacher_size`, `teacher_mean` and `teacher_std`; else its own
+    configuration (timm's, transformers'); else ImageNet's normalisation for torchvision's models,
+    and the pruned model's own, `given`, for any other. `normalised` images come so from the user's
+    loaders, in a way that only `data.mean` and `data.std` can tell.
+
+    Raises UserError: it has another number of classes, it fails on images of that size, or the
+    recipe does not use it or compares its features.
+    """
+    settings = recipe.subnet
+    changed = [f for f in ("size", "mean", "std") if getattr(settings, f"teacher_{f}") is not None]
+    if model is None:
+        if changed:
+            raise UserError(
+                f"subnet.teacher_{changed[0]} is about another teacher than the model: give one"
+            )
+        return None
+    if settings.features:
+        raise UserError(
+            "subnet.features compares the pruned blocks with the model's own, which another "
+            "teacher does not have: set subnet.features=0, or leave the teacher out"
+        )
+    if not settings.distill:
+        raise UserError("subnet.distill=0 asks no teacher: raise it, or leave the teacher out")
+    size = settings.teacher_size or model_input_size(model) or given.input_size
+    wants, has = size[0], given.input_size[0]
+    if wants != has and {wants, has} != {1, 3}:
+        raise UserError(
+            f"teacher '{name}' wants images of {wants} channels and they have {has}: only grey and "
+            "colour become one another"
+        )
+    own = _preparation(model, size, recipe, given)
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    try:
+        outputs = num_outputs(copied, own.input_size)
+    except UserError as error:
+        raise UserError(f"teacher '{name}': {error}; see subnet.teacher_size") from error
+    if outputs != classes:
+        raise UserError(
+            f"teacher '{name}' has {outputs} classes and the data {classes}: give one made for "
+            "these classes"
+        )
+    known = not normalised or (recipe.data.mean is not None and recipe.data.std is not None)
+    return Teacher(copied, given if known else None, own)
+
+
+def _preparation(
+    model: nn.Module, size: tuple[int, int, int], recipe: Recipe, given: Preprocess
+) -> Preprocess:
+    settings = recipe.subnet
+    says = model_input_size(model) is not None or type(model).__module__.startswith("torchvision.")
+    if says or size[0] != given.input_size[0]:
+        own = preprocess_for(model, None, input_size=size)
+    else:
+        own = given
+    try:
+        return Preprocess(settings.teacher_mean or own.mean, settings.teacher_std or own.std, size)
+    except UserError as error:
+        raise UserError(f"subnet.teacher_mean and teacher_std: {error}") from error
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]

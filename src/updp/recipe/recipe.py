@@ -1,0 +1,116 @@
+"""What the user asked for: checked, readable, and written into the run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from updp.errors import UserError
+from updp.recipe.budget import Budget
+from updp.recipe.settings import Candidates, Data, Fit, Measure, Merge, Part, Search
+from updp.recipe.training import Subnet, Supernet
+
+_OWN = Path(__file__).parent / "presets"
+NAMES = tuple(sorted(file.stem for file in _OWN.glob("*.yaml")))
+
+
+class Recipe(Part):
+    """Everything that decides the outcome, besides the model and the data."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    budget: Budget | None = None
+    data: Data = Data()
+    candidates: Candidates = Candidates()
+    fit: Fit = Fit()
+    measure: Measure = Measure()
+    supernet: Supernet = Supernet()
+    search: Search = Search()
+    subnet: Subnet = Subnet()
+    merge: Merge = Merge()
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read a YAML file, or one of `NAMES`. Raises UserError that names file and field."""
+        own = _OWN / f"{path}.yaml"
+        try:
+            text = own.read_text() if str(path) in NAMES else path.read_text()
+            data = yaml.safe_load(text)
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            known = f" (there are {', '.join(NAMES)})" if path.suffix == "" else ""
+            raise UserError(f"recipe '{path}' cannot be read: {_line(error)}{known}") from error
+        return cls.check(data or {}, f"recipe '{path}'")
+
+    @classmethod
+    def check(cls, data: Any, source: str) -> Recipe:
+        """Validate plain data. Raises UserError that names the source and the first wrong field."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "it"
+            raise UserError(f"{source}: {field}: {first['msg']}, not {first['input']!r}") from error
+
+    def updated(self, *settings: str) -> Recipe:
+        """With settings such as `subnet.epochs=20` (values in YAML) changed."""
+        data = self.model_dump(mode="json")
+        for setting in settings:
+            path, equals, value = setting.partition("=")
+            if not equals:
+                raise UserError(
+                    f"--set {setting!r}: write it as field=value, e.g. subnet.epochs=20"
+                )
+            *parents, last = path.strip().split(".")
+            part: Any = data
+            for name in parents:
+                part = part.get(name) if isinstance(part, dict) else None
+            if not isinstance(part, dict) or last not in part:
+                names = ", ".join(part) if isinstance(part, dict) else ", ".join(data)
+                raise UserError(f"--set {setting!r}: no field {path!r}; there are {names}")
+            try:
+                part[last] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise UserError(f"--set {setting!r}: the value is not YAML") from error
+        return self.check(data, f"--set {' '.join(settings)}")
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether BatchNorm statistics are estimated anew for each plan of the search.
+
+        Fitted candidates have none of their own, and give what the kept ones were trained on.
+        """
+        if self.search.recalibrate is not None:
+            return self.search.recalibrate
+        return self.supernet.start != "fit" or self.supernet.epochs > 0
+
+    @property
+    def refines(self) -> bool:
+        """Whether the search ends with plans as the fit of stage 3 will make them."""
+        fitted = self.supernet.start == self.subnet.start == "fit" and self.supernet.epochs == 0
+        return fitted and self.search.refined > 0
+
+    @property
+    def counts_blocks(self) -> bool:
+        """Whether nothing but blocks is counted: each that is pruned is to lose depth then."""
+        return self.budget is None or [*self.budget.model_dump(exclude_none=True)] == ["blocks"]
+
+    def decisive(self) -> dict[str, Any]:
+        """Plain data, without how often latency is measured and where a search is kept."""
+        aside = {"measure": {"rounds", "cache"}, "search": {"storage", "reuse_mb"}}
+        return self.model_dump(mode="json", exclude=aside)
+
+    def hash(self) -> str:
+        """Sha256 of what decides the outcome."""
+        return hashlib.sha256(json.dumps(self.decisive()).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """As `load` reads it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,174 @@
+"""The settings of the two stages that train: an optimiser, a schedule, what is learnt from."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from timm.optim import get_optimizer_info, list_optimizers
+
+from updp.recipe.settings import Part
+
+DECAYS = ("cosine", "tanh", "poly", "step", "constant")
+
+
+class Training(Part):
+    """An optimiser and a schedule (timm's names), what images and labels become, and an average."""
+
+    epochs: float = Field(2, ge=0, description="passes over the training images; may be a part")
+    optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
+    lr: float = Field(0.01, gt=0, description="learning rate, at the end of the warm-up")
+    momentum: float = Field(0.9, gt=0, lt=1, description="for optimisers that have one, as sgd")
+    betas: tuple[float, ...] | None = Field(
+        None, description="for optimisers that have them, as adamw; the optimiser's own"
+    )
+    weight_decay: float = Field(1e-4, ge=0, description="not of biases and norms")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    decay: str = Field(
+        "cosine",
+        description="of the learning rate, over all steps: cosine, tanh, poly, step or constant",
+    )
+    decay_rate: float | None = Field(
+        None, gt=0, description="factor of a step, 0.1; power of poly, 1, which is a straight line"
+    )
+    decay_every: float = Field(0.3, gt=0, description="share of the steps between two of `step`")
+    norms: Literal["train", "frozen"] = Field(
+        "train",
+        description="BatchNorms take each batch's statistics; or the network trains as it is "
+        "deployed: they keep those they have, and there is no dropout and no stochastic depth",
+    )
+    clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay, per step, of an exponential moving average of the weights, which is "
+        "what the stage then leaves; 0 is off",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that goes to all classes alike"
+    )
+    mixup: float = Field(
+        0.0, ge=0, description="batches are blended by Beta(mixup, mixup), such as 0.2; 0 is off"
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description="boxes of Beta(cutmix, cutmix) of the area are swapped, such as 1; 0 is off; "
+        "beside mixup each batch takes one of the two",
+    )
+    checkpoint_seconds: float = Field(20, gt=0, description="between two checkpoints")
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in list_optimizers():
+            close = get_close_matches(name, list_optimizers()) or ["sgd", "adamw", "lamb"]
+            raise ValueError(f"timm has no such optimizer (but {', '.join(close)})")
+        return name
+
+    @field_validator("momentum")
+    @classmethod
+    def _is_used(cls, momentum: float, info: ValidationInfo) -> float:
+        name = info.data.get("optimizer")  # which is missing when it is wrong
+        default = cls.model_fields["momentum"].default
+        if name and momentum != default and not get_optimizer_info(name).has_momentum:
+            raise ValueError(f"{name} has no momentum: its betas are `betas`, if it has any")
+        return momentum
+
+    @field_validator("betas")
+    @classmethod
+    def _as_many(
+        cls, betas: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        name = info.data.get("optimizer")
+        if betas is None or not name:
+            return betas
+        optimizer = get_optimizer_info(name)
+        count = optimizer.num_betas if optimizer.has_betas else 0
+        if len(betas) != count:
+            raise ValueError(f"{name} has {count or 'no'} betas")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each must be at least 0 and less than 1")
+        return betas
+
+    @field_validator("decay")
+    @classmethod
+    def _known_decay(cls, name: str) -> str:
+        if name not in DECAYS:
+            close = get_close_matches(name, DECAYS) or DECAYS
+            raise ValueError(f"there is no such decay (but {', '.join(close)})")
+        return name
+
+
+class Supernet(Training):
+    """Stage 1: fit, training by the sandwich rule, or both."""
+
+    epochs: float = Field(0, ge=0, description="passes over the training images; may be a part")
+    lr: float = Field(0.003, gt=0, description="learning rate, at the end of the warm-up")
+    start: Literal["fit", "inherit"] = Field(
+        "fit",
+        description="every candidate is fitted alone, in closed form; or has the block's weights",
+    )
+    random_paths: int = Field(2, ge=0, description="random plans per step, beside the two ends")
+
+
+class Subnet(Training):
+    """Stage 3: from a fitted start, or progressive, or both."""
+
+    epochs: float = Field(8, ge=0, description="passes over the training images; may be a part")
+    lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
+    norms: Literal["train", "frozen"] = Field(
+        "frozen",
+        description="BatchNorms take each batch's statistics; or the network trains as it is "
+        "deployed: they keep those they have, and there is no dropout and no stochastic depth",
+    )
+    gate: Literal["blend", "anneal"] = Field(
+        "blend",
+        description="the way from block to pruned block: both mixed, or the block's own "
+        "activations and norms turned into the pruned one's",
+    )
+    schedule: Literal["linear", "cosine"] = Field("cosine", description="lambda's way from 0 to 1")
+    hold: float = Field(
+        1.0, ge=0, le=1, description="share of the steps after lambda = 1; 1 is direct"
+    )
+    start: Literal["fit", "supernet", "baseline"] = Field(
+        "fit",
+        description="whose weights: the supernet's, and the plan fitted to the baseline, one site "
+        "after another; the supernet's as they are; or the baseline's",
+    )
+    merge: Literal["end", "ramp"] = Field(
+        "end",
+        description="when blocks merge: after the training, or once lambda is 1, and the merged "
+        "ones are trained on",
+    )
+    all_images: bool = Field(
+        True, description="train on the images too that were held out for the stages before"
+    )
+    distill: float = Field(
+        0.9, ge=0, le=1, description="weight of the teacher's logits; the labels' is the rest"
+    )
+    temperature: float = Field(2.0, gt=0, description="by which logits are divided to distill them")
+    features: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the baseline's features at the ends of the pruned blocks: squared "
+        "error over their variance, added to the rest",
+    )
+    teacher_size: tuple[int, int, int] | None = Field(
+        None, description="(C, H, W) of another teacher's images; its own, else the model's"
+    )
+    teacher_mean: tuple[float, ...] | None = Field(
+        None, description="another teacher's normalisation; its own, else the model's"
+    )
+    teacher_std: tuple[float, ...] | None = Field(None, description="as teacher_mean")
+
+    @model_validator(mode="after")
+    def _has_a_gate(self) -> Self:
+        if self.start == "fit" and self.gate == "anneal" and self.hold < 1:
+            raise ValueError(
+                "gate=anneal turns the block's own activations off, and a fitted block has none: "
+                "take gate=blend, or start=supernet or baseline"
+            )
+        return self

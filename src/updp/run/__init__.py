@@ -1,0 +1,1 @@
+"""One run directory from its inputs to its final table."""

@@ -1,0 +1,84 @@
+"""A merged model from its run directory, without pickle."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from torch import nn
+
+from updp.blocks import find
+from updp.candidates import planned
+from updp.errors import UserError, reason
+from updp.io.files import read_tensors
+from updp.io.records import read_checked
+from updp.models import load_model
+from updp.plan import Plan
+from updp.supernet import Supernet
+
+
+class About(BaseModel):
+    """What `run.json` says of model and data; what came from Python has no name."""
+
+    model: str
+    weights: str = ""
+    data: str
+    classes: list[str]
+    input_shape: tuple[int, ...]
+
+    def weights_for(
+        self, model: nn.Module | str | None, weights: str | Path | None
+    ) -> str | Path | None:
+        """The file to open: `weights` if given; the run's own are for the run's own model."""
+        own = self.weights if model in (None, self.model) else ""
+        return weights or own or None
+
+
+def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The merged model of a finished run, in evaluation mode. No pickle is involved.
+
+    `model` is the baseline's architecture, for runs that were given a module and not a name; its
+    weights do not matter. Raises UserError.
+    """
+    path = Path(run)
+    for name in ("run.json", "plan.json", "model.safetensors"):
+        if not (path / name).exists():
+            raise UserError(f"'{path}' holds no finished run: there is no {name}")
+    about = read_checked(path / "run.json", About)
+    if model is None:
+        if not about.model:
+            raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
+        model = load_model(about.model, num_classes=len(about.classes))
+    plan = Plan.from_json((path / "plan.json").read_text(), str(path / "plan.json"))
+    merged = skeleton(model, about.input_shape, plan)
+    try:
+        merged.load_state_dict(read_tensors(path / "model.safetensors")[0])
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"'{path / 'model.safetensors'}' cannot be read ({reason(error)}): copy the run "
+            "directory again, or let `updp merge --fresh` make it anew"
+        ) from error
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in '{path}' do not fit this {type(model).__name__}: "
+            "it is not the model that was pruned"
+        ) from error
+    return merged
+
+
+def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Module:
+    """The baseline's structure merged under the plan, for inputs of `shape` (C, H, W).
+
+    Its weights are to be loaded; `baseline` is left as it is. Raises UserError when the plan
+    names a site that the model does not have.
+    """
+    model = copy.deepcopy(baseline).eval()
+    device = next(model.parameters()).device
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    findings = find(model, example.to(device))
+    net = Supernet(model, findings, planned(plan, findings)).eval()
+    net.choose(plan.choices)
+    return net.merged()

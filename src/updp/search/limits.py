@@ -1,0 +1,82 @@
+"""A budget, made definite for one model on one device."""
+
+from __future__ import annotations
+
+import math
+
+from updp.errors import UserError
+from updp.recipe.budget import Budget
+from updp.search.integer_program import Limits, Program
+from updp.search.space import Cost, Space
+
+
+def limits_of(budget: Budget, space: Space) -> Limits:
+    """The budget in ms, MACs, parameters and bytes.
+
+    Raises UserError, with the nearest reachable value, for one that is out of reach or that the
+    baseline keeps to already.
+    """
+    baseline = vars(space.baseline)
+    limits = Limits(budget.limits(baseline), budget.blocks)
+    program = Program(space)
+    count = sum(any(option.blocks for option in site.options) for site in space.sites)
+    if budget.blocks is not None and budget.blocks > count:
+        raise UserError(
+            f"budget blocks={budget.blocks} is more than the {count} sites that can be "
+            f"pruned: ask for blocks={count} at most (`updp inspect` lists them)"
+        )
+    for unit, limit in limits.amounts.items():
+        if limit >= baseline[unit]:
+            raise UserError(
+                f"budget {unit}={getattr(budget, unit)} is no less than the baseline's "
+                f"{amount(unit, baseline[unit])}: ask for less"
+            )
+        least = program.least(unit, Limits())
+        if least is not None and least > limit * (1 + 1e-9):
+            raise UserError(
+                f"budget {unit}={getattr(budget, unit)} is out of reach: pruning whatever saves "
+                f"most comes down to {unit}={_share(least, baseline[unit])}"
+            )
+    if program.best([0.0] * len(program.options), limits) is None:
+        raise UserError(_together(budget, limits, space, program))
+    return limits
+
+
+def _together(budget: Budget, limits: Limits, space: Space, program: Program) -> str:
+    """Limits that can each be met, but not at once: how far one comes with the others."""
+    for unit in limits.amounts:
+        least = program.least(unit, limits.without(unit))
+        if least is not None:
+            share = _share(least, getattr(space.baseline, unit))
+            return (
+                f"budget {budget} is out of reach as a whole: with the rest of it met, {unit} "
+                f"comes down to {unit}={share}"
+            )
+    return f"budget {budget} is out of reach as a whole: each part of it is not; ask for less"
+
+
+def axis_of(limits: Limits) -> str:
+    """The unit that a front shows score against.
+
+    MACs unless another one is limited: they do not vary from clock to clock.
+    """
+    return next(iter(limits.amounts), "macs")
+
+
+def share(cost: Cost, unit: str, space: Space) -> float:
+    """Of the baseline's."""
+    return float(getattr(cost, unit)) / float(getattr(space.baseline, unit))
+
+
+def amount(unit: str, value: float) -> str:
+    """A person's way to write it, which a budget reads."""
+    if unit == "latency":
+        return f"{value:.3g}ms"
+    for factor, name in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if value >= factor:
+            return f"{value / factor:.3g}{name}" + ("B" if unit == "memory" else "")
+    return f"{value:.3g}" + ("B" if unit == "memory" else "")
+
+
+def _share(value: float, whole: float) -> str:
+    return f"{math.ceil(1000 * value / whole - 1e-6) / 1000:.3f}"

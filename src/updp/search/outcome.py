@@ -1,0 +1,195 @@
+"""What a search ends with: all plans that were scored, their front, and the plan that is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from updp.candidates import Offer
+from updp.errors import UserError
+from updp.measure import Latency
+from updp.plan import Plan
+from updp.recipe.budget import Budget
+from updp.run.result import Timing
+from updp.search import Evaluated, Limits, Task, limits_of, pareto, within
+from updp.search.space import Cost, Genome, Space
+
+
+class Point(BaseModel):
+    """A plan that was scored: latency in ms for a batch, predicted and, of some, measured.
+
+    `score` is the lower the better; where it is not `complete` it was left half-way and is an
+    estimate. `fitted` is the score after fit and repair, of those plans that were refined. MACs are
+    for an image, memory is in bytes at the peak.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    choices: dict[str, str]
+    score: float | None
+    top1: float | None
+    complete: bool
+    fitted: float | None = None
+    fitted_top1: float | None = None
+    latency: float
+    noise: float
+    measured: Timing | None = None
+    macs: float
+    parameters: float
+    memory: float
+    blocks: int
+
+
+class Outcome(BaseModel):
+    """All of a search, in the order of scoring; `front` and `chosen` are places in `points`.
+
+    `axis` is the unit of cost that the front is drawn over.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = 1
+    axis: str
+    budget: str
+    searcher: str
+    baseline: Point
+    points: tuple[Point, ...]
+    front: tuple[int, ...]
+    chosen: int
+
+    @property
+    def plan(self) -> Point:
+        """The point that is taken."""
+        return self.points[self.chosen]
+
+
+Known = Mapping[Genome, Evaluated]
+
+
+def best(known: Known, refined: Known, task: Task) -> list[Genome]:
+    """The best plans within the budget, at most as many as are to be timed end to end.
+
+    By their score after fit and repair, where some were refined.
+    """
+    found = within(refined.values(), task, task.limits) or within(known.values(), task, task.limits)
+    return [e.genome for e in found[: task.settings.timed]]
+
+
+def conclude(
+    known: Known,
+    refined: Known,
+    task: Task,
+    budget: Budget,
+    measured: Mapping[Genome, Latency],
+) -> Outcome:
+    """Choose among the best plans: the first that keeps to the budget as measured end to end.
+
+    A latency whose quartiles reach the limit counts as keeping to it. Where none does, the one that
+    comes nearest is taken.
+    """
+    candidates, space = best(known, refined, task), task.space
+    times = {genome: _timing(latency, space) for genome, latency in measured.items()}
+    limit = task.limits.amounts.get("latency", math.inf)
+    nearest = min(candidates, key=lambda g: times[g].median if g in times else 0.0)
+    keeping = (g for g in candidates if g not in times or times[g].low <= limit)
+    chosen = next(keeping, nearest)
+    genomes = list(known)
+    if space.keep in known:
+        baseline = _point(space, known[space.keep])
+    else:
+        whole = _costs(space.baseline)
+        baseline = Point(choices={}, score=None, top1=None, complete=False, **whole)
+    return Outcome(
+        axis=task.axis,
+        budget=str(budget),
+        searcher=task.settings.searcher,
+        baseline=baseline,
+        points=tuple(_point(space, e, times.get(g), refined.get(g)) for g, e in known.items()),
+        front=tuple(genomes.index(e.genome) for e in pareto(known.values(), task)),
+        chosen=genomes.index(chosen),
+    )
+
+
+def pick(outcome: Outcome, space: Space, text: str) -> Outcome:
+    """Another point of a finished search: the number of a line of its front, or a budget.
+
+    Raises UserError when there is no such point.
+    """
+    if text.isdigit():
+        if not 1 <= int(text) <= len(outcome.front):
+            raise UserError(
+                f"--pick {text}: the front has lines 1 to {len(outcome.front)} (`updp search` "
+                "shows them)"
+            )
+        return outcome.model_copy(update={"chosen": outcome.front[int(text) - 1]})
+    limits = limits_of(Budget.parse(text), space)
+    keeping = [i for i, p in enumerate(outcome.points) if p.complete and _meets(p, limits)]
+    if not keeping:
+        raise UserError(
+            f"--pick {text!r}: none of the plans that were scored keeps to it; search again with "
+            f"--budget {text}"
+        )
+    repaired = [i for i in keeping if outcome.points[i].fitted is not None]
+    chosen = min(repaired or keeping, key=lambda i: (_score(outcome.points[i]), i))
+    return outcome.model_copy(update={"chosen": chosen})
+
+
+def plan_of(
+    outcome: Outcome,
+    offers: Mapping[str, Sequence[Offer]],
+    budget: str,
+    hashes: Mapping[str, str],
+) -> Plan:
+    """The chosen point as a plan, with its candidates."""
+    choices = outcome.plan.choices
+    labels = {name: {o.candidate.label: o.candidate for o in offers[name]} for name in choices}
+    candidates = {name: labels[name][label].to_json() for name, label in choices.items()}
+    return Plan(choices=choices, candidates=candidates, budget=budget, hashes=hashes)
+
+
+def _meets(point: Point, limits: Limits) -> bool:
+    cost = {name: getattr(point, name) for name in Cost.__dataclass_fields__}
+    if point.measured is not None:
+        cost["latency"] = point.measured.low
+    return limits.met(Cost(**cost))
+
+
+def _score(point: Point) -> float:
+    score = point.score if point.fitted is None else point.fitted
+    return math.inf if score is None else score
+
+
+def _timing(latency: Latency, space: Space) -> Timing:
+    """By the speed-up over the baseline beside it: the machine may have become slower since."""
+    s = latency.speedup
+    return Timing(median=space.ms / s.median, low=space.ms / s.high, high=space.ms / s.low)
+
+
+def _point(
+    space: Space,
+    evaluated: Evaluated,
+    measured: Timing | None = None,
+    refined: Evaluated | None = None,
+) -> Point:
+    score = evaluated.score
+    return Point(
+        choices=space.choices(evaluated.genome),
+        score=_finite(score.score),
+        top1=score.top1,
+        complete=score.complete,
+        fitted=_finite(refined.score.score) if refined else None,
+        fitted_top1=refined.score.top1 if refined else None,
+        measured=measured,
+        **_costs(space.cost(evaluated.genome)),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _costs(cost: Cost) -> dict[str, Any]:
+    return dict(vars(cost))

@@ -1,0 +1,59 @@
+"""How good a plan is with the supernet's weights, its candidates fitted or trained there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from updp import recipe as recipes
+from updp.data.feed import Feed
+from updp.search.prefix_cache import Replay
+from updp.search.score import HeldOut, Score
+from updp.supernet import Supernet
+from updp.training.batchnorm import preserved, recalibrate
+
+
+class Scorer:
+    """Scores plans of one supernet. What plans begin with alike is computed once.
+
+    BatchNorm statistics are recalibrated for each plan, if the recipe says so, and put back
+    afterwards: a score does not depend on what was scored before.
+    """
+
+    def __init__(
+        self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: recipes.Recipe
+    ) -> None:
+        self.net = net
+        self.calibration = feed.calibration() if recipe.recalibrates else []
+        self.held_out = HeldOut(baseline, feed, recipe.search.score)
+        total = self.held_out.images + sum(len(batch) for batch in self.calibration)
+        net.eval()
+        net.choose({})
+        with torch.no_grad():
+            some = self.held_out.chunks[0][0][:2]
+            self.replay = Replay(net, recipe.search.reuse_mb, total, some)
+
+    @torch.no_grad()
+    def __call__(
+        self, choices: Mapping[str, str], hopeless: Callable[[float], bool] = lambda bound: False
+    ) -> Score:
+        """The plan's score; of fewer images when it is certain that the score is hopeless.
+
+        `hopeless` is asked again and again with a value that the score cannot fall below.
+        """
+        training = self.net.training
+        self.net.eval()
+        self.net.choose(choices)
+        self.replay.begin()
+        with preserved(self.net):
+            if self.calibration:
+                recalibrate(
+                    self.net, self.calibration, lambda i, x: self.replay(("calibration", i), x)
+                )
+            self.replay.calibrated()
+            score = self.held_out.score(lambda i, x: self.replay(("held out", i), x), hopeless)
+        self.replay.end()
+        self.net.train(training)
+        return score

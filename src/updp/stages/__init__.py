@@ -1,0 +1,1 @@
+"""The four stages, and the survey of sites before them: one file each."""

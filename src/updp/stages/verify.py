@@ -1,0 +1,166 @@
+"""Proof that a merged model computes what was trained (DESIGN, rule 6)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.node import map_aggregate
+
+from updp import recipe as recipes
+from updp.errors import MergeError
+from updp.supernet import Supernet
+
+# Merging adds up in another order, so it rounds otherwise, but not much more.
+ROUNDINGS = 4
+PARTS = 4  # two precisions, each on random inputs and real images
+
+
+@dataclass(frozen=True)
+class Check:
+    """Relative L2 error of one block, or of the logits (`where` is empty), on one input.
+
+    `rounding` is the error that the subnet itself makes there by its own precision.
+    """
+
+    where: str
+    dtype: str
+    source: str
+    error: float
+    rounding: float
+    border: float | None = None
+    interior: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def verify(
+    net: Supernet,
+    images: Tensor,
+    settings: recipes.Merge,
+    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
+    sources: Sequence[str] = ("random", "images"),
+    tick: Callable[[], None] = lambda: None,
+) -> list[Check]:
+    """Compare subnet and merged model under the present choices, block by block and end to end.
+
+    On `images` (N, C, H, W) and on random input of that shape, in each of `dtypes`; `sources` may
+    name one of the two. `tick` is called after each. Each merged block is fed what its subnet block
+    was fed. Many layers may round by more than the tolerance, merged or not: an error may also be
+    as large as a few of the subnet's own.
+
+    Raises:
+        MergeError: an error is above its tolerance; the first is named.
+    """
+    nets = {
+        torch.float64: copy.deepcopy(net).double().eval(),
+        torch.float32: copy.deepcopy(net).float().eval(),
+    }
+    random = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    inputs = {"random": random.to(images.device), "images": images}
+    checks: list[Check] = []
+    for dtype in dtypes:
+        name = str(dtype).removeprefix("torch.")
+        (other,) = (d for d in nets if d != dtype)
+        merged = net.merged(dtype)
+        tolerance: float = getattr(settings, f"tolerance_{name}")
+        for source in sources:
+            x = inputs[source]
+            for check in _compare(nets[dtype], merged, nets[other], x.to(dtype), other, source):
+                limit = max(tolerance, ROUNDINGS * check.rounding)
+                if not check.error <= limit:
+                    raise MergeError(
+                        f"merged {check.where or 'model'} differs from what was trained by "
+                        f"{check.error:.1e} ({check.dtype}, {source}; at most {limit:.0e}): "
+                        "nothing was written"
+                    )
+                checks.append(check)
+            tick()
+    return checks
+
+
+def _compare(
+    subnet: Supernet,
+    merged: nn.Module,
+    reference: Supernet,
+    x: Tensor,
+    other: torch.dtype,
+    source: str,
+) -> list[Check]:
+    """`reference` is the subnet in the `other` precision, to know what rounding does to it."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    finer = torch.finfo(x.dtype).eps / max(torch.finfo(t).eps for t in (x.dtype, other))
+    blocks = subnet.pruned_blocks()
+    calls: dict[str, tuple[Any, Any]] = {}
+
+    def recorder(name: str):  # type: ignore[no-untyped-def]
+        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            calls[name] = _mapped((args, kwargs), torch.clone), None
+
+        def after(module: nn.Module, args: tuple, output: Any) -> None:
+            calls[name] = calls[name][0], _mapped(output, torch.clone)
+
+        return before, after
+
+    handles = []
+    for name in blocks:
+        module, (before, after) = subnet.model.get_submodule(name), recorder(name)
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+    logits = subnet(x)
+    for handle in handles:
+        handle.remove()
+
+    def check(where: str, call: Any, expected: Any, new: nn.Module, old: nn.Module) -> Check:
+        args, kwargs = _mapped(call, torch.clone)
+        y, expected = _flat(new(*args, **kwargs)), _flat(expected)
+        args, kwargs = _mapped(call, lambda t: t.to(other) if t.is_floating_point() else t.clone())
+        rounding = finer * relative(_flat(old(*args, **kwargs)).to(expected), expected)
+        error = relative(y, expected)
+        return Check(where, dtype, source, error, rounding, *_split(y, expected))
+
+    checks = []
+    for name, (call, expected) in calls.items():
+        modules = merged.get_submodule(name), reference.model.get_submodule(name)
+        checks.append(check(name, call, expected, *modules))
+    return [*checks, check("", ((x,), {}), logits, merged, reference)]
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Copy a block's arguments or results, for some blocks work in place."""
+    return map_aggregate(value, lambda v: function(v) if isinstance(v, Tensor) else v)
+
+
+def _flat(output: Any) -> Tensor:
+    """A block's one tensor, or all of the several that it returns as one vector."""
+    tensors: list[Tensor] = []
+    map_aggregate(output, lambda v: tensors.append(v) if isinstance(v, Tensor) else None)
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.cat([t.flatten() for t in tensors if t.is_floating_point()])
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected||, infinite when the shapes differ."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def _split(actual: Tensor, expected: Tensor, width: int = 3) -> tuple[float | None, float | None]:
+    """Errors of a feature map's outermost pixels and of the rest; None where it has none."""
+    if actual.ndim != 4 or min(actual.shape[2:]) <= 2 * width:
+        return None, None
+    inside = torch.zeros_like(actual, dtype=torch.bool)
+    inside[:, :, width:-width, width:-width] = True
+    return (
+        relative(actual[~inside], expected[~inside]),
+        relative(actual[inside], expected[inside]),
+    )

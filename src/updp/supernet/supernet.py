@@ -1,0 +1,262 @@
+"""The supernet: the user's model with every site switchable between `keep` and its candidates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.blocks import Findings, Site
+from updp.blocks.surgery import Replacement, extract, replace_regions
+from updp.candidates import Candidate
+from updp.supernet.switch import KEEP, Switch
+
+
+class Supernet(nn.Module):
+    """Owns `model`, in which each block with a candidate is replaced by its switchable self.
+
+    Convolutions and linear layers are shared between a site's paths; BatchNorms are not. The
+    model must be on its device before it is handed over.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        findings: Findings,
+        candidates: Mapping[str, Sequence[Candidate]],
+    ) -> None:
+        super().__init__()
+        self.sites = {s.name: s for s in findings.sites if candidates.get(s.name)}
+        self.switches: dict[str, Switch] = {}
+        self._graphs = findings.graphs
+        self._blocks: dict[str, list[Site]] = {}
+        for site in self.sites.values():
+            self._blocks.setdefault(site.block, []).append(site)
+        # A module that the model holds under several names is replaced under all of them.
+        self._names = _all_names(model, self._blocks)
+        self._parents = _parents(model, self._names)
+        self._originals = {name: model.get_submodule(name) for name in self._blocks}
+        self._base = _tensors(model)
+        self._switched = {
+            block: self._switch(block, sites, candidates) for block, sites in self._blocks.items()
+        }
+        self.model = self._put(model, self._switched)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W) under the present choices."""
+        return self.model(x)
+
+    def choose(self, choices: Mapping[str, str]) -> None:
+        """Let each named site run the candidate of that label, every other one its baseline."""
+        if unknown := choices.keys() - self.switches.keys():
+            raise ValueError(f"no such site: {', '.join(sorted(unknown))}")
+        for name, switch in self.switches.items():
+            label = choices.get(name, KEEP)
+            if label != KEEP and label not in switch.labels:
+                raise ValueError(f"site {name} has no candidate {label!r}")
+            switch.choice = label
+
+    def set_progress(self, progress: float, gate: str = "blend") -> None:
+        """Set lambda at every site; `gate` is `blend` or `anneal`."""
+        for switch in self.switches.values():
+            switch.progress, switch.gate = progress, gate
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor) -> None:
+        """Start every candidate's BatchNorms from one batch (N, C, H, W) through the baseline."""
+        self.choose({})
+        handles = []
+        for name, switch in self.switches.items():
+            calls: list[tuple[Any, ...]] = []
+            count = self.sites[name].calls
+
+            def hook(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                calls: list[tuple[Any, ...]] = calls,
+                count: int = count,
+            ) -> None:
+                assert isinstance(module, Switch)
+                calls.append((args[0].clone(), *args[1:]))
+                if len(calls) < count:  # a shared block sees several inputs
+                    return
+                (first, *extras), rest = calls[0], calls[1:]
+                if not extras:  # which belong to one call
+                    first = torch.cat([first, *(call[0] for call in rest)])
+                for label in module.labels:
+                    module.form(label).calibrate(first, *extras)
+                calls.clear()
+
+            handles.append(switch.register_forward_pre_hook(hook))
+        training = self.training
+        self.eval()
+        try:
+            self(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.train(training)
+
+    def weights(self) -> dict[str, Tensor]:
+        """All tensors by name: the user's under `model.`, the candidates' own under `site.`."""
+        tensors: dict[str, Tensor] = {
+            f"model.{name}": getattr(owner, key) for name, (owner, key) in self._base.items()
+        }
+        for name, switch in self.switches.items():
+            for label in switch.labels:
+                for key, tensor in switch.form(label).state_dict(keep_vars=True).items():
+                    tensors[f"site.{name}.{label}.{key}"] = tensor
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy in what `weights` returned. Raises ValueError when names differ.
+
+        Forms are collapsed here as they were when they were saved.
+        """
+        for name, switch in self.switches.items():
+            for label in switch.labels:
+                form, prefix = switch.form(label), f"site.{name}.{label}.collapsed."
+                if any(n.startswith(prefix) for n in weights):
+                    form.collapse()
+                else:
+                    form.expand()
+        own = self.weights()
+        if own.keys() != weights.keys():
+            raise ValueError(f"weights differ in {sorted(own.keys() ^ weights.keys())[:3]}")
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+    def baseline(self) -> nn.Module:
+        """A copy of the user's own model with the present weights, nothing rewritten."""
+        model = self._put(self.model, self._originals)
+        try:
+            return copy.deepcopy(model)
+        finally:
+            self._put(model, self._switched)
+
+    def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The present choices merged, as the user's own model class in evaluation mode.
+
+        Blocks in which nothing is pruned are copies of the user's own; in the others the merged
+        operators stand where the branch stood. Exact up to rounding to `dtype`.
+
+        Raises ValueError in training mode: BatchNorm there is no affine map (RepVGG #9, #19, #35).
+        """
+        if self.training:
+            raise ValueError("the supernet is in training mode: call eval() before merging it")
+        model = self.baseline().to(dtype).eval()
+        rewritten: dict[str, nn.Module] = {}
+        for block, sites in self._blocks.items():
+            parts = [p for site in sites if (p := self._merged_part(site, dtype))]
+            if parts:
+                own = model.get_submodule(block)
+                rewritten[block] = replace_regions(own, self._graphs[block], parts)
+        return _put(model, self._under_all_names(rewritten), _parents(model, self._names)).eval()
+
+    def block_of(self, site: str) -> tuple[nn.Module, fx.Graph]:
+        """The user's own block that holds a site, with the present weights, and its graph."""
+        name = self.sites[site].block
+        return self._originals[name], self._graphs[name]
+
+    def pruned_blocks(self) -> list[str]:
+        """Paths of the blocks in which a site runs a candidate."""
+        return [
+            block
+            for block, sites in self._blocks.items()
+            if any(self.switches[s.name].choice != KEEP for s in sites)
+        ]
+
+    def _put(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+        return _put(model, self._under_all_names(modules), self._parents)
+
+    def _under_all_names(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        return {name: module for block, module in modules.items() for name in self._names[block]}
+
+    def _merged_part(self, site: Site, dtype: torch.dtype) -> Replacement | None:
+        switch = self.switches[site.name]
+        if switch.choice == KEEP:
+            return None
+        merged = switch.form(switch.choice).merged()
+        device = next(iter(self._base.values()))
+        return merged.replacement(site, dtype, getattr(*device).device)
+
+    def _switch(
+        self, name: str, sites: list[Site], candidates: Mapping[str, Sequence[Candidate]]
+    ) -> nn.Module:
+        block, graph = self._originals[name], self._graphs[name]
+        parts = []
+        for i, site in enumerate(sites):
+            region = site.region
+            keep = extract(block, graph, region.entry, region.exit, region.extras)
+            forms = {c.label: c.build(site, block, graph) for c in candidates[site.name]}
+            switch = Switch(keep, forms)
+            self.switches[site.name] = switch
+            parts.append(_switch_part(site, switch, f"switch{i}"))
+        return replace_regions(block, graph, parts)
+
+
+def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """The owner of each tensor of the user's own state_dict, whatever is put around its modules.
+
+    A tensor that several modules share has its first name only, for safetensors refuses the rest.
+    """
+    names, seen = model.state_dict().keys(), set()
+    owners: dict[str, tuple[nn.Module, str]] = {}
+    for path, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{path}.{key}".lstrip(".")
+            if name in names and id(tensor) not in seen:
+                seen.add(id(tensor))
+                owners[name] = (module, key)
+    return owners
+
+
+def _switch_part(site: Site, switch: Switch, name: str) -> Replacement:
+    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+        extras = [n for e in site.region.extras for n in graph.nodes if n.name == e]
+        return graph.call_module(name, (x, *extras))
+
+    return Replacement(site.region, emit, {name: switch})
+
+
+def _all_names(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[str]]:
+    """Every path under which the model holds each of the named modules."""
+    names = {id(model.get_submodule(block)): block for block in blocks}
+    found: dict[str, list[str]] = {block: [] for block in blocks}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if id(module) in names:
+            found[names[id(module)]].append(path)
+    return found
+
+
+def _parents(model: nn.Module, names: Mapping[str, Iterable[str]]) -> dict[str, nn.Module]:
+    """The module that holds each path."""
+    paths = [path for found in names.values() for path in found]
+    return {path: model.get_submodule(path.rpartition(".")[0]) for path in paths}
+
+
+def _put(
+    model: nn.Module, modules: Mapping[str, nn.Module], parents: Mapping[str, nn.Module]
+) -> nn.Module:
+    """Set submodules by path, outer ones first, each in the mode of the one that it replaces.
+
+    Each is set in the module of the user's that holds it, which a rewritten block may still call,
+    and in a rewritten block that has taken over that place. The path of the model itself is empty;
+    what is returned is then another model.
+    """
+    for path, module in sorted(modules.items()):
+        parent, _, name = path.rpartition(".")
+        if not path:
+            module.training, model = model.training, module
+            continue
+        module.training = getattr(parents[path], name).training
+        setattr(parents[path], name, module)
+        try:
+            setattr(model.get_submodule(parent), name, module)
+        except AttributeError:  # its place is in a branch that was rewritten or left out
+            continue
+    return model

@@ -1,0 +1,1 @@
+"""Training: the kill-safe loop, its optimiser, losses and averages."""

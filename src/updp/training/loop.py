@@ -1,0 +1,149 @@
+"""The training loop, which a kill at any moment does not disturb.
+
+Nothing that matters lives outside weights, optimiser state and the step's number: the order of
+images, augmentation, what is mixed, sampled plans, dropout and the learning rate are pure
+functions of seed and step; so is the decay of the average of weights, which is state itself. A run
+continued from its checkpoint therefore ends bit by bit as one that was never killed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from updp import recipe as recipes
+from updp.data.feed import Feed, mix
+from updp.errors import UserError
+from updp.io.files import Figures, read_tensors, write_tensors
+from updp.io.progress import Progress
+from updp.io.tracking import Curves
+from updp.supernet import Supernet
+from updp.training.ema import Average
+from updp.training.mixup import mixed
+from updp.training.optim import make_optimizer, make_schedule
+
+# Given images (N, C, H, W), targets (labels (N,), or shares of classes (N, classes) where images
+# are mixed), the step's number and the number of steps, run forward and backward and return figures
+# for the log.
+Step = Callable[[Tensor, Tensor, int, int], dict[str, float]]
+
+
+def train(
+    net: Supernet,
+    step_function: Step,
+    feed: Feed,
+    recipe: recipes.Training,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    curves: Curves | None = None,
+) -> None:
+    """Train `net`, continuing from the checkpoint in `folder` when there is one.
+
+    Writes `checkpoint.safetensors` every `recipe.checkpoint_seconds` and a row of
+    `figures.jsonl` every few steps, which `curves` show too. With `recipe.ema` the net ends with
+    the average of its weights.
+
+    Raises UserError: a gradient is not finite, or the optimiser cannot be used here.
+    """
+    total = round(recipe.epochs * feed.steps)
+    optimizer = make_optimizer(net, recipe)
+    schedule = make_schedule(optimizer, recipe, total)
+    average = Average(net.weights(), recipe.ema) if recipe.ema else None
+    path = folder / "checkpoint.safetensors"
+    figures = Figures(folder / "figures.jsonl", curves)
+    start = _restore(path, net, optimizer, average) if path.exists() else 0
+    figures.keep(lambda row: row["step"] < start)
+    progress.begin(folder.name, total, start)
+
+    def run() -> None:
+        saved = time.monotonic()
+        for step, (images, labels) in zip(range(start, total), feed.training(start), strict=False):
+            torch.manual_seed(mix(seed, 2, step))  # dropout, drop path
+            schedule.step_update(step)
+            optimizer.zero_grad()
+            images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, step))
+            row = step_function(images, targets, step, total)
+            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+            if not math.isfinite(norm):
+                raise UserError(
+                    f"{folder.name} training broke down at step {step + 1}: a gradient is "
+                    f"{norm:.0f}; lower {folder.name}.lr={recipe.lr} (and --fresh)"
+                )
+            optimizer.step()
+            if average is not None:
+                average.update(step)
+            if step % 10 == 0 or step == total - 1:
+                rate = optimizer.param_groups[0]["lr"]
+                figures.add(step=step, lr=rate, gradient=float(norm), **row)
+            progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
+            if time.monotonic() - saved > recipe.checkpoint_seconds:
+                _save(path, net, optimizer, average, step + 1)
+                saved = time.monotonic()
+
+    net.train(recipe.norms == "train")
+    try:
+        with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
+            run()  # the caller's random state stays as it was
+    finally:
+        if curves is not None:
+            curves.close()
+    if average is not None:
+        net.load_weights(average.tensors)
+    net.eval()
+
+
+def _save(
+    path: Path,
+    net: Supernet,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    step: int,
+) -> None:
+    tensors = {f"net.{name}": t for name, t in net.weights().items()}
+    if average is not None:
+        tensors |= {f"ema.{name}": t for name, t in average.tensors.items()}
+    numbers: dict[str, float] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            elif value is not None:
+                numbers[f"{index}.{key}"] = value
+    # Some count their steps here (timm's LAMB).
+    groups = [
+        {
+            key: value.item() if isinstance(value, Tensor) else value
+            for key, value in group.items()
+            if isinstance(value, int | float | Tensor)
+        }
+        for group in optimizer.param_groups
+    ]
+    write_tensors(path, tensors, {"step": step, "optimizer": numbers, "groups": groups})
+
+
+def _restore(
+    path: Path, net: Supernet, optimizer: torch.optim.Optimizer, average: Average | None
+) -> int:
+    tensors, notes = read_tensors(path)
+    net.load_weights({n[4:]: t for n, t in tensors.items() if n.startswith("net.")})
+    if average is not None:
+        average.load({n[4:]: t for n, t in tensors.items() if n.startswith("ema.")})
+    state: dict[int, dict[str, object]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    for name, value in notes["optimizer"].items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    groups = [group | saved for group, saved in zip(groups, notes["groups"], strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return int(notes["step"])

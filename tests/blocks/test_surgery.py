@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from tests.families import C, ViT, images, network
+from updp.blocks import find
+from updp.blocks.surgery import Replacement, extract, isolate, replace_regions
+
+
+def replacement(model: nn.Module, index: int = 0) -> tuple[nn.Module, fx.Graph, Replacement]:
+    """The site's region, replaced by entry * 2 + a new module of the skip's end."""
+    findings = find(model, images())
+    site = findings.sites[index]
+
+    def emit(graph: fx.Graph, entry: fx.Node, skip: fx.Node) -> fx.Node:
+        double = graph.call_method("mul", (entry, 2))
+        return graph.call_method("add", (double, graph.call_module("new", (skip,))))
+
+    block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+    return block, graph, Replacement(site.region, emit, {"new": nn.Tanh()})
+
+
+def test_a_part_shares_its_modules_with_the_block() -> None:
+    model = network("bottleneck")
+    findings = find(model, images())
+    site, block = findings.sites[0], model.blocks[0]
+    part = extract(block, findings.graphs[site.block], site.region.entry, site.region.branch[1])
+    assert part.conv1 is block.conv1
+    assert {n for n, _ in part.named_children()} == {"conv1", "bn1"}
+    x = torch.randn(site.shape_in)
+    assert torch.equal(part(x), block.bn1(block.conv1(x)))
+
+
+def test_only_the_region_is_replaced() -> None:
+    block, graph, item = replacement(network("strided"))
+    before = str(graph)
+    new = replace_regions(block, graph, [item])
+    assert {n for n, _ in new.named_children()} == {"shortcut", "new"}
+    assert new.shortcut is block.shortcut
+    assert str(graph) == before
+    x = torch.randn(2, C, 1, 1)
+    assert torch.equal(new(x), x * 2 + block.shortcut(x).tanh())
+
+
+def test_the_rest_the_signature_and_the_mode_stay() -> None:
+    model = network("vit").train()
+    block, graph, item = replacement(model, 1)
+    new = replace_regions(block, graph, [item])
+    assert isinstance(block, ViT)
+    assert type(new).__name__ == "ViT"
+    assert new.training
+    assert {n for n, _ in new.named_children()} == {"norm1", "attn", "new"}
+    x, mask = torch.randn(2, 5, C), torch.eye(5).log()
+    y = x + block.attn(block.norm1(x), mask=mask)
+    for actual in (new(x, mask), new(unused=1, mask=mask, x=x)):
+        assert torch.equal(actual, y * 2 + y.tanh())
+
+
+def test_isolated_it_runs_from_entry_to_exit() -> None:
+    block, graph, item = replacement(network("vit"), 1)
+    x = torch.randn(2, 5, C)
+    alone = isolate(block, graph, item)
+    assert torch.equal(alone(x), x * 2 + x.tanh())
+    assert {n for n, _ in alone.named_children()} == {"new"}
+
+
+def test_two_regions_in_a_row() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(C, C) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = (x + self.b(self.a(x).relu())).relu()
+            return x + self.d(self.c(x).relu())
+
+    model = network("mlp_tokens")
+    model.blocks[0] = Both()
+    findings = find(model, images())
+    assert [s.name for s in findings.sites] == ["blocks.0:a", "blocks.0:c", "blocks.1"]
+
+    def times(factor: int) -> object:
+        return lambda graph, entry, skip: graph.call_method("mul", (entry, factor))
+
+    items = [
+        Replacement(s.region, times(f), {}) for s, f in zip(findings.sites, (3, 5), strict=False)
+    ]
+    x = torch.randn(2, 5, C)
+    block, graph = model.blocks[0], findings.graphs["blocks.0"]
+    assert torch.equal(replace_regions(block, graph, items)(x), x * 3 * 5)
+    first = replace_regions(block, graph, items[:1])
+    y = x * 3
+    assert torch.equal(first(x), y + block.d(block.c(y).relu()))
+
+
+@pytest.mark.parametrize("family", ["basic", "convnext", "in_place", "strided_sliced"])
+def test_a_part_can_be_copied(family: str) -> None:
+    model = network(family)
+    findings = find(model, images())
+    site = findings.sites[0]
+    region, block = site.region, model.get_submodule(site.block)
+    part = extract(block, findings.graphs[site.block], region.entry, region.exit)
+    x = torch.randn(site.shape_in)
+    copied = copy.deepcopy(part)
+    assert torch.equal(copied(x.clone()), block(x.clone()))
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.mul_(3)
+    assert not torch.equal(copied(x.clone()), block(x.clone()))

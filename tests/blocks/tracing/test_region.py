@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from tests.families import FAMILIES, network
+from updp.blocks import trace_alone
+from updp.blocks.tracing.region import residual_regions, whole_region
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Identity() for _ in range(4))
+
+
+def graph_of(forward: Callable[..., object]) -> fx.Graph:
+    return trace_alone(type("Traced", (Block,), {"forward": forward})())
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, y: x + y,
+        lambda x, y: y + x,
+        lambda x, y: torch.add(x, y),
+        lambda x, y: torch.add(input=x, other=y),
+        lambda x, y: y.add_(x),
+        lambda x, y: x.add(other=y),
+    ],
+)
+def test_every_way_to_write_an_add(add: Callable[[Tensor, Tensor], Tensor]) -> None:
+    (region,) = residual_regions(graph_of(lambda self, x: add(x, self.b(self.a(x)))))
+    assert (region.entry, region.branch, region.skip) == ("x", ("a", "b"), ())
+    assert region.add == region.exit
+
+
+def test_in_place_operators_add_too() -> None:
+    def forward(self: Block, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y += x
+        return y
+
+    (region,) = residual_regions(graph_of(forward))
+    assert (region.entry, region.branch) == ("x", ("a",))
+
+
+def test_the_longer_path_is_the_branch() -> None:
+    (region,) = residual_regions(graph_of(lambda self, x: self.b(self.a(x)) + self.c(x)))
+    assert (region.branch, region.skip) == (("a", "b"), ("c",))
+    (region,) = residual_regions(graph_of(lambda self, x: self.c(x) + self.b(self.a(x))))
+    assert (region.branch, region.skip) == (("a", "b"), ("c",))
+
+
+def test_a_fork_may_lie_inside() -> None:
+    """MBConv with a stem, pre-activation with a shared first norm."""
+
+    def forward(self: Block, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.d(self.c(self.b(y)) + y)
+
+    (region,) = residual_regions(graph_of(forward))
+    assert (region.entry, region.branch, region.exit) == ("a", ("b", "c"), "add")
+
+
+def test_one_branch_behind_another() -> None:
+    def forward(self: Block, x: Tensor) -> Tensor:
+        x = x + self.a(x)
+        return x + self.b(x)
+
+    first, second = residual_regions(graph_of(forward))
+    assert (first.entry, first.exit) == ("x", "add")
+    assert (second.entry, second.branch, second.exit) == ("add", ("b",), "add_1")
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.a(x) + 1,
+        lambda self, x, y: self.a(x) + self.b(y),
+        lambda self, x: (lambda y: y + y)(self.a(x)),
+        lambda self, x: (lambda y: (x + self.b(y), y))(self.a(x)),
+        lambda self, x: (lambda y: self.c(x + self.b(y)) * y)(self.a(x)),
+    ],
+    ids=["constant", "two inputs", "itself", "an inner value is returned", "... or used"],
+)
+def test_these_are_no_residual_adds(forward: Callable[..., object]) -> None:
+    assert residual_regions(graph_of(forward)) == []
+
+
+def test_a_further_argument_may_enter() -> None:
+    graph = graph_of(lambda self, x, mask=None: x + self.b(self.a(x, mask)))
+    (region,) = residual_regions(graph)
+    assert (region.entry, region.branch) == ("x", ("a", "b"))
+
+
+def test_a_whole_path() -> None:
+    region = whole_region(graph_of(lambda self, x: self.b(self.a(x))))
+    assert region is not None
+    assert (region.entry, region.branch, region.exit) == ("x", ("a", "b"), "b")
+    assert region.add is None
+
+
+def test_a_whole_path_has_one_output() -> None:
+    assert whole_region(graph_of(lambda self, x: (self.a(x), self.b(x)))) is None
+    assert whole_region(graph_of(lambda self, x, y: self.a(x) * y)) is None
+    assert whole_region(graph_of(lambda self, x, y: self.a(x))) is not None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_regions_of_every_family_hold_nodes_in_order(family: str) -> None:
+    block = network(family).blocks[0]
+    graph = trace_alone(block)
+    order = [n.name for n in graph.nodes]
+    for region in residual_regions(graph):
+        for path in (region.branch, region.skip):
+            assert list(path) == sorted(path, key=order.index)
+        assert not {*region.branch} & {*region.skip}

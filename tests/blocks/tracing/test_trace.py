@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.families import FAMILIES, C, Mlp, network
+from updp.blocks import trace_alone
+from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.interpret import NotTraceable, run_graph
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_children_are_leaves_and_the_graph_computes_the_block(family: str) -> None:
+    model = network(family)
+    block = model.blocks[0]
+    graph = trace_alone(block)
+    children = dict(block.named_children())
+    for node in graph.nodes:
+        if node.op == "call_module":
+            assert str(node.target).split(".")[0] in children
+    form = FAMILIES[family].form
+    shape = {"image": (2, C, 9, 7), "tokens": (2, 63, C), "nhwc": (2, 9, 7, C)}[form]
+    x = torch.randn(shape)
+    values = run_graph(block, graph, Arguments((x.clone(),)))
+    assert torch.equal(values["output"], block(x))
+
+
+class Either(nn.Module):
+    def __init__(self, inner: bool) -> None:
+        super().__init__()
+        self.inner, self.fc = inner, Mlp(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) if self.inner or not self.training else self.fc(x) * 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_forward_of_two_modes_is_refused(training: bool) -> None:
+    module = Either(inner=False).train(training)
+    with pytest.raises(NotTraceable, match="differs between training and evaluation"):
+        trace_alone(module)
+    assert module.training == module.fc.training == training
+    trace_alone(module, both_modes=False)  # evaluation
+    trace_alone(Either(inner=True))
+
+
+def test_children_keep_their_own_mode_and_are_not_run() -> None:
+    class Child(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("a leaf is not run")
+
+    module = nn.Sequential(Child().eval()).train()
+    module[0].eval()
+    trace_alone(module)
+    assert module.training
+    assert not module[0].training
+
+
+def test_whatever_a_forward_raises_is_a_reason() -> None:
+    class Raising(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("first line\nsecond")
+
+    with pytest.raises(NotTraceable) as caught:
+        trace_alone(Raising())
+    assert "\n" not in str(caught.value)
+
+
+def test_values_are_those_of_the_moment_they_were_made() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            return F.relu_(y) + x
+
+    x = torch.randn(3)
+    values = run_graph(InPlace(), trace_alone(InPlace()), Arguments((x,)))
+    assert torch.equal(values["mul"], x * 2)
+    assert torch.equal(values["relu_"], F.relu(x * 2))
+
+
+class Taking(nn.Module):
+    def forward(self, x: Tensor, y: Tensor, factor: float = 3.0) -> Tensor:
+        return (x - y) * factor
+
+
+def test_arguments_are_matched_as_python_does() -> None:
+    graph = trace_alone(Taking())
+    x, y = torch.tensor(5.0), torch.tensor(1.0)
+    for args, kwargs, expected in [
+        ((x, y), {}, 12.0),
+        ((x,), {"y": y}, 12.0),
+        ((), {"y": y, "x": x, "factor": 2.0}, 8.0),
+    ]:
+        assert run_graph(Taking(), graph, Arguments(args, kwargs))["output"] == expected
+
+
+def test_an_argument_that_is_missing_and_a_graph_that_fails_are_reasons() -> None:
+    graph = trace_alone(Taking())
+    with pytest.raises(NotTraceable, match="missing a required argument: 'y'"):
+        run_graph(Taking(), graph, Arguments((torch.zeros(2),)))
+    with pytest.raises(NotTraceable, match=r"its graph does not run: .*size of tensor"):
+        run_graph(Taking(), graph, Arguments((torch.zeros(2), torch.zeros(3))))

@@ -1,0 +1,315 @@
+"""A block with fewer inner channels: which are left, and what is fitted to make up for the rest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.families import Net, error, images, network
+from updp.blocks import Findings, find
+from updp.candidates import Narrow
+from updp.recipe import Candidates, Fit
+from updp.supernet import Supernet, fit, fit_each
+
+FIT = Fit(rows=1000)
+
+
+class Wide(nn.Module):
+    """A block whose inner channels all follow from the first third of them."""
+
+    def __init__(self, c: int, inner: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(c, inner, 3, padding=1), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 1), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, c, 1), nn.BatchNorm2d(c)
+        with torch.no_grad():
+            for conv in (self.conv1, self.conv2):  # three times the same, but for a factor
+                for copied in (1, 2):
+                    third = inner // 3
+                    part = slice(copied * third, (copied + 1) * third)
+                    conv.weight[part] = conv.weight[:third] * (copied + 1)
+                    conv.bias[part] = conv.bias[:third] * (copied + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return torch.relu(self.bn3(self.conv3(y)) + x)
+
+
+def supernet(model: nn.Module, x: Tensor, *widths: float) -> tuple[Supernet, Findings]:
+    findings = find(model.float(), x[:2].float())
+    net = Supernet(model, findings, {s.name: [Narrow(w) for w in widths] for s in findings.sites})
+    return net.double().eval(), findings
+
+
+def choices(net: Supernet, place: int = 0) -> dict[str, str]:
+    return {name: switch.labels[place] for name, switch in net.switches.items()}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_channels_that_follow_from_others_go_without_a_loss(alone: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Wide(4, 6), Wide(4, 6)).eval()
+    x = torch.randn(40, 4, 9, 8).double()
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.34)  # two of six
+    net.choose(choices(net))
+    before = error(net(x), wanted)
+    batches = [x[:20], x[20:]]
+    if alone:
+        fit_each(net, batches, FIT)
+    else:
+        figures = fit(net, choices(net), batches, FIT)
+        assert [row["operator"] for row in figures] == 2 * ["conv2", "conv3"]
+    net.choose(choices(net))
+    assert error(net(x), wanted) < 1e-3 < before / 100
+    merged = net.merged(torch.float64)
+    assert merged[0].conv1_narrow.weight.shape == (2, 4, 3, 3)
+    assert merged[0].conv2_narrow.weight.shape == (2, 2, 1, 1)
+    assert error(merged(x), net(x)) < 1e-12
+
+
+def test_fits_begin_with_the_block_again() -> None:
+    """A form that was fitted is fitted to other images as if it had not been."""
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(Wide(4, 6)).eval(), *torch.randn(2, 40, 4, 9, 8).double()
+    results = []
+    for first in (None, y):
+        net, _ = supernet(copy.deepcopy(model), x, 0.5)
+        if first is not None:
+            fit_each(net, [first], FIT)
+        fit(net, choices(net), [x], FIT)
+        results.append(net(x))
+    assert error(results[1], results[0]) < 1e-12
+
+
+def test_weights_are_saved_and_loaded() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Wide(4, 6), Wide(4, 6)).eval(), torch.randn(20, 4, 9, 8).double()
+    net, _ = supernet(copy.deepcopy(model), x, 0.5, 0.34)
+    fit_each(net, [x], FIT)
+    other, _ = supernet(copy.deepcopy(model), x, 0.5, 0.34)
+    other.load_weights(net.weights())
+    for place in (0, 1):
+        for each in (net, other):
+            each.choose(choices(net, place))
+        assert torch.equal(other(x), net(x))
+
+
+def test_a_transformer_on_tokens() -> None:
+    model, x = network("vit"), images(30).double()
+    wanted = copy.deepcopy(model).double()(x)
+    findings = find(model, x[:2].float())
+    wide = {s.name: [Narrow(0.5)] for s in findings.sites if Narrow(0.5).fits(s)}
+    assert wide
+    assert all(name.endswith("mlp") for name in wide)
+    net = Supernet(model, findings, wide).double().eval()
+    net.choose(choices(net))
+    before = error(net(x), wanted)
+    fit(net, choices(net), [x], FIT)
+    assert error(net(x), wanted) < before
+
+
+def test_no_two_widths_are_the_same_and_none_is_all() -> None:
+    model = network("bottleneck")  # three inner channels
+    found = find(model, images())
+    site = found.sites[0]
+    asked = Candidates(widths=(0.2, 0.3, 0.6, 0.7, 0.9))
+    block = model.get_submodule(site.block)
+    proposed = list(Narrow.propose(site, block, found.graphs[site.block], asked))
+    assert [c.label for c in proposed] == ["narrow 70%", "narrow 30%"]
+    assert not Narrow(0.9).fits(site)
+
+
+def test_a_form_is_trained_by_itself() -> None:
+    """The block's own weights do not change with it."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Wide(4, 6)).eval(), torch.randn(20, 4, 9, 8).double()
+    net, _ = supernet(model, x, 0.5)
+    before = copy.deepcopy(net.baseline().state_dict())
+    net.choose(choices(net))
+    net(x).square().sum().backward()
+    (form,) = net.switches["0"].forms
+    for name, parameter in form.named_parameters():
+        assert parameter.grad is not None, name
+        parameter.data -= 0.1 * parameter.grad
+    for name, tensor in net.baseline().state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+class Excite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, 3, 1), nn.Conv2d(3, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
+class Global(nn.Module):
+    """Response normalisation over channels, as in ConvNeXt V2, channels last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(dim=(1, 2), keepdim=True)
+        share = size / (size.mean(-1, keepdim=True) + 1e-6)
+        return x + torch.addcmul(self.bias, self.weight, x * share)
+
+
+class Gated(nn.Module):
+    """With a gate that mixes the inner channels."""
+
+    def __init__(self, gate: str) -> None:
+        super().__init__()
+        self.first, self.act = nn.Conv2d(4, 12, 1), nn.GELU()
+        self.gate = Excite(12) if gate == "excite" else nn.BatchNorm2d(12)
+        self.second = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.gate(self.act(self.first(x))))
+
+
+class Responding(nn.Module):
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.first, self.act, self.gate = nn.Linear(4, 12), nn.GELU(), gate
+        self.second = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.gate(self.act(self.first(x.permute(0, 2, 3, 1)))))
+        return x + y.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Gated("excite"), lambda: Responding(Global(12)), lambda: Responding(nn.LayerNorm(12))],
+)
+def test_a_gate_goes_on_with_fewer_channels_and_is_made_up_for(
+    make: Callable[[], nn.Module],
+) -> None:
+    """What is fitted last is what reads the gate as it is then: no other weights are better."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(make()).eval(), torch.randn(60, 4, 9, 8).double()
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.5)
+    figures = fit(net, choices(net), [x], FIT)
+    assert [row["operator"] for row in figures] == 2 * ["second"]
+    net.choose(choices(net))
+    best = error(net(x), wanted)
+    assert best < 0.2
+    merged = net.merged(torch.float64)
+    assert error(merged(x), net(x)) < 1e-12
+    weight = merged[0].second_narrow.weight
+    assert weight.shape[1] == 6
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        step = torch.randn(weight.shape, generator=generator).double()
+        with torch.no_grad():
+            weight += 1e-2 * step * weight.norm() / step.norm()
+            assert error(merged(x), wanted) > best * (1 - 1e-6)
+            weight -= 1e-2 * step * weight.norm() / step.norm()
+
+
+class Shared(nn.Module):
+    """One activation, with a weight per channel, inside and behind the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.act = nn.PReLU(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.second(self.act(self.first(x))))
+
+
+class Swish(nn.Module):
+    """A convolution with its norm and an activation that is written out."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return x * torch.sigmoid(x)
+
+
+class Flagged(nn.Module):
+    def forward(self, x: Tensor, positive: bool) -> Tensor:
+        return torch.relu(x) if positive else x
+
+
+class Odd(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first = kind, Swish(4, 12) if kind == "swish" else nn.Conv2d(4, 12, 1)
+        self.act, self.second = Flagged(), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return x + self.second(self.act(y, True) if self.kind == "flag" else y)
+
+
+def proposed(model: nn.Module, x: Tensor) -> list[Narrow]:
+    found = find(model, x)
+    site = found.sites[0]
+    block = model.get_submodule(site.block)
+    return list(Narrow.propose(site, block, found.graphs[site.block], Candidates()))
+
+
+@pytest.mark.parametrize("kind", ["swish", "flag"])
+def test_what_is_written_into_a_forward_stays_as_it_is(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Odd(kind)).eval(), torch.randn(40, 4, 9, 8).double()
+    assert len(proposed(model, x[:2].float())) == 3
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.5)
+    net.choose(choices(net))
+    before = error(net(x), wanted)
+    fit(net, choices(net), [x], FIT)
+    assert error(net(x), wanted) < before
+    assert error(net.merged(torch.float64)(x), net(x)) < 1e-12
+
+
+@pytest.mark.parametrize("make", [lambda: network("excited"), lambda: nn.Sequential(Shared())])
+def test_what_cannot_be_cut_is_left_alone(make: Callable[[], nn.Module]) -> None:
+    """A gate in the block's own forward; a module that is called elsewhere, too."""
+    model = make().eval()
+    x = images() if isinstance(model, Net) else torch.randn(2, 4, 9, 8)
+    assert proposed(model, x) == []
+
+
+class Remembering(nn.BatchNorm2d):
+    """A norm with something that is not saved."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("seen", torch.rand(channels), persistent=False)
+
+
+def test_what_is_not_saved_cannot_be_cut() -> None:
+    model = nn.Sequential(Wide(4, 6)).eval()
+    x = torch.randn(2, 4, 9, 8)
+    assert proposed(model, x)
+    model[0].bn1 = Remembering(6).eval()
+    assert proposed(model, x) == []
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    model = nn.Sequential(Wide(4, 6)).eval()
+    model[0].conv1.requires_grad_(False)
+    net, _ = supernet(model, torch.randn(4, 4, 9, 8), 0.5)
+    (form,) = net.switches["0"].forms
+    learnt = {name for name, p in form.named_parameters() if p.requires_grad}
+    frozen = {name for name, p in form.named_parameters() if not p.requires_grad}
+    assert frozen == {"copies.0.weight", "copies.0.bias"}
+    assert learnt

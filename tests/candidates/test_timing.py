@@ -1,0 +1,154 @@
+"""What was timed once on a device is not timed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.candidates.clock import clock
+from tests.families import images, network
+from updp.blocks import find
+from updp.candidates import Offer, choose
+from updp.errors import UserError
+from updp.io.files import read_json, write_json
+from updp.measure import runner
+from updp.measure.cache import cache_folder
+from updp.recipe import Measure, Recipe
+
+DEPTH = Recipe().updated("candidates.widths=[]")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many candidates each comparison was asked for."""
+    return clock(monkeypatch, dict.fromkeys(range(9), 2.0))
+
+
+def offers(model: nn.Module, *settings: str) -> dict[str, tuple[Offer, ...]]:
+    found = find(model, images())
+    return choose(model, found, DEPTH.updated(*settings), CPU)[0]
+
+
+def test_sites_of_one_structure_are_timed_once(asked: list[int]) -> None:
+    first, second = offers(network("basic")).values()
+    assert asked == [4, 4]  # a few rounds show which are slower; then all that may be faster
+    assert [o.candidate for o in first] == [o.candidate for o in second]
+
+
+def test_on_the_next_run_nothing_is_timed_or_merged(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = offers(network("basic"))
+    asked.clear()
+    monkeypatch.setattr("updp.candidates.timing.isolate", None)
+    assert offers(network("basic", seed=7)) == before  # whatever the weights
+    assert asked == []
+    assert len(list(cache_folder().glob("*.json"))) == 1
+
+
+def test_only_new_candidates_are_timed(asked: list[int]) -> None:
+    offers(network("basic"), "candidates.drop=never")
+    assert asked == [3, 3]
+    asked.clear()
+    found = offers(network("basic"))
+    assert asked == [1, 1]
+    assert [len(each) for each in found.values()] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "measure.batch_size=2",
+        "measure.rounds=13",
+        "measure.precision=bfloat16",
+        "measure.layout=channels_last",
+        "measure.cache=false",
+    ],
+)
+def test_measured_in_another_way_it_is_timed_again(asked: list[int], setting: str) -> None:
+    offers(network("basic"))
+    asked.clear()
+    offers(network("basic"), setting)
+    assert asked == [4, 4]
+
+
+def test_another_block_is_timed_again(asked: list[int]) -> None:
+    offers(network("basic"))
+    asked.clear()
+    model = network("basic")
+    for module in [*model.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.GELU())
+    offers(model)
+    assert asked == [4, 4]
+
+
+@pytest.mark.parametrize("entry", [None, 1, [], {}, {"latency": 1}, {"latency": {}, "keep": {}}])
+def test_an_entry_of_another_version_is_replaced(asked: list[int], entry: Any) -> None:
+    before = offers(network("basic"))
+    (file,) = cache_folder().glob("*.json")
+    data = read_json(file)
+    whole = data["entries"]
+    write_json(file, {**data, "entries": dict.fromkeys(whole, entry)})
+    asked.clear()
+    assert offers(network("basic")) == before
+    assert asked == [4, 4]
+    assert read_json(file)["entries"] == whole
+
+
+def test_a_block_that_is_called_twice_costs_twice(asked: list[int]) -> None:
+    model = network("basic")
+    found = find(model, images())
+    twice = replace(found, sites=tuple(replace(site, calls=2) for site in found.sites))
+    singles, doubles = (choose(model, each, DEPTH, CPU)[0] for each in (found, twice))
+    assert asked == [4, 4]
+    for name, (one, *_) in singles.items():
+        two = doubles[name][0]
+        assert two.macs == 2 * one.macs > 0
+        assert two.keep_macs == 2 * one.keep_macs
+        assert two.ms == 2 * one.ms
+        assert two.keep_ms == 2 * one.keep_ms
+        assert two.noise_ms == 2 * one.noise_ms > 0
+        assert (two.parameters, two.keep_parameters) == (one.parameters, one.keep_parameters)
+        assert two.speedup == one.speedup
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [("basic", "channels_last"), ("mlp_nhwc", "contiguous")]
+)
+def test_channels_that_are_last_already_stay_so(
+    family: str, layout: str, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+
+    def spy(module: nn.Module, inputs: tuple[Any, ...], settings: Measure) -> Callable[[], object]:
+        seen.add(settings.layout)
+        return runner(module, inputs, settings)
+
+    monkeypatch.setattr("updp.candidates.timing.runner", spy)
+    offers(network(family), "measure.layout=channels_last")
+    assert seen == {layout}
+
+
+def test_a_site_that_does_not_run_so_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("measure.precision=bfloat16: Basic does not run so")
+
+    monkeypatch.setattr("updp.candidates.timing.runner", refuse)
+    with pytest.raises(UserError, match=r"^site 'blocks\.0': measure\.precision=bfloat16: Basic"):
+        offers(network("basic"), "measure.precision=bfloat16")
+
+
+def test_memory_of_a_candidate_is_what_it_takes_beside_its_input(asked: list[int]) -> None:
+    (merged, *_), _ = offers(network("basic"), "measure.batch_size=3").values()
+    channels, height, width = merged.shape
+    assert merged.memory == 2 * 4 * 3 * channels * height * width  # a convolution's, a ReLU's
+    assert merged.weights == 4 * merged.parameters
+    assert merged.keep_weights > 4 * merged.keep_parameters  # statistics of BatchNorms are there

@@ -1,0 +1,97 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.test_images import png
+from updp.data import open_source
+from updp.errors import UserError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+NAMES = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})}
+
+
+def write(path: Path, rows: list[tuple[bytes | None, Any]], metadata: dict | None = None) -> None:
+    image = pa.array(
+        [{"bytes": data, "path": f"{i}.png"} for i, (data, _) in enumerate(rows)],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    table = pa.table({"image": image, "label": pa.array([label for _, label in rows])})
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path / "train-00000-of-00002.parquet", [(png(4, 3, colour=1), 1)], NAMES)
+    write(tmp_path / "train-00001-of-00002.parquet", [(png(4, 3, colour=2), 0)] * 2, NAMES)
+    write(tmp_path / "validation.parquet", [(png(4, 3, colour=3), 1)], NAMES)
+    return tmp_path
+
+
+def test_shards_are_one_split(root: Path) -> None:
+    source = open_source(str(root), input_size=None)
+    assert source.classes == ("cat", "dog")
+    assert source.image_size == (3, 3, 4)
+    assert list(source.train.targets) == [1, 0, 0]
+    assert [int(source.train[i][0].max()) for i in range(3)] == [1, 2, 2]
+    assert int(source.test[0][0].max()) == 3
+
+
+def test_class_names_without_metadata(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [(png(4, 3), 0)])
+    write(tmp_path / "test.parquet", [(png(4, 3), 2)])
+    assert open_source(str(tmp_path), input_size=None).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("data", [b"", None, b"junk"])
+def test_bad_image_names_file_row_and_path(root: Path, data: bytes | None) -> None:
+    write(root / "train-00001-of-00002.parquet", [(png(4, 3), 0), (data, 0)], NAMES)
+    with pytest.raises(UserError, match=r"image '1\.png' \(row 1 of 'train-00001-of"):
+        open_source(str(root), input_size=None)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_label_out_of_range(root: Path, label: int) -> None:
+    write(root / "validation.parquet", [(png(4, 3), label)], NAMES)
+    with pytest.raises(UserError, match=f"has label {label}: labels must be 0 to 1"):
+        open_source(str(root), input_size=None)
+
+
+def test_corrupt_file(root: Path) -> None:
+    path = root / "validation.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"validation\.parquet' is not a readable Parquet file"):
+        open_source(str(root), input_size=None)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"img": [b""], "label": [0]},
+        {"image": [b""], "label": [0]},
+        {"image": [{"bytes": b"", "path": ""}], "label": [0.5]},
+        {"image": [{"bytes": b"", "path": ""}], "label": pa.array([None], pa.int64())},
+    ],
+)
+def test_other_columns(root: Path, columns: dict) -> None:
+    pq.write_table(pa.table(columns), root / "validation.parquet")
+    with pytest.raises(UserError, match=r"has the columns i.*updp reads image struct"):
+        open_source(str(root), input_size=None)
+
+
+def test_only_one_split(root: Path, shared_data: Path) -> None:
+    with pytest.raises(UserError, match=r"has no train\*\.parquet"):
+        open_source(str(shared_data / "imagenet_sample"), input_size=(3, 8, 8))
+    (root / "validation.parquet").unlink()
+    with pytest.raises(UserError, match=r"has no test\*\.parquet"):
+        open_source(str(root), input_size=None)
+
+
+def test_missing_library(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'updp\[parquet\]'"):
+        open_source(str(root), input_size=None)

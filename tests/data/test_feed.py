@@ -1,0 +1,154 @@
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from updp import Recipe, UserError
+from updp.data import Preprocess, Source
+from updp.data.feed import Feed, mix
+from updp.data.images import InMemory
+
+
+def numbered(train: int = 60, test: int = 20, channels: int = 1) -> Source:
+    """Images of which each is its own number, times a half where there are more than 255."""
+
+    def images(first: int, count: int) -> InMemory:
+        pixels = torch.arange(first, first + count, dtype=torch.uint8)
+        pixels = pixels[:, None, None, None].expand(-1, channels, 8, 8).contiguous()
+        return InMemory(pixels, [i % 4 for i in range(count)])
+
+    return Source(images(0, train), images(train, test), tuple("abcd"), "f", (channels, 8, 8))
+
+
+def make(source: Source, seed: int = 0, **data: object) -> Feed:
+    settings = {"held_out": 12, "calibration": 10, "batch_size": 7, "shift": 0, "flip": False}
+    recipe = Recipe.model_validate({"data": {**settings, **data}})
+    channels = source.image_size[0]
+    # Pixels come out as the numbers that they are.
+    preprocess = Preprocess((0.0,) * channels, (1 / 255,) * channels, source.image_size)
+    return Feed(source, preprocess, recipe.data, seed=seed, device=torch.device("cpu"))
+
+
+def names(batches: list[Tensor]) -> list[int]:
+    return torch.cat(batches)[:, 0, 0, 0].round().int().tolist()
+
+
+def test_parts_are_disjoint_and_the_test_split_is_its_own() -> None:
+    feed = make(numbered())
+    held = names([images for images, _ in feed.held_out()])
+    calibration = names(feed.calibration())
+    steps = 3 * feed.steps  # short last batches are left out, other ones in every epoch
+    training = {n for images, _ in islice(feed.training(0), steps) for n in names([images])}
+    test = names([images for images, _ in feed.test()])
+    assert (len(held), len(calibration)) == (12, 10)
+    assert training | set(held) | set(calibration) == set(range(60))
+    assert not training & {*held, *calibration}
+    assert not set(held) & set(calibration)
+    assert test == list(range(60, 80))
+
+
+def test_labels_stay_with_their_images() -> None:
+    feed = make(numbered())
+    for images, labels in [*feed.held_out(), *islice(feed.training(0), 12)]:
+        assert [n % 4 for n in names([images])] == labels.tolist()
+
+
+def test_an_epoch_shows_every_image_once() -> None:
+    feed = make(numbered(), batch_size=2)
+    assert feed.steps == 19
+    first, second = (
+        names([images for images, _ in islice(feed.training(start), 19)]) for start in (0, 19)
+    )
+    assert len(set(first)) == len(set(second)) == 38
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 11])
+def test_training_goes_on_where_it_stopped(start: int) -> None:
+    feed = make(numbered(), shift=None, flip=True)
+    whole = list(islice(feed.training(0), 15))
+    torch.manual_seed(start)  # no global state matters
+    rest = list(islice(make(numbered(), shift=None, flip=True).training(start), 15 - start))
+    for (a, x), (b, y) in zip(whole[start:], rest, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(x, y)
+
+
+def test_augmentation_differs_from_step_to_step_and_is_for_training_alone() -> None:
+    source = numbered()
+    source.train.pixels[:] = torch.arange(64, dtype=torch.uint8).view(8, 8)
+    feed = make(source, shift=2, flip=True)
+    plain = source.train.pixels[0].float()
+    views = torch.cat([images for images, _ in islice(feed.training(0), 10)])
+    assert len({view.numpy().tobytes() for view in views}) > 30
+    for images in [*feed.calibration(), *[images for images, _ in feed.held_out()]]:
+        assert torch.allclose(images, plain.expand_as(images), atol=1e-4)
+
+
+def test_the_seed_decides() -> None:
+    def order(seed: int) -> tuple[list[int], list[int]]:
+        feed = make(numbered(), seed)
+        batches = [images for images, _ in islice(feed.training(0), 5)]
+        return names(batches), names(feed.calibration())
+
+    assert order(3) == order(3)
+    assert order(3)[0] != order(4)[0]
+    assert order(3)[1] != order(4)[1]
+
+
+def test_colour_images_are_mirrored_and_grey_ones_are_not() -> None:
+    for channels, mirrored in ((1, False), (3, True)):
+        source = numbered(channels=channels)
+        source.train.pixels[:] = torch.arange(8, dtype=torch.uint8)
+        feed = make(source, flip=None)
+        views = torch.cat([images for images, _ in islice(feed.training(0), 5)])
+        assert bool((views[:, 0, 0, 0] > 3).any()) == mirrored
+
+
+def test_calibration_batches_never_leave_one_image_alone() -> None:
+    feed = make(numbered(), calibration=17, batch_size=2)
+    batches = feed.calibration()
+    assert [len(b) for b in batches] == [6, 6, 5]
+    assert [len(b) for b in make(numbered(), calibration=9, batch_size=2).calibration()] == [5, 4]
+    assert len(set(names(batches))) == 17
+
+
+def test_holding_out_too_many() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"data\.held_out=25 and data\.calibration=10 are more than half of the 60",
+    ):
+        make(numbered(), held_out=25)
+    with pytest.raises(UserError, match="hold out fewer than half"):
+        make(numbered(), held_out=20)  # exactly half
+
+
+def test_float_images_of_a_loader_are_left_alone_unless_asked() -> None:
+    source = numbered()
+    ramp = torch.arange(64.0).view(1, 1, 8, 8)
+    source.train.pixels = (source.train.pixels * 0 + 0).float() + ramp
+    images, _ = next(make(source, shift=None, flip=None).training(0))
+    assert torch.equal(images, ramp.expand_as(images))
+    images, _ = next(make(source, shift=2, flip=None).training(0))
+    assert not torch.equal(images, ramp.expand_as(images))
+
+
+def test_mix_spreads() -> None:
+    seeds = {mix(a, b) for a in range(40) for b in range(40)}
+    assert len(seeds) == 1600
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mix(1, 2) != mix(2, 1)
+    assert mix(0) != mix(0, 0)
+    # Neighbours differ in about half of their bits.
+    changed = [bin(mix(0, n) ^ mix(0, n + 1)).count("1") for n in range(200)]
+    assert 28 < sum(changed) / 200 < 35
+    assert min(changed) > 10
+
+
+def test_the_digits_of_the_tiny_recipe() -> None:
+    feed = tiny.make_feed(tiny.make_recipe())
+    assert feed.steps == (1297 - 164) // 32
+    assert sum(len(images) for images, _ in feed.test()) == 500

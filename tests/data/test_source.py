@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from updp.data import Source, open_source
+from updp.data.images import InMemory
+from updp.errors import UserError
+
+
+def test_unknown_data_names_the_forms() -> None:
+    with pytest.raises(UserError, match=r"'no/such' is not there: give digits, .*CLASS.*parquet"):
+        open_source("no/such", input_size=None)
+
+
+def test_empty_folder_names_the_layout(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs train/CLASS/.* and test/CLASS"):
+        open_source(str(tmp_path), input_size=None)
+
+
+@pytest.mark.parametrize("size", [(2, 8, 8), (3, 0, 8)])
+def test_impossible_input_size(size: tuple[int, int, int]) -> None:
+    with pytest.raises(UserError, match="give 1 or 3 channels"):
+        open_source("digits", input_size=size)
+
+
+def test_splits_of_different_size() -> None:
+    train = InMemory(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1])
+    test = InMemory(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 1])
+    with pytest.raises(UserError, match="training images are 1x8x8 and test images 3x8x8"):
+        Source(train, test, ("a", "b"), "", train.size)

@@ -1,0 +1,113 @@
+"""What every format keeps: any batch, any size that the model takes, the model's own logits."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.deploy.export.nets import CASES, Case, make
+from updp import UserError
+from updp.deploy.export import FORMATS, Format
+from updp.deploy.export import base as bases
+from updp.deploy.export.base import Network
+from updp.deploy.export.program import Program
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Written(NamedTuple):
+    case: Case
+    model: nn.Module
+    format: Format
+    path: Path
+    program: Program
+    network: Network
+
+    def images(self, batch: int, *size: int) -> Tensor:
+        torch.manual_seed(batch)
+        return torch.randn(batch, self.case.shape[0], *(size or self.case.shape[1:]))
+
+    def differs(self, images: Tensor) -> float:
+        with torch.no_grad():
+            return float((self.network(images) - self.model(images)).abs().max())
+
+
+@pytest.fixture(scope="module", params=[f"{c}-{f}" for c in CASES for f in FORMATS])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    case, form = request.param.split("-")
+    one, model = FORMATS[form], make(CASES[case])
+    before = copy.deepcopy(model.state_dict())
+    path = tmp_path_factory.mktemp(request.param) / f"model{one.suffix}"
+    program = one.write(model, torch.randn(1, *CASES[case].shape), path)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    return Written(CASES[case], model, one, path, program, one.load(path))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 16])
+def test_any_batch(written: Written, batch: int) -> None:
+    images = written.images(batch)
+    assert written.network(images).shape == written.model(images).shape
+    assert written.differs(images) < 1e-5
+
+
+def test_any_size_that_the_model_takes(written: Written) -> None:
+    assert written.program.any_size == written.case.any_size
+    if written.case.any_size:
+        for size in ((8, 16), (21, 10), (9, 7)):
+            assert written.differs(written.images(3, *size)) < 1e-5
+    else:
+        assert written.program.dynamic == ("batch",)
+
+
+def test_its_files_are_all_there_is(written: Written) -> None:
+    files = written.format.files(written.path)
+    assert files[0] == written.path
+    left = set(written.path.parent.iterdir()) - {written.path.parent / "__pycache__"}
+    assert left == set(files)
+
+
+def test_files_tell_nothing_of_this_machine(written: Written) -> None:
+    here = [str(Path(__file__).parents[3]), str(written.path.parent)]
+    for file in written.format.files(written.path):
+        assert not [name for name in here if name.encode() in file.read_bytes()]
+
+
+def test_files_hold_the_weights_once(written: Written) -> None:
+    weights = sum(t.nbytes for t in written.model.parameters())
+    size = sum(file.stat().st_size for file in written.format.files(written.path))
+    assert size > 0.7 * weights  # norms may be folded
+    assert size < weights + 90_000  # the graph
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_a_missing_package_is_named(form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not form.packages:
+        form.check()
+        return
+
+    def missing(name: str) -> object:
+        raise ImportError(f"No module named {name}")
+
+    monkeypatch.setattr(bases, "import_module", missing)
+    if form.name == "openvino":
+        monkeypatch.setattr(
+            "updp.deploy.export.openvino.import_openvino", lambda: missing("openvino")
+        )
+    with pytest.raises(UserError, match=f"export to {form.name} needs {form.packages[0]}: pip"):
+        form.write(nn.Identity(), torch.zeros(1, 1, 2, 2), Path("nowhere"))
+    assert not Path("nowhere").exists()
+
+
+class Baked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(int(x.shape[0]) * 1, -1) if len(x) == 3 else x.flatten(1)[:2]
+
+
+def test_a_model_that_fixes_the_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not read Baked with a dynamic batch: \w+"):
+        FORMATS["pt2"].write(Baked(), torch.zeros(3, 1, 2, 2), tmp_path / "model.pt2")

@@ -1,0 +1,149 @@
+"""The code of docs/deploying.md, run as it stands where there is no updp."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
+
+from updp.data.images import fit
+from updp.data.preprocess import Preprocess
+from updp.deploy.export import FORMATS
+from updp.deploy.export.describe import describe
+from updp.io.files import write_json
+from updp.run.finished import open_run
+
+PAGE = Path(__file__).parents[3] / "docs/deploying.md"
+CODE = dict(re.findall(r"```python ([\w.]+)\n(.*?)```", PAGE.read_text(), re.DOTALL))
+IMAGES = 6
+
+# Nothing of these can be imported, and nothing can reach a network.
+BLOCKER = """
+import socket
+import sys
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("the network was asked for")
+
+
+sys.meta_path.insert(0, Blocker())
+socket.socket.connect = socket.getaddrinfo = refuse
+"""
+
+LOOP = """
+import sys, warnings
+from pathlib import Path
+
+warnings.simplefilter("ignore")
+for name in {names}:
+    code = compile(Path(name + "_code.py").read_text(), name, "exec")
+    for index in range({images}):
+        Path("photo.png").write_bytes(Path(f"photo{{index}}.png").read_bytes())
+        exec(code, {{}})
+"""
+
+
+def pictures(count: int) -> list[NDArray[np.uint8]]:
+    """Digits in colour (H, W, 3), of other sizes than the network's."""
+    values = load_digits().images[:count] * 15
+    tints = np.random.default_rng(0).uniform(0.5, 1, (count, 3))
+    coloured = (values[..., None] * tints[:, None, None]).astype(np.uint8)
+    return [
+        np.array(Image.fromarray(one).resize((20 + i % 9, 31 - i % 7)))
+        for i, one in enumerate(coloured)
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but the exported files, images, and the page's code."""
+    folder = tmp_path_factory.mktemp("deployed")
+    opened = open_run(finished)
+    write_json(folder / "preprocess.json", describe(opened))
+    torch.manual_seed(0)  # the run's own model has learnt so little that it says one class always
+    layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10, bias=False)
+    model = nn.Sequential(*layers).eval()
+    for one in FORMATS.values():
+        one.write(model, torch.zeros(1, 1, 8, 8), folder / f"model{one.suffix}")
+    for name, code in CODE.items():
+        file = name if name.endswith(".py") else f"{name}_code.py"
+        (folder / file).write_text(code)
+    expected: list[str] = []
+    for picture in pictures(100):
+        pixels = fit(Image.fromarray(picture), opened.shape)  # type: ignore[arg-type]
+        images = opened.feed.preprocess(torch.tensor(pixels)[None])
+        name = opened.classes[model(images).argmax()]
+        if expected.count(name) < 2 and len(expected) < IMAGES:
+            Image.fromarray(picture).save(folder / f"photo{len(expected)}.png")
+            expected.append(name)
+    assert len(set(expected)) > 1
+    (folder / "images.txt").write_text(str(len(expected)))
+    (folder / "expected.txt").write_text("\n".join(expected))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "blocked"),
+    [
+        (["onnx", "openvino"], {"updp", "torch", "timm", "torchvision", "openvino_telemetry"}),
+        (["pt2", "safetensors"], {"updp"}),
+    ],
+)
+def test_every_runtime_classifies_without_updp(
+    place: Path, tmp_path: Path, names: list[str], blocked: set[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(blocked=blocked))
+    (tmp_path / "loop.py").write_text(
+        LOOP.format(names=names, images=(place / "images.txt").read_text())
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{place}", "OMP_NUM_THREADS": "1", "HOME": "/nowhere"}
+
+    def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+
+    assert "updp is blocked" in python("-c", "import updp").stderr
+    ended = python(tmp_path / "loop.py")
+    assert ended.returncode == 0, ended.stderr
+    expected = (place / "expected.txt").read_text().split()
+    assert ended.stdout.split() == expected * len(names)
+
+
+@pytest.mark.parametrize("size", [(3, 7, 12), (1, 8, 8), (3, 16, 16)])
+def test_prepare_does_what_the_data_reader_does(
+    size: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = {
+        "input": {"size": size, "mode": "RGB" if size[0] == 3 else "L"},
+        "mean": [0.5, 0.4, 0.3][: size[0]],
+        "std": [0.2, 0.3, 0.1][: size[0]],
+        "classes": ["a"],
+    }
+    (tmp_path / "preprocess.json").write_text(json.dumps(about))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(CODE["prepare.py"], names)
+    preprocess = Preprocess(tuple(about["mean"]), tuple(about["std"]), size)
+    for picture in pictures(5):
+        Image.fromarray(picture).save("photo.png")
+        expected = preprocess(torch.tensor(fit(Image.fromarray(picture), size))[None])
+        given = torch.from_numpy(names["prepare"]("photo.png"))  # type: ignore[operator]
+        assert given.dtype == torch.float32
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)

@@ -1,0 +1,167 @@
+"""Fit and collapse, for every kind of candidate on every family of blocks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.candidates.supernets import Case, case
+from tests.candidates.test_contract import CASES
+from tests.families import error
+from updp.blocks import find
+from updp.candidates import propose
+from updp.recipe import Fit
+from updp.supernet import Supernet, fit, fit_each
+
+FIT = Fit(ridge=(1e-8, 1e-4), rows=10_000)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def made(request: pytest.FixtureRequest) -> Case:
+    return case(*request.param)
+
+
+def test_collapsing_changes_nothing_and_merges_to_the_same(made: Case) -> None:
+    net, _, x = made.double
+    net = copy.deepcopy(net)
+    for choices in _choices(made):
+        net.choose(choices)
+        before = net(x)
+        for name, label in choices.items():
+            net.switches[name].form(label).collapse()
+        collapsed, merged = net(x), net.merged(torch.float64)(x)
+        assert error(collapsed, before) < 1e-12
+        assert error(merged, before) < 1e-12
+        for name, label in choices.items():
+            net.switches[name].form(label).expand()
+        assert torch.equal(net(x), before)
+
+
+def test_a_fit_is_no_worse_than_what_it_starts_from(made: Case) -> None:
+    """On the rows themselves: with nothing held out, one site alone, no clamp followed."""
+    net, base, x = made.double
+    net = copy.deepcopy(net)
+    wanted = base(x)
+    for choices in _choices(made):
+        net.choose(choices)
+        before = error(net(x), wanted)
+        figures = fit(net, choices, [x], FIT.model_copy(update={"repair": False}))
+        assert net.merged(torch.float64) is not None
+        for row in figures:
+            assert row["site"] in choices
+            assert row["error"] <= row["prior_error"]
+        merged = net.merged(torch.float64)(x)
+        assert error(merged, net(x)) < 1e-12
+        assert torch.isfinite(merged).all()
+        if figures and all(row["error"] < 1e-6 for row in figures):
+            assert error(merged, wanted) <= max(before, 1e-4)
+
+
+def test_weights_of_fitted_forms_go_there_and_back(made: Case) -> None:
+    net, _, x = made.double
+    net = copy.deepcopy(net)
+    plain = {name: t.clone() for name, t in net.weights().items()}
+    other = copy.deepcopy(net)
+    fit_each(net, [x], FIT)
+    other.load_weights(net.weights())
+    for choices in _choices(made):
+        net.choose(choices)
+        other.choose(choices)
+        assert torch.equal(net(x), other(x))
+    other.load_weights(plain)
+    assert other.weights().keys() == plain.keys()
+
+
+def test_what_is_reserved_runs_only_once_it_is_collapsed(made: Case) -> None:
+    net, _, x = made.double
+    net = copy.deepcopy(net)
+    choices = _choices(made)[0]
+    net.choose(choices)
+    forms = [net.switches[name].form(label) for name, label in choices.items()]
+    before = net(x)
+    for form in forms:
+        form.reserve()
+    held = {id(p) for p in net.parameters()}
+    assert torch.equal(net(x), before)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.1)
+    changed = net(x)
+    for form in forms:
+        form.reserve()
+        form.collapse()
+    assert error(net(x), changed) < 1e-12
+    assert {id(p) for p in net.parameters()} == held
+
+
+def _choices(made: Case) -> list[dict[str, str]]:
+    """For each rank the first candidates, in every site that has one."""
+    longest = max(len(options) for options in made.candidates.values())
+    return [
+        {name: found[min(i, len(found) - 1)].label for name, found in made.candidates.items()}
+        for i in range(min(longest, 2))
+    ]
+
+
+class Block(nn.Module):
+    """Whose ReLU does nothing while `shift` is large: the branch is then linear."""
+
+    def __init__(self, channels: int, shift: float, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1)
+        self.act = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        nn.init.constant_(self.conv1.bias, shift)
+        nn.init.normal_(self.bn2.bias)
+        nn.init.uniform_(self.bn2.weight, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.bn2(self.conv2(self.act(self.conv1(x)))))
+
+
+def network(*shifts: float, kernel: int = 3) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(Block(4, s, kernel) for s in shifts)).double().eval()
+    return net, torch.randn(30, 4, 9, 7).double()
+
+
+def supernet(model: nn.Module, x: Tensor) -> Supernet:
+    findings = find(model, x[:2])
+    sites = {s.name: list(propose(s, end_activation=False))[:1] for s in findings.sites}
+    return Supernet(model, findings, sites).eval()
+
+
+def test_a_branch_that_is_linear_is_fitted_exactly_on_a_changed_prefix() -> None:
+    """The second block's fit sees what the first one's left over, not the baseline's values."""
+    model, x = network(0.0, 50.0, kernel=1)
+    wanted = model(x)
+    net = supernet(copy.deepcopy(model), x)
+    choices = {name: switch.labels[0] for name, switch in net.switches.items()}
+    second = {name: label for name, label in choices.items() if name.startswith("1")}
+    fit(net, second, [x[:15], x[15:]], FIT)
+    assert error(net(x), wanted) < 1e-4
+    alone = supernet(copy.deepcopy(model), x)
+    fit_each(alone, [x], FIT)
+    fit(net, choices, [x], FIT)
+    alone.choose(choices)
+    assert error(net(x), wanted) < error(alone(x), wanted)
+
+
+def test_little_memory_means_more_passes_and_the_same_fit() -> None:
+    model, x = network(0.0, 0.0, 0.0)
+    passes, weights = [], []
+    for megabytes in (16, 1024):
+        settings = FIT.model_copy(update={"rows": 50_000, "rows_mb": megabytes})
+        net = supernet(copy.deepcopy(model), x)
+        calls: list[int] = []
+        net.model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        fit_each(net, [x[:15], x[15:]], settings)
+        passes.append(len(calls))
+        weights.append(net.weights())
+    assert passes == [6, 2]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name])

@@ -1,0 +1,199 @@
+"""What is kept behind a pruned block is fitted to the baseline again."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.families import error
+from tests.fit.test_fitting import FIT, Block, network, supernet
+from updp.blocks import find
+from updp.candidates import Fitting, operator_repair, site_repairs
+from updp.supernet import KEEP, fit
+
+
+def repairs_of(model: nn.Module, x: Tensor) -> list[Fitting]:
+    findings = find(model, x[:2])
+    (site,) = findings.sites
+    return site_repairs(site, model.get_submodule(site.block), findings.graphs[site.block], FIT, 1)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_repair_makes_up_for_a_pruned_block(biased: bool) -> None:
+    model, x = network(0.0, 0.0, 0.0)
+    if biased:
+        for block in model:
+            block.conv2.bias = nn.Parameter(torch.randn(4).double())
+    wanted = model(x)
+    errors = {}
+    for repair in (False, True):
+        net = supernet(copy.deepcopy(model), x)
+        name, switch = next(iter(net.switches.items()))
+        figures = fit(
+            net,
+            {name: switch.labels[0]},
+            [x[:10], x[10:]],
+            FIT.model_copy(update={"repair": repair}),
+        )
+        errors[repair] = error(net(x), wanted)
+        merged = net.merged(torch.float64)
+        assert error(merged(x), net(x)) < 1e-12
+        changed = {n for n, t in model.state_dict().items() if not n.startswith("0")}
+        assert changed <= merged.state_dict().keys()  # kept blocks are the user's own
+        kept = [row["operator"] for row in figures if row["candidate"] == KEEP]
+        assert kept == (2 * ["conv1", "conv2"] if repair else [])
+    assert errors[True] < errors[False]
+
+
+def test_repair_of_an_unchanged_prefix_changes_nothing() -> None:
+    model, x = network(0.0)
+    before = copy.deepcopy(model.state_dict())
+    wanted = model(x)
+    for fitting in repairs_of(model, x):
+        fitting.add_target(0, x)
+        fitting.add_input(0, x)
+        fitting.finish()
+    assert error(model(x), wanted) < 1e-9
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_each_operator_of_a_branch_gives_again_what_it_gave() -> None:
+    """All channels mixed: the first operator unmixes them, and so the branch is what it was."""
+    model, x = network(0.0)
+    block = model[0]
+    first, second = repairs_of(model, x)
+    for fitting in (first, second):
+        fitting.add_target(0, x)
+    wanted, branch = block.conv1(x), block(x)
+    mixed = torch.einsum("oi,nihw->nohw", torch.randn(4, 4).double(), x)
+    without_skip = block.bn2(block.conv2(block.act(wanted)))
+    first.add_input(0, mixed)
+    first.finish()
+    assert first.operator == "conv1"
+    assert error(block.act(block.conv1(mixed)), block.act(wanted)) < 1e-3
+    assert error(block.bn2(block.conv2(block.act(block.conv1(mixed)))), without_skip) < 1e-3
+    before = error(block(mixed), branch)
+    second.add_input(0, mixed)
+    second.finish()
+    assert error(block(mixed), branch) < before  # which the mixed skip had spoilt
+
+
+class Strided(nn.Module):
+    """A block with a convolution in its skip, which has no bias but that of its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 4, 3, 2, 1)
+        self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
+        self.down = nn.Sequential(nn.Conv2d(4, 6, 1, 2, bias=False), nn.BatchNorm2d(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.down(x) + self.conv2(torch.relu(self.conv1(x))))
+
+
+def test_what_is_in_the_skip_is_repaired_first() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Strided()).double().eval()
+    x = torch.randn(30, 4, 9, 7).double()
+    found = repairs_of(model, x)
+    assert [fitting.operator for fitting in found] == ["down.0", "conv1", "conv2"]
+    wanted = model[0].down(x)
+    mixed = torch.einsum("oi,nihw->nohw", torch.randn(4, 4).double(), x)
+    found[0].add_target(0, x)
+    found[0].add_input(0, mixed)
+    found[0].finish()
+    assert error(model[0].down(mixed), wanted) < 1e-3
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (lambda b: nn.Conv2d(6, 5, 3, 2, 1, bias=b), (20, 6, 9, 8)),
+        (lambda b: nn.Conv2d(6, 6, 3, padding=1, groups=3, bias=b), (20, 6, 5, 5)),
+        (lambda b: nn.Linear(6, 5, bias=b), (90, 6)),
+        (lambda b: nn.Linear(6, 5, bias=b), (20, 7, 6)),
+        (lambda b: nn.Linear(6, 5, bias=b), (20, 4, 3, 6)),
+    ],
+)
+def test_an_operator_outside_of_sites_gives_again_what_it_gave(
+    module, shape: tuple[int, ...], biased: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = module(biased).double()
+    x = torch.randn(shape).double()
+    axis = 1 if isinstance(layer, nn.Conv2d) else -1
+    changed = x * torch.rand(6).double().add(0.5).view(
+        [6 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+    )
+    wanted, bias = layer(x), copy.deepcopy(layer.bias)
+    fitting = operator_repair("layer", layer, x[:2], FIT, 1)
+    assert fitting is not None
+    fitting.add_target(0, x)
+    fitting.add_input(0, changed)
+    fitting.finish()
+    assert error(layer(changed), wanted) < 1e-6
+    assert (layer.bias is None) == (bias is None)
+
+
+def test_what_is_too_wide_for_memory_is_left() -> None:
+    settings = FIT.model_copy(update={"rows_mb": 16})
+    x = torch.randn(2, 800)
+    assert operator_repair("fc", nn.Linear(800, 2), x, settings, 1) is None
+    assert operator_repair("fc", nn.Linear(600, 2), x[:, :600], settings, 1) is not None
+
+
+class Around(nn.Module):
+    """Blocks between other operators: one runs twice, two have one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.between = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.first, self.second = Block(4, 0.0), Block(4, 0.0)
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.one, self.other, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 5)
+        self.unused = nn.Linear(4, 5)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.between(self.first(self.stem(x))))
+        h = self.twice(self.twice(h)).mean((2, 3))
+        return self.head(self.other(torch.tanh(self.one(h))))
+
+
+def test_operators_outside_of_sites_are_repaired_in_their_turn() -> None:
+    torch.manual_seed(0)
+    model, x = Around().double().eval(), torch.randn(60, 3, 9, 7).double()
+    wanted = model(x)
+    errors = []
+    for repair in (False, True):
+        net = supernet(copy.deepcopy(model), x)
+        choices = {"first": net.switches["first"].labels[0]}
+        figures = fit(net, choices, [x], FIT.model_copy(update={"repair": repair}))
+        errors.append(error(net(x), wanted))
+    assert errors[1] < errors[0]
+    places = [(row["site"], row["operator"]) for row in figures]
+    assert places == [
+        ("first", "conv2"),
+        ("between", "between"),
+        ("second", "conv1"),
+        ("second", "conv2"),
+        ("head", "head"),
+    ]
+
+
+def test_the_targets_of_all_fits_share_the_memory() -> None:
+    model, x = network(0.0, 0.0, 0.0)
+    rows = []
+    for megabytes in (1024, 0.1):
+        net = supernet(copy.deepcopy(model), x)
+        name, switch = next(iter(net.switches.items()))
+        settings = FIT.model_copy(update={"rows_mb": megabytes})
+        figures = fit(net, {name: switch.labels[0]}, [x[:15], x[15:]], settings)
+        rows.append(sum(row["rows"] for row in figures))
+    assert rows[0] == 5 * 30 * 9 * 7
+    assert 0.9 * 0.1 * 2**20 < rows[1] * 4 * 8 <= 0.1 * 2**20  # channels, bytes

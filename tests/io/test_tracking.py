@@ -1,0 +1,191 @@
+"""Curves are the rows of figures.jsonl, whatever was killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from updp.errors import UserError
+from updp.io.files import Figures, read_json
+from updp.io.tracking import Board
+
+pytest.importorskip("tensorboard")
+Points = dict[str, list[tuple[int, float]]]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """TensorBoard tells of every curve that begins anew."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    yield
+    logging.getLogger("tensorboard").setLevel(logging.NOTSET)
+
+
+def read_curves(folder: Path) -> Points:
+    """What TensorBoard shows: the points (step, value) of each curve."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+
+
+def read_figures(file: Path) -> Points:
+    """The same from figures.jsonl, read by itself."""
+    points: Points = {}
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if name != "step":
+                points.setdefault(f"{file.parent.name}/{name}", []).append((row["step"], value))
+    return points
+
+
+def assert_alike(curves: Points, figures: Points) -> None:
+    assert curves.keys() == figures.keys()
+    for tag, points in figures.items():
+        assert [step for step, _ in curves[tag]] == [step for step, _ in points], tag
+        values = [value for _, value in points]
+        assert [value for _, value in curves[tag]] == pytest.approx(values, rel=1e-6), tag
+
+
+def test_what_is_written_again_is_drawn_once(tmp_path: Path) -> None:
+    board = Board(tmp_path / "board")
+    for start in (0, 2, 4, 0):  # as after kills, and then with --fresh
+        curves = board.curves("subnet")
+        figures = Figures(tmp_path / "subnet" / "figures.jsonl", curves)
+        figures.keep(lambda row, start=start: row["step"] < start)
+        for step in range(start, start + 3):
+            figures.add(step=step, loss=step + start / 10, note="not a number")
+            shown = read_curves(tmp_path / "board" / "subnet")  # each row is there at once
+            assert shown["subnet/loss"][-1] == (step, pytest.approx(step + start / 10))
+        assert shown.keys() == {"subnet/loss"}
+        if start != 2:  # which is killed: nobody closes it
+            curves.close()
+        rows = [(row["step"], pytest.approx(row["loss"])) for row in figures.rows()]
+        assert shown["subnet/loss"] == rows
+
+
+def test_stages_do_not_forget_each_other(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    for stage in ("supernet", "subnet"):
+        curves = board.curves(stage)
+        curves.restart([{"step": 0, "loss": 1.0}, {"step": 10, "loss": 0.5}])
+        curves.close()
+    for stage in ("supernet", "subnet"):
+        assert read_curves(tmp_path / stage) == {f"{stage}/loss": [(0, 1.0), (10, 0.5)]}
+
+
+def test_without_a_folder_nothing_is_imported_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.chdir(tmp_path)
+    curves = Board().under("picks", "3").curves("search")
+    curves.restart([{"step": 0, "loss": 1.0}])
+    curves.add({"step": 1, "loss": 0.5})
+    curves.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_tensorboard_is_one_line(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    options = tiny.options(tiny.make_recipe(), tiny_model)
+    out = tmp_path / "run"
+    outcome = tiny.updp("prune", *options, "--out", out, "--tensorboard", "curves")
+    assert outcome.code == 2
+    assert outcome.err == (
+        "updp: --tensorboard 'curves': TensorBoard is missing, pip install 'updp[tensorboard]'\n"
+    )
+    assert not out.exists()
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"--tensorboard '{file}/in': '{file}' is a file"):
+        Board(file / "in")
+
+
+@pytest.mark.parametrize("stage", ["supernet", "search", "refined", "subnet", "merge"])
+def test_a_file_in_the_place_of_a_stage_is_named_before_any_work(
+    stage: str, tiny_model: str, tmp_path: Path
+) -> None:
+    board, out = tmp_path / "tb", tmp_path / "run"
+    board.mkdir()
+    (board / stage).write_text("")
+    options = tiny.options(tiny.make_recipe(), tiny_model)
+    outcome = tiny.updp("prune", *options, "--out", out, "--tensorboard", board)
+    assert outcome.code == 2
+    said = f"--tensorboard '{board}': '{board / stage}' is a file, give a folder"
+    assert outcome.err == f"updp: {said}\n"
+    assert not out.exists()
+
+
+def test_a_board_that_may_not_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "merge").mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "merge")
+    with pytest.raises(UserError, match=f"'{tmp_path / 'merge'}' may not be written to"):
+        Board(tmp_path)
+
+
+def test_a_killed_run_draws_what_it_logs(tmp_path: Path) -> None:
+    """Killed in supernet, search and subnet; the curves are those of a run that was not."""
+    recipe = tiny.make_recipe()
+    out, board = tmp_path / "run", tmp_path / "board"
+    command = [
+        *("prune", *tiny.options(recipe, tiny.write_model(tmp_path))),
+        *("--set=supernet.epochs=0.6", "--set=subnet.epochs=0.9", "--set=search.evaluations=6"),
+        *("--out", str(out), "--tensorboard", str(board)),
+    ]
+    hits = 0
+    for stage in ("supernet", "search", "subnet"):
+        process = tiny.start(tiny.prune_quietly, *command)
+        sign = {"search": "search/plans.db"}.get(stage, f"{stage}/checkpoint.safetensors")
+        while not (out / sign).exists() and process.is_alive():
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        hits += process.exitcode == -signal.SIGKILL
+    tiny.fresh(tiny.prune_quietly, *command)
+    assert hits >= 2
+    for stage in ("supernet", "subnet"):
+        figures = read_figures(out / stage / "figures.jsonl")
+        assert len(figures[f"{stage}/lr"]) >= 2
+        assert_alike(read_curves(board / stage), figures)
+
+    points = read_json(out / "search" / "front.json")["points"]
+    searched = read_curves(board / "search")
+    scores = sorted(point["score"] for point in points if point["score"] is not None)
+    assert sorted(v for _, v in searched["search/score"]) == pytest.approx(scores, abs=1e-6)
+    assert [step for step, _ in searched["search/score"]] == list(range(len(scores)))
+    best = [value for _, value in searched["search/best"]]
+    assert best == sorted(best, reverse=True)
+
+    result = read_json(out / "result.json")
+    ended = read_curves(board / "merge")
+    for stage, top1 in result["top1_by_stage"].items():
+        assert ended[f"merge/top1_{stage.replace(' ', '_')}"] == [(0, pytest.approx(top1))]
+    assert ended["merge/speedup"] == [(0, pytest.approx(result["speedup"]["median"]))]
+
+
+def test_it_is_no_part_of_what_a_run_is_made_from(finished: Path, tmp_path: Path) -> None:
+    """A run goes on with another board or none, and a finished one stays as it is."""
+    before = tiny.contents(finished)
+    outcome = tiny.updp(
+        *("prune", "--out", finished, "--tensorboard", tmp_path / "board"),
+    )
+    assert outcome.code == 0, outcome.err
+    assert tiny.contents(finished) == before

@@ -1,0 +1,152 @@
+"""A cache of latencies: whatever is in its folder, what it says was put there."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+from updp.errors import UserError
+from updp.measure import LatencyTable
+from updp.measure.cache import cache_folder, device_name
+from updp.recipe import Measure
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UPDP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def opened(**settings: Any) -> LatencyTable:
+    return LatencyTable.open(CPU, Measure.model_validate(settings))
+
+
+def test_what_was_put_is_there_for_the_next(folder: Path) -> None:
+    table = opened()
+    assert table.get("a") is None
+    assert not folder.exists()  # nothing is written before there is something to keep
+    table.put("a", {"ms": [1.5, 2.0]})
+    assert table.get("a") == opened().get("a") == {"ms": [1.5, 2.0]}
+
+
+def test_one_file_for_each_way_of_measuring(
+    folder: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[dict[str, Any]] = [
+        {},
+        {"runtime": "compile"},
+        {"runtime": "onnxruntime"},
+        {"runtime": "openvino"},
+        {"layout": "channels_last"},
+        {"precision": "float16"},
+    ]
+    for i, settings in enumerate(ways):
+        assert opened(**settings).get("a") is None
+        opened(**settings).put("a", i)
+    torch.set_num_threads(2)
+    opened().put("a", "two threads")
+    monkeypatch.setattr("updp.measure.cache.device_name", lambda _: "another device")
+    opened().put("a", "another device")
+    assert len(list(folder.glob("*.json"))) == len(ways) + 2
+    assert opened().get("a") == "another device"
+
+
+def test_neither_batch_size_nor_rounds_is_in_the_name(folder: Path) -> None:
+    opened(batch_size=4, rounds=5).put("a", 1)
+    assert opened().get("a") == 1
+
+
+def test_the_name_can_be_read(folder: Path, one_thread: None) -> None:
+    opened(precision="bfloat16").put("a", 1)
+    (file,) = folder.glob("*.json")
+    assert f"-1-{torch.__version__}".split("+")[0] in file.name
+    assert "-eager-contiguous-bfloat16-" in file.name
+    assert json.loads(file.read_text())["about"]["device"] == device_name(CPU)
+
+
+def test_in_memory_where_the_recipe_says_so(folder: Path) -> None:
+    table = opened(cache=False)
+    table.put("a", 1)
+    assert table.get("a") == 1
+    assert opened(cache=False).get("a") is None
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"about"', b"[]", b"null", b"\xff\xfe", b'{"about": null, "entries": {"a": 1}}'],
+)
+def test_a_torn_or_foreign_file_is_replaced(folder: Path, content: bytes) -> None:
+    opened().put("a", "ours")
+    (file,) = folder.glob("*.json")
+    file.write_bytes(content)
+    table = opened()
+    assert table.get("a") is None
+    table.put("b", 2)
+    assert opened().get("b") == 2
+    assert opened().get("a") is None
+
+
+def test_entries_of_two_tables_are_all_kept(folder: Path) -> None:
+    one, two = opened(), opened()
+    one.put("a", 1)
+    two.put("b", 2)
+    one.put("c", 3)
+    assert [opened().get(key) for key in "abc"] == [1, 2, 3]
+
+
+def put_many(file: Path, name: str) -> None:
+    table = LatencyTable(file, "about")
+    for i in range(20):
+        table.put(f"{name}{i}", i)
+
+
+def test_entries_of_two_processes_are_all_kept(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    processes = [tiny.start(put_many, file, name) for name in "ab"]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    table = LatencyTable(file, "about")
+    assert [table.get(f"{name}{i}") for name in "ab" for i in range(20)] == [*range(20)] * 2
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("UPDP_CACHE", str(tmp_path / "file" / "cache"))
+    table = opened()
+    table.put("a", 1)
+    assert table.get("a") == 1
+
+
+def test_the_folder_is_the_users_own_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPDP_CACHE")
+    monkeypatch.setattr("updp.measure.cache.user_cache_dir", lambda name: f"/somewhere/{name}")
+    assert cache_folder() == Path("/somewhere/updp")
+
+
+def test_a_device_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_name(CPU)
+    assert device_name(torch.device("mps")).endswith(" mps")
+    monkeypatch.setattr(
+        Path, "read_text", lambda self: "processor : 0\nmodel name : Some CPU @ 2\n"
+    )
+    assert device_name(CPU) == "Some CPU @ 2"
+    monkeypatch.setattr(Path, "read_text", lambda self: "")
+    assert device_name(CPU) == (platform.processor() or platform.machine())
+
+
+def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"measure\.runtime=onnxruntime needs onnxruntime"):
+        opened(runtime="onnxruntime")

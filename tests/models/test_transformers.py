@@ -1,0 +1,115 @@
+"""Image classifiers of transformers, built from a folder without a network."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.families import error
+from updp.blocks import find
+from updp.candidates import proposals
+from updp.data import preprocess_for
+from updp.errors import UserError
+from updp.models import load_model, num_outputs
+from updp.recipe import Candidates
+from updp.supernet import Supernet
+
+VIT = {
+    **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"intermediate_size": 32, "image_size": 16, "patch_size": 8},
+}
+STAGES = {"image_size": 32, "depths": [1, 2]}
+# Configuration; sites that merge; whether attention can be left out.
+MODELS = {
+    "vit": (VIT, ["layers.0:mlp", "layers.1:mlp"], True),
+    "deit": (VIT, ["layers.0:mlp", "layers.1:mlp"], True),
+    "beit": (VIT, ["layers.0:mlp", "layers.1:mlp"], True),
+    "dinov2": (VIT, ["layer.0:mlp", "layer.1:mlp"], True),
+    "convnext": (
+        {**STAGES, "hidden_sizes": [8, 16], "num_stages": 2},
+        ["stages.0.layers.0", "stages.1.layers.0", "stages.1.layers.1"],
+        False,
+    ),
+    "swin": (
+        {**STAGES, "patch_size": 2, "embed_dim": 8, "num_heads": [2, 2], "window_size": 4},
+        ["layers.0.blocks.0", "layers.1.blocks.0", "layers.1.blocks.1"],
+        False,
+    ),
+    "resnet": (
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic"},
+        ["stages.0.layers.0", "stages.1.layers.0", "stages.1.layers.1"],
+        False,
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def library() -> None:
+    with warnings.catch_warnings(action="ignore"):
+        pytest.importorskip("transformers", reason="the hf extra is not installed")
+
+
+def folder(path: Path, name: str) -> Path:
+    one = {"architectures": ["DeiTForImageClassification"]} if name == "deit" else {}
+    config = {
+        **one,
+        "model_type": name,
+        "id2label": {str(i): str(i) for i in range(5)},
+        **MODELS[name][0],
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_found_pruned_and_merged(name: str, tmp_path: Path) -> None:
+    _, expected, attention = MODELS[name]
+    model = load_model(f"hf/{folder(tmp_path, name)}").eval()
+    x = torch.randn(2, 3, 32, 32) if name not in ("vit", "deit", "beit", "dinov2") else None
+    x = torch.randn(2, 3, 16, 16) if x is None else x
+    assert num_outputs(model, tuple(x.shape[1:])) == 5
+    before = model(x)
+    findings = find(model, x)
+    chains = [s for s in findings.sites if s.branch is not None]
+    assert len(chains) == len(expected)
+    assert all(s.name.endswith(end) for s, end in zip(chains, expected, strict=True))
+    assert any(s.branch is None for s in findings.sites) == attention
+    settings = Candidates(drop="always", fold_norms=True)
+    options = {
+        s.name: list(proposals(s, model.get_submodule(s.block), findings.graphs[s.block], settings))
+        for s in findings.sites
+    }
+    net = Supernet(model, findings, options).eval()
+    assert error(net(x), before) < 1e-6
+    net.calibrate(x)
+    for i in range(3):
+        net.choose({n: found[min(i, len(found) - 1)].label for n, found in options.items()})
+        assert error(net.merged()(x), net(x)) < 1e-5
+
+
+def test_saved_weights_other_classes_and_images(tmp_path: Path) -> None:
+    model = load_model(f"hf/{folder(tmp_path, 'vit')}", seed=3)
+    saved = tmp_path / "saved"
+    model.model.save_pretrained(saved)
+    (saved / "preprocessor_config.json").write_text('{"image_mean": [0, 0.1, 0.2]}')
+    again = load_model(f"hf/{saved}", seed=4)
+    x = torch.randn(1, 3, 16, 16)
+    assert error(again.eval()(x), model.eval()(x)) < 1e-6
+    other = load_model(f"hf/{saved}", num_classes=7)
+    assert num_outputs(other, (3, 16, 16)) == 7
+    for name, tensor in other.model.vit.state_dict().items():
+        assert torch.equal(tensor, model.model.vit.state_dict()[name])
+    images = preprocess_for(again, None)
+    assert (images.input_size, images.mean) == ((3, 16, 16), (0, 0.1, 0.2))
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        load_model(f"hf/{tmp_path}")
+    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(UserError, match="is no image classifier"):
+        load_model(f"hf/{tmp_path}")

@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from updp import Recipe, UserError
+from updp.recipe import NAMES
+from updp.recipe.budget import Budget
+
+
+def test_yaml_there_and_back(tmp_path: Path) -> None:
+    recipe = Recipe(budget=Budget(latency=0.7)).updated(
+        "data.mean=[0.1, 0.2, 0.3]", "subnet.schedule=linear", "data.input_size=[3, 32, 32]"
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+    assert recipe.data.input_size == (3, 32, 32)
+
+
+def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("# nothing\n")
+    assert Recipe.load(tmp_path / "recipe.yaml") == Recipe()
+
+
+def test_settings_change_what_they_name_and_no_more() -> None:
+    recipe = Recipe().updated("subnet.lr=0.5", "seed=4")
+    expected = Recipe().model_dump()
+    expected["seed"], expected["subnet"]["lr"] = 4, 0.5
+    assert recipe.model_dump() == expected
+    assert Recipe().subnet.lr == 0.001
+
+
+def test_the_last_setting_wins() -> None:
+    assert Recipe().updated("seed=1", "seed=2").seed == 2
+
+
+def test_recipes_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Recipe().seed = 3  # type: ignore[misc]
+
+
+def test_the_hash_is_of_the_content() -> None:
+    assert Recipe().hash() == Recipe.model_validate({"seed": 0}).hash()
+    assert Recipe().hash() != Recipe(seed=1).hash()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("decay=cosin",), "decay: Value error, there is no such decay (but cosine), not 'cosin'"),
+        (("decay=7up",), "no such decay (but cosine, tanh, poly, step, constant), not '7up'"),
+        (("momentum=0.8", "optimizer=adamw"), "momentum: Value error, adamw has no momentum"),
+        (("betas=[0.9, 0.99]",), "betas: Value error, sgd has no betas, not [0.9, 0.99]"),
+        (("optimizer=adan", "betas=[0.9, 0.99]"), "betas: Value error, adan has 3 betas"),
+        (("optimizer=adamw", "betas=[0.9, 1]"), "each must be at least 0 and less than 1"),
+        (("ema=1",), "ema: Input should be less than 1"),
+        (("mixup=-1",), "mixup: Input should be greater than or equal to 0"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["supernet", "subnet"])
+def test_training_that_cannot_be(settings: tuple[str, ...], said: str, stage: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Recipe().updated(*(f"{stage}.{setting}" for setting in settings))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_betas_are_for_optimisers_that_have_them() -> None:
+    recipe = Recipe().updated("subnet.betas=[0.8, 0.99]", "subnet.optimizer=adamw")
+    assert recipe.subnet.betas == (0.8, 0.99)
+    # A wrong optimiser is what is said, not what it lacks.
+    with pytest.raises(UserError, match="timm has no such optimizer"):
+        recipe.updated("subnet.optimizer=adamv")
+
+
+def test_every_field_of_the_training_stages_says_what_it_is() -> None:
+    from updp.recipe import Subnet, Supernet
+
+    for part in (Supernet, Subnet):
+        silent = {name for name, field in part.model_fields.items() if not field.description}
+        assert not silent
+
+
+@pytest.mark.parametrize("field", ["supernet.lr", "subnet.distill", "merge.tolerance_float32"])
+@pytest.mark.parametrize("value", [".inf", ".nan", "-1"])
+def test_numbers_that_are_none(field: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--set {field}={value}: {field}: Input should be"):
+        Recipe().updated(f"{field}={value}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_by_name_are_valid(name: str) -> None:
+    assert isinstance(Recipe.load(Path(name)), Recipe)
+    for file in Path("examples").rglob("*.yaml"):
+        Recipe.load(file)
+
+
+def test_what_recipes_by_name_promise() -> None:
+    assert Recipe.load(Path("default")) == Recipe()
+    assert Recipe.load(Path("fit-only")).subnet.epochs == 0
+    paper = Recipe.load(Path("paper"))
+    assert paper.supernet.start == "inherit"
+    assert paper.supernet.epochs > 0
+    assert paper.subnet.gate == "anneal"
+    assert paper.recalibrates
+    assert not Recipe().recalibrates
+
+
+def test_a_name_that_is_no_recipe_is_told_those_that_are() -> None:
+    with pytest.raises(UserError, match=r"'papr' cannot be read.*fit-only"):
+        Recipe.load(Path("papr"))
+
+
+def test_a_fitted_block_has_nothing_to_anneal() -> None:
+    with pytest.raises(UserError, match="gate=anneal"):
+        Recipe().updated("subnet.gate=anneal", "subnet.hold=0.5")
+    Recipe().updated("subnet.gate=anneal", "subnet.hold=0.5", "subnet.start=baseline")

@@ -1,0 +1,118 @@
+"""A finished run opened again: with other files than it was made from, and with broken ones."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests import tiny
+from updp.deploy.bench import pair_of_run
+from updp.errors import UserError
+from updp.io.files import read_json, write_json
+from updp.models import hash_state, load_model
+from updp.run.finished import check_finished, open_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Open = Callable[..., object]
+BOTH = pytest.mark.parametrize("opened", [open_run, pair_of_run])
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of one's own."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def trained(run: Path) -> Path:
+    """As if the run had been made from a weights file, which is returned."""
+    file = run.parent / "trained.safetensors"
+    model = load_model(read_json(run / "run.json")["model"], seed=5)
+    save_file(model.state_dict(), file)
+    change(run / "run.json", weights=str(file))
+    change(run / "sites" / "key.json", weights=hash_state(model))
+    return file
+
+
+def change(file: Path, **fields: object) -> None:
+    write_json(file, read_json(file) | fields)
+
+
+def refused(opened: Open, run: Path, **options: object) -> str:
+    with pytest.raises(UserError) as raised:
+        opened(run, **options)
+    said = str(raised.value)
+    assert "\n" not in said
+    return said.removeprefix(f"'{run}' was made from ")
+
+
+@BOTH
+def test_the_run_s_weights_go_with_its_model(opened: Open, run: Path, trained: Path) -> None:
+    own = read_json(run / "run.json")["model"]
+    opened(run)
+    opened(run, model=own)
+    moved = tiny.write_model(run.parent)
+    assert moved != own
+    opened(run, model=moved, weights=trained)
+    trained.unlink()
+    assert refused(opened, run, model=own).startswith(f"weights '{trained}' are not there")
+
+
+@BOTH
+def test_what_was_opened_is_blamed(opened: Open, run: Path, trained: Path) -> None:
+    own, moved = read_json(run / "run.json")["model"], tiny.write_model(run.parent)
+    other = run.parent / "other.safetensors"
+    save_file(load_model(own, seed=6).state_dict(), other)
+    advice = "give those with --weights"
+    assert (
+        refused(opened, run, model=moved) == f"other weights than '{moved}' by itself has: {advice}"
+    )
+    for options in ({}, {"model": own}, {"model": moved}):
+        said = refused(opened, run, weights=other, **options)
+        assert said == f"other weights than '{other}' has: {advice}"
+    shutil.copy(other, trained)
+    assert refused(opened, run) == f"other weights than '{trained}' has: {advice}"
+
+
+def test_modules_and_loaders_have_no_name(run: Path) -> None:
+    model = load_model(read_json(run / "run.json")["model"], seed=6)
+    said = "other weights than the Tiny that was given has: load those into it"
+    assert refused(open_run, run, model=model) == said
+    data = DataLoader(TensorDataset(torch.zeros(9, 1, 8, 8), torch.arange(9)))
+    said = "other data than the loaders have: give those that it was made from"
+    assert refused(open_run, run, data=(data, data)) == said
+    change(run / "sites" / "key.json", data="another")
+    said = "other data than 'digits' has: give that with --data"
+    assert refused(open_run, run) == said
+
+
+@BOTH
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\xff", '{"weights": 3}'])
+@pytest.mark.parametrize("name", ["run.json", "sites/key.json"])
+def test_a_broken_file_is_one_line(opened: Open, name: str, text: str, run: Path) -> None:
+    (run / name).write_bytes(text.encode("latin-1"))
+    assert refused(opened, run).startswith(
+        (f"'{run / name}' is not what ", f"'{run / name}' cannot")
+    )
+
+
+@pytest.mark.parametrize("name", ["plan.json", "result.json"])
+@pytest.mark.parametrize("text", ["{", "{}", "\xff"])
+def test_a_broken_result_is_one_line(name: str, text: str, run: Path) -> None:
+    (run / name).write_bytes(text.encode("latin-1"))
+    said = refused(open_run, run)
+    assert said.startswith((f"'{run / name}' is not what updp writes: ", f"'{run / name}' cannot"))
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json", "sites/key.json"])
+def test_what_is_missing_is_named(name: str, run: Path) -> None:
+    check_finished(run)
+    (run / name).unlink()
+    for opened in (check_finished, open_run, pair_of_run):
+        said = refused(opened, run)
+        assert said == f"'{run}' holds no finished run: there is no {name}; `updp prune` makes it"

@@ -1,0 +1,101 @@
+import re
+from dataclasses import replace
+
+import pytest
+
+from updp import UserError
+from updp.recipe.budget import Budget
+from updp.search import Choice, Limits, Option, Space, limits_of
+from updp.search.integer_program import Program
+from updp.search.limits import amount, axis_of
+
+# What saves time has many MACs, and the other way round.
+SPACE = Space(
+    (
+        Choice("a", (Option("fast", ms=3.0, macs=0), Option("lean", ms=0.5, macs=300)), 10),
+        Choice("b", (Option("fast", ms=2.0, macs=100),), 10),
+    ),
+    ms=10.0,
+    macs=1000,
+    parameters=50,
+    weights=200,
+)
+
+
+@pytest.mark.parametrize(
+    ("budget", "limits"),
+    [
+        ("blocks=2", Limits({}, 2)),
+        ("latency=0.5", Limits({"latency": 5.0})),
+        ("latency=2x,blocks=2", Limits({"latency": 5.0}, 2)),
+        ("macs=600,latency=9ms", Limits({"latency": 9.0, "macs": 600})),
+    ],
+)
+def test_a_budget_in_reach(budget: str, limits: Limits) -> None:
+    assert limits_of(Budget.parse(budget.replace("macs=600", "macs=0.6K")), SPACE) == limits
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (
+            "blocks=3",
+            "budget blocks=3 is more than the 2 sites that can be pruned: ask for blocks=2",
+        ),
+        (
+            "latency=0.49",
+            "budget latency=0.49 is out of reach: pruning whatever saves most comes down to "
+            "latency=0.500",
+        ),
+        ("macs=0.5", "budget macs=0.5 is out of reach: pruning whatever saves most comes down to "),
+        ("latency=10ms", "budget latency=10ms is no less than the baseline's 10ms: ask for less"),
+        ("memory=1KB", "budget memory=1KB is no less than the baseline's 210B: ask for less"),
+        (
+            "latency=0.6,macs=0.7",
+            "budget latency=0.6,macs=0.7 is out of reach as a whole: with the rest of it met, "
+            "latency comes down to latency=0.750",
+        ),
+        (
+            "blocks=1,latency=0.6",
+            "budget blocks=1,latency=0.6 is out of reach as a whole: with the rest of it met, "
+            "latency comes down to latency=0.700",
+        ),
+    ],
+)
+def test_out_of_reach_says_what_is_in_reach(budget: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        limits_of(Budget.parse(budget), SPACE)
+
+
+@pytest.mark.parametrize("unit", ["latency", "macs"])
+def test_what_the_message_names_is_in_reach(unit: str) -> None:
+    sites = (Choice("a", (Option("x", 1.0, 1),)), Choice("b", (Option("y", 0.7, 2),)))
+    odd = Space(sites, 3.0, 7)
+    with pytest.raises(UserError) as refused:
+        limits_of(Budget.parse(f"{unit}=0.01"), odd)
+    nearest = re.search(rf"{unit}=(0\.\d+)$", str(refused.value))
+    assert nearest
+    limits_of(Budget.parse(nearest.group(0)), odd)
+
+
+def test_fronts_are_over_what_is_limited_or_what_does_not_vary() -> None:
+    assert axis_of(Limits({}, 3)) == "macs"
+    assert axis_of(Limits({"latency": 3.0, "macs": 3.0})) == "latency"
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "text"),
+    [("latency", 12.34, "12.3ms"), ("macs", 2.5e9, "2.5G"), ("memory", 3e6, "3MB")],
+)
+def test_amounts_are_written_as_budgets_read_them(unit: str, value: float, text: str) -> None:
+    assert amount(unit, value) == text
+    assert Budget.parse(f"{unit}={text}")
+
+
+def test_what_is_not_shallower_counts_for_amounts_and_not_for_blocks() -> None:
+    narrow = Option("narrow", ms=4.0, macs=0, blocks=0)
+    space = replace(SPACE, sites=(*SPACE.sites, Choice("c", (narrow,), 10)))
+    limits = limits_of(Budget.parse("latency=0.4,blocks=1"), space)
+    assert Program(space).best([1.0, 1.0, 1.0, 1.0], limits) == (0, 1, 1)
+    with pytest.raises(UserError, match="blocks=3 is more than the 2 sites"):
+        limits_of(Budget.parse("blocks=3"), space)

@@ -1,0 +1,179 @@
+"""The contract of every searcher, and of the loop around it."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.search.spaces import plans, task
+from updp.io.progress import Silent
+from updp.recipe import Recipe
+from updp.recipe.budget import Budget
+from updp.search import (
+    SEARCHERS,
+    Choice,
+    Evaluated,
+    Option,
+    Score,
+    Space,
+    Store,
+    Task,
+    limits_of,
+    search,
+    within,
+)
+from updp.search.space import Genome
+
+NAMES = "abcdefgh"
+DAMAGE = dict(zip(NAMES, (0.9, 0.2, 0.75, 0.4, 0.1, 0.6, 0.35, 0.5), strict=True))
+# Dear sites do more damage; what saves more of a site's cost does twice as much.
+SPACE = Space(
+    tuple(
+        Choice(n, (Option("mild", 1 + i / 4, 50 + 7 * i), Option("hard", 1.5 + i / 4, 80 + 7 * i)))
+        for i, n in enumerate(NAMES)
+    ),
+    ms=24.0,
+    macs=1200,
+)
+BUDGETS = ("blocks=4", "latency=0.65", "macs=0.7,latency=0.9", "blocks=5,latency=0.66")
+
+
+class Stopped(Exception):
+    pass
+
+
+def damage(choices: Mapping[str, str]) -> float:
+    """Additive but for two pairs: `a` is harmless beside `c`, `b` and `e` do not go together."""
+    total = 0.01 + sum(DAMAGE[n] * (2 if kind == "hard" else 1) for n, kind in choices.items())
+    return total - 1.5 * ({"a", "c"} <= set(choices)) + 0.8 * ({"b", "e"} <= set(choices)) + 1.0
+
+
+class Judge:
+    """Remembers what it was asked, and may stop; says early what is hopeless."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.stop = stop
+
+    def __call__(self, choices: Mapping[str, str], hopeless: Callable[[float], bool]) -> Score:
+        if len(self.asked) == self.stop:
+            raise Stopped
+        key = tuple(map(":".join, choices.items()))
+        assert key not in self.asked
+        self.asked.append(key)
+        score = damage(choices)
+        early = hopeless(score / 2)
+        return Score(score, 100 - score, 5 if early else 10, complete=not early)
+
+
+def make_task(
+    searcher: str, budget: str = "blocks=4", evaluations: int = 60, **changes: object
+) -> Task:
+    limits = limits_of(Budget.parse(budget), SPACE)
+    changes = {"population": 8, **changes}
+    seed = int(str(changes.pop("seed", 0)))
+    return task(SPACE, limits, searcher, seed, evaluations=evaluations, **changes)
+
+
+def run(asked: Task, judge: Judge, folder: Path) -> dict[Genome, Evaluated]:
+    return search(asked, judge, Store.in_folder(folder, "s"), Silent())
+
+
+def scores(known: Mapping[Genome, Evaluated]) -> list[tuple[Genome, Score]]:
+    return [(genome, evaluated.score) for genome, evaluated in known.items()]
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_contract(searcher: str, budget: str, tmp_path: Path) -> None:
+    asked, judge = make_task(searcher, budget), Judge()
+    known = run(asked, judge, tmp_path)
+    first = SEARCHERS[searcher](asked).preliminaries()
+    assert len(known) == len(judge.asked) <= len(first) + 60
+    assert list(known)[: len(first)] == sorted(first)
+    found = within(known.values(), asked, asked.limits)
+    assert found
+    assert all(asked.limits.met(SPACE.cost(e.genome)) for e in found)
+    assert {g: e.score.score for g, e in known.items()} == {
+        g: damage(SPACE.choices(g)) for g in known
+    }
+    # With some luck it does better than chance: at least as well as the middle of all plans.
+    every = sorted(damage(SPACE.choices(g)) for g in plans(SPACE) if asked.meets(g))
+    assert found[0].score.score <= every[len(every) // 2]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_default_finds_the_optimum_of_eight_sites(budget: str, tmp_path: Path) -> None:
+    asked = make_task(Recipe().search.searcher, budget, 150)
+    known = run(asked, Judge(), tmp_path)
+    optimum = min(damage(SPACE.choices(g)) for g in plans(SPACE) if asked.meets(g))
+    assert within(known.values(), asked, asked.limits)[0].score.score == optimum
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_a_search_that_is_stopped_goes_on_as_if_it_had_not(searcher: str, tmp_path: Path) -> None:
+    asked, whole = make_task(searcher, evaluations=25), Judge()
+    expected = run(asked, whole, tmp_path / "whole")
+    parts: list[tuple[str, ...]] = []
+    for stop in (0, 1, 13, 5):
+        judge = Judge(stop)
+        with pytest.raises(Stopped):
+            run(asked, judge, tmp_path / "parts")
+        parts += judge.asked
+    last = Judge()
+    assert scores(run(asked, last, tmp_path / "parts")) == scores(expected)
+    assert sorted(parts + last.asked) == sorted(whole.asked)
+    again = Judge(stop=0)
+    assert scores(run(asked, again, tmp_path / "parts")) == scores(expected)
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_workers_share_the_work_and_end_alike(searcher: str, tmp_path: Path) -> None:
+    asked = make_task(searcher, evaluations=25)
+    alone = run(asked, Judge(), tmp_path / "alone")
+    judges = [Judge() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        ends = list(pool.map(lambda judge: run(asked, judge, tmp_path / "shared"), judges))
+    assert all(scores(end) == scores(alone) for end in ends)
+    done = [plan for judge in judges for plan in judge.asked]
+    assert len(done) == len(set(done)) == len(alone)
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_a_space_that_is_smaller_than_the_search_ends_it(searcher: str, tmp_path: Path) -> None:
+    small = Space(SPACE.sites[:2], SPACE.ms, SPACE.macs)
+    asked = task(small, limits_of(Budget.parse("blocks=2"), small), searcher, evaluations=500)
+    known = search(asked, Judge(), Store.in_folder(tmp_path, "s"), Silent())
+    assert {g for g in known if asked.meets(g)} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_scores_that_are_no_numbers_lose(searcher: str, tmp_path: Path) -> None:
+    def judge(choices: Mapping[str, str], hopeless: Callable[[float], bool]) -> Score:
+        bad = "e" in choices
+        return Score(float("inf") if bad else damage(choices), 0.0, 10)
+
+    asked = make_task(searcher, evaluations=30)
+    known = search(asked, judge, Store.in_folder(tmp_path, "s"), Silent())
+    assert "e" not in SPACE.choices(within(known.values(), asked, asked.limits)[0].genome)
+
+
+def test_stopping_early_changes_no_front(tmp_path: Path) -> None:
+    full, early = (
+        run(make_task("random", stop_early=stop), Judge(), tmp_path / str(stop))
+        for stop in (False, True)
+    )
+    asked = make_task("random")
+    assert list(full) == list(early)
+    assert any(not e.score.complete for e in early.values())
+    best = [within(known.values(), asked, asked.limits)[0].genome for known in (full, early)]
+    assert best[0] == best[1]
+
+
+def test_seeds_make_other_searches() -> None:
+    asked = [make_task("random", seed=seed) for seed in (0, 0, 1)]
+    first = [[t.random(i) for i, _ in zip(count(), range(5), strict=False)] for t in asked]
+    assert first[0] == first[1] != first[2]
+    assert all(t.meets(plan) for t, found in zip(asked, first, strict=True) for plan in found)

@@ -1,0 +1,114 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.search import test_loop as contract
+from updp import UserError
+from updp.measure import Latency, Spread
+from updp.recipe.budget import Budget
+from updp.search import Score, pareto
+from updp.search.front_plot import plot_front
+from updp.search.outcome import Outcome, best, conclude, pick
+
+SPACE = contract.SPACE
+
+
+def latency(speedup: float, noise: float = 0.01) -> Latency:
+    def spread(value: float) -> Spread:
+        return Spread(value, value * (1 - noise), value * (1 + noise))
+
+    return Latency(spread(10 / speedup), spread(speedup), spread(10 - 10 / speedup))
+
+
+@pytest.fixture
+def searched(tmp_path: Path):  # type: ignore[no-untyped-def]
+    task = contract.make_task("random", "latency=0.75", 40)
+    return task, contract.run(task, contract.Judge(), tmp_path)
+
+
+def conclusion(searched, measured=None, refined=None) -> Outcome:  # type: ignore[no-untyped-def]
+    task, known = searched
+    return conclude(known, refined or {}, task, Budget.parse("latency=0.75"), measured or {})
+
+
+def test_all_of_a_search_there_and_back(searched) -> None:  # type: ignore[no-untyped-def]
+    task, known = searched
+    outcome = conclusion(searched)
+    assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
+    assert [p.choices for p in outcome.points] == [SPACE.choices(g) for g in known]
+    front = [outcome.points[i].choices for i in outcome.front]
+    assert front == [SPACE.choices(e.genome) for e in pareto(known.values(), task)]
+    assert outcome.plan.choices == SPACE.choices(best(known, {}, task)[0])
+    assert outcome.plan.latency <= 0.75 * SPACE.ms
+    assert outcome.baseline.latency == SPACE.ms
+
+
+def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[no-untyped-def]
+    task, known = searched
+    first, second, third, *_ = best(known, {}, task)
+    scores = {first: 0.3, second: 0.1, third: 0.2}
+    refined = {g: replace(known[g], score=Score(s, 90 - s, 10)) for g, s in scores.items()}
+    outcome = conclusion(searched, refined=refined)
+    assert outcome.plan.choices == SPACE.choices(second)
+    assert (outcome.plan.fitted, outcome.plan.fitted_top1) == (0.1, 89.9)
+    assert outcome.plan.score == known[second].score.score
+    assert sum(p.fitted is not None for p in outcome.points) == 3
+    assert outcome.front == conclusion(searched).front
+    again = pick(outcome, SPACE, "latency=0.75")  # of all that keep to it, these are known best
+    assert again.plan.choices == SPACE.choices(second)
+    fast = {second: latency(1.1), third: latency(1.4)}  # and the clock still has its say
+    assert conclusion(searched, fast, refined).plan.choices == SPACE.choices(third)
+
+
+def test_the_clock_has_the_last_word(searched) -> None:  # type: ignore[no-untyped-def]
+    """The best plan is slower than predicted; the second is not; and one just reaches the line."""
+    task, known = searched
+    first, second, *rest = best(known, {}, task)
+    slow, fast, nearly = latency(1.2), latency(1.4), latency(1 / 0.755)
+    times = {first: slow, second: fast, **dict.fromkeys(rest, slow)}
+    assert conclusion(searched, times).plan.choices == SPACE.choices(second)
+    outcome = conclusion(searched, times | {first: nearly})
+    assert outcome.plan.choices == SPACE.choices(first)
+    measured = outcome.plan.measured
+    assert measured is not None
+    assert measured.low < 0.75 * SPACE.ms < measured.median
+    # Where none keeps to it, the nearest.
+    outcome = conclusion(searched, {g: latency(1.0 + i / 20) for i, g in enumerate(times)})
+    assert outcome.plan.choices == SPACE.choices(list(times)[-1])
+
+
+def test_another_point_is_picked(searched) -> None:  # type: ignore[no-untyped-def]
+    outcome = conclusion(searched)
+    for line in (1, len(outcome.front)):
+        assert pick(outcome, SPACE, str(line)).chosen == outcome.front[line - 1]
+    middle = outcome.points[outcome.front[len(outcome.front) // 2]].latency / SPACE.ms
+    faster = pick(outcome, SPACE, f"latency={middle + 1e-6:.6f}")
+    keeping = [p for p in outcome.points if p.complete and p.latency <= (middle + 1e-6) * SPACE.ms]
+    assert faster.plan.score == min(p.score for p in keeping if p.score is not None)
+    assert faster.model_copy(update={"chosen": outcome.chosen}) == outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0", "--pick 0: the front has lines 1 to "),
+        ("99", "--pick 99: the front has lines 1 to "),
+        ("best", "budget 'best' is not understood"),
+        ("latency=0.01", "budget latency=0.01 is out of reach"),
+        ("blocks=8,latency=0.32", "--pick 'blocks=8,latency=0.32': none of the plans that were "),
+    ],
+)
+def test_no_such_point(text: str, said: str, searched) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError) as refused:
+        pick(conclusion(searched), SPACE, text)
+    assert str(refused.value).startswith(said)
+
+
+def test_the_plot_is_a_file_and_the_same_one(searched, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    outcome = conclusion(searched)
+    for name in ("one.svg", "two.svg"):
+        plot_front(outcome, tmp_path / name)
+    text = (tmp_path / "one.svg").read_text()
+    assert text == (tmp_path / "two.svg").read_text()
+    assert "</svg>" in text

@@ -1,0 +1,111 @@
+"""The space of plans from what was measured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests import tiny
+from updp.blocks import find
+from updp.candidates import choose
+from updp.io.files import read_json, write_json
+from updp.measure import Latency, Spread, count_parameters, live_at, peak_memory
+from updp.models import load_model
+from updp.stages import sites
+from updp.supernet import Supernet, timing
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.3])
+def test_the_factor_is_what_the_clock_says(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.fix_clock(monkeypatch)
+    recipe = tiny.make_recipe()
+    model = load_model(tiny.write_model(tmp_path), seed=1).eval()
+    offers, _ = choose(model, find(model, torch.randn(2, 1, 8, 8)), recipe, torch.device("cpu"))
+    copied = load_model(tiny.write_model(tmp_path), seed=1).eval()
+    candidates = {n: [o.candidate for o in found] for n, found in offers.items()}
+    net = Supernet(copied, find(copied, torch.randn(2, 1, 8, 8)), candidates)
+    net.eval()
+    whole = 4 * sum(found[0].keep_ms for found in offers.values())
+    chosen: list[float] = []
+    merged = net.merged
+
+    def watched() -> nn.Module:
+        ms = 0.0
+        for name, found in offers.items():
+            labels = {o.candidate.label: o.saved_ms for o in found}
+            ms += labels.get(net.switches[name].choice, 0.0)
+        chosen.append(ms)
+        return merged()
+
+    def compare(modules: Mapping[str, nn.Module], *_: Any, **__: Any) -> dict[str, Latency]:
+        times = [whole, *(whole - factor * saved for saved in chosen)]
+        return {
+            name: Latency(*(Spread(v, v, v) for v in (t, whole / t, whole - t)))
+            for name, t in zip(modules, times, strict=True)
+        }
+
+    monkeypatch.setattr(net, "merged", watched)
+    monkeypatch.setattr(timing, "compare_modules", compare)
+    x = torch.randn(2, 1, 8, 8)
+    found = sites.in_place(model, net, offers, whole, x, recipe.measure)
+    assert found == pytest.approx(factor)
+    assert len(set(chosen)) > 1
+
+
+def test_the_space_is_that_of_the_offers(finished: Path) -> None:
+    file = finished / "sites" / "sites.json"
+    space, offers, data = sites.read_space(file), sites.read_offers(file), read_json(file)
+    assert space.names == tuple(offers)
+    model = load_model(read_json(finished / "run.json")["model"], seed=0).eval()
+    x = torch.randn(2, 1, 8, 8)
+    assert space.baseline.parameters == count_parameters(model)
+    assert space.baseline.memory == peak_memory(model, x).peak + peak_memory(model, x).weights
+    for choice, found in zip(space.sites, offers.values(), strict=True):
+        for option, offer in zip(choice.options, found, strict=True):
+            assert option.ms == pytest.approx(offer.saved_ms * data["in_place"])
+            assert option.macs == offer.keep_macs - offer.macs
+
+
+def test_depth_alone_may_be_asked_for(finished: Path) -> None:
+    file = finished / "sites" / "sites.json"
+    depth, costs = tiny.make_recipe(), tiny.make_recipe(budget={"blocks": 2, "macs": 0.7})
+    every = sites.read_offers(file)
+    assert sites.read_offers(file, costs) == every
+    assert all(any(o.candidate.kind == "narrow" for o in found) for found in every.values())
+    for name, found in sites.read_offers(file, depth).items():
+        assert found == tuple(o for o in every[name] if o.candidate.kind != "narrow")
+    data = read_json(file)
+    for row in data["sites"][1:]:  # of the others nothing takes depth away
+        row["offers"] = [o for o in row["offers"] if o["candidate"]["kind"] == "narrow"]
+    write_json(file.with_name("few.json"), data)
+    few = file.with_name("few.json")
+    assert list(sites.read_offers(few, depth)) == [data["sites"][0]["site"]]
+    assert sites.read_space(few, depth).names == (data["sites"][0]["site"],)
+    assert len(sites.read_space(few, costs).names) == len(every)
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 6])
+def test_what_a_merged_plan_costs_is_what_was_predicted(number: int, finished: Path) -> None:
+    """Parameters, MACs, weights and the peak of memory: all but latency is exact."""
+    from updp.measure import count_macs
+
+    space = sites.read_space(finished / "sites" / "sites.json")
+    offers = sites.read_offers(finished / "sites" / "sites.json")
+    model = load_model(read_json(finished / "run.json")["model"], seed=0).eval()
+    x = torch.randn(2, 1, 8, 8)
+    candidates = {n: [o.candidate for o in found] for n, found in offers.items()}
+    net = Supernet(model, find(model, x), candidates).eval()
+    genome = tuple(min(number + i % 2, len(s.options)) for i, s in enumerate(space.sites))
+    net.choose(space.choices(genome))
+    merged, cost = net.merged(), space.cost(genome)
+    assert cost.parameters == count_parameters(merged)
+    assert cost.macs == count_macs(merged, x[:1])
+    memory = peak_memory(merged, x)
+    outside, _ = live_at(merged, {}, x)
+    assert memory.peak == outside
+    assert cost.memory == memory.peak + memory.weights

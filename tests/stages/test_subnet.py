@@ -1,0 +1,226 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests import tiny
+from updp.io.files import Figures, read_tensors
+from updp.io.progress import Silent
+from updp.models import load_model
+from updp.recipe import Subnet
+from updp.stages.subnet import ramp, train
+from updp.supernet import Supernet
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("hold", [0, 0.25, 0.5, 1])
+@pytest.mark.parametrize("total", [1, 2, 7, 100])
+def test_lambda_rises_from_0_to_1_and_stays(schedule: str, hold: float, total: int) -> None:
+    settings = Subnet(schedule=schedule, hold=hold)
+    values = [ramp(step, total, settings) for step in range(total + 1)]
+    assert values == sorted(values)
+    assert all(0 <= value <= 1 for value in values)
+    assert values[0] == (1 if hold == 1 else 0)
+    assert values[-1] == 1
+    for step, value in enumerate(values):
+        if step >= (1 - hold) * total:
+            assert value == 1
+        elif step:
+            assert 0 < value < 1
+
+
+def test_shapes_of_the_two_ramps() -> None:
+    linear, cosine = Subnet(schedule="linear", hold=0.5), Subnet(schedule="cosine", hold=0.5)
+    assert [ramp(s, 8, linear) for s in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    expected = [(1 - math.cos(math.pi * t / 4)) / 2 for t in range(5)]
+    assert [ramp(s, 8, cosine) for s in range(5)] == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("fixed_clock")
+@pytest.mark.parametrize(("gate", "model"), [("blend", "tiny"), ("anneal", "tokens")])
+def test_training_ends_at_the_pruned_block(
+    gate: str, model: str, tiny_model: str, tmp_path: Path
+) -> None:
+    spec = tiny_model.replace(":tiny", f":{model}")
+    recipe = tiny.make_recipe(
+        subnet={"epochs": 0.3, "gate": gate, "hold": 0.3, "start": "baseline"}
+    )
+    net = tiny.make_net(spec, recipe)
+    teacher = load_model(spec, seed=1).train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    choices = {"blocks.1": net.switches["blocks.1"].labels[0]}
+    folder = tmp_path / "subnet"
+    train(net, choices, teacher, tiny.make_feed(recipe), recipe, folder, Silent())
+
+    rows = Figures(folder / "figures.jsonl").rows()
+    assert (rows[0]["lambda"], rows[-1]["lambda"]) == (0, 1)
+    weights, _ = read_tensors(folder / "weights.safetensors")
+    assert weights.keys() == net.weights().keys()
+    assert all(torch.equal(weights[name], value) for name, value in net.weights().items())
+    # The teacher taught and did not learn.
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+    # The baseline's path of the pruned site is not run any more.
+    assert {switch.progress for switch in net.switches.values()} == {1.0}
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("the baseline's path was run")
+
+    net.switches["blocks.1"].keep = Broken()
+    x = torch.randn(2, 1, 8, 8)
+    net.eval()(x)
+    net.switches["blocks.0"].keep = Broken()
+    with pytest.raises(AssertionError):
+        net(x)
+
+
+def feature_rows(
+    spec: str, folder: Path, choices: dict[str, str] | None = None, **changes: object
+) -> list[dict]:
+    """One step with a model that has neither dropout nor statistics of a batch."""
+    recipe = tiny.make_recipe(
+        subnet={"epochs": 1 / 35, "features": 0.5, "gate": "blend", "warmup": 0, **changes}
+    )
+    net, teacher = tiny.make_net(spec, recipe), load_model(spec, seed=1)
+    choices = {"blocks.1": net.switches["blocks.1"].labels[0]} if choices is None else choices
+    train(net, choices, teacher, tiny.make_feed(recipe), recipe, folder, Silent())
+    assert not any(m._forward_hooks for m in (*net.modules(), *teacher.modules()))
+    return Figures(folder / "figures.jsonl").rows()
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_features_cost_nothing_while_the_block_is_its_own(tiny_model: str, tmp_path: Path) -> None:
+    spec = tiny_model.replace(":tiny", ":tokens")
+    (row,) = feature_rows(spec, tmp_path / "start", hold=0)  # lambda = 0
+    assert (row["lambda"], row["features"]) == (0, 0)
+    (row,) = feature_rows(spec, tmp_path / "pruned", hold=1)
+    assert row["features"] > 0
+    (row,) = feature_rows(spec, tmp_path / "kept", choices={})
+    assert "features" not in row
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_features_are_those_at_the_ends_of_the_pruned_blocks(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    """Of the first step, from the weights before it: against hooks of our own."""
+    spec = tiny_model.replace(":tiny", ":tokens")
+    changes = {"hold": 1, "distill": 0.0, "norms": "train"}
+    (with_features,) = feature_rows(spec, tmp_path / "with", **changes)
+    (without,) = feature_rows(spec, tmp_path / "without", **changes, features=0)
+    added = with_features["loss"] - without["loss"]
+    assert added == pytest.approx(0.5 * with_features["features"], rel=1e-4)
+
+    recipe = tiny.make_recipe(subnet={"epochs": 1 / 35, **changes})
+    net, teacher = tiny.make_net(spec, recipe), load_model(spec, seed=1)
+    net.choose({"blocks.1": net.switches["blocks.1"].labels[0]})
+    outputs: list[Tensor] = []
+    for model in (net.model, teacher):
+        model.blocks[1].register_forward_hook(lambda *call: outputs.append(call[2].double()))
+    net.train()
+    images, _ = next(tiny.make_feed(recipe).training(0))
+    net(images)
+    teacher.eval()(images)
+    mine, wanted = outputs
+    expected = ((mine - wanted) ** 2).mean() / ((wanted - wanted.mean()) ** 2).mean()
+    assert with_features["features"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_merged_at_the_end_of_the_ramp_the_merged_operators_are_trained(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    """Killed before, at and after that step, it ends bit by bit as one that was not."""
+    subnet = {
+        "epochs": 12 / 35,
+        "hold": 0.5,
+        "start": "baseline",
+        "merge": "ramp",
+        "checkpoint_seconds": 1e-9,
+    }
+    recipe = tiny.make_recipe(subnet=subnet)
+    feed = tiny.make_feed(recipe)
+
+    def run(folder: Path, stop: int) -> Supernet:
+        class Stop(Silent):
+            done = 0
+
+            def advance(self, text: str = "", count: int = 1) -> None:
+                self.done += 1
+                if self.done == stop + 1:  # its checkpoint is that of the step before
+                    raise KeyboardInterrupt
+
+        net = tiny.make_net(tiny_model, recipe)
+        choices = {name: switch.labels[0] for name, switch in net.switches.items()}
+        train(net, choices, load_model(tiny_model, seed=1), feed, recipe, folder, Stop())
+        return net
+
+    whole = run(tmp_path / "whole", 99)
+    forms = [switch.form(switch.labels[0]) for switch in whole.switches.values()]
+    assert all(form.is_collapsed for form in forms)
+    weights = whole.weights()
+    images = next(iter(feed.held_out()))[0]
+    assert torch.allclose(whole(images), whole.merged()(images), atol=1e-5)
+    for stop in (2, 5, 6, 7, 9):
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, stop)
+        again = run(folder, 99).weights()
+        assert all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_features_are_learnt(tiny_model: str, tmp_path: Path) -> None:
+    spec = tiny_model.replace(":tiny", ":tokens")
+    rows = feature_rows(
+        spec, tmp_path, hold=1, epochs=2, features=10, lr=0.05, distill=0.0, warmup=0.1
+    )
+    assert rows[-1]["features"] < 0.7 * rows[0]["features"]
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_a_block_without_one_tensor_is_left_out_and_named(tiny_model: str, tmp_path: Path) -> None:
+    class Listed(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (super().forward(x),)
+
+    class Chain(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self:
+                x = block(x)
+                x = x[0] if isinstance(x, tuple) else x
+            return x
+
+    class Told(Silent):
+        def say(self, text: str) -> None:
+            lines.append(text)
+
+    lines: list[str] = []
+    recipe = tiny.make_recipe(subnet={"epochs": 1 / 35, "features": 1.0})
+    net, teacher = tiny.make_net(tiny_model, recipe), load_model(tiny_model, seed=1)
+    first, second, *others = teacher.blocks
+    teacher.blocks = Chain(first, Listed(second), *others)
+    choices = {name: net.switches[name].labels[0] for name in ("blocks.1", "blocks.2")}
+    train(net, choices, teacher, tiny.make_feed(recipe), recipe, tmp_path, Told())
+    assert lines == ["subnet.features: no one tensor to compare at blocks.1"]
+    (row,) = Figures(tmp_path / "figures.jsonl").rows()
+    assert row["features"] > 0
+
+
+@pytest.mark.usefixtures("fixed_clock")
+def test_labels_are_smoothed_and_mixed(tiny_model: str, tmp_path: Path) -> None:
+    def loss(name: str, **changes: object) -> float:
+        (row,) = feature_rows(tiny_model, tmp_path / name, features=0, **changes)
+        return row["loss"]
+
+    labels = {"plain": {}, "smooth": {"label_smoothing": 0.4}, "mix": {"mixup": 9}}
+    assert len({loss(name, distill=0.5, **changes) for name, changes in labels.items()}) == 3
+    # The teacher's logits alone know no labels, but see the same mixed images.
+    plain, smooth, mix = (
+        loss(f"{name}-logits", distill=1, **changes) for name, changes in labels.items()
+    )
+    assert plain == smooth != mix

@@ -1,0 +1,147 @@
+"""A walk gives what the whole network would, and runs no more of it than it must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from updp.supernet.walk import Walk, tapped
+
+
+class Step(nn.Module):
+    """Works in place on what it is given, and counts the images."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.images = factor, 0
+
+    def forward(self, x: Tensor, number: int = 0) -> Tensor:
+        self.images += len(x)
+        return x.mul_(self.factor).add_(number)
+
+
+class Net(nn.Module):
+    """Three steps, the second one called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(Step(factor) for factor in (2, 3, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.steps
+        h = second(first(x + 0, 1), 2)
+        return third(second(h, 3) + 1)
+
+
+class LongSkip(Net):
+    """What the first step gave comes back at the end, so it cannot be entered behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.steps
+        early = first(x + 0, 1)
+        return third(second(early.clone(), 2)) + early
+
+
+class Strict(Net):
+    """Refuses, in a way of its own, to see what is no number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.steps
+        h = first(x + 0, 1)
+        assert h.isfinite().all()
+        return third(second(h, 2))
+
+
+IMAGES = 3 + 3 + 2
+
+
+def batches() -> list[Tensor]:
+    return [torch.full((n, 3), float(n + i)) for i, n in enumerate((3, 3, 2))]
+
+
+def given(net: nn.Module, module: nn.Module) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """What hooks of the whole network see."""
+    found: list[tuple[Tensor, tuple[int, ...]]] = []
+    for images in batches():
+        with tapped({module: lambda x, *extras: found.append((x, extras))}):
+            net(images)
+    return found
+
+
+def check(walk: Walk, net: nn.Module, module: nn.Module) -> None:
+    expected = given(net, module)
+    for (x, *extras), (whole, others) in zip(walk.to(module), expected, strict=True):
+        assert torch.equal(x, whole)
+        assert tuple(extras) == others
+        x.zero_()  # what was given away is not what is kept
+
+
+def counted(net: Net, walk: Iterator[object]) -> list[int]:
+    """The images that each step sees."""
+    for step in net.steps:
+        step.images = 0
+    list(walk)
+    return [step.images for step in net.steps]
+
+
+@pytest.mark.parametrize("kind", [Net, LongSkip, Strict])
+@pytest.mark.parametrize("room", [0, 100, 200, 10**6])
+def test_it_gives_what_the_whole_network_gives_its_modules(kind: type[Net], room: int) -> None:
+    """However many bytes there are: all that is kept for a module has 96."""
+    net = kind()
+    walk = Walk(net, list(net.steps), batches(), 1)
+    walk.room = room
+    for step in net.steps:
+        for _ in range(2):
+            check(walk, net, step)
+        step.factor += 1  # as a fit would change it
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Net, [[0, 0, 0], [IMAGES, 0, 0], [0, 2 * IMAGES, 0]]),
+        (LongSkip, [[0, 0, 0], [IMAGES, 0, 0], [IMAGES, IMAGES, 0]]),
+    ],
+)
+def test_it_goes_on_from_the_last_module_where_it_can(
+    kind: type[Net], expected: list[list[int]]
+) -> None:
+    net = kind()
+    walk = Walk(net, list(net.steps), batches(), 1)
+    for step, images in zip(net.steps, expected, strict=True):
+        assert counted(net, walk.to(step)) == images
+        assert counted(net, walk.to(step)) == [0, 0, 0]  # it is there already
+
+
+def test_without_memory_it_begins_at_the_start() -> None:
+    net = Net()
+    walk = Walk(net, list(net.steps), batches(), 0)
+    for _ in range(2):
+        assert counted(net, walk.to(net.steps[1])) == [IMAGES, 0, 0]
+
+
+def test_no_more_is_kept_than_there_is_room_for() -> None:
+    net = Net()
+    walk = Walk(net, list(net.steps), batches(), 1)
+    walk.room = 80  # of 96 bytes: for two of the batches
+    list(walk.to(net.steps[1]))
+    assert counted(net, walk.to(net.steps[1])) == [2, 0, 0]
+    assert counted(net, walk.to(net.steps[2])) == [2, 2 * IMAGES, 0]
+
+
+def test_a_module_that_is_not_reached_is_named() -> None:
+    with pytest.raises(AssertionError, match="Linear was not reached"):
+        list(Walk(Net(), [], [torch.ones(1, 2)], 1).to(nn.Linear(2, 2)))
+
+
+def test_a_tap_sees_a_copy_of_the_first_call_alone() -> None:
+    net, seen = Net(), []
+    with tapped({net.steps[1]: lambda *args: seen.append(args)}):
+        net(torch.ones(1, 2))
+    net(torch.ones(1, 2))
+    ((x, number),) = seen
+    assert (x.tolist(), number) == ([[3.0, 3.0]], 2)

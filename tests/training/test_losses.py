@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+
+from updp.training.evaluate import accuracy, predict, top1
+from updp.training.losses import classification, distillation
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
+def test_distillation_against_its_definition(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = 3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    teacher = 3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p = [math.exp(v / temperature) for v in t]
+        q = [math.exp(v / temperature) for v in s]
+        p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    expected = total / 4 * temperature**2
+    assert distillation(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-12)
+    single = distillation(student.float(), teacher.float(), temperature)
+    assert single.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_of_oneself_is_nothing_and_teaches_the_student_alone() -> None:
+    student = torch.randn(3, 4, requires_grad=True)
+    teacher = torch.randn(3, 4, requires_grad=True)
+    assert distillation(student, student).item() == pytest.approx(0, abs=1e-6)
+    distillation(student, teacher, 2.0).backward()
+    assert teacher.grad is None
+    # d KL / d student = T * (q - p) / N
+    q, p = (student / 2).softmax(1), (teacher / 2).softmax(1)
+    assert torch.allclose(student.grad, 2 * (q - p) / 3, atol=1e-6)
+
+
+def test_distillation_is_finite_where_probabilities_vanish() -> None:
+    loss = distillation(torch.tensor([[0.0, 0.0]]), torch.tensor([[500.0, -500.0]]))
+    assert loss.item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_classification_against_its_definition(smoothing: float) -> None:
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 4, 2, 2])
+    shares = torch.eye(5, dtype=torch.float64)[labels]
+    mixed = 0.3 * shares + 0.7 * shares.flip(0)
+
+    def by_hand(targets: torch.Tensor) -> float:
+        smooth = (1 - smoothing) * targets + smoothing / 5
+        logs = logits - logits.exp().sum(1, keepdim=True).log()
+        return -(smooth * logs).sum(1).mean().item()
+
+    for targets in (labels, shares, mixed):
+        wanted = by_hand(shares if targets is labels else targets)
+        assert classification(logits, targets, smoothing).item() == pytest.approx(wanted)
+
+
+def test_evaluation_is_without_dropout_and_leaves_the_mode() -> None:
+    net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(3, 4))
+    x = torch.randn(7, 3)
+    batches = [(x[:5], torch.arange(5) % 4), (x[5:], torch.tensor([1, 2]))]
+    logits, labels = predict(net, batches)
+    assert net.training
+    assert labels.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert not logits.requires_grad
+    assert torch.allclose(logits, net[1](x), atol=1e-6)
+    right = sum(
+        int(a == b) for a, b in zip(logits.argmax(1).tolist(), labels.tolist(), strict=True)
+    )
+    assert top1(net, batches) == pytest.approx(100 * right / 7)
+    net.eval()
+    predict(net, batches)
+    assert not net.training
+
+
+def test_accuracy_is_in_percent() -> None:
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert accuracy(logits, torch.tensor([0, 1, 0])) == pytest.approx(200 / 3)

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from updp.recipe import Supernet
+from updp.training.mixup import mixed
+
+LABELS = torch.tensor([0, 1, 2, 3, 4])  # an odd number of them
+
+
+def batch() -> torch.Tensor:
+    """Each image is its label, everywhere."""
+    return LABELS.float()[:, None, None, None].expand(5, 2, 8, 6).clone()
+
+
+def test_off_is_off() -> None:
+    images = batch()
+    same, labels = mixed(images, LABELS, 5, Supernet(), 3)
+    assert same is images
+    assert labels is LABELS
+
+
+@pytest.mark.parametrize("recipe", [Supernet(mixup=0.4), Supernet(cutmix=1)])
+def test_targets_are_the_shares_of_the_pixels(recipe: Supernet) -> None:
+    for seed in range(20):
+        images, targets = mixed(batch(), LABELS, 5, recipe, seed)
+        assert targets.shape == (5, 5)
+        assert targets.sum(1).tolist() == pytest.approx([1] * 5)
+        # The mean of an image is the mean of the labels in it, for these images.
+        expected = targets @ LABELS.float()
+        assert images.mean((1, 2, 3)).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        if recipe.cutmix:
+            assert images.unique().tolist() == [0, 1, 2, 3, 4]  # whole pixels
+
+
+def test_with_both_each_batch_takes_one() -> None:
+    recipe = Supernet(mixup=0.8, cutmix=1)
+    whole = [
+        mixed(batch(), LABELS, 5, recipe, seed)[0].frac().eq(0).all().item() for seed in range(60)
+    ]
+    assert 15 < sum(whole) < 45
+
+
+def test_it_is_a_function_of_the_seed_alone() -> None:
+    recipe = Supernet(mixup=0.8, cutmix=1)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = mixed(batch(), LABELS, 5, recipe, 11)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    second = mixed(batch(), LABELS, 5, recipe, 11)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(mixed(batch(), LABELS, 5, recipe, 12)[1], first[1])
