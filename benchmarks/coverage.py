@@ -80,7 +80,7 @@ def measure(name: str, rounds: int = 7) -> dict[str, Any]:
     from updp.data import model_input_size
     from updp.measure import compare_modules, count_macs
     from updp.models import load_model
-    from updp.recipe import Candidates
+    from updp.recipe import CandidateSettings
     from updp.stages.verify import ROUNDINGS
     from updp.supernet import Supernet
 
@@ -91,7 +91,7 @@ def measure(name: str, rounds: int = 7) -> dict[str, Any]:
     randomise_norms(model, x)
     model.eval()
     findings = find(model, x[:2])
-    settings = Candidates(drop="always", fold_norms=True)
+    settings = CandidateSettings(drop="always", fold_norms=True)
     options: dict[str, list] = {}
     for site in findings.sites:
         block, graph = model.get_submodule(site.block), findings.graphs[site.block]
@@ -170,10 +170,10 @@ def randomise_norms(model: Any, x: Any) -> None:
 
 def worst(net: Any, x: Any, dtype: Any) -> tuple[float, str, float]:
     """The largest relative error of a merged block, or of the logits, where it is, and rounding."""
-    from updp.recipe import Merge
+    from updp.recipe import MergeSettings
     from updp.stages.merge import verify
 
-    settings = Merge(tolerance_float32=1e9, tolerance_float64=1e9)
+    settings = MergeSettings(tolerance_float32=1e9, tolerance_float64=1e9)
     checks = verify(net, x, settings, dtypes=(dtype,), sources=("images",))
     check = max(checks, key=lambda c: (c.error != c.error, c.error))
     return check.error, check.where or "logits", check.rounding

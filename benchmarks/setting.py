@@ -11,7 +11,7 @@ from torch import nn
 from updp.data import Source, open_source
 from updp.data.images import InMemory
 from updp.models import load_model
-from updp.recipe import Recipe, Training
+from updp.recipe import Recipe, TrainingSettings
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -37,7 +37,7 @@ class Network:
     blocks: tuple[int, ...]
     rates: tuple[float, ...]
     settings: tuple[str, ...]
-    training: Training | None = None
+    training: TrainingSettings | None = None
 
     def load(self) -> nn.Module:
         """The trained baseline."""
@@ -75,7 +75,7 @@ def source(network: Network, images: int | None = None) -> Source:
 def _trained(
     factory: str,
     blocks: tuple[int, ...],
-    training: Training,
+    training: TrainingSettings,
     rates: tuple[float, ...],
     *settings: str,
 ) -> Network:
@@ -93,8 +93,8 @@ def _trained(
     )
 
 
-def _training(lr: float, epochs: int, mixed: float = 0.0) -> Training:
-    return Training(
+def _training(lr: float, epochs: int, mixed: float = 0.0) -> TrainingSettings:
+    return TrainingSettings(
         optimizer="adamw",
         lr=lr,
         epochs=epochs,

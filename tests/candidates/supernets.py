@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from tests.families import FAMILIES, Family, Net, images, network, randomise
 from updp.blocks import Findings, Site, find
 from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, propose
-from updp.recipe import Candidates
+from updp.recipe import CandidateSettings
 from updp.supernet import Supernet
 
 Proposer = Callable[[Site, nn.Module, fx.Graph], Iterable[Candidate]]
@@ -25,7 +25,7 @@ def _inherit(**options: bool) -> Proposer:
 
 
 def _kind(kind: type[Candidate]) -> Proposer:
-    settings = Candidates(drop="always", fold_norms=True)
+    settings = CandidateSettings(drop="always", fold_norms=True)
     return lambda site, block, graph: kind.propose(site, block, graph, settings)
 
 

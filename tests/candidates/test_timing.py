@@ -18,7 +18,7 @@ from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.measure import runner
 from updp.measure.cache import cache_folder
-from updp.recipe import Measure, Recipe
+from updp.recipe import MeasureSettings, Recipe
 
 DEPTH = Recipe().updated("candidates.widths=[]")
 CPU = torch.device("cpu")
@@ -128,7 +128,9 @@ def test_channels_that_are_last_already_stay_so(
 ) -> None:
     seen: set[str] = set()
 
-    def spy(module: nn.Module, inputs: tuple[Any, ...], settings: Measure) -> Callable[[], object]:
+    def spy(
+        module: nn.Module, inputs: tuple[Any, ...], settings: MeasureSettings
+    ) -> Callable[[], object]:
         seen.add(settings.layout)
         return runner(module, inputs, settings)
 

@@ -13,10 +13,10 @@ from tests.candidates.test_contract import CASES
 from tests.families import error
 from updp.blocks import find
 from updp.candidates import propose
-from updp.recipe import Fit
+from updp.recipe import FitSettings
 from updp.supernet import Supernet, fit, fit_each
 
-FIT = Fit(ridge=(1e-8, 1e-4), rows=10_000)
+FIT = FitSettings(ridge=(1e-8, 1e-4), rows=10_000)
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.fit.test_rows import operators
 from updp.algebra import Operator
 from updp.fit import Clamp, Fitted, Problem
-from updp.recipe import Fit
+from updp.recipe import FitSettings
 
 RELU = Clamp(0)
 
@@ -30,7 +30,9 @@ def solve(
     keep: int | None = None,
     **changes: object,
 ) -> Fitted:
-    problem = Problem(prior, clamp, Fit().model_copy(update=changes), len(batches), keep=keep)
+    problem = Problem(
+        prior, clamp, FitSettings().model_copy(update=changes), len(batches), keep=keep
+    )
     for number, (_, target, _) in enumerate(batches):
         problem.target(number, target)
     for number, (x, _, beside) in enumerate(batches):
@@ -102,9 +104,9 @@ def test_the_strength_is_the_one_that_images_left_out_like_best() -> None:
 
 def test_rows_are_bounded_by_memory_and_by_unknowns() -> None:
     operator = Operator(torch.zeros(4, 4, 3, 3).double(), torch.zeros(4).double())
-    few = Problem(operator, RELU, Fit(rows=10), batches=5)
+    few = Problem(operator, RELU, FitSettings(rows=10), batches=5)
     assert few.quota == 10 * 37 // 5
-    bounded = Problem(operator, RELU, Fit(rows=10**6, rows_mb=16), batches=5)
+    bounded = Problem(operator, RELU, FitSettings(rows=10**6, rows_mb=16), batches=5)
     assert bounded.quota * 5 * (37 + 8) * 4 <= 16 * 2**20
 
 
@@ -119,7 +121,7 @@ def test_wide_operators_fit_in_4_gb(channels: int, kernel: int, size: int) -> No
         torch.zeros(channels).double(),
         padding=(kernel // 2,) * 4,
     )
-    problem = Problem(operator, RELU, Fit(ridge=(1e-4,), rounds=1), batches=8)
+    problem = Problem(operator, RELU, FitSettings(ridge=(1e-4,), rounds=1), batches=8)
     for number in range(8):
         torch.manual_seed(number)
         x = torch.randn(32, channels, size, size)

@@ -15,7 +15,7 @@ from tests import tiny
 from updp.errors import UserError
 from updp.measure import LatencyTable
 from updp.measure.cache import cache_folder, device_name
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(**settings: Any) -> LatencyTable:
-    return LatencyTable.open(CPU, Measure.model_validate(settings))
+    return LatencyTable.open(CPU, MeasureSettings.model_validate(settings))
 
 
 def test_what_was_put_is_there_for_the_next(folder: Path) -> None:

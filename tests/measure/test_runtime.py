@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from updp.errors import UserError
 from updp.measure import runner
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 
@@ -76,7 +76,7 @@ def output(result: object) -> Tensor:
     return torch.from_numpy(array).clone()  # the next run may overwrite it
 
 
-def check(module: nn.Module, inputs: tuple[Any, ...], settings: Measure) -> None:
+def check(module: nn.Module, inputs: tuple[Any, ...], settings: MeasureSettings) -> None:
     """Against eager float64, and what is the user's is as it was."""
     given = copy.deepcopy((module.state_dict(), inputs))
     run = runner(module, inputs, settings)
@@ -103,7 +103,7 @@ def check(module: nn.Module, inputs: tuple[Any, ...], settings: Measure) -> None
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_eager(layout: Any, precision: Any) -> None:
     for module, inputs in cases():
-        check(module, inputs, Measure(layout=layout, precision=precision))
+        check(module, inputs, MeasureSettings(layout=layout, precision=precision))
 
 
 @pytest.mark.slow
@@ -112,22 +112,26 @@ def test_eager(layout: Any, precision: Any) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_compile(layout: Any, precision: Any) -> None:
     for module, inputs in cases():
-        check(module, inputs, Measure(runtime="compile", layout=layout, precision=precision))
+        check(
+            module, inputs, MeasureSettings(runtime="compile", layout=layout, precision=precision)
+        )
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_onnxruntime(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
     for module, inputs in cases():
-        check(module, inputs, Measure(runtime="onnxruntime", precision=precision))
+        check(module, inputs, MeasureSettings(runtime="onnxruntime", precision=precision))
     assert capfd.readouterr() == ("", "")
 
 
 def test_openvino(capfd: pytest.CaptureFixture[str]) -> None:
     openvino = pytest.importorskip("openvino")
     for module, inputs in cases():
-        check(module, inputs, Measure(runtime="openvino"))
+        check(module, inputs, MeasureSettings(runtime="openvino"))
         for precision, name in (("bfloat16", "BF16"), ("float16", "FP16")):
-            settings = Measure.model_validate({"runtime": "openvino", "precision": precision})
+            settings = MeasureSettings.model_validate(
+                {"runtime": "openvino", "precision": precision}
+            )
             if name in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 check(module, inputs, settings)
             else:  # it would silently calculate otherwise
@@ -153,7 +157,7 @@ def test_openvino_takes_as_many_threads_as_pytorch(
     monkeypatch.setattr(openvino, "Core", Core)
     for threads in (2, 1):
         torch.set_num_threads(threads)
-        runner(nn.Linear(3, 3), (torch.ones(1, 3),), Measure(runtime="openvino"))
+        runner(nn.Linear(3, 3), (torch.ones(1, 3),), MeasureSettings(runtime="openvino"))
         assert given.pop()["INFERENCE_NUM_THREADS"] == threads
 
 
@@ -170,14 +174,14 @@ def test_convolutions_are_laid_out() -> None:
 
     x = torch.randn(2, 4, 5, 6)
     for layout, is_last in (("contiguous", False), ("channels_last", True)):
-        runner(Spy(4, 8, 3), (x,), Measure.model_validate({"layout": layout}))
+        runner(Spy(4, 8, 3), (x,), MeasureSettings.model_validate({"layout": layout}))
         assert seen.pop() == (is_last, is_last)
 
 
 def test_many_modules_of_one_class_are_each_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     counters.clear()
-    x, settings = torch.randn(2, 3), Measure(runtime="compile")
+    x, settings = torch.randn(2, 3), MeasureSettings(runtime="compile")
     runs = [runner(nn.Sequential(nn.Linear(3, n)), (x,), settings) for n in range(1, 21)]
     for n, run in enumerate(runs, 1):
         assert output(run()).shape == (2, n)
@@ -189,7 +193,7 @@ def test_a_runtime_that_is_missing_says_what_to_install(monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
             with pytest.raises(UserError) as raised:
-                runner(nn.Identity(), (torch.ones(1),), Measure(runtime="onnxruntime"))
+                runner(nn.Identity(), (torch.ones(1),), MeasureSettings(runtime="onnxruntime"))
         message = f"measure.runtime=onnxruntime needs {name}: pip install 'updp[onnx]'"
         assert str(raised.value) == message
 
@@ -197,7 +201,7 @@ def test_a_runtime_that_is_missing_says_what_to_install(monkeypatch: pytest.Monk
 def test_openvino_that_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError) as raised:
-        runner(nn.Identity(), (torch.ones(1),), Measure(runtime="openvino"))
+        runner(nn.Identity(), (torch.ones(1),), MeasureSettings(runtime="openvino"))
     message = "measure.runtime=openvino needs openvino: pip install 'updp[onnx,openvino]'"
     assert str(raised.value) == message
 
@@ -283,7 +287,7 @@ def test_what_does_not_run_is_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(UserError) as raised:
-        runner(module, inputs, Measure.model_validate(settings))
+        runner(module, inputs, MeasureSettings.model_validate(settings))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")

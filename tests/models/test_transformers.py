@@ -15,7 +15,7 @@ from updp.candidates import proposals
 from updp.data import preprocess_for
 from updp.errors import UserError
 from updp.models import load_model, num_outputs
-from updp.recipe import Candidates
+from updp.recipe import CandidateSettings
 from updp.supernet import Supernet
 
 VIT = {
@@ -78,7 +78,7 @@ def test_found_pruned_and_merged(name: str, tmp_path: Path) -> None:
     assert len(chains) == len(expected)
     assert all(s.name.endswith(end) for s, end in zip(chains, expected, strict=True))
     assert any(s.branch is None for s in findings.sites) == attention
-    settings = Candidates(drop="always", fold_norms=True)
+    settings = CandidateSettings(drop="always", fold_norms=True)
     options = {
         s.name: list(proposals(s, model.get_submodule(s.block), findings.graphs[s.block], settings))
         for s in findings.sites

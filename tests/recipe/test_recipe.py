@@ -74,9 +74,9 @@ def test_betas_are_for_optimisers_that_have_them() -> None:
 
 
 def test_every_field_of_the_training_stages_says_what_it_is() -> None:
-    from updp.recipe import Subnet, Supernet
+    from updp.recipe import SubnetSettings, SupernetSettings
 
-    for part in (Supernet, Subnet):
+    for part in (SupernetSettings, SubnetSettings):
         silent = {name for name, field in part.model_fields.items() if not field.description}
         assert not silent
 

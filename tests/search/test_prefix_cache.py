@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests import families
 from updp.blocks import find
 from updp.candidates import proposals
-from updp.recipe import Candidates
+from updp.recipe import CandidateSettings
 from updp.search.prefix_cache import Replay
 from updp.supernet import Supernet
 from updp.training.batchnorm import preserved, recalibrate
@@ -64,7 +64,7 @@ def supernet(model: nn.Module) -> Supernet:
                     site,
                     model.get_submodule(site.block),
                     findings.graphs[site.block],
-                    Candidates(drop="always"),
+                    CandidateSettings(drop="always"),
                 )
             )
         )

@@ -9,7 +9,7 @@ from tests import tiny
 from updp.io.files import Figures, read_tensors
 from updp.io.progress import Silent
 from updp.models import load_model
-from updp.recipe import Subnet
+from updp.recipe import SubnetSettings
 from updp.stages.subnet import ramp, train
 from updp.supernet import Supernet
 
@@ -18,7 +18,7 @@ from updp.supernet import Supernet
 @pytest.mark.parametrize("hold", [0, 0.25, 0.5, 1])
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
 def test_lambda_rises_from_0_to_1_and_stays(schedule: str, hold: float, total: int) -> None:
-    settings = Subnet(schedule=schedule, hold=hold)
+    settings = SubnetSettings(schedule=schedule, hold=hold)
     values = [ramp(step, total, settings) for step in range(total + 1)]
     assert values == sorted(values)
     assert all(0 <= value <= 1 for value in values)
@@ -32,7 +32,10 @@ def test_lambda_rises_from_0_to_1_and_stays(schedule: str, hold: float, total: i
 
 
 def test_shapes_of_the_two_ramps() -> None:
-    linear, cosine = Subnet(schedule="linear", hold=0.5), Subnet(schedule="cosine", hold=0.5)
+    linear, cosine = (
+        SubnetSettings(schedule="linear", hold=0.5),
+        SubnetSettings(schedule="cosine", hold=0.5),
+    )
     assert [ramp(s, 8, linear) for s in range(5)] == [0, 0.25, 0.5, 0.75, 1]
     expected = [(1 - math.cos(math.pi * t / 4)) / 2 for t in range(5)]
     assert [ramp(s, 8, cosine) for s in range(5)] == pytest.approx(expected)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from tests.families import FAMILIES, Basic, C, Net, ViT, conv, error, images, network, randomise
 from updp.blocks import find
 from updp.candidates import baseline_macs, proposals, propose
-from updp.recipe import Candidates, Merge
+from updp.recipe import CandidateSettings, MergeSettings
 from updp.stages.merge import verify
 from updp.supernet import KEEP, Supernet
 
@@ -352,7 +352,7 @@ def test_roots_shared_blocks_masks_and_blocks_within_blocks(
     model, x = randomise(make()).eval(), images()
     expected, state = model(x), copy.deepcopy(model.state_dict())
     findings = find(model, x)
-    settings = Candidates(drop="always", fold_norms=True)
+    settings = CandidateSettings(drop="always", fold_norms=True)
     options, kinds = {}, {}
     for site in findings.sites:
         block, graph = model.get_submodule(site.block), findings.graphs[site.block]
@@ -370,7 +370,7 @@ def test_roots_shared_blocks_masks_and_blocks_within_blocks(
             net.choose({n: found[i % len(found)].label for n, found in options.items()})
             assert error(net.merged()(x), net(x)) < 1e-5
             assert error(net.merged(torch.float64)(x.double()), net(x).double()) < 1e-5
-            checks = verify(net, x, Merge())
+            checks = verify(net, x, MergeSettings())
             assert {c.where for c in checks} == {*net.pruned_blocks(), ""}
             assert error(net(x), expected) > 1e-3
         net.choose({})

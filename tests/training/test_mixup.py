@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from updp.recipe import Supernet
+from updp.recipe import SupernetSettings
 from updp.training.mixup import mixed
 
 LABELS = torch.tensor([0, 1, 2, 3, 4])  # an odd number of them
@@ -14,13 +14,13 @@ def batch() -> torch.Tensor:
 
 def test_off_is_off() -> None:
     images = batch()
-    same, labels = mixed(images, LABELS, 5, Supernet(), 3)
+    same, labels = mixed(images, LABELS, 5, SupernetSettings(), 3)
     assert same is images
     assert labels is LABELS
 
 
-@pytest.mark.parametrize("recipe", [Supernet(mixup=0.4), Supernet(cutmix=1)])
-def test_targets_are_the_shares_of_the_pixels(recipe: Supernet) -> None:
+@pytest.mark.parametrize("recipe", [SupernetSettings(mixup=0.4), SupernetSettings(cutmix=1)])
+def test_targets_are_the_shares_of_the_pixels(recipe: SupernetSettings) -> None:
     for seed in range(20):
         images, targets = mixed(batch(), LABELS, 5, recipe, seed)
         assert targets.shape == (5, 5)
@@ -33,7 +33,7 @@ def test_targets_are_the_shares_of_the_pixels(recipe: Supernet) -> None:
 
 
 def test_with_both_each_batch_takes_one() -> None:
-    recipe = Supernet(mixup=0.8, cutmix=1)
+    recipe = SupernetSettings(mixup=0.8, cutmix=1)
     whole = [
         mixed(batch(), LABELS, 5, recipe, seed)[0].frac().eq(0).all().item() for seed in range(60)
     ]
@@ -41,7 +41,7 @@ def test_with_both_each_batch_takes_one() -> None:
 
 
 def test_it_is_a_function_of_the_seed_alone() -> None:
-    recipe = Supernet(mixup=0.8, cutmix=1)
+    recipe = SupernetSettings(mixup=0.8, cutmix=1)
     torch.manual_seed(7)
     before = torch.get_rng_state()
     first = mixed(batch(), LABELS, 5, recipe, 11)

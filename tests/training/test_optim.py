@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from updp import UserError
-from updp.recipe import DECAYS, Training
+from updp.recipe import DECAYS, TrainingSettings
 from updp.training import optim as optimise
 from updp.training.optim import make_optimizer, make_schedule
 
 
-def rates(recipe: Training, total: int) -> list[float]:
+def rates(recipe: TrainingSettings, total: int) -> list[float]:
     optimizer = make_optimizer(nn.Linear(2, 2), recipe)
     schedule = make_schedule(optimizer, recipe, total)
     found = []
@@ -20,7 +20,7 @@ def rates(recipe: Training, total: int) -> list[float]:
     return found
 
 
-def expected(recipe: Training, t: float) -> float:
+def expected(recipe: TrainingSettings, t: float) -> float:
     """The docstring's formulas."""
     rate = recipe.decay_rate or {"poly": 1.0, "step": 0.1}.get(recipe.decay, 1.0)
     return {
@@ -35,7 +35,7 @@ def expected(recipe: Training, t: float) -> float:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("changes", [{}, {"decay_rate": 0.5, "decay_every": 0.25}])
 def test_every_decay_against_its_formula(decay: str, changes: dict) -> None:
-    recipe = Training(lr=0.2, warmup=0.2, decay=decay, **changes)
+    recipe = TrainingSettings(lr=0.2, warmup=0.2, decay=decay, **changes)
     found = rates(recipe, 40)
     start, goal = 0.002, (0.2 * expected(recipe, 8 / 40) if decay == "tanh" else 0.2)
     for step in range(8):
@@ -47,21 +47,24 @@ def test_every_decay_against_its_formula(decay: str, changes: dict) -> None:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("total", [0, 1, 2])
 def test_short_stages(decay: str, total: int) -> None:
-    found = rates(Training(lr=0.1, warmup=0.0, decay=decay), total)
+    found = rates(TrainingSettings(lr=0.1, warmup=0.0, decay=decay), total)
     assert found[:1] == pytest.approx([0.1][:total])
 
 
 def test_momentum_and_betas_reach_the_optimiser() -> None:
     net = nn.Linear(2, 2)
-    sgd = make_optimizer(net, Training(momentum=0.7))
+    sgd = make_optimizer(net, TrainingSettings(momentum=0.7))
     assert {group["momentum"] for group in sgd.param_groups} == {0.7}
-    assert make_optimizer(net, Training(optimizer="adamw")).defaults["betas"] == (0.9, 0.999)
-    adamw = make_optimizer(net, Training(optimizer="adamw", betas=(0.8, 0.95)))
+    assert make_optimizer(net, TrainingSettings(optimizer="adamw")).defaults["betas"] == (
+        0.9,
+        0.999,
+    )
+    adamw = make_optimizer(net, TrainingSettings(optimizer="adamw", betas=(0.8, 0.95)))
     assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.95)}
 
 
 def test_biases_do_not_decay() -> None:
-    for group in make_optimizer(nn.Linear(2, 2), Training(weight_decay=0.1)).param_groups:
+    for group in make_optimizer(nn.Linear(2, 2), TrainingSettings(weight_decay=0.1)).param_groups:
         dimensions = {parameter.ndim for parameter in group["params"]}
         assert dimensions == ({2} if group["weight_decay"] else {1})
 
@@ -74,4 +77,4 @@ def test_an_optimiser_that_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         UserError, match="optimizer 'sgd' cannot be used here: AssertionError: CUDA"
     ):
-        make_optimizer(nn.Linear(2, 2), Training())
+        make_optimizer(nn.Linear(2, 2), TrainingSettings())

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, fx, nn
 
-from updp import recipe as recipes
 from updp.blocks import Site
 from updp.blocks.surgery import Replacement
 from updp.fit.fitting import Fitting
+from updp.recipe import CandidateSettings, FitSettings
 
 
 class MergedForm(Protocol):
@@ -43,7 +43,7 @@ class Form(nn.Module, ABC):
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start the BatchNorms from the inputs `x` that the site sees in the baseline."""
 
-    def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
+    def fittings(self, settings: FitSettings, batches: int) -> list[Fitting]:
         """How the form is fitted, to so many batches: regressions to be made in this order.
 
         Afterwards the form trains in the shape that it is merged to (`collapse`).
@@ -90,7 +90,7 @@ class Candidate(ABC):
     @classmethod
     @abstractmethod
     def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Self]:
         """Candidates of this kind for a site; sites of one structure have theirs in one order."""
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from updp import recipe as recipes
 from updp.algebra import Affine, as_operator
 from updp.blocks import Site
 from updp.blocks.folding import fold_norm
@@ -23,6 +22,7 @@ from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.merged_block import MergedSkip
 from updp.fit import Fitted, Problem, clamp_of
 from updp.fit.fitting import Fitting, as_maps
+from updp.recipe import CandidateSettings, FitSettings
 
 _LAST = 100  # after every candidate that keeps something of the branch
 
@@ -45,7 +45,7 @@ class Drop(Candidate):
 
     @classmethod
     def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Drop]:
         """One, where the skip has the shape of the block's output."""
         if settings.drop != "never" and cls().fits(site):
@@ -118,7 +118,7 @@ class DropForm(Form):
             return self._chain.keep(x)
         return self._branch[0](x.clone(), *extras)
 
-    def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
+    def fittings(self, settings: FitSettings, batches: int) -> list[Fitting]:
         """See `Form.fittings`: a factor and a shift per channel."""
         norm, layout = self.norm, self.norm.layout
         clamp = clamp_of(self.post.function if self.post else None, norm.weight)

@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp import algebra
-from updp import recipe as recipes
 from updp.algebra import Affine
 from updp.blocks import NormStep, Site
 from updp.blocks.folding import fold_norm
@@ -24,6 +23,7 @@ from updp.blocks.surgery import Replacement, extract, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired, example
+from updp.recipe import CandidateSettings
 
 _TOLERANCE = 1e-9  # float64, relative: folding against not folding, on random inputs
 
@@ -48,7 +48,7 @@ class FoldNorm(Candidate):
 
     @classmethod
     def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[FoldNorm]:
         """One, where the branch cannot merge but begins with a norm that linear layers read."""
         if not settings.fold_norms or site.branch is not None or site.region.add is None:

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 from torch import Tensor, fx, nn
 
 from updp import algebra
-from updp import recipe as recipes
 from updp.algebra import Operator
 from updp.blocks import Site
 from updp.blocks.folding import chain_operator
 from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form
 from updp.candidates.parts.merged_block import Merged
+from updp.recipe import CandidateSettings
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Fuse(Candidate):
 
     @classmethod
     def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Fuse]:
         """One, where all paths merge exactly."""
         if cls().fits(site):

@@ -8,13 +8,13 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from updp import recipe as recipes
 from updp.blocks import Findings, Site, Unusable
 from updp.candidates.base import Candidate
 from updp.candidates.offer import Offer, Offers, dropped_alone
 from updp.candidates.registry import proposals
 from updp.candidates.timing import Timed, time_site
 from updp.measure import LatencyTable
+from updp.recipe import Recipe
 
 _ALONE = "it can only be left out, and its block has a branch that merges: candidates.drop=always"
 
@@ -22,7 +22,7 @@ _ALONE = "it can only be left out, and its block has a branch that merges: candi
 def choose(
     model: nn.Module,
     findings: Findings,
-    recipe: recipes.Recipe,
+    recipe: Recipe,
     device: torch.device,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Offers, list[Unusable]]:

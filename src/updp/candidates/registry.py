@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from updp import recipe as recipes
 from updp.blocks import Site
 from updp.candidates.base import Candidate
 from updp.candidates.drop import Drop
@@ -16,6 +15,7 @@ from updp.candidates.fuse import Fuse
 from updp.candidates.inherit.candidate import Inherit
 from updp.candidates.narrow.candidate import Narrow
 from updp.errors import UserError, reason
+from updp.recipe import CandidateSettings
 
 K = TypeVar("K", bound=type[Candidate])
 KINDS: dict[str, type[Candidate]] = {c.kind: c for c in (Fuse, FoldNorm, Inherit, Narrow, Drop)}
@@ -33,7 +33,7 @@ def register_candidate(kind: K) -> K:
 
 
 def proposals(
-    site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+    site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
 ) -> Iterator[Candidate]:
     """Candidates of every kind for a site."""
     for kind in KINDS.values():

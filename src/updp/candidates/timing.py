@@ -26,7 +26,7 @@ from updp.measure import (
     peak_memory,
     runner,
 )
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 
 _KEEP = "keep"
 
@@ -64,7 +64,7 @@ def time_site(
     site: Site,
     block: nn.Module,
     graph: fx.Graph,
-    settings: Measure,
+    settings: MeasureSettings,
     device: torch.device,
     table: LatencyTable,
 ) -> list[Timed]:
@@ -95,7 +95,7 @@ def time_site(
     return [found[key] for key in keys]
 
 
-def _key(operators: str, candidate: Candidate, settings: Measure) -> str:
+def _key(operators: str, candidate: Candidate, settings: MeasureSettings) -> str:
     """What decides a latency on the table's device, and how surely it is known.
 
     The block's operators, which its names and weights do not change, and the candidate's own data
@@ -113,7 +113,7 @@ def _recall(table: LatencyTable, key: str) -> Timed | None:
 
 
 def _time(
-    modules: dict[str, nn.Module], site: Site, settings: Measure, device: torch.device
+    modules: dict[str, nn.Module], site: Site, settings: MeasureSettings, device: torch.device
 ) -> dict[str, Timed]:
     """Every module but `keep` against it."""
     entry = site.branch.layout_in if site.branch else site.layout

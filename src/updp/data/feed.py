@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from updp import recipe as recipes
 from updp.data import Augment, Batches, Preprocess, Source, hold_out
 from updp.errors import UserError
+from updp.recipe import DataSettings
 
 CALIBRATED = 256  # images that BatchNorm statistics are estimated from
 
@@ -26,7 +26,7 @@ class Feed:
         self,
         source: Source,
         preprocess: Preprocess,
-        recipe: recipes.Data,
+        recipe: DataSettings,
         *,
         seed: int,
         device: torch.device,

@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp import algebra
-from updp import recipe as recipes
 from updp.algebra import Affine, Operator
 from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Site, Step, to_layout
 from updp.blocks.folding import factor_of, fold_norm, operator_of
@@ -23,6 +22,7 @@ from updp.blocks.surgery import extract
 from updp.fit.clamp import Clamp, clamp_of
 from updp.fit.fitting import Fitting, as_maps
 from updp.fit.regression import Fitted, Problem
+from updp.recipe import FitSettings
 
 _OFF = 1e-6  # the scale of a channel that is switched off: it says nothing
 Function = Callable[[Tensor], Tensor]
@@ -41,14 +41,14 @@ class Kept:
     skip: Function | None = None
     post: ActStep | None = None
 
-    def fitting(self, settings: recipes.Fit, batches: int) -> Fitting:
+    def fitting(self, settings: FitSettings, batches: int) -> Fitting:
         """The regression of all of it, to so many batches."""
         problem = Problem(*self._prior_and_clamp, settings, batches, biased=self._biased)
         return self._regression(problem, self.set)
 
     def narrowing(
         self,
-        settings: recipes.Fit,
+        settings: FitSettings,
         batches: int,
         keep: int,
         cut: Callable[[Tensor], None],

@@ -14,7 +14,7 @@ from updp.fit.channels import needed
 from updp.fit.clamp import Clamp
 from updp.fit.ridge import Ridge
 from updp.fit.rows import Sample, weights_of, with_weights
-from updp.recipe import Fit
+from updp.recipe import FitSettings
 
 _CHUNK = 4096  # rows in float64 at once
 _CHOOSING = 1e-4  # strength of the ridge by which channels are chosen
@@ -57,7 +57,7 @@ class Problem:
         self,
         operator: Operator,
         clamp: Clamp,
-        settings: Fit,
+        settings: FitSettings,
         batches: int,
         *,
         biased: bool = True,

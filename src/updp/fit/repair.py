@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from updp import recipe as recipes
 from updp.blocks import Chain, LinearStep, Site
 from updp.fit.fitting import Fitting
 from updp.fit.operator import Kept, kept_operators, skip_of
+from updp.recipe import FitSettings
 
 
 def site_repairs(
-    site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Fit, batches: int
+    site: Site, block: nn.Module, graph: fx.Graph, settings: FitSettings, batches: int
 ) -> list[Fitting]:
     """The regressions for a kept site, in the order in which they are to be made.
 
@@ -34,7 +34,7 @@ def site_repairs(
 
 
 def operator_repair(
-    name: str, module: nn.Module, x: Tensor, settings: recipes.Fit, batches: int
+    name: str, module: nn.Module, x: Tensor, settings: FitSettings, batches: int
 ) -> Fitting | None:
     """The regression for a convolution or a linear layer that no site has, and which reads `x`.
 

@@ -22,7 +22,7 @@ from platformdirs import user_cache_dir
 
 from updp.io.files import read_json, write_json
 from updp.measure.runtime import runtime_version
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 
 _LOCK_SECONDS = 10.0  # a file is written in milliseconds: who holds it longer is stuck
 
@@ -39,7 +39,7 @@ class LatencyTable:
         self._entries = self._read()
 
     @classmethod
-    def open(cls, device: torch.device, settings: Measure) -> LatencyTable:
+    def open(cls, device: torch.device, settings: MeasureSettings) -> LatencyTable:
         """The table of this device and these settings, in memory with `cache` off.
 
         Raises UserError where the runtime is not installed.

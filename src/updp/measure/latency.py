@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from updp.measure.runtime import runner
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 
 # On machines with a CUDA compiler and no GPU, importing the benchmark module warns of that.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -113,11 +113,13 @@ def compare(
 def compare_modules(
     modules: Mapping[str, nn.Module],
     *inputs: Any,
-    settings: Measure | None = None,
+    settings: MeasureSettings | None = None,
     rounds: int = 11,
     round_seconds: float = 0.02,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
     """Time modules on the same inputs, deployed as `settings` says. Raises what `runner` does."""
-    runners = {name: runner(m, inputs, settings or Measure()) for name, m in modules.items()}
+    runners = {
+        name: runner(m, inputs, settings or MeasureSettings()) for name, m in modules.items()
+    }
     return compare(runners, rounds=rounds, round_seconds=round_seconds, tick=tick)

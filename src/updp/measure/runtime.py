@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_map_only
 from updp.errors import UserError, reason
 from updp.io.quiet import silent
 from updp.measure import onnxruntime, openvino
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 
 Inputs = tuple[Any, ...]
 Run = Callable[[], object]
 
 
-def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
+def runner(module: nn.Module, inputs: Inputs, settings: MeasureSettings) -> Run:
     """A function that runs the deployed module once on copies of `inputs`, without gradients.
 
     `inputs` are the module's arguments: tensors such as (N, C, H, W), and whatever else it takes.
@@ -56,7 +56,7 @@ def runner(module: nn.Module, inputs: Inputs, settings: Measure) -> Run:
     return run
 
 
-def check_runtime(settings: Measure) -> None:
+def check_runtime(settings: MeasureSettings) -> None:
     """Raises UserError where the runtime is not installed, or never runs what is asked for."""
     if settings.runtime == "onnxruntime":
         onnxruntime.check_installed()
@@ -76,14 +76,16 @@ def check_runtime(settings: Measure) -> None:
         )
 
 
-def runtime_version(settings: Measure) -> str:
+def runtime_version(settings: MeasureSettings) -> str:
     """Such as `torch 2.11.0` or `onnxruntime 1.22.0`. Raises UserError where it is missing."""
     check_runtime(settings)
     name = settings.runtime if settings.runtime in ("onnxruntime", "openvino") else "torch"
     return f"{name} {version(name)}"
 
 
-def deployed(module: nn.Module, inputs: Inputs, settings: Measure) -> tuple[nn.Module, Inputs]:
+def deployed(
+    module: nn.Module, inputs: Inputs, settings: MeasureSettings
+) -> tuple[nn.Module, Inputs]:
     """Copies of both: in evaluation, cast and laid out as the runtime takes them."""
     # OpenVINO takes the model in float32 and casts it itself.
     dtype = torch.float32 if settings.runtime == "openvino" else getattr(torch, settings.precision)
@@ -121,10 +123,10 @@ def _compiled(module: nn.Module, inputs: Inputs) -> Run:
     return _eager(torch.compile(call, dynamic=False), inputs)
 
 
-def _asked(settings: Measure) -> str:
+def _asked(settings: MeasureSettings) -> str:
     """The fields that are not the default, as the user wrote them."""
     fields = {name: getattr(settings, name) for name in ("runtime", "layout", "precision")}
-    defaults = Measure()
+    defaults = MeasureSettings()
     changed = {n: v for n, v in fields.items() if v != getattr(defaults, n)} or fields
     return ", ".join(f"measure.{name}={value}" for name, value in changed.items())
 

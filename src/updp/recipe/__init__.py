@@ -2,22 +2,27 @@
 
 from updp.recipe.budget import Budget
 from updp.recipe.recipe import NAMES, Recipe
-from updp.recipe.settings import Candidates, Data, Fit, Measure, Merge, Part, Search
-from updp.recipe.training import DECAYS, Subnet, Supernet, Training
+from updp.recipe.settings import (
+    CandidateSettings,
+    DataSettings,
+    FitSettings,
+    MeasureSettings,
+    MergeSettings,
+    SearchSettings,
+)
+from updp.recipe.training import SubnetSettings, SupernetSettings, TrainingSettings
 
 __all__ = [
-    "DECAYS",
     "NAMES",
     "Budget",
-    "Candidates",
-    "Data",
-    "Fit",
-    "Measure",
-    "Merge",
-    "Part",
+    "CandidateSettings",
+    "DataSettings",
+    "FitSettings",
+    "MeasureSettings",
+    "MergeSettings",
     "Recipe",
-    "Search",
-    "Subnet",
-    "Supernet",
-    "Training",
+    "SearchSettings",
+    "SubnetSettings",
+    "SupernetSettings",
+    "TrainingSettings",
 ]

@@ -12,8 +12,16 @@ from pydantic import Field, ValidationError
 
 from updp.errors import UserError
 from updp.recipe.budget import Budget
-from updp.recipe.settings import Candidates, Data, Fit, Measure, Merge, Part, Search
-from updp.recipe.training import Subnet, Supernet
+from updp.recipe.settings import (
+    CandidateSettings,
+    DataSettings,
+    FitSettings,
+    MeasureSettings,
+    MergeSettings,
+    Part,
+    SearchSettings,
+)
+from updp.recipe.training import SubnetSettings, SupernetSettings
 
 _OWN = Path(__file__).parent / "presets"
 NAMES = tuple(sorted(file.stem for file in _OWN.glob("*.yaml")))
@@ -24,14 +32,14 @@ class Recipe(Part):
 
     seed: int = Field(0, ge=0, lt=2**32)
     budget: Budget | None = None
-    data: Data = Data()
-    candidates: Candidates = Candidates()
-    fit: Fit = Fit()
-    measure: Measure = Measure()
-    supernet: Supernet = Supernet()
-    search: Search = Search()
-    subnet: Subnet = Subnet()
-    merge: Merge = Merge()
+    data: DataSettings = DataSettings()
+    candidates: CandidateSettings = CandidateSettings()
+    fit: FitSettings = FitSettings()
+    measure: MeasureSettings = MeasureSettings()
+    supernet: SupernetSettings = SupernetSettings()
+    search: SearchSettings = SearchSettings()
+    subnet: SubnetSettings = SubnetSettings()
+    merge: MergeSettings = MergeSettings()
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

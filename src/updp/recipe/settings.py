@@ -13,7 +13,7 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Data(Part):
+class DataSettings(Part):
     """Which images are used for what, and how they are changed in training."""
 
     held_out: int | None = Field(
@@ -35,7 +35,7 @@ class Data(Part):
     input_size: tuple[int, int, int] | None = Field(None, description="(C, H, W)")
 
 
-class Candidates(Part):
+class CandidateSettings(Part):
     """What a site may become."""
 
     include: tuple[str, ...] = Field((), description="globs of sites; all when empty")
@@ -71,7 +71,7 @@ class Candidates(Part):
         return bool(self.widths) or self.drop is None
 
 
-class Fit(Part):
+class FitSettings(Part):
     """Closed-form start: the linear operator that best does what a branch does; no gradient."""
 
     images: int = Field(1000, ge=2, description="calibration images at most; unlabelled")
@@ -90,7 +90,7 @@ class Fit(Part):
     )
 
 
-class Measure(Part):
+class MeasureSettings(Part):
     """How latency is measured."""
 
     batch_size: int = Field(32, ge=1)
@@ -107,7 +107,7 @@ class Measure(Part):
     )
 
 
-class Search(Part):
+class SearchSettings(Part):
     """Stage 2."""
 
     searcher: Literal["bayes", "genetic", "greedy", "milp", "random"] = "bayes"
@@ -146,7 +146,7 @@ class Search(Part):
     )
 
 
-class Merge(Part):
+class MergeSettings(Part):
     """Stage 4: what rounding may cost, relative."""
 
     tolerance_float32: float = Field(1e-5, gt=0)

@@ -13,7 +13,7 @@ from updp.recipe.settings import Part
 DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 
 
-class Training(Part):
+class TrainingSettings(Part):
     """An optimiser and a schedule (timm's names), what images and labels become, and an average."""
 
     epochs: float = Field(2, ge=0, description="passes over the training images; may be a part")
@@ -102,7 +102,7 @@ class Training(Part):
         return name
 
 
-class Supernet(Training):
+class SupernetSettings(TrainingSettings):
     """Stage 1: fit, training by the sandwich rule, or both."""
 
     epochs: float = Field(0, ge=0, description="passes over the training images; may be a part")
@@ -114,7 +114,7 @@ class Supernet(Training):
     random_paths: int = Field(2, ge=0, description="random plans per step, beside the two ends")
 
 
-class Subnet(Training):
+class SubnetSettings(TrainingSettings):
     """Stage 3: from a fitted start, or progressive, or both."""
 
     epochs: float = Field(8, ge=0, description="passes over the training images; may be a part")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from updp import recipe as recipes
 from updp.data.feed import Feed
+from updp.recipe import Recipe
 from updp.search.score import HeldOut, Score
 from updp.supernet import Supernet, fit
 
@@ -19,9 +19,7 @@ class FittedScorer:
     The net's weights, which are those that it has now, are put back each time.
     """
 
-    def __init__(
-        self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: recipes.Recipe
-    ) -> None:
+    def __init__(self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: Recipe) -> None:
         settings = recipe.search
         self.net, self.settings = net, recipe.fit
         self.batches = feed.calibration(settings.refined_images)

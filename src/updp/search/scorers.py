@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from updp import recipe as recipes
 from updp.data.feed import Feed
+from updp.recipe import Recipe
 from updp.search.prefix_cache import Replay
 from updp.search.score import HeldOut, Score
 from updp.supernet import Supernet
@@ -22,9 +22,7 @@ class Scorer:
     afterwards: a score does not depend on what was scored before.
     """
 
-    def __init__(
-        self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: recipes.Recipe
-    ) -> None:
+    def __init__(self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: Recipe) -> None:
         self.net = net
         self.calibration = feed.calibration() if recipe.recalibrates else []
         self.held_out = HeldOut(baseline, feed, recipe.search.score)

@@ -13,7 +13,7 @@ from updp.blocks import Findings
 from updp.candidates import Offer, Offers, choose, dropped_alone, shallower
 from updp.io.files import read_json
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory
-from updp.recipe import Measure, Recipe
+from updp.recipe import MeasureSettings, Recipe
 from updp.search import Choice, Option, Space
 from updp.supernet import Supernet
 from updp.supernet.timing import time_plans
@@ -74,7 +74,12 @@ def survey(
 
 
 def in_place(
-    model: nn.Module, net: Supernet, offers: Offers, whole: float, x: Tensor, measure: Measure
+    model: nn.Module,
+    net: Supernet,
+    offers: Offers,
+    whole: float,
+    x: Tensor,
+    measure: MeasureSettings,
 ) -> float:
     """How many times what a candidate saves alone it saves within the model, in the main.
 

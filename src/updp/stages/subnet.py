@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from updp import recipe as recipes
 from updp.candidates import Form
 from updp.data.feed import Feed, mix
 from updp.io.files import write_tensors
 from updp.io.progress import Progress
 from updp.io.tracking import Curves
-from updp.recipe import Recipe
+from updp.recipe import Recipe, SubnetSettings
 from updp.supernet import Supernet
 from updp.training.features import comparable, feature_loss, tapped
 from updp.training.loop import train as run_loop
@@ -86,7 +85,7 @@ def train(
     write_tensors(folder / "weights.safetensors", net.weights())
 
 
-def _merge_early(step: int, total: int, settings: recipes.Subnet, forms: Sequence[Form]) -> None:
+def _merge_early(step: int, total: int, settings: SubnetSettings, forms: Sequence[Form]) -> None:
     """Collapse the forms at the first step at which lambda is 1.
 
     A run that goes on from before that step finds them collapsed, as saved weights make them.
@@ -111,7 +110,7 @@ def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Prog
     return paths
 
 
-def ramp(step: int, total: int, settings: recipes.Subnet) -> float:
+def ramp(step: int, total: int, settings: SubnetSettings) -> float:
     """Lambda at a step: from 0 to 1 over the first share `1 - hold` of the steps.
 
     Linear, or cosine: (1 - cos(pi t)) / 2.

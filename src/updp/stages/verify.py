@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
-from updp import recipe as recipes
 from updp.errors import MergeError
+from updp.recipe import MergeSettings
 from updp.supernet import Supernet
 
 # Merging adds up in another order, so it rounds otherwise, but not much more.
@@ -44,7 +44,7 @@ class Check:
 def verify(
     net: Supernet,
     images: Tensor,
-    settings: recipes.Merge,
+    settings: MergeSettings,
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
     sources: Sequence[str] = ("random", "images"),
     tick: Callable[[], None] = lambda: None,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from updp import recipe as recipes
 from updp.candidates import Fitting, operator_repair, site_repairs
+from updp.recipe import FitSettings
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
 from updp.supernet.walk import Seen, Walk, tapped
@@ -28,7 +28,7 @@ def fit(
     net: Supernet,
     choices: Mapping[str, str],
     batches: Sequence[Tensor],
-    settings: recipes.Fit,
+    settings: FitSettings,
     tick: Callable[[str], None] = lambda place: None,
     begin: Callable[[int], None] = lambda steps: None,
 ) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ class _Place:
 
 
 def _places(
-    net: Supernet, choices: Mapping[str, str], batches: Sequence[Tensor], settings: recipes.Fit
+    net: Supernet, choices: Mapping[str, str], batches: Sequence[Tensor], settings: FitSettings
 ) -> list[_Place]:
     """What is to be fitted, from the first pruned site on, in the order in which it runs."""
     found: list[_Place] = []
@@ -126,7 +126,7 @@ def _order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module, Tensor]]
 def fit_each(
     net: Supernet,
     batches: Sequence[Tensor],
-    settings: recipes.Fit,
+    settings: FitSettings,
     tick: Callable[[str], None] = lambda site: None,
 ) -> None:
     """Fit every candidate of every site alone, on the baseline's activations for `batches`.
@@ -153,7 +153,7 @@ def fit_each(
 
 
 def _groups(
-    net: Supernet, settings: recipes.Fit, batches: int
+    net: Supernet, settings: FitSettings, batches: int
 ) -> Iterator[dict[str, list[_Fittings]]]:
     """Sites with the regressions of each of their candidates, as many as memory allows."""
     group: dict[str, list[_Fittings]] = {}

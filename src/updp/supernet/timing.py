@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from updp.measure import Latency, compare_modules
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 from updp.supernet import Supernet
 
 
@@ -16,7 +16,7 @@ def time_plans(
     net: Supernet,
     plans: Sequence[Mapping[str, str]],
     x: Tensor,
-    measure: Measure,
+    measure: MeasureSettings,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Latency]:
     """The latency of each plan, merged, on images x (N, C, H, W); `tick` after each round.

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from updp import recipe as recipes
 from updp.data.feed import Feed, mix
 from updp.errors import UserError
 from updp.io.files import Figures, read_tensors, write_tensors
 from updp.io.progress import Progress
 from updp.io.tracking import Curves
+from updp.recipe import TrainingSettings
 from updp.supernet import Supernet
 from updp.training.ema import Average
 from updp.training.mixup import mixed
@@ -37,7 +37,7 @@ def train(
     net: Supernet,
     step_function: Step,
     feed: Feed,
-    recipe: recipes.Training,
+    recipe: TrainingSettings,
     *,
     seed: int,
     folder: Path,

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from updp import recipe as recipes
+from updp.recipe import TrainingSettings
 
 
 def mixed(
-    images: Tensor, labels: Tensor, classes: int, recipe: recipes.Training, seed: int
+    images: Tensor, labels: Tensor, classes: int, recipe: TrainingSettings, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) and targets: labels (N,) as they are, or shares of classes (N, classes).
 

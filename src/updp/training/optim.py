@@ -8,13 +8,13 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from updp import recipe as recipes
 from updp.errors import UserError, reason
+from updp.recipe import TrainingSettings
 
 _RATES = {"step": 0.1, "poly": 1.0}
 
 
-def make_optimizer(net: nn.Module, recipe: recipes.Training) -> Optimizer:
+def make_optimizer(net: nn.Module, recipe: TrainingSettings) -> Optimizer:
     """The recipe's optimiser over the net's parameters; biases and norms do not decay.
 
     timm takes `momentum` for those that have one, and leaves it out for the rest (Adam's kind).
@@ -37,7 +37,7 @@ def make_optimizer(net: nn.Module, recipe: recipes.Training) -> Optimizer:
         ) from error
 
 
-def make_schedule(optimizer: Optimizer, recipe: recipes.Training, total: int) -> Scheduler:
+def make_schedule(optimizer: Optimizer, recipe: TrainingSettings, total: int) -> Scheduler:
     """The learning rate as a pure function of the step: `step_update(step)` sets it.
 
     A straight line from lr / 100 over the first `warmup` of the `total` steps; then, with t the

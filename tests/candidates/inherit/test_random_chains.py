@@ -13,7 +13,7 @@ from tests.candidates.supernets import choices, features
 from tests.families import C, Net, error, randomise, ring
 from updp.blocks import find
 from updp.candidates import Inherit, proposals, propose
-from updp.recipe import Candidates
+from updp.recipe import CandidateSettings
 from updp.supernet import GATES, Supernet
 
 ACTS = (nn.ReLU, nn.GELU, nn.Tanh, nn.Identity, nn.PReLU)
@@ -102,7 +102,7 @@ def test_random_chains(
     findings = find(model, x)
     assert all(u.reason for u in findings.unusable)
     for site in findings.sites:
-        settings = Candidates(drop="always", linearise=linearise)
+        settings = CandidateSettings(drop="always", linearise=linearise)
         block, graph = model.get_submodule(site.block), findings.graphs[site.block]
         inherits = list(propose(site, linearise=linearise))
         others = [c for c in proposals(site, block, graph, settings) if not isinstance(c, Inherit)]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tests.families import Net, error, images, network
 from updp.blocks import Findings, find
 from updp.candidates import Narrow
-from updp.recipe import Candidates, Fit
+from updp.recipe import CandidateSettings, FitSettings
 from updp.supernet import Supernet, fit, fit_each
 
-FIT = Fit(rows=1000)
+FIT = FitSettings(rows=1000)
 
 
 class Wide(nn.Module):
@@ -118,7 +118,7 @@ def test_no_two_widths_are_the_same_and_none_is_all() -> None:
     model = network("bottleneck")  # three inner channels
     found = find(model, images())
     site = found.sites[0]
-    asked = Candidates(widths=(0.2, 0.3, 0.6, 0.7, 0.9))
+    asked = CandidateSettings(widths=(0.2, 0.3, 0.6, 0.7, 0.9))
     block = model.get_submodule(site.block)
     proposed = list(Narrow.propose(site, block, found.graphs[site.block], asked))
     assert [c.label for c in proposed] == ["narrow 70%", "narrow 30%"]
@@ -263,7 +263,7 @@ def proposed(model: nn.Module, x: Tensor) -> list[Narrow]:
     found = find(model, x)
     site = found.sites[0]
     block = model.get_submodule(site.block)
-    return list(Narrow.propose(site, block, found.graphs[site.block], Candidates()))
+    return list(Narrow.propose(site, block, found.graphs[site.block], CandidateSettings()))
 
 
 @pytest.mark.parametrize("kind", ["swish", "flag"])

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 from torch import fx, nn
 
-from updp import recipe as recipes
 from updp.algebra import can_shrink
 from updp.blocks import ActStep, LinearStep, NormStep, Site
 from updp.candidates.base import Candidate
 from updp.candidates.inherit.form import InheritForm
+from updp.recipe import CandidateSettings
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Inherit(Candidate):
 
     @classmethod
     def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Inherit]:
         """The smallest of each degree of shrinking, of those with no more MACs than the block.
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from updp import algebra
-from updp import recipe as recipes
 from updp.algebra import Affine, Operator, Padding, centre_tap
 from updp.blocks import ActStep, Chain, LinearStep, ScaleStep, Site, to_layout
 from updp.blocks.folding import chain_operator, factor_of, fold_norm, operator_of
@@ -27,6 +26,7 @@ from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.merged_block import Merged
 from updp.fit import Problem, clamp_of
 from updp.fit.fitting import Fitting, as_maps
+from updp.recipe import FitSettings
 
 
 class InheritForm(Form):
@@ -174,7 +174,7 @@ class InheritForm(Form):
         """See `Form.expand`."""
         self.collapsed, self._is_collapsed = None, False
 
-    def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
+    def fittings(self, settings: FitSettings, batches: int) -> list[Fitting]:
         """See `Form.fittings`: the last operator is fitted, those before it stay inherited."""
         self.collapse()
         own, layout = self.collapsed, self.chain.layout

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from updp import recipe as recipes
 from updp.blocks import Chain, Site
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
@@ -24,6 +23,7 @@ from updp.candidates.parts.regraph import RewiredForm, emit_rewired, example
 from updp.fit import Fitted
 from updp.fit.fitting import Fitting
 from updp.fit.operator import Kept, skip_of
+from updp.recipe import CandidateSettings, FitSettings
 
 _RANK, _LAST = 50, 100  # after what merges, before what leaves out the branch
 _TOLERANCE = 1e-9  # float64, relative: a narrow block against the wide one that reads as little
@@ -49,7 +49,7 @@ class Narrow(Candidate):
 
     @classmethod
     def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: recipes.Candidates
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Narrow]:
         """Every width of the recipe at which the block has fewer channels."""
         found: dict[tuple[int, ...], Narrow] = {}
@@ -99,7 +99,7 @@ class NarrowForm(RewiredForm):
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Its norms are the block's."""
 
-    def fittings(self, settings: recipes.Fit, batches: int) -> list[Fitting]:
+    def fittings(self, settings: FitSettings, batches: int) -> list[Fitting]:
         """See `Form.fittings`: each operator that reads fewer channels, in order."""
         (block, graph), site = self._block[0], self._site
         wide = _copies(block, self.targets)  # they become narrower from fit to fit

@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from updp.deploy.bench.bench_record import Setting
 from updp.errors import UserError
 from updp.measure.cache import device_name
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 
-RUNTIMES: tuple[str, ...] = get_args(Measure.model_fields["runtime"].annotation)
-PRECISIONS: tuple[str, ...] = get_args(Measure.model_fields["precision"].annotation)
-LAYOUTS: tuple[str, ...] = get_args(Measure.model_fields["layout"].annotation)
+RUNTIMES: tuple[str, ...] = get_args(MeasureSettings.model_fields["runtime"].annotation)
+PRECISIONS: tuple[str, ...] = get_args(MeasureSettings.model_fields["precision"].annotation)
+LAYOUTS: tuple[str, ...] = get_args(MeasureSettings.model_fields["layout"].annotation)
 
 
 class Grid(BaseModel):

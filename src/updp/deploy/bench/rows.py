@@ -17,7 +17,7 @@ from updp.errors import UserError
 from updp.io.progress import Progress
 from updp.measure import Latency, compare, peak_memory
 from updp.measure.runtime import deployed, runner
-from updp.recipe import Measure
+from updp.recipe import MeasureSettings
 from updp.run.directory import versions
 from updp.run.result import Timing
 
@@ -59,7 +59,7 @@ def _measure(
     counter, energy_from = meter
     seed = torch.Generator().manual_seed(0)
     x = torch.randn(setting.batch_size, *shape, generator=seed).to(device)
-    measure = Measure.model_validate(
+    measure = MeasureSettings.model_validate(
         setting.model_dump(include={"runtime", "batch_size", "precision", "layout"})
     )
     about = Row(setting=setting, command=sys.argv, energy_from=energy_from)
@@ -93,7 +93,9 @@ def _measure(
     return about.model_copy(update=update)
 
 
-def _memory(model: nn.Module, x: Tensor, measure: Measure, run: Callable[[], object]) -> int | None:
+def _memory(
+    model: nn.Module, x: Tensor, measure: MeasureSettings, run: Callable[[], object]
+) -> int | None:
     """Bytes of activations at the worst moment of one forward, the images x among them.
 
     On CUDA what PyTorch's allocator had given out; elsewhere counted from the operators, which
@@ -131,7 +133,7 @@ def _versions(runtime: str) -> dict[str, str]:
     return versions() | own
 
 
-def _short(error: Exception, measure: Measure) -> str:
+def _short(error: Exception, measure: MeasureSettings) -> str:
     """The reason alone: the row says the rest."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"

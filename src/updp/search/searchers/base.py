@@ -14,8 +14,8 @@ from functools import cached_property
 from itertools import count, islice
 from typing import ClassVar
 
-from updp import recipe as recipes
 from updp.data.feed import mix
+from updp.recipe import SearchSettings
 from updp.search.integer_program import Limits, Program
 from updp.search.limits import axis_of
 from updp.search.space import Genome, Space
@@ -31,7 +31,7 @@ class Task:
 
     space: Space
     limits: Limits
-    settings: recipes.Search
+    settings: SearchSettings
     seed: int = 0
 
     @cached_property
