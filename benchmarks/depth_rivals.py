@@ -17,7 +17,7 @@ from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.run.pipeline import Run
 from updp.search import Limits, Scorer, limits_of
-from updp.search.integer_program import Program
+from updp.search.integer_program import IntegerProgram
 
 Importance = dict[str, dict[str, float]]  # by site and candidate
 
@@ -62,7 +62,7 @@ def adding_up(subject: Subject, folder: Path, clock: Clock) -> Plans:
         "integer programming; activations removed at once"
     )
     space, plans = run.space, list[Choices]()
-    program = Program(space)
+    program = IntegerProgram(space)
     weights = [importance[site.name][o.label] for site in space.sites for o in site.options]
     for share in _SHARES:
         genome = program.best(weights, Limits({"latency": share * space.ms}))

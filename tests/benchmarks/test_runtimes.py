@@ -14,7 +14,7 @@ import torch
 
 from updp.blocks import find
 from updp.candidates import proposals
-from updp.deploy.bench import Pair, Row, Setting, Side
+from updp.deploy.bench import BenchFigures, Pair, Row, Setting
 from updp.errors import UserError
 from updp.models import load_model
 from updp.recipe import Recipe
@@ -36,7 +36,7 @@ def row(runtime: str, low: float, median: float, high: float) -> Row:
         precision="float32",
         layout="contiguous",
     )
-    side = Side(ms=Timing(median=2, low=1, high=3), images_per_second=500)
+    side = BenchFigures(ms=Timing(median=2, low=1, high=3), images_per_second=500)
     speedup = Timing(median=median, low=low, high=high)
     return Row(setting=setting, baseline=side, other=side, speedup=speedup)
 

@@ -114,7 +114,7 @@ def test_lambda_0_is_the_baseline(made: Case, gate: str) -> None:
     net, base, x = made.double
     for choice in choices(net):
         net.choose(choice)
-        net.set_progress(0.0, gate)
+        net.set_lambda(0.0, gate)
         assert error(features(net, x), features(base, x)) <= EXACT, choice
 
 
@@ -127,7 +127,7 @@ def test_lambda_0_is_the_baseline_in_training(made: Case, gate: str) -> None:
         base.train()
         for choice in choices(net):
             net.choose(choice)
-            net.set_progress(0.0, gate)
+            net.set_lambda(0.0, gate)
             with seeded(3), without_noise(net, base, only=gate == "anneal"):
                 expected = features(base, x)
             with seeded(3), without_noise(net, base, only=gate == "anneal"):
@@ -139,9 +139,9 @@ def test_lambda_reaches_1_without_a_step(made: Case, gate: str) -> None:
     net, base, x = made.double
     for choice in choices(net):
         net.choose(choice)
-        net.set_progress(1.0, gate)
+        net.set_lambda(1.0, gate)
         end = features(net, x)
-        net.set_progress(1 - 1e-9, gate)
+        net.set_lambda(1 - 1e-9, gate)
         assert error(features(net, x), end) <= 1e-7, choice
         assert made.kind == "fuse" or error(end, features(base, x)) > 1e-3, choice
 
@@ -153,7 +153,7 @@ def test_gradients_reach_the_shared_weights_and_the_norms(made: Case) -> None:
         net.train()
         for choice, (gate, progress) in product(choices(net), ways):
             net.choose(choice)
-            net.set_progress(progress, gate)
+            net.set_lambda(progress, gate)
             net.zero_grad()
             net(x).square().sum().backward()
             for name, label in choice.items():
@@ -184,7 +184,7 @@ def test_merged_is_exact_with_its_border(made: Case) -> None:
     for choice in choices(made.net):
         for net, x, tolerance in ((net64, x64, EXACT), (made.net, made.images, 1e-5)):
             net.choose(choice)
-            net.set_progress(1.0)
+            net.set_lambda(1.0)
             with torch.no_grad():
                 merged = merge(made.net, choice, x.dtype)
                 actual, expected = features(merged, x), features(net, x)
@@ -220,7 +220,7 @@ def test_calibrated_norms_know_what_they_see(made: Case) -> None:
     """Their statistics are those of their input, and the last one is a least-squares line."""
     net, _, x = made.double
     with torch.no_grad(), restored(net):
-        net.set_progress(1.0)
+        net.set_lambda(1.0)
         net.calibrate(x)
         for name, switch in net.switches.items():
             for label in switch.labels:

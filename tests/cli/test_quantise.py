@@ -17,7 +17,7 @@ from tests import tiny
 from updp.deploy.int8 import Int8
 from updp.deploy.int8 import int8_model as forms
 from updp.deploy.int8 import quantization as module
-from updp.deploy.int8.int8_model import Float, Form
+from updp.deploy.int8.int8_model import FloatModel, Int8Model
 from updp.io.progress import Silent
 from updp.run.finished import open_run
 
@@ -124,15 +124,15 @@ def test_channels_are_equalised_in_both_models_or_in_neither(
     lost: dict[str, tuple[float, float]],
     equalised: bool,
 ) -> None:
-    class Made(Float):
-        def quantise(self, method: str, *, per_channel: bool, equalised: bool) -> Form:
+    class Made(FloatModel):
+        def quantise(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
             plain = replace(quick(self, method), pairs=4 * equalised)
             return replace(plain, lost=lost[self.file.parent.name][equalised])
 
-    def quick(made: Float, method: str) -> Form:
-        return Float.quantise(made, method, per_channel=False, equalised=False)
+    def quick(made: FloatModel, method: str) -> Int8Model:
+        return FloatModel.quantise(made, method, per_channel=False, equalised=False)
 
-    monkeypatch.setattr(module, "Float", Made)
+    monkeypatch.setattr(module, "FloatModel", Made)
     folder = shutil.copytree(finished, tmp_path / "run")
     steps = Steps()
     record = updp.quantise(folder, images=8, method="minmax", per_channel=False, progress=steps)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from updp.data import images
-from updp.data.images import InMemory, OnDemand, decode, fit, load_images
+from updp.data.images import InMemory, OnDemand, decode, load_images, resize_and_crop
 from updp.errors import UserError
 
 
@@ -31,13 +31,17 @@ def test_crop_takes_the_centre() -> None:
     stripes = np.zeros((4, 12, 3), np.uint8)
     stripes[:, 4:8] = 255  # black, white, black thirds
     wide = Image.fromarray(stripes)
-    assert (fit(wide, (3, 4, 4)) == 255).all()
-    assert (fit(wide, (3, 8, 8))[:, :, 1:7] > 128).all()  # enlarged, then the middle third
+    assert (resize_and_crop(wide, (3, 4, 4)) == 255).all()
+    assert (
+        resize_and_crop(wide, (3, 8, 8))[:, :, 1:7] > 128
+    ).all()  # enlarged, then the middle third
 
 
 def test_right_size_is_untouched() -> None:
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    assert np.array_equal(fit(Image.fromarray(pixels), (3, 4, 4)), pixels.transpose(2, 0, 1))
+    assert np.array_equal(
+        resize_and_crop(Image.fromarray(pixels), (3, 4, 4)), pixels.transpose(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize(

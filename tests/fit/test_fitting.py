@@ -14,7 +14,7 @@ from tests.families import error
 from updp.blocks import find
 from updp.candidates import propose
 from updp.recipe import FitSettings
-from updp.supernet import Supernet, fit, fit_each
+from updp.supernet import Supernet, fit_candidates, fit_plan
 
 FIT = FitSettings(ridge=(1e-8, 1e-4), rows=10_000)
 
@@ -48,7 +48,7 @@ def test_a_fit_is_no_worse_than_what_it_starts_from(made: Case) -> None:
     for choices in _choices(made):
         net.choose(choices)
         before = error(net(x), wanted)
-        figures = fit(net, choices, [x], FIT.model_copy(update={"repair": False}))
+        figures = fit_plan(net, choices, [x], FIT.model_copy(update={"repair": False}))
         assert net.merged(torch.float64) is not None
         for row in figures:
             assert row["site"] in choices
@@ -65,7 +65,7 @@ def test_weights_of_fitted_forms_go_there_and_back(made: Case) -> None:
     net = copy.deepcopy(net)
     plain = {name: t.clone() for name, t in net.weights().items()}
     other = copy.deepcopy(net)
-    fit_each(net, [x], FIT)
+    fit_candidates(net, [x], FIT)
     other.load_weights(net.weights())
     for choices in _choices(made):
         net.choose(choices)
@@ -142,11 +142,11 @@ def test_a_branch_that_is_linear_is_fitted_exactly_on_a_changed_prefix() -> None
     net = supernet(copy.deepcopy(model), x)
     choices = {name: switch.labels[0] for name, switch in net.switches.items()}
     second = {name: label for name, label in choices.items() if name.startswith("1")}
-    fit(net, second, [x[:15], x[15:]], FIT)
+    fit_plan(net, second, [x[:15], x[15:]], FIT)
     assert error(net(x), wanted) < 1e-4
     alone = supernet(copy.deepcopy(model), x)
-    fit_each(alone, [x], FIT)
-    fit(net, choices, [x], FIT)
+    fit_candidates(alone, [x], FIT)
+    fit_plan(net, choices, [x], FIT)
     alone.choose(choices)
     assert error(net(x), wanted) < error(alone(x), wanted)
 
@@ -159,7 +159,7 @@ def test_little_memory_means_more_passes_and_the_same_fit() -> None:
         net = supernet(copy.deepcopy(model), x)
         calls: list[int] = []
         net.model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        fit_each(net, [x[:15], x[15:]], settings)
+        fit_candidates(net, [x[:15], x[15:]], settings)
         passes.append(len(calls))
         weights.append(net.weights())
     assert passes == [6, 2]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.fit.test_rows import operators
 from updp.algebra import Operator
-from updp.fit import Clamp, Fitted, Problem
+from updp.fit import Clamp, Fitted, Regression
 from updp.recipe import FitSettings
 
 RELU = Clamp(0)
@@ -30,14 +30,14 @@ def solve(
     keep: int | None = None,
     **changes: object,
 ) -> Fitted:
-    problem = Problem(
+    regression = Regression(
         prior, clamp, FitSettings().model_copy(update=changes), len(batches), keep=keep
     )
     for number, (_, target, _) in enumerate(batches):
-        problem.target(number, target)
+        regression.target(number, target)
     for number, (x, _, beside) in enumerate(batches):
-        problem.input(number, x, beside)
-    return problem.solve()
+        regression.input(number, x, beside)
+    return regression.solve()
 
 
 @settings(deadline=None)
@@ -104,9 +104,9 @@ def test_the_strength_is_the_one_that_images_left_out_like_best() -> None:
 
 def test_rows_are_bounded_by_memory_and_by_unknowns() -> None:
     operator = Operator(torch.zeros(4, 4, 3, 3).double(), torch.zeros(4).double())
-    few = Problem(operator, RELU, FitSettings(rows=10), batches=5)
+    few = Regression(operator, RELU, FitSettings(rows=10), batches=5)
     assert few.quota == 10 * 37 // 5
-    bounded = Problem(operator, RELU, FitSettings(rows=10**6, rows_mb=16), batches=5)
+    bounded = Regression(operator, RELU, FitSettings(rows=10**6, rows_mb=16), batches=5)
     assert bounded.quota * 5 * (37 + 8) * 4 <= 16 * 2**20
 
 
@@ -121,13 +121,13 @@ def test_wide_operators_fit_in_4_gb(channels: int, kernel: int, size: int) -> No
         torch.zeros(channels).double(),
         padding=(kernel // 2,) * 4,
     )
-    problem = Problem(operator, RELU, FitSettings(ridge=(1e-4,), rounds=1), batches=8)
+    regression = Regression(operator, RELU, FitSettings(ridge=(1e-4,), rounds=1), batches=8)
     for number in range(8):
         torch.manual_seed(number)
         x = torch.randn(32, channels, size, size)
-        problem.target(number, x)
-        problem.input(number, x, None)
-    assert problem.solve().rows > 10_000
+        regression.target(number, x)
+        regression.input(number, x, None)
+    assert regression.solve().rows > 10_000
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert peak - before < 4 * 2**20  # kilobytes
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tests.families import error
 from tests.fit.test_fitting import FIT, Block, network, supernet
 from updp.blocks import find
-from updp.candidates import Fitting, operator_repair, site_repairs
-from updp.supernet import KEEP, fit
+from updp.candidates import FitTask, operator_repair, site_repairs
+from updp.supernet import KEEP, fit_plan
 
 
-def repairs_of(model: nn.Module, x: Tensor) -> list[Fitting]:
+def repairs_of(model: nn.Module, x: Tensor) -> list[FitTask]:
     findings = find(model, x[:2])
     (site,) = findings.sites
     return site_repairs(site, model.get_submodule(site.block), findings.graphs[site.block], FIT, 1)
@@ -32,7 +32,7 @@ def test_repair_makes_up_for_a_pruned_block(biased: bool) -> None:
     for repair in (False, True):
         net = supernet(copy.deepcopy(model), x)
         name, switch = next(iter(net.switches.items()))
-        figures = fit(
+        figures = fit_plan(
             net,
             {name: switch.labels[0]},
             [x[:10], x[10:]],
@@ -173,7 +173,7 @@ def test_operators_outside_of_sites_are_repaired_in_their_turn() -> None:
     for repair in (False, True):
         net = supernet(copy.deepcopy(model), x)
         choices = {"first": net.switches["first"].labels[0]}
-        figures = fit(net, choices, [x], FIT.model_copy(update={"repair": repair}))
+        figures = fit_plan(net, choices, [x], FIT.model_copy(update={"repair": repair}))
         errors.append(error(net(x), wanted))
     assert errors[1] < errors[0]
     places = [(row["site"], row["operator"]) for row in figures]
@@ -193,7 +193,7 @@ def test_the_targets_of_all_fits_share_the_memory() -> None:
         net = supernet(copy.deepcopy(model), x)
         name, switch = next(iter(net.switches.items()))
         settings = FIT.model_copy(update={"rows_mb": megabytes})
-        figures = fit(net, {name: switch.labels[0]}, [x[:15], x[15:]], settings)
+        figures = fit_plan(net, {name: switch.labels[0]}, [x[:15], x[15:]], settings)
         rows.append(sum(row["rows"] for row in figures))
     assert rows[0] == 5 * 30 * 9 * 7
     assert 0.9 * 0.1 * 2**20 < rows[1] * 4 * 8 <= 0.1 * 2**20  # channels, bytes

@@ -6,7 +6,7 @@ import torch
 from tests import tiny
 from updp.models import load_model
 from updp.search import FittedScorer
-from updp.supernet import fit
+from updp.supernet import fit_plan
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -23,7 +23,7 @@ def test_a_plan_is_scored_as_it_is_after_its_fit(blended: bool, tmp_path: Path) 
     judge = FittedScorer(net, baseline, feed, recipe)
     first, unpruned, again = judge(choices), judge({}), judge(choices)
 
-    fit(other, choices, images, recipe.fit)
+    fit_plan(other, choices, images, recipe.fit)
     inputs, labels = map(torch.cat, zip(*feed.held_out(), strict=True))
     with torch.no_grad():
         pairs = (inputs + torch.cat([inputs[-1:], inputs[:-1]])) / 2

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.search.spaces import plans, spaces
 from updp.search import Limits, Space
-from updp.search.integer_program import Program
+from updp.search.integer_program import IntegerProgram
 
 UNITS = ("latency", "macs", "parameters", "memory")
 
@@ -24,7 +24,7 @@ def limits(draw: st.DrawFn, space: Space) -> Limits:
 @given(spaces(), st.data())
 def test_the_best_plan_is_the_best_of_all(space: Space, data: st.DataObject) -> None:
     asked = data.draw(limits(space))
-    program = Program(space)
+    program = IntegerProgram(space)
     weights = [float(data.draw(st.integers(-20, 50))) for _ in program.options]
 
     def total(genome: tuple[int, ...]) -> float:
@@ -47,7 +47,7 @@ def test_the_least_of_a_unit(space: Space, unit: str, data: st.DataObject) -> No
     asked = data.draw(limits(space))
     costs = [space.cost(g) for g in plans(space)]
     within = [getattr(cost, unit) for cost in costs if asked.met(cost)]
-    assert Program(space).least(unit, asked) == (min(within) if within else None)
+    assert IntegerProgram(space).least(unit, asked) == (min(within) if within else None)
 
 
 @settings(deadline=None)
@@ -55,7 +55,7 @@ def test_the_least_of_a_unit(space: Space, unit: str, data: st.DataObject) -> No
 def test_the_nearest_plan(space: Space, data: st.DataObject) -> None:
     asked = data.draw(limits(space))
     genome = data.draw(st.sampled_from(plans(space)))
-    program = Program(space)
+    program = IntegerProgram(space)
     weights = [data.draw(st.floats(0, 1)) for _ in program.options]
     found = program.nearest(genome, weights, asked)
 
@@ -74,5 +74,5 @@ def test_the_nearest_plan(space: Space, data: st.DataObject) -> None:
 def test_limits_of_many_plans_at_once(space: Space, data: st.DataObject) -> None:
     asked = data.draw(limits(space))
     every = plans(space)
-    found = Program(space).met(np.array(every), asked)
+    found = IntegerProgram(space).met(np.array(every), asked)
     assert list(found) == [asked.met(space.cost(genome)) for genome in every]

@@ -6,7 +6,7 @@ import pytest
 from updp import UserError
 from updp.recipe.budget import Budget
 from updp.search import Choice, Limits, Option, Space, limits_of
-from updp.search.integer_program import Program
+from updp.search.integer_program import IntegerProgram
 from updp.search.limits import amount, axis_of
 
 # What saves time has many MACs, and the other way round.
@@ -96,6 +96,6 @@ def test_what_is_not_shallower_counts_for_amounts_and_not_for_blocks() -> None:
     narrow = Option("narrow", ms=4.0, macs=0, blocks=0)
     space = replace(SPACE, sites=(*SPACE.sites, Choice("c", (narrow,), 10)))
     limits = limits_of(Budget.parse("latency=0.4,blocks=1"), space)
-    assert Program(space).best([1.0, 1.0, 1.0, 1.0], limits) == (0, 1, 1)
+    assert IntegerProgram(space).best([1.0, 1.0, 1.0, 1.0], limits) == (0, 1, 1)
     with pytest.raises(UserError, match="blocks=3 is more than the 2 sites"):
         limits_of(Budget.parse("blocks=3"), space)

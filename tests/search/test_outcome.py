@@ -9,7 +9,7 @@ from updp.measure import Latency, Spread
 from updp.recipe.budget import Budget
 from updp.search import Score, pareto
 from updp.search.front_plot import plot_front
-from updp.search.outcome import Outcome, best, conclude, pick
+from updp.search.outcome import SearchResult, best, conclude, pick
 
 SPACE = contract.SPACE
 
@@ -27,7 +27,7 @@ def searched(tmp_path: Path):  # type: ignore[no-untyped-def]
     return task, contract.run(task, contract.Judge(), tmp_path)
 
 
-def conclusion(searched, measured=None, refined=None) -> Outcome:  # type: ignore[no-untyped-def]
+def conclusion(searched, measured=None, refined=None) -> SearchResult:  # type: ignore[no-untyped-def]
     task, known = searched
     return conclude(known, refined or {}, task, Budget.parse("latency=0.75"), measured or {})
 
@@ -35,7 +35,7 @@ def conclusion(searched, measured=None, refined=None) -> Outcome:  # type: ignor
 def test_all_of_a_search_there_and_back(searched) -> None:  # type: ignore[no-untyped-def]
     task, known = searched
     outcome = conclusion(searched)
-    assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
+    assert SearchResult.model_validate_json(outcome.model_dump_json()) == outcome
     assert [p.choices for p in outcome.points] == [SPACE.choices(g) for g in known]
     front = [outcome.points[i].choices for i in outcome.front]
     assert front == [SPACE.choices(e.genome) for e in pareto(known.values(), task)]

@@ -11,7 +11,7 @@ from tests import families
 from updp.blocks import find
 from updp.candidates import proposals
 from updp.recipe import CandidateSettings
-from updp.search.prefix_cache import Replay
+from updp.search.prefix_cache import PrefixCache
 from updp.supernet import Supernet
 from updp.training.batchnorm import preserved, recalibrate
 
@@ -89,7 +89,9 @@ def images(key: tuple[str, int]) -> Tensor:
 
 
 @torch.no_grad()
-def logits(net: Supernet, replay: Replay, choices: dict[str, str], last: int = 2) -> list[Tensor]:
+def logits(
+    net: Supernet, replay: PrefixCache, choices: dict[str, str], last: int = 2
+) -> list[Tensor]:
     """What a scorer does, for so many of the held-out batches."""
     net.choose(choices)
     replay.begin()
@@ -102,10 +104,10 @@ def logits(net: Supernet, replay: Replay, choices: dict[str, str], last: int = 2
     return found
 
 
-def start(net: Supernet, megabytes: int) -> Replay:
+def start(net: Supernet, megabytes: int) -> PrefixCache:
     net.choose({})
     with torch.no_grad():
-        return Replay(net, megabytes, 16, images(("held out", 0))[:2])
+        return PrefixCache(net, megabytes, 16, images(("held out", 0))[:2])
 
 
 def plans(net: Supernet, count: int) -> list[dict[str, str]]:

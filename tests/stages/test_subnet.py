@@ -67,7 +67,7 @@ def test_training_ends_at_the_pruned_block(
     assert all(p.grad is None for p in teacher.parameters())
 
     # The baseline's path of the pruned site is not run any more.
-    assert {switch.progress for switch in net.switches.values()} == {1.0}
+    assert {switch.lam for switch in net.switches.values()} == {1.0}
 
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -234,9 +234,9 @@ def test_a_model_in_float64_stays_so() -> None:
     net = supernet(model, x)
     assert {p.dtype for p in net.parameters()} == {torch.float64}
     net.choose(first(net))
-    net.set_progress(0.0, "anneal")
+    net.set_lambda(0.0, "anneal")
     assert error(net(x), expected) < 1e-12
-    net.set_progress(1.0)
+    net.set_lambda(1.0)
     assert error(net.merged(torch.float64)(x), net(x)) < 1e-12
 
 
@@ -288,9 +288,9 @@ def test_four_networks(name: str) -> None:
         assert torch.equal(net(x), expected)
         net.choose(first(net))
         for gate in ("blend", "anneal"):
-            net.set_progress(0.0, gate)
+            net.set_lambda(0.0, gate)
             assert error(net(x), expected) < 1e-5
-        net.set_progress(1.0)
+        net.set_lambda(1.0)
         assert error(net.merged()(x), net(x)) < 1e-5
         merged = net.merged(torch.float64)
         assert error(merged(x.double()), net.double()(x.double())) < 1e-12

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from updp.candidates import Form, Merged
+from updp.candidates import Form, MergedBlock
 from updp.supernet import GATES, KEEP, Switch
 
 
@@ -15,13 +15,13 @@ class Twice(Form):
         super().__init__()
         self.calls: list[float] = []
 
-    def forward(self, x: Tensor, progress: float = 1.0) -> Tensor:
-        self.calls.append(progress)
-        return x + progress * (x + 1)
+    def forward(self, x: Tensor, lam: float = 1.0) -> Tensor:
+        self.calls.append(lam)
+        return x + lam * (x + 1)
 
     def calibrate(self, x: Tensor) -> None: ...
 
-    def merged(self) -> Merged:
+    def merged(self) -> MergedBlock:
         raise NotImplementedError
 
 
@@ -35,7 +35,7 @@ def x() -> Tensor:
 
 
 def test_it_starts_as_the_baseline_and_pruned_fully(switch: Switch) -> None:
-    assert (switch.choice, switch.progress) == (KEEP, 1.0)
+    assert (switch.choice, switch.lam) == (KEEP, 1.0)
     assert switch.gate in GATES
     assert torch.equal(switch(x()), torch.tensor([0.0, 2.0]))
     assert not switch.form("a").calls
@@ -49,17 +49,15 @@ def test_at_1_the_chosen_form_alone_runs(switch: Switch, gate: str) -> None:
     assert (switch.form("a").calls, switch.form("b").calls) == ([], [1.0])
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.25])
-def test_blend_mixes_outputs_though_the_baseline_works_in_place(
-    switch: Switch, progress: float
-) -> None:
-    switch.choice, switch.gate, switch.progress = "a", "blend", progress
-    expected = (1 - progress) * x().relu() + progress * (2 * x() + 1)
+@pytest.mark.parametrize("lam", [0.0, 0.25])
+def test_blend_mixes_outputs_though_the_baseline_works_in_place(switch: Switch, lam: float) -> None:
+    switch.choice, switch.gate, switch.lam = "a", "blend", lam
+    expected = (1 - lam) * x().relu() + lam * (2 * x() + 1)
     torch.testing.assert_close(switch(x()), expected)
 
 
 def test_anneal_is_left_to_the_form(switch: Switch) -> None:
-    switch.choice, switch.gate, switch.progress = "a", "anneal", 0.25
+    switch.choice, switch.gate, switch.lam = "a", "anneal", 0.25
     switch.keep = nn.Module()
     torch.testing.assert_close(switch(x()), x() + 0.25 * (x() + 1))
 

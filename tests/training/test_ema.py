@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from updp.training.ema import Average
+from updp.training.ema import WeightAverage
 
 
 def net_weights(net: nn.Module) -> dict[str, Tensor]:
@@ -22,7 +22,7 @@ def trajectory(net: nn.Module, steps: int) -> None:
 def test_it_is_the_average_of_the_trajectory(decay: float) -> None:
     """Against the sum over all steps, in float64: no recursion."""
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).train()
-    average = Average(net_weights(net), decay)
+    average = WeightAverage(net_weights(net), decay)
     seen = [{name: t.double().clone() for name, t in net.state_dict().items()}]
     decays = []
     for step in range(30):
@@ -45,13 +45,13 @@ def test_it_is_the_average_of_the_trajectory(decay: float) -> None:
 
 def test_it_leaves_the_weights_alone_and_goes_on_from_what_it_was() -> None:
     net = nn.Linear(3, 2)
-    first = Average(net_weights(net), 0.9)
+    first = WeightAverage(net_weights(net), 0.9)
     for step in range(5):
         trajectory(net, step)
         before = net.weight.detach().clone()
         first.update(step)
         assert torch.equal(net.weight, before)
-    second = Average(net_weights(net), 0.9)
+    second = WeightAverage(net_weights(net), 0.9)
     assert not torch.equal(second.tensors["weight"], first.tensors["weight"])
     second.load({name: t.clone() for name, t in first.tensors.items()})
     for step in range(5, 9):

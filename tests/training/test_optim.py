@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from updp import UserError
-from updp.recipe import DECAYS, TrainingSettings
+from updp.recipe.training import DECAYS, TrainingSettings
 from updp.training import optim as optimise
 from updp.training.optim import make_optimizer, make_schedule
 

@@ -8,21 +8,21 @@ from updp.candidates.inherit.candidate import Inherit, baseline_macs, propose
 from updp.candidates.narrow.candidate import Narrow
 from updp.candidates.offer import Offer, Offers, dropped_alone, planned, selected, shallower
 from updp.candidates.offers import choose
-from updp.candidates.parts.merged_block import Merged
+from updp.candidates.parts.merged_block import MergedBlock
 from updp.candidates.registry import KINDS, from_json, proposals, register_candidate
-from updp.fit.fitting import Fitting
+from updp.fit.fitting import FitTask
 from updp.fit.repair import operator_repair, site_repairs
 
 __all__ = [
     "KINDS",
     "Candidate",
     "Drop",
-    "Fitting",
+    "FitTask",
     "FoldNorm",
     "Form",
     "Fuse",
     "Inherit",
-    "Merged",
+    "MergedBlock",
     "MergedForm",
     "Narrow",
     "Offer",

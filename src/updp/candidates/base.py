@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Site
 from updp.blocks.surgery import Replacement
-from updp.fit.fitting import Fitting
+from updp.fit.fitting import FitTask
 from updp.recipe import CandidateSettings, FitSettings
 
 
@@ -32,10 +32,10 @@ class Form(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """The site's output for its input `x`.
 
-        `progress` is lambda of the annealing gate: 0 computes the baseline block exactly, 1 the
+        `lam` is lambda of the annealing gate: 0 computes the baseline block exactly, 1 the
         pruned block.
         """
 
@@ -43,7 +43,7 @@ class Form(nn.Module, ABC):
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start the BatchNorms from the inputs `x` that the site sees in the baseline."""
 
-    def fittings(self, settings: FitSettings, batches: int) -> list[Fitting]:
+    def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
         """How the form is fitted, to so many batches: regressions to be made in this order.
 
         Afterwards the form trains in the shape that it is merged to (`collapse`).
@@ -66,7 +66,7 @@ class Form(nn.Module, ABC):
 
     @abstractmethod
     def merged(self) -> MergedForm:
-        """The form at progress 1 in evaluation. Exact."""
+        """The form at lam 1 in evaluation. Exact."""
 
 
 class Candidate(ABC):

@@ -20,8 +20,8 @@ from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.merged_block import MergedSkip
-from updp.fit import Fitted, Problem, clamp_of
-from updp.fit.fitting import Fitting, as_maps
+from updp.fit import Fitted, Regression, clamp_of
+from updp.fit.fitting import FitTask, as_maps
 from updp.recipe import CandidateSettings, FitSettings
 
 _LAST = 100  # after every candidate that keeps something of the branch
@@ -90,13 +90,13 @@ class DropForm(Form):
         weight = next(block.parameters(), torch.empty(0))
         self.norm = ChannelNorm(site.channels, site.layout, weight.device, weight.dtype)
 
-    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""
         y = self.norm(self._beside(x))
         if self.post is not None:
             y = self.post.function(y)
-        if progress < 1:  # the form first, for the block may work in place on x
-            y = torch.lerp(self._keep[0](x, *extras), y, progress)
+        if lam < 1:  # the form first, for the block may work in place on x
+            y = torch.lerp(self._keep[0](x, *extras), y, lam)
         return y
 
     def _beside(self, x: Tensor) -> Tensor:
@@ -118,17 +118,17 @@ class DropForm(Form):
             return self._chain.keep(x)
         return self._branch[0](x.clone(), *extras)
 
-    def fittings(self, settings: FitSettings, batches: int) -> list[Fitting]:
-        """See `Form.fittings`: a factor and a shift per channel."""
+    def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
+        """See `Form.fit_tasks`: a factor and a shift per channel."""
         norm, layout = self.norm, self.norm.layout
         clamp = clamp_of(self.post.function if self.post else None, norm.weight)
 
         def take(fitted: Fitted) -> None:
             norm.set(Affine(fitted.operator.weight.flatten(), fitted.operator.bias))
 
-        fitting = Fitting(
+        fitting = FitTask(
             "drop",
-            Problem(as_operator(fold_norm(norm)), clamp, settings, batches),
+            Regression(as_operator(fold_norm(norm)), clamp, settings, batches),
             lambda x, *extras: as_maps(self._target(x, *extras), layout),
             lambda x, *extras: (as_maps(self._beside(x), layout), None),
             take,

@@ -18,7 +18,7 @@ from updp.blocks import Site
 from updp.blocks.folding import chain_operator
 from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form
-from updp.candidates.parts.merged_block import Merged
+from updp.candidates.parts.merged_block import MergedBlock
 from updp.recipe import CandidateSettings
 
 
@@ -73,19 +73,19 @@ class FuseForm(Form):
         self.site = site
         self._keep = [extract(block, graph, region.entry, region.exit, region.extras)]
 
-    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""
         return self._keep[0](x, *extras)
 
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """There is nothing to start."""
 
-    def merged(self) -> Merged:
+    def merged(self) -> MergedBlock:
         """See `Form.merged`."""
         operator = _operator(self.site)
         assert operator is not None
         layout = self.site.paths[0].layout
-        return Merged((operator,), None, self.site.post, layout, layout, layout)
+        return MergedBlock((operator,), None, self.site.post, layout, layout, layout)
 
 
 def _operator(site: Site) -> Operator | None:

@@ -16,7 +16,7 @@ from updp.cli.progress import Bars
 from updp.cli.tables import spread
 
 if TYPE_CHECKING:
-    from updp.deploy.bench import Bench, Row, Side
+    from updp.deploy.bench import Bench, BenchFigures, Row
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 _MANY = "(with commas, or repeated)"
@@ -194,7 +194,7 @@ def _claim(row: Row) -> str:
     return f"{s.median:.2f}x {interval}"
 
 
-def _joules(side: Side) -> str:
+def _joules(side: BenchFigures) -> str:
     return "-" if side.energy is None else f"{side.energy:.3g}"
 
 

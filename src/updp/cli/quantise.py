@@ -17,7 +17,7 @@ from updp.cli.options import DataOption, ModelOption, Weights
 from updp.cli.progress import Bars
 
 if TYPE_CHECKING:
-    from updp.deploy.int8 import Int8, Operator, Side
+    from updp.deploy.int8 import Int8, Int8Figures, Int8Operator
 
 _SHOWN = 5
 
@@ -103,7 +103,7 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
     )
 
 
-def _figures(side: Side) -> tuple[str, ...]:
+def _figures(side: Int8Figures) -> tuple[str, ...]:
     return (
         f"{side.top1_float:.2f}",
         f"{side.top1_int8:.2f}",
@@ -114,8 +114,8 @@ def _figures(side: Side) -> tuple[str, ...]:
     )
 
 
-def _noise(record: Int8) -> Callable[[Operator], float]:
-    def key(operator: Operator) -> float:
+def _noise(record: Int8) -> Callable[[Int8Operator], float]:
+    def key(operator: Int8Operator) -> float:
         per_channel, per_tensor = operator.noise_per_channel, operator.noise_per_tensor
         db = per_channel if record.per_channel else per_tensor
         return math.inf if db is None else db
@@ -123,7 +123,7 @@ def _noise(record: Int8) -> Callable[[Operator], float]:
     return key
 
 
-def _weight(operator: Operator) -> tuple[str, ...]:
+def _weight(operator: Int8Operator) -> tuple[str, ...]:
     def db(value: float | None) -> str:
         return "exact" if value is None else f"{value:.1f}"
 

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from updp.api import Inspection
 from updp.plan import Plan
-from updp.run.result import Result, Side, Timing
-from updp.search.outcome import Outcome, Point
+from updp.run.result import ModelFigures, Result, Timing
+from updp.search.outcome import ScoredPlan, SearchResult
 
 
 def print_inspection(console: Console, found: Inspection, batch: int) -> None:
@@ -55,7 +55,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
             console.print(f"  {escape(shown)} ({escape(kind)}): {escape(reason)}", highlight=False)
 
 
-def print_front(console: Console, outcome: Outcome) -> None:
+def print_front(console: Console, outcome: SearchResult) -> None:
     """The front of a finished search, dearest plan first, and the chosen plan."""
     base = outcome.baseline
     table = Table(
@@ -69,7 +69,7 @@ def print_front(console: Console, outcome: Outcome) -> None:
     lines = [*enumerate(outcome.front, 1)]
     if outcome.chosen not in outcome.front:
         lines.append((0, outcome.chosen))
-    before: Point | None = None
+    before: ScoredPlan | None = None
     for line, index in lines:
         point = outcome.points[index]
         same = before is not None and _same_latency(point, before)
@@ -96,7 +96,7 @@ def print_front(console: Console, outcome: Outcome) -> None:
     )
 
 
-def _same_latency(one: Point, other: Point) -> bool:
+def _same_latency(one: ScoredPlan, other: ScoredPlan) -> bool:
     if one.measured is not None and other.measured is not None:
         return one.measured.overlaps(other.measured)
     return abs(one.latency - other.latency) <= one.noise + other.noise
@@ -117,7 +117,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
         table.add_column(name, justify="right")
     for name, result in results.items():
 
-        def row(label: str, side: Side, *last: str) -> None:
+        def row(label: str, side: ModelFigures, *last: str) -> None:
             t = side.latency
             table.add_row(
                 label,

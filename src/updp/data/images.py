@@ -105,10 +105,10 @@ def decode(data: bytes, where: str, size: Size | None) -> NDArray[np.uint8]:
         unknown = isinstance(error, UnidentifiedImageError)
         why = "no image format" if unknown else reason(error)
         raise UserError(f"{where} cannot be decoded ({why}): replace or remove it") from error
-    return fit(image, size)
+    return resize_and_crop(image, size)
 
 
-def fit(image: Image.Image, size: Size | None) -> NDArray[np.uint8]:
+def resize_and_crop(image: Image.Image, size: Size | None) -> NDArray[np.uint8]:
     """To `size`: the shorter side scaled to fit (bilinear, antialiased), then a centre crop.
 
     None keeps the size, and one channel if the image is grey.

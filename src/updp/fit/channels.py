@@ -1,6 +1,6 @@
 """Which input channels an operator can do without, when those that stay are fitted again.
 
-Of the ridge problem with the normal matrix H and the solution W, leaving out the rows G costs
+Of the ridge regression with the normal matrix H and the solution W, leaving out the rows G costs
 tr(W_G' ((H^-1)_GG)^-1 W_G); what is cheapest goes, the rest takes over, and again. This is the
 optimal brain surgeon (Hassibi & Stork, 1993) for groups of rows, as in ZipLM (Kurtic et al.,
 NeurIPS 2023).

@@ -30,7 +30,7 @@ class Clamp:
     def nearest(self, target: Tensor, value: Tensor) -> Tensor:
         """The point nearest to `value` among those that are clamped to what `target` is.
 
-        Fitting to it instead of to `target` never makes the clamped error larger: it bounds that
+        FitTask to it instead of to `target` never makes the clamped error larger: it bounds that
         error from above and touches it at `value` (majorisation: Hunter & Lange, *A Tutorial on MM
         Algorithms*, 2004).
         """

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from updp.fit.regression import Fitted, Problem
+from updp.fit.regression import Fitted, Regression
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FitTask:
     """One regression. All tensors that its functions give are maps (N, C, H, W); see `as_maps`.
 
     `target`: what the baseline's block gives, before its end activation, for its own input.
@@ -22,23 +22,23 @@ class Fitting:
     """
 
     operator: str
-    problem: Problem
+    regression: Regression
     target: Callable[..., Tensor]
     inputs: Callable[..., tuple[Tensor, Tensor | None]]
     take: Callable[[Fitted], None]
 
     def add_target(self, batch: int, x: Tensor, *extras: Any) -> None:
         """Note the baseline's output for its input `x` in the batch of that number."""
-        self.problem.target(batch, self.target(x, *extras))
+        self.regression.target(batch, self.target(x, *extras))
 
     def add_input(self, batch: int, x: Tensor, *extras: Any) -> None:
         """Note what the operator sees for the pruned prefix' `x`, in the same batch."""
-        self.problem.input(batch, *self.inputs(x, *extras))
+        self.regression.input(batch, *self.inputs(x, *extras))
 
     def finish(self) -> Fitted:
         """Solve, and put the operator in place; the rows are no longer needed."""
-        fitted = self.problem.solve()
-        self.problem.clear()
+        fitted = self.regression.solve()
+        self.regression.clear()
         self.take(fitted)
         return fitted
 

@@ -20,8 +20,8 @@ from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Site, S
 from updp.blocks.folding import factor_of, fold_norm, operator_of
 from updp.blocks.surgery import extract
 from updp.fit.clamp import Clamp, clamp_of
-from updp.fit.fitting import Fitting, as_maps
-from updp.fit.regression import Fitted, Problem
+from updp.fit.fitting import FitTask, as_maps
+from updp.fit.regression import Fitted, Regression
 from updp.recipe import FitSettings
 
 _OFF = 1e-6  # the scale of a channel that is switched off: it says nothing
@@ -29,7 +29,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Kept:
+class OperatorFit:
     """The operator at a place in a chain.
 
     Where nothing but affine steps is behind it, `skip` (a function of what enters) is added to what
@@ -41,10 +41,10 @@ class Kept:
     skip: Function | None = None
     post: ActStep | None = None
 
-    def fitting(self, settings: FitSettings, batches: int) -> Fitting:
+    def fitting(self, settings: FitSettings, batches: int) -> FitTask:
         """The regression of all of it, to so many batches."""
-        problem = Problem(*self._prior_and_clamp, settings, batches, biased=self._biased)
-        return self._regression(problem, self.set)
+        regression = Regression(*self._prior_and_clamp, settings, batches, biased=self._biased)
+        return self._regression(regression, self.set)
 
     def narrowing(
         self,
@@ -54,7 +54,7 @@ class Kept:
         cut: Callable[[Tensor], None],
         *,
         gated: bool,
-    ) -> list[Fitting]:
+    ) -> list[FitTask]:
         """The regression in which it keeps `keep` of its input channels.
 
         `cut` takes the others, all but those of the given numbers, out of the chain's modules.
@@ -62,9 +62,9 @@ class Kept:
         one more regression, of those.
         """
         operator, clamp = self._prior_and_clamp
-        problem = Problem(operator, clamp, settings, batches, biased=self._biased, keep=keep)
+        regression = Regression(operator, clamp, settings, batches, biased=self._biased, keep=keep)
         narrow = replace(operator, weight=operator.weight[:, :keep])
-        again = Problem(narrow, clamp, settings, batches, biased=self._biased)
+        again = Regression(narrow, clamp, settings, batches, biased=self._biased)
 
         def take(fitted: Fitted) -> None:
             assert fitted.channels is not None
@@ -72,7 +72,7 @@ class Kept:
             self.set(fitted)
             again.operator = fitted.operator
 
-        both = [self._regression(problem, take), self._regression(again, self.set)]
+        both = [self._regression(regression, take), self._regression(again, self.set)]
         return both if gated else both[:1]
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ class Kept:
         """Whether all that it gives gets through the affine steps."""
         return bool(self._affine.scale.abs().min() > _OFF)
 
-    def _regression(self, problem: Problem, take: Callable[[Fitted], None]) -> Fitting:
+    def _regression(self, regression: Regression, take: Callable[[Fitted], None]) -> FitTask:
         layout = self.chain.layout
 
         def target(x: Tensor, *extras: Any) -> Tensor:
@@ -101,7 +101,7 @@ class Kept:
             h = as_maps(self._run(x, self.place), layout)
             return h, None if kept is None else as_maps(kept, layout)
 
-        return Fitting(self._own.name, problem, target, inputs, take)
+        return FitTask(self._own.name, regression, target, inputs, take)
 
     @property
     def _prior_and_clamp(self) -> tuple[Operator, Clamp]:
@@ -159,14 +159,14 @@ class Kept:
         return to_layout(x, source, self.chain.layout) if x.ndim == 4 else x
 
 
-def kept_operators(
+def operator_fits(
     chain: Chain, skip: Function | None = None, post: ActStep | None = None
-) -> Iterator[Kept]:
+) -> Iterator[OperatorFit]:
     """Those of a chain that can be set, in order."""
     for place, step in enumerate(chain.steps):
         if not isinstance(step, LinearStep) or step.derived:
             continue
-        if (kept := Kept(chain, place, skip, post)).is_on:
+        if (kept := OperatorFit(chain, place, skip, post)).is_on:
             yield kept
 
 

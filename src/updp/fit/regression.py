@@ -43,7 +43,7 @@ class Fitted:
         return {key: value for key, value in vars(self).items() if key not in aside}
 
 
-class Problem:
+class Regression:
     """Gathers rows, then solves. Targets come from the baseline, inputs from the pruned prefix.
 
     Rows are a sample of pixels, so many per unknown and no more than fit into `settings.rows_mb`;

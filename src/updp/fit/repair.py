@@ -11,31 +11,31 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, LinearStep, Site
-from updp.fit.fitting import Fitting
-from updp.fit.operator import Kept, kept_operators, skip_of
+from updp.fit.fitting import FitTask
+from updp.fit.operator import OperatorFit, operator_fits, skip_of
 from updp.recipe import FitSettings
 
 
 def site_repairs(
     site: Site, block: nn.Module, graph: fx.Graph, settings: FitSettings, batches: int
-) -> list[Fitting]:
+) -> list[FitTask]:
     """The regressions for a kept site, in the order in which they are to be made.
 
     First the operators of its skip, then those of its branch; those that can be set.
     """
     if site.branch is None or site.calls > 1:
         return []
-    found = list[Fitting]()
+    found = list[FitTask]()
     if site.skip is not None:
-        found += [kept.fitting(settings, batches) for kept in kept_operators(site.skip)]
-    for kept in kept_operators(site.branch, skip_of(site, block, graph), site.post):
+        found += [kept.fitting(settings, batches) for kept in operator_fits(site.skip)]
+    for kept in operator_fits(site.branch, skip_of(site, block, graph), site.post):
         found.append(kept.fitting(settings, batches))
     return found
 
 
 def operator_repair(
     name: str, module: nn.Module, x: Tensor, settings: FitSettings, batches: int
-) -> Fitting | None:
+) -> FitTask | None:
     """The regression for a convolution or a linear layer that no site has, and which reads `x`.
 
     None where its weights cannot be set, or are so many that there is no memory for them.
@@ -48,4 +48,4 @@ def operator_repair(
     if step.derived or step.groups * unknowns**2 * 8 > settings.rows_mb * 2**20 / 4:
         return None
     layout = "first" if isinstance(module, nn.Conv2d) else "last"
-    return Kept(Chain((step,), layout, layout, layout), 0).fitting(settings, batches)
+    return OperatorFit(Chain((step,), layout, layout, layout), 0).fitting(settings, batches)

@@ -28,7 +28,7 @@ from updp.run.result import Result, make_result
 from updp.search import Limits, Space, Task, limits_of
 from updp.search import outcome as outcomes
 from updp.search.front_plot import plot_front
-from updp.search.outcome import Outcome
+from updp.search.outcome import SearchResult
 from updp.stages import merge as merge_stage
 from updp.stages import subnet as subnet_stage
 from updp.stages import supernet as supernet_stage
@@ -36,7 +36,7 @@ from updp.stages import verify as verify_stage
 from updp.stages.nets import findings_of, make_net
 from updp.stages.search import Choosing
 from updp.stages.sites import WHOLE_STEPS, read_offers, read_space, survey
-from updp.supernet import Supernet, fit, fit_each
+from updp.supernet import Supernet, fit_candidates, fit_plan
 from updp.training.batchnorm import recalibrate
 
 
@@ -121,7 +121,7 @@ class Run:
                 images = self.feed.calibration(self.recipe.fit.images)
                 steps = len(net.switches) * (len(images) + 1)
                 self.progress.begin("supernet: fitting candidates", steps)
-                fit_each(net, images, self.recipe.fit, self.progress.advance)
+                fit_candidates(net, images, self.recipe.fit, self.progress.advance)
             curves = self.board.curves("supernet")
             supernet_stage.train(net, self.feed, self.recipe, folder, self.progress, curves)
 
@@ -193,12 +193,12 @@ class Run:
         """The figures that stage 4 left."""
         return Result.model_validate(read_json(self.directory.path / "result.json"))
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> SearchResult:
         """All that stage 2 scored, and its front. Raises UserError before it ended."""
         path = self.directory.stage("search") / "front.json"
         if not path.exists():
             raise UserError(f"'{self.directory.path}' has no finished search: run `updp search`")
-        return Outcome.model_validate(read_json(path))
+        return SearchResult.model_validate(read_json(path))
 
     @cached_property
     def space(self) -> Space:
@@ -259,7 +259,7 @@ class Run:
             board,
         )
 
-    def _write_outcome(self, folder: Path, outcome: Outcome) -> None:
+    def _write_outcome(self, folder: Path, outcome: SearchResult) -> None:
         hashes = {
             "model": self.keys["search"]["weights"],
             "data": self.job.source.fingerprint,
@@ -287,7 +287,7 @@ class Run:
         path = folder / "start.safetensors"
         if not path.exists():
             images = self.feed.calibration(self.recipe.fit.images)
-            figures = fit(
+            figures = fit_plan(
                 net,
                 choices,
                 images,

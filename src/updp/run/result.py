@@ -29,7 +29,7 @@ class Timing(BaseModel):
         return self.low <= other.high and other.low <= self.high
 
 
-class Side(BaseModel):
+class ModelFigures(BaseModel):
     """One of the two models; latency in ms for a batch."""
 
     top1: float
@@ -41,8 +41,8 @@ class Side(BaseModel):
 class Result(BaseModel):
     """What a run ends with. Accuracies are top-1 on the test split, in percent."""
 
-    baseline: Side
-    merged: Side
+    baseline: ModelFigures
+    merged: ModelFigures
     speedup: Timing
     top1_by_stage: dict[str, float]
     test_images: int
@@ -88,8 +88,8 @@ def make_result(
         tick=report.advance,
     )
 
-    def side(name: str, model: nn.Module) -> Side:
-        return Side(
+    def side(name: str, model: nn.Module) -> ModelFigures:
+        return ModelFigures(
             top1=stages[name],
             parameters=count_parameters(model),
             macs=count_macs(model, x[:1]),

@@ -10,7 +10,7 @@ from torch import nn
 from updp.data.feed import Feed
 from updp.recipe import Recipe
 from updp.search.score import HeldOut, Score
-from updp.supernet import Supernet, fit
+from updp.supernet import Supernet, fit_plan
 
 
 class FittedScorer:
@@ -33,7 +33,7 @@ class FittedScorer:
         """The plan's score on all images: what takes time is the fit, so none is left half-way."""
         try:
             if choices:
-                fit(self.net, choices, self.batches, self.settings)
+                fit_plan(self.net, choices, self.batches, self.settings)
             self.net.eval()
             self.net.choose(choices)
             return self.held_out.score(lambda number, images: self.net(images))

@@ -7,23 +7,23 @@ from io import BytesIO
 from pathlib import Path
 
 from updp.io.files import write_bytes
-from updp.search.outcome import Outcome, Point
+from updp.search.outcome import ScoredPlan, SearchResult
 
 _NAMES = {"latency": "predicted latency", "macs": "MACs", "parameters": "parameters"}
 
 
-def plot_front(outcome: Outcome, file: Path) -> None:
+def plot_front(outcome: SearchResult, file: Path) -> None:
     """Write an SVG. Costs are shares of the baseline's, on the outcome's axis."""
     import matplotlib  # takes half a second, which `updp --help` need not wait for
     from matplotlib.figure import Figure
 
-    def x(point: Point) -> float:
+    def x(point: ScoredPlan) -> float:
         return float(getattr(point, outcome.axis) / getattr(outcome.baseline, outcome.axis))
 
-    def y(point: Point) -> float:
+    def y(point: ScoredPlan) -> float:
         return math.inf if point.score is None else point.score
 
-    def last(point: Point) -> float:
+    def last(point: ScoredPlan) -> float:
         return y(point) if point.fitted is None else point.fitted
 
     complete = [p for p in outcome.points if p.complete and p.score is not None]

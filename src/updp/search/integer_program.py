@@ -38,7 +38,7 @@ class Limits:
         return replace(self, amounts={u: a for u, a in self.amounts.items() if u != unit})
 
 
-class Program:
+class IntegerProgram:
     """The plans of a space as variables: candidates in the order of sites, then the peak."""
 
     def __init__(self, space: Space) -> None:

@@ -6,7 +6,7 @@ import math
 
 from updp.errors import UserError
 from updp.recipe.budget import Budget
-from updp.search.integer_program import Limits, Program
+from updp.search.integer_program import IntegerProgram, Limits
 from updp.search.space import Cost, Space
 
 
@@ -18,7 +18,7 @@ def limits_of(budget: Budget, space: Space) -> Limits:
     """
     baseline = vars(space.baseline)
     limits = Limits(budget.limits(baseline), budget.blocks)
-    program = Program(space)
+    program = IntegerProgram(space)
     count = sum(any(option.blocks for option in site.options) for site in space.sites)
     if budget.blocks is not None and budget.blocks > count:
         raise UserError(
@@ -42,7 +42,7 @@ def limits_of(budget: Budget, space: Space) -> Limits:
     return limits
 
 
-def _together(budget: Budget, limits: Limits, space: Space, program: Program) -> str:
+def _together(budget: Budget, limits: Limits, space: Space, program: IntegerProgram) -> str:
     """Limits that can each be met, but not at once: how far one comes with the others."""
     for unit in limits.amounts:
         least = program.least(unit, limits.without(unit))

@@ -89,7 +89,7 @@ def _ask(
     """The searcher's preliminaries and so many plans that it proposes, scored."""
     task, known = searcher.task, Known()
     first, past = searcher.preliminaries(), store.results().keys()
-    told = _Told(task, progress, show, past)
+    told = _Reporter(task, progress, show, past)
     if first:
         progress.begin(names[0], len(first), len(past & {*first}))
         known |= _round(first, known, task, judge, store, told)
@@ -104,7 +104,7 @@ def _ask(
     return known
 
 
-class _Told:
+class _Reporter:
     """Tells of each plan that was scored; to the progress, those of this run of the program."""
 
     def __init__(

@@ -18,7 +18,7 @@ from updp.search import Evaluated, Limits, Task, limits_of, pareto, within
 from updp.search.space import Cost, Genome, Space
 
 
-class Point(BaseModel):
+class ScoredPlan(BaseModel):
     """A plan that was scored: latency in ms for a batch, predicted and, of some, measured.
 
     `score` is the lower the better; where it is not `complete` it was left half-way and is an
@@ -43,7 +43,7 @@ class Point(BaseModel):
     blocks: int
 
 
-class Outcome(BaseModel):
+class SearchResult(BaseModel):
     """All of a search, in the order of scoring; `front` and `chosen` are places in `points`.
 
     `axis` is the unit of cost that the front is drawn over.
@@ -55,13 +55,13 @@ class Outcome(BaseModel):
     axis: str
     budget: str
     searcher: str
-    baseline: Point
-    points: tuple[Point, ...]
+    baseline: ScoredPlan
+    points: tuple[ScoredPlan, ...]
     front: tuple[int, ...]
     chosen: int
 
     @property
-    def plan(self) -> Point:
+    def plan(self) -> ScoredPlan:
         """The point that is taken."""
         return self.points[self.chosen]
 
@@ -84,7 +84,7 @@ def conclude(
     task: Task,
     budget: Budget,
     measured: Mapping[Genome, Latency],
-) -> Outcome:
+) -> SearchResult:
     """Choose among the best plans: the first that keeps to the budget as measured end to end.
 
     A latency whose quartiles reach the limit counts as keeping to it. Where none does, the one that
@@ -101,8 +101,8 @@ def conclude(
         baseline = _point(space, known[space.keep])
     else:
         whole = _costs(space.baseline)
-        baseline = Point(choices={}, score=None, top1=None, complete=False, **whole)
-    return Outcome(
+        baseline = ScoredPlan(choices={}, score=None, top1=None, complete=False, **whole)
+    return SearchResult(
         axis=task.axis,
         budget=str(budget),
         searcher=task.settings.searcher,
@@ -113,7 +113,7 @@ def conclude(
     )
 
 
-def pick(outcome: Outcome, space: Space, text: str) -> Outcome:
+def pick(outcome: SearchResult, space: Space, text: str) -> SearchResult:
     """Another point of a finished search: the number of a line of its front, or a budget.
 
     Raises UserError when there is no such point.
@@ -138,7 +138,7 @@ def pick(outcome: Outcome, space: Space, text: str) -> Outcome:
 
 
 def plan_of(
-    outcome: Outcome,
+    outcome: SearchResult,
     offers: Mapping[str, Sequence[Offer]],
     budget: str,
     hashes: Mapping[str, str],
@@ -150,14 +150,14 @@ def plan_of(
     return Plan(choices=choices, candidates=candidates, budget=budget, hashes=hashes)
 
 
-def _meets(point: Point, limits: Limits) -> bool:
+def _meets(point: ScoredPlan, limits: Limits) -> bool:
     cost = {name: getattr(point, name) for name in Cost.__dataclass_fields__}
     if point.measured is not None:
         cost["latency"] = point.measured.low
     return limits.met(Cost(**cost))
 
 
-def _score(point: Point) -> float:
+def _score(point: ScoredPlan) -> float:
     score = point.score if point.fitted is None else point.fitted
     return math.inf if score is None else score
 
@@ -173,9 +173,9 @@ def _point(
     evaluated: Evaluated,
     measured: Timing | None = None,
     refined: Evaluated | None = None,
-) -> Point:
+) -> ScoredPlan:
     score = evaluated.score
-    return Point(
+    return ScoredPlan(
         choices=space.choices(evaluated.genome),
         score=_finite(score.score),
         top1=score.top1,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from updp.supernet import Given, Resumable, Supernet, Switch, bytes_of, copied
+from updp.supernet import Inputs, Resumable, Supernet, Switch, bytes_of, copied
 from updp.training.batchnorm import norms
 
 _PLANS = 8  # whose activations there is memory for
@@ -25,12 +25,12 @@ Prefix = tuple[str, ...]  # choices of the first switches, in the order of their
 class _Entrance:
     """What reaches a switch under one prefix, by batch, and the BatchNorms' statistics then."""
 
-    inputs: dict[Hashable, Given] = field(default_factory=dict)
+    inputs: dict[Hashable, Inputs] = field(default_factory=dict)
     statistics: list[list[Tensor]] = field(default_factory=list)
     bytes: int = 0
 
 
-class Replay:
+class PrefixCache:
     """Runs a supernet, plan after plan, as `net(images)` would.
 
     For each plan: `begin`, the calibration batches, `calibrated`, other batches, `end`. Batches are
@@ -103,7 +103,7 @@ class Replay:
         """Learn the order of calls; choose places, by call, so few that several plans are kept."""
         sizes: list[float] = []
 
-        def seen(number: int, unit: nn.Module, args: Given) -> None:
+        def seen(number: int, unit: nn.Module, args: Inputs) -> None:
             name = self._switches.get(id(unit))
             if name is None:
                 return
@@ -120,13 +120,13 @@ class Replay:
         return {} if step is None else {self._first[p]: p for p in range(0, len(sizes), step)}
 
     def _from(
-        self, images: Tensor, place: int | None = None, given: Given = ()
-    ) -> tuple[Tensor, dict[int, Given]]:
+        self, images: Tensor, place: int | None = None, given: Inputs = ()
+    ) -> tuple[Tensor, dict[int, Inputs]]:
         """Run everything, or from a place on; also what reached the places behind it."""
-        inputs: dict[int, Given] = {}
+        inputs: dict[int, Inputs] = {}
         start = -1 if place is None else self._first[place]
 
-        def seen(number: int, unit: nn.Module, args: Given) -> None:
+        def seen(number: int, unit: nn.Module, args: Inputs) -> None:
             self.computed += isinstance(unit, Switch)
             at = self._places.get(number)
             if at is not None and number != start and self._enterable.get(at, True):
@@ -137,14 +137,14 @@ class Replay:
             return self._run.run(images, seen), inputs
         return self._run.run(images, seen, start, given), inputs
 
-    def _try(self, inputs: dict[int, Given], images: Tensor, logits: Tensor) -> None:
+    def _try(self, inputs: dict[int, Inputs], images: Tensor, logits: Tensor) -> None:
         """Where it is not known yet whether the network can be entered, see."""
         for place, given in inputs.items():
             if place not in self._enterable:
                 first = self._first[place]
                 self._enterable[place] = self._run.can_enter(first, given, images, logits)
 
-    def _keep(self, prefix: Prefix, key: Hashable, values: Given) -> None:
+    def _keep(self, prefix: Prefix, key: Hashable, values: Inputs) -> None:
         entrance = self._known.get(prefix) or self._new.get(prefix)
         if entrance is None and self._calibrating:  # a later one would lack what came before
             entrance = self._new[prefix] = _Entrance()

@@ -9,7 +9,7 @@ from torch import nn
 
 from updp.data.feed import Feed
 from updp.recipe import Recipe
-from updp.search.prefix_cache import Replay
+from updp.search.prefix_cache import PrefixCache
 from updp.search.score import HeldOut, Score
 from updp.supernet import Supernet
 from updp.training.batchnorm import preserved, recalibrate
@@ -31,7 +31,7 @@ class Scorer:
         net.choose({})
         with torch.no_grad():
             some = self.held_out.chunks[0][0][:2]
-            self.replay = Replay(net, recipe.search.reuse_mb, total, some)
+            self.replay = PrefixCache(net, recipe.search.reuse_mb, total, some)
 
     @torch.no_grad()
     def __call__(

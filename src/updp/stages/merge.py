@@ -28,7 +28,7 @@ def merge(
     """
     net.eval()
     net.choose(choices)
-    net.set_progress(1.0)
+    net.set_lambda(1.0)
     checks = verify(net, images, recipe.merge, tick=tick)
     model = net.merged()
     write_json(folder / "checks.json", [check.to_json() for check in checks])

@@ -16,7 +16,7 @@ from updp.io.tracking import Board
 from updp.recipe import Recipe
 from updp.run.curves import drawn
 from updp.search import FittedScorer, Scorer, Store, Task
-from updp.search.outcome import Known, Outcome, best, conclude
+from updp.search.outcome import Known, SearchResult, best, conclude
 from updp.supernet import Supernet
 from updp.supernet.timing import time_plans
 
@@ -60,7 +60,7 @@ class Choosing:
                 refined = search.refine(task, known, judge, other, self.progress, show)
             return known | search.complete(refined, task, scorer, store, self.progress), refined
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> SearchResult:
         """Score plans, time the best end to end, and choose."""
         known, refined = self.score()
         plans, measure = best(known, refined, self.task), self.recipe.measure

@@ -50,8 +50,8 @@ def train(
     with tapped(net.model, paths) as mine, tapped(teacher, paths) as theirs:
 
         def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
-            progress_now = ramp(number, total, settings)
-            net.set_progress(progress_now, settings.gate)
+            lam = ramp(number, total, settings)
+            net.set_lambda(lam, settings.gate)
             if early:
                 _merge_early(number, total, settings, forms)
             logits = net(images)
@@ -68,7 +68,7 @@ def train(
                 loss = loss + settings.features * apart
                 figures["features"] = apart.item()
             loss.backward()  # type: ignore[no-untyped-call]
-            return {"loss": loss.item(), "lambda": progress_now, **figures}
+            return {"loss": loss.item(), "lambda": lam, **figures}
 
         seed = mix(recipe.seed, 30)
         run_loop(
@@ -81,7 +81,7 @@ def train(
             progress=progress,
             curves=curves,
         )
-    net.set_progress(1.0)
+    net.set_lambda(1.0)
     write_tensors(folder / "weights.safetensors", net.weights())
 
 

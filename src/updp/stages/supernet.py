@@ -49,7 +49,7 @@ def train(
             figures[name] = loss.item()
         return figures
 
-    net.set_progress(1.0)
+    net.set_lambda(1.0)
     run_loop(
         net,
         step,

@@ -1,19 +1,19 @@
 """Rewriting: a model becomes a supernet, a supernet under a plan becomes a merged model."""
 
-from updp.supernet.fitting import fit, fit_each
-from updp.supernet.partial import Given, Resumable, bytes_of, copied
+from updp.supernet.fitting import fit_candidates, fit_plan
+from updp.supernet.partial import Inputs, Resumable, bytes_of, copied
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import GATES, KEEP, Switch
 
 __all__ = [
     "GATES",
     "KEEP",
-    "Given",
+    "Inputs",
     "Resumable",
     "Supernet",
     "Switch",
     "bytes_of",
     "copied",
-    "fit",
-    "fit_each",
+    "fit_candidates",
+    "fit_plan",
 ]

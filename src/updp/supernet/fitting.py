@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from updp.candidates import Fitting, operator_repair, site_repairs
+from updp.candidates import FitTask, operator_repair, site_repairs
 from updp.recipe import FitSettings
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
-from updp.supernet.walk import Seen, Walk, tapped
+from updp.supernet.walk import Observer, Walk, tapped
 
-_Fittings = list[Fitting]
+_FitTasks = list[FitTask]
 
 
 @torch.no_grad()
-def fit(
+def fit_plan(
     net: Supernet,
     choices: Mapping[str, str],
     batches: Sequence[Tensor],
@@ -40,17 +40,17 @@ def fit(
     there, then after each fit.
     """
     net.eval()
-    net.set_progress(1.0)
+    net.set_lambda(1.0)
     net.choose({})
     places = _places(net, choices, batches, settings)
-    begin(1 + sum(len(place.fittings) for place in places))
+    begin(1 + sum(len(place.fit_tasks) for place in places))
     _gather_targets(net, places, batches, settings.rows_mb * 2**20)
     tick("targets")
     net.choose(choices)
     modules = [place.module for place in places]
     walk, figures = Walk(net, modules, batches, settings.rows_mb), []
     for place in places:
-        for fitting in place.fittings:
+        for fitting in place.fit_tasks:
             for number, given in enumerate(walk.to(place.module)):
                 fitting.add_input(number, *given)
             found = fitting.finish()
@@ -66,7 +66,7 @@ class _Place:
 
     name: str
     module: nn.Module
-    fittings: _Fittings
+    fit_tasks: _FitTasks
 
 
 def _places(
@@ -80,12 +80,12 @@ def _places(
             continue
         if not isinstance(module, Switch):
             repair = operator_repair(name, module, x, settings, len(batches))
-            fittings = [] if repair is None else [repair]
+            fit_tasks = [] if repair is None else [repair]
         elif pruned:
-            fittings = module.form(choices[name]).fittings(settings, len(batches))
+            fit_tasks = module.form(choices[name]).fit_tasks(settings, len(batches))
         else:
-            fittings = site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))
-        found.append(_Place(name, module, fittings))
+            fit_tasks = site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))
+        found.append(_Place(name, module, fit_tasks))
     return found
 
 
@@ -123,7 +123,7 @@ def _order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module, Tensor]]
 
 
 @torch.no_grad()
-def fit_each(
+def fit_candidates(
     net: Supernet,
     batches: Sequence[Tensor],
     settings: FitSettings,
@@ -138,7 +138,7 @@ def fit_each(
     net.eval()
     net.choose({})
     for group in _groups(net, settings, len(batches)):
-        left: dict[str, list[_Fittings]] = dict(group)
+        left: dict[str, list[_FitTasks]] = dict(group)
         for number, images in enumerate(batches):
             with tapped({net.switches[n]: _both(forms, number) for n, forms in left.items()}):
                 net(images)
@@ -154,13 +154,13 @@ def fit_each(
 
 def _groups(
     net: Supernet, settings: FitSettings, batches: int
-) -> Iterator[dict[str, list[_Fittings]]]:
+) -> Iterator[dict[str, list[_FitTasks]]]:
     """Sites with the regressions of each of their candidates, as many as memory allows."""
-    group: dict[str, list[_Fittings]] = {}
+    group: dict[str, list[_FitTasks]] = {}
     room = settings.rows_mb * 2**20
     for name, switch in net.switches.items():
-        forms = [switch.form(label).fittings(settings, batches) for label in switch.labels]
-        needed = sum(fitting.problem.bytes for form in forms for fitting in form)
+        forms = [switch.form(label).fit_tasks(settings, batches) for label in switch.labels]
+        needed = sum(fitting.regression.bytes for form in forms for fitting in form)
         if group and needed > room:
             yield group
             group, room = {}, settings.rows_mb * 2**20
@@ -169,14 +169,14 @@ def _groups(
     yield group
 
 
-def _finished(forms: list[_Fittings]) -> list[_Fittings]:
+def _finished(forms: list[_FitTasks]) -> list[_FitTasks]:
     """Make the first regression of each form; what is left to do."""
     for form in forms:
         form[0].finish()
     return [form[1:] for form in forms if form[1:]]
 
 
-def _both(forms: list[_Fittings], number: int) -> Seen:
+def _both(forms: list[_FitTasks], number: int) -> Observer:
     """Targets of all regressions, inputs of those that come first."""
     targets, inputs = _targets([f for form in forms for f in form], number), _inputs(forms, number)
 
@@ -187,7 +187,7 @@ def _both(forms: list[_Fittings], number: int) -> Seen:
     return seen
 
 
-def _inputs(forms: list[_Fittings], number: int) -> Seen:
+def _inputs(forms: list[_FitTasks], number: int) -> Observer:
     def seen(x: Tensor, *extras: Any) -> None:
         for form in forms:
             form[0].add_input(number, x, *extras)
@@ -199,24 +199,24 @@ def _gather_targets(
     net: Supernet, places: list[_Place], batches: Sequence[Tensor], room: float
 ) -> None:
     """What the baseline gives at all places, so many pixels that it takes no more than `room`."""
-    problems = [fitting.problem for place in places for fitting in place.fittings]
+    regressions = [fitting.regression for place in places for fitting in place.fit_tasks]
 
     def gather(number: int) -> None:
-        with tapped({p.module: _targets(p.fittings, number) for p in places}):
+        with tapped({p.module: _targets(p.fit_tasks, number) for p in places}):
             net(batches[number])
 
     for number in range(len(batches)):
         gather(number)
-        needed = len(batches) * sum(problem.gathered for problem in problems)
+        needed = len(batches) * sum(regression.gathered for regression in regressions)
         if number == 0 and needed > room:
-            for problem in problems:
-                problem.thin(room / needed)
+            for regression in regressions:
+                regression.thin(room / needed)
             gather(0)
 
 
-def _targets(fittings: _Fittings, number: int) -> Seen:
+def _targets(fit_tasks: _FitTasks, number: int) -> Observer:
     def seen(x: Tensor, *extras: Any) -> None:
-        for fitting in fittings:
+        for fitting in fit_tasks:
             fitting.add_target(number, x, *extras)
 
     return seen

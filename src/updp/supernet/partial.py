@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-Given = tuple[Any, ...]  # what a module is called with
-Seen = Callable[[int, nn.Module, Given], None]
+Inputs = tuple[Any, ...]  # what a module is called with
+Observer = Callable[[int, nn.Module, Inputs], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Resumable:
         self._likes: dict[int, dict[int, Any]] = {}  # by number of images, each call's output
 
     def run(
-        self, images: Tensor, seen: Seen, entrance: int = 0, given: Given | None = None
+        self, images: Tensor, seen: Observer, entrance: int = 0, given: Inputs | None = None
     ) -> Tensor:
         """The net's output for `images` (N, C, H, W).
 
@@ -77,7 +77,7 @@ class Resumable:
             output: Tensor = self.net(images)
         return output
 
-    def can_enter(self, entrance: int, given: Given, images: Tensor, output: Tensor) -> bool:
+    def can_enter(self, entrance: int, given: Inputs, images: Tensor, output: Tensor) -> bool:
         """Whether the same `output` comes of `given` there as of `images`."""
         try:
             again = self.run(images, lambda *_: None, entrance, given)

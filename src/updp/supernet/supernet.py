@@ -59,10 +59,10 @@ class Supernet(nn.Module):
                 raise ValueError(f"site {name} has no candidate {label!r}")
             switch.choice = label
 
-    def set_progress(self, progress: float, gate: str = "blend") -> None:
+    def set_lambda(self, lam: float, gate: str = "blend") -> None:
         """Set lambda at every site; `gate` is `blend` or `anneal`."""
         for switch in self.switches.values():
-            switch.progress, switch.gate = progress, gate
+            switch.lam, switch.gate = lam, gate
 
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:

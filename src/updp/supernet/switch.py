@@ -16,7 +16,7 @@ GATES = ("blend", "anneal")
 class Switch(nn.Module):
     """Holds a site's baseline path and its candidates' forms; `choice` says which one runs.
 
-    `progress` is lambda, from the baseline block (0) to the pruned block (1). Two gates lead
+    `lam` is lambda, from the baseline block (0) to the pruned block (1). Two gates lead
     there: `blend` mixes the outputs of both, `anneal` turns the block's own activations and norms
     into the pruned block's (UPDP, *Progressive subnet training*).
     """
@@ -28,7 +28,7 @@ class Switch(nn.Module):
         self.forms = nn.ModuleList(forms.values())
         self.choice = KEEP
         self.gate = "blend"
-        self.progress = 1.0
+        self.lam = 1.0
 
     def form(self, label: str) -> Form:
         """The form of the candidate called `label`."""
@@ -41,10 +41,10 @@ class Switch(nn.Module):
         if self.choice == KEEP:
             return self.keep(x, *extras)
         form = self.form(self.choice)
-        if self.progress == 1:
+        if self.lam == 1:
             return form(x, *extras)
         if self.gate == "anneal":
-            return form(x, *extras, progress=self.progress)
+            return form(x, *extras, lam=self.lam)
         # The form first: the baseline's path may work in place on x.
         pruned = form(x, *extras)
-        return torch.lerp(self.keep(x, *extras), pruned, self.progress)
+        return torch.lerp(self.keep(x, *extras), pruned, self.lam)

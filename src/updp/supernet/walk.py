@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from updp.supernet.partial import Given, Resumable, bytes_of, copied
+from updp.supernet.partial import Inputs, Resumable, bytes_of, copied
 
-Seen = Callable[..., None]  # what a module is called with: its input and extras
+Observer = Callable[..., None]  # what a module is called with: its input and extras
 
 
 @contextmanager
-def tapped(seen: Mapping[nn.Module, Seen]) -> Iterator[None]:
+def tapped(seen: Mapping[nn.Module, Observer]) -> Iterator[None]:
     """Call `seen` of a module with a copy of its arguments, the first time that it runs."""
     handles, done = [], set()
 
-    def hook(module: nn.Module, args: Given) -> None:
+    def hook(module: nn.Module, args: Inputs) -> None:
         if module not in done:
             done.add(module)
             seen[module](args[0].clone(), *args[1:])
@@ -50,10 +50,10 @@ class Walk:
         self._calls: dict[nn.Module, int] = {}  # the number of each one's first
         self._enterable: set[nn.Module] = set()
         # By batch: the last module at which it can be entered, and a later one asked for.
-        self._kept: list[list[tuple[nn.Module, Given]]] = [[] for _ in batches]
+        self._kept: list[list[tuple[nn.Module, Inputs]]] = [[] for _ in batches]
         self._try(set(modules), batches[0][:2])
 
-    def to(self, module: nn.Module) -> Iterator[Given]:
+    def to(self, module: nn.Module) -> Iterator[Inputs]:
         """The arguments of the module's first call, batch by batch.
 
         What runs before the module that was asked for before must be as it was then.
@@ -72,9 +72,9 @@ class Walk:
 
     def _try(self, modules: set[nn.Module], images: Tensor) -> None:
         """See where the network can be entered."""
-        found: dict[nn.Module, Given] = {}
+        found: dict[nn.Module, Inputs] = {}
 
-        def seen(number: int, unit: nn.Module, args: Given) -> None:
+        def seen(number: int, unit: nn.Module, args: Inputs) -> None:
             if unit in modules and unit not in found:
                 self._calls[unit], found[unit] = number, copied(args)
 
@@ -84,11 +84,11 @@ class Walk:
                 self._enterable.add(module)
 
     def _reaching(
-        self, module: nn.Module, images: Tensor, kept: list[tuple[nn.Module, Given]]
-    ) -> Given:
+        self, module: nn.Module, images: Tensor, kept: list[tuple[nn.Module, Inputs]]
+    ) -> Inputs:
         """What the module is given, from the entrance on that is kept, if one is."""
 
-        def seen(number: int, unit: nn.Module, args: Given) -> None:
+        def seen(number: int, unit: nn.Module, args: Inputs) -> None:
             if unit is module:
                 raise _Reached(copied(args))
 
@@ -103,6 +103,6 @@ class Walk:
 class _Reached(Exception):
     """Ends a forward at the module that was asked for."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: Inputs) -> None:
         super().__init__()
         self.given = given

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average:
+class WeightAverage:
     """Follows `weights`: after step n, average = d * average + (1 - d) * weights.
 
     The decay d is min(decay, (1 + n) / (10 + n)), n from 0, so that the beginning is soon forgotten

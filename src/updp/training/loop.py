@@ -23,7 +23,7 @@ from updp.io.progress import Progress
 from updp.io.tracking import Curves
 from updp.recipe import TrainingSettings
 from updp.supernet import Supernet
-from updp.training.ema import Average
+from updp.training.ema import WeightAverage
 from updp.training.mixup import mixed
 from updp.training.optim import make_optimizer, make_schedule
 
@@ -55,7 +55,7 @@ def train(
     total = round(recipe.epochs * feed.steps)
     optimizer = make_optimizer(net, recipe)
     schedule = make_schedule(optimizer, recipe, total)
-    average = Average(net.weights(), recipe.ema) if recipe.ema else None
+    average = WeightAverage(net.weights(), recipe.ema) if recipe.ema else None
     path = folder / "checkpoint.safetensors"
     figures = Figures(folder / "figures.jsonl", curves)
     start = _restore(path, net, optimizer, average) if path.exists() else 0
@@ -103,7 +103,7 @@ def _save(
     path: Path,
     net: Supernet,
     optimizer: torch.optim.Optimizer,
-    average: Average | None,
+    average: WeightAverage | None,
     step: int,
 ) -> None:
     tensors = {f"net.{name}": t for name, t in net.weights().items()}
@@ -129,7 +129,7 @@ def _save(
 
 
 def _restore(
-    path: Path, net: Supernet, optimizer: torch.optim.Optimizer, average: Average | None
+    path: Path, net: Supernet, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> int:
     tensors, notes = read_tensors(path)
     net.load_weights({n[4:]: t for n, t in tensors.items() if n.startswith("net.")})

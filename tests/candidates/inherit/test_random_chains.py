@@ -117,9 +117,9 @@ def test_random_chains(
         for choice in choices(net):
             net.choose(choice)
             for gate in GATES:
-                net.set_progress(0.0, gate)
+                net.set_lambda(0.0, gate)
                 assert error(look(net, x), before) <= 1e-12, (choice, gate)
-            net.set_progress(1.0)
+            net.set_lambda(1.0)
             actual, wanted = look(net.merged(torch.float64), x), look(net, x)
             assert error(actual, wanted) <= 1e-12, choice
             if site.block:

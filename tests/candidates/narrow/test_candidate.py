@@ -13,7 +13,7 @@ from tests.families import Net, error, images, network
 from updp.blocks import Findings, find
 from updp.candidates import Narrow
 from updp.recipe import CandidateSettings, FitSettings
-from updp.supernet import Supernet, fit, fit_each
+from updp.supernet import Supernet, fit_candidates, fit_plan
 
 FIT = FitSettings(rows=1000)
 
@@ -61,9 +61,9 @@ def test_channels_that_follow_from_others_go_without_a_loss(alone: bool) -> None
     before = error(net(x), wanted)
     batches = [x[:20], x[20:]]
     if alone:
-        fit_each(net, batches, FIT)
+        fit_candidates(net, batches, FIT)
     else:
-        figures = fit(net, choices(net), batches, FIT)
+        figures = fit_plan(net, choices(net), batches, FIT)
         assert [row["operator"] for row in figures] == 2 * ["conv2", "conv3"]
     net.choose(choices(net))
     assert error(net(x), wanted) < 1e-3 < before / 100
@@ -81,8 +81,8 @@ def test_fits_begin_with_the_block_again() -> None:
     for first in (None, y):
         net, _ = supernet(copy.deepcopy(model), x, 0.5)
         if first is not None:
-            fit_each(net, [first], FIT)
-        fit(net, choices(net), [x], FIT)
+            fit_candidates(net, [first], FIT)
+        fit_plan(net, choices(net), [x], FIT)
         results.append(net(x))
     assert error(results[1], results[0]) < 1e-12
 
@@ -91,7 +91,7 @@ def test_weights_are_saved_and_loaded() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(Wide(4, 6), Wide(4, 6)).eval(), torch.randn(20, 4, 9, 8).double()
     net, _ = supernet(copy.deepcopy(model), x, 0.5, 0.34)
-    fit_each(net, [x], FIT)
+    fit_candidates(net, [x], FIT)
     other, _ = supernet(copy.deepcopy(model), x, 0.5, 0.34)
     other.load_weights(net.weights())
     for place in (0, 1):
@@ -110,7 +110,7 @@ def test_a_transformer_on_tokens() -> None:
     net = Supernet(model, findings, wide).double().eval()
     net.choose(choices(net))
     before = error(net(x), wanted)
-    fit(net, choices(net), [x], FIT)
+    fit_plan(net, choices(net), [x], FIT)
     assert error(net(x), wanted) < before
 
 
@@ -201,7 +201,7 @@ def test_a_gate_goes_on_with_fewer_channels_and_is_made_up_for(
     model, x = nn.Sequential(make()).eval(), torch.randn(60, 4, 9, 8).double()
     wanted = copy.deepcopy(model).double()(x)
     net, _ = supernet(model, x, 0.5)
-    figures = fit(net, choices(net), [x], FIT)
+    figures = fit_plan(net, choices(net), [x], FIT)
     assert [row["operator"] for row in figures] == 2 * ["second"]
     net.choose(choices(net))
     best = error(net(x), wanted)
@@ -275,7 +275,7 @@ def test_what_is_written_into_a_forward_stays_as_it_is(kind: str) -> None:
     net, _ = supernet(model, x, 0.5)
     net.choose(choices(net))
     before = error(net(x), wanted)
-    fit(net, choices(net), [x], FIT)
+    fit_plan(net, choices(net), [x], FIT)
     assert error(net(x), wanted) < before
     assert error(net.merged(torch.float64)(x), net(x)) < 1e-12
 

@@ -11,11 +11,11 @@ from tests.candidates.supernets import case, merge
 from tests.families import FAMILIES, C, Net, conv, error, images, randomise
 from updp.algebra import Operator
 from updp.blocks import find
-from updp.candidates import Inherit, Merged
+from updp.candidates import Inherit, MergedBlock
 from updp.supernet import Supernet
 
 
-def merged(family: str, label: str) -> tuple[Merged, nn.Module, nn.Module]:
+def merged(family: str, label: str) -> tuple[MergedBlock, nn.Module, nn.Module]:
     """The first site as data, its block, and its block in the supernet."""
     made = case("inherit", family)
     name = made.findings.sites[0].name

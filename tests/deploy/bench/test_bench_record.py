@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from updp.deploy.bench import Bench, Row, Setting, Side
+from updp.deploy.bench import Bench, BenchFigures, Row, Setting
 from updp.deploy.bench.bench_record import keep
 from updp.errors import UserError
 from updp.run.result import Timing
@@ -16,7 +16,7 @@ def setting(**changes: object) -> Setting:
 
 
 def row(low: float = 1.5, median: float = 1.6, high: float = 1.7, **changes: object) -> Row:
-    side = Side(ms=Timing(median=2, low=1, high=3), images_per_second=500)
+    side = BenchFigures(ms=Timing(median=2, low=1, high=3), images_per_second=500)
     return Row(
         setting=setting(**changes),
         baseline=side,

@@ -15,7 +15,7 @@ from updp import UserError
 from updp.deploy.export import FORMATS, Format
 from updp.deploy.export import base as bases
 from updp.deploy.export.base import Network
-from updp.deploy.export.program import Program
+from updp.deploy.export.program import CapturedModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,7 +25,7 @@ class Written(NamedTuple):
     model: nn.Module
     format: Format
     path: Path
-    program: Program
+    program: CapturedModel
     network: Network
 
     def images(self, batch: int, *size: int) -> Tensor:

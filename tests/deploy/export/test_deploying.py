@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from updp.data.images import fit
+from updp.data.images import resize_and_crop
 from updp.data.preprocess import Preprocess
 from updp.deploy.export import FORMATS
 from updp.deploy.export.describe import describe
@@ -87,7 +87,7 @@ def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / file).write_text(code)
     expected: list[str] = []
     for picture in pictures(100):
-        pixels = fit(Image.fromarray(picture), opened.shape)  # type: ignore[arg-type]
+        pixels = resize_and_crop(Image.fromarray(picture), opened.shape)  # type: ignore[arg-type]
         images = opened.feed.preprocess(torch.tensor(pixels)[None])
         name = opened.classes[model(images).argmax()]
         if expected.count(name) < 2 and len(expected) < IMAGES:
@@ -143,7 +143,7 @@ def test_prepare_does_what_the_data_reader_does(
     preprocess = Preprocess(tuple(about["mean"]), tuple(about["std"]), size)
     for picture in pictures(5):
         Image.fromarray(picture).save("photo.png")
-        expected = preprocess(torch.tensor(fit(Image.fromarray(picture), size))[None])
+        expected = preprocess(torch.tensor(resize_and_crop(Image.fromarray(picture), size))[None])
         given = torch.from_numpy(names["prepare"]("photo.png"))  # type: ignore[operator]
         assert given.dtype == torch.float32
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)

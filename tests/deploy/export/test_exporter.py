@@ -19,7 +19,7 @@ from updp.deploy.export import exporter as runs
 from updp.deploy.export.base import Network
 from updp.deploy.export.manifest import begin_writing
 from updp.deploy.export.parity import compare
-from updp.deploy.export.program import Program
+from updp.deploy.export.program import CapturedModel
 from updp.deploy.export.pt2 import Pt2
 from updp.io.files import read_json
 from updp.models import load_model
@@ -153,7 +153,7 @@ def test_a_format_that_fails_stops_no_other(run: Path, monkeypatch: pytest.Monke
         def __init__(self, name: str) -> None:
             self.name = name  # type: ignore[misc]
 
-        def _save(self, program: Program, path: Path) -> None:
+        def _save(self, program: CapturedModel, path: Path) -> None:
             raise UserError("such an operator has no name")
 
     monkeypatch.setitem(FORMATS, "onnx", Unreadable("onnx"))

@@ -8,9 +8,9 @@ import pytest
 from tests.deploy.report.reading import Page
 from updp import report
 from updp.deploy.bench.bench_record import Bench, Row, Setting
-from updp.deploy.bench.bench_record import Side as BenchSide
+from updp.deploy.bench.bench_record import BenchFigures as BenchSide
 from updp.deploy.export.manifest import Exported
-from updp.deploy.int8.int8_record import Int8, Operator, Side
+from updp.deploy.int8.int8_record import Int8, Int8Figures, Int8Operator
 from updp.deploy.report.extras import BENCH, EXPORTS, INT8
 from updp.run.result import Timing
 
@@ -47,7 +47,7 @@ def exported() -> Exported:
 
 def int8(merged: float) -> Int8:
     operators = [
-        Operator(
+        Int8Operator(
             name=f"conv{i}",
             site="",
             kind="Conv2d",
@@ -61,7 +61,7 @@ def int8(merged: float) -> Int8:
         for i in range(12)
     ]
     sides = [
-        Side(
+        Int8Figures(
             file="x.onnx",
             top1_float=90.0,
             top1_int8=top1,

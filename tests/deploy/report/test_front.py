@@ -6,21 +6,23 @@ from typing import Any
 
 from updp.deploy.report.figures import front_plot
 from updp.deploy.report.plot import Plot, Series
-from updp.search.outcome import Outcome, Point
+from updp.search.outcome import ScoredPlan, SearchResult
 
 ALIKE = {"top1": 90.0, "noise": 0.1, "macs": 9e6, "parameters": 1e3, "memory": 1e6}
 
 
-def point(latency: float, score: float, **more: Any) -> Point:
-    return Point(
+def point(latency: float, score: float, **more: Any) -> ScoredPlan:
+    return ScoredPlan(
         choices={}, latency=latency, score=score, **{"complete": True, "blocks": 1, **ALIKE, **more}
     )
 
 
-def plot(*points: Point, chosen: int) -> Plot:
+def plot(*points: ScoredPlan, chosen: int) -> Plot:
     baseline = point(10, 0, blocks=0)
     given = {"axis": "latency", "budget": "latency=0.8", "searcher": "bayes"}
-    return front_plot(Outcome(baseline=baseline, points=points, front=(0,), chosen=chosen, **given))
+    return front_plot(
+        SearchResult(baseline=baseline, points=points, front=(0,), chosen=chosen, **given)
+    )
 
 
 def series(found: Plot) -> dict[str, Series]:

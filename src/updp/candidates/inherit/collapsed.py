@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.algebra import Operator
-from updp.candidates.parts.merged_block import Merged
+from updp.candidates.parts.merged_block import MergedBlock
 
 
 class OwnOperator(nn.Module):
@@ -44,9 +44,9 @@ class OwnOperator(nn.Module):
 
 
 class Collapsed(nn.Module):
-    """`operators(x) + skip`, as in `Merged`, in parameters; the end activation is not here."""
+    """`operators(x) + skip`, as in `MergedBlock`, in parameters; the end activation is not here."""
 
-    def __init__(self, merged: Merged, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, merged: MergedBlock, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self._merged = merged
         layout = merged.layout
@@ -89,7 +89,7 @@ class Collapsed(nn.Module):
         assert beside is not None
         return beside * (self.scale if self._merged.layout == "last" else self.scale[:, None, None])
 
-    def merged(self) -> Merged:
+    def merged(self) -> MergedBlock:
         """See `Form.merged`."""
         operators = tuple(own.operator() for own in self.operators)  # type: ignore[operator]
         skip: Operator | Tensor | None = None

@@ -23,9 +23,9 @@ from updp.candidates.base import Form
 from updp.candidates.inherit.collapsed import Collapsed
 from updp.candidates.inherit.placement import Placed, place
 from updp.candidates.parts.channel_norm import ChannelNorm
-from updp.candidates.parts.merged_block import Merged
-from updp.fit import Problem, clamp_of
-from updp.fit.fitting import Fitting, as_maps
+from updp.candidates.parts.merged_block import MergedBlock
+from updp.fit import Regression, clamp_of
+from updp.fit.fitting import FitTask, as_maps
 from updp.recipe import FitSettings
 
 
@@ -63,22 +63,22 @@ class InheritForm(Form):
         self.collapsed: Collapsed | None = None
         self._is_collapsed = False  # else it is only reserved
 
-    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""
         h = self._enter(x)
         if self.collapsed is not None and self._is_collapsed:
             y = self.collapsed(h, self._beside(x))
         else:
             for stage in self.stages:
-                h = self._run(stage, _pad(h, stage.pad), progress)
+                h = self._run(stage, _pad(h, stage.pad), lam)
             if (beside := self._beside(x)) is not None:
                 h = h + beside
             y = self.end_norm(h)
         if self.activation is not None:
             y = self.activation.function(y)
-        if progress < 1 and not self._is_collapsed:
+        if lam < 1 and not self._is_collapsed:
             kept = h if self.post is None else self.post.keep(h, self.chain.layout)
-            y = torch.lerp(kept, y, progress)
+            y = torch.lerp(kept, y, lam)
         return to_layout(y, self.chain.layout, self.chain.layout_out) if x.ndim == 4 else y
 
     def _enter(self, x: Tensor, layout: str | None = None) -> Tensor:
@@ -92,28 +92,28 @@ class InheritForm(Form):
             return self._enter(skip(x), self.chain.layout_out)
         return None
 
-    def _run(self, stage: Placed, h: Tensor, progress: float) -> Tensor:
+    def _run(self, stage: Placed, h: Tensor, lam: float) -> Tensor:
         step, layout = stage.step, self.chain.layout
         if isinstance(step, LinearStep):
-            return self._linear(stage, step, h, progress)
+            return self._linear(stage, step, h, lam)
         if isinstance(step, ScaleStep):
             return step.keep(h, layout)
         pruned = h if stage.norm is None else self.norms[stage.norm](h)
-        if progress == 1:
+        if lam == 1:
             return pruned
         # What the baseline computes here, it computes on its own, smaller map.
         kept = _pad(step.keep(_crop(h, stage.border), layout), stage.border)
-        return torch.lerp(kept, pruned, progress)
+        return torch.lerp(kept, pruned, lam)
 
-    def _linear(self, stage: Placed, step: LinearStep, h: Tensor, progress: float) -> Tensor:
+    def _linear(self, stage: Placed, step: LinearStep, h: Tensor, lam: float) -> Tensor:
         weight, bias = step.weight, step.bias
         if self.chain.layout == "last":
             return F.linear(h, weight.flatten(1), bias)
-        if progress < 1:  # the baseline pads with zeros where this map has values
-            h = torch.lerp(_pad(_crop(h, stage.border), stage.border), h, progress)
+        if lam < 1:  # the baseline pads with zeros where this map has values
+            h = torch.lerp(_pad(_crop(h, stage.border), stage.border), h, lam)
         ph = pw = 0
-        if stage.shrunk and progress < 1:  # the outer taps fade, and pad for themselves
-            weight = torch.lerp(weight, _only_centre(weight), progress)
+        if stage.shrunk and lam < 1:  # the outer taps fade, and pad for themselves
+            weight = torch.lerp(weight, _only_centre(weight), lam)
             pw, _, ph, _ = step.padding
         elif stage.shrunk:
             weight = centre_tap(weight)
@@ -174,8 +174,8 @@ class InheritForm(Form):
         """See `Form.expand`."""
         self.collapsed, self._is_collapsed = None, False
 
-    def fittings(self, settings: FitSettings, batches: int) -> list[Fitting]:
-        """See `Form.fittings`: the last operator is fitted, those before it stay inherited."""
+    def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
+        """See `Form.fit_tasks`: the last operator is fitted, those before it stay inherited."""
         self.collapse()
         own, layout = self.collapsed, self.chain.layout
         assert own is not None
@@ -196,11 +196,11 @@ class InheritForm(Form):
 
         last = own.last
         clamp = clamp_of(self.activation.function if self.activation else None, last.weight)
-        problem = Problem(last.operator(), clamp, settings, batches)
+        regression = Regression(last.operator(), clamp, settings, batches)
         name = self.chain.linears[-1].name
-        return [Fitting(name, problem, target, inputs, lambda fitted: last.set(fitted.operator))]
+        return [FitTask(name, regression, target, inputs, lambda fitted: last.set(fitted.operator))]
 
-    def merged(self) -> Merged:
+    def merged(self) -> MergedBlock:
         """See `Form.merged`."""
         if self.collapsed is not None and self._is_collapsed:
             return self.collapsed.merged()
@@ -228,7 +228,7 @@ class InheritForm(Form):
         operators[-1] = algebra.after(operators[-1], end)
         chain = self.chain
         layouts = chain.layout, chain.layout_in, chain.layout_out
-        return Merged(tuple(operators), skip, self.activation, *layouts)
+        return MergedBlock(tuple(operators), skip, self.activation, *layouts)
 
     def _merge_skip(self, operators: list[Operator], end: Affine) -> Operator | Tensor | None:
         """Take the skip into a single operator, in place; else return what stays beside it.

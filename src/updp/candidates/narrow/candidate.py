@@ -21,8 +21,8 @@ from updp.candidates.base import Candidate
 from updp.candidates.narrow.channels import Inner, inner_channels, on_modules
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired, example
 from updp.fit import Fitted
-from updp.fit.fitting import Fitting
-from updp.fit.operator import Kept, skip_of
+from updp.fit.fitting import FitTask
+from updp.fit.operator import OperatorFit, skip_of
 from updp.recipe import CandidateSettings, FitSettings
 
 _RANK, _LAST = 50, 100  # after what merges, before what leaves out the branch
@@ -99,14 +99,17 @@ class NarrowForm(RewiredForm):
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Its norms are the block's."""
 
-    def fittings(self, settings: FitSettings, batches: int) -> list[Fitting]:
-        """See `Form.fittings`: each operator that reads fewer channels, in order."""
+    def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
+        """See `Form.fit_tasks`: each operator that reads fewer channels, in order."""
         (block, graph), site = self._block[0], self._site
         wide = _copies(block, self.targets)  # they become narrower from fit to fit
         chain, skip = on_modules(site.chain, wide), skip_of(site, block, graph)
-        found = list[Fitting]()
+        found = list[FitTask]()
         for inner, count in _inner(chain, self._width):
-            kept, cut = Kept(chain, inner.consumer, skip, site.post), partial(inner.cut, chain)
+            kept, cut = (
+                OperatorFit(chain, inner.consumer, skip, site.post),
+                partial(inner.cut, chain),
+            )
             found += kept.narrowing(settings, batches, count, cut, gated=inner.gated)
         *others, last = found
 

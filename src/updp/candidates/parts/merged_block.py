@@ -18,7 +18,7 @@ TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedBlock:
     """`activation(operators(x) + skip)`, all in float64 until it is written.
 
     `skip` is an operator beside the branch, a factor per channel (C,) on the block's own skip, or

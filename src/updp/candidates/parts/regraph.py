@@ -26,11 +26,11 @@ class RewiredForm(Form):
         self._keep = [extract(block, graph, region.entry, region.exit, region.extras)]
         self._pruned = [substitute(block, graph, region, modules)]
 
-    def forward(self, x: Tensor, *extras: Any, progress: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""
         y = self._pruned[0](x.clone(), *extras)
-        if progress < 1:
-            y = torch.lerp(self._keep[0](x, *extras), y, progress)
+        if lam < 1:
+            y = torch.lerp(self._keep[0](x, *extras), y, lam)
         return y
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from updp.data.images import InMemory, Size, fit
+from updp.data.images import InMemory, Size, resize_and_crop
 from updp.data.source import Source
 from updp.data.split import hold_out
 from updp.errors import UserError
@@ -23,7 +23,9 @@ def open_digits(input_size: Size | None) -> Source:
         raise UserError("data 'digits' needs scikit-learn: pip install 'updp[digits]'") from error
     values, labels = load_digits(return_X_y=True)
     grey = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    pixels = torch.from_numpy(np.stack([fit(Image.fromarray(one), input_size) for one in grey]))
+    pixels = torch.from_numpy(
+        np.stack([resize_and_crop(Image.fromarray(one), input_size) for one in grey])
+    )
     targets = labels.tolist()
     train, test = hold_out(len(targets), targets, _TEST_IMAGES, seed=0)
 

@@ -18,7 +18,7 @@ from updp.errors import UserError, reason
 
 
 @dataclass
-class Table:
+class ParquetTable:
     """One file: `data` and `paths` are Arrow columns of encoded images and their names."""
 
     file: Path
@@ -31,7 +31,7 @@ class Table:
 class Rows:
     """The images of several tables, numbered through."""
 
-    def __init__(self, tables: list[Table]) -> None:
+    def __init__(self, tables: list[ParquetTable]) -> None:
         self.tables = tables
         self.starts = [0, *accumulate(len(table.targets) for table in tables)]
 
@@ -45,7 +45,7 @@ class Rows:
         table, row = self._locate(index)
         return f"image '{table.paths[row].as_py()}' (row {row} of '{table.file.name}')"
 
-    def _locate(self, index: int) -> tuple[Table, int]:
+    def _locate(self, index: int) -> tuple[ParquetTable, int]:
         number = bisect_right(self.starts, index) - 1
         return self.tables[number], index - self.starts[number]
 
@@ -86,7 +86,7 @@ def _split(files: list[Path]) -> tuple[Rows, list[int]]:
     return Rows(tables), targets
 
 
-def _read(file: Path) -> Table:
+def _read(file: Path) -> ParquetTable:
     try:
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -110,7 +110,7 @@ def _read(file: Path) -> Table:
             f"'{file}' has the columns {columns}: "
             "updp reads image struct<bytes: binary, path: string> and label int64, none null"
         ) from error
-    return Table(file, data, paths, label.to_pylist(), _class_names(schema.metadata or {}))
+    return ParquetTable(file, data, paths, label.to_pylist(), _class_names(schema.metadata or {}))
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:

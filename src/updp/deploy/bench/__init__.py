@@ -1,6 +1,13 @@
 """Two models beside each other: latency, throughput, memory, energy, in several runtimes."""
 
-from updp.deploy.bench.bench_record import Bench, Row, Setting, Side, bench_file, check_place
+from updp.deploy.bench.bench_record import (
+    Bench,
+    BenchFigures,
+    Row,
+    Setting,
+    bench_file,
+    check_place,
+)
 from updp.deploy.bench.benchmark import bench, measure, open_pair
 from updp.deploy.bench.grid import LAYOUTS, PRECISIONS, RUNTIMES, Grid
 from updp.deploy.bench.pair import Pair, pair_of_run, pair_of_two
@@ -10,11 +17,11 @@ __all__ = [
     "PRECISIONS",
     "RUNTIMES",
     "Bench",
+    "BenchFigures",
     "Grid",
     "Pair",
     "Row",
     "Setting",
-    "Side",
     "bench",
     "bench_file",
     "check_place",

@@ -29,7 +29,7 @@ class Setting(BaseModel):
     layout: str
 
 
-class Side(BaseModel):
+class BenchFigures(BaseModel):
     """One of the two models: ms for a batch, bytes of activations, joules for an image."""
 
     ms: Timing
@@ -46,8 +46,8 @@ class Row(BaseModel):
     """
 
     setting: Setting
-    baseline: Side | None = None
-    other: Side | None = None
+    baseline: BenchFigures | None = None
+    other: BenchFigures | None = None
     speedup: Timing | None = None
     failure: str = ""
     rounds: int = 0

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor, nn
 
-from updp.deploy.bench.bench_record import Row, Setting, Side
+from updp.deploy.bench.bench_record import BenchFigures, Row, Setting
 from updp.deploy.bench.energy import Counter, joules_per_run
 from updp.deploy.bench.pair import Pair
 from updp.errors import UserError
@@ -73,10 +73,10 @@ def _measure(
     except (UserError, torch.OutOfMemoryError) as error:
         return about.model_copy(update={"failure": _short(error, measure)})
 
-    def side(index: int) -> Side:
+    def side(index: int) -> BenchFigures:
         latency: Latency = times[_SIDES[index]]
         energy = joules.get(_SIDES[index])
-        return Side(
+        return BenchFigures(
             ms=Timing(**vars(latency.ms)),
             images_per_second=1e3 * setting.batch_size / latency.ms.median,
             memory=memory[index],

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from updp.deploy.export.program import Program, capture
+from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import UserError
 from updp.io.quiet import quiet
 
@@ -41,7 +41,7 @@ class Format(ABC):
                     f"export to {self.name} needs {package}: pip install 'updp[{self.extra}]'"
                 ) from error
 
-    def write(self, model: nn.Module, example: Tensor, path: Path) -> Program:
+    def write(self, model: nn.Module, example: Tensor, path: Path) -> CapturedModel:
         """Write `model` (evaluation mode) to the file `path`; more files may lie beside it.
 
         `example` is a batch of images (N, C, H, W), N >= 1; only its shape matters. Height and
@@ -60,7 +60,7 @@ class Format(ABC):
             self.save(program, path)
         return program
 
-    def save(self, program: Program, path: Path) -> None:
+    def save(self, program: CapturedModel, path: Path) -> None:
         """Write a captured model; not atomic. Raises whatever the converter raises."""
         with quiet():
             self._save(program, path)
@@ -79,7 +79,7 @@ class Format(ABC):
         return {name: version(name) for name in ("torch", *self.packages)}
 
     @abstractmethod
-    def _save(self, program: Program, path: Path) -> None: ...
+    def _save(self, program: CapturedModel, path: Path) -> None: ...
 
     @abstractmethod
     def _load(self, path: Path) -> Network: ...

@@ -15,7 +15,7 @@ from updp.deploy.export.folder import STEM, check_names, check_place, staging
 from updp.deploy.export.formats import parse_formats
 from updp.deploy.export.manifest import PREPROCESS, Exported, add_exports, begin_writing, within
 from updp.deploy.export.parity import Parity, batches, compare, compare_sizes, logits, resized
-from updp.deploy.export.program import Program, capture
+from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import ExportError, UserError, reason
 from updp.io.files import replace, write_json
 from updp.io.progress import Progress, Silent
@@ -119,7 +119,7 @@ class _Export:
         self.expected = logits(self.merged, self._images())
         some = next(iter(run.feed.test()))[0][:4].cpu()
         self.others = list(resized(self.merged, some))
-        self._programs: dict[tuple[bool, bool], Program] = {}
+        self._programs: dict[tuple[bool, bool], CapturedModel] = {}
 
     def write(self, one: Format) -> Exported:
         """Write one format under its final name, with its record, once it is right.
@@ -169,7 +169,7 @@ class _Export:
 
     def _right(
         self, one: Format, path: Path
-    ) -> tuple[Program, Parity, dict[tuple[int, int, int], Parity]]:
+    ) -> tuple[CapturedModel, Parity, dict[tuple[int, int, int], Parity]]:
         """Write and compare: with any size if that comes out right, else with the run's own."""
         failed = ""
         for any_size in (True, False) if self.others else (False,):
@@ -203,7 +203,7 @@ class _Export:
             return None
         return sum(file.stat().st_size for file in one.files(path))
 
-    def _program(self, model: nn.Module, any_size: bool) -> Program:
+    def _program(self, model: nn.Module, any_size: bool) -> CapturedModel:
         key = (model is self.merged, any_size)
         if key not in self._programs:
             example = torch.zeros(1, *self.run.shape)

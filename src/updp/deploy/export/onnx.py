@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from updp.deploy.export.base import INPUT, OUTPUT, Format, Network
-from updp.deploy.export.program import Program
+from updp.deploy.export.program import CapturedModel
 
 _LIMIT = 1_900_000_000  # bytes; a protobuf message holds 2 GB
 
@@ -19,7 +19,7 @@ class Onnx(Format):
     name, suffix = "onnx", ".onnx"
     packages, extra = ("onnx", "onnxscript", "onnxruntime"), "onnx"
 
-    def _save(self, program: Program, path: Path) -> None:
+    def _save(self, program: CapturedModel, path: Path) -> None:
         from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
         weights = program.exported.state_dict.values()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from updp.deploy.export.base import INPUT, OUTPUT, Format, Network
 from updp.deploy.export.onnx import Onnx
-from updp.deploy.export.program import Program
+from updp.deploy.export.program import CapturedModel
 from updp.measure.importing import import_openvino
 
 
@@ -20,7 +20,7 @@ class OpenVino(Format):
     name, suffix = "openvino", ".xml"
     packages, extra = ("openvino", "onnx", "onnxscript"), "onnx,openvino"
 
-    def _save(self, program: Program, path: Path) -> None:
+    def _save(self, program: CapturedModel, path: Path) -> None:
         openvino = import_openvino()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"

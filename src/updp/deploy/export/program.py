@@ -17,7 +17,7 @@ AXES = {0: "batch", 2: "height", 3: "width"}
 
 
 @dataclass(frozen=True)
-class Program:
+class CapturedModel:
     """One input, images (N, C, H, W), and one output, logits (N, classes); on the CPU."""
 
     exported: ExportedProgram
@@ -35,7 +35,7 @@ class Program:
         return {axis: name for axis, name in AXES.items() if name in self.dynamic}
 
 
-def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> Program:
+def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> CapturedModel:
     """Capture a copy of `model` in evaluation mode, called with images like `example`.
 
     The batch axis is dynamic. So are height and width, both or none, where `any_size` is set and
@@ -66,7 +66,7 @@ def other_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
     return (2 * height, width + width // 2), (height + 1, width + 3)
 
 
-def _takes_others(model: nn.Module, program: Program, images: Tensor) -> bool:
+def _takes_others(model: nn.Module, program: CapturedModel, images: Tensor) -> bool:
     """Whether both take another size (the graph may hold that H x W is what it was)."""
     captured = program.exported.module()
     taken = 0
@@ -82,7 +82,7 @@ def _takes_others(model: nn.Module, program: Program, images: Tensor) -> bool:
     return taken > 0
 
 
-def _export(model: nn.Module, images: Tensor, shapes: dict[int, object]) -> Program:
+def _export(model: nn.Module, images: Tensor, shapes: dict[int, object]) -> CapturedModel:
     with quiet(), torch.no_grad():
         exported = export(model, (images,), dynamic_shapes=(shapes,))
     for node in exported.graph.nodes:
@@ -95,4 +95,4 @@ def _export(model: nn.Module, images: Tensor, shapes: dict[int, object]) -> Prog
         free = [axis for axis in free if axis == 0]
     dynamic = tuple(AXES[axis] for axis in free)
     channels, height, width = images.shape[1:]
-    return Program(exported, (channels, height, width), dynamic)
+    return CapturedModel(exported, (channels, height, width), dynamic)

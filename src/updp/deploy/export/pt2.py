@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from updp.deploy.export.base import Format, Network
-from updp.deploy.export.program import Program
+from updp.deploy.export.program import CapturedModel
 
 
 class Pt2(Format):
@@ -17,7 +17,7 @@ class Pt2(Format):
 
     name, suffix = "pt2", ".pt2"
 
-    def _save(self, program: Program, path: Path) -> None:
+    def _save(self, program: CapturedModel, path: Path) -> None:
         plain = copy.copy(program.exported)
         plain.example_inputs = None  # they would be in the archive, pickled
         torch.export.save(plain, path)

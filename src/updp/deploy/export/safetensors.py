@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from updp.deploy.export.base import Format, Network
-from updp.deploy.export.program import Program
+from updp.deploy.export.program import CapturedModel
 from updp.deploy.export.source import write_source
 from updp.errors import UserError
 from updp.io.files import write_tensors, write_text
@@ -21,7 +21,7 @@ class Safetensors(Format):
     name, suffix = "safetensors", ".safetensors"
     packages = ("safetensors",)
 
-    def _save(self, program: Program, path: Path) -> None:
+    def _save(self, program: CapturedModel, path: Path) -> None:
         try:
             source = write_source(program, path.name)
         except ValueError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from updp.deploy.export.program import Program
+from updp.deploy.export.program import CapturedModel
 from updp.deploy.export.template import PAGE
 
 _INFIX = {
@@ -34,14 +34,14 @@ _OWN = {"aten", "images", "math", "nn", "self", "torch", "w"}  # names that the 
 
 
 @dataclass(frozen=True)
-class Source:
+class PythonSource:
     """The text of `model.py`, and the tensors that it computes with, each under its own name."""
 
     text: str
     tensors: dict[str, Tensor]
 
 
-def write_source(program: Program, weights: str) -> Source:
+def write_source(program: CapturedModel, weights: str) -> PythonSource:
     """Python for the captured model; `weights` is the name of the file that it loads.
 
     Raises ValueError where the model contains what is no operator of PyTorch.
@@ -80,14 +80,14 @@ def write_source(program: Program, weights: str) -> Source:
         ),
         body=body,
     )
-    return Source(text, tensors)
+    return PythonSource(text, tensors)
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _sizes(program: Program) -> str:
+def _sizes(program: CapturedModel) -> str:
     channels, height, width = program.shape
     if program.any_size:
         return (

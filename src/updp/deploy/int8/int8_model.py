@@ -21,7 +21,7 @@ _BATCH = 64  # images, for logits
 
 
 @dataclass(frozen=True)
-class Form:
+class Int8Model:
     """A model in INT8; `lost` is the squared difference of the logits over their square."""
 
     file: Path
@@ -32,7 +32,7 @@ class Form:
     lost: float
 
 
-class Float:
+class FloatModel:
     """The float32 ONNX file of `net`, in `folder`; forms are made of it there."""
 
     def __init__(self, net: nn.Module, folder: Path, calibration: Tensor) -> None:
@@ -44,7 +44,7 @@ class Float:
         self._folded = fold(self.file)
         self._logits = logits(self.file, torch.split(calibration, _BATCH))
 
-    def quantise(self, method: str, *, per_channel: bool, equalised: bool) -> Form:
+    def quantise(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
         """In INT8. Raises what the quantiser raises."""
         graph = Graph(copy.deepcopy(self._folded))
         names = module_names(graph, linear_weights(self._net))
@@ -55,7 +55,9 @@ class Float:
         file.write_bytes(content)
         difference = logits(file, torch.split(self.calibration, _BATCH)) - self._logits
         energy = self._logits.square().sum().clamp(min=1e-12)
-        return Form(file, graph, names, pairs, skips, (difference.square().sum() / energy).item())
+        return Int8Model(
+            file, graph, names, pairs, skips, (difference.square().sum() / energy).item()
+        )
 
 
 def logits(file: Path, batches: Iterable[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 
-class Operator(BaseModel):
+class Int8Operator(BaseModel):
     """One linear operator's weight, as it was quantised.
 
     A channel's range is its largest magnitude; `spread` is the widest over the narrowest. The
@@ -25,7 +25,7 @@ class Operator(BaseModel):
     noise_per_channel: float | None
 
 
-class Side(BaseModel):
+class Int8Figures(BaseModel):
     """One of the two models. Accuracies are top-1 on the test split, in percent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,7 +38,7 @@ class Side(BaseModel):
     bytes_int8: int
     equalised_pairs: int
     skips_apart: int = 0  # that merging had put into convolutions
-    operators: list[Operator]
+    operators: list[Int8Operator]
 
     @property
     def loss(self) -> float:
@@ -54,8 +54,8 @@ class Int8(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    baseline: Side
-    merged: Side
+    baseline: Int8Figures
+    merged: Int8Figures
     images: int
     test_images: int
     method: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from updp.deploy.int8.int8_record import Operator
+from updp.deploy.int8.int8_record import Int8Operator
 from updp.deploy.int8.onnx_graph import Graph
 from updp.deploy.int8.ranges import Array, channel_ranges, noise, spread
 from updp.plan import Plan
@@ -12,14 +12,14 @@ from updp.plan import Plan
 
 def describe_operators(
     graph: Graph, names: dict[str, str], new: set[str], plan: Plan
-) -> list[Operator]:
+) -> list[Int8Operator]:
     """A row for each linear operator; `names` are their modules', `new` those of merged sites."""
     rows = []
     for operator in graph.operators():
         weight, name = graph.constants[operator.weight], names[operator.weight]
         ranges = channel_ranges(weight, operator.axis)
         rows.append(
-            Operator(
+            Int8Operator(
                 name=name,
                 site=_site(name, plan) if name in new else "",
                 kind=operator.kind,

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from updp.deploy.int8.int8_model import Float, logits
-from updp.deploy.int8.int8_record import Int8, Side
+from updp.deploy.int8.int8_model import FloatModel, logits
+from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
 from updp.deploy.int8.static import METHODS, check_installed
 from updp.errors import ExportError, UserError, reason
@@ -77,7 +77,7 @@ def quantise(
     with tempfile.TemporaryDirectory() as temporary:
         for name, net in nets.items():
             with _failing(name):
-                floats[name] = Float(net, Path(temporary) / name, calibration)
+                floats[name] = FloatModel(net, Path(temporary) / name, calibration)
                 for wanted in asked:
                     form = floats[name].quantise(method, per_channel=per_channel, equalised=wanted)
                     forms[name, wanted] = form
@@ -94,7 +94,7 @@ def quantise(
                     for onnx in (floats[name].file, form.file)
                 )
             found[file] = form.file.read_bytes()
-            sides[name] = Side(
+            sides[name] = Int8Figures(
                 file=file,
                 top1_float=accuracy(exact, labels),
                 top1_int8=accuracy(rounded, labels),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from updp.deploy.bench.bench_record import Bench, Row
     from updp.deploy.export.manifest import Exported
     from updp.deploy.int8.int8_record import Int8
-    from updp.deploy.report.run_files import Run
+    from updp.deploy.report.run_files import ReportedRun
 
 EXPORTS, INT8, BENCH = "export/exports.json", "export/int8.json", "bench/bench.json"
 _MAKERS = {EXPORTS: "export", INT8: "quantise", BENCH: "bench"}
@@ -28,13 +28,13 @@ def records() -> dict[str, Any]:
     return {EXPORTS: dict[str, Exported], INT8: Int8, BENCH: Bench}
 
 
-def sections(run: Run) -> list[Section]:
+def sections(run: ReportedRun) -> list[Section]:
     """One for each record that is there."""
     makers: dict[str, Callable[[Any], Section]] = {EXPORTS: _exports, INT8: _int8, BENCH: _bench}
     return [make(run.extras[file]) for file, make in makers.items() if file in run.extras]
 
 
-def absent(run: Run) -> str:
+def absent(run: ReportedRun) -> str:
     """What the run does not have, and the command that makes it."""
     names = {EXPORTS: "exports", INT8: "quantisation", BENCH: "benchmarks"}
     return ", ".join(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from updp.deploy.report.network import Block
 from updp.deploy.report.plot import Axis, Mark, Plot, Series, linear, logarithmic, named
-from updp.deploy.report.run_files import Run
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.stage_losses import Stage
 from updp.deploy.report.words import amount, digits, error, ms, signed, spread
-from updp.search.outcome import Outcome, Point
+from updp.search.outcome import ScoredPlan, SearchResult
 
 _AXES = {
     "latency": "predicted latency",
@@ -41,11 +41,11 @@ def stage_plot(stages: Sequence[Stage]) -> Plot:
     return Plot("stages", "Top-1 after each stage", x, y, tuple(series), tall=66 + 36 * len(stages))
 
 
-def front_plot(outcome: Outcome) -> Plot:
+def front_plot(outcome: SearchResult) -> Plot:
     """Score over cost of all plans, the front, the refined plans as fitted, the plan taken."""
     axis, base = outcome.axis, outcome.baseline
 
-    def mark(point: Point, fitted: bool = False) -> Mark:
+    def mark(point: ScoredPlan, fitted: bool = False) -> Mark:
         cost = getattr(point, axis) / getattr(base, axis)
         text = [f"{len(point.choices)} pruned" if point.choices else "the baseline"]
         text.append(f"score: {digits(point.score or 0.0)}")
@@ -89,7 +89,7 @@ def front_plot(outcome: Outcome) -> Plot:
     return Plot("front", "Pareto front of the search", x, y, series, note)
 
 
-def latency_plot(run: Run) -> Plot | None:
+def latency_plot(run: ReportedRun) -> Plot | None:
     """Shares of the baseline's latency: as predicted and as measured."""
     outcome, taken = run.outcome, predicted(run)
     series = []
@@ -115,7 +115,7 @@ def latency_plot(run: Run) -> Plot | None:
     return Plot("latency", "Predicted against measured", x, y, tuple(series), note, guide)
 
 
-def predicted(run: Run) -> float | None:
+def predicted(run: ReportedRun) -> float | None:
     """The plan's predicted share of the baseline's latency, from the times of its candidates."""
     if run.survey is None:
         return None
@@ -155,7 +155,7 @@ def fit_plot(found: Sequence[Block]) -> Plot | None:
     return Plot("fit", "Fit error by site", x, y, drawn, note, tall=66 + 19 * len(fitted))
 
 
-def merge_plot(run: Run) -> Plot | None:
+def merge_plot(run: ReportedRun) -> Plot | None:
     """Merge errors by block; None where there are none but zeros."""
     if not any(check.error > 0 for check in run.checks):
         return None
@@ -190,7 +190,7 @@ def merge_plot(run: Run) -> Plot | None:
     )
 
 
-def _timed(point: Point, base: float) -> Mark:
+def _timed(point: ScoredPlan, base: float) -> Mark:
     m = point.measured
     assert m is not None
     text = f"{len(point.choices)} pruned\npredicted: {ms(point.latency)}\nmeasured: {spread(m)} ms"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from updp.deploy.report.parts import Card, Head
-from updp.deploy.report.run_files import Run
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import accuracy, amount, digits, sampling_error, share, speed
 from updp.run.result import Result
 
 
-def headline(run: Run) -> Head:
+def headline(run: ReportedRun) -> Head:
     """Title, one sentence and three cards."""
     result, sites = run.result, pruned(run)
     title = speed(result)
@@ -16,7 +16,7 @@ def headline(run: Run) -> Head:
     return Head(title, f"{sites}; {result.device}.", (_top1(result), _speed(result), _size(result)))
 
 
-def pruned(run: Run) -> str:
+def pruned(run: ReportedRun) -> str:
     """`15 of 27 sites pruned`."""
     names = set(run.plan.choices) | {row.site for row in run.survey.sites} if run.survey else None
     return f"{len(run.plan)}{f' of {len(names)}' if names else ''} sites pruned"

@@ -10,11 +10,11 @@ from updp.deploy.report import several
 from updp.deploy.report.extras import sections
 from updp.deploy.report.headline import headline
 from updp.deploy.report.parts import Table
-from updp.deploy.report.run_files import Run
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import masked
 
 
-def one(run: Run) -> str:
+def one(run: ReportedRun) -> str:
     """Headline, stages, what was pruned, and the command."""
     head, about = headline(run), run.about
     by_label: dict[str, list[str]] = {}
@@ -39,7 +39,7 @@ def one(run: Run) -> str:
     return _joined([*parts, _command(tables.command(run))])
 
 
-def many(runs: Sequence[Run]) -> str:
+def many(runs: Sequence[ReportedRun]) -> str:
     """The runs beside one another."""
     parts = [f"### {len(runs)} runs compared", *map(escape, several.warnings(runs))]
     parts += [table(several.headline_table(runs)), several.NOTE]

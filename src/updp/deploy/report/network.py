@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from updp.deploy.report.records import FitRow, OfferRow
-from updp.deploy.report.run_files import Run
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import amount, digits, error
 
 # Kind of a box: its words and the class of its colour.
@@ -93,7 +93,7 @@ class Block:
         return "\n".join([self.site, *(f"{name}: {value}" for name, value in self.details())])
 
 
-def blocks(run: Run) -> list[Block]:
+def blocks(run: ReportedRun) -> list[Block]:
     """Every site; those of a plan that the survey does not have come last."""
     rows = {row.site: row.offers for row in run.survey.sites} if run.survey else {}
     fits = {row.site: row for row in run.fits}
@@ -107,7 +107,7 @@ def groups(found: list[Block]) -> Iterator[tuple[str, list[Block]]]:
         yield name, list(inside)
 
 
-def _block(run: Run, name: str, offers: list[OfferRow], fit: FitRow | None) -> Block:
+def _block(run: ReportedRun, name: str, offers: list[OfferRow], fit: FitRow | None) -> Block:
     if name not in run.plan.choices:
         return Block(name, "keep", "kept", offers[0] if offers else None, fit, {})
     candidate = run.plan.candidates.get(name, {})

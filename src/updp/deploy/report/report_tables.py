@@ -10,12 +10,12 @@ import yaml
 from updp.deploy.report.headline import with_noise
 from updp.deploy.report.network import Block
 from updp.deploy.report.parts import Table
-from updp.deploy.report.run_files import Run
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.stage_losses import stages
 from updp.deploy.report.words import amount, digits, error, masked, share, signed, spread, times
 
 
-def headline_table(run: Run) -> Table:
+def headline_table(run: ReportedRun) -> Table:
     """Baseline beside merged model."""
     r = run.result
     b, m = r.baseline, r.merged
@@ -29,7 +29,7 @@ def headline_table(run: Run) -> Table:
     return Table("Headline", ("", "baseline", "merged", "change"), rows)
 
 
-def stage_table(run: Run) -> Table:
+def stage_table(run: ReportedRun) -> Table:
     """Top-1 after each stage; the one that lost most is marked."""
     rows = [
         (
@@ -74,7 +74,7 @@ def site_table(found: Sequence[Block]) -> Table:
     return Table("All sites", names, rows, left=(0, 1, 2, 3))
 
 
-def unusable_table(run: Run) -> Table | None:
+def unusable_table(run: ReportedRun) -> Table | None:
     """What cannot be pruned, and why."""
     if run.survey is None or not run.survey.unusable:
         return None
@@ -82,12 +82,12 @@ def unusable_table(run: Run) -> Table | None:
     return Table("Cannot be pruned", ("", "block", "reason"), rows, left=(0, 1, 2))
 
 
-def command(run: Run) -> str:
+def command(run: ReportedRun) -> str:
     """As a shell takes it, without passwords."""
     return shlex.join(map(masked, run.about.command))
 
 
-def recipe_text(run: Run) -> str:
+def recipe_text(run: ReportedRun) -> str:
     """YAML, without passwords."""
     data = run.recipe.model_dump(mode="json")
     if data["search"]["storage"]:
@@ -95,7 +95,7 @@ def recipe_text(run: Run) -> str:
     return yaml.safe_dump(data, sort_keys=False)
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
+def facts(run: ReportedRun) -> list[tuple[str, str]]:
     """What the numbers depend on."""
     about, most = run.about, 20
     classes = ", ".join(about.classes[:most])

@@ -15,14 +15,14 @@ from updp.io.records import read_checked
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.result import Result
-from updp.search.outcome import Outcome
+from updp.search.outcome import SearchResult
 
 T = TypeVar("T")
 NEEDED = ("run.json", "recipe.yaml", "plan.json", "result.json")
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """All that a report says of one run; what a run may lack is None or empty.
 
     `training` are the rows of `figures.jsonl` by stage, `extras` other commands' records by file.
@@ -35,14 +35,14 @@ class Run:
     plan: Plan
     result: Result
     survey: Survey | None
-    outcome: Outcome | None
+    outcome: SearchResult | None
     training: dict[str, list[dict[str, float]]]
     fits: list[FitRow]
     checks: list[CheckRow]
     extras: dict[str, Any]
 
 
-def load_runs(paths: Sequence[str | Path]) -> list[Run]:
+def load_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
     """Read finished runs; their names are those of their folders, or the paths where these agree.
 
     Raises UserError: a folder holds no finished run, a file is not what `updp` wrote, or a run is
@@ -57,7 +57,7 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     return [_load(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
-def _load(path: Path, name: str) -> Run:
+def _load(path: Path, name: str) -> ReportedRun:
     if not path.is_dir():
         raise UserError(f"'{path}' is no run directory: give the --out of `updp prune`")
     for file in NEEDED:
@@ -66,7 +66,7 @@ def _load(path: Path, name: str) -> Run:
                 f"'{path}' holds no finished run: there is no {file}; `updp prune` makes it"
             )
     figures = {s: _figures(path / s / "figures.jsonl") for s in ("supernet", "subnet")}
-    return Run(
+    return ReportedRun(
         path=path,
         name=name,
         about=read_checked(path / "run.json", About),
@@ -90,8 +90,8 @@ def _optional(path: Path, model: type[T]) -> T | None:
     return read_checked(path, model) if path.exists() else None
 
 
-def _outcome(path: Path) -> Outcome | None:
-    outcome = _optional(path, Outcome)
+def _outcome(path: Path) -> SearchResult | None:
+    outcome = _optional(path, SearchResult)
     if outcome is not None and not all(
         0 <= i < len(outcome.points) for i in (*outcome.front, outcome.chosen)
     ):

@@ -10,7 +10,7 @@ from updp.deploy.report.network import KINDS, Block, blocks
 from updp.deploy.report.parts import Table
 from updp.deploy.report.plot import Mark, Plot, Series, linear
 from updp.deploy.report.report_tables import command
-from updp.deploy.report.run_files import Run
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import amount, digits, sampling_error, signed, spread, times
 from updp.run.result import Result
 
@@ -22,7 +22,7 @@ NOTE = (
 )
 
 
-def context(runs: Sequence[Run]) -> dict[str, Any]:
+def context(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """What the template `several.html` draws."""
     rows = matrix(runs)
     there = {block.became for _, cells in rows for block in cells if block}
@@ -39,7 +39,7 @@ def context(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def warnings(runs: Sequence[Run]) -> list[str]:
+def warnings(runs: Sequence[ReportedRun]) -> list[str]:
     """In what the runs differ that makes their figures hard to compare."""
     first, found = runs[0], []
     aspects = {
@@ -54,7 +54,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def headline_table(runs: Sequence[Run]) -> Table:
+def headline_table(runs: Sequence[ReportedRun]) -> Table:
     """A line for each run."""
     names = ("run", "top-1 %", "speed-up (IQR)", "top-1 change", "sites pruned", "ms (IQR)")
     return Table(
@@ -76,7 +76,7 @@ def headline_table(runs: Sequence[Run]) -> Table:
     )
 
 
-def stage_table(runs: Sequence[Run]) -> Table:
+def stage_table(runs: Sequence[ReportedRun]) -> Table:
     """Stages as rows, runs as columns."""
     stages = list(dict.fromkeys(s for run in runs for s in run.result.top1_by_stage))
     rows = []
@@ -86,14 +86,14 @@ def stage_table(runs: Sequence[Run]) -> Table:
     return Table("Top-1 after each stage, %", ("stage", *(run.name for run in runs)), rows)
 
 
-def matrix(runs: Sequence[Run]) -> list[tuple[str, list[Block | None]]]:
+def matrix(runs: Sequence[ReportedRun]) -> list[tuple[str, list[Block | None]]]:
     """For each site what each run made of it; None where a run does not have it."""
     found = [{block.site: block for block in blocks(run)} for run in runs]
     sites = list(dict.fromkeys(site for each in found for site in each))
     return [(site, [each.get(site) for each in found]) for site in sites]
 
 
-def _tradeoff(runs: Sequence[Run]) -> Plot:
+def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
     """Top-1 over the share of the baseline's latency, which the clock's drift leaves alone."""
     series = [
         Series(

@@ -10,13 +10,13 @@ from updp.deploy.report.extras import absent, sections
 from updp.deploy.report.headline import headline
 from updp.deploy.report.network import KINDS, Block, blocks, groups
 from updp.deploy.report.parts import Section
-from updp.deploy.report.run_files import Run
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.stage_losses import stages
 from updp.deploy.report.training_curves import training_plots
 from updp.deploy.report.words import error, masked, times
 
 
-def context(run: Run) -> dict[str, Any]:
+def context(run: ReportedRun) -> dict[str, Any]:
     """What the template `run.html` draws."""
     found = blocks(run)
     there = {block.became for block in found}
@@ -45,7 +45,7 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
-def _search(run: Run) -> Section:
+def _search(run: ReportedRun) -> Section:
     texts, plots = [], []
     if run.outcome is None:
         texts.append("The plan was given, not searched for: there is no front.")
@@ -59,7 +59,7 @@ def _search(run: Run) -> Section:
     return Section("search", "The search, and its latencies", texts, plots)
 
 
-def _proof(run: Run, found: list[Block]) -> Section:
+def _proof(run: ReportedRun, found: list[Block]) -> Section:
     worst = ", ".join(f"{error(v)} in {d}" for d, v in sorted(run.result.merge_error.items()))
     texts = [f"Merged model against what was trained, the worst relative error: {worst}."]
     if run.checks:
@@ -74,7 +74,7 @@ def _proof(run: Run, found: list[Block]) -> Section:
     return Section("proof", "Fit and merge", texts, plots)
 
 
-def _training(run: Run) -> Section:
+def _training(run: ReportedRun) -> Section:
     plots = training_plots(run)
     texts = [] if plots else ["Nothing was trained: the merged model is what the fit made."]
     if not plots and not run.fits:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 
 from updp.deploy.report.plot import Axis, Mark, Plot, Series, linear
-from updp.deploy.report.run_files import Run
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import digits
 
 _MOST = 300  # marks of a curve
 
 
-def training_plots(run: Run) -> list[Plot]:
+def training_plots(run: ReportedRun) -> list[Plot]:
     """The losses of each stage that trained, and lambda where it moves."""
     plots = []
     for stage, rows in run.training.items():

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from updp.data.feed import mix
 from updp.recipe import SearchSettings
-from updp.search.integer_program import Limits, Program
+from updp.search.integer_program import IntegerProgram, Limits
 from updp.search.limits import axis_of
 from updp.search.space import Genome, Space
 
@@ -35,9 +35,9 @@ class Task:
     seed: int = 0
 
     @cached_property
-    def program(self) -> Program:
+    def program(self) -> IntegerProgram:
         """The space as an integer program."""
-        return Program(self.space)
+        return IntegerProgram(self.space)
 
     @cached_property
     def axis(self) -> str:
