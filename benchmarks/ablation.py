@@ -41,7 +41,7 @@ from trials import Row, Trial
 from training import feed_of, train_plan, train_whole
 from updp.io.files import read_json, write_json, write_text
 from updp.recipe import Recipe
-from updp.run.directory import versions
+from updp.run.records import versions
 from updp.training.evaluate import top1
 
 RESULTS = ROOT / "docs/results"

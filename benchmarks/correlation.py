@@ -24,9 +24,9 @@ from updp import subnet
 from updp.io.files import read_json, read_tensors, write_json
 from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.run.directory import versions
 from updp.run.inputs import make_job
 from updp.run.pipeline import Run
+from updp.run.records import versions
 from updp.search import Scorer
 from updp.training.evaluate import top1
 

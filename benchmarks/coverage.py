@@ -257,7 +257,7 @@ def save(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     from filelock import FileLock
 
     from updp.io.files import write_json
-    from updp.run.directory import versions
+    from updp.run.records import versions
 
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(RESULTS.with_suffix(".lock")):

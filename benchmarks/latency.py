@@ -25,12 +25,12 @@ import torch
 from speed import device_name, slug
 
 from updp.blocks import find
-from updp.candidates import choose
+from updp.candidates import make_offers
 from updp.io.files import read_json, write_json, write_text
 from updp.measure import compare_modules
 from updp.models import load_model
 from updp.recipe import Recipe
-from updp.run.directory import versions
+from updp.run.records import versions
 from updp.stages.sites import in_place
 from updp.supernet import Supernet
 
@@ -45,7 +45,7 @@ def measure(name: str, recipe: Recipe, plans: int, device: torch.device) -> list
     settings = recipe.measure
     baseline = load_model(f"timm/{name}").to(device).eval()
     x = torch.randn(settings.batch_size, 3, 224, 224, device=device)
-    offers, _ = choose(baseline, find(baseline, x[:2]), recipe, device)
+    offers, _ = make_offers(baseline, find(baseline, x[:2]), recipe, device)
     alone = compare_modules({"baseline": baseline}, x, settings=settings, rounds=settings.rounds)
     whole = alone["baseline"].ms.median
     model = copy.deepcopy(baseline)

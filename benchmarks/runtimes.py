@@ -25,7 +25,7 @@ from speed import PLANS, cheapest, device_name, slug
 from torch import Tensor, nn
 
 from updp.blocks import find
-from updp.candidates import choose, proposals
+from updp.candidates import make_offers, proposals
 from updp.cli.progress import Bars
 from updp.deploy.bench import RUNTIMES, Bench, Grid, Pair, Row, measure
 from updp.deploy.bench.benchmark import LEAST_ROUNDS
@@ -34,8 +34,8 @@ from updp.io.files import read_json, write_json, write_text
 from updp.measure import count_macs
 from updp.models import load_model
 from updp.recipe import Recipe
-from updp.run.directory import versions
 from updp.run.inputs import as_device
+from updp.run.records import versions
 from updp.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,9 @@ def chosen(name: str, batch: int, device: torch.device) -> dict[str, str]:
     """What to prune in a network: each site's candidate, by its label."""
     model = load_model(name).to(device).eval()
     recipe = Recipe().updated(f"measure.batch_size={batch}")
-    offers, _ = choose(model, find(model, torch.randn(2, *SIZE, device=device)), recipe, device)
+    offers, _ = make_offers(
+        model, find(model, torch.randn(2, *SIZE, device=device)), recipe, device
+    )
     plan = cheapest(offers, BLOCKS, fastest=False)
     return {site: offer.candidate.label for site, offer in plan.items()}
 

@@ -22,7 +22,7 @@ from search import INHERITED, NETWORKS, ROOT, Bank
 from updp.io.files import write_json
 from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.run.directory import versions
+from updp.run.records import versions
 from updp.search import Evaluated, Limits, Scorer, Store, Task, pareto, search, within
 from updp.search.front import certainly_dominated
 from updp.search.space import Genome

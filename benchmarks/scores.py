@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from setting import DATA, NETWORKS, ROOT, Network, source
 from torch import Tensor
+from updp.run.job import Job
 
 from updp.data.feed import Feed
 from updp.io.files import read_json, read_tensors, write_json
 from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.run.directory import versions
-from updp.run.job import Job
 from updp.run.pipeline import Run
+from updp.run.records import versions
 from updp.search import (
     Evaluated,
     FittedScorer,

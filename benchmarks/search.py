@@ -29,15 +29,15 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 
 from updp.blocks import find
-from updp.candidates import choose, selected
+from updp.candidates import make_offers, selected
 from updp.data import preprocess_for
 from updp.data.feed import Feed
 from updp.io.files import read_json, write_json, write_text
 from updp.io.progress import Silent
 from updp.measure import count_macs
 from updp.recipe import Recipe
-from updp.run.directory import versions
 from updp.run.inputs import make_job
+from updp.run.records import versions
 from updp.search import (
     SEARCHERS,
     Choice,
@@ -90,7 +90,7 @@ class Bank:
         feed = Feed(job.source, preprocess, recipe.data, seed=recipe.seed, device=device)
         model = copy.deepcopy(baseline)
         findings = find(model, torch.randn(2, *shape))
-        offers, _ = choose(model, selected(findings, (), ()), recipe, device)
+        offers, _ = make_offers(model, selected(findings, (), ()), recipe, device)
         net = Supernet(model, findings, {n: [o.candidate for o in f] for n, f in offers.items()})
         net.calibrate(torch.cat(feed.calibration()))
         macs = count_macs(baseline, torch.randn(1, *shape))

@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from updp.blocks import Findings, find
-from updp.candidates import Drop, Offer, choose
+from updp.candidates import Drop, Offer, make_offers
 from updp.io.files import write_json
 from updp.measure import compare_modules, count_macs
 from updp.models import load_model
 from updp.recipe import Recipe
-from updp.run.directory import versions
+from updp.run.records import versions
 from updp.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def measure(name: str, batches: list[int], device: torch.device, half: bool) -> 
         model = load_model(name).to(device).eval()
         findings = find(model, torch.randn(2, 3, 224, 224, device=device))
         recipe = Recipe().updated(f"measure.batch_size={batch}", *(HALF if half else ()))
-        offers, _ = choose(model, findings, recipe, device)
+        offers, _ = make_offers(model, findings, recipe, device)
         x = torch.randn(batch, 3, 224, 224, device=device)
         for network, k, target in PLANS:
             if network != name:

@@ -45,7 +45,7 @@ from training import feed_of, train_whole
 from updp.io.files import read_json, write_json, write_text
 from updp.measure import compare_modules, count_macs, count_parameters
 from updp.recipe import Recipe
-from updp.run.directory import versions
+from updp.run.records import versions
 from updp.training.evaluate import top1
 
 RESULTS = ROOT / "docs/results"

@@ -8,6 +8,7 @@ import torch
 
 from tests import tiny
 from updp import Recipe
+from updp.measure import use_clock
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +38,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def fixed_clock(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def fixed_clock(one_thread: None) -> Iterator[None]:
     """What a site is offered does not depend on the machine."""
-    tiny.fix_clock(monkeypatch)
+    with use_clock(tiny.fixed_times):
+        yield
 
 
 @pytest.fixture

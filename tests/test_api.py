@@ -12,7 +12,7 @@ from tests import tiny
 from updp import UserError
 from updp.data import open_source
 from updp.io.files import read_json
-from updp.measure import Latency
+from updp.measure import Latency, compare_modules
 from updp.models import load_model
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
@@ -121,7 +121,10 @@ def test_load_with_another_architecture(finished: Path, factory: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", r"run\.json' cannot be read: "), ("{}", r"run\.json' is not what updp writes: model: ")],
+    [
+        ("{", r"run\.json' cannot be read: "),
+        ('{"format": 1}', r"run\.json' is not what updp writes: model: "),
+    ],
 )
 def test_load_with_a_broken_description(
     text: str, message: str, finished: Path, tmp_path: Path
@@ -141,8 +144,8 @@ def test_load_with_torn_weights(finished: Path, tmp_path: Path) -> None:
 
 def test_load_with_a_broken_plan(finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
-    (out / "plan.json").write_text('{"choices": 3}')
-    with pytest.raises(UserError, match=r"plan\.json' is no plan: choices: "):
+    (out / "plan.json").write_text('{"format": 1, "choices": 3}')
+    with pytest.raises(UserError, match=r"plan\.json' is not a plan: choices: "):
         updp.load(out)
     text = (finished / "plan.json").read_text()
     (out / "plan.json").write_text(text.replace('"kind": "inherit"', '"kind": "guess"'))
@@ -178,9 +181,9 @@ def test_the_baseline_is_timed_as_the_recipe_says(
 ) -> None:
     seen: list[object] = []
 
-    def compare(*_: object, settings: object, **options: object) -> dict[str, Latency]:
+    def compare(*given: object, settings: object, **options: object) -> dict[str, Latency]:
         seen.append(settings)
-        return tiny.compare_without_clock({"baseline": None})
+        return compare_modules(*given, settings=settings, **options)
 
     monkeypatch.setattr("updp.api.compare_modules", compare)
     recipe = tiny.make_recipe().updated("measure.precision=bfloat16", "measure.batch_size=3")

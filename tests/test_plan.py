@@ -31,12 +31,12 @@ def test_frozen() -> None:
     [
         ({"choices": None}, "choices: "),
         ({"sites": []}, "sites: Extra inputs are not permitted"),
-        ({"version": "one"}, "version: "),
+        ({"format": 2}, "its format is 2, and this version reads 1"),
     ],
 )
 def test_what_is_no_plan(change: dict, said: str) -> None:
     text = json.dumps(json.loads(PLAN.to_json()) | change)
-    with pytest.raises(UserError, match=f"'mine.json' is no plan: {said}"):
+    with pytest.raises(UserError, match=f"'mine.json' is not a plan: {said}"):
         Plan.from_json(text, "mine.json")
-    with pytest.raises(UserError, match=r"'mine\.json' is no plan"):
+    with pytest.raises(UserError, match=r"'mine\.json' is not a plan"):
         Plan.from_json(text[:-5], "mine.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import sys
@@ -13,17 +12,19 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from torch import nn
 
 from updp import Recipe
 from updp.blocks import find
-from updp.candidates import choose
+from updp.candidates import make_offers
 from updp.data import open_source, preprocess_for
 from updp.data.feed import Feed
-from updp.measure import Latency, LatencyTable, Spread
+from updp.measure import use_clock
 from updp.models import load_model
+from updp.run.inputs import open_inputs
+from updp.run.pipeline import Run, open_run_directory
+from updp.stages.context import Context, InputHashes, InputNames
 from updp.supernet import Supernet
 
 MODEL = '''
@@ -102,7 +103,8 @@ def plain():
 
 SETTINGS = {
     "data": {"held_out": 100, "calibration": 64, "batch_size": 32},
-    "measure": {"rounds": 3, "batch_size": 2},
+    # A table that knows some of a site's candidates would make the others the first ones asked.
+    "measure": {"rounds": 3, "batch_size": 2, "cache": False},
     "supernet": {"epochs": 0.3, "checkpoint_seconds": 1e-9},
     "search": {"evaluations": 5, "population": 4, "refined": 4},
     "subnet": {"epochs": 0.3, "checkpoint_seconds": 1e-9},
@@ -127,38 +129,46 @@ def make_feed(recipe: Recipe, model: nn.Module | None = None) -> Feed:
     return Feed(source, preprocess, recipe.data, seed=recipe.seed, device=torch.device("cpu"))
 
 
+def make_run(
+    spec: str, recipe: Recipe, out: Path, *, last: str = "merge", fresh: str = "", **given: Any
+) -> Run:
+    """A run on digits; `given` are further inputs, such as a plan."""
+    return open_run_directory(
+        open_inputs(spec, "digits", recipe, **given), out, last=last, fresh=fresh
+    )
+
+
+def make_context(
+    spec: str, recipe: Recipe, root: Path, *, net: Supernet | None = None, **given: Any
+) -> Context:
+    """What a stage works with, on the model of the user's file; a `net` is its supernet."""
+    baseline = load_model(spec, seed=1).eval()
+    feed, classes = make_feed(recipe, baseline), tuple(map(str, range(10)))
+    names, hashes = InputNames(model=spec), InputHashes("", "")
+    context = Context(names, hashes, baseline, classes, feed, recipe, root=root, **given)
+    if net is not None:
+        context.net = net
+    return context
+
+
 def make_net(spec: str, recipe: Recipe) -> Supernet:
     """A calibrated supernet of a model of the user's file; needs the fixed clock."""
     model = load_model(spec, seed=1)
     findings = find(model, torch.randn(2, 1, 8, 8))
-    offers, _ = choose(model, findings, recipe, torch.device("cpu"))
+    offers, _ = make_offers(model, findings, recipe, torch.device("cpu"))
     net = Supernet(model, findings, {n: (found[0].candidate,) for n, found in offers.items()})
     net.calibrate(torch.cat(make_feed(recipe, model).calibration()))
     return net
 
 
-def compare_without_clock(
-    functions: Mapping[str, object], *inputs: Any, **options: Any
-) -> dict[str, Latency]:
-    """In place of any comparison: 10 ms for the first, 1, 2, ... for the others; 50 alone."""
+def fixed_times(
+    functions: Mapping[str, object], rounds: int, seconds: float, tick: Callable[[], None]
+) -> dict[str, list[float]]:
+    """In place of the clock: 10 ms for the first, 1, 2, ... for the others; 50 alone."""
     first = 10.0 if len(functions) > 1 else 50.0
-    times = {name: i or first for i, name in enumerate(functions)}
-
-    def spread(value: float) -> Spread:
-        return Spread(value, value, value)
-
-    return {
-        name: Latency(spread(t), spread(first / t), spread(first - t)) for name, t in times.items()
-    }
-
-
-def fix_clock(patch: pytest.MonkeyPatch) -> None:
-    """Offers and predicted latencies that do not depend on the machine."""
-    for name in ("updp.run.result", "updp.stages.sites", "updp.supernet.timing"):
-        patch.setattr(importlib.import_module(name), "compare_modules", compare_without_clock)
-    patch.setattr("updp.candidates.timing.compare", compare_without_clock)
-    # A table that knows some of a site's candidates would make the others the first ones asked.
-    patch.setattr("updp.measure.LatencyTable.open", lambda *_: LatencyTable())
+    for _ in range(rounds):
+        tick()
+    return {name: [i or first] * rounds for i, name in enumerate(functions)}
 
 
 # -- processes ------------------------------------------------------------------------------------
@@ -192,8 +202,8 @@ def prune_quietly(*arguments: str) -> None:
 
 def _run(function: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    fix_clock(pytest.MonkeyPatch())
-    function(*args)
+    with use_clock(fixed_times):
+        function(*args)
 
 
 def run_main(*arguments: str) -> None:

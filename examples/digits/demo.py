@@ -20,7 +20,7 @@ import updp
 from updp.cli.progress import Bars
 from updp.cli.tables import result_table
 from updp.errors import MergeError, UserError
-from updp.run.result import Result
+from updp.run.records import Result
 
 HERE = Path(__file__).parent
 MODELS = ("resnet", "vit")

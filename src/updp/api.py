@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from updp.blocks import Unusable, find
-from updp.candidates import Offer, choose, selected
+from updp.candidates import Offer, make_offers
 from updp.data import model_input_size
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
@@ -21,9 +21,9 @@ from updp.models import load_model, num_outputs
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.recipe.budget import Budget
-from updp.run.inputs import Data, as_device, make_job
-from updp.run.pipeline import Run
-from updp.run.result import Result
+from updp.run.inputs import Data, as_device, open_inputs
+from updp.run.pipeline import open_run_directory
+from updp.run.records import Result
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         sites = [
-            {**offer.to_json(), "others": [o.to_json() for o in self.others[offer.site]]}
+            {**_plain(offer), "others": [_plain(other) for other in self.others[offer.site]]}
             for offer in self.sites
         ]
         unusable = [vars(u) for u in self.unusable]
@@ -109,22 +109,22 @@ def prune(
     else:
         settings = Recipe(budget=as_budget(recipe))
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="updp-"))
-    job = make_job(
+    inputs = open_inputs(
         model,
         data,
         settings,
-        weights,
-        device,
-        progress,
-        plan,
-        pick,
+        weights=weights,
+        device=device,
+        plan=plan,
+        pick=pick,
         teacher=teacher,
         teacher_weights=teacher_weights,
         tensorboard=tensorboard,
+        progress=progress,
     )
-    run = Run(job, path, fresh="sites" if fresh else "")
-    merged, plan, result = run.run()
-    return Pruned(merged, plan, result, run.directory.path)
+    run = open_run_directory(inputs, path, fresh="sites" if fresh else "")
+    run.until("merge")
+    return Pruned(*run.results(), run.directory.path)
 
 
 def inspect(
@@ -148,9 +148,9 @@ def inspect(
         raise UserError("the model does not say what images it takes: pass an input size")
     num_outputs(module, shape)  # fails in one line on a wrong shape
     findings = find(module, torch.randn(2, *shape, device=target))
-    wanted = selected(findings, settings.candidates.include, settings.candidates.exclude)
+    wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
     report.begin("timing candidates", len(wanted.sites) + 1)
-    offers, refused = choose(module, wanted, settings, target, report.advance)
+    offers, refused = make_offers(module, wanted, settings, target, report.advance)
     x = torch.randn(settings.measure.batch_size, *shape, device=target)
     times = compare_modules({"baseline": module}, x, settings=settings.measure, rounds=2)
     report.advance()
@@ -166,3 +166,7 @@ def inspect(
 def as_budget(budget: Budget | str) -> Budget:
     """A budget from its text."""
     return budget if isinstance(budget, Budget) else Budget.parse(budget)
+
+
+def _plain(offer: Offer) -> dict[str, Any]:
+    return offer.model_dump(mode="json")

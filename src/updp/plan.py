@@ -1,17 +1,19 @@
-"""What was decided: which candidate each pruned site takes. Frozen, plain JSON."""
+"""The plan: which candidate each pruned site takes. Frozen, plain JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict
 
-from updp.errors import UserError
+from updp.errors import UserError, reason
+from updp.io.records import Record
 
 
-class Plan(BaseModel):
+class Plan(Record):
     """The pruned sites, in the model's order, each with its candidate's description and label.
 
     A site that is not named keeps its baseline form. `hashes` ties the plan to the model, data
@@ -20,7 +22,8 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: int = 1
+    FILE: ClassVar[str] = "plan.json"
+    WHAT: ClassVar[str] = "a plan"
     choices: dict[str, str]
     candidates: dict[str, dict[str, Any]]
     budget: str = ""
@@ -31,14 +34,18 @@ class Plan(BaseModel):
 
     def to_json(self) -> str:
         """Text that `from_json` reads."""
-        return json.dumps(self.model_dump(), indent=2) + "\n"
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str = "plan") -> Plan:
         """Read a plan. Raises UserError naming `source`."""
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(p) for p in first["loc"]) or "it"
-            raise UserError(f"'{source}' is no plan: {field}: {first['msg']}") from error
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"'{source}' is not a plan: {reason(error)}") from error
+        return cls.checked(data, f"'{source}'")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a file. Raises UserError naming it."""
+        return cls.read_file(Path(path))

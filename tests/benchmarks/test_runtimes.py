@@ -16,9 +16,9 @@ from updp.blocks import find
 from updp.candidates import proposals
 from updp.deploy.bench import BenchFigures, Pair, Row, Setting
 from updp.errors import UserError
+from updp.measure import Timing
 from updp.models import load_model
 from updp.recipe import Recipe
-from updp.run.result import Timing
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from updp.measure import Latency, Spread
+from updp.measure import Latency, Timing
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, speedups: dict[int, float]) -> list[int]:
@@ -18,8 +18,8 @@ def clock(monkeypatch: pytest.MonkeyPatch, speedups: dict[int, float]) -> list[i
     def compare(functions: Mapping[str, object], **options: Any) -> dict[str, Latency]:
         def latency(ratio: float) -> Latency:
             ms = 10 / ratio
-            saved = Spread(10 - ms, 9.75 - ms, 10.25 - ms)
-            return Latency(Spread(ms, ms, ms), Spread(ratio, ratio - 0.01, ratio + 0.01), saved)
+            saved = Timing(10 - ms, 9.75 - ms, 10.25 - ms)
+            return Latency(Timing(ms, ms, ms), Timing(ratio, ratio - 0.01, ratio + 0.01), saved)
 
         keep, *names = functions
         for place, name in enumerate(names):

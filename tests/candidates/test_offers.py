@@ -16,16 +16,14 @@ from updp.candidates import (
     Drop,
     Inherit,
     Offer,
-    choose,
-    dropped_alone,
     from_json,
+    make_offers,
     planned,
     proposals,
     propose,
     register_candidate,
-    selected,
-    shallower,
 )
+from updp.candidates.offers import dropped_alone, shallower
 from updp.errors import UserError
 from updp.measure import LatencyTable
 from updp.plan import Plan
@@ -57,7 +55,7 @@ def no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = findings()
     clock(monkeypatch, {0: 0.9, 1: 1.5, 2: 3.0, 3: 10.0})
-    offers, refused = choose(model, found, DEPTH, torch.device("cpu"))
+    offers, refused = make_offers(model, found, DEPTH, torch.device("cpu"))
     assert not refused
     for name, (offer, *others) in offers.items():
         assert offer.site == name
@@ -69,7 +67,7 @@ def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.Monk
         assert offer.noise_ms == 0.25
         assert offer.saved_ms == 10 - 10 / 1.5
         assert offer.keep_parameters > offer.parameters > 0
-        assert Offer.from_json(offer.to_json()) == offer
+        assert Offer.model_validate_json(offer.model_dump_json()) == offer
         assert [o.candidate.label for o in others] == ["conv1(1x1)+conv2(1x1)", "drop"]
 
 
@@ -84,7 +82,7 @@ def test_of_equals_the_first_and_of_others_the_fastest(
     labels = [found_kinds[i].label for i in (pair, pair + 1)]
     for times, expected in (((2.0, 2.005), labels), ((2.0, 2.1), labels[::-1])):
         clock(monkeypatch, dict.fromkeys(range(9), 0.5) | {pair: times[0], pair + 1: times[1]})
-        offers, _ = choose(model, found, DEPTH, torch.device("cpu"))
+        offers, _ = make_offers(model, found, DEPTH, torch.device("cpu"))
         assert [o.candidate.label for o in offers[site.name]] == expected
 
 
@@ -95,11 +93,11 @@ def test_a_branch_is_dropped_only_where_nothing_beside_it_merges(
     clock(monkeypatch, dict.fromkeys(range(9), 2.0))
     cpu = torch.device("cpu")
     alone = Recipe().updated("candidates.drop=alone")
-    offers, refused = choose(model, found, alone, cpu)
+    offers, refused = make_offers(model, found, alone, cpu)
     assert set(offers) == {"blocks.0:mlp", "blocks.1:mlp"}
     assert [u.name for u in refused] == ["blocks.0:attn", "blocks.1:attn"]
     assert all("candidates.drop=always" in u.reason for u in refused)
-    either, none = choose(model, found, Recipe(), cpu)  # the budget will say
+    either, none = make_offers(model, found, Recipe(), cpu)  # the budget will say
     assert not none
     assert dropped_alone(either) == offers
     narrow = {n: tuple(o for o in of if o.candidate.kind == "narrow") for n, of in offers.items()}
@@ -107,12 +105,12 @@ def test_a_branch_is_dropped_only_where_nothing_beside_it_merges(
     assert dropped_alone(few) == few
     assert shallower(few).keys() == {"blocks.0:attn", "blocks.1:attn"}
     always = Recipe().updated("candidates.drop=always")
-    assert offered(choose(model, found, always, cpu)[0], "blocks.1:attn") == ["drop"]
+    assert offered(make_offers(model, found, always, cpu)[0], "blocks.1:attn") == ["drop"]
     folded = always.updated("candidates.fold_norms=true")
-    kinds = offered(choose(model, found, folded, cpu)[0], "blocks.1:attn")
+    kinds = offered(make_offers(model, found, folded, cpu)[0], "blocks.1:attn")
     assert kinds == ["norm1>attn.qkv", "drop"]
     never = Recipe().updated("candidates.drop=never")
-    assert "drop" not in offered(choose(model, found, never, cpu)[0], "blocks.1:mlp")
+    assert "drop" not in offered(make_offers(model, found, never, cpu)[0], "blocks.1:mlp")
 
 
 def offered(offers: dict[str, tuple[Offer, ...]], site: str) -> list[str]:
@@ -139,7 +137,7 @@ def test_a_kind_from_outside_is_offered(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_not_faster_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = findings()
     clock(monkeypatch, {0: 0.9, 1: 1.005, 2: 0.8, 3: 0.9})  # 1.005 is within the noise
-    offers, refused = choose(model, found, DEPTH, torch.device("cpu"))
+    offers, refused = make_offers(model, found, DEPTH, torch.device("cpu"))
     assert not offers
     assert {u.name for u in refused} == {site.name for site in found.sites}
     assert all("no merged form is faster than the block" in u.reason for u in refused)
@@ -148,13 +146,13 @@ def test_what_is_not_faster_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> N
 def test_globs_select_sites() -> None:
     _, found = findings()
     names = [site.name for site in found.sites]
-    assert selected(found, (), ()).sites == found.sites
-    assert [s.name for s in selected(found, (names[0],), ()).sites] == names[:1]
-    assert names[0] not in [s.name for s in selected(found, (), (names[0],)).sites]
+    assert found.selected((), ()).sites == found.sites
+    assert [s.name for s in found.selected((names[0],), ()).sites] == names[:1]
+    assert names[0] not in [s.name for s in found.selected((), (names[0],)).sites]
     with pytest.raises(UserError, match=r"'nothing\.\*' matches no site"):
-        selected(found, ("nothing.*",), ())
+        found.selected(("nothing.*",), ())
     with pytest.raises(UserError, match=r"'nothing\.\*' matches no site"):
-        selected(found, (), ("nothing.*",))
+        found.selected((), ("nothing.*",))
 
 
 def test_a_plan_gives_its_candidates() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from tests.candidates.clock import clock
 from tests.families import images, network
 from updp.blocks import find
-from updp.candidates import Offer, choose
+from updp.candidates import Offer, make_offers
 from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.measure import runner
@@ -32,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def offers(model: nn.Module, *settings: str) -> dict[str, tuple[Offer, ...]]:
     found = find(model, images())
-    return choose(model, found, DEPTH.updated(*settings), CPU)[0]
+    return make_offers(model, found, DEPTH.updated(*settings), CPU)[0]
 
 
 def test_sites_of_one_structure_are_timed_once(asked: list[int]) -> None:
@@ -107,7 +107,7 @@ def test_a_block_that_is_called_twice_costs_twice(asked: list[int]) -> None:
     model = network("basic")
     found = find(model, images())
     twice = replace(found, sites=tuple(replace(site, calls=2) for site in found.sites))
-    singles, doubles = (choose(model, each, DEPTH, CPU)[0] for each in (found, twice))
+    singles, doubles = (make_offers(model, each, DEPTH, CPU)[0] for each in (found, twice))
     assert asked == [4, 4]
     for name, (one, *_) in singles.items():
         two = doubles[name][0]

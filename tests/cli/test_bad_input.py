@@ -156,8 +156,8 @@ def test_malformed_budget(text: str, refused: Refused) -> None:
 )
 def test_budget_out_of_reach(budget: str, said: str, run: Path, refused: Refused) -> None:
     # In the run, another budget is another run; without its search, it is only too large.
-    kind = "blocks=2" if budget == "blocks=5" else "blocks"
-    assert f"budget is {kind!r} there and" in refused("search", "--budget", budget)
+    field, kind = ("budget", "blocks=2") if budget == "blocks=5" else ("kind_of_budget", "blocks")
+    assert f"{field} is {kind!r} there and" in refused("search", "--budget", budget)
     for stage in ("supernet", "search", "subnet", "merge"):
         shutil.rmtree(run / stage)
     commands = ["prune"]
@@ -259,11 +259,11 @@ def test_bad_recipe(text: str, said: str, tmp_path: Path, refused: Refused) -> N
 @pytest.mark.parametrize(
     ("arguments", "said", "first"),
     [
-        (("--set", "subnet.lr=0.5"), "recipe.subnet.lr is 0.001 there and 0.5 here", "subnet"),
+        (("--set", "subnet.lr=0.5"), "subnet.lr is 0.001 there and 0.5 here", "subnet"),
         (("--set", "data.shift=2"), "recipe.data.shift is None there and 2 here", "prune"),
-        (("--set", "supernet.lr=1"), "recipe.supernet.lr is 0.003 there and 1.0 here", "prune"),
+        (("--set", "supernet.lr=1"), "supernet.lr is 0.003 there and 1.0 here", "prune"),
         (("--budget", "blocks=3"), "budget is 'blocks=2' there and 'blocks=3' here", "search"),
-        (("--budget", "macs=0.9"), "kind of budget is 'blocks' there and 'costs' here", "prune"),
+        (("--budget", "macs=0.9"), "kind_of_budget is 'blocks' there and 'costs' here", "prune"),
         (("--mean", "0.25"), "recipe.data.mean is None there and [0.25] here", "prune"),
     ],
 )

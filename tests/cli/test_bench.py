@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import save_file
 
 from tests import tiny
-from updp.deploy.bench import Bench, bench_file
+from updp.deploy.bench import Bench
 from updp.io.files import read_json, write_json
-from updp.measure import Latency, Spread
+from updp.measure import Latency, Timing, use_clock
 from updp.models import load_model
 
 EAGER = ("--runtime", "eager", "--rounds", "3")
 
 
 @pytest.fixture(autouse=True)
-def _fixed(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    monkeypatch.setattr("updp.deploy.bench.rows.compare", tiny.compare_without_clock)
+def _fixed(fixed_clock: None) -> None:
+    """The clock does not vary."""
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def settle_on(monkeypatch: pytest.MonkeyPatch, low: float, median: float, high: 
     """Every comparison ends with this ratio and its quartiles."""
 
     def compare(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
-        ms, saved = Spread(2.0, 1.5, 2.5), Spread(0.0, 0.0, 0.0)
-        return {name: Latency(ms, Spread(median, low, high), saved) for name in functions}
+        ms, saved = Timing(2.0, 1.5, 2.5), Timing(0.0, 0.0, 0.0)
+        return {name: Latency(ms, Timing(median, low, high), saved) for name in functions}
 
     monkeypatch.setattr("updp.deploy.bench.rows.compare", compare)
 
@@ -67,7 +67,7 @@ def test_a_run(run: Path) -> None:
     after = tiny.contents(run)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) <= {"bench/bench.json", "bench/.lock"}
-    record = Bench.read(bench_file(run))
+    record = Bench.read(run)
     assert [(r.setting.batch_size, r.setting.threads) for r in record.rows] == [
         (1, 1),
         (1, 2),
@@ -83,10 +83,7 @@ def test_rows_of_other_settings_stay(run: Path, monkeypatch: pytest.MonkeyPatch)
     settle_on(monkeypatch, 0.4, 0.5, 0.6)
     out = done(run, *EAGER, "--batch", "2", "--precision", "float32,bfloat16")
     assert out.count("0.50x (0.40-0.60)") == 2
-    found = [
-        (r.setting.batch_size, r.setting.precision, r.verdict)
-        for r in Bench.read(bench_file(run)).rows
-    ]
+    found = [(r.setting.batch_size, r.setting.precision, r.verdict) for r in Bench.read(run).rows]
     assert found == [(1, "float32", "faster"), (2, "float32", "slower"), (2, "bfloat16", "slower")]
 
 
@@ -121,31 +118,31 @@ def test_two_models_and_a_row_that_cannot_be(tiny_model: str, tmp_path: Path) ->
     assert "not run (1)" in out
     assert "(1) onnxruntime has hardly an operator for bfloat16: take float16 or float32" in out
     assert "10.00x" in out
-    record = Bench.read(file)
+    record = Bench.open(file)
     assert record.names == (tiny_model, tokens)
     assert [bool(row.failure) for row in record.rows] == [False, True]
     assert json.loads(file.read_text())["rows"][0]["setting"]["runtime"] == "eager"
 
 
-def test_ctrl_c_leaves_the_rows_so_far(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_the_rows_so_far(run: Path) -> None:
     calls = 0
 
-    def compare(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
+    def clock(functions: Mapping[str, object], *round: Any) -> dict[str, list[float]]:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return tiny.compare_without_clock(functions)
+        return tiny.fixed_times(functions, *round)
 
-    monkeypatch.setattr("updp.deploy.bench.rows.compare", compare)
-    outcome = tiny.updp("bench", run, *EAGER, "--batch", "1,2,3", "--threads", "2")
+    with use_clock(clock):
+        outcome = tiny.updp("bench", run, *EAGER, "--batch", "1,2,3", "--threads", "2")
     assert outcome.code == 130
     assert "updp: stopped after 1 of 3 rows" in outcome.err
     assert "10.00x" in outcome.out
-    assert [row.setting.batch_size for row in Bench.read(bench_file(run)).rows] == [1]
+    assert [row.setting.batch_size for row in Bench.read(run).rows] == [1]
     assert torch.get_num_threads() == 1
     done(run, *EAGER, "--batch", "1,2,3", "--threads", "2")
-    assert [row.setting.batch_size for row in Bench.read(bench_file(run)).rows] == [1, 2, 3]
+    assert [row.setting.batch_size for row in Bench.read(run).rows] == [1, 2, 3]
 
 
 def test_a_run_whose_model_file_is_elsewhere(run: Path, tmp_path: Path) -> None:
@@ -167,14 +164,15 @@ def test_json_takes_the_place_of_a_record_only(run: Path, tmp_path: Path) -> Non
     file = tmp_path / "rows.json"
     done(run, *EAGER, "--batch", "1,2", "--json", file)
     done(run, *EAGER, "--batch", "4", "--json", file)
-    assert [row.setting.batch_size for row in Bench.read(file).rows] == [4]
+    assert [row.setting.batch_size for row in Bench.open(file).rows] == [4]
     # The run's own record is added to, by that name as well.
-    done(run, *EAGER, "--batch", "8", "--json", bench_file(run))
-    assert [row.setting.batch_size for row in Bench.read(bench_file(run)).rows] == [1, 2, 4, 8]
+    done(run, *EAGER, "--batch", "8", "--json", Bench.path(run))
+    assert [row.setting.batch_size for row in Bench.read(run).rows] == [1, 2, 4, 8]
     before = tiny.contents(run)
     for other in (run / "plan.json", run / "model.safetensors"):
         said = refused(run, *EAGER, "--batch", "16", "--json", other)
-        assert said.startswith(f"'{other}' is not a record of `updp bench`, move it away: ")
+        assert said.startswith((f"'{other}' is not a record of", f"'{other}' cannot be read"))
+        assert said.endswith("; move it away")
     assert tiny.contents(run) == before
 
 
@@ -216,6 +214,6 @@ def test_what_is_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:
     )
     assert tiny.contents(run) == before
     (run / "bench").mkdir()
-    bench_file(run).write_text("{}")
+    Bench.path(run).write_text("{}")
     assert "is not a record of `updp bench`" in refused(run, *EAGER)
-    assert bench_file(run).read_text() == "{}"
+    assert Bench.path(run).read_text() == "{}"

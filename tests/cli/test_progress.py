@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,8 +11,6 @@ from rich.console import Console
 from tests import tiny
 from updp.cli import progress as bars
 from updp.io.progress import Pace, Silent, duration
-from updp.run.inputs import make_job
-from updp.run.pipeline import Run
 
 
 class Clock:
@@ -124,20 +123,9 @@ class Counted(Silent):
         self.said.append(text)
 
 
-def test_every_stage_comes_to_its_total(
-    tiny_model: str, tmp_path, monkeypatch: pytest.MonkeyPatch, fixed_clock: None
-) -> None:
-    def compare(functions, *inputs, rounds=11, tick=lambda: None, **options):
-        for _ in range(rounds):
-            tick()
-        return tiny.compare_without_clock(functions)
-
-    for name in ("updp.run.result", "updp.supernet.timing"):
-        monkeypatch.setattr(f"{name}.compare_modules", compare)
+def test_every_stage_comes_to_its_total(tiny_model: str, tmp_path: Path, fixed_clock: None) -> None:
     told = Counted()
-    recipe = tiny.make_recipe()
-    job = make_job(tiny_model, "digits", recipe, progress=told)
-    Run(job, tmp_path / "run").run()
+    tiny.make_run(tiny_model, tiny.make_recipe(), tmp_path / "run", progress=told).until("merge")
     pieces = {name: (total, done) for name, total, done in told.steps}
     assert list(pieces) == [
         "sites: timing candidates",
@@ -170,7 +158,7 @@ def test_plans_scored_before_a_kill_are_behind_it(
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Run(make_job(tiny_model, "digits", recipe, progress=Stop()), tmp_path / "run").run()
+        tiny.make_run(tiny_model, recipe, tmp_path / "run", progress=Stop()).until("merge")
     told = Counted()
     begun: list[int] = []
 
@@ -180,8 +168,7 @@ def test_plans_scored_before_a_kill_are_behind_it(
             begun.append(done)
 
     told = Begun()
-    run = Run(make_job(tiny_model, "digits", recipe, progress=told), tmp_path / "run")
-    run.search()
+    tiny.make_run(tiny_model, recipe, tmp_path / "run", progress=told).only("search")
     (first, total, done), (name, wanted, ended) = told.steps[:2]
     assert first.startswith("search")
     assert begun[0] == done == total

@@ -10,7 +10,7 @@ import pytest
 import updp
 from tests import tiny
 from updp.io.files import read_json
-from updp.run.directory import STAGES
+from updp.stages.context import STAGES
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 

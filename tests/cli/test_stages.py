@@ -44,7 +44,7 @@ def test_fresh_starts_over(finished: Path, tmp_path: Path) -> None:
     assert "seed is 0 there and 3 here" in refused.err
     outcome = tiny.updp("prune", *changed, "--fresh")
     assert (outcome.code, outcome.err) == (0, "")
-    assert read_json(out / "merge" / "key.json")["seed"] == 3
+    assert read_json(out / "sites" / "key.json")["seed"] == 3
     weights = "supernet/weights.safetensors"
     assert (out / weights).read_bytes() != (finished / weights).read_bytes()
 

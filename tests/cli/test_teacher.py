@@ -36,7 +36,7 @@ def test_it_is_chosen_remembered_and_left(run: Path, finished: Path, tmp_path: P
     save_file(load_model(other, seed=9).state_dict(), weights)
     given = ("--teacher", other, "--teacher-weights", weights)
     line = refused("prune", *given, "--out", run)
-    assert "holds another run: teacher is None there and {'name': " in line
+    assert "holds another run: teacher is '' there and '" in line
     assert "start over with `updp subnet --fresh`" in line
 
     done("subnet", *given, "--fresh", "--out", run)
@@ -54,7 +54,7 @@ def test_it_is_chosen_remembered_and_left(run: Path, finished: Path, tmp_path: P
     done("prune", "--teacher", other, "--out", run)  # its weights too
 
     save_file(load_model(other, seed=8).state_dict(), weights)
-    assert "another run: teacher.weights is " in refused("merge", "--out", run)
+    assert "another run: teacher_weights is " in refused("merge", "--out", run)
 
     # Back to the baseline.
     done("subnet", "--teacher", "baseline", "--fresh", "--out", run)

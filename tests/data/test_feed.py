@@ -7,8 +7,9 @@ from torch import Tensor
 from tests import tiny
 from updp import Recipe, UserError
 from updp.data import Preprocess, Source
-from updp.data.feed import Feed, mix
+from updp.data.feed import Feed
 from updp.data.images import InMemory
+from updp.io.seeds import mix
 
 
 def numbered(train: int = 60, test: int = 20, channels: int = 1) -> Source:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.families import error
 from tests.fit.test_fitting import FIT, Block, network, supernet
 from updp.blocks import find
-from updp.candidates import FitTask, operator_repair, site_repairs
+from updp.fit import FitTask, operator_repair, site_repairs
 from updp.supernet import KEEP, fit_plan
 
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from updp.measure import Latency, Spread, compare, compare_modules
+from updp.measure import Latency, Timing, compare, compare_modules
 
 
 def test_median_and_quartiles() -> None:
-    assert Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Spread(3.0, 2.0, 4.0)
-    assert Spread.of([1.0, 2.0]) == Spread(1.5, 1.25, 1.75)
-    assert Spread.of([1.0, 2.0, 3.0, 4.0]) == Spread(2.5, 1.75, 3.25)
-    assert str(Spread(1.23456, 1.0, 2.0)) == "1.23 (1-2)"
+    assert Timing.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Timing(3.0, 2.0, 4.0)
+    assert Timing.of([1.0, 2.0]) == Timing(1.5, 1.25, 1.75)
+    assert Timing.of([1.0, 2.0, 3.0, 4.0]) == Timing(2.5, 1.75, 3.25)
+    assert str(Timing(1.23456, 1.0, 2.0)) == "1.23 (1-2)"
 
 
 def test_functions_take_turns() -> None:
@@ -29,7 +29,7 @@ def test_functions_take_turns() -> None:
 
 def test_the_first_is_what_others_are_compared_with() -> None:
     result = compare({"a": lambda: None, "b": lambda: None}, rounds=3, round_seconds=1e-4)
-    assert result["a"].speedup == Spread(1.0, 1.0, 1.0)
+    assert result["a"].speedup == Timing(1.0, 1.0, 1.0)
     assert not result["a"].faster
     for latency in result.values():
         assert 0 < latency.ms.low <= latency.ms.median <= latency.ms.high
@@ -45,10 +45,10 @@ def test_ratios_and_differences_are_taken_round_by_round(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("updp.measure.latency.timer", lambda: now)
     result = compare({n: lambda n=n: call(n) for n in seconds}, rounds=3)
-    assert result["b"].ms == Spread(4000.0, 2500.0, 5000.0)
-    assert result["b"].speedup == Spread(2.0, 2.0, 3.0)
-    assert result["b"].saved == Spread(4000.0, 3500.0, 5000.0)
-    assert result["a"].saved == Spread(0.0, 0.0, 0.0)
+    assert result["b"].ms == Timing(4000.0, 2500.0, 5000.0)
+    assert result["b"].speedup == Timing(2.0, 2.0, 3.0)
+    assert result["b"].saved == Timing(4000.0, 3500.0, 5000.0)
+    assert result["a"].saved == Timing(0.0, 0.0, 0.0)
     assert Latency.from_json(json.loads(json.dumps(result["b"].to_json()))) == result["b"]
 
 

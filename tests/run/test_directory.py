@@ -1,24 +1,43 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import tiny
 from updp import UserError
-from updp.io.files import read_json
-from updp.run.directory import STAGES, RunDirectory, versions
+from updp.recipe import Recipe
+from updp.run.directory import RunDirectory
+from updp.run.records import RunRecord, versions
+from updp.stages.context import STAGES, StageKey
 
-KEY = {"model": "m", "recipe": {"data": {"shape": (1, 2)}, "seed": 0}}
-KEYS = dict.fromkeys(STAGES, KEY)
+
+class Key(StageKey):
+    model: str | None = "m"
+    recipe: dict[str, Any] = {"data": {"shape": [1, 2]}, "seed": 0}  # noqa: RUF012
+    budget: str | None = None
+
+
+def key(stage: str, **changes: Any) -> Key:
+    """The key of a stage."""
+    kind = type(stage, (Key,), {"FILE": f"{stage}/key.json"})
+    return kind(**changes)
+
+
+KEYS = {stage: key(stage) for stage in STAGES}
+
+
+def record(model: str, **changes: Any) -> RunRecord:
+    return RunRecord(model=model, data="", classes=(), input_shape=(), **changes)
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
     """A run of which the first two stages ended."""
     made = RunDirectory(tmp_path / "run")
-    made.describe({"model": "m"}, "seed: 0\n")
+    made.describe(record("m"), Recipe())
     for stage in STAGES[:2]:
-        made.begin(stage, KEY)
+        made.begin(KEYS[stage])
         made.done(stage)
     return made
 
@@ -28,12 +47,12 @@ def test_only_the_teacher_changes_without_a_start_from_the_beginning(
 ) -> None:
     file = directory.path / "run.json"
     before = file.stat().st_ino
-    directory.describe({"model": "n", "command": []}, "seed: 0\n")
+    directory.describe(record("n"), Recipe())
     assert file.stat().st_ino == before
-    directory.describe({"model": "n", "teacher": "t", "teacher_weights": "w"}, "seed: 0\n")
-    assert read_json(file) == {"model": "m", "teacher": "t", "teacher_weights": "w"}
-    directory.describe({"model": "n", "teacher": "", "teacher_weights": ""}, "seed: 0\n")
-    assert read_json(file) == {"model": "m", "teacher": "", "teacher_weights": ""}
+    directory.describe(record("n", teacher="t", teacher_weights="w"), Recipe())
+    assert RunRecord.read(directory.path) == record("m", teacher="t", teacher_weights="w")
+    directory.describe(record("n"), Recipe())
+    assert RunRecord.read(directory.path) == record("m")
 
 
 @pytest.mark.parametrize("make", [False, True])
@@ -54,11 +73,11 @@ def test_the_same_keys_are_the_same_run(directory: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("here", "said"),
     [
-        ({**KEY, "model": "n"}, "model is 'm' there and 'n' here"),
-        ({**KEY, "budget": "b"}, "budget is None there and 'b' here"),
-        ({"recipe": KEY["recipe"]}, "model is 'm' there and None here"),
+        ({"model": "n"}, "model is 'm' there and 'n' here"),
+        ({"budget": "b"}, "budget is None there and 'b' here"),
+        ({"model": None}, "model is 'm' there and None here"),
         (
-            {**KEY, "recipe": {"data": {"shape": (1, 3)}, "seed": 0}},
+            {"recipe": {"data": {"shape": [1, 3]}, "seed": 0}},
             r"recipe.data.shape is \[1, 2\] there and \[1, 3\] here",
         ),
     ],
@@ -66,9 +85,13 @@ def test_the_same_keys_are_the_same_run(directory: RunDirectory) -> None:
 def test_the_first_difference_is_named(here: dict, said: str, directory: RunDirectory) -> None:
     before = tiny.contents(directory.path)
     with pytest.raises(UserError, match=f"holds another run: {said}; give another folder"):
-        directory.claim({**KEYS, "supernet": here}, "supernet")
-    directory.claim({**KEYS, "supernet": here}, "sites")  # later stages are not looked at
-    directory.claim({**KEYS, "search": here}, "merge")  # nor are those that never began
+        directory.claim({**KEYS, "supernet": key("supernet", **here)}, "supernet")
+    directory.claim(
+        {**KEYS, "supernet": key("supernet", **here)}, "sites"
+    )  # later stages are not looked at
+    directory.claim(
+        {**KEYS, "search": key("search", **here)}, "merge"
+    )  # nor are those that never began
     assert tiny.contents(directory.path) == before
 
 
@@ -83,12 +106,12 @@ def test_clear_forgets_from_a_stage_on(directory: RunDirectory) -> None:
 
 
 def test_a_run_is_described_once(directory: RunDirectory) -> None:
-    directory.describe({"model": "another"}, "seed: 1\n")
-    assert b'"m"' in (directory.path / "run.json").read_bytes()
-    assert (directory.path / "recipe.yaml").read_text() == "seed: 1\n"
+    directory.describe(record("another"), Recipe(seed=1))
+    assert RunRecord.read(directory.path).model == "m"
+    assert Recipe.load(directory.path / "recipe.yaml").seed == 1
     directory.clear("sites")
-    directory.describe({"model": "another"}, "seed: 1\n")
-    assert b'"another"' in (directory.path / "run.json").read_bytes()
+    directory.describe(record("another"), Recipe(seed=1))
+    assert RunRecord.read(directory.path).model == "another"
 
 
 def test_one_process_at_a_time(directory: RunDirectory) -> None:

@@ -1,4 +1,3 @@
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -12,10 +11,9 @@ from updp.io.files import read_json, read_tensors, write_json
 from updp.models import load_model
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.inputs import make_job
 from updp.run.load import load
-from updp.run.pipeline import Run
 from updp.search import SEARCHERS
+from updp.stages import merge, search, sites, subnet, supernet
 from updp.supernet import Supernet
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
@@ -25,10 +23,6 @@ RESULTS = ("plan.json", "model.safetensors")
 
 def results(out: Path) -> list[bytes]:
     return [(out / name).read_bytes() for name in RESULTS]
-
-
-def make_run(spec: str, recipe: Recipe, out: Path, last: str = "merge", fresh: str = "") -> Run:
-    return Run(make_job(spec, "digits", recipe), out, last=last, fresh=fresh)
 
 
 def test_a_run_leaves_all_that_its_directory_promises(finished: Path) -> None:
@@ -73,16 +67,16 @@ def test_the_recipe_in_the_directory_gives_the_same_run(finished: Path, tmp_path
     spec = read_json(finished / "run.json")["model"]
     recipe = Recipe.load(finished / "recipe.yaml")
     assert recipe == tiny.make_recipe()
-    make_run(spec, recipe, tmp_path / "again").run()
+    tiny.make_run(spec, recipe, tmp_path / "again").until("merge")
     assert results(tmp_path / "again") == results(finished)
 
 
 def test_stages_in_one_process_and_apart_are_the_same(tiny_model: str, tmp_path: Path) -> None:
     # From the baseline, so that nothing may be left over from the supernet; see also tests/cli.
     recipe = tiny.make_recipe().updated("subnet.start=baseline")
-    make_run(tiny_model, recipe, tmp_path / "together").run()
+    tiny.make_run(tiny_model, recipe, tmp_path / "together").until("merge")
     for stage in ("supernet", "search", "subnet", "merge"):
-        getattr(make_run(tiny_model, recipe, tmp_path / "apart", last=stage), stage)()
+        tiny.make_run(tiny_model, recipe, tmp_path / "apart", last=stage).only(stage)
     assert results(tmp_path / "apart") == results(tmp_path / "together")
 
 
@@ -95,18 +89,12 @@ def test_no_stage_does_its_work_twice(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("it was done before")
 
-    pipeline = importlib.import_module("updp.run.pipeline")
-    for module, name in (
-        (pipeline, "survey"),
-        (pipeline.supernet_stage, "train"),
-        (importlib.import_module("updp.search"), "search"),
-        (pipeline.subnet_stage, "train"),
-        (pipeline.merge_stage, "merge"),
-        (pipeline, "make_result"),
-    ):
-        monkeypatch.setattr(module, name, refuse)
-    spec = read_json(out / "run.json")["model"]
-    model, plan, result = make_run(spec, tiny.make_recipe(), out).run()
+    for stage in (sites, supernet, search, subnet, merge):
+        monkeypatch.setattr(stage, "run", refuse)
+    monkeypatch.setattr("updp.run.pipeline.write_table", refuse)
+    run = tiny.make_run(read_json(out / "run.json")["model"], tiny.make_recipe(), out)
+    run.until("merge")
+    model, plan, result = run.results()
     assert tiny.contents(out) == before
     assert list(plan.choices) == list(read_json(out / "plan.json")["choices"])
     saved, _ = read_tensors(out / "model.safetensors")
@@ -119,7 +107,7 @@ def test_results_that_were_removed_come_back(finished: Path, tmp_path: Path) -> 
     before = tiny.contents(out)
     for name in (*RESULTS, "result.json"):
         (out / name).unlink()
-    make_run(read_json(out / "run.json")["model"], tiny.make_recipe(), out).run()
+    tiny.make_run(read_json(out / "run.json")["model"], tiny.make_recipe(), out).until("merge")
     assert tiny.contents(out) == before
 
 
@@ -128,7 +116,7 @@ def test_the_measured_sites_decide_and_how_they_were_measured_does_not(
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     recipe = tiny.make_recipe().updated("measure.rounds=5")
-    make_run(read_json(out / "run.json")["model"], recipe, out).run()
+    tiny.make_run(read_json(out / "run.json")["model"], recipe, out).until("merge")
     assert results(out) == results(finished)
 
 
@@ -138,13 +126,13 @@ def test_start_over_from_one_stage(finished: Path, tmp_path: Path) -> None:
     kept = {name: (out / name).stat().st_ino for name in ("supernet/done.json", "sites/sites.json")}
     recipe = tiny.make_recipe(budget={"blocks": 3})
     with pytest.raises(UserError, match="budget is 'blocks=2' there and 'blocks=3' here"):
-        make_run(spec, recipe, out, last="search")
-    make_run(spec, recipe, out, last="search", fresh="search").search()
+        tiny.make_run(spec, recipe, out, last="search")
+    tiny.make_run(spec, recipe, out, last="search", fresh="search").only("search")
     assert kept == {name: (out / name).stat().st_ino for name in kept}
     assert not (out / "subnet").exists()
     assert not (out / "merge").exists()
     assert not any((out / name).exists() for name in RESULTS)
-    make_run(spec, recipe, out).run()
+    tiny.make_run(spec, recipe, out).until("merge")
     assert len(read_json(out / "plan.json")["choices"]) == 3
 
 
@@ -153,7 +141,7 @@ def test_start_over_with_another_model(finished: Path, tmp_path: Path) -> None:
 
     out = shutil.copytree(finished, tmp_path / "run")
     spec = tiny.write_model(tmp_path).replace(":tiny", ":tokens")
-    make_run(spec, tiny.make_recipe(), out, fresh="sites").run()
+    tiny.make_run(spec, tiny.make_recipe(), out, fresh="sites").until("merge")
     assert read_json(out / "run.json")["model"] == spec
     assert type(load(out)).__name__ == "Tokens"
 
@@ -167,7 +155,7 @@ def test_starting_over_never_removes_what_is_not_a_run(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("years of work")
     with pytest.raises(UserError, match="holds other files and no run"):
-        make_run(tiny_model, tiny_recipe, out, fresh=fresh)
+        tiny.make_run(tiny_model, tiny_recipe, out, fresh=fresh)
     assert len(tiny.contents(out)) == 3
 
 
@@ -179,35 +167,36 @@ def test_starting_over_with_a_budget_out_of_reach_removes_nothing(
     recipe = tiny.make_recipe(budget={"blocks": 9})
     spec = read_json(out / "run.json")["model"]
     with pytest.raises(UserError, match="more than the 4 sites"):
-        make_run(spec, recipe, out, last="search", fresh="search")
+        tiny.make_run(spec, recipe, out, last="search", fresh="search")
     assert tiny.contents(out) == before
 
 
 def test_a_wrong_glob_leaves_no_trace(tiny_model: str, tmp_path: Path) -> None:
     recipe = tiny.make_recipe(candidates={"include": ["layer*"]})
     with pytest.raises(UserError, match=r"'layer\*' matches no site"):
-        make_run(tiny_model, recipe, tmp_path / "run").run()
+        tiny.make_run(tiny_model, recipe, tmp_path / "run").until("merge")
     # The same command, put right, is no "other run".
     recipe = tiny.make_recipe(candidates={"include": ["blocks.*"], "exclude": ["blocks.0"]})
-    run = make_run(tiny_model, recipe, tmp_path / "run")
-    assert list(run.sites()) == ["blocks.1", "blocks.2", "blocks.3"]
+    run = tiny.make_run(tiny_model, recipe, tmp_path / "run")
+    run.until("sites")
+    assert list(run.context.offers) == ["blocks.1", "blocks.2", "blocks.3"]
 
 
 def test_a_model_without_blocks(tmp_path: Path, tiny_recipe: Recipe) -> None:
     spec = tiny.write_model(tmp_path).replace(":tiny", ":plain")
     with pytest.raises(UserError, match="no block that can be pruned"):
-        make_run(spec, tiny_recipe, tmp_path / "run").run()
+        tiny.make_run(spec, tiny_recipe, tmp_path / "run").until("merge")
 
 
 def test_a_stage_without_its_predecessor_leaves_no_trace(
     tiny_model: str, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    make_run(tiny_model, tiny_recipe, out, last="supernet").supernet()
+    tiny.make_run(tiny_model, tiny_recipe, out, last="supernet").only("supernet")
     before = tiny.contents(out)
     for stage, first in (("subnet", "search"), ("merge", "search")):
         with pytest.raises(UserError, match=f"run `updp {first}` first"):
-            getattr(make_run(tiny_model, tiny_recipe, out, last=stage), stage)()
+            tiny.make_run(tiny_model, tiny_recipe, out, last=stage).only(stage)
     assert tiny.contents(out) == before
 
 
@@ -225,23 +214,22 @@ def test_a_merge_that_is_wrong_writes_nothing(
 
     spec = read_json(out / "run.json")["model"]
     monkeypatch.setattr(Supernet, "merged", tampered)
-    run = make_run(spec, tiny.make_recipe(), out, fresh="merge")
+    run = tiny.make_run(spec, tiny.make_recipe(), out, fresh="merge")
     with pytest.raises(MergeError, match="merged model differs from what was trained"):
-        run.merge()
+        run.only("merge")
     assert not (out / "model.safetensors").exists()
     assert not (out / "result.json").exists()
     assert not list((out / "merge").glob("*.safetensors"))
     monkeypatch.undo()
-    tiny.fix_clock(monkeypatch)
-    make_run(spec, tiny.make_recipe(), out).merge()
+    tiny.make_run(spec, tiny.make_recipe(), out).only("merge")
     assert results(out) == results(finished)
 
 
 def test_training_that_diverges_says_so(tiny_model: str, tmp_path: Path) -> None:
     recipe = tiny.make_recipe(supernet={"epochs": 0.3, "lr": 1e30})
-    run = make_run(tiny_model, recipe, tmp_path / "run")
+    run = tiny.make_run(tiny_model, recipe, tmp_path / "run")
     with pytest.raises(UserError, match=r"supernet training broke down .* lower supernet\.lr"):
-        run.run()
+        run.until("merge")
 
 
 def test_every_file_of_a_run_can_be_read_without_us(finished: Path) -> None:
@@ -255,9 +243,9 @@ def test_a_given_plan_takes_the_place_of_the_search(finished: Path, tmp_path: Pa
     plan = Plan.from_json((finished / "plan.json").read_text())
     spec = read_json(finished / "run.json")["model"]
     recipe = tiny.make_recipe().model_copy(update={"budget": None})
-    job = make_job(spec, "digits", recipe, plan=plan)
-    _, taken, _ = Run(job, tmp_path / "run").run()
-    assert taken == plan
+    run = tiny.make_run(spec, recipe, tmp_path / "run", plan=plan)
+    run.until("merge")
+    assert run.directory.plan() == plan
     assert not (tmp_path / "run" / "search" / "plans.db").exists()
     assert results(tmp_path / "run") == results(finished)
 
@@ -265,11 +253,11 @@ def test_a_given_plan_takes_the_place_of_the_search(finished: Path, tmp_path: Pa
 def test_blocks_become_narrower_through_all_stages(tiny_model: str, tmp_path: Path) -> None:
     """Within a budget that is not of blocks alone; what is loaded again is what was merged."""
     recipe = tiny.make_recipe(budget={"macs": 0.7}).updated(*FITTED)
-    run = make_run(tiny_model, recipe, tmp_path / "searched", last="search")
-    run.supernet()
-    run.search()
-    kinds = {c["kind"] for c in run.plan().candidates.values()}
-    labels = {label for p in run.outcome().points for label in p.choices.values()}
+    run = tiny.make_run(tiny_model, recipe, tmp_path / "searched", last="search")
+    run.only("supernet")
+    run.only("search")
+    kinds = {c["kind"] for c in run.directory.plan().candidates.values()}
+    labels = {label for p in run.directory.search_result().points for label in p.choices.values()}
     assert kinds <= {"inherit", "narrow", "drop"}
     assert "narrow 50%" in labels
     choices = {"blocks.0": "narrow 50%", "blocks.2": "narrow 25%"}
@@ -278,18 +266,22 @@ def test_blocks_become_narrower_through_all_stages(tiny_model: str, tmp_path: Pa
         choices=choices,
         candidates={name: {"kind": "narrow", "width": w} for name, w in widths.items()},
     )
-    job = make_job(tiny_model, "digits", recipe.model_copy(update={"budget": None}), plan=plan)
-    Run(job, tmp_path / "run", last="sites").sites()
+    free = recipe.model_copy(update={"budget": None})
+    tiny.make_run(tiny_model, free, tmp_path / "run", last="sites", plan=plan).until("sites")
     file = tmp_path / "run" / "sites" / "sites.json"
     data = read_json(file)
     for row in data["sites"]:  # as where nothing that is shallower is faster
         row["offers"] = [o for o in row["offers"] if o["candidate"]["kind"] == "narrow"]
     write_json(file, data)
-    model, taken, _ = Run(job, tmp_path / "run").run()
+    run = tiny.make_run(tiny_model, free, tmp_path / "run", plan=plan)
+    run.until("merge")
+    model, taken, _ = run.results()
     assert taken == plan
     assert model.blocks[0].conv1_narrow.out_channels == 3
-    other = make_job(tiny_model, "digits", recipe, plan=plan)  # a budget beside a plan is nothing
-    assert Run(other, tmp_path / "run").run()[1] == plan
+    # A budget beside a plan is nothing.
+    other = tiny.make_run(tiny_model, recipe, tmp_path / "run", plan=plan)
+    other.until("merge")
+    assert other.directory.plan() == plan
     again = load(tmp_path / "run", load_model(tiny_model, seed=0))
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
@@ -297,10 +289,11 @@ def test_blocks_become_narrower_through_all_stages(tiny_model: str, tmp_path: Pa
 
 
 def test_a_budget_of_blocks_is_one_of_depth(tiny_model: str, tmp_path: Path) -> None:
-    run = make_run(tiny_model, tiny.make_recipe(), tmp_path / "run", last="search")
-    kinds = {o.candidate.kind for found in run.sites().values() for o in found}
+    run = tiny.make_run(tiny_model, tiny.make_recipe(), tmp_path / "run", last="search")
+    run.until("sites")
+    kinds = {o.candidate.kind for found in run.context.offers.values() for o in found}
     assert kinds == {"inherit", "drop"}
-    assert {option.blocks for site in run.space.sites for option in site.options} == {1}
+    assert {option.blocks for site in run.context.space.sites for option in site.options} == {1}
 
 
 def test_a_given_plan_that_does_not_fit(finished: Path, tmp_path: Path) -> None:
@@ -309,9 +302,9 @@ def test_a_given_plan_that_does_not_fit(finished: Path, tmp_path: Path) -> None:
     tokens = spec.replace(":five", ":tokens")
     first = next(iter(plan.choices))
     other = Plan.from_json(plan.to_json().replace(first, "blocks.7"))
-    job = make_job(tokens, "digits", tiny.make_recipe(), plan=other)
+    run = tiny.make_run(tokens, tiny.make_recipe(), tmp_path / "run", plan=other)
     with pytest.raises(UserError, match=r"the plan prunes 'blocks\.\d', which is no site"):
-        Run(job, tmp_path / "run").run()
+        run.until("merge")
     assert not (tmp_path / "run" / "supernet").exists()
 
 
@@ -323,10 +316,10 @@ def test_every_search_ends_with_plans_as_fitted_and_repaired(
     searcher: str, tiny_model: str, tmp_path: Path
 ) -> None:
     recipe = tiny.make_recipe().updated(*FITTED, f"search.searcher={searcher}", "search.refined=5")
-    run = make_run(tiny_model, recipe, tmp_path / "run", last="search")
-    run.supernet()
-    run.search()
-    outcome = run.outcome()
+    run = tiny.make_run(tiny_model, recipe, tmp_path / "run", last="search")
+    run.only("supernet")
+    run.only("search")
+    outcome = run.directory.search_result()
     refined = [p for p in outcome.points if p.fitted is not None and p.blocks == 2]
     assert outcome.plan.fitted == min(p.fitted for p in refined if p.fitted is not None)
     assert sum(p.fitted is not None for p in outcome.points) == 5
@@ -335,10 +328,10 @@ def test_every_search_ends_with_plans_as_fitted_and_repaired(
 
 def test_what_stage_3_does_not_fit_is_not_refined(tiny_model: str, tmp_path: Path) -> None:
     recipe = tiny.make_recipe().updated(*FITTED, "subnet.start=supernet")
-    run = make_run(tiny_model, recipe, tmp_path / "run", last="search")
-    run.supernet()
-    run.search()
-    assert all(point.fitted is None for point in run.outcome().points)
+    run = tiny.make_run(tiny_model, recipe, tmp_path / "run", last="search")
+    run.only("supernet")
+    run.only("search")
+    assert all(point.fitted is None for point in run.directory.search_result().points)
     fitted = tiny.make_recipe().updated(*FITTED)
     with pytest.raises(UserError, match="refines is False there and True here"):
-        make_run(tiny_model, fitted, tmp_path / "run", last="search")
+        tiny.make_run(tiny_model, fitted, tmp_path / "run", last="search")

@@ -5,18 +5,18 @@ import pytest
 
 from tests.search import test_loop as contract
 from updp import UserError
-from updp.measure import Latency, Spread
+from updp.measure import Latency, Timing
 from updp.recipe.budget import Budget
 from updp.search import Score, pareto
 from updp.search.front_plot import plot_front
-from updp.search.outcome import SearchResult, best, conclude, pick
+from updp.search.outcome import SearchResult, choose_plan, finalists, pick
 
 SPACE = contract.SPACE
 
 
 def latency(speedup: float, noise: float = 0.01) -> Latency:
-    def spread(value: float) -> Spread:
-        return Spread(value, value * (1 - noise), value * (1 + noise))
+    def spread(value: float) -> Timing:
+        return Timing(value, value * (1 - noise), value * (1 + noise))
 
     return Latency(spread(10 / speedup), spread(speedup), spread(10 - 10 / speedup))
 
@@ -29,7 +29,7 @@ def searched(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 def conclusion(searched, measured=None, refined=None) -> SearchResult:  # type: ignore[no-untyped-def]
     task, known = searched
-    return conclude(known, refined or {}, task, Budget.parse("latency=0.75"), measured or {})
+    return choose_plan(known, refined or {}, task, Budget.parse("latency=0.75"), measured or {})
 
 
 def test_all_of_a_search_there_and_back(searched) -> None:  # type: ignore[no-untyped-def]
@@ -39,14 +39,14 @@ def test_all_of_a_search_there_and_back(searched) -> None:  # type: ignore[no-un
     assert [p.choices for p in outcome.points] == [SPACE.choices(g) for g in known]
     front = [outcome.points[i].choices for i in outcome.front]
     assert front == [SPACE.choices(e.genome) for e in pareto(known.values(), task)]
-    assert outcome.plan.choices == SPACE.choices(best(known, {}, task)[0])
+    assert outcome.plan.choices == SPACE.choices(finalists(known, {}, task)[0])
     assert outcome.plan.latency <= 0.75 * SPACE.ms
     assert outcome.baseline.latency == SPACE.ms
 
 
 def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[no-untyped-def]
     task, known = searched
-    first, second, third, *_ = best(known, {}, task)
+    first, second, third, *_ = finalists(known, {}, task)
     scores = {first: 0.3, second: 0.1, third: 0.2}
     refined = {g: replace(known[g], score=Score(s, 90 - s, 10)) for g, s in scores.items()}
     outcome = conclusion(searched, refined=refined)
@@ -64,7 +64,7 @@ def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[n
 def test_the_clock_has_the_last_word(searched) -> None:  # type: ignore[no-untyped-def]
     """The best plan is slower than predicted; the second is not; and one just reaches the line."""
     task, known = searched
-    first, second, *rest = best(known, {}, task)
+    first, second, *rest = finalists(known, {}, task)
     slow, fast, nearly = latency(1.2), latency(1.4), latency(1 / 0.755)
     times = {first: slow, second: fast, **dict.fromkeys(rest, slow)}
     assert conclusion(searched, times).plan.choices == SPACE.choices(second)

@@ -26,13 +26,6 @@ def test_cost_by_hand() -> None:
     assert SPACE.cost((2, 1)) == Cost(6, 0.4, 40, 11, 44 + 55, 2)
 
 
-def test_latencies_within_the_noise_are_equal() -> None:
-    one, other = SPACE.cost((1, 0)), SPACE.cost((2, 0))
-    assert not one.equal(other)
-    assert one.equal(Cost(8.2, 0.0, 0, 0, 0, 1))
-    assert one.equal(Cost(8.9, 0.7, 0, 0, 0, 1))
-
-
 @given(spaces(), st.data())
 def test_genomes_and_labels(space: Space, data: st.DataObject) -> None:
     genome = data.draw(st.sampled_from(plans(space)))

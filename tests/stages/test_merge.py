@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from tests import tiny
 from updp import MergeError, Recipe
-from updp.io.files import read_json, read_tensors
+from updp.io.files import read_tensors
+from updp.stages.context import Context
 from updp.stages.merge import merge
-from updp.stages.verify import _split, relative, verify
+from updp.stages.verify import Checks, _split, relative, verify
 from updp.supernet import Supernet
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
@@ -26,6 +27,10 @@ def choices(net: Supernet) -> dict[str, str]:
 
 def images() -> Tensor:
     return torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def context(root: Path) -> Context:
+    return tiny.make_context(tiny.write_model(root), tiny.make_recipe(), root)
 
 
 def test_relative() -> None:
@@ -75,13 +80,13 @@ def test_every_block_and_the_whole_on_both_inputs_in_both_precisions(net: Supern
 
 def test_what_is_written_is_what_was_trained(net: Supernet, tmp_path: Path) -> None:
     net.train()
-    model, checks = merge(net, choices(net), images(), Recipe(), tmp_path / "merge")
+    model, checks = merge(context(tmp_path), net, choices(net))
     with torch.no_grad():
         assert relative(model(images()), net.eval()(images())) < 1e-5
     assert not model.training
     tensors, _ = read_tensors(tmp_path / "merge" / "model.safetensors")
     assert tensors.keys() == model.state_dict().keys()
-    assert read_json(tmp_path / "merge" / "checks.json") == [c.to_json() for c in checks]
+    assert Checks.read(tmp_path).rows == tuple(checks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -108,7 +113,7 @@ def test_an_error_is_found_and_nothing_is_written(
     named = r"blocks\.2" if where == "block" else "model"
     kind = str(dtype).removeprefix("torch.")
     with pytest.raises(MergeError, match=rf"merged {named} differs .* \({kind}, random; at most"):
-        merge(net, choices(net), images(), Recipe(), tmp_path / "merge")
+        merge(context(tmp_path), net, choices(net))
     assert not (tmp_path / "merge").exists()
 
 
@@ -116,7 +121,7 @@ def test_weights_that_are_no_numbers_are_never_written(net: Supernet, tmp_path: 
     with torch.no_grad():
         next(iter(net.model.parameters())).fill_(float("nan"))
     with pytest.raises(MergeError, match="differs from what was trained by nan"):
-        merge(net, choices(net), images(), Recipe(), tmp_path / "merge")
+        merge(context(tmp_path), net, choices(net))
     assert not (tmp_path / "merge").exists()
 
 
@@ -128,7 +133,7 @@ def test_a_net_in_training_mode_is_not_merged(net: Supernet) -> None:
 
 
 def test_a_plan_that_prunes_nothing_is_the_baseline(net: Supernet, tmp_path: Path) -> None:
-    model, checks = merge(net, {}, images(), Recipe(), tmp_path / "merge")
+    model, checks = merge(context(tmp_path), net, {})
     assert [c.where for c in checks] == [""] * 4
     with torch.no_grad():
         assert torch.equal(model(images()), net.baseline().eval()(images()))

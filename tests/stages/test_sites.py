@@ -10,22 +10,24 @@ from torch import nn
 
 from tests import tiny
 from updp.blocks import find
-from updp.candidates import choose
-from updp.io.files import read_json, write_json
-from updp.measure import Latency, Spread, count_parameters, live_at, peak_memory
+from updp.candidates import make_offers
+from updp.io.files import read_json
+from updp.measure import count_macs, count_parameters, live_at, peak_memory, use_clock
 from updp.models import load_model
+from updp.search import Survey
 from updp.stages import sites
-from updp.supernet import Supernet, timing
+from updp.supernet import Supernet
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.0, 1.3])
 def test_the_factor_is_what_the_clock_says(
-    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed_clock: None
 ) -> None:
-    tiny.fix_clock(monkeypatch)
     recipe = tiny.make_recipe()
     model = load_model(tiny.write_model(tmp_path), seed=1).eval()
-    offers, _ = choose(model, find(model, torch.randn(2, 1, 8, 8)), recipe, torch.device("cpu"))
+    offers, _ = make_offers(
+        model, find(model, torch.randn(2, 1, 8, 8)), recipe, torch.device("cpu")
+    )
     copied = load_model(tiny.write_model(tmp_path), seed=1).eval()
     candidates = {n: [o.candidate for o in found] for n, found in offers.items()}
     net = Supernet(copied, find(copied, torch.randn(2, 1, 8, 8)), candidates)
@@ -42,24 +44,22 @@ def test_the_factor_is_what_the_clock_says(
         chosen.append(ms)
         return merged()
 
-    def compare(modules: Mapping[str, nn.Module], *_: Any, **__: Any) -> dict[str, Latency]:
+    def clock(functions: Mapping[str, object], rounds: int, *_: Any) -> dict[str, list[float]]:
         times = [whole, *(whole - factor * saved for saved in chosen)]
-        return {
-            name: Latency(*(Spread(v, v, v) for v in (t, whole / t, whole - t)))
-            for name, t in zip(modules, times, strict=True)
-        }
+        return {name: [t] * rounds for name, t in zip(functions, times, strict=True)}
 
     monkeypatch.setattr(net, "merged", watched)
-    monkeypatch.setattr(timing, "compare_modules", compare)
     x = torch.randn(2, 1, 8, 8)
-    found = sites.in_place(model, net, offers, whole, x, recipe.measure)
+    with use_clock(clock):
+        found = sites.in_place(model, net, offers, whole, x, recipe.measure)
     assert found == pytest.approx(factor)
     assert len(set(chosen)) > 1
 
 
 def test_the_space_is_that_of_the_offers(finished: Path) -> None:
-    file = finished / "sites" / "sites.json"
-    space, offers, data = sites.read_space(file), sites.read_offers(file), read_json(file)
+    survey = Survey.read(finished)
+    offers = survey.offers()
+    space = survey.space(offers)
     assert space.names == tuple(offers)
     model = load_model(read_json(finished / "run.json")["model"], seed=0).eval()
     x = torch.randn(2, 1, 8, 8)
@@ -67,35 +67,34 @@ def test_the_space_is_that_of_the_offers(finished: Path) -> None:
     assert space.baseline.memory == peak_memory(model, x).peak + peak_memory(model, x).weights
     for choice, found in zip(space.sites, offers.values(), strict=True):
         for option, offer in zip(choice.options, found, strict=True):
-            assert option.ms == pytest.approx(offer.saved_ms * data["in_place"])
+            assert option.ms == pytest.approx(offer.saved_ms * survey.in_place)
             assert option.macs == offer.keep_macs - offer.macs
 
 
 def test_depth_alone_may_be_asked_for(finished: Path) -> None:
-    file = finished / "sites" / "sites.json"
+    survey = Survey.read(finished)
     depth, costs = tiny.make_recipe(), tiny.make_recipe(budget={"blocks": 2, "macs": 0.7})
-    every = sites.read_offers(file)
-    assert sites.read_offers(file, costs) == every
+    every = survey.offers()
+    assert survey.offers(costs) == every
     assert all(any(o.candidate.kind == "narrow" for o in found) for found in every.values())
-    for name, found in sites.read_offers(file, depth).items():
+    for name, found in survey.offers(depth).items():
         assert found == tuple(o for o in every[name] if o.candidate.kind != "narrow")
-    data = read_json(file)
+    data = survey.model_dump(mode="json")
     for row in data["sites"][1:]:  # of the others nothing takes depth away
         row["offers"] = [o for o in row["offers"] if o["candidate"]["kind"] == "narrow"]
-    write_json(file.with_name("few.json"), data)
-    few = file.with_name("few.json")
-    assert list(sites.read_offers(few, depth)) == [data["sites"][0]["site"]]
-    assert sites.read_space(few, depth).names == (data["sites"][0]["site"],)
-    assert len(sites.read_space(few, costs).names) == len(every)
+    few = Survey.model_validate(data)
+    first = data["sites"][0]["site"]
+    assert list(few.offers(depth)) == [first]
+    assert few.space(few.offers(depth)).names == (first,)
+    assert len(few.space(few.offers(costs)).names) == len(every)
 
 
 @pytest.mark.parametrize("number", [0, 1, 5, 6])
 def test_what_a_merged_plan_costs_is_what_was_predicted(number: int, finished: Path) -> None:
     """Parameters, MACs, weights and the peak of memory: all but latency is exact."""
-    from updp.measure import count_macs
-
-    space = sites.read_space(finished / "sites" / "sites.json")
-    offers = sites.read_offers(finished / "sites" / "sites.json")
+    survey = Survey.read(finished)
+    offers = survey.offers()
+    space = survey.space(offers)
     model = load_model(read_json(finished / "run.json")["model"], seed=0).eval()
     x = torch.randn(2, 1, 8, 8)
     candidates = {n: [o.candidate for o in found] for n, found in offers.items()}

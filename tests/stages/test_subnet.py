@@ -6,12 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from updp.io.files import Figures, read_tensors
-from updp.io.progress import Silent
+from updp.io.files import Figures
+from updp.io.progress import Progress, Silent
 from updp.models import load_model
-from updp.recipe import SubnetSettings
-from updp.stages.subnet import ramp, train
+from updp.recipe import Recipe, SubnetSettings
+from updp.stages.subnet import ramp, train_progressively
 from updp.supernet import Supernet
+
+
+def train(
+    spec: str,
+    net: Supernet,
+    choices: dict[str, str],
+    teacher: nn.Module,
+    recipe: Recipe,
+    root: Path,
+    progress: Progress | None = None,
+) -> list[dict]:
+    """Stage 3's training in a run directory `root`; what it logged."""
+    context = tiny.make_context(spec, recipe, root, progress=progress or Silent())
+    train_progressively(context, net, choices, teacher, context.feed)
+    return Figures(root / "subnet" / "figures.jsonl").rows()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -54,14 +69,8 @@ def test_training_ends_at_the_pruned_block(
     teacher = load_model(spec, seed=1).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     choices = {"blocks.1": net.switches["blocks.1"].labels[0]}
-    folder = tmp_path / "subnet"
-    train(net, choices, teacher, tiny.make_feed(recipe), recipe, folder, Silent())
-
-    rows = Figures(folder / "figures.jsonl").rows()
+    rows = train(spec, net, choices, teacher, recipe, tmp_path)
     assert (rows[0]["lambda"], rows[-1]["lambda"]) == (0, 1)
-    weights, _ = read_tensors(folder / "weights.safetensors")
-    assert weights.keys() == net.weights().keys()
-    assert all(torch.equal(weights[name], value) for name, value in net.weights().items())
     # The teacher taught and did not learn.
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
@@ -90,9 +99,9 @@ def feature_rows(
     )
     net, teacher = tiny.make_net(spec, recipe), load_model(spec, seed=1)
     choices = {"blocks.1": net.switches["blocks.1"].labels[0]} if choices is None else choices
-    train(net, choices, teacher, tiny.make_feed(recipe), recipe, folder, Silent())
+    rows = train(spec, net, choices, teacher, recipe, folder)
     assert not any(m._forward_hooks for m in (*net.modules(), *teacher.modules()))
-    return Figures(folder / "figures.jsonl").rows()
+    return rows
 
 
 @pytest.mark.usefixtures("fixed_clock")
@@ -159,7 +168,7 @@ def test_merged_at_the_end_of_the_ramp_the_merged_operators_are_trained(
 
         net = tiny.make_net(tiny_model, recipe)
         choices = {name: switch.labels[0] for name, switch in net.switches.items()}
-        train(net, choices, load_model(tiny_model, seed=1), feed, recipe, folder, Stop())
+        train(tiny_model, net, choices, load_model(tiny_model, seed=1), recipe, folder, Stop())
         return net
 
     whole = run(tmp_path / "whole", 99)
@@ -208,9 +217,8 @@ def test_a_block_without_one_tensor_is_left_out_and_named(tiny_model: str, tmp_p
     first, second, *others = teacher.blocks
     teacher.blocks = Chain(first, Listed(second), *others)
     choices = {name: net.switches[name].labels[0] for name in ("blocks.1", "blocks.2")}
-    train(net, choices, teacher, tiny.make_feed(recipe), recipe, tmp_path, Told())
+    (row,) = train(tiny_model, net, choices, teacher, recipe, tmp_path, Told())
     assert lines == ["subnet.features: no one tensor to compare at blocks.1"]
-    (row,) = Figures(tmp_path / "figures.jsonl").rows()
     assert row["features"] > 0
 
 

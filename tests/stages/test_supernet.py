@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from updp.io.files import Figures, read_tensors
-from updp.io.progress import Silent
-from updp.stages.supernet import most_pruned, random_plan, train
+from updp.io.files import Figures
+from updp.stages.supernet import most_pruned, random_plan, train_sandwich
 from updp.supernet import KEEP, Supernet
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
@@ -29,10 +28,10 @@ def test_plans_are_valid_and_cover_all(tiny_model: str) -> None:
     assert len({tuple(plan) for plan in plans}) == 15  # every set but the empty one
 
 
-def one_step(net: Supernet, tmp_path: Path, **changes: object) -> None:
+def one_step(spec: str, net: Supernet, tmp_path: Path, **changes: object) -> None:
     # 1 step: of 35 an epoch has
     recipe = tiny.make_recipe(supernet={"epochs": 1 / 35, "warmup": 0, **changes})
-    train(net, tiny.make_feed(recipe), recipe, tmp_path / "supernet", Silent())
+    train_sandwich(tiny.make_context(spec, recipe, tmp_path, net=net))
 
 
 def test_labels_are_smoothed_and_mixed(tiny_model: str, tmp_path: Path) -> None:
@@ -43,7 +42,7 @@ def test_labels_are_smoothed_and_mixed(tiny_model: str, tmp_path: Path) -> None:
         ("mix", {"mixup": 9}),
     ):
         net = tiny.make_net(tiny_model, tiny.make_recipe())
-        one_step(net, tmp_path / name, random_paths=0, **changes)
+        one_step(tiny_model, net, tmp_path / name, random_paths=0, **changes)
         rows += Figures(tmp_path / name / "supernet" / "figures.jsonl").rows()
     assert len({row["baseline"] for row in rows}) == 3
     assert rows[0]["pruned"] == rows[1]["pruned"] != rows[2]["pruned"]
@@ -57,8 +56,8 @@ def test_one_step_reaches_shared_weights_and_every_paths_norms(
     recipe = tiny.make_recipe(candidates={"end_activation": True})
     net = tiny.make_net(spec, recipe)
     before = {name: value.clone() for name, value in net.weights().items()}
-    one_step(net, tmp_path, random_paths=0)
-    after, _ = read_tensors(tmp_path / "supernet" / "weights.safetensors")
+    one_step(spec, net, tmp_path, random_paths=0)
+    after = net.weights()
     assert after.keys() == before.keys()
     still = {name for name in before if torch.equal(before[name], after[name])}
     # Between linear operators, the BatchNorm at the end takes every shift out again.
@@ -85,7 +84,7 @@ def test_the_sandwich(tiny_model: str, tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(net, "forward", forward)
     monkeypatch.setattr(module, "distillation", spy)
-    one_step(net, tmp_path, random_paths=3)
+    one_step(tiny_model, net, tmp_path, random_paths=3)
     assert ran[0] == ()
     assert ran[1] == tuple(net.switches)
     assert len(ran) == 5

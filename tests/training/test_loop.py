@@ -45,7 +45,16 @@ def run(spec: str, recipe: Recipe, folder: Path, *stops: int) -> dict[str, Tenso
         net.choose({"blocks.1": net.switches["blocks.1"].labels[0]})
         feed, step = tiny.make_feed(recipe), step_of(net, stop)
         try:
-            train(net, step, feed, recipe.supernet, seed=3, folder=folder, progress=Silent())
+            train(
+                net,
+                step,
+                feed,
+                recipe.supernet,
+                name="supernet",
+                seed=3,
+                folder=folder,
+                progress=Silent(),
+            )
         except Stopped:
             continue
         assert stop is None
@@ -108,7 +117,16 @@ def test_it_ends_with_the_average_and_trains_without_it(tiny_model: str, tmp_pat
         return inner(images, labels, number, total)
 
     feed = tiny.make_feed(recipe)
-    train(net, watched, feed, recipe.supernet, seed=3, folder=folder, progress=Silent())
+    train(
+        net,
+        watched,
+        feed,
+        recipe.supernet,
+        name="supernet",
+        seed=3,
+        folder=folder,
+        progress=Silent(),
+    )
     last, _ = read_tensors(folder / "checkpoint.safetensors")
     decay = min(0.6, (1 + step) / (10 + step))
     for name, value in net.weights().items():
@@ -132,7 +150,16 @@ def test_mixed_batches_have_shares_of_classes(tiny_model: str, tmp_path: Path) -
 
     recipe = settings(mixup=1.0, epochs=0.1)
     net, feed = tiny.make_net(tiny_model, recipe), tiny.make_feed(recipe)
-    train(net, step, feed, recipe.supernet, seed=3, folder=tmp_path, progress=Silent())
+    train(
+        net,
+        step,
+        feed,
+        recipe.supernet,
+        name="supernet",
+        seed=3,
+        folder=tmp_path,
+        progress=Silent(),
+    )
     assert {targets.shape for targets in seen} == {(32, 10)}
     assert len({t[t > 0].min().item() for t in seen}) == len(seen)  # other shares in each
 
@@ -158,7 +185,16 @@ def test_rows_after_the_checkpoint_and_torn_ones_are_written_again(
     net.choose({"blocks.1": net.switches["blocks.1"].labels[0]})
     feed = tiny.make_feed(recipe)
     with pytest.raises(Stopped):
-        train(net, step_of(net, 5), feed, recipe.supernet, seed=3, folder=folder, progress=Silent())
+        train(
+            net,
+            step_of(net, 5),
+            feed,
+            recipe.supernet,
+            name="supernet",
+            seed=3,
+            folder=folder,
+            progress=Silent(),
+        )
     with (folder / "figures.jsonl").open("a") as file:
         file.write('{"step": 10, "lr": 1}\n{"step": 13, "l')
     run(tiny_model, recipe, folder)
@@ -226,6 +262,7 @@ def test_a_gradient_that_is_no_number_ends_it(tiny_model: str, tmp_path: Path) -
             step,
             tiny.make_feed(recipe),
             recipe.supernet,
+            name="supernet",
             seed=3,
             folder=folder,
             progress=Silent(),
@@ -251,7 +288,16 @@ def test_frozen_norms_mean_that_the_network_trains_as_it_is_deployed(
         F.cross_entropy(net(images), labels).backward()
         return {}
 
-    train(net, step, feed, recipe.supernet, seed=3, folder=tmp_path, progress=Silent())
+    train(
+        net,
+        step,
+        feed,
+        recipe.supernet,
+        name="supernet",
+        seed=3,
+        folder=tmp_path,
+        progress=Silent(),
+    )
     assert set(noise) == {norms == "train"}
     changed = [
         not torch.equal(t, statistics[n]) for n, t in net.weights().items() if n in statistics

@@ -1,6 +1,7 @@
 """Finding blocks: a model becomes a list of sites, each unusable block with its reason."""
 
-from updp.blocks.find import Findings, Unusable, find
+from updp.blocks.find import find
+from updp.blocks.findings import Findings, Unusable
 from updp.blocks.reading.linear import LinearStep
 from updp.blocks.reading.site import Site
 from updp.blocks.reading.steps import (

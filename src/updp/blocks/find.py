@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from updp.blocks.findings import Findings, Unusable
 from updp.blocks.reading.chain import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
@@ -24,24 +24,6 @@ from updp.blocks.tracing.region import Region, residual_regions, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone
 
 Values = list[dict[str, Any]]  # of each node by name, for each call of a module
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """A block that cannot be pruned, and why."""
-
-    name: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What was found in one model; `graphs` holds each block's own traced graph."""
-
-    sites: tuple[Site, ...]
-    unusable: tuple[Unusable, ...]
-    graphs: dict[str, fx.Graph]
 
 
 def find(model: nn.Module, example: Tensor) -> Findings:

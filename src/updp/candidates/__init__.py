@@ -6,18 +6,14 @@ from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
 from updp.candidates.inherit.candidate import Inherit, baseline_macs, propose
 from updp.candidates.narrow.candidate import Narrow
-from updp.candidates.offer import Offer, Offers, dropped_alone, planned, selected, shallower
-from updp.candidates.offers import choose
+from updp.candidates.offers import Offer, Offers, make_offers, offers_within
 from updp.candidates.parts.merged_block import MergedBlock
-from updp.candidates.registry import KINDS, from_json, proposals, register_candidate
-from updp.fit.fitting import FitTask
-from updp.fit.repair import operator_repair, site_repairs
+from updp.candidates.registry import KINDS, from_json, planned, proposals, register_candidate
 
 __all__ = [
     "KINDS",
     "Candidate",
     "Drop",
-    "FitTask",
     "FoldNorm",
     "Form",
     "Fuse",
@@ -28,15 +24,11 @@ __all__ = [
     "Offer",
     "Offers",
     "baseline_macs",
-    "choose",
-    "dropped_alone",
     "from_json",
-    "operator_repair",
+    "make_offers",
+    "offers_within",
     "planned",
     "proposals",
     "propose",
     "register_candidate",
-    "selected",
-    "shallower",
-    "site_repairs",
 ]

@@ -4,22 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 from torch import nn
 
 from updp.blocks import Findings, Site, Unusable
 from updp.candidates.base import Candidate
-from updp.candidates.offer import Offer, Offers, dropped_alone
-from updp.candidates.registry import proposals
+from updp.candidates.drop import Drop
+from updp.candidates.registry import Unknown, from_json, proposals
 from updp.candidates.timing import Timed, time_site
+from updp.errors import UserError
 from updp.measure import LatencyTable
 from updp.recipe import Recipe
 
 _ALONE = "it can only be left out, and its block has a branch that merges: candidates.drop=always"
 
 
-def choose(
+class Offer(BaseModel):
+    """A candidate of a site with its cost.
+
+    MACs are for one image, milliseconds for one batch; `keep` is the baseline's form. `noise_ms` is
+    half of the interquartile range of what the candidate saves. `weights` are bytes of parameters
+    and buffers; `memory` is what a batch takes at the site's worst moment beside its input, in
+    bytes. Both are of float32.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    site: str
+    kind: str
+    shape: tuple[int, ...]
+    candidate: Candidate
+    parameters: int
+    keep_parameters: int
+    weights: int
+    keep_weights: int
+    memory: int
+    macs: int
+    keep_macs: int
+    ms: float
+    keep_ms: float
+    speedup: float
+    noise_ms: float
+
+    @property
+    def saved_ms(self) -> float:
+        """Milliseconds that a batch takes less when the site is pruned."""
+        return self.keep_ms - self.ms
+
+    @field_validator("candidate", mode="before")
+    @classmethod
+    def _made(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        try:
+            return from_json(value)
+        except UserError:  # a report reads runs with candidates that nobody registered here
+            return Unknown(value)
+
+    @field_serializer("candidate")
+    def _described(self, candidate: Candidate) -> dict[str, Any]:
+        return candidate.to_json()
+
+
+Offers = dict[str, tuple[Offer, ...]]  # of each site, the preferred one first
+
+
+def make_offers(
     model: nn.Module,
     findings: Findings,
     recipe: Recipe,
@@ -53,6 +106,46 @@ def choose(
         refused += [Unusable(s.name, s.kind, f"{_ALONE} ({s.why})") for s in gone]
         offers = kept
     return offers, refused
+
+
+def offers_within(offers: Offers, recipe: Recipe) -> Offers:
+    """Those that the recipe's budget admits: one that counts blocks is one of depth."""
+    if recipe.candidates.follow_budget and recipe.counts_blocks:
+        offers = shallower(offers)
+        if recipe.candidates.drop is None:
+            offers = dropped_alone(offers)
+    return offers
+
+
+def shallower(offers: Offers) -> Offers:
+    """Those that take depth away, and the sites that have one."""
+    found = {n: tuple(o for o in of if o.candidate.shallower) for n, of in offers.items()}
+    return {name: of for name, of in found.items() if of}
+
+
+def dropped_alone(offers: Offers) -> Offers:
+    """All but what leaves out a branch that does not merge, where another of its block does."""
+    merges = {
+        name
+        for name, of in offers.items()
+        if any(o.candidate.shallower and not _is_drop(o) for o in of)
+    }
+    blocks = {_block(name) for name in merges}
+    found = {
+        name: tuple(o for o in of if not _is_drop(o))
+        if name not in merges and _block(name) in blocks
+        else of
+        for name, of in offers.items()
+    }
+    return {name: of for name, of in found.items() if of}
+
+
+def _is_drop(offer: Offer) -> bool:
+    return isinstance(offer.candidate, Drop)
+
+
+def _block(site: str) -> str:
+    return site.partition(":")[0]
 
 
 def _why(site: Site, timed: Sequence[Timed]) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from torch import fx, nn
 
-from updp.blocks import Site
-from updp.candidates.base import Candidate
+from updp.blocks import Findings, Site
+from updp.candidates.base import Candidate, Form
 from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
 from updp.candidates.inherit.candidate import Inherit
 from updp.candidates.narrow.candidate import Narrow
 from updp.errors import UserError, reason
+from updp.plan import Plan
 from updp.recipe import CandidateSettings
 
 K = TypeVar("K", bound=type[Candidate])
@@ -50,3 +52,64 @@ def from_json(data: dict[str, Any]) -> Candidate:
         return kind.from_json(data)
     except (KeyError, TypeError) as error:
         raise UserError(f"candidate {data} is not understood: {reason(error)}") from error
+
+
+def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
+    """The plan's candidate for each site that it prunes.
+
+    Raises UserError for a plan that does not fit the model, as one written by hand may not.
+    """
+    sites = {site.name: site for site in findings.sites}
+    candidates: dict[str, tuple[Candidate, ...]] = {}
+    for name, label in plan.choices.items():
+        if name not in sites:
+            raise UserError(f"the plan prunes {name!r}, which is no site of this model")
+        if name not in plan.candidates:
+            raise UserError(f"the plan names no candidate for {name!r}")
+        candidate = from_json(plan.candidates[name])
+        if candidate.label != label or not candidate.fits(sites[name]):
+            raise UserError(f"the plan's candidate {label!r} does not fit the site {name!r}")
+        candidates[name] = (candidate,)
+    return candidates
+
+
+@dataclass(frozen=True)
+class Unknown(Candidate):
+    """A candidate of a kind that is not registered here: it can be shown, and not be built."""
+
+    kind: ClassVar[str] = "unknown"
+    data: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Its kind, as it was written."""
+        return str(self.data.get("kind"))
+
+    @property
+    def rank(self) -> int:
+        """It is never preferred."""
+        return 1000
+
+    @classmethod
+    def propose(
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
+    ) -> Iterator[Unknown]:
+        """None."""
+        return iter(())
+
+    def fits(self, site: Site) -> bool:
+        """No site."""
+        return False
+
+    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
+        """Raises UserError: nobody knows how."""
+        raise UserError(f"candidate kind {self.label!r} is unknown: there are {', '.join(KINDS)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As it was written."""
+        return self.data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Unknown:
+        """The inverse of `to_json`."""
+        return cls(data)

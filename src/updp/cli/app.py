@@ -43,8 +43,8 @@ from updp.cli.remembered import about, read_plan, teacher_of, weights_of
 from updp.cli.report import report
 from updp.cli.tables import print_front, print_inspection, print_result
 from updp.errors import ExportError, MergeError, UserError
-from updp.run.inputs import make_job
-from updp.run.pipeline import Run
+from updp.run.inputs import open_inputs
+from updp.run.pipeline import open_run_directory
 
 app = typer.Typer(
     name="updp",
@@ -134,31 +134,34 @@ def _add(name: str, text: str) -> None:
         with Bars(console) as bars:
             names = about(out, "model", model), about(out, "data", data)
             taught_by, taught_with = teacher_of(teacher, teacher_weights, out, model)
-            job = make_job(
+            inputs = open_inputs(
                 *names,
                 chosen,
-                weights_of(weights, out, model),
-                device,
-                bars,
-                read_plan(plan),
-                pick,
+                weights=weights_of(weights, out, model),
+                device=device,
+                plan=read_plan(plan),
+                pick=pick,
                 teacher=taught_by,
                 teacher_weights=taught_with,
                 tensorboard=tensorboard,
+                progress=bars,
             )
-            run = Run(job, out, last=last, fresh=first if fresh else "")
+            run = open_run_directory(inputs, out, last=last, fresh=first if fresh else "")
             if worker:
-                run.work()
+                run.join_search()
+            elif everything:
+                run.until("merge")
             else:
-                (run.run if everything else getattr(run, name))()
+                run.only(name)
+        directory = run.directory
         if worker:
             console.print("search: there are enough plans; `updp search` takes the best of them")
         elif last == "merge":
-            print_result(console, run.result(), run.plan(), run.directory.path)
+            print_result(console, directory.result(), directory.plan(), directory.path)
         else:
-            if name == "search" and job.plan is None:
-                print_front(console, run.outcome())
-            console.print(f"{name}: done, in {run.directory.stage(name)}")
+            if name == "search" and inputs.plan is None:
+                print_front(console, directory.search_result())
+            console.print(f"{name}: done, in {directory.stage(name)}")
 
     command.__doc__ = text
     app.command(name)(command)

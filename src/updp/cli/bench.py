@@ -101,7 +101,7 @@ def bench(
         try:
             for record in measure(pair, grid, target, kept, rounds, bars):
                 if file is not None and record.measured:
-                    record.write(file)
+                    record.save(file)
         except KeyboardInterrupt:
             stopped = True
     if record is not None:

@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from updp.api import Inspection
+from updp.measure import Timing
 from updp.plan import Plan
-from updp.run.result import ModelFigures, Result, Timing
+from updp.run.records import ModelFigures, Result
 from updp.search.outcome import ScoredPlan, SearchResult
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from updp.data import Augment, Batches, Preprocess, Source, hold_out
 from updp.errors import UserError
+from updp.io.seeds import mix
 from updp.recipe import DataSettings
 
 CALIBRATED = 256  # images that BatchNorm statistics are estimated from
@@ -32,7 +33,7 @@ class Feed:
         device: torch.device,
     ) -> None:
         self.preprocess, self.device, self.seed = preprocess, device, seed
-        self.classes = len(source.classes)
+        self.classes, self.image_size = len(source.classes), source.image_size
         images = len(source.train)
         held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
         count = min(1000, images // 4) if recipe.calibration is None else recipe.calibration
@@ -121,14 +122,3 @@ class Feed:
 
     def _move(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return images.to(self.device), labels.to(self.device)
-
-
-def mix(*numbers: int) -> int:
-    """One seed from several numbers, such that near ones give unrelated seeds."""
-    state = 0
-    for number in numbers:  # splitmix64 (Steele et al., 2014)
-        state = (state + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-        state ^= state >> 31
-    return state >> 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,11 +35,6 @@ class Fitted:
     strength: float | None
     rows: int
     channels: Tensor | None = None
-
-    def figures(self) -> dict[str, Any]:
-        """Plain data, without the operator."""
-        aside = ("operator", "channels")
-        return {key: value for key, value in vars(self).items() if key not in aside}
 
 
 class Regression:

@@ -1,28 +1,74 @@
-"""A JSON file that `updp` wrote, read and checked: users copy, cut and edit them."""
+"""JSON files of a run directory: each has a schema, a format number and one place.
+
+Users copy, cut and edit these files, so whatever is wrong with one is said in one line.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from updp.errors import UserError, reason
+from updp.io.files import write_json
 
-T = TypeVar("T")
+FORMAT = 1  # of every file; another number is another schema
 
 
-def read_checked(path: Path, model: type[T]) -> T:
-    """What the file holds, as `model` has it; further fields are left out.
+class Record(BaseModel):
+    """The schema of one JSON file; `FILE` is its path in the run directory.
 
-    Raises UserError that names the file, and the first field that is not as it should be.
+    Further fields of a file are left out, so that a later version may add some.
     """
-    try:
-        return TypeAdapter(model).validate_python(json.loads(path.read_text()))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "it"
-        raise UserError(f"'{path}' is not what updp writes: {field}: {first['msg']}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read: {reason(error)}") from error
+
+    model_config = ConfigDict(frozen=True)
+
+    FILE: ClassVar[str]
+    WHAT: ClassVar[str] = "what updp writes"  # in messages
+    format: int = FORMAT
+
+    @classmethod
+    def path(cls, run: Path) -> Path:
+        """Where the file is in the run directory `run`."""
+        return run / cls.FILE
+
+    @classmethod
+    def read(cls, run: Path) -> Self:
+        """What the run directory holds. Raises UserError that names file and field."""
+        return cls.read_file(cls.path(run))
+
+    @classmethod
+    def read_if_there(cls, run: Path) -> Self | None:
+        """The same, or None where the run has no such file."""
+        return cls.read(run) if cls.path(run).exists() else None
+
+    @classmethod
+    def read_file(cls, path: Path) -> Self:
+        """What a file anywhere holds. Raises UserError that names file and field."""
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"'{path}' cannot be read: {reason(error)}") from error
+        return cls.checked(data, f"'{path}'")
+
+    @classmethod
+    def checked(cls, data: Any, source: str) -> Self:
+        """The record in plain data. Raises UserError that names `source` and the first field."""
+        given = data.get("format") if isinstance(data, dict) else None
+        if isinstance(data, dict) and given != FORMAT:
+            raise UserError(
+                f"{source} is not {cls.WHAT}: its format is {given!r}, and this version "
+                f"reads {FORMAT}"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "it"
+            raise UserError(f"{source} is not {cls.WHAT}: {field}: {first['msg']}") from error
+
+    def write(self, run: Path) -> None:
+        """Write the file atomically."""
+        write_json(self.path(run), self.model_dump(mode="json"))

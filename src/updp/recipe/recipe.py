@@ -107,9 +107,10 @@ class Recipe(Part):
         return self.budget is None or [*self.budget.model_dump(exclude_none=True)] == ["blocks"]
 
     def decisive(self) -> dict[str, Any]:
-        """Plain data, without how often latency is measured and where a search is kept."""
-        aside = {"measure": {"rounds", "cache"}, "search": {"storage", "reuse_mb"}}
-        return self.model_dump(mode="json", exclude=aside)
+        """Plain data, without what decides no outcome."""
+        data = self.model_dump(mode="json")
+        parts = {name: part for name, part in self if isinstance(part, Part)}
+        return data | {name: part.decisive() for name, part in parts.items()}
 
     def hash(self) -> str:
         """Sha256 of what decides the outcome."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,12 @@ class Part(BaseModel):
     """Plain data that cannot be changed; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    ASIDE: ClassVar[frozenset[str]] = frozenset()  # fields that decide no outcome
+
+    def decisive(self) -> dict[str, Any]:
+        """Plain data, without what decides no outcome."""
+        return self.model_dump(mode="json", exclude=set(self.ASIDE))
 
 
 class DataSettings(Part):
@@ -93,6 +99,7 @@ class FitSettings(Part):
 class MeasureSettings(Part):
     """How latency is measured."""
 
+    ASIDE: ClassVar[frozenset[str]] = frozenset({"rounds", "cache"})
     batch_size: int = Field(32, ge=1)
     rounds: int = Field(11, ge=3, description="interleaved repetitions; median and IQR of them")
     runtime: Literal["eager", "compile", "onnxruntime", "openvino"] = Field(
@@ -110,6 +117,7 @@ class MeasureSettings(Part):
 class SearchSettings(Part):
     """Stage 2."""
 
+    ASIDE: ClassVar[frozenset[str]] = frozenset({"storage", "reuse_mb"})
     searcher: Literal["bayes", "genetic", "greedy", "milp", "random"] = "bayes"
     evaluations: int = Field(
         200, ge=1, description="plans scored at most, beside each candidate of each site alone"

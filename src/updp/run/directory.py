@@ -2,33 +2,38 @@
 
 run.json            model, data, device, versions, command
 recipe.yaml         the recipe
-sites.json          sites, candidates and their cost
-supernet/ search/ subnet/ merge/
+sites/ supernet/ search/ subnet/ merge/
     key.json        what the stage was made from
     figures.jsonl   its figures, one JSON object a line
     ...             its weights, study or checks; `done.json` when it has ended
 plan.json  model.safetensors  result.json
-export/ bench/      what `updp export`, `quantise` and `bench` made of them, with their records
+export/ bench/      what `updp export`, `quantize` and `bench` made of them, with their records
 picks/              run directories for other points of the search's front
+
+What the JSON files hold is in `records`.
 """
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from updp.errors import UserError
-from updp.io.files import TEMPORARY, read_json, write_bytes, write_json, write_text
+from updp.io.files import TEMPORARY, read_json, write_bytes, write_text
+from updp.plan import Plan
+from updp.recipe import Recipe
+from updp.run.records import Done, Result, RunRecord
+from updp.run.result import MODEL, RESULT
+from updp.search import SearchResult
+from updp.stages.context import STAGES, StageKey
 
-STAGES = ("sites", "supernet", "search", "subnet", "merge")
-RESULTS = ("plan.json", "model.safetensors", "result.json")
+PLAN = "plan.json"
+RESULTS = (PLAN, MODEL, RESULT)
 SHIPPED = ("export", "bench", "report.html", "report.md")  # what was made of the results
 
 
@@ -48,25 +53,24 @@ class RunDirectory:
 
     def done(self, name: str) -> None:
         """Mark the stage as ended; its checkpoint has served."""
-        write_json(self.stage(name) / "done.json", {})
+        Done().write(self.stage(name))
         (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
 
-    def describe(self, description: Mapping[str, Any], recipe: str) -> None:
+    def describe(self, record: RunRecord, recipe: Recipe) -> None:
         """Write `run.json`, once for every start from the beginning, and `recipe.yaml`.
 
         Only the teacher may change without such a start, for stage 3 is the first that it teaches.
         """
-        file = self.path / "run.json"
-        if not (self.is_done(STAGES[0]) and file.exists()):
-            write_json(file, description)
+        if self.is_done(STAGES[0]) and RunRecord.path(self.path).exists():
+            known = RunRecord.read(self.path)
+            taught = {name: getattr(record, name) for name in ("teacher", "teacher_weights")}
+            if (record := known.model_copy(update=taught)) != known:
+                record.write(self.path)
         else:
-            known = read_json(file)
-            teacher = {name: description.get(name, "") for name in ("teacher", "teacher_weights")}
-            if any(known.get(name, "") != value for name, value in teacher.items()):
-                write_json(file, known | teacher)
-        write_text(self.path / "recipe.yaml", recipe)
+            record.write(self.path)
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
 
-    def claim(self, keys: Mapping[str, Mapping[str, Any]], last: str) -> None:
+    def claim(self, keys: Mapping[str, StageKey], last: str) -> None:
         """Check that stages up to `last` were made from `keys`; nothing is changed.
 
         Raises:
@@ -76,7 +80,8 @@ class RunDirectory:
         self._check_ours()
         for name in STAGES[: STAGES.index(last) + 1]:
             file = self.stage(name) / "key.json"
-            if file.exists() and (difference := _difference(read_json(file), keys[name])):
+            key = keys[name].model_dump(mode="json")
+            if file.exists() and (difference := _difference(read_json(file), key)):
                 field, there, here = difference
                 command = "prune" if name in STAGES[:2] else name
                 raise UserError(
@@ -84,11 +89,26 @@ class RunDirectory:
                     f"here; give another folder, or start over with `updp {command} --fresh`"
                 )
 
-    def begin(self, name: str, key: Mapping[str, Any]) -> Path:
-        """The stage's folder, with its key written."""
-        folder = self.stage(name)
-        write_json(folder / "key.json", key)
-        return folder
+    def begin(self, key: StageKey) -> None:
+        """Make the folder of the key's stage, with the key in it."""
+        key.write(self.path)
+
+    def plan(self) -> Plan:
+        """The plan that stage 2 left. Raises UserError before it did."""
+        path = self.stage("search") / PLAN
+        if not path.exists():
+            raise UserError(f"'{self.path}' has no plan yet: run `updp search` first")
+        return Plan.read_file(path)
+
+    def search_result(self) -> SearchResult:
+        """All that stage 2 scored, and its front. Raises UserError before it ended."""
+        if not SearchResult.path(self.path).exists():
+            raise UserError(f"'{self.path}' has no finished search: run `updp search`")
+        return SearchResult.read(self.path)
+
+    def result(self) -> Result:
+        """The figures that stage 4 left."""
+        return Result.read(self.path)
 
     def publish(self, stage: str, *names: str) -> None:
         """Put a stage's results at the top of the run directory."""
@@ -163,18 +183,11 @@ class RunDirectory:
             )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    packages = ("updp", "torch", "torchvision", "timm", "optuna", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
 def _difference(there: Any, here: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    if isinstance(there, dict) and isinstance(here, Mapping):
+    if isinstance(there, dict) and isinstance(here, dict):
         for name in [*there, *(n for n in here if n not in there)]:
             inner = f"{path}.{name}" if path else name
             if found := _difference(there.get(name), here.get(name), inner):
                 return found
         return None
-    plain = list(here) if isinstance(here, tuple) else here
-    return None if there == plain else (path, repr(there), repr(plain))
+    return None if there == here else (path, repr(there), repr(here))

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel
 from torch import nn
 
+from updp.data import Source
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.progress import Progress
-from updp.io.records import read_checked
 from updp.models import hash_state
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.inputs import Data, make_job
-from updp.run.load import About, load
-from updp.run.result import Result
+from updp.run.inputs import Data, open_inputs
+from updp.run.load import load
+from updp.run.records import Result, RunRecord
+from updp.stages.sites import SitesKey
 
 _FILES = (
     "run.json",
@@ -30,13 +30,6 @@ _FILES = (
 )
 
 
-class Key(BaseModel):
-    """The hashes of the model's state and of the data that a run was made from."""
-
-    weights: str
-    data: str
-
-
 @dataclass(frozen=True)
 class Finished:
     """Both models are in evaluation mode, on the feed's device.
@@ -45,7 +38,7 @@ class Finished:
     """
 
     path: Path
-    about: About
+    record: RunRecord
     recipe: Recipe
     plan: Plan
     result: Result
@@ -74,13 +67,13 @@ def check_finished(run: str | Path) -> Path:
 
 def check_weights(
     path: Path, baseline: nn.Module, model: nn.Module | str, file: str | Path | None
-) -> Key:
+) -> SitesKey:
     """What the run was made from, where `baseline` has its weights.
 
     `model` is what the baseline was opened as, and `file` what its weights are from, if they are.
     Raises UserError that names what has other weights.
     """
-    key = read_checked(path / "sites" / "key.json", Key)
+    key = SitesKey.read(path)
     if key.weights == hash_state(baseline):
         return key
     if isinstance(model, nn.Module):
@@ -108,31 +101,40 @@ def open_run(
     Raises UserError: the run has not ended, or model or data are not what it was made from.
     """
     path = check_finished(run)
-    about, recipe = read_checked(path / "run.json", About), Recipe.load(path / "recipe.yaml")
-    plan = read_checked(path / "plan.json", Plan)
-    result = read_checked(path / "result.json", Result)
-    if model is None and not about.model:
+    record, recipe = RunRecord.read(path), Recipe.load(path / "recipe.yaml")
+    plan, result = Plan.read(path), Result.read(path)
+    if model is None and not record.model:
         raise UserError(f"'{path}' was made from a module: pass it as model")
-    if data is None and not about.data:
+    if data is None and not record.data:
         raise UserError(f"'{path}' was made from loaders: pass them as data")
-    file = about.weights_for(model, weights)
-    job = make_job(model or about.model, data or about.data, recipe, file, device, progress)
-    key = check_weights(path, job.model, model or about.model, file)
-    if key.data != job.source.fingerprint:
-        opened, advice = f"'{data or about.data}' has", "give that with --data"
-        if isinstance(data, tuple):
-            opened, advice = "the loaders have", "give those that it was made from"
-        raise UserError(f"'{path}' was made from other data than {opened}: {advice}")
-    baseline = job.model.to(job.device).eval()
+    file = record.weights_for(model, weights)
+
+    def check(opened: nn.Module, source: Source) -> None:
+        key = check_weights(path, opened, model or record.model, file)
+        if key.data != source.fingerprint:
+            what, advice = f"'{data or record.data}' has", "give that with --data"
+            if isinstance(data, tuple):
+                what, advice = "the loaders have", "give those that it was made from"
+            raise UserError(f"'{path}' was made from other data than {what}: {advice}")
+
+    inputs = open_inputs(
+        model or record.model,
+        data or record.data,
+        recipe,
+        weights=file,
+        device=device,
+        progress=progress,
+        check=check,
+    )
     return Finished(
         path,
-        about,
+        record,
         recipe,
         plan,
         result,
-        baseline,
-        load(path, baseline),
-        job.feed(),
-        tuple(job.source.classes),
-        tuple(job.source.image_size),
+        inputs.baseline,
+        load(path, inputs.baseline),
+        inputs.feed,
+        inputs.classes,
+        inputs.feed.image_size,
     )

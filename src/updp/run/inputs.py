@@ -1,41 +1,52 @@
-"""From names to a job: the model loaded, the data opened, the device checked."""
+"""All that the user gave for a run, opened and checked in one call."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from updp.data import Source, from_loaders, model_input_size, open_source
+from updp.data import Source, from_loaders, model_input_size, open_source, preprocess_for
+from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
 from updp.io.tracking import Board
-from updp.models import load_model
-from updp.models.teacher import BASELINE, load_teacher
+from updp.models import hash_state, load_model, num_outputs
+from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.job import Job
+from updp.stages.context import InputHashes, InputNames, RunInputs
 
 Data = str | Path | tuple[DataLoader, DataLoader]
 
 
-def make_job(
+def open_inputs(
     model: nn.Module | str,
     data: Data,
     recipe: Recipe,
+    *,
     weights: str | Path | None = None,
     device: str | None = None,
-    progress: Progress | None = None,
     plan: Plan | None = None,
     pick: str | None = None,
-    *,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
     tensorboard: str | Path | None = None,
-) -> Job:
-    """Load the model and open the data. Raises UserError."""
+    progress: Progress | None = None,
+    check: Callable[[nn.Module, Source], None] = lambda model, source: None,
+) -> RunInputs:
+    """Load the model and the teacher, open the data, and check that all of it goes together.
+
+    Nothing is written, and the user's module stays as it is. The arguments are those of
+    `updp.prune`; `check` may refuse model and data before anything is made of them.
+
+    Raises:
+        UserError: something is not there, cannot be used, or does not go with the rest.
+    """
     board = Board(tensorboard)  # before anything that takes time
     target, size = as_device(device), recipe.data.input_size
     if isinstance(model, nn.Module):
@@ -47,22 +58,41 @@ def make_job(
         name = model
         source = _open(data, size or model_input_size(load_model(model, seed=recipe.seed)))
         module = _trained(model, weights, len(source.classes), recipe.seed)
+    check(module, source)
     named = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
-    return Job(
-        module,
+    names = InputNames(
         name,
-        source,
-        "" if isinstance(data, tuple) else str(data),
-        recipe,
-        target,
-        progress or Silent(),
         "" if weights is None else str(weights),
-        plan,
-        pick or "",
-        load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed),
+        "" if isinstance(data, tuple) else str(data),
         named,
         "" if teacher_weights is None else str(teacher_weights),
-        board,
+    )
+    other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
+    feed = _feed(module, source, recipe, target)
+    baseline = copy.deepcopy(module).to(target).eval()
+    _check_classes(baseline, source, names)
+    hashes = InputHashes(
+        hash_state(module), source.fingerprint, "" if other is None else hash_state(other)
+    )
+    return RunInputs(
+        names=names,
+        hashes=hashes,
+        baseline=baseline,
+        classes=source.classes,
+        feed=feed,
+        recipe=recipe,
+        plan=plan,
+        pick=pick or "",
+        teacher=make_teacher(
+            other,
+            named or type(other).__name__,
+            recipe,
+            feed.preprocess,
+            len(source.classes),
+            normalised=source.train[0][0].is_floating_point(),
+        ),
+        progress=progress or Silent(),
+        board=board,
     )
 
 
@@ -82,7 +112,7 @@ def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> 
     try:
         return load_model(name, weights=file, num_classes=classes, seed=seed)
     except UserError:
-        try:  # weights for other classes: the run will say so, better than their keys do
+        try:  # weights for other classes: the check of classes says so, better than their keys do
             return load_model(name, weights=file, seed=seed)
         except UserError:
             pass
@@ -93,3 +123,25 @@ def _open(data: Data, size: tuple[int, int, int] | None) -> Source:
     if isinstance(data, tuple):
         return from_loaders(*data)
     return open_source(str(data), input_size=size)
+
+
+def _feed(model: nn.Module, source: Source, recipe: Recipe, device: torch.device) -> Feed:
+    """The data as the recipe splits it and the model takes it."""
+    settings = recipe.data
+    preprocess = preprocess_for(
+        model,
+        source.image_size,
+        mean=settings.mean,
+        std=settings.std,
+        input_size=settings.input_size,
+    )
+    return Feed(source, preprocess, settings, seed=recipe.seed, device=device)
+
+
+def _check_classes(model: nn.Module, source: Source, names: InputNames) -> None:
+    outputs = num_outputs(model, source.image_size)
+    if outputs != len(source.classes):
+        raise UserError(
+            f"model '{names.model}' has {outputs} classes and data '{names.data}' "
+            f"{len(source.classes)}: give a model made for these classes"
+        )

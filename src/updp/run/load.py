@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel
 from safetensors import SafetensorError
 from torch import nn
 
@@ -14,27 +13,10 @@ from updp.blocks import find
 from updp.candidates import planned
 from updp.errors import UserError, reason
 from updp.io.files import read_tensors
-from updp.io.records import read_checked
 from updp.models import load_model
 from updp.plan import Plan
+from updp.run.records import RunRecord
 from updp.supernet import Supernet
-
-
-class About(BaseModel):
-    """What `run.json` says of model and data; what came from Python has no name."""
-
-    model: str
-    weights: str = ""
-    data: str
-    classes: list[str]
-    input_shape: tuple[int, ...]
-
-    def weights_for(
-        self, model: nn.Module | str | None, weights: str | Path | None
-    ) -> str | Path | None:
-        """The file to open: `weights` if given; the run's own are for the run's own model."""
-        own = self.weights if model in (None, self.model) else ""
-        return weights or own or None
 
 
 def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -47,13 +29,12 @@ def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
     for name in ("run.json", "plan.json", "model.safetensors"):
         if not (path / name).exists():
             raise UserError(f"'{path}' holds no finished run: there is no {name}")
-    about = read_checked(path / "run.json", About)
+    record = RunRecord.read(path)
     if model is None:
-        if not about.model:
+        if not record.model:
             raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
-        model = load_model(about.model, num_classes=len(about.classes))
-    plan = Plan.from_json((path / "plan.json").read_text(), str(path / "plan.json"))
-    merged = skeleton(model, about.input_shape, plan)
+        model = load_model(record.model, num_classes=len(record.classes))
+    merged = skeleton(model, record.input_shape, Plan.read(path))
     try:
         merged.load_state_dict(read_tensors(path / "model.safetensors")[0])
     except (SafetensorError, OSError) as error:

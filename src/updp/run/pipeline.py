@@ -1,357 +1,152 @@
-"""The four stages in order, on one run directory; a stage that has ended is skipped."""
+"""The stages in order, on one run directory; one that has ended is skipped."""
 
 from __future__ import annotations
 
-import copy
-import json
 import time
-from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 
-from updp.blocks import Findings
-from updp.candidates import Offers
 from updp.errors import UserError
-from updp.io.files import read_json, read_tensors, write_json, write_tensors, write_text
 from updp.io.progress import duration
-from updp.io.tracking import Board
-from updp.models import num_outputs
-from updp.models.teacher import make_teacher
 from updp.plan import Plan
-from updp.run.curves import draw_result
-from updp.run.directory import STAGES, RunDirectory
-from updp.run.job import Job
+from updp.run.directory import PLAN, RunDirectory
 from updp.run.load import load
-from updp.run.result import Result, make_result
-from updp.search import Limits, Space, Task, limits_of
-from updp.search import outcome as outcomes
-from updp.search.front_plot import plot_front
-from updp.search.outcome import SearchResult
-from updp.stages import merge as merge_stage
-from updp.stages import subnet as subnet_stage
-from updp.stages import supernet as supernet_stage
-from updp.stages import verify as verify_stage
-from updp.stages.nets import findings_of, make_net
-from updp.stages.search import Choosing
-from updp.stages.sites import WHOLE_STEPS, read_offers, read_space, survey
-from updp.supernet import Supernet, fit_candidates, fit_plan
-from updp.training.batchnorm import recalibrate
+from updp.run.records import Result, RunRecord
+from updp.run.result import MODEL, RESULT, write_table
+from updp.search import pick
+from updp.stages import merge, search, sites, subnet, supernet
+from updp.stages.context import STAGES, Context, RunInputs, StageKey
+
+# Each has `make_key`, `check` (what can be refused before anything is written) and `run`.
+_MODULES: dict[str, ModuleType] = {
+    "sites": sites,
+    "supernet": supernet,
+    "search": search,
+    "subnet": subnet,
+    "merge": merge,
+}
 
 
 class Run:
-    """A job on its run directory. Each stage can be called alone once those before it ended."""
+    """One run: its inputs, its run directory, and the keys of its stages."""
 
-    def __init__(self, job: Job, out: Path, *, last: str = "merge", fresh: str = "") -> None:
-        """Check everything that can be checked before work begins; nothing is written.
+    def __init__(self, inputs: RunInputs, out: Path) -> None:
+        self.inputs, self.directory = inputs, RunDirectory(out)
+        self.context = Context(**vars(inputs), root=out)
+        self.context.keys = make_keys(self.context)
 
-        `last` is the last stage that will be asked for; `fresh` names a stage to start over from.
+    def until(self, last: str = "merge") -> None:
+        """Run all stages up to `last`, those that have ended left out.
 
-        Raises UserError: data and model do not agree, or `out` holds another run.
+        Raises UserError for a budget out of reach before anything is fitted or trained.
         """
-        self.job, self.recipe, self.progress = job, job.recipe, job.progress
-        self.board = job.board
-        self.directory = RunDirectory(out)
-        self.shape = job.source.image_size
-        self.feed = job.feed()
-        # The user's module stays as it is.
-        self.baseline = copy.deepcopy(job.model).to(job.device).eval()
-        outputs = num_outputs(self.baseline, self.shape)
-        if outputs != len(job.source.classes):
-            raise UserError(
-                f"model '{job.model_name}' has {outputs} classes and data '{job.data_name}' "
-                f"{len(job.source.classes)}: give a model made for these classes"
-            )
-        self.teacher = make_teacher(
-            job.teacher,
-            job.teacher_name or type(job.teacher).__name__,
-            self.recipe,
-            self.feed.preprocess,
-            len(job.source.classes),
-            normalised=job.source.train[0][0].is_floating_point(),
-        )
-        self.keys = job.keys()
-        self._net: Supernet | None = None
-        if job.pick:
-            self._pick()
-            if fresh in STAGES[:3]:  # which are the other run's
-                fresh = "subnet"
-        if fresh:
-            if before := STAGES.index(fresh):
-                self.directory.claim(self.keys, STAGES[before - 1])
-                if self.recipe.budget and self.directory.is_done("sites"):
-                    self._limits()  # before anything is lost
-            self.directory.clear(fresh)
-        self.directory.claim(self.keys, last)
+        searches = STAGES.index(last) >= STAGES.index("search")
+        if searches:
+            self.context.require_budget()
+        self._run("sites")
+        if searches:
+            search.check(self.context)
+        for name in STAGES[1 : STAGES.index(last) + 1]:
+            self._run(name)
 
-    def run(self) -> tuple[nn.Module, Plan, Result]:
-        """All four stages: the merged model, the plan and the figures."""
-        self._limits()
-        self.supernet()
-        plan = self.search()
-        self.subnet()
-        model, result = self.merge()
-        return model, plan, result
+    def only(self, name: str) -> None:
+        """Run one stage; stage 1 finds the sites, too. Raises UserError where one is missing."""
+        self._need(name)
+        if name == "supernet":
+            self._run("sites")
+        self._run(name)
 
-    def sites(self) -> Offers:
-        """Find and time what can be pruned; decided once per run, for clocks vary."""
-        if not self.directory.is_done("sites"):
-            findings = findings_of(
-                self.baseline, self.job
-            )  # a wrong glob raises; nothing is written yet
-            self._stage("sites", lambda folder: self._survey(folder, findings))
-        offers = read_offers(self._sites_file, self.recipe)
-        if not offers and self.job.plan is None:  # a given plan brings its own
-            raise UserError(
-                f"model '{self.job.model_name}' has no block that can be pruned: "
-                "`updp inspect` says why for each"
-            )
-        return offers
-
-    def supernet(self) -> None:
-        """Stage 1."""
-        self.sites()
-        if not self.directory.is_done("supernet"):
-            self.net()  # a given plan that does not fit raises; nothing is written yet
-
-        def train(folder: Path) -> None:
-            net = self.net()
-            if self.recipe.supernet.start == "fit":
-                images = self.feed.calibration(self.recipe.fit.images)
-                steps = len(net.switches) * (len(images) + 1)
-                self.progress.begin("supernet: fitting candidates", steps)
-                fit_candidates(net, images, self.recipe.fit, self.progress.advance)
-            curves = self.board.curves("supernet")
-            supernet_stage.train(net, self.feed, self.recipe, folder, self.progress, curves)
-
-        self._stage("supernet", train)
-
-    def search(self) -> Plan:
-        """Stage 2."""
+    def join_search(self) -> None:
+        """Score plans beside the process that began the search, until there are enough."""
         self._need("search")
-        self._limits()
-        self._stage("search", self._search)
-        return self.plan()
-
-    def work(self) -> None:
-        """Join the search, which another process may have begun, until it has enough plans.
-
-        That process ends the stage; where there is none, the next `updp search` does.
-        """
-        self._need("search")
-        if self.job.plan is not None:
-            raise UserError("--worker: a run with a --plan does not search")
         if not self.directory.is_done("search"):
-            self._choosing(self.directory.stage("search"), Board()).score()
+            search.check(self.context)
+            search.join(self.context)
 
-    def subnet(self) -> None:
-        """Stage 3."""
-        self._need("subnet")
-        choices = self.plan().choices
+    def results(self) -> tuple[nn.Module, Plan, Result]:
+        """The merged model, the plan and the figures, once stage 4 has ended."""
+        model = load(self.directory.path, self.context.baseline)
+        return model, self.directory.plan(), self.directory.result()
 
-        def train(folder: Path) -> None:
-            start, feed = self.recipe.subnet.start, self.feed
-            net = self.new_net() if start == "baseline" else self.net()
-            if start != "baseline":
-                self._load(net, "supernet")
-            if start == "fit":
-                self._fit(net, choices, folder)
-            if self.recipe.subnet.all_images:
-                feed = feed.with_held_out()
-            own = copy.deepcopy(self.baseline)
-            teacher = own if self.teacher is None else self.teacher.to(self.job.device)
-            curves = self.board.curves("subnet")
-            subnet_stage.train(
-                net, choices, teacher, feed, self.recipe, folder, self.progress, curves
-            )
+    def _run(self, name: str) -> None:
+        stage = _MODULES[name]
+        if name == "search" or not self.directory.is_done(name):
+            stage.check(self.context)
+        if not self.directory.is_done(name):
+            with self.directory.lock():
+                start = time.monotonic()
+                self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)
+                self.directory.begin(self.context.keys[name])
+                done = stage.run(self.context)
+                if name == "merge":
+                    write_table(self.context, *done)
+                self.directory.done(name)
+                self.inputs.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
+        if name == "merge":
+            self.directory.publish("search", PLAN)
+            self.directory.publish("merge", MODEL, RESULT)
 
-        self._stage("subnet", train)
-
-    def merge(self) -> tuple[nn.Module, Result]:
-        """Stage 4, and the final table."""
-        self._need("merge")
-        self._stage("merge", self._merge)
-        self.directory.publish("search", "plan.json")
-        self.directory.publish("merge", "model.safetensors", "result.json")
-        return load(self.directory.path, self.baseline), self.result()
-
-    def net(self) -> Supernet:
-        """The run's supernet, calibrated; made once."""
-        if self._net is None:
-            self._net = self.new_net()
-        return self._net
-
-    def plan(self) -> Plan:
-        """The plan that stage 2 found. Raises UserError before it did."""
-        path = self.directory.stage("search") / "plan.json"
-        if not path.exists():
-            raise UserError(f"'{self.directory.path}' has no plan yet: run `updp search` first")
-        return Plan.from_json(path.read_text(), str(path))
-
-    def result(self) -> Result:
-        """The figures that stage 4 left."""
-        return Result.model_validate(read_json(self.directory.path / "result.json"))
-
-    def outcome(self) -> SearchResult:
-        """All that stage 2 scored, and its front. Raises UserError before it ended."""
-        path = self.directory.stage("search") / "front.json"
-        if not path.exists():
-            raise UserError(f"'{self.directory.path}' has no finished search: run `updp search`")
-        return SearchResult.model_validate(read_json(path))
-
-    @cached_property
-    def space(self) -> Space:
-        """All plans, and what each costs."""
-        self.sites()
-        return read_space(self._sites_file, self.recipe)
-
-    @property
-    def _sites_file(self) -> Path:
-        return self.directory.stage("sites") / "sites.json"
-
-    def _limits(self) -> Limits:
-        """The budget in ms, MACs, parameters and bytes. Raises UserError when out of reach."""
-        if self.job.plan is not None:
-            return Limits()  # it has met its own
-        if self.recipe.budget is None:
-            raise UserError("no budget was given: say how much to prune, such as blocks=6")
-        return limits_of(self.recipe.budget, self.space)
-
-    def _survey(self, folder: Path, findings: Findings) -> None:
-        def copied() -> tuple[nn.Module, Findings]:
-            model = copy.deepcopy(self.baseline)
-            return model, findings_of(model, self.job)
-
-        self.progress.begin("sites: timing candidates", len(findings.sites) + WHOLE_STEPS)
-        found = survey(
-            self.baseline,
-            copied,
-            findings,
-            self.recipe,
-            self.shape,
-            self.job.device,
-            self.progress.advance,
-        )
-        write_json(folder / "sites.json", found)
-
-    def _search(self, folder: Path) -> None:
-        if self.job.plan is not None:
-            write_text(folder / "plan.json", self.job.plan.to_json())
-            return
-        self._write_outcome(folder, self._choosing(folder, self.board).outcome())
-
-    def _choosing(self, folder: Path, board: Board) -> Choosing:
-        net = self.net()
-        self._load(net, "supernet")
-        sites = self._sites_file.read_bytes()
-        key = json.dumps(self.keys["search"], sort_keys=True).encode()
-        return Choosing(
-            Task(self.space, self._limits(), self.recipe.search, self.recipe.seed),
-            net,
-            self.baseline,
-            self.feed,
-            self.shape,
-            self.recipe,
-            sites + key,
-            folder,
-            self.progress,
-            board,
-        )
-
-    def _write_outcome(self, folder: Path, outcome: SearchResult) -> None:
-        hashes = {
-            "model": self.keys["search"]["weights"],
-            "data": self.job.source.fingerprint,
-            "recipe": self.recipe.hash(),
-        }
-        budget = self.job.pick or outcome.budget
-        plan = outcomes.plan_of(outcome, self.sites(), budget, hashes)
-        plot_front(outcome, folder / "front.svg")
-        write_json(folder / "front.json", outcome.model_dump(mode="json"))
-        write_text(folder / "plan.json", plan.to_json())
-
-    def _pick(self) -> None:
-        """Go on in a run directory of its own, with another point of this one's search."""
-        self.directory.claim(self.keys, "search")
-        outcome = outcomes.pick(self.outcome(), self.space, self.job.pick)
-        name = "".join(c if c.isalnum() or c in ".=" else "-" for c in self.job.pick)
-        path = self.directory.branch(
-            name, STAGES[:3], lambda folder: self._write_outcome(folder / "search", outcome)
-        )
-        self.directory = RunDirectory(path)
-        self.board = self.board.under("picks", name)
-
-    def _fit(self, net: Supernet, choices: Mapping[str, str], folder: Path) -> None:
-        """The plan's closed-form start: once, for it takes a minute."""
-        path = folder / "start.safetensors"
-        if not path.exists():
-            images = self.feed.calibration(self.recipe.fit.images)
-            figures = fit_plan(
-                net,
-                choices,
-                images,
-                self.recipe.fit,
-                self.progress.advance,
-                lambda steps: self.progress.begin("subnet: fitting", steps),
-            )
-            write_json(folder / "fit.json", figures)
-            write_tensors(path, net.weights())
-        net.load_weights(read_tensors(path)[0])
-
-    def _merge(self, folder: Path) -> None:
-        net, choices = self.net(), self.plan().choices
-        self._load(net, "subnet")
-        images = self.feed.calibration()[0][:16]
-        self.progress.begin("merge: verifying", verify_stage.PARTS)
-        model, checks = merge_stage.merge(
-            net, choices, images, self.recipe, folder, self.progress.advance
-        )
-        searched = self.new_net()
-        self._load(searched, "supernet")
-        searched.choose(choices)
-        if self.recipe.recalibrates:
-            recalibrate(searched, self.feed.calibration())
-        before = {"after search": searched}
-        start = self.directory.stage("subnet") / "start.safetensors"
-        if start.exists():
-            before["after fit"] = fitted = self.new_net()
-            fitted.load_weights(read_tensors(start)[0])
-            fitted.choose(choices)
-        result = make_result(
-            self.baseline,
-            before,
-            net,
-            model,
-            checks,
-            self.feed,
-            self.recipe,
-            self.shape,
-            self.progress,
-        )
-        draw_result(self.board.curves("merge"), result)
-        write_json(folder / "result.json", result.model_dump())
-
-    def new_net(self) -> Supernet:
-        """Another supernet of this run, calibrated, with the baseline's weights."""
-        return make_net(self.baseline, self.job, self.sites(), self.feed)
-
-    def _load(self, net: Supernet, stage: str) -> None:
-        net.load_weights(read_tensors(self.directory.stage(stage) / "weights.safetensors")[0])
-
-    def _need(self, stage: str) -> None:
-        for before in STAGES[1 : STAGES.index(stage)]:
+    def _need(self, name: str) -> None:
+        for before in STAGES[1 : STAGES.index(name)]:
             if not self.directory.is_done(before):
-                raise UserError(
-                    f"'{self.directory.path}' has no {before} yet: run `updp {before}` first"
-                )
+                path = self.directory.path
+                raise UserError(f"'{path}' has no {before} yet: run `updp {before}` first")
 
-    def _stage(self, name: str, work: Callable[[Path], None]) -> None:
-        if self.directory.is_done(name):
-            return
-        with self.directory.lock():
-            start = time.monotonic()
-            self.directory.describe(self.job.description(), self.recipe.to_yaml())
-            work(self.directory.begin(name, self.keys[name]))
-            self.directory.done(name)
-            self.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
+
+def open_run_directory(
+    inputs: RunInputs, out: Path, *, last: str = "merge", fresh: str = ""
+) -> Run:
+    """The run of these inputs in the directory `out`; nothing of another run is touched.
+
+    Args:
+        inputs: opened and checked. With a `pick`, the run goes on in a directory of its own within
+            this one, with another point of this one's search.
+        out: the run directory; it need not be there.
+        last: the last stage that will be asked for.
+        fresh: a stage to start over from: it and all behind it are removed.
+
+    Raises:
+        UserError: `out` holds another run, or something else.
+    """
+    run = Run(inputs, out)
+    if inputs.pick:
+        run = _picked(run)
+        if fresh in STAGES[:3]:  # which are the other run's
+            fresh = "subnet"
+    keys = run.context.keys
+    if fresh:
+        if before := STAGES.index(fresh):
+            run.directory.claim(keys, STAGES[before - 1])
+            if inputs.recipe.budget and run.directory.is_done("sites"):
+                run.context.limits()  # before anything is lost
+        run.directory.clear(fresh)
+    run.directory.claim(keys, last)
+    return run
+
+
+def make_keys(context: Context) -> dict[str, StageKey]:
+    """The key of each stage, each with the hash of the one before."""
+    keys: dict[str, StageKey] = {}
+    before = ""
+    for name, stage in _MODULES.items():
+        keys[name] = stage.make_key(context).model_copy(update={"after": before})
+        before = keys[name].sha256
+    return keys
+
+
+def _picked(run: Run) -> Run:
+    """The run in a directory of its own, made once, with another point of the search."""
+    inputs, context = run.inputs, run.context
+    run.directory.claim(context.keys, "search")
+    result = pick(run.directory.search_result(), context.space, inputs.pick)
+    name = "".join(c if c.isalnum() or c in ".=" else "-" for c in inputs.pick)
+
+    def fill(folder: Path) -> None:
+        search.write_result(context, result, inputs.pick, folder / "search")
+
+    path = run.directory.branch(name, STAGES[:3], fill)
+    other = Run(inputs, path)
+    other.context.board = inputs.board.under("picks", name)
+    return other

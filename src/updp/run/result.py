@@ -2,104 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
-from updp.data.feed import Feed
-from updp.io.progress import Progress, Silent
-from updp.measure import compare_modules, count_macs, count_parameters
-from updp.recipe import Recipe
+from updp.io.files import write_json
+from updp.io.tracking import Curves
+from updp.measure import Latency, compare_modules, count_macs, count_parameters
+from updp.run.records import ModelFigures, Result
+from updp.stages.context import Context
+from updp.stages.subnet import START
 from updp.stages.verify import Check
 from updp.supernet import Supernet
+from updp.training.batchnorm import recalibrate
 from updp.training.evaluate import top1
 
-
-class Timing(BaseModel):
-    """Median and quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    def overlaps(self, other: Timing) -> bool:
-        """Whether the two cannot be told apart."""
-        return self.low <= other.high and other.low <= self.high
+MODEL, RESULT = "model.safetensors", "result.json"
 
 
-class ModelFigures(BaseModel):
-    """One of the two models; latency in ms for a batch."""
+def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) -> None:
+    """Write `result.json` into the folder of stage 4: both models, evaluated and timed.
 
-    top1: float
-    parameters: int
-    macs: int
-    latency: Timing
-
-
-class Result(BaseModel):
-    """What a run ends with. Accuracies are top-1 on the test split, in percent."""
-
-    baseline: ModelFigures
-    merged: ModelFigures
-    speedup: Timing
-    top1_by_stage: dict[str, float]
-    test_images: int
-    batch_size: int
-    device: str
-    merge_error: dict[str, float]
-
-    @property
-    def faster(self) -> bool:
-        """Whether the merged model is faster beyond the noise."""
-        return self.speedup.low > 1
-
-
-def make_result(
-    baseline: nn.Module,
-    before: Mapping[str, Supernet],
-    subnet: Supernet,
-    merged: nn.Module,
-    checks: list[Check],
-    feed: Feed,
-    recipe: Recipe,
-    shape: tuple[int, ...],
-    progress: Progress | None = None,
-) -> Result:
-    """Evaluate on the test split, once, and time both models in this process.
-
-    `before` are the stages before training, under the plan, and `subnet` is the trained one.
+    The test split is evaluated once, and both models are timed in this process.
     """
-    report, test = progress or Silent(), list(feed.test())
-    models = {"baseline": baseline, **before, "after subnet training": subnet, "merged": merged}
-    report.begin("merge: evaluating each stage", len(models) * len(test))
-    stages = {name: top1(net, _told(test, report.advance)) for name, net in models.items()}
-    measure = recipe.measure
+    result = make_result(context, merged, checks)
+    _draw(context.board.curves("merge"), result)
+    write_json(context.folder("merge") / RESULT, result.model_dump(mode="json"))
+
+
+def make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -> Result:
+    """Evaluate each stage on the test split and time baseline and merged model.
+
+    The context's net holds the trained subnet.
+    """
+    feed, progress, baseline = context.feed, context.progress, context.baseline
+    test, measure = list(feed.test()), context.recipe.measure
+    models: dict[str, nn.Module] = {
+        "baseline": baseline,
+        **_before_training(context),
+        "after subnet training": context.net,
+        "merged": merged,
+    }
+    progress.begin("merge: evaluating each stage", len(models) * len(test))
+    stages = {name: top1(net, _ticking(test, progress.advance)) for name, net in models.items()}
     rounds = 2 * measure.rounds
-    report.begin("merge: timing both models", rounds)
-    x = torch.randn(measure.batch_size, *shape, device=feed.device)
+    progress.begin("merge: timing both models", rounds)
+    x = context.example(measure.batch_size)
     times = compare_modules(
         {"baseline": baseline.eval(), "merged": merged.eval()},
         x,
         settings=measure,
         rounds=rounds,
         round_seconds=0.1,
-        tick=report.advance,
+        tick=progress.advance,
     )
-
-    def side(name: str, model: nn.Module) -> ModelFigures:
-        return ModelFigures(
-            top1=stages[name],
-            parameters=count_parameters(model),
-            macs=count_macs(model, x[:1]),
-            latency=Timing(**vars(times[name].ms)),
-        )
-
     return Result(
-        baseline=side("baseline", baseline),
-        merged=side("merged", merged),
-        speedup=Timing(**vars(times["merged"].speedup)),
+        baseline=_figures(baseline, stages["baseline"], x, times["baseline"]),
+        merged=_figures(merged, stages["merged"], x, times["merged"]),
+        speedup=times["merged"].speedup,
         top1_by_stage=stages,
         test_images=sum(len(labels) for _, labels in test),
         batch_size=measure.batch_size,
@@ -112,10 +73,43 @@ def make_result(
     )
 
 
-def _told(
+def _before_training(context: Context) -> dict[str, Supernet]:
+    """The subnet with the supernet's weights, and as it was fitted, if it was."""
+    choices = context.found_plan().choices
+    searched = context.load_weights(context.make_supernet(), "supernet")
+    searched.choose(choices)
+    if context.recipe.recalibrates:
+        recalibrate(searched, context.feed.calibration())
+    nets = {"after search": searched}
+    if (context.folder("subnet") / START).exists():
+        fitted = context.load_weights(context.make_supernet(), "subnet", START)
+        fitted.choose(choices)
+        nets["after fit"] = fitted
+    return nets
+
+
+def _figures(model: nn.Module, accuracy: float, x: Tensor, latency: Latency) -> ModelFigures:
+    return ModelFigures(
+        top1=accuracy,
+        parameters=count_parameters(model),
+        macs=count_macs(model, x[:1]),
+        latency=latency.ms,
+    )
+
+
+def _ticking(
     batches: Sequence[tuple[Tensor, Tensor]], tick: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches; `tick` is called when each has been used."""
     for batch in batches:
         yield batch
         tick()
+
+
+def _draw(curves: Curves, result: Result) -> None:
+    """Draw top-1 after each stage, each in a chart of its own name, and the speed-up."""
+    row: dict[str, float] = {"step": 0, "speedup": result.speedup.median}
+    for stage, accuracy in result.top1_by_stage.items():
+        row[f"top1_{stage.replace(' ', '_')}"] = accuracy
+    curves.restart([row])
+    curves.close()

@@ -1,18 +1,22 @@
-"""Stage 2: subnet search."""
+"""How a plan is looked for: the space of plans, their scores, searchers, the front.
 
-from updp.search.fitted_scorer import FittedScorer
+This room knows no stage: `loop.search` asks a searcher, scores what it proposes and keeps it.
+"""
+
 from updp.search.front import pareto, within
-from updp.search.integer_program import Limits
 from updp.search.limits import limits_of
 from updp.search.loop import complete, refine, search
+from updp.search.outcome import ScoredPlan, Scores, SearchResult, choose_plan, finalists, pick
 from updp.search.score import Score
-from updp.search.scorers import Scorer
+from updp.search.scorers import FittedScorer, Scorer
 from updp.search.searchers import SEARCHERS, Task
-from updp.search.space import Choice, Cost, Option, Space
+from updp.search.space import Choice, Cost, Limits, Option, Space
 from updp.search.store import Evaluated, Store
+from updp.search.survey import BaselineCost, Survey, SurveyedSite
 
 __all__ = [
     "SEARCHERS",
+    "BaselineCost",
     "Choice",
     "Cost",
     "Evaluated",
@@ -20,13 +24,21 @@ __all__ = [
     "Limits",
     "Option",
     "Score",
+    "ScoredPlan",
     "Scorer",
+    "Scores",
+    "SearchResult",
     "Space",
     "Store",
+    "Survey",
+    "SurveyedSite",
     "Task",
+    "choose_plan",
     "complete",
+    "finalists",
     "limits_of",
     "pareto",
+    "pick",
     "refine",
     "search",
     "within",

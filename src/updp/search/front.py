@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from updp.search.integer_program import Limits
 from updp.search.searchers import Task
-from updp.search.space import Genome
+from updp.search.space import Genome, Limits
 from updp.search.store import Evaluated
 
 

@@ -7,35 +7,16 @@ one more variable, no less than each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from updp.search.space import Cost, Genome, Space
+from updp.search.space import Genome, Limits, Space
 
 Row = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a plan must keep to: amounts by unit at most, and exactly so many blocks in depth."""
-
-    amounts: Mapping[str, float] = field(default_factory=dict)
-    blocks: int | None = None
-
-    def met(self, cost: Cost) -> bool:
-        """Whether a plan of this cost keeps to them (up to rounding)."""
-        return self.blocks in (None, cost.blocks) and all(
-            getattr(cost, unit) <= limit * (1 + 1e-9) for unit, limit in self.amounts.items()
-        )
-
-    def without(self, unit: str) -> Limits:
-        """All but one."""
-        return replace(self, amounts={u: a for u, a in self.amounts.items() if u != unit})
 
 
 class IntegerProgram:

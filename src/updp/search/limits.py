@@ -6,8 +6,8 @@ import math
 
 from updp.errors import UserError
 from updp.recipe.budget import Budget
-from updp.search.integer_program import IntegerProgram, Limits
-from updp.search.space import Cost, Space
+from updp.search.integer_program import IntegerProgram
+from updp.search.space import Cost, Limits, Space
 
 
 def limits_of(budget: Budget, space: Space) -> Limits:

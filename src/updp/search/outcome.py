@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from updp.candidates import Offer
+from updp.candidates import Offers
 from updp.errors import UserError
-from updp.measure import Latency
+from updp.io.records import Record
+from updp.measure import Latency, Timing
 from updp.plan import Plan
-from updp.recipe.budget import Budget
-from updp.run.result import Timing
-from updp.search import Evaluated, Limits, Task, limits_of, pareto, within
-from updp.search.space import Cost, Genome, Space
+from updp.recipe import Budget
+from updp.search.front import pareto, within
+from updp.search.limits import limits_of
+from updp.search.searchers import Task
+from updp.search.space import Cost, Genome, Limits, Space
+from updp.search.store import Evaluated
 
 
 class ScoredPlan(BaseModel):
@@ -42,16 +45,25 @@ class ScoredPlan(BaseModel):
     memory: float
     blocks: int
 
+    @property
+    def last_score(self) -> float:
+        """The score after fit and repair where there is one, else that before; infinite: none."""
+        score = self.score if self.fitted is None else self.fitted
+        return math.inf if score is None else score
 
-class SearchResult(BaseModel):
+    @property
+    def last_top1(self) -> float | None:
+        """Top-1 in percent after fit and repair where there is one, else that before."""
+        return self.top1 if self.fitted_top1 is None else self.fitted_top1
+
+
+class SearchResult(Record):
     """All of a search, in the order of scoring; `front` and `chosen` are places in `points`.
 
     `axis` is the unit of cost that the front is drawn over.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: int = 1
+    FILE: ClassVar[str] = "search/front.json"
     axis: str
     budget: str
     searcher: str
@@ -60,16 +72,29 @@ class SearchResult(BaseModel):
     front: tuple[int, ...]
     chosen: int
 
+    @model_validator(mode="after")
+    def _places_are_there(self) -> SearchResult:
+        if not all(0 <= place < len(self.points) for place in (*self.front, self.chosen)):
+            raise ValueError("front: no such point")
+        return self
+
     @property
     def plan(self) -> ScoredPlan:
         """The point that is taken."""
         return self.points[self.chosen]
 
+    def make_plan(self, offers: Offers, budget: str, hashes: Mapping[str, str]) -> Plan:
+        """The chosen point as a plan, with its candidates."""
+        choices = self.plan.choices
+        labels = {name: {o.candidate.label: o.candidate for o in offers[name]} for name in choices}
+        candidates = {name: labels[name][label].to_json() for name, label in choices.items()}
+        return Plan(choices=choices, candidates=candidates, budget=budget, hashes=hashes)
 
-Known = Mapping[Genome, Evaluated]
+
+Scores = Mapping[Genome, Evaluated]
 
 
-def best(known: Known, refined: Known, task: Task) -> list[Genome]:
+def finalists(known: Scores, refined: Scores, task: Task) -> list[Genome]:
     """The best plans within the budget, at most as many as are to be timed end to end.
 
     By their score after fit and repair, where some were refined.
@@ -78,9 +103,9 @@ def best(known: Known, refined: Known, task: Task) -> list[Genome]:
     return [e.genome for e in found[: task.settings.timed]]
 
 
-def conclude(
-    known: Known,
-    refined: Known,
+def choose_plan(
+    known: Scores,
+    refined: Scores,
     task: Task,
     budget: Budget,
     measured: Mapping[Genome, Latency],
@@ -90,7 +115,7 @@ def conclude(
     A latency whose quartiles reach the limit counts as keeping to it. Where none does, the one that
     comes nearest is taken.
     """
-    candidates, space = best(known, refined, task), task.space
+    candidates, space = finalists(known, refined, task), task.space
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
     limit = task.limits.amounts.get("latency", math.inf)
     nearest = min(candidates, key=lambda g: times[g].median if g in times else 0.0)
@@ -98,56 +123,45 @@ def conclude(
     chosen = next(keeping, nearest)
     genomes = list(known)
     if space.keep in known:
-        baseline = _point(space, known[space.keep])
+        baseline = _scored_plan(space, known[space.keep])
     else:
-        whole = _costs(space.baseline)
+        whole = vars(space.baseline)
         baseline = ScoredPlan(choices={}, score=None, top1=None, complete=False, **whole)
     return SearchResult(
         axis=task.axis,
         budget=str(budget),
         searcher=task.settings.searcher,
         baseline=baseline,
-        points=tuple(_point(space, e, times.get(g), refined.get(g)) for g, e in known.items()),
+        points=tuple(
+            _scored_plan(space, e, times.get(g), refined.get(g)) for g, e in known.items()
+        ),
         front=tuple(genomes.index(e.genome) for e in pareto(known.values(), task)),
         chosen=genomes.index(chosen),
     )
 
 
-def pick(outcome: SearchResult, space: Space, text: str) -> SearchResult:
+def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
     """Another point of a finished search: the number of a line of its front, or a budget.
 
     Raises UserError when there is no such point.
     """
     if text.isdigit():
-        if not 1 <= int(text) <= len(outcome.front):
+        if not 1 <= int(text) <= len(result.front):
             raise UserError(
-                f"--pick {text}: the front has lines 1 to {len(outcome.front)} (`updp search` "
+                f"--pick {text}: the front has lines 1 to {len(result.front)} (`updp search` "
                 "shows them)"
             )
-        return outcome.model_copy(update={"chosen": outcome.front[int(text) - 1]})
+        return result.model_copy(update={"chosen": result.front[int(text) - 1]})
     limits = limits_of(Budget.parse(text), space)
-    keeping = [i for i, p in enumerate(outcome.points) if p.complete and _meets(p, limits)]
+    keeping = [i for i, p in enumerate(result.points) if p.complete and _meets(p, limits)]
     if not keeping:
         raise UserError(
             f"--pick {text!r}: none of the plans that were scored keeps to it; search again with "
             f"--budget {text}"
         )
-    repaired = [i for i in keeping if outcome.points[i].fitted is not None]
-    chosen = min(repaired or keeping, key=lambda i: (_score(outcome.points[i]), i))
-    return outcome.model_copy(update={"chosen": chosen})
-
-
-def plan_of(
-    outcome: SearchResult,
-    offers: Mapping[str, Sequence[Offer]],
-    budget: str,
-    hashes: Mapping[str, str],
-) -> Plan:
-    """The chosen point as a plan, with its candidates."""
-    choices = outcome.plan.choices
-    labels = {name: {o.candidate.label: o.candidate for o in offers[name]} for name in choices}
-    candidates = {name: labels[name][label].to_json() for name, label in choices.items()}
-    return Plan(choices=choices, candidates=candidates, budget=budget, hashes=hashes)
+    repaired = [i for i in keeping if result.points[i].fitted is not None]
+    chosen = min(repaired or keeping, key=lambda i: (result.points[i].last_score, i))
+    return result.model_copy(update={"chosen": chosen})
 
 
 def _meets(point: ScoredPlan, limits: Limits) -> bool:
@@ -157,24 +171,20 @@ def _meets(point: ScoredPlan, limits: Limits) -> bool:
     return limits.met(Cost(**cost))
 
 
-def _score(point: ScoredPlan) -> float:
-    score = point.score if point.fitted is None else point.fitted
-    return math.inf if score is None else score
-
-
 def _timing(latency: Latency, space: Space) -> Timing:
     """By the speed-up over the baseline beside it: the machine may have become slower since."""
     s = latency.speedup
     return Timing(median=space.ms / s.median, low=space.ms / s.high, high=space.ms / s.low)
 
 
-def _point(
+def _scored_plan(
     space: Space,
     evaluated: Evaluated,
     measured: Timing | None = None,
     refined: Evaluated | None = None,
 ) -> ScoredPlan:
     score = evaluated.score
+    costs: dict[str, Any] = vars(space.cost(evaluated.genome))
     return ScoredPlan(
         choices=space.choices(evaluated.genome),
         score=_finite(score.score),
@@ -183,13 +193,9 @@ def _point(
         fitted=_finite(refined.score.score) if refined else None,
         fitted_top1=refined.score.top1 if refined else None,
         measured=measured,
-        **_costs(space.cost(evaluated.genome)),
+        **costs,
     )
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _costs(cost: Cost) -> dict[str, Any]:
-    return dict(vars(cost))

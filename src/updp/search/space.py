@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 Genome = tuple[int, ...]
@@ -52,9 +52,23 @@ class Cost:
     memory: float
     blocks: int
 
-    def equal(self, other: Cost) -> bool:
-        """Whether the latencies cannot be told apart: their intervals overlap."""
-        return abs(self.latency - other.latency) <= self.noise + other.noise
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan must keep to: amounts by unit at most, and exactly so many blocks in depth."""
+
+    amounts: Mapping[str, float] = field(default_factory=dict)
+    blocks: int | None = None
+
+    def met(self, cost: Cost) -> bool:
+        """Whether a plan of this cost keeps to them (up to rounding)."""
+        return self.blocks in (None, cost.blocks) and all(
+            getattr(cost, unit) <= limit * (1 + 1e-9) for unit, limit in self.amounts.items()
+        )
+
+    def without(self, unit: str) -> Limits:
+        """All but one."""
+        return replace(self, amounts={u: a for u, a in self.amounts.items() if u != unit})
 
 
 @dataclass(frozen=True)

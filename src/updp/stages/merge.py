@@ -1,36 +1,55 @@
-"""Stage 4: merge the subnet and write it, once it is proven."""
+"""Stage 4: merge the subnet by reparameterisation, prove it, and write the plain model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from updp.io.files import write_json, write_tensors
-from updp.recipe import Recipe
-from updp.stages.verify import Check, verify
+from updp.io.files import write_tensors
+from updp.stages.context import Context, StageKey
+from updp.stages.verify import PARTS, Check, Checks, verify
 from updp.supernet import Supernet
 
 
-def merge(
-    net: Supernet,
-    choices: Mapping[str, str],
-    images: Tensor,
-    recipe: Recipe,
-    folder: Path,
-    tick: Callable[[], None] = lambda: None,
-) -> tuple[nn.Module, list[Check]]:
-    """Merge the plan's `choices`; write `model.safetensors` and `checks.json` into `folder`.
+class MergeKey(StageKey):
+    """What rounding may cost."""
 
-    `images` (N, C, H, W) are real ones for the proof, after each of whose `PARTS` `tick` is called.
+    STAGE: ClassVar[str] = "merge"
+    FILE: ClassVar[str] = "merge/key.json"
+    merge: dict[str, Any]
+
+
+def make_key(context: Context) -> MergeKey:
+    """What the merged model is accepted by, after the subnet."""
+    return MergeKey(merge=context.recipe.merge.decisive())
+
+
+def check(context: Context) -> None:
+    """Nothing is left to be checked."""
+
+
+def run(context: Context) -> tuple[nn.Module, list[Check]]:
+    """Write `model.safetensors` and `checks.json`; return the merged model and its checks.
+
     Raises MergeError, with nothing written, when the merged model is not what was trained.
     """
+    net = context.load_weights(context.net, "subnet")
+    return merge(context, net, context.found_plan().choices)
+
+
+def merge(
+    context: Context, net: Supernet, choices: Mapping[str, str]
+) -> tuple[nn.Module, list[Check]]:
+    """Merge the trained net under a plan's `choices`; see `run`."""
     net.eval()
     net.choose(choices)
     net.set_lambda(1.0)
-    checks = verify(net, images, recipe.merge, tick=tick)
+    images = context.feed.calibration()[0][:16]
+    context.progress.begin("merge: verifying", PARTS)
+    checks = verify(net, images, context.recipe.merge, tick=context.progress.advance)
     model = net.merged()
-    write_json(folder / "checks.json", [check.to_json() for check in checks])
-    write_tensors(folder / "model.safetensors", model.state_dict())
+    Checks(rows=tuple(checks)).write(context.root)
+    write_tensors(context.folder("merge") / "model.safetensors", model.state_dict())
     return model, checks

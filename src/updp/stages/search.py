@@ -1,86 +1,155 @@
-"""How stage 2 comes to its plan: scores, scores after fit and repair, the clock, a choice."""
+"""Stage 2: score plans, score the best after fit and repair, time the best, choose one."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import Any, ClassVar
 
 from updp import search
-from updp.data.feed import Feed
-from updp.io.progress import Progress
-from updp.io.tracking import Board
-from updp.recipe import Recipe
-from updp.run.curves import drawn
-from updp.search import FittedScorer, Scorer, Store, Task
-from updp.search.outcome import Known, SearchResult, best, conclude
-from updp.supernet import Supernet
+from updp.errors import UserError
+from updp.io.files import write_json, write_text
+from updp.io.tracking import Board, Curves
+from updp.search import Evaluated, FittedScorer, Scorer, Scores, SearchResult, Store, Task
+from updp.search.front_plot import plot_front
+from updp.stages.context import Context, StageKey
 from updp.supernet.timing import time_plans
 
 
-@dataclass
-class Choosing:
-    """The parts of one search: `net` has the supernet's weights, `made_from` tells it from others.
+class SearchKey(StageKey):
+    """The budget and the settings of the search; nothing where a plan was given."""
 
-    `shape` is an image's (C, H, W). What was scored is kept in a store in `folder`.
+    STAGE: ClassVar[str] = "search"
+    FILE: ClassVar[str] = "search/key.json"
+    search: dict[str, Any] | None = None
+    refines: bool = False  # whether plans are scored as stage 3 fits them
+    budget: str = ""
+
+
+def make_key(context: Context) -> SearchKey:
+    """What the plan is chosen by, after the supernet."""
+    recipe = context.recipe
+    if context.plan is not None:
+        return SearchKey()
+    return SearchKey(
+        search=recipe.search.decisive(), refines=recipe.refines, budget=str(recipe.budget)
+    )
+
+
+def check(context: Context) -> None:
+    """Raises UserError for a budget that is missing or out of reach."""
+    context.limits()
+
+
+def run(context: Context) -> None:
+    """Write `plan.json`; after a search `front.json` and `front.svg`, too."""
+    if context.plan is not None:
+        write_text(context.folder("search") / "plan.json", context.plan.to_json())
+        return
+    result = choose(context)
+    write_result(context, result, str(context.recipe.budget), context.folder("search"))
+
+
+def join(context: Context) -> None:
+    """Score plans beside the process that began the search, until there are enough.
+
+    That process ends the stage; where there is none, the next `updp search` does.
     """
+    if context.plan is not None:
+        raise UserError("--worker: a run with a --plan does not search")
+    score_plans(context, make_task(context), Board())
 
-    task: Task
-    net: Supernet
-    baseline: nn.Module
-    feed: Feed
-    shape: tuple[int, ...]
-    recipe: Recipe
-    made_from: bytes
-    folder: Path
-    progress: Progress
-    board: Board
 
-    def score(self) -> tuple[Known, Known]:
-        """Score plans, beside other workers if there are any, until there are enough.
+def make_task(context: Context) -> Task:
+    """What is searched for, with the supernet's weights loaded."""
+    context.load_weights(context.net, "supernet")
+    recipe = context.recipe
+    return Task(context.space, context.limits(), recipe.search, recipe.seed)
 
-        The second scores are those after fit and repair; there are none where stage 3 does not fit.
-        """
-        task = self.task
-        parts = self.net, self.baseline, self.feed, self.recipe
-        scorer = Scorer(*parts)
-        with self._store("") as store:
-            with drawn(self.board.curves("search")) as show:
-                known = search.search(task, scorer, store, self.progress, show)
-            if not self.recipe.refines:
-                return known, {}
-            space = task.space  # not every searcher asks for these
-            alone = [space.keep, *space.singles()]
-            known |= search.complete(alone, task, scorer, store, self.progress)
-            judge = FittedScorer(*parts)
-            with self._store("fitted") as other, drawn(self.board.curves("refined")) as show:
-                refined = search.refine(task, known, judge, other, self.progress, show)
-            return known | search.complete(refined, task, scorer, store, self.progress), refined
 
-    def outcome(self) -> SearchResult:
-        """Score plans, time the best end to end, and choose."""
-        known, refined = self.score()
-        plans, measure = best(known, refined, self.task), self.recipe.measure
-        self.progress.begin("search: timing the best plans", measure.rounds)
-        x = torch.randn(measure.batch_size, *self.shape, device=self.feed.device)
-        choices = [self.task.space.choices(plan) for plan in plans]
-        times = time_plans(
-            self.baseline, self.net.eval(), choices, x, measure, self.progress.advance
-        )
-        assert self.recipe.budget is not None
-        measured = dict(zip(plans, times, strict=True))
-        outcome = conclude(known, refined, self.task, self.recipe.budget, measured)
-        chosen = outcome.plan
-        top1 = chosen.top1 if chosen.fitted_top1 is None else chosen.fitted_top1
-        self.progress.say(
-            f"search: {len(known)} plans scored, {len(refined)} fitted and repaired; the chosen "
-            f"one has {top1:.2f} % of held-out images right and prunes {', '.join(chosen.choices)}"
-        )
-        return outcome
+def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Scores]:
+    """Score plans, beside other workers if there are any, until there are enough.
 
-    def _store(self, kind: str) -> Store:
-        study = hashlib.sha256(self.made_from + kind.encode()).hexdigest()
-        return Store.in_folder(self.folder, study, self.recipe.search.storage)
+    The second scores are those after fit and repair; there are none where stage 3 does not fit.
+    """
+    parts = context.net, context.baseline, context.feed, context.recipe
+    progress, scorer = context.progress, Scorer(*parts)
+    with _store(context, "") as store:
+        with _shown(board.curves("search")) as show:
+            known = search.search(task, scorer, store, progress, show)
+        if not context.recipe.refines:
+            return known, {}
+        space = task.space  # not every searcher asks for these
+        alone = [space.keep, *space.singles()]
+        known |= search.complete(alone, task, scorer, store, progress)
+        judge = FittedScorer(*parts)
+        with _store(context, "fitted") as other, _shown(board.curves("refined")) as show:
+            refined = search.refine(task, known, judge, other, progress, show)
+        return known | search.complete(refined, task, scorer, store, progress), refined
+
+
+def choose(context: Context) -> SearchResult:
+    """Score plans, time the best end to end, and choose."""
+    task, recipe = make_task(context), context.recipe
+    known, refined = score_plans(context, task, context.board)
+    plans, measure = search.finalists(known, refined, task), recipe.measure
+    context.progress.begin("search: timing the best plans", measure.rounds)
+    x = context.example(measure.batch_size)
+    choices = [task.space.choices(plan) for plan in plans]
+    times = time_plans(
+        context.baseline, context.net.eval(), choices, x, measure, context.progress.advance
+    )
+    assert recipe.budget is not None
+    measured = dict(zip(plans, times, strict=True))
+    result = search.choose_plan(known, refined, task, recipe.budget, measured)
+    chosen = result.plan
+    context.progress.say(
+        f"search: {len(known)} plans scored, {len(refined)} fitted and repaired; the chosen "
+        f"one has {chosen.last_top1:.2f} % of held-out images right and prunes "
+        f"{', '.join(chosen.choices)}"
+    )
+    return result
+
+
+def write_result(context: Context, result: SearchResult, budget: str, folder: Path) -> None:
+    """Write `front.json`, `front.svg` and `plan.json` into the folder of a search stage."""
+    hashes = {
+        "model": context.hashes.weights,
+        "data": context.hashes.data,
+        "recipe": context.recipe.hash(),
+    }
+    plan = result.make_plan(context.offers, budget, hashes)
+    plot_front(result, folder / "front.svg")
+    write_json(folder / "front.json", result.model_dump(mode="json"))
+    write_text(folder / "plan.json", plan.to_json())
+
+
+def _store(context: Context, kind: str) -> Store:
+    """The store of scores of one kind; a search that is another one has another study in it."""
+    made_from = (context.folder("sites") / "sites.json").read_bytes() + context.keys[
+        "search"
+    ].sha256.encode()
+    study = hashlib.sha256(made_from + kind.encode()).hexdigest()
+    return Store.in_folder(context.folder("search"), study, context.recipe.search.storage)
+
+
+@contextmanager
+def _shown(curves: Curves) -> Iterator[Callable[[Evaluated, Evaluated | None], None]]:
+    """Draws each plan's score and top-1, and the best within the budget, over evaluations."""
+    count = 0
+    curves.restart()
+
+    def show(plan: Evaluated, best: Evaluated | None) -> None:
+        nonlocal count
+        row: dict[str, float] = {"step": count, "score": plan.score.score, "top1": plan.score.top1}
+        if best is not None:
+            row |= {"best": best.score.score, "best_top1": best.score.top1}
+        curves.add(row)
+        count += 1
+
+    try:
+        yield show
+    finally:
+        curves.close()

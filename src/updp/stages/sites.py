@@ -1,47 +1,76 @@
-"""What a run may prune, found and timed once: the offers of each site and the space of plans."""
+"""Before stage 1: find what can be pruned and time what each site may become.
+
+Decided once for a run, because clocks vary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import copy
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from updp.blocks import Findings
-from updp.candidates import Offer, Offers, choose, dropped_alone, shallower
-from updp.io.files import read_json
+from updp.candidates import Offers, make_offers
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory
-from updp.recipe import MeasureSettings, Recipe
-from updp.search import Choice, Option, Space
+from updp.recipe import MeasureSettings
+from updp.search import BaselineCost, Survey, SurveyedSite
+from updp.stages.context import Context, StageKey
 from updp.supernet import Supernet
 from updp.supernet.timing import time_plans
 
-WHOLE_STEPS = 3  # of a survey, beside one for each site
+_WHOLE_STEPS = 3  # of a survey, beside one for each site
 
 
-def survey(
-    model: nn.Module,
-    copied: Callable[[], tuple[nn.Module, Findings]],
-    findings: Findings,
-    recipe: Recipe,
-    shape: tuple[int, ...],
-    device: torch.device,
-    tick: Callable[[], None],
-) -> dict[str, Any]:
-    """Plain data, for `sites.json`: what each site may become, why others may not, the baseline.
+class SitesKey(StageKey):
+    """The model, the data, and how both are looked at."""
 
-    `shape` is an image's, (C, H, W); `copied` gives a copy of the model to rewrite. `tick` is
-    called after each site and `WHOLE_STEPS` times more. Raises UserError where the runtime of the
-    recipe does not run the model.
+    STAGE: ClassVar[str] = "sites"
+    FILE: ClassVar[str] = "sites/key.json"
+    model: str
+    seed: int  # of untrained weights, too
+    weights: str
+    data: str
+    recipe: dict[str, Any]
+
+
+def make_key(context: Context) -> SitesKey:
+    """What the sites are found from."""
+    hashes, recipe = context.hashes, context.recipe
+    return SitesKey(
+        model=context.names.model,
+        seed=recipe.seed,
+        weights=hashes.weights,
+        data=hashes.data,
+        recipe={n: getattr(recipe, n).decisive() for n in ("data", "candidates", "measure")},
+    )
+
+
+def check(context: Context) -> None:
+    """Raises UserError for a glob that matches no site, before anything is written."""
+    context.findings(context.baseline)
+
+
+def run(context: Context) -> None:
+    """Write `sites.json`: what each site may become, why others may not, the baseline's cost."""
+    findings = context.findings(context.baseline)
+    context.progress.begin("sites: timing candidates", len(findings.sites) + _WHOLE_STEPS)
+    survey(context, findings).write(context.root)
+
+
+def survey(context: Context, findings: Findings) -> Survey:
+    """Time the candidates of every site, and the baseline beside some whole plans.
+
+    Raises UserError where the runtime of the recipe does not run the model.
     """
-    offers, refused = choose(model, findings, recipe, device, tick)
-    measure = recipe.measure
-    x = torch.randn(measure.batch_size, *shape, device=device)
+    model, measure, tick = context.baseline, context.recipe.measure, context.progress.advance
+    offers, refused = make_offers(model, findings, context.recipe, context.device, tick)
+    x = context.example(measure.batch_size)
     times = compare_modules({"baseline": model}, x, settings=measure, rounds=measure.rounds)
     tick()
-    net = Supernet(*copied(), {n: [o.candidate for o in found] for n, found in offers.items()})
+    copied = copy.deepcopy(model)
+    candidates = {name: [o.candidate for o in found] for name, found in offers.items()}
+    net = Supernet(copied, context.findings(copied), candidates)
     outside, sites = live_at(net.eval(), net.switches, x)
     # What is kept is the user's own code, which may hold on to more than the block's graph does.
     blocks = {s.name: s.block for s in net.sites.values()}
@@ -51,26 +80,21 @@ def survey(
     tick()
     factor = in_place(model, net, offers, whole, x, measure)
     tick()
-    return {
-        "sites": [
-            {
-                "site": name,
-                "memory": keep[name],
-                "entry": sites[name].entry,
-                "offers": [offer.to_json() for offer in found],
-            }
+    return Survey(
+        sites=tuple(
+            SurveyedSite(site=name, memory=keep[name], entry=sites[name].entry, offers=found)
             for name, found in offers.items()
-        ],
-        "unusable": [vars(u) for u in (*findings.unusable, *refused)],
-        "baseline": {
-            "ms": whole,
-            "macs": count_macs(model, x[:1]),
-            "parameters": count_parameters(model),
-            "weights": peak_memory(model, x).weights,
-            "outside": outside,
-        },
-        "in_place": factor,
-    }
+        ),
+        unusable=(*findings.unusable, *refused),
+        baseline=BaselineCost(
+            ms=whole,
+            macs=count_macs(model, x[:1]),
+            parameters=count_parameters(model),
+            weights=peak_memory(model, x).weights,
+            outside=outside,
+        ),
+        in_place=factor,
+    )
 
 
 def in_place(
@@ -104,41 +128,3 @@ def in_place(
         return 1.0
     factor = sum(saved / share * (1 / share - 1) for saved, share in pairs) / weights
     return min(max(factor, 0.5), 2.0)
-
-
-def read_offers(file: Path, recipe: Recipe | None = None) -> Offers:
-    """The offers of each site, the preferred one first; with a recipe, those for its budget."""
-    data = read_json(file)
-    offers = {
-        row["site"]: tuple(Offer.from_json(offer) for offer in row["offers"])
-        for row in data["sites"]
-    }
-    if recipe is not None and recipe.candidates.follow_budget and recipe.counts_blocks:
-        offers = shallower(offers)
-        if recipe.candidates.drop is None:
-            offers = dropped_alone(offers)
-    return offers
-
-
-def read_space(file: Path, recipe: Recipe | None = None) -> Space:
-    """The space of plans with their costs, of those offers."""
-    data, offers = read_json(file), read_offers(file, recipe)
-    factor, sites = data["in_place"], []
-    for row in data["sites"]:
-        if found := offers.get(row["site"]):
-            options = tuple(_option(offer, row["entry"], factor) for offer in found)
-            sites.append(Choice(row["site"], options, row["memory"]))
-    return Space(tuple(sites), **data["baseline"])
-
-
-def _option(offer: Offer, entry: int, factor: float) -> Option:
-    return Option(
-        offer.candidate.label,
-        offer.saved_ms * factor,
-        offer.keep_macs - offer.macs,
-        offer.keep_parameters - offer.parameters,
-        offer.keep_weights - offer.weights,
-        entry + offer.memory,
-        offer.noise_ms * factor,
-        int(offer.candidate.shallower),
-    )

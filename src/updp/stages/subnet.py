@@ -1,51 +1,109 @@
-"""Stage 3: train the chosen subnet progressively, lambda from 0 (baseline) to 1 (pruned)."""
+"""Stage 3: fit the plan, then train it, at once or progressively: lambda from 0 to 1.
+
+Lambda is 0 for the baseline's block and 1 for the pruned block.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from updp.candidates import Form
-from updp.data.feed import Feed, mix
-from updp.io.files import write_tensors
+from updp.data.feed import Feed
 from updp.io.progress import Progress
-from updp.io.tracking import Curves
-from updp.recipe import Recipe, SubnetSettings
-from updp.supernet import Supernet
+from updp.io.seeds import mix
+from updp.recipe import SubnetSettings
+from updp.stages.context import Context, StageKey
+from updp.supernet import FitRecord, Supernet, fit_plan
 from updp.training.features import comparable, feature_loss, tapped
-from updp.training.loop import train as run_loop
+from updp.training.loop import train
 from updp.training.losses import classification, distillation
 
+START = "start.safetensors"  # the plan's weights after the fit
 
-def train(
-    net: Supernet,
-    choices: Mapping[str, str],
-    teacher: nn.Module,
-    feed: Feed,
-    recipe: Recipe,
-    folder: Path,
-    progress: Progress,
-    curves: Curves | None = None,
+
+class SubnetKey(StageKey):
+    """The settings of the training, another point of the front, another teacher."""
+
+    STAGE: ClassVar[str] = "subnet"
+    FILE: ClassVar[str] = "subnet/key.json"
+    subnet: dict[str, Any]
+    pick: str = ""
+    teacher: str = ""
+    teacher_weights: str = ""
+
+
+def make_key(context: Context) -> SubnetKey:
+    """What the subnet is made from, after the plan."""
+    return SubnetKey(
+        subnet=context.recipe.subnet.decisive(),
+        pick=context.pick,
+        teacher=context.names.teacher,
+        teacher_weights=context.hashes.teacher,
+    )
+
+
+def check(context: Context) -> None:
+    """Nothing is left to be checked."""
+
+
+def run(context: Context) -> None:
+    """Write `weights.safetensors`; after a fit `start.safetensors` and `fit.json`, too."""
+    settings, feed = context.recipe.subnet, context.feed
+    net = context.make_supernet() if settings.start == "baseline" else context.net
+    if settings.start != "baseline":
+        context.load_weights(net, "supernet")
+    if settings.start == "fit":
+        _fit(context, net)
+    if settings.all_images:
+        feed = feed.with_held_out()
+    own = copy.deepcopy(context.baseline)
+    teacher = own if context.teacher is None else context.teacher.to(context.device)
+    train_progressively(context, net, context.found_plan().choices, teacher, feed)
+    context.save_weights(net, "subnet")
+
+
+def _fit(context: Context, net: Supernet) -> None:
+    """The plan's closed-form start: once, for it takes a minute."""
+    if not (context.folder("subnet") / START).exists():
+        progress, settings = context.progress, context.recipe.fit
+        images = context.feed.calibration(settings.images)
+        rows = fit_plan(
+            net,
+            context.found_plan().choices,
+            images,
+            settings,
+            progress.advance,
+            lambda steps: progress.begin("subnet: fitting", steps),
+        )
+        FitRecord(rows=tuple(rows)).write(context.root)
+        context.save_weights(net, "subnet", START)
+    context.load_weights(net, "subnet", START)
+
+
+def train_progressively(
+    context: Context, net: Supernet, choices: Mapping[str, str], teacher: nn.Module, feed: Feed
 ) -> None:
-    """Train under the plan's `choices` and write `weights.safetensors` into `folder`.
+    """Train the net under a plan's `choices`, from lambda 0 to 1 as the settings say.
 
     `teacher` is the baseline as the user brought it (UPDP, *Progressive subnet training*), or
     another model that takes the same images; `subnet.features` needs the baseline. The loss is
     (1 - distill) of the labels' and distill of the teacher's logits', plus `features` of the
-    teacher's features' (see `engine.features`) at the ends of the pruned blocks.
+    teacher's features' (see `training.features`) at the ends of the pruned blocks.
     """
-    settings = recipe.subnet
+    settings = context.recipe.subnet
     teacher.eval()
     net.choose(choices)
     forms = [net.switches[name].form(label) for name, label in choices.items()]
     early = settings.merge == "ramp" and settings.start != "fit"  # which has merged already
     for form in forms if early else ():
         form.reserve()
-    paths = _feature_paths(net, teacher, feed, progress) if settings.features else []
+    paths = _feature_paths(net, teacher, feed, context.progress) if settings.features else []
 
     with tapped(net.model, paths) as mine, tapped(teacher, paths) as theirs:
 
@@ -70,19 +128,18 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             return {"loss": loss.item(), "lambda": lam, **figures}
 
-        seed = mix(recipe.seed, 30)
-        run_loop(
+        train(
             net,
             step,
             feed,
             settings,
-            seed=seed,
-            folder=folder,
-            progress=progress,
-            curves=curves,
+            name="subnet",
+            seed=mix(context.recipe.seed, 30),
+            folder=context.folder("subnet"),
+            progress=context.progress,
+            curves=context.board.curves("subnet"),
         )
     net.set_lambda(1.0)
-    write_tensors(folder / "weights.safetensors", net.weights())
 
 
 def _merge_early(step: int, total: int, settings: SubnetSettings, forms: Sequence[Form]) -> None:

@@ -1,46 +1,83 @@
-"""Stage 1: train the supernet, so that its weights serve every plan."""
+"""Stage 1: fit the candidates of every site, train the supernet, or both.
+
+So its weights serve every plan.
+"""
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from updp.data.feed import Feed, mix
-from updp.io.files import write_tensors
-from updp.io.progress import Progress
-from updp.io.tracking import Curves
-from updp.recipe import Recipe
-from updp.supernet import Supernet
-from updp.training.loop import train as run_loop
+from updp.io.seeds import mix
+from updp.stages.context import Context, StageKey
+from updp.supernet import Supernet, fit_candidates
+from updp.training.loop import train
 from updp.training.losses import classification, distillation
 
 
-def train(
-    net: Supernet,
-    feed: Feed,
-    recipe: Recipe,
-    folder: Path,
-    progress: Progress,
-    curves: Curves | None = None,
-) -> None:
-    """Train by the sandwich rule and write `weights.safetensors` into `folder`.
+class SupernetKey(StageKey):
+    """The settings of fit and training, and what decides which candidates there are.
+
+    `kind_of_budget` is `blocks` or `costs` where offers follow the budget; `candidates` are a given
+    plan's.
+    """
+
+    STAGE: ClassVar[str] = "supernet"
+    FILE: ClassVar[str] = "supernet/key.json"
+    supernet: dict[str, Any]
+    fit: dict[str, Any]
+    kind_of_budget: str = ""
+    candidates: dict[str, Any] | None = None
+
+
+def make_key(context: Context) -> SupernetKey:
+    """What the supernet is made from, after the sites."""
+    recipe, plan = context.recipe, context.plan
+    follows = plan is None and recipe.candidates.follow_budget
+    return SupernetKey(
+        supernet=recipe.supernet.decisive(),
+        fit=recipe.fit.decisive(),
+        kind_of_budget=("blocks" if recipe.counts_blocks else "costs") if follows else "",
+        candidates=None if plan is None else plan.candidates,
+    )
+
+
+def check(context: Context) -> None:
+    """Raises UserError for a given plan that does not fit, before anything is written."""
+    assert context.net
+
+
+def run(context: Context) -> None:
+    """Write `weights.safetensors`: every candidate fitted alone, then all trained together."""
+    recipe, net, progress = context.recipe, context.net, context.progress
+    if recipe.supernet.start == "fit":
+        images = context.feed.calibration(recipe.fit.images)
+        progress.begin("supernet: fitting candidates", len(net.switches) * (len(images) + 1))
+        fit_candidates(net, images, recipe.fit, progress.advance)
+    train_sandwich(context)
+    context.save_weights(net, "supernet")
+
+
+def train_sandwich(context: Context) -> None:
+    """Train the supernet by the sandwich rule.
 
     Each step runs the baseline path on the labels, then the most pruned path and random plans
     between, which follow the baseline path's logits (UPDP, *Supernet training*; Yu & Huang, 2019,
     section 3.2). Each path is backpropagated alone, so memory is that of one.
     """
-    seed = mix(recipe.seed, 10)
+    net, settings = context.net, context.recipe.supernet
+    seed = mix(context.recipe.seed, 10)
 
     def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
         net.choose({})
         teacher = net(images)
-        loss = classification(teacher, targets, recipe.supernet.label_smoothing)
+        loss = classification(teacher, targets, settings.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         chance = random.Random(mix(seed, 3, number))
         plans = [most_pruned(net)]
-        plans += [random_plan(net, chance) for _ in range(recipe.supernet.random_paths)]
+        plans += [random_plan(net, chance) for _ in range(settings.random_paths)]
         figures = {"baseline": loss.item()}
         for name, plan in zip(("pruned", *["random"] * (len(plans) - 1)), plans, strict=True):
             net.choose(plan)
@@ -50,17 +87,17 @@ def train(
         return figures
 
     net.set_lambda(1.0)
-    run_loop(
+    train(
         net,
         step,
-        feed,
-        recipe.supernet,
+        context.feed,
+        settings,
+        name="supernet",
         seed=seed,
-        folder=folder,
-        progress=progress,
-        curves=curves,
+        folder=context.folder("supernet"),
+        progress=context.progress,
+        curves=context.board.curves("supernet"),
     )
-    write_tensors(folder / "weights.safetensors", net.weights())
 
 
 def most_pruned(net: Supernet) -> dict[str, str]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
 from updp.errors import MergeError
+from updp.io.records import Record
 from updp.recipe import MergeSettings
 from updp.supernet import Supernet
 
@@ -20,12 +21,13 @@ ROUNDINGS = 4
 PARTS = 4  # two precisions, each on random inputs and real images
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(BaseModel):
     """Relative L2 error of one block, or of the logits (`where` is empty), on one input.
 
     `rounding` is the error that the subnet itself makes there by its own precision.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     where: str
     dtype: str
@@ -35,9 +37,12 @@ class Check:
     border: float | None = None
     interior: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+
+class Checks(Record):
+    """All comparisons of merged model and subnet."""
+
+    FILE: ClassVar[str] = "merge/checks.json"
+    rows: tuple[Check, ...]
 
 
 @torch.no_grad()
@@ -124,7 +129,16 @@ def _compare(
         args, kwargs = _mapped(call, lambda t: t.to(other) if t.is_floating_point() else t.clone())
         rounding = finer * relative(_flat(old(*args, **kwargs)).to(expected), expected)
         error = relative(y, expected)
-        return Check(where, dtype, source, error, rounding, *_split(y, expected))
+        border, interior = _split(y, expected)
+        return Check(
+            where=where,
+            dtype=dtype,
+            source=source,
+            error=error,
+            rounding=rounding,
+            border=border,
+            interior=interior,
+        )
 
     checks = []
     for name, (call, expected) in calls.items():

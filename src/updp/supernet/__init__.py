@@ -1,6 +1,6 @@
-"""Rewriting: a model becomes a supernet, a supernet under a plan becomes a merged model."""
+"""The supernet: the user's model with every site switchable, and plans fitted in it."""
 
-from updp.supernet.fitting import fit_candidates, fit_plan
+from updp.supernet.fitting import FitRecord, FitRow, fit_candidates, fit_plan
 from updp.supernet.partial import Inputs, Resumable, bytes_of, copied
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import GATES, KEEP, Switch
@@ -8,6 +8,8 @@ from updp.supernet.switch import GATES, KEEP, Switch
 __all__ = [
     "GATES",
     "KEEP",
+    "FitRecord",
+    "FitRow",
     "Inputs",
     "Resumable",
     "Supernet",

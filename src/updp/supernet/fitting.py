@@ -9,18 +9,45 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from updp.candidates import FitTask, operator_repair, site_repairs
+from updp.fit import FitTask, operator_repair, site_repairs
+from updp.io.records import Record
 from updp.recipe import FitSettings
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
 from updp.supernet.walk import Observer, Walk, tapped
 
 _FitTasks = list[FitTask]
+
+
+class FitRow(BaseModel):
+    """One operator that was fitted, of a site or outside of all sites, as in `fit.Fitted`.
+
+    Errors are squared over the target's variance. Where `strength`, the ridge's, is None the
+    prior was kept.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    site: str
+    candidate: str
+    operator: str
+    error: float
+    prior_error: float
+    strength: float | None
+    rows: int
+
+
+class FitRecord(Record):
+    """All operators that stage 3 fitted, in order."""
+
+    FILE: ClassVar[str] = "subnet/fit.json"
+    rows: tuple[FitRow, ...]
 
 
 @torch.no_grad()
@@ -31,7 +58,7 @@ def fit_plan(
     settings: FitSettings,
     tick: Callable[[str], None] = lambda place: None,
     begin: Callable[[int], None] = lambda steps: None,
-) -> list[dict[str, Any]]:
+) -> list[FitRow]:
     """Fit `choices` to `batches` of images (N, C, H, W); figures of each fit, in order.
 
     The forms are collapsed. Behind the first pruned site what is kept is repaired in the model's
@@ -54,8 +81,17 @@ def fit_plan(
             for number, given in enumerate(walk.to(place.module)):
                 fitting.add_input(number, *given)
             found = fitting.finish()
-            row = {"site": place.name, "candidate": choices.get(place.name, KEEP)}
-            figures.append(row | {"operator": fitting.operator} | found.figures())
+            figures.append(
+                FitRow(
+                    site=place.name,
+                    candidate=choices.get(place.name, KEEP),
+                    operator=fitting.operator,
+                    error=found.error,
+                    prior_error=found.prior_error,
+                    strength=found.strength,
+                    rows=found.rows,
+                )
+            )
             tick(place.name)
     return figures
 

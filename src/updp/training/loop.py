@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from updp.data.feed import Feed, mix
+from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.files import Figures, read_tensors, write_tensors
 from updp.io.progress import Progress
+from updp.io.seeds import mix
 from updp.io.tracking import Curves
 from updp.recipe import TrainingSettings
-from updp.supernet import Supernet
 from updp.training.ema import WeightAverage
 from updp.training.mixup import mixed
 from updp.training.optim import make_optimizer, make_schedule
@@ -33,18 +34,35 @@ from updp.training.optim import make_optimizer, make_schedule
 Step = Callable[[Tensor, Tensor, int, int], dict[str, float]]
 
 
+class Trainable(Protocol):
+    """A module, such as a supernet, whose weights are more (or less) than its state dict."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """All tensors by name; training changes them in place."""
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy in what `weights` returned."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of a module."""
+
+    def train(self, mode: bool = True) -> object:
+        """As of a module."""
+
+
 def train(
-    net: Supernet,
+    net: Trainable,
     step_function: Step,
     feed: Feed,
     recipe: TrainingSettings,
     *,
+    name: str,
     seed: int,
     folder: Path,
     progress: Progress,
     curves: Curves | None = None,
 ) -> None:
-    """Train `net`, continuing from the checkpoint in `folder` when there is one.
+    """Train `net` for the stage called `name`, from the checkpoint in `folder` on if there is one.
 
     Writes `checkpoint.safetensors` every `recipe.checkpoint_seconds` and a row of
     `figures.jsonl` every few steps, which `curves` show too. With `recipe.ema` the net ends with
@@ -53,14 +71,14 @@ def train(
     Raises UserError: a gradient is not finite, or the optimiser cannot be used here.
     """
     total = round(recipe.epochs * feed.steps)
-    optimizer = make_optimizer(net, recipe)
+    optimizer = make_optimizer(cast(nn.Module, net), recipe)
     schedule = make_schedule(optimizer, recipe, total)
     average = WeightAverage(net.weights(), recipe.ema) if recipe.ema else None
     path = folder / "checkpoint.safetensors"
     figures = Figures(folder / "figures.jsonl", curves)
     start = _restore(path, net, optimizer, average) if path.exists() else 0
     figures.keep(lambda row: row["step"] < start)
-    progress.begin(folder.name, total, start)
+    progress.begin(name, total, start)
 
     def run() -> None:
         saved = time.monotonic()
@@ -73,8 +91,8 @@ def train(
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
             if not math.isfinite(norm):
                 raise UserError(
-                    f"{folder.name} training broke down at step {step + 1}: a gradient is "
-                    f"{norm:.0f}; lower {folder.name}.lr={recipe.lr} (and --fresh)"
+                    f"{name} training broke down at step {step + 1}: a gradient is {norm:.0f}; "
+                    f"lower {name}.lr={recipe.lr} (and --fresh)"
                 )
             optimizer.step()
             if average is not None:
@@ -96,12 +114,12 @@ def train(
             curves.close()
     if average is not None:
         net.load_weights(average.tensors)
-    net.eval()
+    net.train(False)
 
 
 def _save(
     path: Path,
-    net: Supernet,
+    net: Trainable,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
     step: int,
@@ -129,7 +147,7 @@ def _save(
 
 
 def _restore(
-    path: Path, net: Supernet, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+    path: Path, net: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> int:
     tensors, notes = read_tensors(path)
     net.load_weights({n[4:]: t for n, t in tensors.items() if n.startswith("net.")})

@@ -5,7 +5,7 @@ import pytest
 from updp.deploy.bench import Bench, BenchFigures, Row, Setting
 from updp.deploy.bench.bench_record import keep
 from updp.errors import UserError
-from updp.run.result import Timing
+from updp.measure import Timing
 
 
 def setting(**changes: object) -> Setting:
@@ -79,7 +79,7 @@ def test_rows_are_kept_beside_those_of_other_commands(tmp_path: Path) -> None:
     keep(file, empty(), row())
     keep(file, empty(), row(batch_size=32))
     keep(file, empty(), row(0.5, 0.6, 0.7))
-    kept = Bench.read(file)
+    kept = Bench.open(file)
     assert [(r.setting.batch_size, r.verdict) for r in kept.rows] == [(1, "slower"), (32, "faster")]
     assert kept == Bench.model_validate_json(kept.model_dump_json())
 
@@ -88,7 +88,7 @@ def test_rows_are_kept_beside_those_of_other_commands(tmp_path: Path) -> None:
 def test_another_file_is_named_and_left(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bench.json"
     file.write_text(text)
-    with pytest.raises(UserError, match=r"bench\.json' is not a record of `updp bench`") as raised:
+    with pytest.raises(UserError, match=r"bench\.json' .*; move it away$") as raised:
         keep(file, empty(), row())
     assert "\n" not in str(raised.value)
     assert file.read_text() == text

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import updp
-from tests import tiny
 from updp.deploy.bench import pair_of_run, pair_of_two
 from updp.errors import UserError
 from updp.io.files import read_json, write_json
@@ -112,8 +111,7 @@ def test_one_alone() -> None:
             updp.bench(lonely)
 
 
-def test_from_python(run: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    monkeypatch.setattr("updp.deploy.bench.rows.compare", tiny.compare_without_clock)
+def test_from_python(run: Path, fixed_clock: None) -> None:
     record = updp.bench(run, runtimes=["eager"], batch_sizes=[2], rounds=3)
     assert [row.verdict for row in record.rows] == ["faster"]
     assert (run / "bench" / "bench.json").exists()

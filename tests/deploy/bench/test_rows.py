@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import compare_without_clock
 from updp.deploy.bench import Bench, Grid, Pair, Row, measure
 from updp.deploy.bench.energy import Rapl
 from updp.deploy.bench.rows import measure_rows
@@ -19,8 +18,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _fixed(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    monkeypatch.setattr("updp.deploy.bench.rows.compare", compare_without_clock)
+def _fixed(fixed_clock: None) -> None:
+    """The clock does not vary."""
 
 
 class Seen(nn.Module):

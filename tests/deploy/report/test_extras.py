@@ -1,6 +1,5 @@
 """Sections for what other commands left in the run directory."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,11 @@ from tests.deploy.report.reading import Page
 from updp import report
 from updp.deploy.bench.bench_record import Bench, Row, Setting
 from updp.deploy.bench.bench_record import BenchFigures as BenchSide
-from updp.deploy.export.manifest import Exported
+from updp.deploy.export.manifest import Exported, Exports
 from updp.deploy.int8.int8_record import Int8, Int8Figures, Int8Operator
-from updp.deploy.report.extras import BENCH, EXPORTS, INT8
-from updp.run.result import Timing
+from updp.measure import Timing
 
 EVIL = "<img src=x>"
-
-
-def put(run: Path, file: str, text: str) -> None:
-    (run / file).parent.mkdir(exist_ok=True)
-    (run / file).write_text(text)
 
 
 def exported() -> Exported:
@@ -103,11 +96,11 @@ def bench() -> Bench:
 
 def test_a_record_has_its_section_and_a_missing_one_its_command(run: Path) -> None:
     text = Page(report(run).read_text()).text
-    for command in ("updp export", "updp quantise", "updp bench"):
+    for command in ("updp export", "updp quantize", "updp bench"):
         assert command in text
-    put(run, EXPORTS, json.dumps({"onnx": exported().model_dump()}))
-    put(run, INT8, int8(88.0).model_dump_json())
-    put(run, BENCH, bench().model_dump_json())
+    Exports(exports={"onnx": exported()}).write(run)
+    int8(88.0).write(run)
+    bench().write(run)
     html = report(run).read_text()
     found = Page(html)
     assert {"exports", "int8", "bench"} <= found.ids()
@@ -127,11 +120,11 @@ def test_a_record_has_its_section_and_a_missing_one_its_command(run: Path) -> No
 
 def test_equalised_says_of_how_many_pairs(run: Path) -> None:
     record = int8(88.0)
-    put(run, INT8, record.model_dump_json())
+    record.write(run)
     assert ", equalised" not in Page(report(run).read_text()).text
     merged = record.merged.model_copy(update={"equalised_pairs": 3})
     record = record.model_copy(update={"equalised": True, "merged": merged})
-    put(run, INT8, record.model_dump_json())
+    record.write(run)
     assert "equalised (0 and 3 pairs of operators)" in Page(report(run).read_text()).text
 
 
@@ -145,7 +138,7 @@ def test_equalised_says_of_how_many_pairs(run: Path) -> None:
 def test_what_int8_costs_is_judged_by_the_sampling_error(
     run: Path, merged: float, says: str
 ) -> None:
-    put(run, INT8, int8(merged).model_dump_json())
+    int8(merged).write(run)
     text = Page(report(run).read_text()).text
     assert says in text
     assert "(8 of 12)" in text

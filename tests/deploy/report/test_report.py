@@ -173,8 +173,8 @@ def test_without_a_survey_the_plan_is_still_drawn(run: Path) -> None:
 
 def test_merge_errors_are_drawn_where_there_are_any(run: Path) -> None:
     def set_errors(float32: float) -> None:
-        def errors(checks: list[dict]) -> None:
-            for check in checks:
+        def errors(checks: dict) -> None:
+            for check in checks["rows"]:
                 check["error"] = float32 if check["dtype"] == "float32" else 0.0
 
         change(run / "merge/checks.json", errors)
@@ -227,13 +227,13 @@ def test_an_unfinished_run_is_one_clear_line(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
-        ("result.json", "{}", "is not what updp writes: baseline: Field required"),
+        ("result.json", '{"format": 1}', "is not what updp writes: baseline: Field required"),
         ("result.json", "{", "cannot be read: JSONDecodeError"),
-        ("sites/sites.json", '{"sites": 1}', "is not what updp writes: sites"),
+        ("sites/sites.json", '{"format": 1, "sites": 1}', "is not what updp writes: sites"),
         ("subnet/figures.jsonl", "[]\n{}\n", "line 1: there is no step"),
         ("subnet/figures.jsonl", "nonsense\n{}\n", "line 1: JSONDecodeError"),
-        ("subnet/fit.json", "{}", "is not what updp writes: it: Input should be a valid list"),
-        ("export/int8.json", "{}", "is not what updp writes: baseline"),
+        ("subnet/fit.json", "{}", "is not what updp writes: its format is None"),
+        ("export/int8.json", '{"format": 1}', "is not what updp writes: baseline"),
         ("plan.json", "\xff", "cannot be read: UnicodeDecodeError"),
     ],
 )

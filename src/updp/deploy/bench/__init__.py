@@ -5,7 +5,6 @@ from updp.deploy.bench.bench_record import (
     BenchFigures,
     Row,
     Setting,
-    bench_file,
     check_place,
 )
 from updp.deploy.bench.benchmark import bench, measure, open_pair
@@ -23,7 +22,6 @@ __all__ = [
     "Row",
     "Setting",
     "bench",
-    "bench_file",
     "check_place",
     "measure",
     "open_pair",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from updp.errors import UserError, reason
 from updp.io.files import write_text
-from updp.run.result import Timing
+from updp.io.records import Record
+from updp.measure import Timing
 
 Verdict = Literal["faster", "slower", "no difference"]
 
@@ -65,12 +66,14 @@ class Row(BaseModel):
         return "slower" if self.speedup.high < 1 else "no difference"
 
 
-class Bench(BaseModel):
+class Bench(Record):
     """All rows about two models; `names` are the baseline's and the other's."""
 
+    FILE: ClassVar[str] = "bench/bench.json"
+    WHAT: ClassVar[str] = "a record of `updp bench`"
     names: tuple[str, str]
     input_shape: tuple[int, ...]
-    rows: list[Row] = []
+    rows: list[Row] = []  # noqa: RUF012
 
     @property
     def measured(self) -> list[Row]:
@@ -90,7 +93,7 @@ class Bench(BaseModel):
                 return self.model_copy(update={"rows": rows})
         return self.model_copy(update={"rows": [*rows, row]})
 
-    def write(self, path: Path) -> None:
+    def save(self, path: Path) -> None:
         """Write JSON atomically. Raises UserError."""
         try:
             write_text(path, self.model_dump_json(indent=2) + "\n")
@@ -98,19 +101,12 @@ class Bench(BaseModel):
             raise UserError(f"'{path}' cannot be written: {reason(error)}") from error
 
     @classmethod
-    def read(cls, path: Path) -> Bench:
+    def open(cls, path: Path) -> Bench:
         """The record in a file. Raises UserError."""
         try:
-            return cls.model_validate_json(path.read_text())
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
-            raise UserError(
-                f"'{path}' is not a record of `updp bench`, move it away: {reason(error)}"
-            ) from error
-
-
-def bench_file(run: Path) -> Path:
-    """Where the rows of a run are."""
-    return run / "bench" / "bench.json"
+            return cls.read_file(path)
+        except UserError as error:
+            raise UserError(f"{error}; move it away") from error
 
 
 def check_place(path: Path) -> None:
@@ -129,7 +125,7 @@ def check_place(path: Path) -> None:
     if problem:
         raise UserError(f"'{path}' cannot be written: {problem}")
     if path.exists():
-        Bench.read(path)
+        Bench.open(path)
 
 
 def keep(path: Path, bench: Bench, row: Row) -> None:
@@ -140,7 +136,7 @@ def keep(path: Path, bench: Bench, row: Row) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock"):
-            known = Bench.read(path) if path.exists() else bench.model_copy(update={"rows": []})
-            bench.model_copy(update={"rows": known.rows}).with_row(row).write(path)
+            known = Bench.open(path) if path.exists() else bench.model_copy(update={"rows": []})
+            bench.model_copy(update={"rows": known.rows}).with_row(row).save(path)
     except OSError as error:
         raise UserError(f"'{path}' cannot be written: {reason(error)}") from error

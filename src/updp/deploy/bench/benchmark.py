@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from updp.deploy.bench.bench_record import Bench, Row, bench_file, check_place, keep
+from updp.deploy.bench.bench_record import Bench, Row, check_place, keep
 from updp.deploy.bench.energy import find_counter
 from updp.deploy.bench.grid import Grid
 from updp.deploy.bench.pair import Pair, pair_of_run, pair_of_two
@@ -74,7 +74,7 @@ def open_pair(
         raise UserError(f"--input-size is for two models: the run '{baseline}' has its own")
     if weights[1] is not None:
         raise UserError(f"--weights-b is for a second model: the run '{baseline}' has its own")
-    return pair_of_run(baseline, weights[0], model), bench_file(Path(baseline))
+    return pair_of_run(baseline, weights[0], model), Bench.path(Path(baseline))
 
 
 def measure(

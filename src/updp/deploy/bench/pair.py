@@ -10,11 +10,11 @@ from torch import nn
 
 from updp.data import model_input_size
 from updp.errors import UserError
-from updp.io.records import read_checked
 from updp.models import load_model
 from updp.recipe import Recipe
 from updp.run.finished import check_finished, check_weights
-from updp.run.load import About, load
+from updp.run.load import load
+from updp.run.records import RunRecord
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ def pair_of_run(
     Raises UserError: no run has ended there, or its baseline is not what it was.
     """
     path = check_finished(run)
-    about = read_checked(path / "run.json", About)
-    name, file = model or about.model, about.weights_for(model, weights)
+    record = RunRecord.read(path)
+    name, file = model or record.model, record.weights_for(model, weights)
     if not name:
         raise UserError(f"'{path}' was made from a module: give it to updp.bench(module, '{path}')")
     baseline = load_model(
         name,
         weights=None if file is None else Path(file),
-        num_classes=len(about.classes),
+        num_classes=len(record.classes),
         seed=Recipe.load(path / "recipe.yaml").seed,
     )
     check_weights(path, baseline, name, file)
-    return Pair(("baseline", "merged"), (baseline.eval(), load(path, baseline)), about.input_shape)
+    return Pair(("baseline", "merged"), (baseline.eval(), load(path, baseline)), record.input_shape)
 
 
 def pair_of_two(
@@ -90,9 +90,9 @@ def _one(
             raise UserError(
                 f"--weights-{side} is for a model by name: the run '{spec}' has its own"
             )
-        about = read_checked(check_finished(spec) / "run.json", About)
+        record = RunRecord.read(check_finished(spec))
         # A run that was made from a module has the architecture of the other model.
-        given = other if isinstance(other, nn.Module) and not about.model else None
-        return str(spec), load(spec, given), about.input_shape
+        given = other if isinstance(other, nn.Module) and not record.model else None
+        return str(spec), load(spec, given), record.input_shape
     model = load_model(str(spec), weights=None if weights is None else Path(weights))
     return str(spec), model, model_input_size(model)

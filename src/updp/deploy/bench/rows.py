@@ -15,11 +15,10 @@ from updp.deploy.bench.energy import Counter, joules_per_run
 from updp.deploy.bench.pair import Pair
 from updp.errors import UserError
 from updp.io.progress import Progress
-from updp.measure import Latency, compare, peak_memory
+from updp.measure import Latency, Timing, compare, peak_memory
 from updp.measure.runtime import deployed, runner
 from updp.recipe import MeasureSettings
-from updp.run.directory import versions
-from updp.run.result import Timing
+from updp.run.records import versions
 
 ROUNDS = 21
 _ROUND_SECONDS = 0.1

@@ -6,6 +6,7 @@ from typing import Any
 
 from updp.deploy.export.base import INPUT, OUTPUT
 from updp.deploy.export.program import AXES
+from updp.io.records import FORMAT
 from updp.run.finished import Finished
 
 
@@ -14,6 +15,7 @@ def describe(run: Finished, *, prepared: bool = False) -> dict[str, Any]:
     channels, height, width = run.shape
     preprocess = run.feed.preprocess
     return {
+        "format": FORMAT,
         "input": {
             "name": INPUT,
             "layout": "NCHW",

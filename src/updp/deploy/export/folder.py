@@ -13,7 +13,7 @@ from filelock import FileLock
 from updp.deploy.export.base import Format
 from updp.deploy.export.manifest import FOLDER, PREPROCESS, written
 from updp.errors import UserError
-from updp.run.directory import STAGES
+from updp.stages.context import STAGES
 
 STEM = "model"  # of every file
 

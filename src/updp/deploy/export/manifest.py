@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 from filelock import FileLock
 from pydantic import BaseModel
 
-from updp.io.files import remove, write_json
-from updp.io.records import read_checked
+from updp.io.files import remove
+from updp.io.records import Record
 
-FOLDER, FILE = "export", "exports.json"
+FOLDER = "export"
 PREPROCESS = "preprocess.json"  # beside the files of every folder
-_WRITTEN = ".written.json"  # names by folder
 
 
 class Exported(BaseModel):
@@ -46,10 +46,23 @@ class Exported(BaseModel):
     seconds: float
 
 
+class Exports(Record):
+    """All exports of a run, by format."""
+
+    FILE: ClassVar[str] = "export/exports.json"
+    exports: dict[str, Exported] = {}  # noqa: RUF012
+
+
+class Written(Record):
+    """Names of the files that exports of the run put into each folder."""
+
+    FILE: ClassVar[str] = "export/.written.json"
+    names: dict[str, list[str]] = {}  # noqa: RUF012
+
+
 def read_exports(run: str | Path) -> dict[str, Exported]:
     """The records in a run directory, by format; empty where nothing was exported."""
-    file = Path(run) / FOLDER / FILE
-    return read_checked(file, dict[str, Exported]) if file.exists() else {}
+    return (Exports.read_if_there(Path(run)) or Exports()).exports
 
 
 def add_exports(run: Path, records: Iterable[Exported]) -> None:
@@ -67,7 +80,7 @@ def begin_writing(run: Path, form: str, folder: Path, names: Iterable[str]) -> N
     with _lock(run):
         noted = _noted(run)
         noted[place] = sorted({*noted.get(place, []), *names})
-        write_json(run / FOLDER / _WRITTEN, noted)
+        Written(names=noted).write(run)
         _write(run, {name: r for name, r in read_exports(run).items() if name != form})
 
 
@@ -93,13 +106,11 @@ def _lock(run: Path) -> FileLock:
 
 
 def _noted(run: Path) -> dict[str, list[str]]:
-    file = run / FOLDER / _WRITTEN
-    return read_checked(file, dict[str, list[str]]) if file.exists() else {}
+    return (Written.read_if_there(run) or Written()).names
 
 
 def _write(run: Path, records: dict[str, Exported]) -> None:
-    file = run / FOLDER / FILE
     if records:
-        write_json(file, {name: records[name].model_dump() for name in sorted(records)})
+        Exports(exports={name: records[name] for name in sorted(records)}).write(run)
     else:
-        remove(file)
+        remove(Exports.path(run))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict
+
+from updp.io.records import Record
 
 
 class Int8Operator(BaseModel):
@@ -46,14 +50,13 @@ class Int8Figures(BaseModel):
         return self.top1_float - self.top1_int8
 
 
-class Int8(BaseModel):
+class Int8(Record):
     """Both models in INT8; `images` are those of the calibration split that set the ranges.
 
     `equalised` is whether channels were, in both models alike; one may have no such pairs.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+    FILE: ClassVar[str] = "export/int8.json"
     baseline: Int8Figures
     merged: Int8Figures
     images: int

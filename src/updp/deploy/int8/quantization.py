@@ -16,13 +16,13 @@ from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
 from updp.deploy.int8.static import METHODS, check_installed
 from updp.errors import ExportError, UserError, reason
-from updp.io.files import remove, write_bytes, write_text
+from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
 from updp.run.finished import check_finished, open_run
 from updp.run.inputs import Data
 from updp.training.evaluate import accuracy
 
-FOLDER, MODEL, BASELINE, RECORD = "export", "model.int8.onnx", "baseline.int8.onnx", "int8.json"
+FOLDER, MODEL, BASELINE = "export", "model.int8.onnx", "baseline.int8.onnx"
 
 
 def quantise(
@@ -115,10 +115,10 @@ def quantise(
         equalised=any(side.equalised_pairs for side in sides.values()),
         versions={name: version(name) for name in ("updp", "torch", "onnx", "onnxruntime")},
     )
-    remove(folder / RECORD)  # a kill leaves no record of other files
+    remove(Int8.path(opened.path))  # a kill leaves no record of other files
     for file, content in found.items():
         write_bytes(folder / file, content)
-    write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
+    record.write(opened.path)
     return record
 
 

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
+from updp.deploy.bench.bench_record import Bench, Row
+from updp.deploy.export.manifest import Exported
+from updp.deploy.int8.int8_record import Int8
 from updp.deploy.report.parts import Section, Table
+from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import digits, error, sampling_error, share, signed, spread, times
 
-if TYPE_CHECKING:
-    from updp.deploy.bench.bench_record import Bench, Row
-    from updp.deploy.export.manifest import Exported
-    from updp.deploy.int8.int8_record import Int8
-    from updp.deploy.report.run_files import ReportedRun
-
-EXPORTS, INT8, BENCH = "export/exports.json", "export/int8.json", "bench/bench.json"
-_MAKERS = {EXPORTS: "export", INT8: "quantise", BENCH: "bench"}
 _NOISIEST = 8
-
-
-def records() -> dict[str, Any]:
-    """What each file holds, as pydantic checks it."""
-    from updp.deploy.bench.bench_record import Bench
-    from updp.deploy.export.manifest import Exported
-    from updp.deploy.int8.int8_record import Int8
-
-    return {EXPORTS: dict[str, Exported], INT8: Int8, BENCH: Bench}
 
 
 def sections(run: ReportedRun) -> list[Section]:
     """One for each record that is there."""
-    makers: dict[str, Callable[[Any], Section]] = {EXPORTS: _exports, INT8: _int8, BENCH: _bench}
-    return [make(run.extras[file]) for file, make in makers.items() if file in run.extras]
+    found = []
+    if run.exports is not None:
+        found.append(_exports(run.exports.exports))
+    if run.int8 is not None:
+        found.append(_int8(run.int8))
+    if run.bench is not None:
+        found.append(_bench(run.bench))
+    return found
 
 
 def absent(run: ReportedRun) -> str:
     """What the run does not have, and the command that makes it."""
-    names = {EXPORTS: "exports", INT8: "quantisation", BENCH: "benchmarks"}
-    return ", ".join(
-        f"{name} (updp {_MAKERS[file]})" for file, name in names.items() if file not in run.extras
-    )
+    records = {
+        "exports (updp export)": run.exports,
+        "quantisation (updp quantize)": run.int8,
+        "benchmarks (updp bench)": run.bench,
+    }
+    return ", ".join(name for name, record in records.items() if record is None)
 
 
 def _exports(exported: dict[str, Exported]) -> Section:

@@ -122,7 +122,7 @@ def predicted(run: ReportedRun) -> float | None:
     offers = {row.site: row.offers for row in run.survey.sites}
     saved = 0.0
     for site, candidate in run.plan.candidates.items():
-        taken = [o for o in offers.get(site, ()) if o.candidate == candidate]
+        taken = [o for o in offers.get(site, ()) if o.candidate.to_json() == candidate]
         if not taken:
             return None  # a plan from elsewhere, of candidates that were not timed here
         saved += taken[0].keep_ms - taken[0].ms

@@ -5,7 +5,7 @@ from __future__ import annotations
 from updp.deploy.report.parts import Card, Head
 from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import accuracy, amount, digits, sampling_error, share, speed
-from updp.run.result import Result
+from updp.run.records import Result
 
 
 def headline(run: ReportedRun) -> Head:

@@ -16,7 +16,7 @@ from updp.deploy.report.words import masked
 
 def one(run: ReportedRun) -> str:
     """Headline, stages, what was pruned, and the command."""
-    head, about = headline(run), run.about
+    head, about = headline(run), run.record
     by_label: dict[str, list[str]] = {}
     for site, label in run.plan.choices.items():
         by_label.setdefault(label, []).append(site)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from updp.deploy.report.records import FitRow, OfferRow
+from updp.candidates import Offer
 from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import amount, digits, error
+from updp.supernet import FitRow
 
 # Kind of a box: its words and the class of its colour.
 KINDS = {
@@ -33,7 +34,7 @@ class Block:
     site: str
     became: str
     label: str
-    offer: OfferRow | None
+    offer: Offer | None
     fit: FitRow | None
     merge: dict[str, float]
 
@@ -107,11 +108,11 @@ def groups(found: list[Block]) -> Iterator[tuple[str, list[Block]]]:
         yield name, list(inside)
 
 
-def _block(run: ReportedRun, name: str, offers: list[OfferRow], fit: FitRow | None) -> Block:
+def _block(run: ReportedRun, name: str, offers: Sequence[Offer], fit: FitRow | None) -> Block:
     if name not in run.plan.choices:
         return Block(name, "keep", "kept", offers[0] if offers else None, fit, {})
     candidate = run.plan.candidates.get(name, {})
-    taken = next((offer for offer in offers if offer.candidate == candidate), None)
+    taken = next((offer for offer in offers if offer.candidate.to_json() == candidate), None)
     block = name.partition(":")[0]
     merge: dict[str, float] = {}
     for check in run.checks:

@@ -84,7 +84,7 @@ def unusable_table(run: ReportedRun) -> Table | None:
 
 def command(run: ReportedRun) -> str:
     """As a shell takes it, without passwords."""
-    return shlex.join(map(masked, run.about.command))
+    return shlex.join(map(masked, run.record.command))
 
 
 def recipe_text(run: ReportedRun) -> str:
@@ -97,7 +97,7 @@ def recipe_text(run: ReportedRun) -> str:
 
 def facts(run: ReportedRun) -> list[tuple[str, str]]:
     """What the numbers depend on."""
-    about, most = run.about, 20
+    about, most = run.record, 20
     classes = ", ".join(about.classes[:most])
     if len(about.classes) > most:
         classes += f" and {len(about.classes) - most} more"

@@ -6,18 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from updp.deploy.report.extras import records
-from updp.deploy.report.records import About, CheckRow, FitRow, Survey
+from updp.deploy.bench.bench_record import Bench
+from updp.deploy.export.manifest import Exports
+from updp.deploy.int8.int8_record import Int8
 from updp.errors import UserError, reason
-from updp.io.records import read_checked
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.result import Result
-from updp.search.outcome import SearchResult
+from updp.run.records import Result, RunRecord
+from updp.search import SearchResult, Survey
+from updp.stages.verify import Check, Checks
+from updp.supernet import FitRecord, FitRow
 
-T = TypeVar("T")
 NEEDED = ("run.json", "recipe.yaml", "plan.json", "result.json")
 
 
@@ -25,21 +25,23 @@ NEEDED = ("run.json", "recipe.yaml", "plan.json", "result.json")
 class ReportedRun:
     """All that a report says of one run; what a run may lack is None or empty.
 
-    `training` are the rows of `figures.jsonl` by stage, `extras` other commands' records by file.
+    `training` are the rows of `figures.jsonl` by stage.
     """
 
     path: Path
     name: str
-    about: About
+    record: RunRecord
     recipe: Recipe
     plan: Plan
     result: Result
     survey: Survey | None
     outcome: SearchResult | None
     training: dict[str, list[dict[str, float]]]
-    fits: list[FitRow]
-    checks: list[CheckRow]
-    extras: dict[str, Any]
+    fits: tuple[FitRow, ...]
+    checks: tuple[Check, ...]
+    exports: Exports | None
+    int8: Int8 | None
+    bench: Bench | None
 
 
 def load_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
@@ -66,37 +68,23 @@ def _load(path: Path, name: str) -> ReportedRun:
                 f"'{path}' holds no finished run: there is no {file}; `updp prune` makes it"
             )
     figures = {s: _figures(path / s / "figures.jsonl") for s in ("supernet", "subnet")}
+    fits, checks = FitRecord.read_if_there(path), Checks.read_if_there(path)
     return ReportedRun(
         path=path,
         name=name,
-        about=read_checked(path / "run.json", About),
+        record=RunRecord.read(path),
         recipe=Recipe.load(path / "recipe.yaml"),
-        plan=read_checked(path / "plan.json", Plan),
-        result=read_checked(path / "result.json", Result),
-        survey=_optional(path / "sites" / "sites.json", Survey),
-        outcome=_outcome(path / "search" / "front.json"),
+        plan=Plan.read(path),
+        result=Result.read(path),
+        survey=Survey.read_if_there(path),
+        outcome=SearchResult.read_if_there(path),
         training={stage: rows for stage, rows in figures.items() if rows},
-        fits=_optional(path / "subnet" / "fit.json", list[FitRow]) or [],
-        checks=_optional(path / "merge" / "checks.json", list[CheckRow]) or [],
-        extras={
-            name: read_checked(path / name, kind)
-            for name, kind in records().items()
-            if (path / name).exists()
-        },
+        fits=fits.rows if fits else (),
+        checks=checks.rows if checks else (),
+        exports=Exports.read_if_there(path),
+        int8=Int8.read_if_there(path),
+        bench=Bench.read_if_there(path),
     )
-
-
-def _optional(path: Path, model: type[T]) -> T | None:
-    return read_checked(path, model) if path.exists() else None
-
-
-def _outcome(path: Path) -> SearchResult | None:
-    outcome = _optional(path, SearchResult)
-    if outcome is not None and not all(
-        0 <= i < len(outcome.points) for i in (*outcome.front, outcome.chosen)
-    ):
-        raise UserError(f"'{path}' is not what updp writes: front: no such point")
-    return outcome
 
 
 def _figures(path: Path) -> list[dict[str, float]]:

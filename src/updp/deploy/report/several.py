@@ -12,7 +12,7 @@ from updp.deploy.report.plot import Mark, Plot, Series, linear
 from updp.deploy.report.report_tables import command
 from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import amount, digits, sampling_error, signed, spread, times
-from updp.run.result import Result
+from updp.run.records import Result
 
 _LOOKS = ("one", "drop", "fuse", "fold", "narrow", "two", "other", "keep")
 _SHAPES = ("dot", "diamond", "star")
@@ -43,8 +43,8 @@ def warnings(runs: Sequence[ReportedRun]) -> list[str]:
     """In what the runs differ that makes their figures hard to compare."""
     first, found = runs[0], []
     aspects = {
-        "model": lambda run: (run.about.model, run.about.weights),
-        "data": lambda run: (run.about.data, run.result.test_images),
+        "model": lambda run: (run.record.model, run.record.weights),
+        "data": lambda run: (run.record.data, run.result.test_images),
         "device, runtime or batch size": lambda run: (run.result.device, run.result.batch_size),
     }
     for what, aspect in aspects.items():

@@ -23,8 +23,8 @@ def context(run: ReportedRun) -> dict[str, Any]:
     result = run.result
     return {
         "run": run,
-        "model": masked(run.about.model) or "A model from Python",
-        "data": masked(run.about.data) or "data from Python",
+        "model": masked(run.record.model) or "A model from Python",
+        "data": masked(run.record.data) or "data from Python",
         "head": headline(run),
         "kinds": [(kind, word) for kind, word in KINDS.items() if kind in there],
         "groups": list(groups(found)),

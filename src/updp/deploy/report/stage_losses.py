@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from updp.deploy.report.words import sampling_error
-from updp.run.result import Result
+from updp.run.records import Result
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from updp.run.result import Result, Timing
+from updp.measure import Timing
+from updp.run.records import Result
 
 
 def amount(value: float) -> str:

@@ -14,11 +14,11 @@ from functools import cached_property
 from itertools import count, islice
 from typing import ClassVar
 
-from updp.data.feed import mix
+from updp.io.seeds import mix
 from updp.recipe import SearchSettings
-from updp.search.integer_program import IntegerProgram, Limits
+from updp.search.integer_program import IntegerProgram
 from updp.search.limits import axis_of
-from updp.search.space import Genome, Space
+from updp.search.space import Genome, Limits, Space
 
 _PATIENCE = 200  # known plans in a row, beside as many as are known at all
 

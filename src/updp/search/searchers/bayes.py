@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
 
-from updp.data.feed import mix
+from updp.io.seeds import mix
 from updp.search.searchers.base import Known, Searcher, Task
 from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome

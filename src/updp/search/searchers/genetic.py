@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 from optuna.samplers import NSGAIISampler
 
-from updp.data.feed import mix
+from updp.io.seeds import mix
 from updp.search.limits import share
 from updp.search.searchers.base import Known, Searcher, Task
 from updp.search.searchers.surrogate import Surrogate

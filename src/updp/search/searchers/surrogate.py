@@ -13,9 +13,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from updp.search.integer_program import Limits
 from updp.search.searchers.base import Known, Task
-from updp.search.space import Genome
+from updp.search.space import Genome, Limits
 
 
 class Surrogate:

@@ -1,0 +1,116 @@
+"""The schema of the run directory: which JSON file holds what, for writer and reader alike.
+
+| file | record |
+| --- | --- |
+| `run.json` | `RunRecord` |
+| `STAGE/key.json`, `STAGE/done.json` | the stage's key, `Done` |
+| `sites/sites.json` | `search.Survey` |
+| `search/front.json` | `search.SearchResult` |
+| `search/plan.json`, `plan.json` | `Plan` |
+| `subnet/fit.json` | `supernet.FitRecord` |
+| `merge/checks.json` | `stages.verify.Checks` |
+| `merge/result.json`, `result.json` | `Result` |
+
+Exports, INT8 and benchmarks keep their own records, in `deploy`. Beside these there are
+`recipe.yaml`, weights as safetensors, and `figures.jsonl` of the stages that train.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from updp.io.records import Record
+from updp.measure import Timing
+from updp.stages.context import RunInputs
+
+
+class RunRecord(Record):
+    """What the run is about; what came from Python has no name."""
+
+    FILE: ClassVar[str] = "run.json"
+    model: str
+    weights: str = ""
+    teacher: str = ""
+    teacher_weights: str = ""
+    data: str
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    device: str = ""
+    threads: int = 0
+    versions: dict[str, str] = {}  # noqa: RUF012
+    command: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, inputs: RunInputs) -> RunRecord:
+        """Of a run that is begun now, by this command."""
+        return cls(
+            **vars(inputs.names),
+            classes=inputs.classes,
+            input_shape=inputs.feed.image_size,
+            device=str(inputs.feed.device),
+            threads=torch.get_num_threads(),
+            versions=versions(),
+            command=tuple(sys.argv),
+        )
+
+    def weights_for(
+        self, model: nn.Module | str | None, weights: str | Path | None
+    ) -> str | Path | None:
+        """The file to open: `weights` if given; the run's own are for the run's own model."""
+        own = self.weights if model in (None, self.model) else ""
+        return weights or own or None
+
+
+class Done(Record):
+    """A stage has ended."""
+
+    FILE: ClassVar[str] = "done.json"
+
+
+class ModelFigures(BaseModel):
+    """One of the two models; latency in ms for a batch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    top1: float
+    parameters: int
+    macs: int
+    latency: Timing
+
+
+class Result(Record):
+    """What a run ends with. Accuracies are top-1 on the test split, in percent."""
+
+    FILE: ClassVar[str] = "result.json"
+    baseline: ModelFigures
+    merged: ModelFigures
+    speedup: Timing
+    top1_by_stage: dict[str, float]
+    test_images: int
+    batch_size: int
+    device: str
+    merge_error: dict[str, float]
+
+    @property
+    def faster(self) -> bool:
+        """Whether the merged model is faster beyond the noise."""
+        return self.speedup.low > 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in ("updp", "torch", "torchvision", "timm", "optuna", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
