@@ -1,18 +1,27 @@
 """Unified progressive depth pruning: a trained vision model in, a faster plain model out."""
 
-from updp.api import Inspection, Pruned, inspect, prune
-from updp.blocks import Linear, teach_forward, teach_operator
-from updp.candidates import Candidate, Form, register_candidate
-from updp.deploy.bench import bench
-from updp.deploy.export import Exported, export
-from updp.deploy.int8 import quantise
-from updp.deploy.report import report
-from updp.errors import ExportError, MergeError, UserError
-from updp.plan import Plan
-from updp.recipe import Recipe
-from updp.run.load import load
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from updp.api import Inspection, Pruned, inspect, prune
+    from updp.blocks import Linear, teach_forward, teach_operator
+    from updp.candidates import Candidate, Form, register_candidate
+    from updp.deploy.bench import bench
+    from updp.deploy.export import Exported, export
+    from updp.deploy.int8 import quantize
+    from updp.deploy.int8 import quantize as quantise
+    from updp.deploy.report import report
+    from updp.errors import ExportError, MergeError, UserError
+    from updp.plan import Plan
+    from updp.recipe import Budget, Recipe
+    from updp.run.load import load
 
 __all__ = [
+    "Budget",
     "Candidate",
     "ExportError",
     "Exported",
@@ -30,8 +39,39 @@ __all__ = [
     "load",
     "prune",
     "quantise",
+    "quantize",
     "register_candidate",
     "report",
     "teach_forward",
     "teach_operator",
 ]
+
+# Imported when they are first used: PyTorch takes seconds, which `updp --help` need not wait for.
+_HOMES = {
+    "updp.api": ("Inspection", "Pruned", "inspect", "prune"),
+    "updp.blocks": ("Linear", "teach_forward", "teach_operator"),
+    "updp.candidates": ("Candidate", "Form", "register_candidate"),
+    "updp.deploy.bench": ("bench",),
+    "updp.deploy.export": ("Exported", "export"),
+    "updp.deploy.int8": ("quantize",),
+    "updp.deploy.report": ("report",),
+    "updp.errors": ("ExportError", "MergeError", "UserError"),
+    "updp.plan": ("Plan",),
+    "updp.recipe": ("Budget", "Recipe"),
+    "updp.run.load": ("load",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+logging.getLogger("updp").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "quantise":  # as it was called
+        name = "quantize"
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'updp' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

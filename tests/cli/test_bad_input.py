@@ -306,9 +306,9 @@ def test_out_is_no_place_for_a_run(
 def test_a_run_json_that_is_none_of_ours(tmp_path: Path, refused: Refused) -> None:
     (out := tmp_path / "other").mkdir()
     (out / "run.json").write_text("{'single': quotes}")
-    assert refused("prune", out=out).startswith(f"'{out / 'run.json'}' is not a run's: ")
+    assert refused("prune", out=out).startswith(f"'{out / 'run.json'}' cannot be read: ")
     (out / "run.json").write_text("[]")
-    assert refused("prune", out=out).startswith("--model is missing")
+    assert refused("prune", out=out).startswith(f"'{out / 'run.json'}' is not what")
 
 
 def test_nothing_given(spec: str, tmp_path: Path, refused: Refused) -> None:

@@ -114,7 +114,7 @@ def test_two_models_and_a_row_that_cannot_be(tiny_model: str, tmp_path: Path) ->
     file = tmp_path / "rows.json"
     tokens = tiny_model.replace(":tiny", ":tokens")
     given = (tiny_model, tokens, "--input-size", "1x8x8", "--batch", "2", "--rounds", "3")
-    out = done(*given, "--runtime", "eager,onnxruntime", "--precision", "bfloat16", "--json", file)
+    out = done(*given, "--runtime", "eager,onnxruntime", "--precision", "bfloat16", "--out", file)
     assert "not run (1)" in out
     assert "(1) onnxruntime has hardly an operator for bfloat16: take float16 or float32" in out
     assert "10.00x" in out
@@ -162,15 +162,15 @@ def test_a_run_whose_model_file_is_elsewhere(run: Path, tmp_path: Path) -> None:
 
 def test_json_takes_the_place_of_a_record_only(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    done(run, *EAGER, "--batch", "1,2", "--json", file)
-    done(run, *EAGER, "--batch", "4", "--json", file)
+    done(run, *EAGER, "--batch", "1,2", "--out", file)
+    done(run, *EAGER, "--batch", "4", "--out", file)
     assert [row.setting.batch_size for row in Bench.open(file).rows] == [4]
     # The run's own record is added to, by that name as well.
-    done(run, *EAGER, "--batch", "8", "--json", Bench.path(run))
+    done(run, *EAGER, "--batch", "8", "--out", Bench.path(run))
     assert [row.setting.batch_size for row in Bench.read(run).rows] == [1, 2, 4, 8]
     before = tiny.contents(run)
     for other in (run / "plan.json", run / "model.safetensors"):
-        said = refused(run, *EAGER, "--batch", "16", "--json", other)
+        said = refused(run, *EAGER, "--batch", "16", "--out", other)
         assert said.startswith((f"'{other}' is not a record of", f"'{other}' cannot be read"))
         assert said.endswith("; move it away")
     assert tiny.contents(run) == before
@@ -184,7 +184,7 @@ def test_json_that_cannot_be_written(
 
     monkeypatch.setattr("updp.deploy.bench.bench_record.write_text", full)
     file = tmp_path / "rows.json"
-    said = refused(tiny.write_model(tmp_path), run, *EAGER, "--batch", "1", "--json", file)
+    said = refused(tiny.write_model(tmp_path), run, *EAGER, "--batch", "1", "--out", file)
     assert said == f"'{file}' cannot be written: OSError: [Errno 28] No space left on device"
 
 
@@ -203,9 +203,9 @@ def test_what_is_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:
         ("timm/resnet18",): "'timm/resnet18' is no run directory: give one, or a second model",
         ("timm/resnet17", "timm/resnet18"): "model 'timm/resnet17' is unknown: did you mean",
         (tiny_model, tiny_model): f"neither '{tiny_model}' nor '{tiny_model}' says its input size",
-        (run, *EAGER, "--json", run / "run.json" / "x"): f"'{run}/run.json/x' cannot be written: "
+        (run, *EAGER, "--out", run / "run.json" / "x"): f"'{run}/run.json/x' cannot be written: "
         f"'{run}/run.json' is no folder",
-        (run, *EAGER, "--json", run): f"'{run}' cannot be written: it is a folder",
+        (run, *EAGER, "--out", run): f"'{run}' cannot be written: it is a folder",
     }.items():
         assert refused(*arguments).startswith(said)
     wrong = (tiny_model, tiny_model, "--input-size", "3x8x8", *EAGER, "--batch", "1,2")

@@ -23,7 +23,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_several_formats_and_the_table(run: Path, tmp_path: Path) -> None:
-    arguments = ("--to", "pt2,safetensors", "--to", "pt2", "--images", "20")
+    arguments = ("--to", "pt2,safetensors", "--to", "pt2", "--test-images", "20")
     outcome = tiny.updp("export", run, *arguments, "--out", tmp_path / "files")
     assert (outcome.code, outcome.err) == (0, "")
     records = read_exports(run)
@@ -39,14 +39,14 @@ def test_several_formats_and_the_table(run: Path, tmp_path: Path) -> None:
 
 def test_onnx_is_the_default(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["safetensors"])
-    assert tiny.updp("export", run, "--images", "5").code == 0
+    assert tiny.updp("export", run, "--test-images", "5").code == 0
     assert (run / "export/model.safetensors").exists()
 
 
 def test_a_file_that_is_wrong_is_exit_code_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Parity(5, 1.0, 0.1, 80.0, 0, 1e-4)
     monkeypatch.setattr(runs, "compare", lambda *_: bad)
-    outcome = tiny.updp("export", run, "--to", "pt2", "--images", "5")
+    outcome = tiny.updp("export", run, "--to", "pt2", "--test-images", "5")
     assert outcome.code == 1
     assert outcome.err == (
         "updp: export to pt2: on 5 images logits differ by 1e+00 (allowed: 1e-04) and the best "
@@ -62,7 +62,7 @@ def test_what_was_written_is_shown_before_what_failed(
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(FORMATS["pt2"], "save", fail)
-    outcome = tiny.updp("export", run, "--to", "pt2,safetensors", "--images", "5")
+    outcome = tiny.updp("export", run, "--to", "pt2,safetensors", "--test-images", "5")
     assert outcome.code == 1
     assert outcome.err == ("updp: export to pt2: RuntimeError: no such operator; no file is kept\n")
     assert "model.safetensors" in outcome.out
@@ -89,7 +89,7 @@ def test_help_says_what_device_is_taken(run: Path, monkeypatch: pytest.MonkeyPat
     [
         (["--to", "onxx"], "--to 'onxx' is no format: give onnx, pt2, safetensors, openvino, "),
         (["--to", ""], "--to '' is no format"),
-        (["--images", "0"], "--images 0: compare on 1 at least"),
+        (["--test-images", "0"], "--test-images 0: compare on 1 at least"),
         (["--data", "nowhere"], "data 'nowhere' is not there"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
     ],

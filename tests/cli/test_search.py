@@ -116,7 +116,6 @@ def test_a_worker_scores_and_the_search_concludes(run: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "options", "said"),
     [
-        ("prune", ("--worker",), "--worker is for `updp search`, not for `updp prune`"),
         ("search", ("--storage", "mysql"), "storage 'mysql' cannot be used: "),
         ("search", ("--set", "search.searcher=best"), "search.searcher: Input should be 'bayes'"),
     ],

@@ -51,12 +51,12 @@ def test_a_fit_is_no_worse_than_what_it_starts_from(made: Case) -> None:
         figures = fit_plan(net, choices, [x], FIT.model_copy(update={"repair": False}))
         assert net.merged(torch.float64) is not None
         for row in figures:
-            assert row["site"] in choices
-            assert row["error"] <= row["prior_error"]
+            assert row.site in choices
+            assert row.error <= row.prior_error
         merged = net.merged(torch.float64)(x)
         assert error(merged, net(x)) < 1e-12
         assert torch.isfinite(merged).all()
-        if figures and all(row["error"] < 1e-6 for row in figures):
+        if figures and all(row.error < 1e-6 for row in figures):
             assert error(merged, wanted) <= max(before, 1e-4)
 
 

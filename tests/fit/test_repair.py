@@ -43,7 +43,7 @@ def test_repair_makes_up_for_a_pruned_block(biased: bool) -> None:
         assert error(merged(x), net(x)) < 1e-12
         changed = {n for n, t in model.state_dict().items() if not n.startswith("0")}
         assert changed <= merged.state_dict().keys()  # kept blocks are the user's own
-        kept = [row["operator"] for row in figures if row["candidate"] == KEEP]
+        kept = [row.operator for row in figures if row.candidate == KEEP]
         assert kept == (2 * ["conv1", "conv2"] if repair else [])
     assert errors[True] < errors[False]
 
@@ -176,7 +176,7 @@ def test_operators_outside_of_sites_are_repaired_in_their_turn() -> None:
         figures = fit_plan(net, choices, [x], FIT.model_copy(update={"repair": repair}))
         errors.append(error(net(x), wanted))
     assert errors[1] < errors[0]
-    places = [(row["site"], row["operator"]) for row in figures]
+    places = [(row.site, row.operator) for row in figures]
     assert places == [
         ("first", "conv2"),
         ("between", "between"),
@@ -194,6 +194,6 @@ def test_the_targets_of_all_fits_share_the_memory() -> None:
         name, switch = next(iter(net.switches.items()))
         settings = FIT.model_copy(update={"rows_mb": megabytes})
         figures = fit_plan(net, {name: switch.labels[0]}, [x[:15], x[15:]], settings)
-        rows.append(sum(row["rows"] for row in figures))
+        rows.append(sum(row.rows for row in figures))
     assert rows[0] == 5 * 30 * 9 * 7
     assert 0.9 * 0.1 * 2**20 < rows[1] * 4 * 8 <= 0.1 * 2**20  # channels, bytes

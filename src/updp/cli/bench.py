@@ -3,58 +3,66 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from updp.cli.options import Device, Size, settle
-from updp.cli.progress import Bars
-from updp.cli.tables import spread
+from updp.cli.options import DeviceOption, JsonOption, SizeOption, parse_size
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from updp.deploy.bench import Bench, BenchFigures, Row
 
-console = Console(width=None if sys.stdout.isatty() else 140)
 _MANY = "(with commas, or repeated)"
 
 
-def bench(
-    baseline: Annotated[
-        str, typer.Argument(metavar="RUN|A", help="A finished run; or a model by name, or a run.")
-    ],
-    other: Annotated[
-        str | None,
-        typer.Argument(metavar="[B]", help="A second one, that is timed against the first."),
-    ] = None,
+@dataclass(frozen=True)
+class GridOptions:
+    """The settings whose combinations are measured."""
+
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help=f"Any of eager, compile, onnxruntime, openvino {_MANY}; all installed."),
-    ] = None,
-    batch: Annotated[list[str] | None, typer.Option(help=f"Batch sizes {_MANY}; 1 and 32.")] = None,
+        typer.Option(
+            "--runtime",
+            help=f"Any of eager, compile, onnxruntime, openvino {_MANY}; all installed.",
+        ),
+    ] = None
+    batch: Annotated[
+        list[str] | None, typer.Option("--batch", help=f"Batch sizes {_MANY}; 1 and 32.")
+    ] = None
     threads: Annotated[
-        list[str] | None, typer.Option(help=f"Numbers of threads {_MANY}; PyTorch's own.")
-    ] = None,
+        list[str] | None,
+        typer.Option("--threads", help=f"Numbers of threads {_MANY}; PyTorch's own."),
+    ] = None
     precision: Annotated[
         list[str] | None,
-        typer.Option(help=f"Any of float32, bfloat16, float16 {_MANY}; float32."),
-    ] = None,
+        typer.Option("--precision", help=f"Any of float32, bfloat16, float16 {_MANY}; float32."),
+    ] = None
     layout: Annotated[
         list[str] | None,
-        typer.Option(help=f"Any of contiguous, channels_last {_MANY}; contiguous."),
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="Interleaved repetitions, at least 3.")] = 21,
-    device: Device = None,
-    input_size: Size = None,
+        typer.Option("--layout", help=f"Any of contiguous, channels_last {_MANY}; contiguous."),
+    ] = None
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Interleaved repetitions, at least 3.")
+    ] = 21
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What the two models need beside their names."""
+
+    device: DeviceOption = None
+    input_size: SizeOption = None
     model: Annotated[
         str | None,
         typer.Option(
-            help="The baseline of a run, if its model file was moved: path/file.py:factory."
+            "--model",
+            help="The baseline of a run, if its model file was moved: path/file.py:factory.",
         ),
-    ] = None,
+    ] = None
     weights_a: Annotated[
         str | None,
         typer.Option(
@@ -62,11 +70,26 @@ def bench(
             "--weights-a",
             help="Safetensors file for the baseline of a run, if it was moved; or for A.",
         ),
+    ] = None
+    weights_b: Annotated[
+        str | None, typer.Option("--weights-b", help="Safetensors file for B.")
+    ] = None
+
+
+def bench(
+    baseline: Annotated[
+        str, typer.Argument(metavar="RUN|A", help="A finished run; or a model by name, or a run.")
+    ],
+    grid: GridOptions,
+    pair: PairOptions,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="[B]", help="A second one, that is timed against the first."),
     ] = None,
-    weights_b: Annotated[str | None, typer.Option(help="Safetensors file for B.")] = None,
-    file: Annotated[
-        Path | None, typer.Option("--json", help="Write this command's rows there too.")
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A JSON file for this command's rows, too.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Time a run's merged model against its baseline, or B against A.
 
@@ -77,41 +100,44 @@ def bench(
     A run keeps its rows in RUN/bench/bench.json; the same command measures again. Ctrl-C leaves
     the rows so far.
     """
+    from updp.cli.progress import Bars
+    from updp.cli.tables import error_console, standard_console
     from updp.deploy.bench import Grid, check_place, measure, open_pair
     from updp.run.inputs import as_device
 
-    lists = map(_split, (runtime, batch, threads, precision, layout))
-    grid = Grid.of(*lists)
-    target = as_device(device)
-    if file is not None:
-        check_place(file)
-    size = None if input_size is None else settle(None, None, None, input_size=input_size)
-    pair, kept = open_pair(
+    lists = (grid.runtime, grid.batch, grid.threads, grid.precision, grid.layout)
+    wanted, target = Grid.of(*map(_split, lists)), as_device(pair.device)
+    if out is not None:
+        check_place(out)
+    models, kept = open_pair(
         baseline,
         other,
-        (weights_a, weights_b),
-        None if size is None else size.data.input_size,
-        model,
+        (pair.weights_a, pair.weights_b),
+        None if pair.input_size is None else parse_size(pair.input_size),
+        pair.model,
     )
-    if file is not None and kept is not None and file.resolve() == kept.resolve():
-        file = None  # it has rows of other commands, too
+    if out is not None and kept is not None and out.resolve() == kept.resolve():
+        out = None  # it has rows of other commands, too
     record: Bench | None = None
     stopped = False
-    with Bars(Console(stderr=True)) as bars:
+    with Bars(error_console()) as bars:
         try:
-            for record in measure(pair, grid, target, kept, rounds, bars):
-                if file is not None and record.measured:
-                    record.save(file)
+            for record in measure(models, wanted, target, kept, grid.rounds, bars):
+                if out is not None and record.measured:
+                    record.save(out)
         except KeyboardInterrupt:
             stopped = True
-    if record is not None:
+    if record is not None and as_json:
+        print(record.model_dump_json(indent=2))
+    elif record is not None:
+        console = standard_console()
         print_bench(console, record)
-        places = [str(place) for place in (kept, file) if place is not None and record.measured]
+        places = [str(place) for place in (kept, out) if place is not None and record.measured]
         if places:
             console.print(f"rows: {', '.join(places)}", highlight=False, soft_wrap=True)
     if stopped:
         done = 0 if record is None else len(record.rows)
-        total = len(grid.settings(target))
+        total = len(wanted.settings(target))
         print(
             f"updp: stopped after {done} of {total} rows; the command starts again", file=sys.stderr
         )
@@ -120,6 +146,9 @@ def bench(
 
 def print_bench(console: Console, bench: Bench) -> None:
     """The rows as a table, what all of them share above it, what the figures are below it."""
+    from rich.markup import escape
+    from rich.table import Table
+
     rows = bench.rows
     fields = {
         "runtime": [row.setting.runtime for row in rows],
@@ -169,6 +198,8 @@ def print_bench(console: Console, bench: Bench) -> None:
 
 
 def _cells(row: Row, with_energy: bool) -> list[str]:
+    from updp.cli.tables import spread
+
     if row.baseline is None or row.other is None or row.speedup is None:
         return [""] * (6 if with_energy else 5)
     a, b = row.baseline, row.other

@@ -1,46 +1,47 @@
-"""`updp export RUN --to FORMAT`."""
+"""`updp export RUN --to FORMAT`: the merged model as files that other runtimes load."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from updp.cli.options import DataOption, ModelOption, Weights
-from updp.cli.progress import Bars
-from updp.deploy import export as exports
-from updp.deploy.export import Exported
+from updp.cli.options import FinishedOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from updp.deploy.export import Exported
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory of a finished `updp prune`.")],
+    finished: FinishedOptions,
     to: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnx, pt2, safetensors, openvino; several with commas, or all. By default onnx."
+            "--to",
+            help="onnx, pt2, safetensors, openvino; several with commas, or all. By default onnx.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the files; by default RUN/export.")
+        Path | None, typer.Option("--out", help="Folder for the files; by default RUN/export.")
     ] = None,
-    images: Annotated[
-        int, typer.Option(help="Test images to compare each file with PyTorch on, at most.")
-    ] = 1000,
-    model: ModelOption = None,
-    data: DataOption = None,
-    weights: Weights = None,
-    device: Annotated[
-        str | None,
+    test_images: Annotated[
+        int,
         typer.Option(
-            help="Where the images are prepared: cpu, the default, or cuda, cuda:1, mps. The "
-            "files are compared on the CPU."
+            "--test-images", help="Test images to compare each file with PyTorch on, at most."
         ),
-    ] = None,
+    ] = 1000,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help="Where the images are prepared: cpu, the default, or cuda, cuda:1, mps. The "
+            "files are compared on the CPU.",
+        ),
+    ] = "cpu",
 ) -> None:
     """Write the merged model as files that other runtimes load, each compared with PyTorch.
 
@@ -48,7 +49,11 @@ def export(
     not compute what the model does is not kept; the other formats are. Files that are not from
     an earlier export of the run are not replaced.
     """
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    from updp.cli.progress import Bars
+    from updp.cli.tables import standard_console
+    from updp.deploy import export as exports
+
+    console = standard_console()
     records: list[Exported] = []
     try:
         with Bars(console) as bars:
@@ -56,11 +61,11 @@ def export(
                 run,
                 to or ["onnx"],
                 out=out,
-                model=model,
-                data=data,
-                weights=weights,
+                model=finished.model,
+                data=finished.data,
+                weights=finished.weights,
                 device=device,
-                images=images,
+                test_images=test_images,
                 progress=bars,
                 each=records.append,
             )
@@ -71,17 +76,19 @@ def export(
 
 def print_exports(console: Console, records: list[Exported], run: Path) -> None:
     """The exported files, their sizes, and how they compare with the merged model."""
+    from rich.markup import escape
+
+    from updp.cli.tables import make_table
+
     first = records[0]
-    table = Table(
-        title=f"{first.parameters:,} parameters; the baseline has {first.baseline_parameters:,}",
-        title_justify="left",
+    table = make_table(
+        f"{first.parameters:,} parameters; the baseline has {first.baseline_parameters:,}",
+        left=("files", "any", "compared at"),
+        names=(
+            *("files", "MB", "baseline's", "largest error", "relative", "top-1 agrees"),
+            *("undecided", "any", "compared at"),
+        ),
     )
-    names = ("MB", "baseline's", "largest error", "relative", "top-1 agrees", "undecided")
-    table.add_column("files")
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("any")
-    table.add_column("compared at")
     for record in records:
         base = record.baseline_bytes
         table.add_row(

@@ -1,126 +1,186 @@
-"""Options that several commands share, and the recipe that they add up to."""
+"""Options that several commands share; the same flag means the same in each."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from updp.errors import UserError
-from updp.recipe import Budget as BudgetAmounts
-from updp.recipe import Recipe
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory."),
+if TYPE_CHECKING:
+    from updp.recipe import Recipe
+
+MODEL = "timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory."
+DATA = "digits, a folder of class folders, or a folder of Parquet files."
+
+ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL)]
+DataOption = Annotated[str | None, typer.Option("--data", help=DATA)]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="Safetensors file with the model's weights.")
 ]
-DataOption = Annotated[
-    str | None,
-    typer.Option("--data", help="digits, a folder of class folders, or a folder of Parquet files."),
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; cuda if there is one.")
 ]
-Budget = Annotated[
-    list[str] | None,
+SizeOption = Annotated[
+    str | None, typer.Option("--input-size", help="CxHxW, such as 3x224x224; the model's own.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over; forget what is there.")]
+PickOption = Annotated[
+    str | None,
     typer.Option(
-        help="blocks=K; latency, macs, parameters or memory as a share of the baseline's (0.7, "
-        "70%, 1.5x) or an amount (12ms, 2G, 5M, 300MB). Several hold together."
-    ),
-]
-Pick = Annotated[
-    str | None,
-    typer.Option(
+        "--pick",
         help="Another point of the finished search, in a folder of its own: a line of its front, "
-        "or a budget."
+        "or a budget.",
     ),
 ]
-Storage = Annotated[
-    str | None,
-    typer.Option(help="Database URL where the search is kept; by default a file in --out."),
-]
-Worker = Annotated[
-    bool,
-    typer.Option("--worker", help="updp search: score plans beside the process that began it."),
-]
-Out = Annotated[Path, typer.Option(help="Run directory.")]
-Teacher = Annotated[
+StorageOption = Annotated[
     str | None,
     typer.Option(
-        help="Whose logits stage 3 follows: a model named as by --model, of the data's classes; "
-        "baseline is the model itself, the default."
+        "--storage", help="Database URL where the search is kept; by default a file in --out."
     ),
 ]
-TeacherWeights = Annotated[
-    str | None, typer.Option(help="Safetensors file with the teacher's weights.")
-]
-Weights = Annotated[str | None, typer.Option(help="Safetensors file with the model's weights.")]
-RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", help="default, fit-only, quick, paper; or a file.")
-]
-PlanFile = Annotated[
-    Path | None,
-    typer.Option("--plan", help="A plan.json to take instead of searching; needs no budget."),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a field of the recipe: subnet.epochs=20. Repeatable."),
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option(help="Only sites that match this glob: 'layer3.*'. Repeatable."),
-]
-Exclude = Annotated[
-    list[str] | None, typer.Option(help="No sites that match this glob. Repeatable.")
-]
-Size = Annotated[str | None, typer.Option(help="CxHxW, such as 3x224x224; the model's own.")]
-Mean = Annotated[str | None, typer.Option(help="Normalisation: one number per channel, commas.")]
-Std = Annotated[str | None, typer.Option(help="Normalisation: one number per channel, commas.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda if there is one.")]
-TensorBoard = Annotated[
-    Path | None,
-    typer.Option("--tensorboard", help="A folder for the run's curves, to watch in TensorBoard."),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; forget what is there.")]
 
 
-def settle(
-    file: Path | None,
-    budget: list[str] | None,
-    settings: list[str] | None,
-    out: Path | None = None,
-    input_size: str | None = None,
-    mean: str | None = None,
-    std: str | None = None,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
-    storage: str | None = None,
-) -> Recipe:
-    """The recipe: a file, else the one in the run directory, else the default; then options."""
-    kept = out / "recipe.yaml" if out is not None else None
-    if file is not None:
-        recipe = Recipe.load(file)
-    elif kept is not None and kept.exists():
-        recipe = Recipe.load(kept)
-    else:
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run: its directory, and what it was begun with, which the directory remembers."""
+
+    model: ModelOption = None
+    data: DataOption = None
+    weights: WeightsOption = None
+    out: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/latest")
+    device: DeviceOption = None
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="A plan.json to take instead of searching; needs no budget."),
+    ] = None
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            "--tensorboard", help="A folder for the run's curves, to watch in TensorBoard."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class FinishedOptions:
+    """What a finished run was begun with, where its files were moved."""
+
+    model: ModelOption = None
+    data: DataOption = None
+    weights: WeightsOption = None
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """Whose logits stage 3 follows."""
+
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            help="Whose logits stage 3 follows: a model named as by --model, of the data's "
+            "classes; baseline is the model itself, the default.",
+        ),
+    ] = None
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option("--teacher-weights", help="Safetensors file with the teacher's weights."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """The recipe: a file or a preset, and fields of it."""
+
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="default, fit-only, quick, paper; or a file.")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field of the recipe: subnet.epochs=20. Repeatable."),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", help="Only sites that match this glob: 'layer3.*'. Repeatable."),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", help="No sites that match this glob. Repeatable."),
+    ] = None
+    input_size: SizeOption = None
+
+    def changes(self) -> list[str]:
+        """The fields of the recipe that the options change, as `Recipe.updated` takes them."""
+        found = list(self.settings or [])
+        if self.input_size is not None:
+            found.append(f"data.input_size={list(parse_size(self.input_size))}")
+        if self.include:
+            found.append(f"candidates.include={json.dumps(self.include)}")
+        if self.exclude:
+            found.append(f"candidates.exclude={json.dumps(self.exclude)}")
+        return found
+
+    def settle(self, kept: Path | None = None) -> Recipe:
+        """The recipe: a file, else the one in the folder `kept`, else the default; then options."""
+        from updp.recipe import Recipe
+
         recipe = Recipe()
-    changes = list(settings or [])
-    if input_size is not None:
-        changes.append(f"data.input_size={_numbers(input_size, 'x', '--input-size 3x224x224')}")
-    if mean is not None:
-        changes.append(f"data.mean={_numbers(mean, ',', '--mean 0.5,0.5,0.5')}")
-    if std is not None:
-        changes.append(f"data.std={_numbers(std, ',', '--std 0.5,0.5,0.5')}")
-    if include:
-        changes.append(f"candidates.include={json.dumps(include)}")
-    if exclude:
-        changes.append(f"candidates.exclude={json.dumps(exclude)}")
-    if storage is not None:
-        changes.append(f"search.storage={json.dumps(storage)}")
-    recipe = recipe.updated(*changes) if changes else recipe
-    if budget:
-        update = {"budget": BudgetAmounts.parse(",".join(budget))}
-        recipe = recipe.model_copy(update=update)
-    return recipe
+        if self.recipe is not None:
+            recipe = Recipe.load(self.recipe)
+        elif kept is not None and (kept / "recipe.yaml").exists():
+            recipe = Recipe.load(kept / "recipe.yaml")
+        changes = self.changes()
+        return recipe.updated(*changes) if changes else recipe
+
+
+@dataclass(frozen=True)
+class RunRecipeOptions(RecipeOptions):
+    """The recipe of a run: with a budget, and how images are normalised."""
+
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            help="blocks=K; latency, macs, parameters or memory as a share of the baseline's (0.7, "
+            "70%, 1.5x) or an amount (12ms, 2G, 5M, 300MB). Several hold together.",
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option("--mean", help="Normalisation: one number per channel, with commas."),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option("--std", help="Normalisation: one number per channel, with commas."),
+    ] = None
+
+    def changes(self) -> list[str]:
+        """See `RecipeOptions.changes`."""
+        found = super().changes()
+        for name, text in (("mean", self.mean), ("std", self.std)):
+            if text is not None:
+                found.append(f"data.{name}={_numbers(text, ',', f'--{name} 0.5,0.5,0.5')}")
+        return found
+
+    def settle(self, kept: Path | None = None) -> Recipe:
+        """See `RecipeOptions.settle`."""
+        from updp.recipe import Budget
+
+        recipe = super().settle(kept)
+        if self.budget:
+            recipe = recipe.model_copy(update={"budget": Budget.parse(",".join(self.budget))})
+        return recipe
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """(C, H, W) from `3x224x224`. Raises UserError."""
+    return tuple(int(number) for number in _numbers(text, "x", "--input-size 3x224x224"))
 
 
 def _numbers(text: str, separator: str, example: str) -> list[float]:

@@ -3,57 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from updp.errors import UserError, reason
-from updp.io.files import read_json
+from updp.cli.options import TeacherOptions
+from updp.errors import UserError
 from updp.plan import Plan
+from updp.run.records import RunRecord
+
+
+class Remembered:
+    """What the run in the folder `out`, if there is one, was begun with."""
+
+    def __init__(self, out: Path) -> None:
+        self._record = RunRecord.read_if_there(out)
+
+    def required(self, name: str, given: str | None) -> str:
+        """An option, or what the run was begun with. Raises UserError where neither is there."""
+        known = given if given is not None else getattr(self._record, name, "")
+        if not known:
+            raise UserError(f"--{name} is missing: give it, or an --out that holds a run")
+        return str(known)
+
+    def weights(self, model: str | None, given: str | None) -> str | None:
+        """The option, or the run's weights, if it is about the same model."""
+        if given is not None or not self._is_about(model):
+            return given
+        return self._record.weights or None if self._record else None
+
+    def teacher(self, model: str | None, given: TeacherOptions) -> tuple[str | None, str | None]:
+        """The options, or the run's teacher: with its model, and weights with their teacher."""
+        name, weights, record = given.teacher, given.teacher_weights, self._record
+        if record is None or not self._is_about(model):
+            return name, weights
+        if name is None:
+            name = record.teacher or None
+        if weights is None and name == record.teacher:
+            weights = record.teacher_weights or None
+        return name, weights
+
+    def _is_about(self, model: str | None) -> bool:
+        return model is None or (self._record is not None and model == self._record.model)
 
 
 def read_plan(file: Path | None) -> Plan | None:
     """The plan in a file. Raises UserError that names the file."""
-    if file is None:
-        return None
-    try:
-        return Plan.from_json(file.read_text(), str(file))
-    except OSError as error:
-        raise UserError(f"plan '{file}' cannot be read: {reason(error)}") from error
-
-
-def about(out: Path, name: str, given: str | None) -> str:
-    """An option, or what the run in `out` was begun with."""
-    if given is not None:
-        return given
-    if not (known := _known(out).get(name)):
-        raise UserError(f"--{name} is missing: give it, or an --out that holds a run")
-    return str(known)
-
-
-def weights_of(given: str | None, out: Path, model: str | None) -> str | None:
-    """The option, or the weights that the run in `out` has, if it is about the same model."""
-    known = _known(out)
-    if given is not None or model not in (None, known.get("model")):
-        return given
-    return known.get("weights") or None
-
-
-def teacher_of(
-    given: str | None, weights: str | None, out: Path, model: str | None
-) -> tuple[str | None, str | None]:
-    """The options, or what the run in `out` has: with its model, and weights with their teacher."""
-    known = _known(out)
-    ours = model in (None, known.get("model"))
-    if given is None and ours:
-        given = known.get("teacher") or None
-    if weights is None and ours and given == known.get("teacher"):
-        weights = known.get("teacher_weights") or None
-    return given, weights
-
-
-def _known(out: Path) -> dict[str, Any]:
-    file = out / "run.json"
-    try:
-        known = read_json(file) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"'{file}' is not a run's: {reason(error)}") from error
-    return known if isinstance(known, dict) else {}
+    return None if file is None else Plan.read_file(file)

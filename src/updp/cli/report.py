@@ -1,4 +1,4 @@
-"""`updp report`."""
+"""`updp report RUN...`: one page about one run or several."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
             help="File, .html or .md, or folder; by default RUN/report.html, for several runs "
-            "report.html in this folder."
+            "report.html in this folder.",
         ),
     ] = None,
     format: Annotated[
-        str | None, typer.Option(help="html, or markdown for a README or PR.")
+        str | None, typer.Option("--format", help="html, or markdown for a README or PR.")
     ] = None,
 ) -> None:
     """Write a report of one run, or a comparison of several, as one file that works offline."""

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from updp.api import Inspection
-from updp.measure import Timing
-from updp.plan import Plan
-from updp.run.records import ModelFigures, Result
-from updp.search.outcome import ScoredPlan, SearchResult
+if TYPE_CHECKING:
+    from updp.api import Inspection
+    from updp.measure import Timing
+    from updp.run.directory import RunDirectory
+    from updp.run.records import ModelFigures, Result
+    from updp.search import ScoredPlan, SearchResult
+
+
+def standard_console() -> Console:
+    """Where tables and lines go: as wide as the terminal, or fixed where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def error_console() -> Console:
+    """Where progress goes beside output that another program may read."""
+    return Console(stderr=True)
+
+
+def make_table(title: str, names: Sequence[str], left: Sequence[str] = ()) -> Table:
+    """An empty table; the first column and those in `left` hold text, the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(names):
+        text = place == 0 or name in left
+        table.add_column(name, justify="left" if text else "right", overflow="fold")
+    return table
 
 
 def print_inspection(console: Console, found: Inspection, batch: int) -> None:
@@ -22,16 +44,14 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
         f"{len(found.sites)} sites; baseline {found.baseline_ms:.1f} ms for a batch of {batch}, "
         f"{found.baseline_macs / 1e6:,.1f} M MACs for one image"
     )
-    table = Table(title=title, title_justify="left")
-    for name in ("site", "block", "in", "becomes", "parameters", "MACs", "ms", "faster", "model"):
-        left = name in ("site", "block", "in", "becomes")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    names = ("site", "block", "in", "becomes", "parameters", "MACs", "ms", "faster", "model")
+    table = make_table(title, names, left=("block", "in", "becomes"))
     for first in found.sites:
         for offer in (first, *found.others[first.site]):
-            names = (first.site, first.kind, "x".join(map(str, first.shape)))
+            about = (first.site, first.kind, "x".join(map(str, first.shape)))
             whole = found.baseline_ms / max(found.baseline_ms - offer.saved_ms, 1e-9)
             table.add_row(
-                *(escape(name) if offer is first else "" for name in names),
+                *(escape(text) if offer is first else "" for text in about),
                 escape(offer.candidate.label),
                 f"{offer.parameters:,}",
                 f"{offer.keep_macs / 1e6:.1f} > {offer.macs / 1e6:.1f} M",
@@ -78,7 +98,7 @@ def print_front(console: Console, outcome: SearchResult) -> None:
             (str(line) if line else "") + "*" * (index == outcome.chosen),
             str(len(point.choices)),
             *("" if score is None else f"{score:.4f}" for score in (point.score, point.fitted)),
-            f"{point.top1 if point.fitted_top1 is None else point.fitted_top1:.2f}",
+            f"{point.last_top1:.2f}",
             ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",
             "" if point.measured is None else spread(point.measured),
             f"{point.macs / base.macs:.3f}",
@@ -141,8 +161,9 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
     return table
 
 
-def print_result(console: Console, result: Result, plan: Plan, out: Path) -> None:
+def print_result(console: Console, run: RunDirectory) -> None:
     """The final table of a run, top-1 after each stage, and where the result is."""
+    result, plan, out = run.result(), run.plan(), run.path
     console.print(result_table({"": result}))
     stages = ", ".join(f"{name} {value:.2f}" for name, value in result.top1_by_stage.items())
     console.print(

@@ -64,7 +64,7 @@ def test_channels_that_follow_from_others_go_without_a_loss(alone: bool) -> None
         fit_candidates(net, batches, FIT)
     else:
         figures = fit_plan(net, choices(net), batches, FIT)
-        assert [row["operator"] for row in figures] == 2 * ["conv2", "conv3"]
+        assert [row.operator for row in figures] == 2 * ["conv2", "conv3"]
     net.choose(choices(net))
     assert error(net(x), wanted) < 1e-3 < before / 100
     merged = net.merged(torch.float64)
@@ -202,7 +202,7 @@ def test_a_gate_goes_on_with_fewer_channels_and_is_made_up_for(
     wanted = copy.deepcopy(model).double()(x)
     net, _ = supernet(model, x, 0.5)
     figures = fit_plan(net, choices(net), [x], FIT)
-    assert [row["operator"] for row in figures] == 2 * ["second"]
+    assert [row.operator for row in figures] == 2 * ["second"]
     net.choose(choices(net))
     best = error(net(x), wanted)
     assert best < 0.2

@@ -34,7 +34,7 @@ def exported(
 ) -> tuple[Path, list[Exported]]:
     """A copy of the finished run, exported to every format."""
     run = shutil.copytree(finished, tmp_path_factory.mktemp("exported") / "run")
-    return run, updp.export(run, "all", images=60)
+    return run, updp.export(run, "all", test_images=60)
 
 
 @pytest.fixture
@@ -88,14 +88,14 @@ def test_preprocess_is_what_the_data_reader_does(exported: tuple[Path, list[Expo
 
 
 def test_records_of_other_formats_stay(run: Path) -> None:
-    (first,) = updp.export(run, ["pt2"], images=7)
+    (first,) = updp.export(run, ["pt2"], test_images=7)
     assert first.images == 7
     elsewhere = run.parent / "deep" / "er"
     (second,) = updp.export(run, ["safetensors"], out=elsewhere)
     assert second.images == 500
     assert second.folder == str(elsewhere)
     assert read_exports(run) == {"pt2": first, "safetensors": second}
-    (again,) = updp.export(run, ["pt2"], images=9)
+    (again,) = updp.export(run, ["pt2"], test_images=9)
     assert read_exports(run) == {"pt2": again, "safetensors": second}
     assert visible(elsewhere) == {*second.files, "preprocess.json"}
 
@@ -138,12 +138,12 @@ def test_a_wrong_file_is_not_kept(
 ) -> None:
     monkeypatch.setitem(FORMATS, "pt2", Wrong(spoil))
     with pytest.raises(ExportError, match=f"export to pt2: .*{said}"):
-        updp.export(run, "pt2", images=9)
+        updp.export(run, "pt2", test_images=9)
     assert visible(run / "export") == set()
     begin_writing(run, "pt2", run / "export", ["model.pt2"])
     (run / "export/model.pt2").write_text("an older one")
     with pytest.raises(ExportError):
-        updp.export(run, "pt2", images=9)
+        updp.export(run, "pt2", test_images=9)
     assert visible(run / "export") == {"model.pt2"}
     assert (run / "export/model.pt2").read_text() == "an older one"
 
@@ -160,7 +160,7 @@ def test_a_format_that_fails_stops_no_other(run: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(FORMATS, "pt2", Wrong(_crash))
     seen: list[Exported] = []
     with pytest.raises(ExportError) as caught:
-        updp.export(run, "onnx,pt2,safetensors", images=9, each=seen.append)
+        updp.export(run, "onnx,pt2,safetensors", test_images=9, each=seen.append)
     assert str(caught.value) == (
         "export to onnx: such an operator has no name; "
         "export to pt2: RuntimeError: no such kernel; no files of these are kept"
@@ -171,7 +171,7 @@ def test_a_format_that_fails_stops_no_other(run: Path, monkeypatch: pytest.Monke
     # All that the user can put right, and of one reason.
     monkeypatch.setitem(FORMATS, "pt2", Unreadable("pt2"))
     with pytest.raises(UserError, match=r"^export to onnx, pt2: such an operator has no name$"):
-        updp.export(run, "onnx,pt2", images=9)
+        updp.export(run, "onnx,pt2", test_images=9)
 
 
 @pytest.mark.parametrize("at", ["model.safetensors", "exports.json"])
@@ -179,15 +179,15 @@ def test_a_kill_leaves_no_record_of_other_files(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     out = tmp_path / "files"
-    updp.export(run, "pt2", images=9)
+    updp.export(run, "pt2", test_images=9)
     for _ in range(2):  # where nothing was before, and over an earlier export
         with monkeypatch.context() as patch:
             stop_before(patch, at)
             with pytest.raises(KeyboardInterrupt):
-                updp.export(run, "safetensors", out=out, images=9)
+                updp.export(run, "safetensors", out=out, test_images=9)
         assert list(read_exports(run)) == ["pt2"]
         assert (out / "model.py").exists()
-        updp.export(run, "safetensors", out=out, images=9)
+        updp.export(run, "safetensors", out=out, test_images=9)
         assert list(read_exports(run)) == ["pt2", "safetensors"]
     assert visible(out) == {"model.safetensors", "model.py", "preprocess.json"}
 
@@ -224,7 +224,7 @@ def test_where_only_one_size_comes_out_right_the_size_is_fixed(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FORMATS, "pt2", Tied())
-    (record,) = updp.export(run, "pt2", images=9)
+    (record,) = updp.export(run, "pt2", test_images=9)
     assert record.dynamic == ["batch"]
     assert record.input_sizes == [(1, 8, 8)]
     assert record.note.startswith("height and width are those of 1x8x8")
@@ -279,8 +279,8 @@ def test_what_can_be_put_right(run: Path) -> None:
         updp.export(run, ["onnx", "onxx"])
     with pytest.raises(UserError, match="--to is empty"):
         updp.export(run, [])
-    with pytest.raises(UserError, match="--images 0: compare on 1 at least"):
-        updp.export(run, images=0)
+    with pytest.raises(UserError, match="--test-images 0: compare on 1 at least"):
+        updp.export(run, test_images=0)
     with pytest.raises(UserError, match=r"run.json' is a file, give a folder"):
         updp.export(run, out=run / "run.json" / "deep")
     assert tiny.contents(run) == before

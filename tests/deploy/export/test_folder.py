@@ -64,7 +64,7 @@ def test_files_that_no_export_wrote_are_not_replaced(
 def test_the_same_command_may_be_repeated(run: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders * 2:  # the record holds one folder of a format only
-        updp.export(run, "safetensors", out=folder, images=5)
+        updp.export(run, "safetensors", out=folder, test_images=5)
     other = shutil.copytree(run, tmp_path / "other")
     shutil.rmtree(other / "export")
     with pytest.raises(UserError, match=f"not from an earlier export of '{other}'"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.deploy.int8.graphs import Array, chain, conv, evaluate
-from updp.deploy.int8.equalize import equalise
+from updp.deploy.int8.equalize import equalize
 from updp.deploy.int8.onnx_graph import Graph
 
 Step = tuple[str, dict[str, Any], list[Array]]
@@ -55,7 +55,7 @@ def test_the_network_computes_what_it_did(steps: list[Step], seed: int) -> None:
     images = np.random.default_rng(seed).normal(size=(2, 2, 9, 9))
     model = chain(steps, "float64")
     before = evaluate(model, images)
-    equalise(Graph(model))
+    equalize(Graph(model))
     assert relative(evaluate(model, images), before) < 1e-10
 
 
@@ -65,7 +65,7 @@ def test_both_sides_of_a_channel_end_with_the_same_range(groups: int) -> None:
     steps = [conv(rng, 2, 6), ("Relu", {}, []), conv(rng, 6, 6, groups=groups)]
     steps[0][2][0][:] *= 10.0 ** np.arange(-3, 3)[:, None, None, None]
     graph = Graph(chain(steps, "float64"))
-    assert equalise(graph) == 1
+    assert equalize(graph) == 1
     first, second = graph.constants["weight0"], graph.constants["weight2"]
     for channel in range(6):
         group, inside = divmod(channel, 6 // groups)
@@ -81,7 +81,7 @@ def test_only_what_passes_a_factor_through_joins_two_operators() -> None:
         steps = [conv(rng, 2, 4), (between, attributes, []), conv(rng, 4, 3)]
         graph = Graph(chain(steps, "float32"))
         before = dict(graph.constants)
-        assert equalise(graph) == pairs
+        assert equalize(graph) == pairs
         same = all(np.array_equal(before[n], v) for n, v in graph.constants.items())
         assert same == (not pairs)
 
@@ -93,14 +93,14 @@ def test_a_tensor_that_a_skip_reads_too_is_left_alone() -> None:
     model = chain([conv(rng, 2, 2), ("Relu", {}, []), conv(rng, 2, 2)], "float64")
     model.graph.node[2].output[0] = "branch"
     model.graph.node.append(helper.make_node("Add", ["branch", "x1"], ["logits"]))
-    assert equalise(Graph(model)) == 0
+    assert equalize(Graph(model)) == 0
 
 
 def test_a_shared_weight_is_left_alone() -> None:
     rng = np.random.default_rng(0)
     model = chain([conv(rng, 2, 2), ("Relu", {}, []), conv(rng, 2, 2)], "float64")
     model.graph.node[2].input[1] = "weight0"
-    assert equalise(Graph(model)) == 0
+    assert equalize(Graph(model)) == 0
 
 
 def test_an_output_of_the_graph_is_left_alone() -> None:
@@ -109,4 +109,4 @@ def test_an_output_of_the_graph_is_left_alone() -> None:
     hidden = model.graph.output.add()
     hidden.CopyFrom(model.graph.output[0])
     hidden.name = "x1"
-    assert equalise(Graph(model)) == 0
+    assert equalize(Graph(model)) == 0

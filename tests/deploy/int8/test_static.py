@@ -10,9 +10,9 @@ from onnx import ModelProto, load_from_string
 
 from tests.deploy.int8.graphs import Array, chain, conv
 from updp.deploy.int8 import static
-from updp.deploy.int8.equalize import equalise
+from updp.deploy.int8.equalize import equalize
 from updp.deploy.int8.onnx_graph import Graph
-from updp.deploy.int8.static import METHODS, quantise_model
+from updp.deploy.int8.static import METHODS, quantize_model
 
 
 def run(model: bytes, images: Array) -> Array:
@@ -50,10 +50,10 @@ def decibels(model: ModelProto, *, per_channel: bool, equalised: bool) -> float:
     exact = run(model.SerializeToString(), test)
     copy = load_from_string(model.SerializeToString())
     if equalised:
-        equalise(Graph(copy))
+        equalize(Graph(copy))
         np.testing.assert_allclose(run(copy.SerializeToString(), test), exact, rtol=1e-3, atol=1e-3)
     calibration = torch.from_numpy(images(64, seed=3))
-    small = quantise_model(copy, calibration, "minmax", per_channel=per_channel)
+    small = quantize_model(copy, calibration, "minmax", per_channel=per_channel)
     lost = np.square(run(small, test) - exact).sum()
     return float(10 * np.log10(np.square(exact).sum() / lost))
 
@@ -82,7 +82,7 @@ def test_every_method_yields_standard_operators(method: str, per_channel: bool) 
     model = chain([*steps, ("Gemm", {}, [rng.normal(size=(8, 4)), np.zeros(4)])], "float32")
     test = images(70, seed=0)  # not a multiple of a batch
     exact = run(model.SerializeToString(), test)
-    small = quantise_model(model, torch.from_numpy(test), method, per_channel=per_channel)
+    small = quantize_model(model, torch.from_numpy(test), method, per_channel=per_channel)
     found = load_from_string(small)
     assert {node.domain for node in found.graph.node} == {""}
     scales = {t.name: t.dims for t in found.graph.initializer if t.name.endswith("weight0_scale")}
@@ -97,5 +97,5 @@ def test_batches_do_not_change_the_ranges(monkeypatch: pytest.MonkeyPatch) -> No
     files = []
     for size in (8, 32, 64):
         monkeypatch.setattr(static, "_BATCH", size)
-        files.append(quantise_model(model, calibration, "minmax", per_channel=True))
+        files.append(quantize_model(model, calibration, "minmax", per_channel=True))
     assert all(one == other for one, other in pairwise(files))

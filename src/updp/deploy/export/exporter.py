@@ -35,7 +35,7 @@ def export(
     data: Data | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
-    images: int = _LIMIT,
+    test_images: int = _LIMIT,
     progress: Progress | None = None,
     each: Callable[[Exported], None] | None = None,
 ) -> list[Exported]:
@@ -50,7 +50,7 @@ def export(
             the run directory always. No file there is replaced but this run's earlier exports.
         model, data, weights: Of the run, where those came from Python and have no name.
         device: Where the run's images are prepared; the comparison is made on the CPU.
-        images: How many test images to compare on, at most.
+        test_images: How many test images to compare on, at most.
         each: Called with every record as soon as its files are there.
 
     Returns:
@@ -62,12 +62,12 @@ def export(
         ExportError: A file does not compute what the merged model does; it is not kept.
     """
     formats, progress = parse_formats(to), progress or Silent()
-    if images < 1:
-        raise UserError(f"--images {images}: compare on 1 at least")
+    if test_images < 1:
+        raise UserError(f"--test-images {test_images}: compare on 1 at least")
     folder = check_place(check_finished(run), out, formats)
     opened = open_run(run, model, data, weights=weights, device=device or "cpu", progress=progress)
     prepared = isinstance(data, tuple) and data[1].dataset[0][0].is_floating_point()
-    job = _Export(opened, folder, images, describe(opened, prepared=prepared), progress)
+    job = _Export(opened, folder, test_images, describe(opened, prepared=prepared), progress)
     records: list[Exported] = []
     failures: dict[str, UserError | ExportError] = {}
     progress.begin("export", len(formats))

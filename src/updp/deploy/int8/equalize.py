@@ -21,7 +21,7 @@ _HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePoo
 _ROUNDS, _DONE = 100, 1e-3
 
 
-def equalise(graph: Graph) -> int:
+def equalize(graph: Graph) -> int:
     """Scale the channels of all such pairs of operators in place; returns how many there are.
 
     BatchNorms are folded already. What the graph computes is unchanged, up to rounding. A weight

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from updp.deploy.export.onnx import Onnx
-from updp.deploy.int8.equalize import equalise
+from updp.deploy.int8.equalize import equalize
 from updp.deploy.int8.onnx_graph import Graph, module_names
 from updp.deploy.int8.operators import linear_weights
 from updp.deploy.int8.skips import take_apart
-from updp.deploy.int8.static import fold, quantise_model
+from updp.deploy.int8.static import fold, quantize_model
 
 _BATCH = 64  # images, for logits
 
@@ -44,14 +44,14 @@ class FloatModel:
         self._folded = fold(self.file)
         self._logits = logits(self.file, torch.split(calibration, _BATCH))
 
-    def quantise(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
+    def quantize(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
         """In INT8. Raises what the quantiser raises."""
         graph = Graph(copy.deepcopy(self._folded))
         names = module_names(graph, linear_weights(self._net))
         graph, skips = take_apart(graph)
-        pairs = equalise(graph) if equalised else 0
+        pairs = equalize(graph) if equalised else 0
         file = self.file.with_name("equalised.onnx" if equalised else "plain.onnx")
-        content = quantise_model(graph.model, self.calibration, method, per_channel=per_channel)
+        content = quantize_model(graph.model, self.calibration, method, per_channel=per_channel)
         file.write_bytes(content)
         difference = logits(file, torch.split(self.calibration, _BATCH)) - self._logits
         energy = self._logits.square().sum().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""What `updp quantise` found, as `export/int8.json` holds it."""
+"""What `updp quantize` found, as `export/int8.json` holds it."""
 
 from __future__ import annotations
 

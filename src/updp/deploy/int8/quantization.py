@@ -25,13 +25,13 @@ from updp.training.evaluate import accuracy
 FOLDER, MODEL, BASELINE = "export", "model.int8.onnx", "baseline.int8.onnx"
 
 
-def quantise(
+def quantize(
     run: str | Path,
     *,
-    images: int = 256,
+    calibration_images: int = 256,
     method: str = "percentile",
     per_channel: bool = True,
-    equalise: bool | None = None,
+    equalize: bool | None = None,
     model: nn.Module | str | None = None,
     data: Data | None = None,
     weights: str | Path | None = None,
@@ -40,11 +40,11 @@ def quantise(
     """Quantise baseline and merged model of the finished `run` to INT8 after training.
 
     Writes `model.int8.onnx`, `baseline.int8.onnx` and `int8.json` into `run/export`. Ranges of
-    activations come from `images` of the calibration split, the same for both models, by `method`
+    activations come from `calibration_images`, the same for both models, by `method`
     (percentile, minmax, entropy). Weights have a scale per output channel, or one for all where
     `per_channel` is False. There channels are equalised across layers first, in both models or
     in neither: where that brings the logits of the calibration images nearer to the float models',
-    by the sum of both models' noise-to-signal ratios; `equalise` decides it instead. Both are
+    by the sum of both models' noise-to-signal ratios; `equalize` decides it instead. Both are
     evaluated on the test split in ONNX Runtime, on the CPU.
 
     `model`, `data` and `weights` are those of the run, where they have no name.
@@ -56,30 +56,33 @@ def quantise(
     """
     if method not in METHODS:
         raise UserError(f"--method {method} is not known: take {', '.join(METHODS)}")
-    if images < 2:
-        raise UserError(f"--images {images} is too few to find a range: ask for 2 or more")
+    if calibration_images < 2:
+        raise UserError(
+            f"--calibration-images {calibration_images} is too few to find a range: ask for 2 or "
+            "more"
+        )
     folder = check_finished(run) / FOLDER
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file where the folder of exports belongs: move it away")
     check_installed()
     progress = progress or Silent()
     opened = open_run(run, model, data, weights=weights, device="cpu", progress=progress)
-    calibration = torch.cat(opened.feed.calibration(images))
-    if len(calibration) < images:
+    calibration = torch.cat(opened.feed.calibration(calibration_images))
+    if len(calibration) < calibration_images:
         raise UserError(
-            f"--images {images} is more than the {len(calibration)} calibration images of "
-            f"'{opened.path}': ask for fewer"
+            f"--calibration-images {calibration_images} is more than the {len(calibration)} "
+            f"calibration images of '{opened.path}': ask for fewer"
         )
-    asked = sorted({False, not per_channel} if equalise is None else {equalise})
+    asked = sorted({False, not per_channel} if equalize is None else {equalize})
     nets = {"baseline": opened.baseline, "merged": opened.merged}
     floats, forms, sides, found = {}, {}, {}, {}
-    progress.begin("quantise", len(nets) * (len(asked) + 1))
+    progress.begin("quantize", len(nets) * (len(asked) + 1))
     with tempfile.TemporaryDirectory() as temporary:
         for name, net in nets.items():
             with _failing(name):
                 floats[name] = FloatModel(net, Path(temporary) / name, calibration)
                 for wanted in asked:
-                    form = floats[name].quantise(method, per_channel=per_channel, equalised=wanted)
+                    form = floats[name].quantize(method, per_channel=per_channel, equalised=wanted)
                     forms[name, wanted] = form
                     progress.advance(f"{name}, equalised" if wanted else name)
         # Once for both: what INT8 costs one more than the other is not to come from this.

@@ -51,7 +51,7 @@ def fold(file: Path) -> Any:
     return model
 
 
-def quantise_model(model: Any, images: Tensor, method: str, *, per_channel: bool) -> bytes:
+def quantize_model(model: Any, images: Tensor, method: str, *, per_channel: bool) -> bytes:
     """The folded `model` in INT8; ranges of activations are those it has on `images` (N, C, H, W).
 
     Where a LayerNormalization reads the residual stream only the linear operators are quantised:

@@ -1,34 +1,36 @@
-"""`updp quantise RUN`."""
+"""`updp quantize RUN`: baseline and merged model in INT8."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from updp.cli.options import DataOption, ModelOption, Weights
-from updp.cli.progress import Bars
+from updp.cli.options import FinishedOptions
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from updp.deploy.int8 import Int8, Int8Figures, Int8Operator
 
 _SHOWN = 5
 
 
-def quantise(
+def quantize(
     run: Annotated[Path, typer.Argument(help="Run directory of a finished `updp prune`.")],
-    images: Annotated[
-        int, typer.Option(help="Calibration images, the same for both models.")
+    finished: FinishedOptions,
+    calibration_images: Annotated[
+        int,
+        typer.Option("--calibration-images", help="Calibration images, the same for both models."),
     ] = 256,
     method: Annotated[
-        str, typer.Option(help="How activations get their ranges: percentile, minmax, entropy.")
+        str,
+        typer.Option(
+            "--method", help="How activations get their ranges: percentile, minmax, entropy."
+        ),
     ] = "percentile",
     per_tensor: Annotated[
         bool,
@@ -36,35 +38,34 @@ def quantise(
             "--per-tensor", help="One scale for each weight instead of one per output channel."
         ),
     ] = False,
-    equalise: Annotated[
+    equalize: Annotated[
         bool | None,
         typer.Option(
-            "--equalise/--no-equalise",
+            "--equalize/--no-equalize",
             help="Equalise channels across layers first, in both models or neither; by default "
             "with --per-tensor, where that brings their calibration logits nearer.",
         ),
     ] = None,
-    model: ModelOption = None,
-    data: DataOption = None,
-    weights: Weights = None,
 ) -> None:
     """Quantise baseline and merged model to INT8 after training, and say what it costs.
 
     Writes export/model.int8.onnx, baseline.int8.onnx and int8.json into the run directory.
     """
-    from updp.deploy.int8 import quantise as run_it
+    from updp.cli.progress import Bars
+    from updp.cli.tables import standard_console
+    from updp.deploy.int8 import quantize as run_it
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = standard_console()
     with Bars(console) as bars:
         record = run_it(
             run,
-            images=images,
+            calibration_images=calibration_images,
             method=method,
             per_channel=not per_tensor,
-            equalise=equalise,
-            model=model,
-            data=data,
-            weights=weights,
+            equalize=equalize,
+            model=finished.model,
+            data=finished.data,
+            weights=finished.weights,
             progress=bars,
         )
     print_int8(console, record, run)
@@ -72,24 +73,25 @@ def quantise(
 
 def print_int8(console: Console, record: Int8, run: Path) -> None:
     """Both models in float32 and INT8, then the merged model's worst weights."""
+    from updp.cli.tables import make_table
+
     scales = "per channel" if record.per_channel else "per tensor"
-    table = Table(
-        title=f"INT8, weights {scales}; {record.images} calibration images, {record.method}",
-        title_justify="left",
+    table = make_table(
+        f"INT8, weights {scales}; {record.images} calibration images, {record.method}",
+        names=("model", "top-1 %, float32", "INT8", "loses", "agree %", "MB, float32", "INT8"),
     )
-    table.add_column("model")
-    for name in ("top-1 %, float32", "INT8", "loses", "agree %", "MB, float32", "INT8"):
-        table.add_column(name, justify="right")
     for name, side in (("baseline", record.baseline), ("merged", record.merged)):
         pairs = f", {side.equalised_pairs} pairs equalised" if record.equalised else ""
         table.add_row(f"{name}{pairs}", *_figures(side))
     console.print(table)
-    worst = Table(title="merged model: its least exact weights in this form", title_justify="left")
-    worst.add_column("operator")
-    worst.add_column("site")
-    names = ("kind", "channels", "ranges", "spread", "dB per tensor", "dB per channel")
-    for name in names:
-        worst.add_column(name, justify="right")
+    worst = make_table(
+        "merged model: its least exact weights in this form",
+        left=("operator", "site"),
+        names=(
+            *("operator", "site", "kind", "channels", "ranges", "spread"),
+            *("dB per tensor", "dB per channel"),
+        ),
+    )
     for operator in sorted(record.merged.operators, key=_noise(record))[:_SHOWN]:
         worst.add_row(*_weight(operator))
     console.print(worst)
@@ -124,6 +126,8 @@ def _noise(record: Int8) -> Callable[[Int8Operator], float]:
 
 
 def _weight(operator: Int8Operator) -> tuple[str, ...]:
+    from rich.markup import escape
+
     def db(value: float | None) -> str:
         return "exact" if value is None else f"{value:.1f}"
 

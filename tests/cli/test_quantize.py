@@ -27,7 +27,7 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of a finished run that was quantised; tests only read it."""
     folder = tmp_path_factory.mktemp("quantised") / "run"
     shutil.copytree(finished, folder)
-    outcome = tiny.updp("quantise", folder, "--images", "48")
+    outcome = tiny.updp("quantize", folder, "--calibration-images", "48")
     assert (outcome.code, outcome.err) == (0, "")
     assert "48 calibration images, percentile" in outcome.out
     assert "INT8 costs the merged model" in outcome.out
@@ -88,15 +88,15 @@ def test_both_models_are_calibrated_on_the_same_images(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    original = forms.quantise_model
+    original = forms.quantize_model
 
     def watch(model: Any, images: torch.Tensor, *rest: Any, **options: Any) -> bytes:
         seen.append(images)
         return original(model, images, *rest, **options)
 
-    monkeypatch.setattr(forms, "quantise_model", watch)
+    monkeypatch.setattr(forms, "quantize_model", watch)
     folder = shutil.copytree(finished, tmp_path / "run")
-    record = updp.quantise(folder, images=20, method="minmax", per_channel=False)
+    record = updp.quantize(folder, calibration_images=20, method="minmax", per_channel=False)
     assert (record.per_channel, record.images) == (False, 20)
     assert len(seen) == 4  # each as it is and equalised; the better one is kept
     assert all(torch.equal(seen[0], other) for other in seen[1:])
@@ -125,17 +125,19 @@ def test_channels_are_equalised_in_both_models_or_in_neither(
     equalised: bool,
 ) -> None:
     class Made(FloatModel):
-        def quantise(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
+        def quantize(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
             plain = replace(quick(self, method), pairs=4 * equalised)
             return replace(plain, lost=lost[self.file.parent.name][equalised])
 
     def quick(made: FloatModel, method: str) -> Int8Model:
-        return FloatModel.quantise(made, method, per_channel=False, equalised=False)
+        return FloatModel.quantize(made, method, per_channel=False, equalised=False)
 
     monkeypatch.setattr(module, "FloatModel", Made)
     folder = shutil.copytree(finished, tmp_path / "run")
     steps = Steps()
-    record = updp.quantise(folder, images=8, method="minmax", per_channel=False, progress=steps)
+    record = updp.quantize(
+        folder, calibration_images=8, method="minmax", per_channel=False, progress=steps
+    )
     assert record.equalised == equalised
     assert record.baseline.equalised_pairs == record.merged.equalised_pairs == 4 * equalised
     each = ["baseline", "baseline, equalised", "merged", "merged, equalised"]
@@ -149,14 +151,14 @@ class Steps(Silent):
         self.seen: list[int | str] = []
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        if name == "quantise":
+        if name == "quantize":
             self.seen.append(total)
 
     def advance(self, note: str = "") -> None:
         self.seen.append(note)
 
 
-@pytest.mark.parametrize("where", ["fold", "quantise_model"])
+@pytest.mark.parametrize("where", ["fold", "quantize_model"])
 def test_what_fails_in_the_runtime_is_one_line(
     finished: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -164,7 +166,7 @@ def test_what_fails_in_the_runtime_is_one_line(
         raise RuntimeError("[ONNXRuntimeError] no kernel\nand a long stack")
 
     monkeypatch.setattr(forms, where, fail)
-    outcome = tiny.updp("quantise", finished, "--images", "8")
+    outcome = tiny.updp("quantize", finished, "--calibration-images", "8")
     assert outcome.code == 1
     assert outcome.err == (
         "updp: INT8 of the baseline model: RuntimeError: [ONNXRuntimeError] no kernel; "
@@ -179,7 +181,7 @@ def test_a_file_in_place_of_the_folder_is_named_before_the_work(
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "export").write_text("mine")
     monkeypatch.delattr(module, "open_run")
-    outcome = tiny.updp("quantise", folder)
+    outcome = tiny.updp("quantize", folder)
     assert outcome.code == 2
     assert outcome.err == (
         f"updp: '{folder / 'export'}' is a file where the folder of exports belongs: move it away\n"
@@ -197,7 +199,7 @@ def test_a_kill_leaves_no_record_of_other_files(
 
     monkeypatch.setattr(module, "write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
-        updp.quantise(folder, images=8, method="minmax")
+        updp.quantize(folder, calibration_images=8, method="minmax")
 
 
 def test_nothing_else_in_the_run_changes(run: Path, finished: Path) -> None:
@@ -211,13 +213,16 @@ def test_nothing_else_in_the_run_changes(run: Path, finished: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--images", "1000"], "--images 1000 is more than the 64 calibration images"),
-        (["--images", "1"], "--images 1 is too few"),
+        (
+            ["--calibration-images", "1000"],
+            "--calibration-images 1000 is more than the 64 calibration images",
+        ),
+        (["--calibration-images", "1"], "--calibration-images 1 is too few"),
         (["--method", "best"], "--method best is not known: take percentile, minmax, entropy"),
     ],
 )
 def test_bad_input_is_one_line(finished: Path, arguments: list[str], words: str) -> None:
-    outcome = tiny.updp("quantise", finished, *arguments)
+    outcome = tiny.updp("quantize", finished, *arguments)
     assert outcome.code == 2
     assert words in outcome.err
     assert outcome.err.count("\n") == 1
@@ -225,7 +230,7 @@ def test_bad_input_is_one_line(finished: Path, arguments: list[str], words: str)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
-    outcome = tiny.updp("quantise", tmp_path)
+    outcome = tiny.updp("quantize", tmp_path)
     assert outcome.code == 2
     assert f"'{tmp_path}' holds no finished run" in outcome.err
 
@@ -239,6 +244,6 @@ def test_a_missing_package_is_named(finished: Path, monkeypatch: pytest.MonkeyPa
         return original(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    outcome = tiny.updp("quantise", finished)
+    outcome = tiny.updp("quantize", finished)
     assert outcome.code == 2
     assert outcome.err == "updp: INT8 needs onnxruntime: pip install 'updp[onnx]'\n"

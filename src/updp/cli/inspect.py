@@ -1,0 +1,30 @@
+"""`updp inspect MODEL`: what can be pruned, what it may become, and what cannot, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from updp.cli.options import MODEL, DeviceOption, JsonOption, RecipeOptions
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    recipe: RecipeOptions,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what can be pruned, what each block may become and what that costs."""
+    from updp import api
+    from updp.cli.progress import Bars
+    from updp.cli.tables import error_console, print_inspection, standard_console
+
+    settled = recipe.settle()
+    with Bars(error_console()) as bars:
+        found = api.inspect(model, None, settled, device=device, progress=bars)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print_inspection(standard_console(), found, settled.measure.batch_size)

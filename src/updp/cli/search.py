@@ -1,0 +1,54 @@
+"""`updp search`: stage 2."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from updp.cli.options import (
+    FreshOption,
+    PickOption,
+    RunOptions,
+    RunRecipeOptions,
+    StorageOption,
+)
+
+
+def search(
+    run: RunOptions,
+    recipe: RunRecipeOptions,
+    pick: PickOption = None,
+    storage: StorageOption = None,
+    worker: Annotated[
+        bool,
+        typer.Option("--worker", help="Score plans beside the process that began the search."),
+    ] = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Stage 2: find the plan that keeps most accuracy at the budget."""
+    from updp.cli.progress import Bars
+    from updp.cli.stage_command import open_run, say_done
+    from updp.cli.tables import print_front, standard_console
+
+    console = standard_console()
+    with Bars(console) as bars:
+        opened = open_run(
+            run,
+            recipe,
+            bars,
+            last="search",
+            fresh="search" if fresh else "",
+            pick=pick,
+            storage=storage,
+        )
+        if worker:
+            opened.join_search()
+        else:
+            opened.only("search")
+    if worker:
+        console.print("search: there are enough plans; `updp search` takes the best of them")
+        return
+    if opened.inputs.plan is None:
+        print_front(console, opened.directory.search_result())
+    say_done(console, opened, "search")
