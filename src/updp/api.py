@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from updp.blocks import Unusable, find
+from updp.blocks.modules import seeded_input
 from updp.candidates import Offer, make_offers
 from updp.data import model_input_size
 from updp.errors import UserError
@@ -147,11 +147,11 @@ def inspect(
     if shape is None:
         raise UserError("the model does not say what images it takes: pass an input size")
     num_outputs(module, shape)  # fails in one line on a wrong shape
-    findings = find(module, torch.randn(2, *shape, device=target))
+    findings = find(module, seeded_input((2, *shape)).to(target))
     wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
     report.begin("timing candidates", len(wanted.sites) + 1)
     offers, refused = make_offers(module, wanted, settings, target, report.advance)
-    x = torch.randn(settings.measure.batch_size, *shape, device=target)
+    x = seeded_input((settings.measure.batch_size, *shape)).to(target)
     times = compare_modules({"baseline": module}, x, settings=settings.measure, rounds=2)
     report.advance()
     return Inspection(

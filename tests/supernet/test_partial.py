@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from updp.supernet.walk import Walk, tapped
+from updp.supernet.partial import Walk, tapped
 
 
 class Step(nn.Module):

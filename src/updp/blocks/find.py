@@ -6,6 +6,7 @@ smallest module with a residual add, or a chain (or a repeated module) without o
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import Region, residual_regions, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone
 
+_log = logging.getLogger(__name__)
 Values = list[dict[str, Any]]  # of each node by name, for each call of a module
 
 
@@ -223,6 +225,7 @@ class _Finder:
 
     def _refuse(self, label: str, name: str, reason: str) -> None:
         self.unusable.append(Unusable(label, type(self.modules[name]).__name__, reason))
+        _log.info("%s cannot be pruned: %s", label or "the model", reason)
 
     def _label(self, name: str, region: Region, count: int) -> str:
         """`blocks.7`, or `blocks.7:mlp` after the largest module of one branch of several."""

@@ -7,6 +7,7 @@ BatchNorm then folds into the linear layers that read it; watching the branch sh
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,17 +15,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from updp import algebra
 from updp.algebra import Affine
 from updp.blocks import NormStep, Site
 from updp.blocks.folding import fold_norm
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks
 from updp.blocks.surgery import Replacement, extract, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired, example
 from updp.recipe import CandidateSettings
 
+_log = logging.getLogger(__name__)
 _TOLERANCE = 1e-9  # float64, relative: folding against not folding, on random inputs
 
 
@@ -138,22 +142,22 @@ def _leading_norm(site: Site, block: nn.Module, graph: fx.Graph) -> NormStep | N
 def _readers(site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep) -> tuple[str, ...]:
     """Linear layers of the branch whose input is the norm's output, its pixels in any order."""
     seen: dict[str, Tensor] = {}
-    handles = []
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Linear) or name == norm.name:
 
-            def hook(m: nn.Module, args: tuple[Tensor, ...], y: Tensor, name: str = name) -> None:
-                seen[name] = (y if name == norm.name else args[0]).clone()
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def hook(m: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+            seen[name] = (y if name == norm.name else args[0]).clone()
 
-            handles.append(module.register_forward_hook(hook))
+        return module.register_forward_hook(hook)
+
+    watched = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear) or n == norm.name}
+    region = site.region
+    part = extract(block, graph, region.entry, region.exit, region.extras)
     try:
-        region = site.region
-        _run(site, extract(block, graph, region.entry, region.exit, region.extras))
-    except Exception:  # user code may raise any
+        with hooks(watch(name, module) for name, module in watched.items()):
+            _run(site, part)
+    except UserCodeError as error:
+        _log.info("%s: its norm does not fold: %s", site.name, error)
         return ()
-    finally:
-        for handle in handles:
-            handle.remove()
     normed = _sorted(seen.pop(norm.name, torch.empty(0)))
     same = (n for n, x in seen.items() if x.shape[-1] == norm.channels)
     return tuple(
@@ -180,18 +184,18 @@ def _is_exact(
     folded = substitute(block, graph, region, {**modules, norm.name: nn.Identity()})
     try:
         a, b = (_run(site, f) for f in (form._pruned[0], folded))
-    except Exception:  # user code may raise any
+    except UserCodeError as error:
+        _log.info("%s: its norm does not fold: %s", site.name, error)
         return False
-    return bool((a - b).norm() <= _TOLERANCE * a.norm())
+    if not (exact := bool((a - b).norm() <= _TOLERANCE * a.norm())):
+        _log.info("%s: its norm does not fold: something else reads it, too", site.name)
+    return exact
 
 
 def _run(site: Site, part: nn.Module) -> Tensor:
-    modes = {m: m.training for m in part.modules()}
-    try:
-        return part.eval()(*example(site, part))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    """The part's value on an example, in evaluation. Raises UserCodeError."""
+    with evaluating(part):
+        return call_user_code(part, *example(site, part))
 
 
 def _folded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
@@ -19,6 +20,7 @@ from updp.errors import UserError
 from updp.measure import LatencyTable
 from updp.recipe import Recipe
 
+_log = logging.getLogger(__name__)
 _ALONE = "it can only be left out, and its block has a branch that merges: candidates.drop=always"
 
 
@@ -99,6 +101,7 @@ def make_offers(
             offers[site.name] = tuple(found)
         else:
             refused.append(Unusable(site.name, site.kind, _why(site, timed)))
+            _log.info("%s has no candidate: %s", site.name, refused[-1].reason)
         tick()
     if recipe.candidates.drop == "alone":
         kept = dropped_alone(offers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Site
+from updp.blocks.modules import seeded_input
 from updp.blocks.surgery import extract, isolate
 from updp.candidates.base import Candidate
 from updp.errors import UserError
@@ -28,6 +30,7 @@ from updp.measure import (
 )
 from updp.recipe import MeasureSettings
 
+_log = logging.getLogger(__name__)
 _KEEP = "keep"
 
 
@@ -79,6 +82,7 @@ def time_site(
     operators = fingerprint(keep, *inputs(site, 1, device))
     keys = [_key(operators, candidate, settings) for candidate in candidates]
     found = {key: timed for key in keys if (timed := _recall(table, key)) is not None}
+    _log.info("%s: %d of %d candidates were timed before", site.name, len(found), len(set(keys)))
     if missing := {k: c for k, c in zip(keys, candidates, strict=True) if k not in found}:
         modules: dict[str, nn.Module] = {_KEEP: keep}
         for key, candidate in missing.items():
@@ -164,5 +168,5 @@ def inputs(site: Site, count: int, device: torch.device) -> tuple[Any, ...]:
             return value[:1].expand(count, *value.shape[1:]).clone()
         return value
 
-    x = torch.randn(count, *site.shape_in[1:], device=device)
+    x = seeded_input((count, *site.shape_in[1:])).to(device)
     return (x, *map(repeated, site.extras))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -20,10 +21,12 @@ import torch
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
+from updp.errors import reason
 from updp.io.files import read_json, write_json
 from updp.measure.runtime import runtime_version
 from updp.recipe import MeasureSettings
 
+_log = logging.getLogger(__name__)
 _LOCK_SECONDS = 10.0  # a file is written in milliseconds: who holds it longer is stuck
 
 
@@ -80,7 +83,10 @@ class LatencyTable:
             return {}
         try:
             data = read_json(self._path)
-        except (OSError, ValueError):  # none yet, or torn
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:  # torn, or not ours to read
+            _log.info("latencies in '%s' are measured anew: %s", self._path, reason(error))
             return {}
         ours = isinstance(data, dict) and data.get("about") == self._about
         entries = data.get("entries") if ours else None

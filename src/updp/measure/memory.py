@@ -18,6 +18,8 @@ from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from updp.blocks.modules import hooks
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -78,17 +80,11 @@ def _run(model: nn.Module, modules: Mapping[str, nn.Module], inputs: tuple[Any, 
     assert not model.training, "the model is in training mode"
     inputs = tree_map_only(Tensor, lambda x: x.detach().clone(), inputs)
     live = _Live(inputs)
-    handles = []
-    for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(lambda *_: live.enter()))
-        handles.append(module.register_forward_hook(partial(live.leave, name)))
-    try:
-        # In inference mode composite operators would hide what they are made of.
-        with torch.no_grad(), live:
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    entering = [m.register_forward_pre_hook(lambda *_: live.enter()) for m in modules.values()]
+    leaving = [m.register_forward_hook(partial(live.leave, n)) for n, m in modules.items()]
+    # In inference mode composite operators would hide what they are made of.
+    with hooks((*entering, *leaving)), torch.no_grad(), live:
+        model(*inputs)
     return live
 
 

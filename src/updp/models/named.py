@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of
 from updp.errors import UserError, reason
 from updp.models.transformers import load_classifier
 
@@ -40,11 +41,11 @@ def load_model(
         # torchvision's advice to pass `init_weights` to GoogLeNet and Inception.
         warnings.filterwarnings("ignore", "The default weight init", FutureWarning)
         try:
-            model = build()
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"model '{spec}' cannot be built: {reason(error)}") from error
+            model = call_user_code(build)
+        except UserCodeError as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise UserError(f"model '{spec}' cannot be built: {error}") from error
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model '{spec}' is a {type(model).__name__}: the factory must return an nn.Module"
@@ -66,17 +67,12 @@ def hash_state(module: nn.Module) -> str:
 
 def num_outputs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """K, where `model` maps zeros of (1, *input_shape) to (1, K); training modes are restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     shape = (1, *input_shape)
     try:
-        with torch.no_grad():
-            output = model.eval()(torch.zeros(shape, dtype=like.dtype, device=like.device))
-    except Exception as error:
-        raise UserError(f"the model fails on an input of {shape}: {reason(error)}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
+        with torch.no_grad(), evaluating(model):
+            output = call_user_code(model, torch.zeros(shape).to(like_of(model)))
+    except UserCodeError as error:
+        raise UserError(f"the model fails on an input of {shape}: {error}") from error
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
         is_tensor = isinstance(output, Tensor)
         got = f"{tuple(output.shape)}" if is_tensor else f"a {type(output).__name__}"

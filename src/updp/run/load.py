@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from updp.blocks import find
+from updp.blocks.modules import seeded_input
 from updp.candidates import planned
 from updp.errors import UserError, reason
 from updp.io.files import read_tensors
@@ -57,9 +57,7 @@ def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Modu
     names a site that the model does not have.
     """
     model = copy.deepcopy(baseline).eval()
-    device = next(model.parameters()).device
-    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    findings = find(model, example.to(device))
+    findings = find(model, seeded_input((2, *shape), next(model.parameters())))
     net = Supernet(model, findings, planned(plan, findings)).eval()
     net.choose(plan.choices)
     return net.merged()

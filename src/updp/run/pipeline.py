@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ from updp.run.result import MODEL, RESULT, write_table
 from updp.search import pick
 from updp.stages import merge, search, sites, subnet, supernet
 from updp.stages.context import STAGES, Context, RunInputs, StageKey
+
+_log = logging.getLogger(__name__)
 
 # Each has `make_key`, `check` (what can be refused before anything is written) and `run`.
 _MODULES: dict[str, ModuleType] = {
@@ -74,7 +77,9 @@ class Run:
         stage = _MODULES[name]
         if name == "search" or not self.directory.is_done(name):
             stage.check(self.context)
-        if not self.directory.is_done(name):
+        if self.directory.is_done(name):
+            _log.info("%s has ended before", name)
+        else:
             with self.directory.lock():
                 start = time.monotonic()
                 self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)

@@ -7,6 +7,7 @@ where the network can be (`rewrite.resume`).
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from updp.supernet import Inputs, Resumable, Supernet, Switch, bytes_of, copied
 from updp.training.batchnorm import norms
 
+_log = logging.getLogger(__name__)
 _PLANS = 8  # whose activations there is memory for
 
 Prefix = tuple[str, ...]  # choices of the first switches, in the order of their calls
@@ -117,6 +119,8 @@ class PrefixCache:
         step = next(
             (n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) <= self.bound / _PLANS), None
         )
+        if step is None:
+            _log.info("search.reuse_mb is too small to share activations between plans")
         return {} if step is None else {self._first[p]: p for p in range(0, len(sizes), step)}
 
     def _from(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from updp.blocks.modules import evaluating
 from updp.data.feed import Feed
 from updp.recipe import Recipe
 from updp.search.prefix_cache import PrefixCache
@@ -41,11 +42,9 @@ class Scorer:
 
         `hopeless` is asked again and again with a value that the score cannot fall below.
         """
-        training = self.net.training
-        self.net.eval()
         self.net.choose(choices)
         self.replay.begin()
-        with preserved(self.net):
+        with evaluating(self.net), preserved(self.net):
             if self.calibration:
                 recalibrate(
                     self.net, self.calibration, lambda i, x: self.replay(("calibration", i), x)
@@ -53,7 +52,6 @@ class Scorer:
             self.replay.calibrated()
             score = self.held_out.score(lambda i, x: self.replay(("held out", i), x), hopeless)
         self.replay.end()
-        self.net.train(training)
         return score
 
 

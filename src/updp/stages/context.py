@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from updp.blocks import Findings, find
+from updp.blocks.modules import seeded_input
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed
 from updp.errors import UserError
@@ -109,17 +110,16 @@ class Context(RunInputs):
         return self.feed.image_size
 
     def example(self, images: int) -> torch.Tensor:
-        """Random images (N, C, H, W) to time models on."""
-        return torch.randn(images, *self.shape, device=self.device)
+        """Random images (N, C, H, W), the same ones always, to try and time models on."""
+        return seeded_input((images, *self.shape)).to(self.device)
 
     def findings(self, model: nn.Module) -> Findings:
         """The sites of `model` that the recipe lets be pruned.
 
         Raises UserError: a glob of the recipe fits no site.
         """
-        example = torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(0))
         settings = self.recipe.candidates
-        found = find(model, example.to(self.device))
+        found = find(model, self.example(2))
         return found.selected(settings.include, settings.exclude)
 
     @cached_property

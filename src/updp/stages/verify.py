@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
+from torch.utils.hooks import RemovableHandle
 
+from updp.blocks.modules import hooks, seeded_input
 from updp.errors import MergeError
 from updp.io.records import Record
 from updp.recipe import MergeSettings
@@ -68,8 +70,7 @@ def verify(
         torch.float64: copy.deepcopy(net).double().eval(),
         torch.float32: copy.deepcopy(net).float().eval(),
     }
-    random = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    inputs = {"random": random.to(images.device), "images": images}
+    inputs = {"random": seeded_input(images.shape).to(images.device), "images": images}
     checks: list[Check] = []
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
@@ -105,23 +106,19 @@ def _compare(
     blocks = subnet.pruned_blocks()
     calls: dict[str, tuple[Any, Any]] = {}
 
-    def recorder(name: str):  # type: ignore[no-untyped-def]
-        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def record(name: str) -> Iterator[RemovableHandle]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[name] = _mapped((args, kwargs), torch.clone), None
 
-        def after(module: nn.Module, args: tuple, output: Any) -> None:
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             calls[name] = calls[name][0], _mapped(output, torch.clone)
 
-        return before, after
+        module = subnet.model.get_submodule(name)
+        yield module.register_forward_pre_hook(before, with_kwargs=True)
+        yield module.register_forward_hook(after)
 
-    handles = []
-    for name in blocks:
-        module, (before, after) = subnet.model.get_submodule(name), recorder(name)
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after))
-    logits = subnet(x)
-    for handle in handles:
-        handle.remove()
+    with hooks(handle for name in blocks for handle in record(name)):
+        logits = subnet(x)
 
     def check(where: str, call: Any, expected: Any, new: nn.Module, old: nn.Module) -> Check:
         args, kwargs = _mapped(call, torch.clone)

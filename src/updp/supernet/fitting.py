@@ -15,14 +15,16 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from updp.blocks.modules import hooks
 from updp.fit import FitTask, operator_repair, site_repairs
 from updp.io.records import Record
 from updp.recipe import FitSettings
+from updp.supernet.partial import Walk, tapped
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
-from updp.supernet.walk import Observer, Walk, tapped
 
 _FitTasks = list[FitTask]
+_Observer = Callable[..., None]  # of what a site is called with
 
 
 class FitRow(BaseModel):
@@ -145,12 +147,8 @@ def _order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module, Tensor]]
         if args:
             order.setdefault(module, args[0].clone())
 
-    handles = [module.register_forward_pre_hook(hook) for module in names]
-    try:
+    with hooks(module.register_forward_pre_hook(hook) for module in names):
         net(images[:2])
-    finally:
-        for handle in handles:
-            handle.remove()
     return [
         (names[module], module, x)
         for module, x in order.items()
@@ -212,7 +210,7 @@ def _finished(forms: list[_FitTasks]) -> list[_FitTasks]:
     return [form[1:] for form in forms if form[1:]]
 
 
-def _both(forms: list[_FitTasks], number: int) -> Observer:
+def _both(forms: list[_FitTasks], number: int) -> _Observer:
     """Targets of all regressions, inputs of those that come first."""
     targets, inputs = _targets([f for form in forms for f in form], number), _inputs(forms, number)
 
@@ -223,7 +221,7 @@ def _both(forms: list[_FitTasks], number: int) -> Observer:
     return seen
 
 
-def _inputs(forms: list[_FitTasks], number: int) -> Observer:
+def _inputs(forms: list[_FitTasks], number: int) -> _Observer:
     def seen(x: Tensor, *extras: Any) -> None:
         for form in forms:
             form[0].add_input(number, x, *extras)
@@ -250,7 +248,7 @@ def _gather_targets(
             gather(0)
 
 
-def _targets(fit_tasks: _FitTasks, number: int) -> Observer:
+def _targets(fit_tasks: _FitTasks, number: int) -> _Observer:
     def seen(x: Tensor, *extras: Any) -> None:
         for fitting in fit_tasks:
             fitting.add_target(number, x, *extras)

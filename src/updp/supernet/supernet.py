@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Findings, Site
+from updp.blocks.modules import evaluating, hooks
 from updp.blocks.surgery import Replacement, extract, replace_regions
 from updp.candidates import Candidate
 from updp.supernet.switch import KEEP, Switch
@@ -68,37 +70,25 @@ class Supernet(nn.Module):
     def calibrate(self, images: Tensor) -> None:
         """Start every candidate's BatchNorms from one batch (N, C, H, W) through the baseline."""
         self.choose({})
-        handles = []
-        for name, switch in self.switches.items():
-            calls: list[tuple[Any, ...]] = []
-            count = self.sites[name].calls
 
-            def hook(
-                module: nn.Module,
-                args: tuple[Any, ...],
-                calls: list[tuple[Any, ...]] = calls,
-                count: int = count,
-            ) -> None:
-                assert isinstance(module, Switch)
+        def watch(name: str, switch: Switch) -> RemovableHandle:
+            calls: list[tuple[Any, ...]] = []
+
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
                 calls.append((args[0].clone(), *args[1:]))
-                if len(calls) < count:  # a shared block sees several inputs
+                if len(calls) < self.sites[name].calls:  # a shared block sees several inputs
                     return
                 (first, *extras), rest = calls[0], calls[1:]
                 if not extras:  # which belong to one call
                     first = torch.cat([first, *(call[0] for call in rest)])
-                for label in module.labels:
-                    module.form(label).calibrate(first, *extras)
+                for label in switch.labels:
+                    switch.form(label).calibrate(first, *extras)
                 calls.clear()
 
-            handles.append(switch.register_forward_pre_hook(hook))
-        training = self.training
-        self.eval()
-        try:
+            return switch.register_forward_pre_hook(hook)
+
+        with evaluating(self), hooks(watch(*pair) for pair in self.switches.items()):
             self(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.train(training)
 
     def weights(self) -> dict[str, Tensor]:
         """All tensors by name: the user's under `model.`, the candidates' own under `site.`."""

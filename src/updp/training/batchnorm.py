@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from updp.blocks.modules import evaluating
+
 
 @contextmanager
 def preserved(net: nn.Module) -> Iterator[None]:
@@ -36,22 +38,19 @@ def recalibrate(
     Only BatchNorms run in training mode: dropout and drop path stay off. `run` runs the network on
     the batch of a number, when it is not called itself.
     """
-    training = {module: module.training for module in net.modules()}
     found = norms(net)
     momenta = [norm.momentum for norm in found]
-    net.eval()
-    try:
-        for norm in found:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the batches
-        for number, images in enumerate(batches):
-            net(images) if run is None else run(number, images)
-    finally:
-        for norm, momentum in zip(found, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(net):
+        try:
+            for norm in found:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average over the batches
+            for number, images in enumerate(batches):
+                net(images) if run is None else run(number, images)
+        finally:
+            for norm, momentum in zip(found, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def norms(net: nn.Module) -> list[_BatchNorm]:

@@ -7,16 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from updp.blocks.modules import evaluating
+
 
 @torch.no_grad()
 def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Logits (N, classes) and labels (N,) over all batches, in evaluation mode."""
-    training = net.training
-    net.eval()
-    try:
+    with evaluating(net):
         parts = [(net(images), labels) for images, labels in batches]
-    finally:
-        net.train(training)
     return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from updp.blocks.modules import hooks
 
 # What each module, by path, gave in one forward; one that is called several times has several.
 Features = Mapping[str, Sequence[Tensor]]
@@ -22,30 +25,24 @@ def tapped(model: nn.Module, paths: Sequence[str]) -> Iterator[Callable[[], Feat
     of floats (a tuple, say) is not collected.
     """
     found: dict[str, list[Tensor]] = {}
-    handles = []
-    for path in paths:
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:  # it was in a branch that was rewritten or left out
-            continue
+    modules = dict(model.named_modules(remove_duplicate=False))
 
-        def hook(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
+    def watch(path: str) -> RemovableHandle:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
                 # What comes next may work in place on it.
                 found.setdefault(path, []).append(output.clone())
 
-        handles.append(module.register_forward_hook(hook))
+        return modules[path].register_forward_hook(hook)
 
     def take() -> Features:
         taken = dict(found)
         found.clear()
         return taken
 
-    try:
+    # Others were in a branch that was rewritten or left out.
+    with hooks(watch(path) for path in paths if path in modules):
         yield take
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ continued from its checkpoint therefore ends bit by bit as one that was never ki
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ from updp.recipe import TrainingSettings
 from updp.training.ema import WeightAverage
 from updp.training.mixup import mixed
 from updp.training.optim import make_optimizer, make_schedule
+
+_log = logging.getLogger(__name__)
 
 # Given images (N, C, H, W), targets (labels (N,), or shares of classes (N, classes) where images
 # are mixed), the step's number and the number of steps, run forward and backward and return figures
@@ -77,6 +80,8 @@ def train(
     path = folder / "checkpoint.safetensors"
     figures = Figures(folder / "figures.jsonl", curves)
     start = _restore(path, net, optimizer, average) if path.exists() else 0
+    if start:
+        _log.info("%s goes on from step %d of %d", name, start, total)
     figures.keep(lambda row: row["step"] < start)
     progress.begin(name, total, start)
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.reading.linear import LinearStep
-from updp.blocks.reading.probe import channels_if_near_a_line, kind_of, quiet
+from updp.blocks.reading.probe import channels_if_near_a_line, kind_of
 from updp.blocks.reading.steps import ActStep, Call, Chain, NormStep, ScaleStep, Step, batch_norm
 from updp.blocks.surgery import extract
 from updp.blocks.teach import taught_operator
@@ -109,9 +110,9 @@ class _Reader:
 
     def _advance(self, function: Callable[[Tensor], Tensor]) -> None:
         try:
-            self.x = quiet(function)(self.x.clone())
-        except Exception as error:  # user code may raise any
-            raise NotAChain(f"it does not run alone: {str(error).partition(chr(10))[0]}") from error
+            self.x = call_user_code(function, self.x.clone())
+        except UserCodeError as error:
+            raise NotAChain(f"it does not run alone: {error}") from error
 
     def _module(self, name: str, module: nn.Module) -> None:
         if (taught := taught_operator(module)) is not None or isinstance(

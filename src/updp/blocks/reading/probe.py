@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, seeded_input
 
 _EXPLAINED = 0.5  # share of variance that a line per channel must explain, to stand for a gate
-
-
-def quiet(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A GraphModule that fails prints its code; its forward does not."""
-    return function.forward if isinstance(function, fx.GraphModule) else function
 
 
 @torch.no_grad()
@@ -32,10 +29,10 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
     convolves = any(p.ndim == 4 and p.shape[2:].numel() > 1 for p in own)
     if convolves or sum(p.numel() for p in own) > channels**2:
         return 0
-    x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    x = seeded_input(x.shape, x)
     try:
-        y = quiet(function)(x.clone())
-    except Exception:  # user code may raise any
+        y = call_user_code(function, x.clone())
+    except UserCodeError:
         return 0
     if not isinstance(y, Tensor) or y.shape != x.shape:
         return 0
@@ -53,28 +50,23 @@ def kind_of(function: Callable[[Tensor], Tensor]) -> str | float:
     other = -2 * x.flip(3) - 1
     here = torch.rand(x.shape, generator=generator) < 0.5
     order = torch.randperm(x.numel(), generator=generator)
-    modules = [function] if isinstance(function, nn.Module) else []
-    training = [m.training for m in modules]
+    values = x, other, x.flatten()[order].view_as(x), torch.where(here, x, other)
+    module = function if isinstance(function, nn.Module) else nn.Identity()
     try:
-        for module in modules:
-            module.eval()
-        function = quiet(function)
-        y, y_other = function(x.clone()), function(other.clone())
-        if not isinstance(y, Tensor) or y.shape != x.shape:
-            return "other"
-        shuffled = function(x.flatten()[order].view_as(x).clone()).flatten()
-        mixed = function(torch.where(here, x, other))
-        if not torch.allclose(shuffled, y.flatten()[order], atol=1e-6) or not torch.allclose(
-            mixed, torch.where(here, y, y_other), atol=1e-6
-        ):
-            return "other"
-        if torch.equal(y, x) and torch.equal(y_other, other):
-            return "identity"
-        factor = float(y.flatten()[0] / x.flatten()[0])
-        scales = torch.allclose(y, factor * x) and torch.allclose(y_other, factor * other)
-        return factor if scales else "activation"
-    except Exception:  # a module that wants another input is simply not elementwise
+        with evaluating(module):
+            results = [call_user_code(function, value.clone()) for value in values]
+    except UserCodeError:  # what wants another input is simply not elementwise
         return "other"
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.train(mode)
+    for y, value in zip(results, values, strict=True):
+        if not isinstance(y, Tensor) or (y.shape, y.dtype) != (value.shape, value.dtype):
+            return "other"
+    y, y_other, shuffled, mixed = results
+    if not torch.allclose(shuffled.flatten(), y.flatten()[order], atol=1e-6):
+        return "other"
+    if not torch.allclose(mixed, torch.where(here, y, y_other), atol=1e-6):
+        return "other"
+    if torch.equal(y, x) and torch.equal(y_other, other):
+        return "identity"
+    factor = float(y.flatten()[0] / x.flatten()[0])
+    scales = torch.allclose(y, factor * x) and torch.allclose(y_other, factor * other)
+    return factor if scales else "activation"

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
+
+from updp.blocks.modules import hooks
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,15 @@ def record_calls(
     """Arguments of each call of the named modules, in one forward of `model` on `example`."""
     calls: dict[str, list[Arguments]] = {name: [] for name in names}
 
-    def recorder(name: str):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def record(name: str) -> RemovableHandle:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[name].append(Arguments(*fx.node.map_aggregate((args, kwargs), copied)))
 
-        return hook
+        module = model.get_submodule(name)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    handles = [
-        model.get_submodule(n).register_forward_pre_hook(recorder(n), with_kwargs=True)
-        for n in names
-    ]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), hooks(map(record, names)):
+        model(example)
     return calls
 
 

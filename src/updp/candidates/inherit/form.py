@@ -126,8 +126,6 @@ class InheritForm(Form):
         A norm before a removed activation is fitted to the activation's output, so that the
         linear branch is near the block's in the mean. Running statistics are those of `x`.
         """
-        training = self.training
-        self.eval()
         h = kept = self._enter(x)
         for i, stage in enumerate(self.stages):
             h = _pad(h, stage.pad)
@@ -145,7 +143,6 @@ class InheritForm(Form):
         if (beside := self._beside(x)) is not None:
             h, kept = h + beside, kept + beside
         self.end_norm.start(h, h, kept)
-        self.train(training)
 
     @torch.no_grad()
     def collapse(self) -> None:

@@ -7,6 +7,7 @@ do, depth alone is dear. Which channels go, and how what reads them makes up for
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, Site
+from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.narrow.channels import Inner, inner_channels, on_modules
@@ -25,6 +27,7 @@ from updp.fit.fitting import FitTask
 from updp.fit.operator import OperatorFit, skip_of
 from updp.recipe import CandidateSettings, FitSettings
 
+_log = logging.getLogger(__name__)
 _RANK, _LAST = 50, 100  # after what merges, before what leaves out the branch
 _TOLERANCE = 1e-9  # float64, relative: a narrow block against the wide one that reads as little
 
@@ -169,25 +172,32 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     or shared by two steps, is found out. Of what a gate mixes only the shape is compared.
     """
     block = copy.deepcopy(block).double().eval()
-    given, device = example(site, block), next(block.parameters()).device
-    try:
-        narrow = NarrowForm(site, block, graph, width)
-        if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
-            return False  # it would not be saved
-        part = narrow.merged().replacement(site, torch.float64, device)
-        wide = _copies(block, narrow.targets)
-        chain = on_modules(site.chain, wide)
-        for inner, channels in _largest(chain, width):
-            inner.hide(chain, channels)
-        expected = substitute(block, graph, site.region, wide)(*example(site, block))
-        for made in (narrow(*given), isolate(block, graph, part)(*given)):
-            if made.shape != expected.shape:
-                return False
-            gated = any(inner.gated for inner in inner_channels(chain))
-            if not gated and (made - expected).norm() > _TOLERANCE * expected.norm():
-                return False
-    except Exception:  # user code may raise any
+    device = next(block.parameters()).device
+    narrow = NarrowForm(site, block, graph, width)
+    if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
+        _log.info("%s: no narrow form: a buffer of it would not be saved", site.name)
         return False
+    part = narrow.merged().replacement(site, torch.float64, device)
+    wide = _copies(block, narrow.targets)
+    chain = on_modules(site.chain, wide)
+    for inner, channels in _largest(chain, width):
+        inner.hide(chain, channels)
+    whole = substitute(block, graph, site.region, wide)
+    try:
+        expected, *made = (
+            call_user_code(function, *example(site, block))
+            for function in (whole, narrow, isolate(block, graph, part))
+        )
+    except UserCodeError as error:
+        _log.info("%s: no narrow form: %s", site.name, error)
+        return False
+    gated = any(inner.gated for inner in inner_channels(chain))
+    for y in made:
+        if y.shape != expected.shape or not (
+            gated or (y - expected).norm() <= _TOLERANCE * expected.norm()
+        ):
+            _log.info("%s: no narrow form: it is not the block that reads as little", site.name)
+            return False
     return True
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import Tensor, fx, nn
+
+from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input
+
+_log = logging.getLogger(__name__)
 
 _SIZES = ("out_features", "num_features", "num_parameters", "num_channels", "normalized_shape")
 
@@ -64,20 +69,19 @@ def can_cut_gate(module: object, count: int, layout: str) -> bool:
         return False  # its groups would be others
     left = count // 2 or 1
     shapes = [(2, left, 5, 3)] if layout == "first" else [(2, 6, left), (2, 5, 3, left)]
-    return any(_works(module, count, shape, left) for shape in shapes)
+    trial = copy.deepcopy(module).eval()
+    cut_gate(trial, torch.arange(left), count)
+    return any(_works(trial, seeded_input(shape, like_of(module))) for shape in shapes)
 
 
 @torch.no_grad()
-def _works(module: nn.Module, count: int, shape: tuple[int, ...], left: int) -> bool:
-    trial = copy.deepcopy(module).eval()
-    state = (*module.parameters(), *module.buffers())
-    like = next((t for t in state if t.is_floating_point()), torch.empty(0))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+def _works(trial: nn.Module, x: Tensor) -> bool:
     try:
-        cut_gate(trial, torch.arange(left), count)
-        return bool(trial(x).shape == x.shape)
-    except Exception:  # user code may raise any
+        y = call_user_code(trial, x.clone())
+    except UserCodeError as error:
+        _log.info("%s does not work on fewer channels: %s", type(trial).__name__, error)
         return False
+    return isinstance(y, Tensor) and y.shape == x.shape
 
 
 def _own(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Site
+from updp.blocks.modules import seeded_input
 from updp.blocks.surgery import Emit, extract, substitute
 from updp.blocks.tracing.region import Region
 from updp.candidates.base import Form
@@ -56,8 +57,7 @@ def emit_rewired(region: Region, names: Mapping[str, str], left_out: str = "") -
 
 def example(site: Site, part: nn.Module) -> tuple[Any, ...]:
     """Seeded random values for the site's entry, and its extras, as `part` computes."""
-    like = next(part.parameters(), torch.empty(0))
-    x = torch.randn(site.shape_in, generator=torch.Generator().manual_seed(0)).to(like)
+    x = seeded_input(site.shape_in, next(part.parameters(), None))
     return (x, *(e.to(x) if _is_float(e) else e for e in site.extras))
 
 

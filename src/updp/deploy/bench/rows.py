@@ -10,6 +10,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor, nn
 
+from updp.blocks.modules import seeded_input
 from updp.deploy.bench.bench_record import BenchFigures, Row, Setting
 from updp.deploy.bench.energy import Counter, joules_per_run
 from updp.deploy.bench.pair import Pair
@@ -56,8 +57,7 @@ def _measure(
     rounds: int,
 ) -> Row:
     counter, energy_from = meter
-    seed = torch.Generator().manual_seed(0)
-    x = torch.randn(setting.batch_size, *shape, generator=seed).to(device)
+    x = seeded_input((setting.batch_size, *shape)).to(device)
     measure = MeasureSettings.model_validate(
         setting.model_dump(include={"runtime", "batch_size", "precision", "layout"})
     )

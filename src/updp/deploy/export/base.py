@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
@@ -12,9 +13,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from updp.deploy.export.program import CapturedModel, capture
-from updp.errors import UserError
+from updp.errors import UserError, reason
 from updp.io.quiet import quiet
 
+_log = logging.getLogger(__name__)
 INPUT, OUTPUT = "images", "logits"
 
 Network = Callable[[Tensor], Tensor]  # images (N, C, H, W) to logits (N, classes), on the CPU
@@ -53,9 +55,10 @@ class Format(ABC):
         program = capture(model, example)
         try:
             self.save(program, path)
-        except Exception:  # of a converter that takes no other size
+        except Exception as error:  # of a converter that takes no other size
             if not program.any_size:
                 raise
+            _log.info("%s: height and width are fixed: %s", self.name, reason(error))
             program = capture(model, example, any_size=False)
             self.save(program, path)
         return program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from updp.measure import count_parameters
 from updp.run.finished import Finished, check_finished, open_run
 from updp.run.inputs import Data
 
+_log = logging.getLogger(__name__)
 _LIMIT = 1000  # images to compare on, where the data has more
 
 
@@ -179,13 +181,15 @@ class _Export:
             try:
                 one.save(program, path)
                 network = one.load(path)
-                parity = compare(self.expected, logits(network, self._images()))
+                found = logits(network, self._images())
                 sizes = compare_sizes(network, self.others) if any_size else {}
             except UserError:
                 raise
             except Exception as error:  # of a converter or a runtime
                 failed = reason(error)
+                _log.info("%s, any size %s: %s", one.name, any_size, failed)
                 continue
+            parity = compare(self.expected, found)
             bad = [p for p in (parity, *sizes.values()) if not p.good]
             if not bad:
                 return program, parity, sizes

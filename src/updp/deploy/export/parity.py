@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from updp.blocks.modules import UserCodeError, call_user_code
 from updp.data.feed import Feed
 from updp.deploy.export.base import Network
 from updp.deploy.export.program import other_sizes
@@ -84,8 +85,8 @@ def resized(model: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]
     for size in other_sizes(images.shape[2], images.shape[3]):
         others = functional.interpolate(images, size, mode="bilinear", align_corners=False)
         try:
-            expected = logits(model, [others])
-        except Exception:  # of the model's own code: it takes no such images
+            expected = call_user_code(logits, model, [others])
+        except UserCodeError:  # it takes no such images
             continue
         yield others, expected
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from updp.errors import UserError, reason
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.errors import UserError
 from updp.io.quiet import quiet
 
+_log = logging.getLogger(__name__)
 AXES = {0: "batch", 2: "height", 3: "width"}
 
 
@@ -50,14 +53,15 @@ def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> Capt
             program = _export(plain, images, {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO})
             if program.any_size and _takes_others(plain, program, images):
                 return program
-        except Exception:  # of the model's own code on symbols, or of what it left behind
-            pass
+            _log.info("height and width are fixed: the model takes no other size")
+        except UserCodeError as error:  # on symbols, or on what they left behind
+            _log.info("height and width are fixed: %s", error)
     try:
         return _export(plain, images, {0: Dim.DYNAMIC})
-    except Exception as error:
+    except UserCodeError as error:
+        name = type(model).__name__
         raise UserError(
-            f"torch.export does not read {type(model).__name__} with a dynamic batch: "
-            f"{reason(error)}"
+            f"torch.export does not read {name} with a dynamic batch: {error}"
         ) from error
 
 
@@ -74,17 +78,17 @@ def _takes_others(model: nn.Module, program: CapturedModel, images: Tensor) -> b
         x = images.new_zeros(*images.shape[:2], *size)
         with quiet(), torch.no_grad():
             try:
-                model(x)
-            except Exception:  # of the model's own code
+                call_user_code(model, x)
+            except UserCodeError:
                 continue
-            captured(x)
+            call_user_code(captured, x)
         taken += 1
     return taken > 0
 
 
 def _export(model: nn.Module, images: Tensor, shapes: dict[int, object]) -> CapturedModel:
     with quiet(), torch.no_grad():
-        exported = export(model, (images,), dynamic_shapes=(shapes,))
+        exported = call_user_code(export, model, (images,), dynamic_shapes=(shapes,))
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     (name,) = exported.graph_signature.user_inputs
