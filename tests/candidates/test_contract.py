@@ -173,7 +173,7 @@ def test_forms_own_nothing_but_their_norms(made: Case) -> None:
         for form in switch.forms:
             inner = (m for m in form.modules() if m is not form and not any(m.children()))
             kinds = {type(m).__name__ for m in inner}
-            assert made.kind == "narrow" or kinds <= {"ChannelNorm", "ModuleList"}
+            assert made.kind == "narrow" or kinds <= {"ChannelNorm", "LinearBranch", "ModuleList"}
             own = [*form.parameters(), *form.state_dict(keep_vars=True).values()]
             assert own or made.kind == "fuse"
             assert not base & {id(t) for t in own}

@@ -31,12 +31,12 @@ def test_collapsing_changes_nothing_and_merges_to_the_same(made: Case) -> None:
         net.choose(choices)
         before = net(x)
         for name, label in choices.items():
-            net.switches[name].form(label).collapse()
+            net.switches[name].form(label).set_shape("collapsed")
         collapsed, merged = net(x), net.merged(torch.float64)(x)
         assert error(collapsed, before) < 1e-12
         assert error(merged, before) < 1e-12
         for name, label in choices.items():
-            net.switches[name].form(label).expand()
+            net.switches[name].form(label).set_shape("factored")
         assert torch.equal(net(x), before)
 
 
@@ -66,12 +66,12 @@ def test_weights_of_fitted_forms_go_there_and_back(made: Case) -> None:
     plain = {name: t.clone() for name, t in net.weights().items()}
     other = copy.deepcopy(net)
     fit_candidates(net, [x], FIT)
-    other.load_weights(net.weights())
+    other.load_weights(net.weights(), net.shapes())
     for choices in _choices(made):
         net.choose(choices)
         other.choose(choices)
         assert torch.equal(net(x), other(x))
-    other.load_weights(plain)
+    other.load_weights(plain, {})
     assert other.weights().keys() == plain.keys()
 
 
@@ -83,7 +83,7 @@ def test_what_is_reserved_runs_only_once_it_is_collapsed(made: Case) -> None:
     forms = [net.switches[name].form(label) for name, label in choices.items()]
     before = net(x)
     for form in forms:
-        form.reserve()
+        form.set_shape("reserved")
     held = {id(p) for p in net.parameters()}
     assert torch.equal(net(x), before)
     with torch.no_grad():
@@ -91,8 +91,8 @@ def test_what_is_reserved_runs_only_once_it_is_collapsed(made: Case) -> None:
             parameter.mul_(1.1)
     changed = net(x)
     for form in forms:
-        form.reserve()
-        form.collapse()
+        form.set_shape("reserved")
+        form.set_shape("collapsed")
     assert error(net(x), changed) < 1e-12
     assert {id(p) for p in net.parameters()} == held
 

@@ -1,6 +1,6 @@
 """What a site may become: each candidate a small class under one interface."""
 
-from updp.candidates.base import Candidate, Form, MergedForm
+from updp.candidates.base import Candidate, Form, FormShape, MergedForm
 from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
@@ -16,6 +16,7 @@ __all__ = [
     "Drop",
     "FoldNorm",
     "Form",
+    "FormShape",
     "Fuse",
     "Inherit",
     "MergedBlock",

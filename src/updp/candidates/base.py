@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +13,10 @@ from updp.blocks import Site
 from updp.blocks.surgery import Replacement
 from updp.fit.fitting import FitTask
 from updp.recipe import CandidateSettings, FitSettings
+
+# Parameters of a form: the block's own; the same, with those of the merged operators beside them,
+# so that an optimiser can hold both; those of the merged operators.
+FormShape = Literal["factored", "reserved", "collapsed"]
 
 
 class MergedForm(Protocol):
@@ -46,23 +50,17 @@ class Form(nn.Module, ABC):
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
         """How the form is fitted, to so many batches: regressions to be made in this order.
 
-        Afterwards the form trains in the shape that it is merged to (`collapse`).
+        Afterwards the form trains in the shape that it is merged to.
         """
         return []
 
-    def collapse(self) -> None:
-        """Train on in the shape that the form merges to, from what it computes now."""
-
-    def reserve(self) -> None:
-        """Have the parameters of a later `collapse` already, so that an optimiser can hold them."""
-
     @property
-    def is_collapsed(self) -> bool:
-        """Whether the form trains in the shape that it merges to."""
-        return False
+    def shape(self) -> FormShape:
+        """In which parameters the form trains; most forms have one shape only."""
+        return "factored"
 
-    def expand(self) -> None:
-        """Undo `collapse` and `reserve`: train the block's own weights."""
+    def set_shape(self, shape: FormShape) -> None:
+        """Train on in another shape, from what the form computes now, if the form has others."""
 
     @abstractmethod
     def merged(self) -> MergedForm:

@@ -175,7 +175,11 @@ def skip_of(site: Site, block: nn.Module, graph: fx.Graph) -> Function | None:
     region = site.region
     if region.add is None:
         return None
-    return extract(block, graph, region.entry, region.skip[-1]) if region.skip else torch.clone
+    return extract(block, graph, region.entry, region.skip[-1]) if region.skip else _same
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _is_affine(step: Step) -> bool:

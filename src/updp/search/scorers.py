@@ -67,6 +67,7 @@ class FittedScorer:
         self.batches = feed.calibration(settings.refined_images)
         self.held_out = HeldOut(baseline, feed, settings.score, blended=settings.blended)
         self.weights = {name: t.detach().clone() for name, t in net.weights().items()}
+        self.shapes = net.shapes()
 
     @torch.no_grad()
     def __call__(
@@ -80,4 +81,4 @@ class FittedScorer:
             self.net.choose(choices)
             return self.held_out.score(lambda number, images: self.net(images))
         finally:
-            self.net.load_weights(self.weights)
+            self.net.load_weights(self.weights, self.shapes)

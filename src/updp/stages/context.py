@@ -179,12 +179,13 @@ class Context(RunInputs):
 
     def load_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> Supernet:
         """The net with the weights that a stage left."""
-        net.load_weights(read_tensors(self.folder(stage) / name)[0])
+        tensors, notes = read_tensors(self.folder(stage) / name)
+        net.load_weights(tensors, notes["shapes"])
         return net
 
     def save_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> None:
         """Write the net's weights into the folder of a stage."""
-        write_tensors(self.folder(stage) / name, net.weights())
+        write_tensors(self.folder(stage) / name, net.weights(), {"shapes": net.shapes()})
 
     def found_plan(self) -> Plan:
         """The plan that stage 2 left."""

@@ -102,7 +102,7 @@ def train_progressively(
     forms = [net.switches[name].form(label) for name, label in choices.items()]
     early = settings.merge == "ramp" and settings.start != "fit"  # which has merged already
     for form in forms if early else ():
-        form.reserve()
+        form.set_shape("reserved")
     paths = _feature_paths(net, teacher, feed, context.progress) if settings.features else []
 
     with tapped(net.model, paths) as mine, tapped(teacher, paths) as theirs:
@@ -143,19 +143,11 @@ def train_progressively(
 
 
 def _merge_early(step: int, total: int, settings: SubnetSettings, forms: Sequence[Form]) -> None:
-    """Collapse the forms at the first step at which lambda is 1.
-
-    A run that goes on from before that step finds them collapsed, as saved weights make them.
-    """
-    if ramp(step, total, settings) == 1:
-        if step == 0 or ramp(step - 1, total, settings) < 1:
-            for form in forms:
-                form.reserve()  # from what was trained until now
-                form.collapse()
-        return
-    for form in forms:
-        if form.is_collapsed:
-            form.reserve()
+    """Collapse the forms at the first step at which lambda is 1."""
+    before = ramp(step - 1, total, settings) if step else 0.0
+    if before < 1 and ramp(step, total, settings) == 1:
+        for form in forms:
+            form.set_shape("collapsed")
 
 
 def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Progress) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from updp.blocks import Findings, Site
 from updp.blocks.modules import evaluating, hooks
 from updp.blocks.surgery import Replacement, extract, replace_regions
-from updp.candidates import Candidate
+from updp.candidates import Candidate, Form, FormShape
 from updp.supernet.switch import KEEP, Switch
 
 
@@ -95,25 +95,26 @@ class Supernet(nn.Module):
         tensors: dict[str, Tensor] = {
             f"model.{name}": getattr(owner, key) for name, (owner, key) in self._base.items()
         }
-        for name, switch in self.switches.items():
-            for label in switch.labels:
-                for key, tensor in switch.form(label).state_dict(keep_vars=True).items():
-                    tensors[f"site.{name}.{label}.{key}"] = tensor
+        for name, form in self._forms():
+            for key, tensor in form.state_dict(keep_vars=True).items():
+                tensors[f"site.{name}.{key}"] = tensor
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
+    def shapes(self) -> dict[str, FormShape]:
+        """In which parameters the candidates' forms train, by site and label; see `Form.shape`."""
+        return {name: form.shape for name, form in self._forms() if form.shape != "factored"}
+
     @torch.no_grad()
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def load_weights(
+        self, weights: Mapping[str, Tensor], shapes: Mapping[str, FormShape] | None = None
+    ) -> None:
         """Copy in what `weights` returned. Raises ValueError when names differ.
 
-        Forms are collapsed here as they were when they were saved.
+        `shapes` are those that the forms had then; None where they are the same now.
         """
-        for name, switch in self.switches.items():
-            for label in switch.labels:
-                form, prefix = switch.form(label), f"site.{name}.{label}.collapsed."
-                if any(n.startswith(prefix) for n in weights):
-                    form.collapse()
-                else:
-                    form.expand()
+        if shapes is not None:
+            for name, form in self._forms():
+                form.set_shape(shapes.get(name, "factored"))
         own = self.weights()
         if own.keys() != weights.keys():
             raise ValueError(f"weights differ in {sorted(own.keys() ^ weights.keys())[:3]}")
@@ -159,6 +160,12 @@ class Supernet(nn.Module):
             for block, sites in self._blocks.items()
             if any(self.switches[s.name].choice != KEEP for s in sites)
         ]
+
+    def _forms(self) -> Iterator[tuple[str, Form]]:
+        """Every candidate's form by site and label."""
+        for name, switch in self.switches.items():
+            for label in switch.labels:
+                yield f"{name}.{label}", switch.form(label)
 
     def _put(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
         return _put(model, self._under_all_names(modules), self._parents)

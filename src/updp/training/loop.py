@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,13 @@ class Trainable(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """All tensors by name; training changes them in place."""
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy in what `weights` returned."""
+    def shapes(self) -> dict[str, Any]:
+        """In which parameters it trains."""
+
+    def load_weights(
+        self, weights: Mapping[str, Tensor], shapes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Copy in what `weights` returned, in the shapes that it had then."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """As of a module."""
@@ -148,14 +153,19 @@ def _save(
         }
         for group in optimizer.param_groups
     ]
-    write_tensors(path, tensors, {"step": step, "optimizer": numbers, "groups": groups})
+    write_tensors(
+        path,
+        tensors,
+        {"step": step, "optimizer": numbers, "groups": groups, "shapes": net.shapes()},
+    )
 
 
 def _restore(
     path: Path, net: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> int:
     tensors, notes = read_tensors(path)
-    net.load_weights({n[4:]: t for n, t in tensors.items() if n.startswith("net.")})
+    own = {n[4:]: t for n, t in tensors.items() if n.startswith("net.")}
+    net.load_weights(own, notes["shapes"])
     if average is not None:
         average.load({n[4:]: t for n, t in tensors.items() if n.startswith("ema.")})
     state: dict[int, dict[str, object]] = {}

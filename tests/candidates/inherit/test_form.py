@@ -36,9 +36,9 @@ def test_all_padding_is_on_the_first_operator(basic: tuple[Net, Basic, Tensor]) 
     model, block, x = basic
     form, _ = form_of(model)
     y = F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=2)
-    y = form.norms[0](y)
+    y = form.branch.norms[0](y)
     y = F.conv2d(y, block.conv2.weight, block.conv2.bias)
-    expected = F.silu(form.end_norm(form.norms[1](y) + x))
+    expected = F.silu(form.end_norm(form.branch.norms[1](y) + x))
     assert error(form(x), expected) < 1e-13
 
 
@@ -46,8 +46,8 @@ def test_a_shrunk_kernel_is_its_centre(basic: tuple[Net, Basic, Tensor]) -> None
     model, block, x = basic
     form, _ = form_of(model, ("conv1",))
     y = F.conv2d(F.pad(x, (1,) * 4), block.conv1.weight[:, :, 1:2, 1:2], block.conv1.bias)
-    y = F.conv2d(form.norms[0](y), block.conv2.weight, block.conv2.bias)
-    expected = F.silu(form.end_norm(form.norms[1](y) + x))
+    y = F.conv2d(form.branch.norms[0](y), block.conv2.weight, block.conv2.bias)
+    expected = F.silu(form.end_norm(form.branch.norms[1](y) + x))
     assert error(form(x), expected) < 1e-13
 
 
@@ -55,12 +55,15 @@ def test_linearise_puts_a_norm_for_an_activation_that_has_none() -> None:
     model = network("convnext")
     plain, _ = form_of(model)
     more, _ = form_of(model, linearise=True)
-    assert [n.num_features for n in plain.norms] == [4]
-    assert [n.num_features for n in more.norms] == [4, 8]
+    assert [n.num_features for n in plain.branch.norms] == [4]
+    assert [n.num_features for n in more.branch.norms] == [4, 8]
 
 
 def test_linearise_adds_nothing_behind_a_norm() -> None:
-    assert [n.num_features for n in form_of(network("basic"), linearise=True)[0].norms] == [6, 4]
+    assert [n.num_features for n in form_of(network("basic"), linearise=True)[0].branch.norms] == [
+        6,
+        4,
+    ]
 
 
 def test_a_shared_weight_that_changes_changes_the_form() -> None:
@@ -81,7 +84,7 @@ def test_calibrate_leaves_mode_weights_and_the_block_alone() -> None:
     model.eval()
     form.calibrate(torch.randn(s.shape_in))
     assert form.training
-    assert all(norm.training for norm in form.norms)
+    assert all(norm.training for norm in form.branch.norms)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -94,7 +97,7 @@ def test_a_norm_before_a_removed_activation_is_fitted_to_its_output(
     with torch.no_grad():
         form.calibrate(x)
         seen = F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=2)[..., 1:-1, 1:-1]
-        left = F.silu(block.bn1(block.conv1(x))) - form.norms[0](seen)
+        left = F.silu(block.bn1(block.conv1(x))) - form.branch.norms[0](seen)
     centred = seen - seen.mean((0, 2, 3), keepdim=True)
     assert left.mean((0, 2, 3)).abs().max() < 1e-12
     assert (left * centred).mean((0, 2, 3)).abs().max() < 1e-6
@@ -107,7 +110,7 @@ def test_calibration_brings_the_form_near_the_block(family: str) -> None:
     form, _ = form_of(model)
     x, block = model.stem(images(16).double()), model.blocks[0]
     fresh = copy.deepcopy(form)
-    for norm in (*fresh.norms, fresh.end_norm):
+    for norm in (*fresh.branch.norms, fresh.end_norm):
         norm.reset_parameters()
     with torch.no_grad():
         form.calibrate(x)

@@ -19,7 +19,7 @@ from torch import fx, nn
 from updp.algebra import can_shrink
 from updp.blocks import ActStep, LinearStep, NormStep, Site
 from updp.candidates.base import Candidate
-from updp.candidates.inherit.form import InheritForm
+from updp.candidates.inherit.form import InheritForm, InheritPlan
 from updp.recipe import CandidateSettings
 
 
@@ -80,9 +80,8 @@ class Inherit(Candidate):
             channels = site.chain.linears[-1].out_channels
             own = [s for s in site.chain.steps if isinstance(s, ActStep) and _fits(s, channels)]
             activation = own[-1] if own else None
-        return InheritForm(
-            site, block, graph, self.segments, self.shrunk, activation, self.linearise
-        )
+        plan = InheritPlan(self.segments, self.shrunk, activation, self.linearise)
+        return InheritForm(site, block, graph, plan)
 
     def macs(self, site: Site) -> int:
         """Multiply-accumulates of the merged branch for one image; a skip beside it not counted."""

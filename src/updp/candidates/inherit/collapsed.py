@@ -15,13 +15,11 @@ from updp.candidates.parts.merged_block import MergedBlock
 class OwnOperator(nn.Module):
     """An operator as it is trained: its weight (O, I / groups, kh, kw) and its bias (O,)."""
 
-    def __init__(
-        self, operator: Operator, layout: str, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, operator: Operator, layout: str, like: Tensor) -> None:
         super().__init__()
         self.layout, self.shape = layout, replace(operator)
-        self.weight = nn.Parameter(operator.weight.to(device, dtype))
-        self.bias = nn.Parameter(operator.bias.to(device, dtype))
+        self.weight = nn.Parameter(operator.weight.to(like))
+        self.bias = nn.Parameter(operator.bias.to(like))
 
     def forward(self, x: Tensor) -> Tensor:
         """On a canonical tensor: (N, I, H, W) when `first`, (..., I) when `last`."""
@@ -44,22 +42,18 @@ class OwnOperator(nn.Module):
 
 
 class Collapsed(nn.Module):
-    """`operators(x) + skip`, as in `MergedBlock`, in parameters; the end activation is not here."""
+    """`operators(x) + skip`, as in `MergedBlock`, in parameters; the end activation is not here.
 
-    def __init__(self, merged: MergedBlock, dtype: torch.dtype, device: torch.device) -> None:
+    They are of the dtype and on the device of `like`.
+    """
+
+    def __init__(self, merged: MergedBlock, like: Tensor) -> None:
         super().__init__()
         self._merged = merged
-        layout = merged.layout
-        self.operators = nn.ModuleList(
-            OwnOperator(op, layout, dtype, device) for op in merged.operators
-        )
-        self.skip = (
-            OwnOperator(merged.skip, layout, dtype, device)
-            if isinstance(merged.skip, Operator)
-            else None
-        )
-        scale = merged.skip if isinstance(merged.skip, Tensor) else None
-        self.scale = None if scale is None else nn.Parameter(scale.to(device, dtype))
+        layout, skip = merged.layout, merged.skip
+        self.operators = nn.ModuleList(OwnOperator(op, layout, like) for op in merged.operators)
+        self.skip = OwnOperator(skip, layout, like) if isinstance(skip, Operator) else None
+        self.scale = nn.Parameter(skip.to(like)) if isinstance(skip, Tensor) else None
 
     @property
     def last(self) -> OwnOperator:

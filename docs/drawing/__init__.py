@@ -1,1 +1,0 @@
-"""Drawings of blocks, read from the blocks themselves."""
