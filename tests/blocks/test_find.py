@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tests.families import FAMILIES, Basic, C, Mlp, Net, Parallel, conv, images, network, randomise
 from updp.blocks import Findings, find
@@ -338,6 +338,15 @@ class Shuffle(nn.Module):
         return y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
+def cat_takes_a_proxy() -> bool:
+    try:
+        fx.symbolic_trace(lambda maps: torch.cat(maps, 1))
+    except TypeError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not cat_takes_a_proxy(), reason="this PyTorch cannot trace torch.cat(maps)")
 def test_chains_beside_concatenations_are_found() -> None:
     class Densely(nn.Module):
         def __init__(self) -> None:

@@ -356,7 +356,8 @@ def test_as_a_shell_sees_it(tmp_path: Path) -> None:
     ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stdout == ""
-    assert ended.stderr.startswith("updp: model 'timm/resnet17' is unknown")
-    assert ended.stderr.count("\n") == 1
+    assert ended.stdout.strip() == ""  # rich before 14.3 ends with an empty line
+    said = [line for line in ended.stderr.splitlines() if "No CUDA runtime" not in line]
+    assert len(said) == 1  # but for what old PyTorch says where there is a compiler for CUDA
+    assert said[0].startswith("updp: model 'timm/resnet17' is unknown")
     assert not (tmp_path / "run").exists()

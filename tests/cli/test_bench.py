@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests import tiny
+from tests.extras import needs
 from updp.deploy.bench import Bench
 from updp.io.files import read_json, write_json
 from updp.measure import Latency, Timing, use_clock
@@ -110,6 +111,7 @@ def test_noise_is_no_claim(
     assert (f"{median:.2f}x" in out) == (low > 1)
 
 
+@needs("onnx")
 def test_two_models_and_a_row_that_cannot_be(tiny_model: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     tokens = tiny_model.replace(":tiny", ":tokens")

@@ -80,7 +80,7 @@ def test_help_says_what_device_is_taken(run: Path, monkeypatch: pytest.MonkeyPat
         raise UserError("enough")
 
     monkeypatch.setattr(runs, "open_run", stop)
-    assert tiny.updp("export", run).code == 2
+    assert tiny.updp("export", run, "--to", "pt2").code == 2
     assert seen == ["cpu"]
 
 
@@ -89,9 +89,9 @@ def test_help_says_what_device_is_taken(run: Path, monkeypatch: pytest.MonkeyPat
     [
         (["--to", "onxx"], "--to 'onxx' is no format: give onnx, pt2, safetensors, openvino, "),
         (["--to", ""], "--to '' is no format"),
-        (["--test-images", "0"], "--test-images 0: compare on 1 at least"),
-        (["--data", "nowhere"], "data 'nowhere' is not there"),
-        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--to", "pt2", "--test-images", "0"], "--test-images 0: compare on 1 at least"),
+        (["--to", "pt2", "--data", "nowhere"], "data 'nowhere' is not there"),
+        (["--to", "pt2", "--device", "abacus"], "device 'abacus' cannot be used here"),
     ],
 )
 def test_what_can_be_put_right(run: Path, arguments: list[str], said: str) -> None:
@@ -104,7 +104,7 @@ def test_what_can_be_put_right(run: Path, arguments: list[str], said: str) -> No
 
 
 def test_no_finished_run(tmp_path: Path) -> None:
-    outcome = tiny.updp("export", tmp_path / "none", "--to", "all")
+    outcome = tiny.updp("export", tmp_path / "none", "--to", "pt2")
     assert outcome.code == 2
     assert "holds no finished run: there is no run.json; `updp prune` makes it" in outcome.err
     assert not (tmp_path / "none").exists()

@@ -84,7 +84,7 @@ def lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_plain_lines_say_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lines(False, monkeypatch).splitlines() == [
+    assert lines(False, monkeypatch).strip().splitlines() == [
         "subnet: 4/10",
         "subnet: 5/10, loss 0, 30 s, 2 min 30 s left",
         "subnet: 6/10, loss 1, 1 min 0 s, 2 min 0 s left",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -20,6 +19,8 @@ from updp.deploy.int8 import quantization as module
 from updp.deploy.int8.int8_model import FloatModel, Int8Model
 from updp.io.progress import Silent
 from updp.run.finished import open_run
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'updp[onnx]'")
 
 
 @pytest.fixture(scope="module")

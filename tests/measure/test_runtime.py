@@ -6,6 +6,7 @@ import copy
 import shutil
 import sys
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from tests.extras import needs
 from updp.errors import UserError
 from updp.measure import runner
 from updp.recipe import MeasureSettings
@@ -117,6 +119,7 @@ def test_compile(layout: Any, precision: Any) -> None:
         )
 
 
+@needs("onnx")
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_onnxruntime(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
     for module, inputs in cases():
@@ -189,9 +192,11 @@ def test_many_modules_of_one_class_are_each_compiled(monkeypatch: pytest.MonkeyP
 
 
 def test_a_runtime_that_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("onnxruntime", "onnx", "onnxscript"):
+    names = ("onnxruntime", "onnx", "onnxscript")
+    for name in names:
         with monkeypatch.context() as patch:
-            patch.setitem(sys.modules, name, None)
+            for other in names:
+                patch.setitem(sys.modules, other, None if other == name else ModuleType(other))
             with pytest.raises(UserError) as raised:
                 runner(nn.Identity(), (torch.ones(1),), MeasureSettings(runtime="onnxruntime"))
         message = f"measure.runtime=onnxruntime needs {name}: pip install 'updp[onnx]'"
@@ -200,6 +205,7 @@ def test_a_runtime_that_is_missing_says_what_to_install(monkeypatch: pytest.Monk
 
 def test_openvino_that_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino.passes", None)
     with pytest.raises(UserError) as raised:
         runner(nn.Identity(), (torch.ones(1),), MeasureSettings(runtime="openvino"))
     message = "measure.runtime=openvino needs openvino: pip install 'updp[onnx,openvino]'"
@@ -286,6 +292,8 @@ def test_what_does_not_run_is_one_line(
     message: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    if "runtime" in settings:
+        pytest.importorskip(settings["runtime"])
     with pytest.raises(UserError) as raised:
         runner(module, inputs, MeasureSettings.model_validate(settings))
     assert message in str(raised.value)

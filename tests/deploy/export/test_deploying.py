@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
+from tests.extras import needs
 from updp.data.images import resize_and_crop
 from updp.data.preprocess import Preprocess
 from updp.deploy.export import FORMATS
@@ -81,7 +83,8 @@ def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10, bias=False)
     model = nn.Sequential(*layers).eval()
     for one in FORMATS.values():
-        one.write(model, torch.zeros(1, 1, 8, 8), folder / f"model{one.suffix}")
+        if all(find_spec(package) for package in one.packages):
+            one.write(model, torch.zeros(1, 1, 8, 8), folder / f"model{one.suffix}")
     for name, code in CODE.items():
         file = name if name.endswith(".py") else f"{name}_code.py"
         (folder / file).write_text(code)
@@ -102,7 +105,11 @@ def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("names", "blocked"),
     [
-        (["onnx", "openvino"], {"updp", "torch", "timm", "torchvision", "openvino_telemetry"}),
+        pytest.param(
+            ["onnx", "openvino"],
+            {"updp", "torch", "timm", "torchvision", "openvino_telemetry"},
+            marks=(needs("onnx"), needs("openvino")),
+        ),
         (["pt2", "safetensors"], {"updp"}),
     ],
 )

@@ -3,7 +3,11 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+pytest.importorskip("onnx", reason="pip install 'updp[onnx]'")
+
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 

@@ -1,18 +1,21 @@
 """What INT8 leaves of a network whose channels differ, and how it is put right."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from onnx import ModelProto, load_from_string
 
 from tests.deploy.int8.graphs import Array, chain, conv
 from updp.deploy.int8 import static
 from updp.deploy.int8.equalize import equalize
 from updp.deploy.int8.onnx_graph import Graph
 from updp.deploy.int8.static import METHODS, quantize_model
+
+onnx = pytest.importorskip("onnx", reason="pip install 'updp[onnx]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'updp[onnx]'")
 
 
 def run(model: bytes, images: Array) -> Array:
@@ -27,7 +30,7 @@ def images(count: int, seed: int) -> Array:
     return np.random.default_rng(seed).normal(size=(count, 3, 8, 8)).astype(np.float32)
 
 
-def uneven(channels: int, *, dead: bool) -> ModelProto:
+def uneven(channels: int, *, dead: bool) -> onnx.ModelProto:
     """Even channels, and then a factor of 1/1000 on some that is undone behind the ReLU.
 
     In float that changes nothing. Where those channels are `dead`, their bias keeps them below
@@ -44,11 +47,11 @@ def uneven(channels: int, *, dead: bool) -> ModelProto:
     return chain(steps, "float32")
 
 
-def decibels(model: ModelProto, *, per_channel: bool, equalised: bool) -> float:
+def decibels(model: onnx.ModelProto, *, per_channel: bool, equalised: bool) -> float:
     """Signal over what INT8 loses, at the logits, on other images than those of calibration."""
     test = images(64, seed=2)
     exact = run(model.SerializeToString(), test)
-    copy = load_from_string(model.SerializeToString())
+    copy = onnx.load_from_string(model.SerializeToString())
     if equalised:
         equalize(Graph(copy))
         np.testing.assert_allclose(run(copy.SerializeToString(), test), exact, rtol=1e-3, atol=1e-3)
@@ -83,7 +86,7 @@ def test_every_method_yields_standard_operators(method: str, per_channel: bool) 
     test = images(70, seed=0)  # not a multiple of a batch
     exact = run(model.SerializeToString(), test)
     small = quantize_model(model, torch.from_numpy(test), method, per_channel=per_channel)
-    found = load_from_string(small)
+    found = onnx.load_from_string(small)
     assert {node.domain for node in found.graph.node} == {""}
     scales = {t.name: t.dims for t in found.graph.initializer if t.name.endswith("weight0_scale")}
     assert [list(dims) for dims in scales.values()] == [[8] if per_channel else []]

@@ -17,6 +17,8 @@ from updp.io.quiet import quiet
 
 _log = logging.getLogger(__name__)
 AXES = {0: "batch", 2: "height", 3: "width"}
+_NEWER = hasattr(Dim, "AUTO")  # PyTorch 2.6: before it, an axis is said to be dynamic, or is not
+_BATCH = {0: Dim.DYNAMIC if _NEWER else Dim("batch")}
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,16 @@ def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> Capt
     """
     plain = copy.deepcopy(model).cpu().eval()
     images = torch.zeros(3, *example.shape[1:])  # a batch of 1 would be taken for a constant
-    if any_size:
+    if any_size and _NEWER:
         try:
-            program = _export(plain, images, {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO})
+            program = _export(plain, images, {**_BATCH, 2: Dim.AUTO, 3: Dim.AUTO})
             if program.any_size and _takes_others(plain, program, images):
                 return program
             _log.info("height and width are fixed: the model takes no other size")
         except UserCodeError as error:  # on symbols, or on what they left behind
             _log.info("height and width are fixed: %s", error)
     try:
-        return _export(plain, images, {0: Dim.DYNAMIC})
+        return _export(plain, images, _BATCH)
     except UserCodeError as error:
         name = type(model).__name__
         raise UserError(

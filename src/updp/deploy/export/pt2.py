@@ -19,7 +19,7 @@ class Pt2(Format):
 
     def _save(self, program: CapturedModel, path: Path) -> None:
         plain = copy.copy(program.exported)
-        plain.example_inputs = None  # they would be in the archive, pickled
+        plain._example_inputs = None  # they would be in the archive, pickled; no setter before 2.6
         torch.export.save(plain, path)
 
     def _load(self, path: Path) -> Network:
