@@ -1,7 +1,10 @@
 # Two commands from a fresh clone, each doing all of its own set-up: `make demo` and `make test`.
-# PYTHON names the interpreter that the virtual environment is made from.
+# PYTHON names the interpreter that the virtual environment is made from, WORKERS the number of
+# processes that share the tests.
 
 PYTHON ?= python3
+WORKERS ?= 2
+PYTEST := bin/pytest --numprocesses $(WORKERS)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -16,17 +19,18 @@ demo: $(READY)
 	$(BIN)/python examples/digits/demo.py
 
 test: lint
-	$(BIN)/pytest
+	$(VENV)/$(PYTEST)
 
 test-slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(VENV)/$(PYTEST) -m slow
 
-# The same tests with the oldest versions that pyproject.toml allows, and with the newest there are.
+# The same tests with the oldest versions that pyproject.toml allows, whose own warnings are not
+# failures, and with the newest there are.
 test-oldest: .venv-oldest/.ready
-	.venv-oldest/bin/pytest
+	.venv-oldest/$(PYTEST) -W default
 
 test-newest: .venv-newest/.ready
-	.venv-newest/bin/pytest
+	.venv-newest/$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,11 @@ class ExportError(RuntimeError):
     """An exported file does not compute what the merged model does; it is not left behind."""
 
 
+def needs_extra(what: str, package: str | None, extra: str) -> UserError:
+    """The error to raise where an optional package is missing, with the command that brings it."""
+    return UserError(f"{what} needs {package}: pip install 'updp[{extra}]'")
+
+
 def reason(error: BaseException) -> str:
     """`KeyError: 'x'`: the type and first line of a foreign error, to quote in a `UserError`."""
     lines = str(error).strip().splitlines()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,33 @@ def test_a_search_ends_with_its_front(run: Path) -> None:
     assert "<svg" in (run / "search" / "front.svg").read_text()
     assert found["points"][found["chosen"]]["choices"] == read_json(run / "plan.json")["choices"]
     assert plans(run / "search" / "plans.db") == len(found["points"])
+
+
+def test_a_search_without_matplotlib_ends_without_a_picture_and_says_why(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_json(without(run, "subnet") / "plan.json")
+    shutil.rmtree(run / "search")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    outcome = tiny.updp("search", "--out", run)
+    assert outcome.code == 0
+    assert "front.svg needs matplotlib: pip install 'updp[plot]'" in outcome.out + outcome.err
+    assert not (run / "search" / "front.svg").exists()
+    assert read_json(run / "plan.json") == before
+
+
+def test_a_genetic_search_without_optuna_ends_before_anything_is_trained(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    options = tiny.options(tiny.make_recipe(), tiny_model)
+    out = tmp_path / "run"
+    outcome = tiny.updp("prune", *options, "--set", "search.searcher=genetic", "--out", out)
+    assert (outcome.code, outcome.err) == (
+        2,
+        "updp: search.searcher=genetic needs optuna: pip install 'updp[genetic]'\n",
+    )
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_missing_tensorboard_is_one_line(
     outcome = tiny.updp("prune", *options, "--out", out, "--tensorboard", "curves")
     assert outcome.code == 2
     assert outcome.err == (
-        "updp: --tensorboard 'curves': TensorBoard is missing, pip install 'updp[tensorboard]'\n"
+        "updp: --tensorboard 'curves' needs tensorboard: pip install 'updp[tensorboard]'\n"
     )
     assert not out.exists()
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from updp.errors import UserError
+from updp.errors import UserError, needs_extra
 
 Stage = Literal["supernet", "search", "refined", "subnet", "merge"]
 
@@ -37,9 +37,7 @@ class Board:
         try:
             _writer_class()
         except ImportError as error:
-            raise UserError(
-                f"--tensorboard '{folder}': TensorBoard is missing, pip install 'updp[tensorboard]'"
-            ) from error
+            raise needs_extra(f"--tensorboard '{folder}'", "tensorboard", "tensorboard") from error
 
     def curves(self, stage: Stage) -> Curves:
         """The curves of one stage, in a folder of their own: what they forget is theirs alone."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from updp.errors import UserError
+from updp.errors import UserError, needs_extra
 from updp.measure.importing import import_openvino
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -24,9 +24,7 @@ def check_installed(runtime: str = "onnxruntime", extra: str = "onnx") -> None:
         for name in (runtime, "onnx", "onnxscript"):
             import_openvino() if name == "openvino" else import_module(name)
     except ImportError as error:
-        raise UserError(
-            f"measure.runtime={runtime} needs {error.name}: pip install 'updp[{extra}]'"
-        ) from error
+        raise needs_extra(f"measure.runtime={runtime}", error.name, extra) from error
 
 
 def export(module: nn.Module, inputs: tuple[Any, ...], folder: str) -> str:

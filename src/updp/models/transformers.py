@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from updp.errors import UserError, reason
+from updp.errors import UserError, needs_extra, reason
 
 
 class Classifier(nn.Module):
@@ -40,7 +40,7 @@ def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
     except ImportError as error:
-        raise UserError("models from transformers need it: pip install 'updp[hf]'") from error
+        raise needs_extra(f"model '{path}'", "transformers", "hf") from error
     folder = path if path.is_dir() else path.parent
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():

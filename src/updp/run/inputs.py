@@ -19,6 +19,7 @@ from updp.models import hash_state, load_model, num_outputs
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import Recipe
+from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
 Data = str | Path | tuple[DataLoader, DataLoader]
@@ -48,6 +49,8 @@ def open_inputs(
         UserError: something is not there, cannot be used, or does not go with the rest.
     """
     board = Board(tensorboard)  # before anything that takes time
+    if plan is None:
+        SEARCHERS[recipe.search.searcher].check_installed()
     target, size = as_device(device), recipe.data.input_size
     if isinstance(model, nn.Module):
         if weights is not None:

@@ -6,6 +6,7 @@ import math
 from io import BytesIO
 from pathlib import Path
 
+from updp.errors import needs_extra
 from updp.io.files import write_bytes
 from updp.search.outcome import ScoredPlan, SearchResult
 
@@ -13,9 +14,15 @@ _NAMES = {"latency": "predicted latency", "macs": "MACs", "parameters": "paramet
 
 
 def plot_front(outcome: SearchResult, file: Path) -> None:
-    """Write an SVG. Costs are shares of the baseline's, on the outcome's axis."""
-    import matplotlib  # takes half a second, which `updp --help` need not wait for
-    from matplotlib.figure import Figure
+    """Write an SVG. Costs are shares of the baseline's, on the outcome's axis.
+
+    Raises UserError where matplotlib is missing.
+    """
+    try:
+        import matplotlib  # takes half a second, which `updp --help` need not wait for
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise needs_extra(file.name, "matplotlib", "plot") from error
 
     def x(point: ScoredPlan) -> float:
         return float(getattr(point, outcome.axis) / getattr(outcome.baseline, outcome.axis))

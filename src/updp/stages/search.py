@@ -121,7 +121,10 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
         "recipe": context.recipe.hash(),
     }
     plan = result.make_plan(context.offers, budget, hashes)
-    plot_front(result, folder / "front.svg")
+    try:
+        plot_front(result, folder / "front.svg")
+    except UserError as error:  # nobody waits hours to learn that a picture cannot be drawn
+        context.progress.say(f"search: {error}")
     write_json(folder / "front.json", result.model_dump(mode="json"))
     write_text(folder / "plan.json", plan.to_json())
 

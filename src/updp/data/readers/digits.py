@@ -10,7 +10,7 @@ from torch import Tensor
 from updp.data.images import InMemory, Size, resize_and_crop
 from updp.data.source import Source
 from updp.data.split import hold_out
-from updp.errors import UserError
+from updp.errors import needs_extra
 
 _TEST_IMAGES = 500
 
@@ -20,7 +20,7 @@ def open_digits(input_size: Size | None) -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("data 'digits' needs scikit-learn: pip install 'updp[digits]'") from error
+        raise needs_extra("data 'digits'", "scikit-learn", "digits") from error
     values, labels = load_digits(return_X_y=True)
     grey = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     pixels = torch.from_numpy(

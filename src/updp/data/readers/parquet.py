@@ -14,7 +14,7 @@ from typing import Any
 from updp.data.images import Size, load_images
 from updp.data.readers.fingerprint import fingerprint_files
 from updp.data.source import Source
-from updp.errors import UserError, reason
+from updp.errors import UserError, needs_extra, reason
 
 
 @dataclass
@@ -92,7 +92,7 @@ def _read(file: Path) -> ParquetTable:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UserError(f"'{file}' needs pyarrow: pip install 'updp[parquet]'") from error
+        raise needs_extra(f"'{file}'", "pyarrow", "parquet") from error
     try:
         opened = pq.ParquetFile(file)
         schema = opened.schema_arrow

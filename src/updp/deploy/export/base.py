@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from updp.deploy.export.program import CapturedModel, capture
-from updp.errors import UserError, reason
+from updp.errors import needs_extra, reason
 from updp.io.quiet import quiet
 
 _log = logging.getLogger(__name__)
@@ -39,9 +39,7 @@ class Format(ABC):
             try:
                 self._import(package)
             except ImportError as error:
-                raise UserError(
-                    f"export to {self.name} needs {package}: pip install 'updp[{self.extra}]'"
-                ) from error
+                raise needs_extra(f"export to {self.name}", package, self.extra) from error
 
     def write(self, model: nn.Module, example: Tensor, path: Path) -> CapturedModel:
         """Write `model` (evaluation mode) to the file `path`; more files may lie beside it.

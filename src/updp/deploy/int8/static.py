@@ -16,7 +16,7 @@ from torch import Tensor
 
 from updp.deploy.export.base import INPUT
 from updp.deploy.int8.onnx_graph import LINEAR
-from updp.errors import UserError
+from updp.errors import needs_extra
 from updp.io.quiet import silent
 
 METHODS = ("percentile", "minmax", "entropy")
@@ -30,7 +30,7 @@ def check_installed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"INT8 needs {error.name}: pip install 'updp[onnx]'") from error
+        raise needs_extra("INT8", error.name, "onnx") from error
 
 
 def fold(file: Path) -> Any:

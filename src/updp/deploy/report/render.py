@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from updp.deploy.report.plot import shortened
-from updp.errors import UserError
+from updp.errors import needs_extra
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -20,7 +20,7 @@ def render(template: str, context: dict[str, Any]) -> str:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
-        raise UserError("an HTML report needs jinja2: pip install 'updp[report]'") from error
+        raise needs_extra("an HTML report", "jinja2", "report") from error
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

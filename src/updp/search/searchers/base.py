@@ -72,6 +72,10 @@ class Searcher(ABC):
     def __init__(self, task: Task) -> None:
         self.task = task
 
+    @classmethod  # noqa: B027, most need no package
+    def check_installed(cls) -> None:
+        """Raises UserError where a package that it needs is missing."""
+
     def preliminaries(self) -> list[Genome]:
         """What is to be scored before the first proposal."""
         space = self.task.space

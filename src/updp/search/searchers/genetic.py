@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import optuna
-from optuna.samplers import NSGAIISampler
+from typing import TYPE_CHECKING
 
+from updp.errors import needs_extra
 from updp.io.seeds import mix
 from updp.search.limits import share
 from updp.search.searchers.base import Known, Searcher, Task
 from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome
+
+if TYPE_CHECKING:
+    import optuna
 
 _STALE = 20  # generations in a row without an unknown plan after which it gives up
 
@@ -25,10 +28,21 @@ class Genetic(Searcher):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
+        self.check_installed()
+        import optuna
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(directions=["minimize", "minimize"])
         self._waiting: list[tuple[optuna.Trial, Genome]] = []
         self._asked = 0
+
+    @classmethod
+    def check_installed(cls) -> None:
+        """Raises UserError where optuna is missing."""
+        try:
+            import optuna  # noqa: F401
+        except ImportError as error:
+            raise needs_extra(f"search.searcher={cls.name}", "optuna", "genetic") from error
 
     def preliminaries(self) -> list[Genome]:
         """Each candidate alone only where they seed the first generation."""
@@ -48,6 +62,8 @@ class Genetic(Searcher):
         return []
 
     def _ask(self, known: Known) -> None:
+        from optuna.samplers import NSGAIISampler
+
         task = self.task
         count = task.settings.population
         first = self._seeds(known, count) if self._asked == 0 else []
