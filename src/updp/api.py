@@ -1,7 +1,5 @@
 """The way in from Python: `prune` and `inspect` (and `load`, in `merged`)."""
 
-from __future__ import annotations
-
 import copy
 import tempfile
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ DESIGN: trace every composite submodule alone; its residual adds are plain to se
 smallest module with a residual add, or a chain (or a repeated module) without one.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The steps of a branch as float64 operators and affine maps."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm

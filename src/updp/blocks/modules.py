@@ -1,7 +1,5 @@
 """A user's modules, handled with care: hooks that go again, modes that come back, their errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar

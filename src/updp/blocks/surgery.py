@@ -1,7 +1,5 @@
 """Graph surgery on one block: take a part of it out, or put something else in its place."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

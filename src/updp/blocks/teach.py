@@ -1,7 +1,5 @@
 """What a user says about modules of their own that tracing cannot read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

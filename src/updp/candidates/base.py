@@ -1,7 +1,5 @@
 """What a site may become: one interface for every candidate."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Protocol, Self

@@ -1,7 +1,5 @@
 """Which candidates a site is offered: those that are measurably faster than its block."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from itertools import groupby

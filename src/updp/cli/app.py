@@ -3,8 +3,6 @@
 Nothing here imports PyTorch: each command does where it is run, so that `--help` is there at once.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from typing import Annotated

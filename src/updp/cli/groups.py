@@ -1,7 +1,5 @@
 """Options in groups: a command takes a dataclass, and its fields become options of the command."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import logging

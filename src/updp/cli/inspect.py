@@ -1,7 +1,5 @@
 """`updp inspect MODEL`: what can be pruned, what it may become, and what cannot, and why."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`updp merge`: stage 4."""
 
-from __future__ import annotations
-
 from updp.cli.options import FreshOption, PickOption, RunOptions, RunRecipeOptions
 
 

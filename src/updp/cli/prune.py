@@ -1,7 +1,5 @@
 """`updp prune`: all four stages."""
 
-from __future__ import annotations
-
 from updp.cli.options import (
     FreshOption,
     PickOption,

@@ -1,7 +1,5 @@
 """What a command is about: its options, else what the run directory remembers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from updp.cli.options import TeacherOptions

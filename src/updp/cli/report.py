@@ -1,7 +1,5 @@
 """`updp report RUN...`: one page about one run or several."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

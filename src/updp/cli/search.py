@@ -1,7 +1,5 @@
 """`updp search`: stage 2."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`updp subnet`: stage 3."""
 
-from __future__ import annotations
-
 from updp.cli.options import (
     FreshOption,
     PickOption,

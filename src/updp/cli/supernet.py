@@ -1,7 +1,5 @@
 """`updp supernet`: stage 1."""
 
-from __future__ import annotations
-
 from updp.cli.options import FreshOption, RunOptions, RunRecipeOptions
 
 

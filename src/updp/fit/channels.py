@@ -6,8 +6,6 @@ optimal brain surgeon (Hassibi & Stork, 1993) for groups of rows, as in ZipLM (K
 NeurIPS 2023).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

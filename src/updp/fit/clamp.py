@@ -1,7 +1,5 @@
 """End activations that clamp: where the target is clamped, any value beyond the bound will do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

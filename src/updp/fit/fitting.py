@@ -1,7 +1,5 @@
 """A site's fit: what is gathered from the baseline, what from the pruned prefix, what is set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ What is fitted is the operator with the affine steps behind it; the target is th
 before the next activation. Only weights, biases and the shifts of norms change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any

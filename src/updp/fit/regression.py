@@ -1,7 +1,5 @@
 """One operator fitted to one target, from rows that are gathered batch by batch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

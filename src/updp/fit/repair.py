@@ -6,8 +6,6 @@ pruned depth). Only weights, biases and the shifts of norms change: the model's 
 shapes and names. A branch's last operator also makes up for what its skip brings along.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, LinearStep, Site

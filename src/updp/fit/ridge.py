@@ -1,7 +1,5 @@
 """Ridge regression towards a prior, in float64."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

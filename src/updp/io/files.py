@@ -1,7 +1,5 @@
 """Files that are either whole or not there: temporary name, fsync, rename."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """How long work tells what it does; the command line draws it, tests stay silent."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Protocol

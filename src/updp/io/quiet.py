@@ -1,7 +1,5 @@
 """Compilers, exporters and quantisers warn, log and print; what matters they raise."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Users copy, cut and edit these files, so whatever is wrong with one is said in one line.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Self

@@ -1,7 +1,5 @@
 """Seeds: everything that is drawn is a pure function of the recipe's seed and a place."""
 
-from __future__ import annotations
-
 
 def mix(*numbers: int) -> int:
     """One seed from several numbers, such that near ones give unrelated seeds."""

@@ -1,7 +1,5 @@
 """Multiply-accumulates and parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import prod
 from typing import Any

@@ -1,7 +1,5 @@
 """What decides how long a forward takes: the operators that run, not the names of modules."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """ONNX Runtime: a module exported, loaded, and bound to its inputs."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from importlib import import_module

@@ -1,7 +1,5 @@
 """OpenVINO: a module exported as for ONNX Runtime, compiled for the CPU, bound to its inputs."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from typing import Any

@@ -3,8 +3,6 @@
 What is timed is what will run: a copy in evaluation, cast, laid out, and compiled or onnxruntime.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import partial

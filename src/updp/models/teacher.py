@@ -1,7 +1,5 @@
 """Another model as the teacher of stage 3: it sees the same images, prepared as it wants them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from pathlib import Path

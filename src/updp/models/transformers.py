@@ -1,7 +1,5 @@
 """Image classifiers of the transformers library, from a folder on disk; nothing is downloaded."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Every setting with its default, its limits and what it means, but for those of training."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

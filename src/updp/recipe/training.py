@@ -1,7 +1,5 @@
 """The settings of the two stages that train: an optimiser, a schedule, what is learnt from."""
 
-from __future__ import annotations
-
 from difflib import get_close_matches
 from typing import Literal, Self
 

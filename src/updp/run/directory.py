@@ -13,8 +13,6 @@ picks/              run directories for other points of the search's front
 What the JSON files hold is in `records`.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A finished run, opened again: both models, the data, and what was decided and measured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

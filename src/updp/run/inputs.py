@@ -1,7 +1,5 @@
 """All that the user gave for a run, opened and checked in one call."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A merged model from its run directory, without pickle."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

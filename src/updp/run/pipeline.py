@@ -1,7 +1,5 @@
 """The stages in order, on one run directory; one that has ended is skipped."""
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

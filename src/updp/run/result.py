@@ -1,7 +1,5 @@
 """The final table: baseline against merged model, and top-1 after each stage."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Which of the scored plans are worth having: the Pareto front of score and cost."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 

@@ -1,7 +1,5 @@
 """The picture of a search: every plan's score over its cost, and the front."""
 
-from __future__ import annotations
-
 import math
 from io import BytesIO
 from pathlib import Path

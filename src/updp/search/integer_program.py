@@ -5,8 +5,6 @@ candidates save adds up, so every limit is linear. The peak of memory is the wor
 one more variable, no less than each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 

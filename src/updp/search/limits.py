@@ -1,7 +1,5 @@
 """A budget, made definite for one model on one device."""
 
-from __future__ import annotations
-
 import math
 
 from updp.errors import UserError

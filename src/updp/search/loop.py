@@ -5,8 +5,6 @@ plans of a round that nobody has claimed yet, and goes on when all of the round 
 outcome depends neither on how many there are nor on who was killed when.
 """
 
-from __future__ import annotations
-
 import math
 import time
 import zlib

@@ -5,8 +5,6 @@ the choices before it alone: it is kept, and a plan that begins alike is entered
 where the network can be (`rewrite.resume`).
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Hashable

@@ -1,7 +1,5 @@
 """What a score is: a loss on images held out of the training split, beside the baseline."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How good a plan is: with the supernet's weights, or once it is fitted and repaired."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """What a run may prune, found and timed once: offers of each site, and the space of plans."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict

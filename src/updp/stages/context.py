@@ -1,7 +1,5 @@
 """What every stage works with: the checked inputs of a run, and the folders of its stages."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Stage 4: merge the subnet by reparameterisation, prove it, and write the plain model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Stage 2: score plans, score the best after fit and repair, time the best, choose one."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

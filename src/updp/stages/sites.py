@@ -3,8 +3,6 @@
 Decided once for a run, because clocks vary.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, ClassVar
 

@@ -3,8 +3,6 @@
 Lambda is 0 for the baseline's block and 1 for the pruned block.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 So its weights serve every plan.
 """
 
-from __future__ import annotations
-
 import random
 from typing import Any, ClassVar
 

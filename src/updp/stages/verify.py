@@ -1,7 +1,5 @@
 """Proof that a merged model computes what was trained (DESIGN, rule 6)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar

@@ -4,8 +4,6 @@ Targets are what the baseline gives on the baseline's own activations; inputs co
 that was fitted before (DESIGN, *Fit*). So each fit puts right what the ones before it left over.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

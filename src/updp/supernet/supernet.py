@@ -1,7 +1,5 @@
 """The supernet: the user's model with every site switchable between `keep` and its candidates."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A site in the supernet: the baseline's path or one of its candidates."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

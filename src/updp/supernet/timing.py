@@ -1,7 +1,5 @@
 """Whole plans on the clock: merged, end to end, interleaved with the baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ Every candidate plan is scored after its statistics are recalibrated on a copy, 
 shared network belong to no plan in particular (Yu & Huang, *Universally Slimmable Networks*, 2019).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """An exponential moving average of weights, which a kill does not disturb."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Accuracy and logits of a model on batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """Features of two models that share their module paths, and how far they are apart."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -6,8 +6,6 @@ functions of seed and step; so is the decay of the average of weights, which is 
 continued from its checkpoint therefore ends bit by bit as one that was never killed.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

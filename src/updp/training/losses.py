@@ -1,7 +1,5 @@
 """Losses on logits."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

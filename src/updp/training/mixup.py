@@ -1,7 +1,5 @@
 """Mixup and CutMix: batches whose images and labels are blends of two."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import CutMix, MixUp

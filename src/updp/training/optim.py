@@ -1,7 +1,5 @@
 """Optimiser and learning rate of a training stage: timm's, by name."""
 
-from __future__ import annotations
-
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler

@@ -5,8 +5,6 @@ traced alone and read in turn, or it is probed. What is read is checked against 
 inputs afterwards (`find`), so reading may be bold.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A residual region that is linear already: parallel paths of operators and BatchNorms (RepVGG)."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping
 from dataclasses import replace

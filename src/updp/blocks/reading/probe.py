@@ -1,7 +1,5 @@
 """What a function of a tensor is, by trying it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Chains outside residual branches: runs of a module's own graph, cut into pieces of block size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Read one region of a block as a site, and check what was read against the block itself."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

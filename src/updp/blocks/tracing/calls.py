@@ -1,7 +1,5 @@
 """How the model calls its modules: their arguments in one forward."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Run a traced graph on a real call, and keep what every node gave."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

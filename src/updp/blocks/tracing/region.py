@@ -1,7 +1,5 @@
 """Residual regions: what lies between a tensor and the add to which it returns."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Trace one module alone, with its children as leaves."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ exactly what merging yields (DESIGN, rule 3). Between the operators the feature 
 than the baseline's by a border, which shrinks to nothing by the end of the segment.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """A form whose parameters are those of its merged operators: what is fitted, or merged early."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """The trainable form of an inherited candidate, in the block's weights or in merged ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Merging a linear branch: one operator for each segment, and the skip in it where it fits."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Where each step of a branch stands in a pruned form: segment, padding, border, norm."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from updp.algebra import Padding

@@ -5,8 +5,6 @@ convolutions) or by a norm or a gate that works on fewer channels, too. So chann
 anybody outside noticing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import NoneType

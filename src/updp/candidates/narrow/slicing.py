@@ -1,7 +1,5 @@
 """Channels taken out of a module, in place: its weights, and what it says of its own sizes."""
 
-from __future__ import annotations
-
 import copy
 import logging
 

@@ -1,7 +1,5 @@
 """The BatchNorm of a pruned block: whatever norm the baseline had, this one folds away."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

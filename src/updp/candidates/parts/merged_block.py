@@ -1,7 +1,5 @@
 """What a merged site is made of, and how it is written into its block's graph."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Forms that run their block's own graph again, on other modules."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`updp bench`: a pair of models, a grid of settings, and the record that grows row by row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Both count all that the device does, whoever asked for it, and what it takes when idle.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Which two models: a run's own, or any two that the user names."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from pathlib import Path

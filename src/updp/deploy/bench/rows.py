@@ -1,7 +1,5 @@
 """Two models measured at one setting after the other, interleaved in this process."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """One file format that other runtimes load: how it is written, and how a written file is run."""
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """preprocess.json: all that someone needs who has the file and an image, and not updp."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from updp.deploy.export.base import INPUT, OUTPUT

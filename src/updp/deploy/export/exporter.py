@@ -1,7 +1,5 @@
 """`updp export`: write, run, compare, and only then keep."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping

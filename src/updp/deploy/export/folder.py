@@ -1,7 +1,5 @@
 """The folder that exports go to: nothing in it is replaced but earlier exports of the run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """The formats by name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from updp.deploy.export.base import Format

@@ -1,7 +1,5 @@
 """What is known of each exported file: kept in the run directory, for people and for the report."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """ONNX: one file for ONNX Runtime and everything else that reads it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """OpenVINO's intermediate representation: the graph in `model.xml`, the weights in `model.bin`."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

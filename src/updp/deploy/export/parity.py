@@ -1,7 +1,5 @@
 """Whether an exported file computes what the PyTorch model does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A model captured by torch.export, with every axis dynamic that the model leaves free."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """PyTorch's own exported program: torch.export.load reads it, the model's code is not needed."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Weights as safetensors, and beside them the network as plain Python."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

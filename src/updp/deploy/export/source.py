@@ -1,7 +1,5 @@
 """A captured model as readable Python that needs torch alone: one line for each operator."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@ s_i = sqrt(a_i / b_i), a_i and b_i the channel's largest weights before and behi
 sqrt(a_i b_i), and no channel is left with only a few of the 256 levels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

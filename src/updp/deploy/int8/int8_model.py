@@ -1,7 +1,5 @@
 """One model in float32 and in INT8, and how far its logits are then from what they were."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What `updp quantize` found, as `export/int8.json` holds it."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict

@@ -1,7 +1,5 @@
 """An ONNX graph by its linear operators: their weights, and who reads what."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A model's linear operators as they are quantised, by the names of its modules."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from updp.deploy.int8.int8_record import Int8Operator

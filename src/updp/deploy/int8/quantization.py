@@ -1,7 +1,5 @@
 """Both models of a finished run in INT8, with what it costs them."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

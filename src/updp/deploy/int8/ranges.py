@@ -1,7 +1,5 @@
 """How far the channels of a weight differ, and what rounding them to 8 bits costs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

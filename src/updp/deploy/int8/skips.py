@@ -5,8 +5,6 @@ that channel must then reach 1, and all other weights, which are far smaller, sh
 steps. Taken apart again, `conv(x) + x`, the convolution has a scale of its own and the skip none.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from updp.deploy.int8.onnx_graph import Graph, Weighted

@@ -4,8 +4,6 @@ The file holds ordinary ONNX operators between pairs of QuantizeLinear and Dequa
 every runtime reads as it can: ONNX Runtime, OpenVINO and TensorRT make integer operators of them.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Records that `updp export`, `quantise` and `bench` leave in a run directory, as sections."""
 
-from __future__ import annotations
-
 from updp.deploy.bench.bench_record import Bench, Row
 from updp.deploy.export.manifest import Exported
 from updp.deploy.int8.int8_record import Int8

@@ -1,7 +1,5 @@
 """The plots of one run's report; None where the run has nothing to draw."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

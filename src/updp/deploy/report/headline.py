@@ -1,7 +1,5 @@
 """What is said first: top-1, speed-up, size; nothing that the noise may have made."""
 
-from __future__ import annotations
-
 from updp.deploy.report.parts import Card, Head
 from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import accuracy, amount, digits, sampling_error, share, speed

@@ -1,7 +1,5 @@
 """The network's sites in order, each with what it became and what that cost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby

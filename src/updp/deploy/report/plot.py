@@ -4,8 +4,6 @@ The template draws it as SVG: a few kilobytes in the page's own colours, light, 
 which works without a script. See docs/report.md for why it is not a library's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

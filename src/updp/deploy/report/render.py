@@ -1,7 +1,5 @@
 """The page as one file: markup escaped, style and script inside, the network forbidden."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from importlib.metadata import version

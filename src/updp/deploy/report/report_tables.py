@@ -1,7 +1,5 @@
 """The tables of one run, for page and Markdown alike."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 

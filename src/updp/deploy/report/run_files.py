@@ -1,7 +1,5 @@
 """A run's files, read and checked: no model, no data."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The page of one run: what stands in which section."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from updp.deploy.report import figures

@@ -1,7 +1,5 @@
 """Top-1 after each stage, and the stage that lost it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Training curves: losses and lambda of each stage that trained."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Numbers and times as the report writes them, and what can be claimed of them."""
 
-from __future__ import annotations
-
 import math
 import re
 

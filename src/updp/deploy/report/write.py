@@ -1,7 +1,5 @@
 """Reports as files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -4,8 +4,6 @@ Nothing else is remembered, so a search continues after a kill by asking the sam
 and any number of workers ask the same ones and share the answers.
 """
 
-from __future__ import annotations
-
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping

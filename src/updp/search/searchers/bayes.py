@@ -7,8 +7,6 @@ alike). Its few settings are those of the highest likelihood. Rasmussen & Willia
 Processes for Machine Learning*, 2006, sections 2.2 and 5.4.1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import islice, product

@@ -1,7 +1,5 @@
 """One site after another, each time the one that costs least for what it saves."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from updp.search.searchers.base import Known, Searcher

@@ -5,8 +5,6 @@ integer programming, and that plan's neighbours; half are the most promising nei
 plan known, which find what the model cannot say.
 """
 
-from __future__ import annotations
-
 from updp.search.searchers.base import Known, Searcher
 from updp.search.searchers.surrogate import Surrogate, best_known
 from updp.search.space import Genome

@@ -1,7 +1,5 @@
 """Plans at random: what every other searcher has to beat."""
 
-from __future__ import annotations
-
 from updp.search.searchers.base import Known, Searcher
 from updp.search.space import Genome
 

@@ -9,8 +9,6 @@ logarithms says of the others what would be left of theirs:
 The integer program then proposes plans; each that was fitted puts the model right.
 """
 
-from __future__ import annotations
-
 from itertools import islice
 
 import numpy as np

@@ -4,8 +4,6 @@ Each candidate's damage alone is where it begins. Plans of several say how damag
 ridge regression on what the model gets wrong, the more trusted the better a plan is.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
