@@ -62,8 +62,13 @@ class FoldNorm(Candidate):
             return
         if (norm := _leading_norm(site, block, graph)) is None:
             return
-        readers = _readers(site, block, graph, norm)
-        if readers and _is_exact(site, block, graph, norm, readers):
+        try:
+            readers = _readers(site, block, graph, norm)
+            exact = bool(readers) and _is_exact(site, block, graph, norm, readers)
+        except UserCodeError as error:
+            _log.info("%s: its norm does not fold: %s", site.name, error)
+            return
+        if exact:
             yield cls(norm.name, readers)
 
     def fits(self, site: Site) -> bool:
@@ -145,12 +150,8 @@ def _readers(site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep) -> t
     watched = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear) or n == norm.name}
     region = site.region
     part = extract(block, graph, region.entry, region.exit, region.extras)
-    try:
-        with hooks(watch(name, module) for name, module in watched.items()):
-            _run(site, part)
-    except UserCodeError as error:
-        _log.info("%s: its norm does not fold: %s", site.name, error)
-        return ()
+    with hooks(watch(name, module) for name, module in watched.items()):
+        _run(site, part)
     normed = _sorted(seen.pop(norm.name, torch.empty(0)))
     same = (n for n, x in seen.items() if x.shape[-1] == norm.channels)
     return tuple(
@@ -175,11 +176,7 @@ def _is_exact(
     modules = _folded(block, graph, readers, fold_norm(form.norm))
     region = site.region
     folded = substitute(block, graph, region, {**modules, norm.name: nn.Identity()})
-    try:
-        a, b = (_run(site, f) for f in (form._pruned[0], folded))
-    except UserCodeError as error:
-        _log.info("%s: its norm does not fold: %s", site.name, error)
-        return False
+    a, b = (_run(site, part) for part in (form._pruned[0], folded))
     if not (exact := bool((a - b).norm() <= _TOLERANCE * a.norm())):
         _log.info("%s: its norm does not fold: something else reads it, too", site.name)
     return exact

@@ -140,10 +140,9 @@ def dropped_alone(offers: Offers) -> Offers:
         if any(o.candidate.shallower and not _is_drop(o) for o in of)
     }
     blocks = {_block(name) for name in merges}
+    beside = {name for name in offers.keys() - merges if _block(name) in blocks}
     found = {
-        name: tuple(o for o in of if not _is_drop(o))
-        if name not in merges and _block(name) in blocks
-        else of
+        name: tuple(o for o in of if name not in beside or not _is_drop(o))
         for name, of in offers.items()
     }
     return {name: of for name, of in found.items() if of}

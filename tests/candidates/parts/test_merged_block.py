@@ -97,7 +97,7 @@ def test_groups_survive_the_identity() -> None:
     assert macs == Inherit((("conv1", "conv2"),)).macs(findings.sites[0])
 
 
-def test_uneven_padding_is_a_layer_of_its_own() -> None:
+def test_uneven_padding_becomes_a_layer_of_its_own() -> None:
     _, block, _ = merged("basic_same", "conv1+conv2")
     pad, convolution = block.branch_merged
     assert isinstance(pad, nn.ZeroPad2d)
@@ -150,14 +150,14 @@ def test_weights_load_bit_identically_into_another_merged_skeleton(tmp_path: Pat
 
 
 @pytest.mark.parametrize("family", ["basic_same", "vit", "functional", "convnext"])
-def test_it_can_be_exported(family: str) -> None:
+def test_a_merged_model_can_be_exported(family: str) -> None:
     made = case("inherit", family)
     model = merge(made.net, {n: s.labels[0] for n, s in made.net.switches.items()})
     exported = torch.export.export(model, (made.images,)).module()
     assert error(exported(made.images), model(made.images)) < 1e-6
 
 
-def test_float64_is_not_cut_to_float32_on_the_way() -> None:
+def test_merging_in_float64_does_not_pass_through_float32() -> None:
     made = case("inherit", "basic")
     choice = {n: s.labels[0] for n, s in made.net.switches.items()}
     model = merge(made.net, choice, torch.float64)

@@ -16,13 +16,9 @@ from updp.candidates.parts.channel_norm import ChannelNorm
 
 
 class LinearBranch(nn.Module):
-    """A chain's steps, each at its place in a segment, on tensors in the canonical layout.
+    """A chain made linear, on tensors in the canonical layout; its operators are the block's own.
 
-    Args:
-        chain: the branch as it was read; its operators are the block's own.
-        segments: names of its linear operators, by the operator that they merge to.
-        shrunk: those whose kernel is shrunk to its centre tap.
-        linearise: whether a removed activation without a norm before it leaves a BatchNorm.
+    `segments`, `shrunk` and `linearise` are those of `Inherit`.
     """
 
     def __init__(

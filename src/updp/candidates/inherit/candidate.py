@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, groupby, product
+from itertools import combinations, groupby, pairwise, product
 from math import gcd, prod
 from typing import ClassVar
 
@@ -28,8 +28,8 @@ from updp.recipe import CandidateSettings
 class Inherit(Candidate):
     """A linear branch that merges to one operator per segment.
 
-    segments:        names of the branch's linear operators, in order
-    shrunk:          those whose kernel is shrunk to 1x1
+    segments:        names of the branch's linear operators, by the operator that they merge to
+    shrunk:          those whose kernel is shrunk to its centre tap
     end_activation:  whether a block without one gets an activation at its end
     linearise:       whether a removed activation without a norm before it leaves a BatchNorm
     """
@@ -116,15 +116,15 @@ def propose(
     """
     if site.branch is None:
         return
-    steps = site.chain.linears
     if not any(isinstance(s, (ActStep, NormStep)) for s in site.chain.steps):
         return  # already linear: nothing to remove
     shrinkable = _shrinkable(site)
-    found = []
-    for segments in _cuts(tuple(s.name for s in steps)):
-        for shrunk in _subsets(shrinkable):
-            if all(_helps(name, segments) for name in shrunk):
-                found.append(Inherit(segments, shrunk, end_activation, linearise))
+    found = [
+        Inherit(segments, shrunk, end_activation, linearise)
+        for segments in _cuts(tuple(s.name for s in site.chain.linears))
+        for shrunk in _subsets(shrinkable)
+        if all(_helps(name, segments) for name in shrunk)
+    ]
     yield from sorted(found, key=lambda c: (len(c.shrunk), c.macs(site)))
 
 
@@ -177,13 +177,8 @@ def _cuts(names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ...]]:
     for choice in product((False, True), repeat=len(names) - 1):
         if all(choice):
             continue  # every operator alone: nothing merges
-        segments: list[list[str]] = [[names[0]]]
-        for cut, name in zip(choice, names[1:], strict=True):
-            if cut:
-                segments.append([name])
-            else:
-                segments[-1].append(name)
-        yield tuple(tuple(s) for s in segments)
+        cuts = [place for place, cut in enumerate(choice, 1) if cut]
+        yield tuple(names[a:b] for a, b in pairwise([0, *cuts, len(names)]))
 
 
 def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:

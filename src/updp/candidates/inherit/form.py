@@ -23,12 +23,7 @@ from updp.recipe import FitSettings
 class InheritForm(Form):
     """A branch made linear, with its skip, a BatchNorm and the end activation.
 
-    Args:
-        site: the branch that is replaced.
-        block: the module that holds the site.
-        graph: the traced graph of `block`.
-        branch: the site's chain made linear.
-        activation: what ends the block; None for nothing.
+    `branch` is the site's chain made linear, `activation` what ends the block (None for nothing).
     """
 
     def __init__(

@@ -12,7 +12,6 @@ class Placed:
 
     pad:     zeros to add before it: all that the segment needs, on the segment's first step
     border:  by how much its input, padded, is larger than the baseline's
-    shrunk:  whether its kernel is shrunk to 1x1
     norm:    number of the form's own norm that replaces it; None for none
     """
 
@@ -29,11 +28,7 @@ def place(
 ) -> tuple[list[Placed], list[int]]:
     """Place each step of the chain; also return the channels of each norm that the form needs.
 
-    Args:
-        chain: the branch as it was read.
-        segments: names of its linear operators, by the operator that they merge to.
-        shrunk: those whose kernel is shrunk to 1x1.
-        linearise: whether a removed activation without a norm before it gets a norm.
+    `segments`, `shrunk` and `linearise` are those of `Inherit`.
     """
     assert [s.name for s in chain.linears] == [n for segment in segments for n in segment]
     where = {name: i for i, segment in enumerate(segments) for name in segment}

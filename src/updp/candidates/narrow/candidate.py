@@ -100,10 +100,8 @@ class NarrowForm(RewiredForm):
         chain, skip = on_modules(site.chain, wide), skip_of(site, block, graph)
         tasks: list[FitTask] = []
         for inner, count in _fewer(chain, self._width):
-            fit, cut = (
-                OperatorFit(chain, inner.consumer, skip, site.post),
-                partial(inner.cut, chain),
-            )
+            fit = OperatorFit(chain, inner.consumer, skip, site.post)
+            cut = partial(inner.cut, chain)
             tasks += fit.narrowing(settings, batches, count, cut, gated=inner.gated)
         *others, last = tasks
 
@@ -151,7 +149,7 @@ def _widths(site: Site, width: float) -> tuple[int, ...]:
 
 
 def _largest(chain: Chain, width: float) -> list[tuple[Inner, Tensor]]:
-    """Find the inner channels that become fewer, and which are left before any fit."""
+    """Find the inner channels that become fewer, and which are left; all before any is cut."""
     return [(inner, inner.largest(chain, count)) for inner, count in _fewer(chain, width)]
 
 

@@ -14,14 +14,7 @@ from updp.candidates.base import Form
 
 
 class RewiredForm(Form):
-    """The block with other modules for some of its graph's targets.
-
-    Args:
-        site: the branch that is replaced.
-        block: the module that holds the site.
-        graph: the traced graph of `block`.
-        modules: what to call instead, by the target of the graph's nodes.
-    """
+    """The block with other `modules`, by the targets of the graph's nodes that they replace."""
 
     def __init__(
         self, site: Site, block: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module]
