@@ -163,7 +163,7 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     block = copy.deepcopy(block).double().eval()
     device = next(block.parameters()).device
     narrow = NarrowForm(site, block, graph, width)
-    # Buffers that are not persistent would have the wide size again when weights are loaded.
+    # A buffer that is not saved would not follow the channels that a fit has chosen.
     if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
         _log.info("%s: no narrow form: a buffer of it would not be saved", site.name)
         return False
