@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from updp.algebra import Affine, Operator, Padding, Pair, from_batchnorm
 
@@ -133,6 +133,24 @@ def images(draw: st.DrawFn, *ops: Operator) -> Tensor:
     height = at_least(0, 2) + draw(st.integers(0, 6))
     width = at_least(1, 0) + draw(st.integers(0, 6))
     return randn(draw(seeds), 2, ops[0].in_channels, height, width)
+
+
+def from_conv(conv: nn.Conv2d) -> Operator:
+    """A convolution layer as an operator; 'same' padding puts the odd pixel behind."""
+    sides = []
+    for axis in (1, 0):
+        total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        before = total // 2 if conv.padding == "same" else conv.padding[axis]
+        sides += [before, total - before if conv.padding == "same" else before]
+    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+    return Operator(
+        conv.weight.detach().double(),
+        bias.detach().double(),
+        conv.stride,
+        tuple(sides),
+        conv.dilation,
+        conv.groups,
+    )
 
 
 def direct(op: Operator, x: Tensor, padding: Padding | None = None) -> Tensor:

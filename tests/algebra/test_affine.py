@@ -4,14 +4,24 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updp.algebra import Affine, after, as_operator, before, chain, from_batchnorm, from_conv
+from updp.algebra import Affine, after, as_operator, before, chain, from_batchnorm
 
-from .strategies import any_operator, assert_same, direct, error, images, quick, randn, statistics
+from .strategies import (
+    any_operator,
+    assert_same,
+    direct,
+    error,
+    from_conv,
+    images,
+    quick,
+    randn,
+    statistics,
+)
 
 
 @quick
 @given(st.data())
-def test_batchnorm_after(data):
+def test_after_folds_a_batchnorm(data):
     op = data.draw(any_operator())
     norm = data.draw(statistics(op.out_channels))
     x = data.draw(images(op))
@@ -22,7 +32,7 @@ def test_batchnorm_after(data):
 
 @quick
 @given(st.data())
-def test_batchnorm_before_reads_the_padded_map(data):
+def test_before_folds_a_batchnorm_on_the_padded_map(data):
     op = data.draw(any_operator())
     norm = data.draw(statistics(op.in_channels))
     x = data.draw(images(op))
@@ -33,7 +43,7 @@ def test_batchnorm_before_reads_the_padded_map(data):
 
 @quick
 @given(st.data())
-def test_chain_and_as_operator(data):
+def test_two_batchnorms_chain_into_one_depthwise_operator(data):
     channels = data.draw(st.integers(1, 9))
     first, second = data.draw(statistics(channels)), data.draw(statistics(channels))
     x = randn(data.draw(st.integers(0, 99)), 2, channels, 3, 5)
@@ -44,7 +54,7 @@ def test_chain_and_as_operator(data):
 
 
 def test_padding_behind_a_batchnorm_differs_at_the_border():
-    """Why `before` says where the zeros enter."""
+    """The reason why `before` says where the zeros enter."""
     conv = torch.nn.Conv2d(3, 4, 3, padding=1).double()
     x, shift = randn(0, 1, 3, 8, 8), randn(1, 3)
     merged = before(Affine(torch.ones(3).double(), shift), from_conv(conv))

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updp.algebra import Operator, compose, compose_all
+from updp.algebra import Operator, compose
+from updp.algebra.compose import common_step, taps
 
 from .strategies import (
     TOLERANCE,
@@ -45,7 +46,7 @@ def all_padding_first(first, second, x):
 
 @quick
 @given(st.data())
-def test_two_in_a_row(data):
+def test_composed_operators_equal_the_sequence_with_all_padding_first(data):
     first, second = data.draw(two_in_a_row())
     merged = compose(first, second)
     x = data.draw(images(merged))
@@ -55,7 +56,7 @@ def test_two_in_a_row(data):
 
 @quick
 @given(st.data())
-def test_an_unpadded_second_is_plain_sequence(data):
+def test_an_unpadded_second_operator_equals_the_plain_sequence(data):
     first, second = data.draw(two_in_a_row())
     second = replace(second, padding=NO_PADDING)
     merged = compose(first, second)
@@ -94,12 +95,12 @@ def test_composition_is_associative(data):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [7, 12])
-def test_inverted_residual(stride, size):
+def test_an_inverted_residual_becomes_one_3x3(stride, size):
     """MobileNetV2: 1x1, depthwise 3x3, 1x1 with all padding on the first."""
     expand = operator(48, 8, 1, padding=1, seed=1)
     depthwise = operator(48, 48, 3, groups=48, stride=stride, seed=2)
     project = operator(12, 48, 1, seed=3)
-    merged = compose_all([expand, depthwise, project])
+    merged = compose(compose(expand, depthwise), project)
     x = randn(4, 2, 8, size, size)
     expected = F.conv2d(F.pad(x, (1, 1, 1, 1)), expand.weight, expand.bias)
     expected = F.conv2d(expected, depthwise.weight, depthwise.bias, stride, groups=48)
@@ -135,13 +136,23 @@ def test_coprime_groups_make_the_smallest_kernel_that_holds_them():
     assert merged.weight.shape == (12, 2, 1, 1)
 
 
-def test_identity_of_one_operator():
-    op = operator(4, 2, 3, padding=1)
-    assert compose_all([op]) is op
-
-
-def test_channels_must_match():
+def test_compose_refuses_channels_that_do_not_match():
     with pytest.raises(
         ValueError, match=r"4 channels.*reads 6.*\(4, 2, 3, 3\).*\(8, 3, 1, 1\).*groups=2"
     ):
         compose(operator(4, 2, 3), operator(8, 6, 1, groups=2))
+
+
+@pytest.mark.parametrize(
+    ("distances", "step"), [((), 1), ((0, 0), 1), ((0, 3), 3), ((4, 6), 2), ((-2, 4), 2)]
+)
+def test_common_step_is_the_widest_that_reaches_all(distances, step):
+    assert common_step(*distances) == step
+
+
+@pytest.mark.parametrize(
+    ("start", "count", "step", "places"),
+    [(0, 3, 1, [0, 1, 2]), (1, 3, 2, [1, 3, 5]), (4, 1, 0, [4]), (4, 1, 7, [4])],
+)
+def test_taps_selects_grid_points(start, count, step, places):
+    assert list(range(10))[taps(start, count, step)] == places

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from updp.algebra import Operator, add, compose, from_conv, identity, scale
+from updp.algebra import Affine, Operator, add, after, compose, identity
 
 from .strategies import (
-    any_operator,
     assert_same,
     direct,
+    from_conv,
     images,
     quick,
     randn,
@@ -24,7 +24,7 @@ from .strategies import (
 
 @quick
 @given(st.data())
-def test_two_side_by_side(data):
+def test_add_equals_the_sum_of_both_outputs(data):
     a, b = data.draw(two_side_by_side())
     x = data.draw(images(a, b))
     merged = add(a, b)
@@ -35,7 +35,7 @@ def test_two_side_by_side(data):
 @same_padding
 @quick
 @given(st.data())
-def test_the_skip_is_a_dirac_tap(data):
+def test_a_skip_adds_a_dirac_tap(data):
     """Odd and even kernels, dilated, dense to depthwise, under 'same' padding."""
     groups = data.draw(st.sampled_from([1, 2, 6]))
     kernel = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
@@ -50,7 +50,7 @@ def test_the_skip_is_a_dirac_tap(data):
 
 @pytest.mark.parametrize("size", [7, 8, 9])
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_strided_shortcut(size, kernel):
+def test_a_strided_shortcut_keeps_kernel_and_padding(size, kernel):
     """ResNet: 3x3 stride 2 plus 1x1 stride 2; the kernel and its padding stay as they are."""
     branch = nn.Conv2d(4, 8, kernel, stride=2, padding=kernel // 2).double()
     shortcut = nn.Conv2d(4, 8, 1, stride=2, bias=False).double()
@@ -66,27 +66,19 @@ def test_a_dilated_skip_keeps_the_dilation():
     assert repr(merged) == repr(from_conv(conv))
 
 
-def test_whole_basic_block_with_its_skip():
+def test_a_basic_block_with_its_skip_becomes_one_5x5():
     """Two 3x3, all padding on the first, layer scale, skip: one 5x5."""
     first = Operator(randn(0, 6, 4, 3, 3), randn(1, 6), padding=(2, 2, 2, 2))
     second = Operator(randn(2, 4, 6, 3, 3), randn(3, 4))
     gamma, x = randn(4, 4), randn(5, 2, 4, 9, 7)
-    merged = add(scale(compose(first, second), gamma), identity(4))
+    merged = add(after(compose(first, second), Affine(gamma, torch.zeros_like(gamma))), identity(4))
     branch = F.conv2d(F.conv2d(x, first.weight, first.bias, padding=2), second.weight, second.bias)
     assert_same(direct(merged, x), gamma[:, None, None] * branch + x)
     assert merged.kernel_size == (5, 5)
 
 
-@quick
-@given(st.data())
-def test_scale(data):
-    op = data.draw(any_operator())
-    factor, x = randn(0, op.out_channels), data.draw(images(op))
-    assert_same(direct(scale(op, factor), x), direct(op, x) * factor[:, None, None])
-
-
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (6, 1), (6, 3), (6, 6)])
-def test_identity(channels, groups):
+def test_identity_returns_its_input(channels, groups):
     x = randn(0, 2, channels, 3, 4)
     op = identity(channels, groups)
     assert torch.equal(direct(op, x), x)
@@ -94,7 +86,7 @@ def test_identity(channels, groups):
     assert op.is_pointwise
 
 
-def test_errors_print_both():
+def test_add_refuses_operators_that_differ_and_prints_both():
     a = identity(4)
     with pytest.raises(ValueError, match=r"strides differ.*\(1, 1\).*\(2, 2\)"):
         add(a, replace(a, stride=(2, 2)))
@@ -102,7 +94,5 @@ def test_errors_print_both():
         add(a, replace(a, padding=(0, 1, 0, 0)))
     with pytest.raises(ValueError, match=r"channels differ.*4->4.*5->5"):
         add(a, identity(5))
-    with pytest.raises(ValueError, match=r"\(3,\).*4->4"):
-        scale(a, torch.ones(3))
     with pytest.raises(ValueError, match=r"channels=4 .*groups=3"):
         identity(4, groups=3)

@@ -10,8 +10,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.families import FAMILIES, Family, Net, images, network, randomise
+from updp.algebra import Operator
 from updp.blocks import Findings, Site, find
 from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, propose
 from updp.recipe import CandidateSettings
@@ -105,3 +107,10 @@ def features(model: nn.Module, x: Tensor) -> Tensor:
 def merge(net: Supernet, choice: dict[str, str], dtype: torch.dtype = torch.float32) -> nn.Module:
     net.choose(choice)
     return net.merged(dtype)
+
+
+def output_and_macs(operator: Operator, height: int, width: int) -> tuple[tuple[int, int], int]:
+    """Output size and multiply-accumulates for one image of (height, width), as torch has them."""
+    with FlopCounterMode(display=False) as counter:
+        y = operator(torch.zeros(1, operator.in_channels, height, width))
+    return (y.shape[2], y.shape[3]), counter.get_total_flops() // 2

@@ -71,7 +71,7 @@ def test_the_least_shrunk_of_the_faster_ones_is_offered(monkeypatch: pytest.Monk
         assert [o.candidate.label for o in others] == ["conv1(1x1)+conv2(1x1)", "drop"]
 
 
-def test_of_equals_the_first_and_of_others_the_fastest(
+def test_equally_fast_candidates_keep_their_order_and_others_go_by_speed(
     monkeypatch: pytest.MonkeyPatch, no_table: None
 ) -> None:
     model, found = findings("bottleneck")
@@ -134,7 +134,7 @@ def test_a_kind_from_outside_is_offered(monkeypatch: pytest.MonkeyPatch) -> None
         register_candidate(type("Other", (Drop,), {"kind": "twice"}))
 
 
-def test_what_is_not_faster_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_that_are_not_faster_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = findings()
     clock(monkeypatch, {0: 0.9, 1: 1.005, 2: 0.8, 3: 0.9})  # 1.005 is within the noise
     offers, refused = make_offers(model, found, DEPTH, torch.device("cpu"))
@@ -155,7 +155,7 @@ def test_globs_select_sites() -> None:
         found.selected((), ("nothing.*",))
 
 
-def test_a_plan_gives_its_candidates() -> None:
+def test_a_plan_is_read_to_its_candidates() -> None:
     _, found = findings()
     plan = plan_for(found)
     ((name, (candidate,)),) = planned(plan, found).items()

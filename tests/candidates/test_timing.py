@@ -71,7 +71,7 @@ def test_only_new_candidates_are_timed(asked: list[int]) -> None:
         "measure.cache=false",
     ],
 )
-def test_measured_in_another_way_it_is_timed_again(asked: list[int], setting: str) -> None:
+def test_another_way_to_measure_is_timed_again(asked: list[int], setting: str) -> None:
     offers(network("basic"))
     asked.clear()
     offers(network("basic"), setting)
@@ -123,7 +123,7 @@ def test_a_block_that_is_called_twice_costs_twice(asked: list[int]) -> None:
 @pytest.mark.parametrize(
     ("family", "layout"), [("basic", "channels_last"), ("mlp_nhwc", "contiguous")]
 )
-def test_channels_that_are_last_already_stay_so(
+def test_channels_last_maps_are_timed_contiguous(
     family: str, layout: str, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[str] = set()
@@ -139,7 +139,7 @@ def test_channels_that_are_last_already_stay_so(
     assert seen == {layout}
 
 
-def test_a_site_that_does_not_run_so_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_that_the_runtime_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise UserError("measure.precision=bfloat16: Basic does not run so")
 
@@ -148,7 +148,7 @@ def test_a_site_that_does_not_run_so_is_named(monkeypatch: pytest.MonkeyPatch) -
         offers(network("basic"), "measure.precision=bfloat16")
 
 
-def test_memory_of_a_candidate_is_what_it_takes_beside_its_input(asked: list[int]) -> None:
+def test_memory_is_counted_beside_the_input(asked: list[int]) -> None:
     (merged, *_), _ = offers(network("basic"), "measure.batch_size=3").values()
     channels, height, width = merged.shape
     assert merged.memory == 2 * 4 * 3 * channels * height * width  # a convolution's, a ReLU's

@@ -1,17 +1,17 @@
-"""Linear operators as data, and how they merge: exactly, in float64, with no model in sight.
+"""Linear operators as data, and their exact merging in float64; nothing here knows a model.
 
 An `Operator` is a convolution with its bias, stride, padding, dilation and groups; an `Affine` is
-a BatchNorm or layer scale. `compose` puts one operator after another, `add` puts two side by side,
-`after` and `before` fold an affine, and `centre_tap` and `spatial_sum` shrink a kernel. Each is a
-pure function and equal to what it replaces, border included; where a merge is only equal for
-padding in a certain place, its docstring says where. The rules are in DESIGN, "Merging exactly".
+a BatchNorm or layer scale. `compose` puts one operator after another, `add` sums two in parallel,
+`after` and `before` fold an affine, and `centre_tap` shrinks a kernel. Each is a pure function
+and equal to what it replaces, border included; where a merge is only equal for padding in a
+certain place, its docstring says where. The rules are in DESIGN, "Merging exactly".
 """
 
 from updp.algebra.affine import Affine, after, as_operator, before, chain, from_batchnorm
-from updp.algebra.compose import compose, compose_all
-from updp.algebra.operator import Operator, Padding, Pair, from_conv, from_linear
-from updp.algebra.parallel import add, identity, scale
-from updp.algebra.shrink import can_shrink, centre_tap, spatial_sum
+from updp.algebra.compose import compose
+from updp.algebra.operator import Operator, Padding, Pair, from_linear
+from updp.algebra.parallel import add, identity
+from updp.algebra.shrink import can_shrink, centre_tap
 
 __all__ = [
     "Affine",
@@ -26,11 +26,7 @@ __all__ = [
     "centre_tap",
     "chain",
     "compose",
-    "compose_all",
     "from_batchnorm",
-    "from_conv",
     "from_linear",
     "identity",
-    "scale",
-    "spatial_sum",
 ]

@@ -1,14 +1,11 @@
 """One operator after another as a single operator (DESIGN, merging rules 1 to 3)."""
 
-from collections.abc import Sequence
-from functools import reduce
 from itertools import product
 from math import gcd, lcm
 
 import torch
 from torch import Tensor
 
-from updp.algebra.grid import common_step, taps
 from updp.algebra.operator import Operator, Pair
 
 
@@ -55,10 +52,22 @@ def compose(first: Operator, second: Operator) -> Operator:
     )
 
 
-def compose_all(operators: Sequence[Operator]) -> Operator:
-    """Return the operators, applied from the first to the last, as one."""
-    assert operators, "nothing to compose"
-    return reduce(compose, operators)
+def common_step(*distances: int) -> int:
+    """Return the widest grid step that reaches every distance; 1 when there is none to reach.
+
+    A kernel whose taps lie on multiples of this step keeps it as its dilation, so that zeros
+    between the taps are neither stored nor multiplied.
+    """
+    return gcd(*distances) or 1
+
+
+def taps(start: int, count: int, step: int) -> slice:
+    """Return the slice that selects `count` grid points from `start`, `step` apart.
+
+    One tap alone has no step: the dilation of a 1-tap kernel need not fit the grid, and may
+    round to 0 here.
+    """
+    return slice(start, start + (count - 1) * step + 1, step or 1)
 
 
 def _weight(first: Operator, second: Operator, step1: Pair, step2: Pair) -> Tensor:
@@ -95,7 +104,7 @@ def _weight(first: Operator, second: Operator, step1: Pair, step2: Pair) -> Tens
 
 
 def _bias(first: Operator, second: Operator) -> Tensor:
-    """Return second's bias (O,) plus what it makes of first's, (M,)."""
+    """Return the bias (O,): second's own, plus its response to first's bias (M,)."""
     g = second.groups
     total = second.weight.sum((2, 3)).reshape(g, -1, second.in_channels // g)
     return second.bias + (total @ first.bias.reshape(g, -1, 1)).flatten()

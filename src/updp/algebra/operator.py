@@ -38,17 +38,17 @@ class Operator:
 
     @property
     def in_channels(self) -> int:
-        """I, the channels it reads."""
+        """Input channels, I."""
         return self.weight.shape[1] * self.groups
 
     @property
     def out_channels(self) -> int:
-        """O, the channels it writes."""
+        """Output channels, O."""
         return self.weight.shape[0]
 
     @property
     def kernel_size(self) -> Pair:
-        """(kh, kw), in taps: dilation does not count."""
+        """Taps (kh, kw); dilation does not count."""
         return self.weight.shape[2], self.weight.shape[3]
 
     @property
@@ -58,26 +58,16 @@ class Operator:
 
     @property
     def slack(self) -> Pair:
-        """(vertical, horizontal) padding less reach: stride-1 output size less input size."""
+        """Stride-1 output size less input size, (vertical, horizontal): padding less reach."""
         left, right, top, bottom = self.padding
         (kh, kw), (dh, dw) = self.kernel_size, self.dilation
         return top + bottom - dh * (kh - 1), left + right - dw * (kw - 1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply to x (N, I, H, W), in the dtype and on the device of x; gives (N, O, H', W')."""
+        """Apply to x (N, I, H, W), in the dtype and on the device of x; return (N, O, H', W')."""
         weight, bias = self.weight.to(x), self.bias.to(x)
         x = F.pad(x, self.padding)
         return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
-
-    def output_size(self, height: int, width: int) -> Pair:
-        """Return (H', W') for an input of (height, width)."""
-        (sh, sw), (slack_h, slack_w) = self.stride, self.slack
-        return (height + slack_h - 1) // sh + 1, (width + slack_w - 1) // sw + 1
-
-    def macs(self, height: int, width: int) -> int:
-        """Return the multiply-accumulates of one image of (height, width); the bias is free."""
-        out_height, out_width = self.output_size(height, width)
-        return self.weight.numel() * out_height * out_width
 
     def __repr__(self) -> str:
         (kh, kw), channels = self.kernel_size, f"{self.in_channels}->{self.out_channels}"
@@ -87,47 +77,12 @@ class Operator:
         )
 
 
-def from_conv(
-    conv: nn.Conv2d, weight: Tensor | None = None, padding: Padding | None = None
-) -> Operator:
-    """Read a convolution layer.
-
-    A subclass that changes its weight or pads in `forward` (weight standardisation, timm's
-    `Conv2dSame`) does not show that in its attributes: pass the `weight` (O, I / groups, kh, kw)
-    and the `padding` it really uses. A weight of another kernel size needs its own padding.
-    """
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"padding_mode={conv.padding_mode!r} cannot be merged, only 'zeros' can")
-    weight = conv.weight if weight is None else weight
-    if padding is None and weight.shape[2:] != conv.weight.shape[2:]:
-        raise ValueError(
-            f"weight {tuple(weight.shape)} in place of {tuple(conv.weight.shape)} changes the "
-            "kernel size: pass padding as well"
-        )
-    return Operator(
-        *_data(weight, conv.bias),
-        stride=(conv.stride[0], conv.stride[1]),
-        padding=(*_sides(conv, 1), *_sides(conv, 0)) if padding is None else padding,
-        dilation=(conv.dilation[0], conv.dilation[1]),
-        groups=conv.groups,
-    )
-
-
 def from_linear(linear: nn.Linear) -> Operator:
-    """Read a linear layer on tokens or channels as a 1x1 convolution."""
-    return Operator(*_data(linear.weight[:, :, None, None], linear.bias))
+    """Read a linear layer on tokens or channels as a 1x1 convolution.
 
-
-def _data(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Copy to float64 without gradient, so that training on does not change the operator."""
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return weight.detach().to(float64, copy=True), bias.detach().to(float64, copy=True)
-
-
-def _sides(conv: nn.Conv2d, axis: int) -> Pair:
-    """Return the padding before and behind; 'same' puts the odd pixel behind, as torch does."""
-    if conv.padding == "same":
-        total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-        return total // 2, total - total // 2
-    pixels = 0 if isinstance(conv.padding, str) else conv.padding[axis]
-    return pixels, pixels
+    Its tensors are copied, so that training the layer on does not change the operator.
+    """
+    weight = linear.weight.detach()[:, :, None, None].to(float64, copy=True)
+    if linear.bias is None:
+        return Operator(weight, weight.new_zeros(len(weight)))
+    return Operator(weight, linear.bias.detach().to(float64, copy=True))

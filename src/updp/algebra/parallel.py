@@ -1,12 +1,11 @@
-"""Operators side by side: skips, shortcuts and their sum (DESIGN, merging rule 4)."""
+"""Parallel operators: an identity skip, and the sum of two operators (DESIGN, merging rule 4)."""
 
-from dataclasses import replace
 from math import gcd
 
 import torch
 from torch import Tensor
 
-from updp.algebra.grid import common_step, taps
+from updp.algebra.compose import common_step, taps
 from updp.algebra.operator import Operator
 
 
@@ -40,6 +39,7 @@ def add(a: Operator, b: Operator) -> Operator:
     if a.slack != b.slack:
         raise ValueError(f"output sizes differ: {a} and {b}")
     left, right, top, bottom = map(max, a.padding, b.padding)
+    # Height, then width: the axis of the kernel, and the side on which its first tap lies.
     dh, dw = (
         common_step(
             a.padding[side] - b.padding[side],
@@ -56,15 +56,6 @@ def add(a: Operator, b: Operator) -> Operator:
         horizontal = taps((left - op.padding[0]) // dw, op.kernel_size[1], op.dilation[1] // dw)
         weight[:, :, vertical, horizontal] += _regrouped(op, groups)
     return Operator(weight, a.bias + b.bias, a.stride, (left, right, top, bottom), (dh, dw), groups)
-
-
-def scale(operator: Operator, factor: Tensor) -> Operator:
-    """Multiply the output by factor (O,), as layer scale does."""
-    if factor.shape != operator.bias.shape:
-        raise ValueError(f"factor {tuple(factor.shape)} for {operator}")
-    factor = factor.detach().double()
-    weight = operator.weight * factor[:, None, None, None]
-    return replace(operator, weight=weight, bias=operator.bias * factor)
 
 
 def _regrouped(operator: Operator, groups: int) -> Tensor:

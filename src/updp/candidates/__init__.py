@@ -1,4 +1,4 @@
-"""What a site may become: each candidate a small class under one interface."""
+"""Candidates: what a site may be replaced by, each a small class under one interface."""
 
 from updp.candidates.base import Candidate, Form, FormShape, MergedForm
 from updp.candidates.drop import Drop

@@ -1,10 +1,13 @@
-"""What a site may become: one interface for every candidate."""
+"""The interface of a candidate, of its trainable form and of its merged form."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 from torch import Tensor, fx, nn
 
 from updp.blocks import Site
@@ -12,30 +15,31 @@ from updp.blocks.surgery import Replacement
 from updp.fit.fitting import FitTask
 from updp.recipe import CandidateSettings, FitSettings
 
-# Parameters of a form: the block's own; the same, with those of the merged operators beside them,
-# so that an optimiser can hold both; those of the merged operators.
+# Which parameters a form trains: the block's own (factored), those of its merged operators
+# (collapsed), or the block's own with the merged ones already registered beside them (reserved),
+# so that one optimiser can hold both.
 FormShape = Literal["factored", "reserved", "collapsed"]
 
 
 class MergedForm(Protocol):
-    """What is left of a form once it is merged: ordinary modules in the graph of its block."""
+    """A form after merging: ordinary modules in the graph of its block."""
 
     def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
-        """Ready to stand in the place of the site's region."""
+        """Return the graph nodes and modules to put in the place of the site's region."""
         ...
 
 
 class Form(nn.Module, ABC):
-    """A candidate as it is trained: its own BatchNorms, the block's own weights.
+    """A candidate as it is trained: its own BatchNorms on the block's own weights.
 
-    Weights that the block also uses are reached, not owned: `parameters()` and `state_dict()`
-    list only what the candidate adds. `extras` are the values of the region's extras: a mask, a
-    size, or nothing.
+    Modules of the block are held in plain lists, so that torch does not register them:
+    `parameters()` and `state_dict()` list only what the candidate adds. `extras` are the values of
+    the region's further inputs, such as an attention mask or a size.
     """
 
     @abstractmethod
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
-        """The site's output for its input `x`.
+        """Return the site's output for its input `x`, both in the layout of the block.
 
         `lam` is lambda of the annealing gate: 0 computes the baseline block exactly, 1 the
         pruned block.
@@ -46,7 +50,7 @@ class Form(nn.Module, ABC):
         """Start the BatchNorms from the inputs `x` that the site sees in the baseline."""
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
-        """How the form is fitted, to so many batches: regressions to be made in this order.
+        """Return the regressions over `batches` calibration batches that fit the form, in order.
 
         Afterwards the form trains in the shape that it is merged to.
         """
@@ -54,55 +58,65 @@ class Form(nn.Module, ABC):
 
     @property
     def shape(self) -> FormShape:
-        """In which parameters the form trains; most forms have one shape only."""
+        """Which parameters the form trains; most forms have one shape only."""
         return "factored"
 
     def set_shape(self, shape: FormShape) -> None:
-        """Train on in another shape, from what the form computes now, if the form has others."""
+        """Train other parameters from now on, starting at what the form computes."""
 
     @abstractmethod
     def merged(self) -> MergedForm:
-        """The form at lam 1 in evaluation. Exact."""
+        """Merge the form at `lam` 1 in evaluation mode, exactly."""
 
 
 class Candidate(ABC):
-    """A thing that a site may become. Small, comparable, and written into the plan as JSON."""
+    """A replacement for a site: a small frozen dataclass whose fields are written into the plan."""
 
     kind: ClassVar[str]
-    shallower: ClassVar[bool] = (
-        True  # whether it takes depth away, which a budget's `blocks` counts
-    )
+    # Whether it takes depth away: a budget's `blocks` counts only those.
+    shallower: ClassVar[bool] = True
 
     @property
-    @abstractmethod
     def label(self) -> str:
-        """A short name that a person can read and that is unique within a site."""
+        """Short name for people, unique within a site."""
+        return self.kind
 
     @property
     @abstractmethod
     def rank(self) -> int:
-        """How much it takes away, 0 for least: of a site's faster candidates the least is taken."""
+        """How much the candidate takes away, 0 for least: the least of the faster ones is taken."""
 
     @classmethod
     @abstractmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Self]:
-        """Candidates of this kind for a site; sites of one structure have theirs in one order."""
+        """Yield candidates of this kind for a site, in the same order for sites of one structure.
+
+        Args:
+            site: the branch that may be replaced.
+            block: the module that holds the site.
+            graph: the traced graph of `block`.
+            settings: which candidates the recipe admits.
+        """
 
     @abstractmethod
     def fits(self, site: Site) -> bool:
-        """Whether the site has what this candidate is about."""
+        """Whether the site has the structure that this candidate needs."""
 
     @abstractmethod
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
-        """The trainable form on the given block's own modules."""
+        """Return the trainable form on the block's own modules."""
 
-    @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes an equal candidate; `kind` is in it."""
+        """Return the kind and the fields as plain data, which `from_json` reads."""
+        data: dict[str, Any] = to_jsonable_python(self)
+        return {"kind": self.kind, **data}
 
     @classmethod
-    @abstractmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_json`. Raises KeyError or TypeError for data that are not its own."""
+        """Make a candidate from its fields. Raises KeyError or TypeError for other data."""
+        try:
+            return TypeAdapter(cls).validate_python({f.name: data[f.name] for f in fields(cls)})  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise TypeError(error.errors()[0]["msg"]) from error

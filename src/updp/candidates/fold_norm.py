@@ -1,7 +1,7 @@
-"""`fold`: a branch keeps its operators, attention say; its leading norm becomes a BatchNorm.
+"""`fold`: a branch keeps its operators (attention), and its leading norm becomes a BatchNorm.
 
 UPDP (arXiv 2401.06426): in a pruned block LayerNorm becomes BatchNorm and attention stays. The
-BatchNorm then folds into the linear layers that read it; watching the branch shows which they are.
+BatchNorm then folds into the linear layers that read it, found by running the branch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _TOLERANCE = 1e-9  # float64, relative: folding against not folding, on random i
 
 @dataclass(frozen=True)
 class FoldNorm(Candidate):
-    """The norm's name in the block, and those of the linear layers that read it."""
+    """A branch with a BatchNorm in place of `norm`, to be folded into the `readers`.
+
+    Names of modules in the block; readers are linear layers.
+    """
 
     kind: ClassVar[str] = "fold"
     norm: str
@@ -47,42 +50,38 @@ class FoldNorm(Candidate):
 
     @property
     def rank(self) -> int:
-        """Only the norm changes."""
+        """Least of all: only the norm changes."""
         return 0
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[FoldNorm]:
-        """One, where the branch cannot merge but begins with a norm that linear layers read."""
+        """Yield one, where a branch that cannot merge begins with a norm that layers read."""
         if not settings.fold_norms or site.branch is not None or site.region.add is None:
             return
         if (norm := _leading_norm(site, block, graph)) is None:
             return
-        readers = _readers(site, block, graph, norm)
-        if readers and _is_exact(site, block, graph, norm, readers):
+        try:
+            readers = _readers(site, block, graph, norm)
+            exact = bool(readers) and _is_exact(site, block, graph, norm, readers)
+        except UserCodeError as error:
+            _log.info("%s: its norm does not fold: %s", site.name, error)
+            return
+        if exact:
             yield cls(norm.name, readers)
 
     def fits(self, site: Site) -> bool:
-        """Whether the branch is one that is kept."""
+        """Whether the site is a residual branch that does not merge."""
         return site.branch is None and site.region.add is not None
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> FoldNormForm:
-        """The trainable form on the given block's own modules."""
+        """See `Candidate.build`."""
         return FoldNormForm(site, block, graph, self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes an equal candidate."""
-        return {"kind": self.kind, "norm": self.norm, "readers": list(self.readers)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> FoldNorm:
-        """The inverse of `to_json`."""
-        return cls(data["norm"], tuple(data["readers"]))
 
 
 class FoldNormForm(RewiredForm):
-    """The block with a BatchNorm in the place of its norm."""
+    """The block with a BatchNorm in place of its norm."""
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, candidate: FoldNorm) -> None:
         original = block.get_submodule(candidate.norm)
@@ -91,12 +90,11 @@ class FoldNormForm(RewiredForm):
         norm = ChannelNorm(site.shape_in[axis], site.layout, weight.device, weight.dtype)
         super().__init__(site, block, graph, {candidate.norm: norm})
         self.norm = norm
-        # In lists, so that modules of the block are reached and not owned.
         self._original, self._block, self._candidate = [original], [(block, graph)], candidate
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """Start the BatchNorm as the best line to the norm that it replaces."""
+        """Start the BatchNorm as the least-squares line to the norm that it replaces."""
         self.norm.start(x, x, self._original[0](x))
 
     def merged(self) -> MergedFold:
@@ -107,7 +105,7 @@ class FoldNormForm(RewiredForm):
 
 @dataclass(frozen=True)
 class MergedFold:
-    """The branch without its norm, which its readers have taken in."""
+    """The branch without its norm, which is folded into copies of its readers as `affine`."""
 
     block: nn.Module
     graph: fx.Graph
@@ -115,7 +113,7 @@ class MergedFold:
     affine: Affine
 
     def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
-        """The branch's own nodes again, on copies of the modules that hold a reader."""
+        """See `MergedForm.replacement`: the branch's own nodes, on modules with folded readers."""
         modules = _folded(self.block, self.graph, self.candidate.readers, self.affine)
         names = {target: f"{target.replace('.', '_')}_merged" for target in modules}
         added = {names[t]: m.to(device, dtype) for t, m in modules.items()}
@@ -124,7 +122,7 @@ class MergedFold:
 
 
 def _leading_norm(site: Site, block: nn.Module, graph: fx.Graph) -> NormStep | None:
-    """The norm that alone reads the branch's entry, and that is not a BatchNorm already."""
+    """Find the norm, no BatchNorm, that alone reads the branch's entry."""
     nodes = {n.name: n for n in graph.nodes}
     entry = nodes[site.region.entry]
     reads_size = {getattr, "size", "dim"}
@@ -140,7 +138,7 @@ def _leading_norm(site: Site, block: nn.Module, graph: fx.Graph) -> NormStep | N
 
 @torch.no_grad()
 def _readers(site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep) -> tuple[str, ...]:
-    """Linear layers of the branch whose input is the norm's output, its pixels in any order."""
+    """Find the linear layers whose input is the norm's output, with its pixels in any order."""
     seen: dict[str, Tensor] = {}
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
@@ -152,12 +150,8 @@ def _readers(site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep) -> t
     watched = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear) or n == norm.name}
     region = site.region
     part = extract(block, graph, region.entry, region.exit, region.extras)
-    try:
-        with hooks(watch(name, module) for name, module in watched.items()):
-            _run(site, part)
-    except UserCodeError as error:
-        _log.info("%s: its norm does not fold: %s", site.name, error)
-        return ()
+    with hooks(watch(name, module) for name, module in watched.items()):
+        _run(site, part)
     normed = _sorted(seen.pop(norm.name, torch.empty(0)))
     same = (n for n, x in seen.items() if x.shape[-1] == norm.channels)
     return tuple(
@@ -166,7 +160,7 @@ def _readers(site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep) -> t
 
 
 def _sorted(x: Tensor) -> Tensor:
-    """Each channel's values in order: the same, whatever the order of pixels."""
+    """Sort the values of each channel: windows of attention reorder pixels, and nothing else."""
     return x.flatten(0, -2).sort(0).values if x.ndim > 1 else x
 
 
@@ -174,7 +168,7 @@ def _sorted(x: Tensor) -> Tensor:
 def _is_exact(
     site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep, readers: tuple[str, ...]
 ) -> bool:
-    """Whether folding into these readers, and nowhere else, gives what the affine map gives."""
+    """Whether folding a random affine map into these readers computes what the map does."""
     block = copy.deepcopy(block).double()
     form = FoldNormForm(site, block, graph, FoldNorm(norm.name, readers)).eval()
     nn.init.uniform_(form.norm.weight, 0.5, 1.5)
@@ -182,31 +176,28 @@ def _is_exact(
     modules = _folded(block, graph, readers, fold_norm(form.norm))
     region = site.region
     folded = substitute(block, graph, region, {**modules, norm.name: nn.Identity()})
-    try:
-        a, b = (_run(site, f) for f in (form._pruned[0], folded))
-    except UserCodeError as error:
-        _log.info("%s: its norm does not fold: %s", site.name, error)
-        return False
+    a, b = (_run(site, part) for part in (form._pruned[0], folded))
     if not (exact := bool((a - b).norm() <= _TOLERANCE * a.norm())):
         _log.info("%s: its norm does not fold: something else reads it, too", site.name)
     return exact
 
 
 def _run(site: Site, part: nn.Module) -> Tensor:
-    """The part's value on an example, in evaluation. Raises UserCodeError."""
+    """Run `part` on an example in evaluation mode. Raises UserCodeError."""
     with evaluating(part):
-        return call_user_code(part, *example(site, part))
+        output: Tensor = call_user_code(part, *example(site, part))
+    return output
 
 
 def _folded(
     block: nn.Module, graph: fx.Graph, readers: tuple[str, ...], affine: Affine
 ) -> Mapping[str, nn.Module]:
-    """Copies of the modules that hold a reader, by their targets in the graph."""
+    """Copy the modules that hold a reader, by their targets in the graph, and fold into those."""
     targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
     modules: dict[str, nn.Module] = {}
     for reader in readers:
         target = next(t for t in targets if reader == t or reader.startswith(f"{t}."))
-        if target not in modules:  # in float64, to be cast once
+        if target not in modules:  # in float64, so that the caller casts once
             modules[target] = copy.deepcopy(block.get_submodule(target)).double()
         module = modules[target]
         linear = module.get_submodule(reader.removeprefix(target).lstrip("."))

@@ -5,7 +5,7 @@ Merging by reparameterisation as in RepVGG (arXiv 2101.03697, section 3.3), for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, ClassVar
@@ -29,74 +29,63 @@ class Fuse(Candidate):
     kind: ClassVar[str] = "fuse"
 
     @property
-    def label(self) -> str:
-        """`fuse`."""
-        return self.kind
-
-    @property
     def rank(self) -> int:
-        """Nothing is taken away."""
+        """Least of all: nothing is taken away."""
         return 0
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Fuse]:
-        """One, where all paths merge exactly."""
+        """Yield one, where all paths merge exactly."""
         if cls().fits(site):
             yield cls()
 
     def fits(self, site: Site) -> bool:
-        """Whether its paths are linear and their sum is one operator."""
-        return bool(site.paths) and _operator(site) is not None
+        """Whether the paths are linear and their sum is one operator."""
+        return bool(site.paths) and _sum_of_paths(site) is not None
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> FuseForm:
-        """The trainable form on the given block's own modules."""
+        """See `Candidate.build`."""
         return FuseForm(site, block, graph)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes an equal candidate."""
-        return {"kind": self.kind}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Fuse:
-        """The inverse of `to_json`."""
-        return cls()
 
 
 class FuseForm(Form):
-    """The block as it is."""
+    """The block as it is: it is linear already, and so merges without training."""
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
         super().__init__()
         region = site.region
         self.site = site
-        self._keep = [extract(block, graph, region.entry, region.exit, region.extras)]
+        keep = extract(block, graph, region.entry, region.exit, region.extras)
+        self._keep: list[Callable[..., Tensor]] = [keep]
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""
         return self._keep[0](x, *extras)
 
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """There is nothing to start."""
+        """Do nothing: the form has no BatchNorm of its own."""
 
     def merged(self) -> MergedBlock:
         """See `Form.merged`."""
-        operator = _operator(self.site)
+        operator = _sum_of_paths(self.site)
         assert operator is not None
         layout = self.site.paths[0].layout
         return MergedBlock((operator,), None, self.site.post, layout, layout, layout)
 
 
-def _operator(site: Site) -> Operator | None:
-    """The sum of all paths; None where padding inside them makes the border differ."""
+def _sum_of_paths(site: Site) -> Operator | None:
+    """Add all paths; None where padding inside them makes the border differ."""
     layout = site.paths[0].layout
     channels = site.shape_in[1 if layout == "first" else -1]
     device = next(s.weight.device for path in site.paths for s in path.linears)
-    operators = [chain_operator(path, channels, device) for path in site.paths]
-    if any(operator is None for operator in operators):
-        return None
+    operators: list[Operator] = []
+    for path in site.paths:
+        if (operator := chain_operator(path, channels, device)) is None:
+            return None
+        operators.append(operator)
     try:
-        return reduce(algebra.add, operators)  # type: ignore[arg-type]
+        return reduce(algebra.add, operators)
     except ValueError:  # strides or sizes differ
         return None

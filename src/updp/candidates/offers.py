@@ -1,4 +1,4 @@
-"""Which candidates a site is offered: those that are measurably faster than its block."""
+"""Offers: the candidates of a site that are measurably faster than its block."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
+from pydantic import BaseModel, field_serializer, field_validator
 from torch import nn
 
 from updp.blocks import Findings, Site, Unusable
@@ -22,16 +22,13 @@ _log = logging.getLogger(__name__)
 _ALONE = "it can only be left out, and its block has a branch that merges: candidates.drop=always"
 
 
-class Offer(BaseModel):
-    """A candidate of a site with its cost.
+class Offer(BaseModel, frozen=True, arbitrary_types_allowed=True):
+    """A candidate of a site with its costs, and those of the baseline's form (`keep`).
 
-    MACs are for one image, milliseconds for one batch; `keep` is the baseline's form. `noise_ms` is
-    half of the interquartile range of what the candidate saves. `weights` are bytes of parameters
-    and buffers; `memory` is what a batch takes at the site's worst moment beside its input, in
-    bytes. Both are of float32.
+    MACs are for one image, milliseconds for one batch. `noise_ms` is half of the interquartile
+    range of what the candidate saves. `weights` (parameters and buffers) and `memory` (the peak of
+    a batch at the site, beside its input) are bytes in float32.
     """
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     site: str
     kind: str
@@ -51,25 +48,25 @@ class Offer(BaseModel):
 
     @property
     def saved_ms(self) -> float:
-        """Milliseconds that a batch takes less when the site is pruned."""
+        """Milliseconds per batch that pruning the site saves."""
         return self.keep_ms - self.ms
 
     @field_validator("candidate", mode="before")
     @classmethod
-    def _made(cls, value: Any) -> Any:
+    def _read_candidate(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         try:
             return from_json(value)
-        except UserError:  # a report reads runs with candidates that nobody registered here
+        except UserError:  # a report may read a run whose kind of candidate is not registered here
             return Unknown(value)
 
     @field_serializer("candidate")
-    def _described(self, candidate: Candidate) -> dict[str, Any]:
+    def _write_candidate(self, candidate: Candidate) -> dict[str, Any]:
         return candidate.to_json()
 
 
-Offers = dict[str, tuple[Offer, ...]]  # of each site, the preferred one first
+Offers = dict[str, tuple[Offer, ...]]  # by site, the preferred one first
 
 
 def make_offers(
@@ -79,13 +76,24 @@ def make_offers(
     device: torch.device,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Offers, list[Unusable]]:
-    """The candidates of each site, the preferred one first, and the sites that have none.
+    """Time the candidates of each site, and offer those that are faster than the block.
 
-    Only those that are faster than the block are offered. Preferred is the one that takes least
-    away, and of those the fastest. Sites that run the same operators are timed once, and on one
-    device only once for all runs, unless `measure.cache` is off. `tick` is called after each site.
+    Preferred is the one that takes least away, and of those the fastest. Sites that run the same
+    operators are timed once, and on one device only once for all runs, unless `measure.cache` is
+    off.
 
-    Raises UserError where the runtime of the recipe does not run a site.
+    Args:
+        model: the baseline.
+        findings: its sites and their graphs.
+        recipe: which candidates are proposed, and how they are timed.
+        device: where they are timed.
+        tick: called after each site.
+
+    Returns:
+        The offers of each site, the preferred one first, and the sites that have none.
+
+    Raises:
+        UserError: the runtime of the recipe does not run a site.
     """
     table = LatencyTable.open(device, recipe.measure)
     offers: Offers = {}
@@ -98,7 +106,7 @@ def make_offers(
         if found:
             offers[site.name] = tuple(found)
         else:
-            refused.append(Unusable(site.name, site.kind, _why(site, timed)))
+            refused.append(Unusable(site.name, site.kind, _why_refused(site, timed)))
             _log.info("%s has no candidate: %s", site.name, refused[-1].reason)
         tick()
     if recipe.candidates.drop == "alone":
@@ -110,7 +118,7 @@ def make_offers(
 
 
 def offers_within(offers: Offers, recipe: Recipe) -> Offers:
-    """Those that the recipe's budget admits: one that counts blocks is one of depth."""
+    """Keep the offers that the recipe's budget admits: one that counts blocks wants less depth."""
     if recipe.candidates.follow_budget and recipe.counts_blocks:
         offers = shallower(offers)
         if recipe.candidates.drop is None:
@@ -119,23 +127,22 @@ def offers_within(offers: Offers, recipe: Recipe) -> Offers:
 
 
 def shallower(offers: Offers) -> Offers:
-    """Those that take depth away, and the sites that have one."""
+    """Keep the offers that take depth away, and the sites that have one."""
     found = {n: tuple(o for o in of if o.candidate.shallower) for n, of in offers.items()}
     return {name: of for name, of in found.items() if of}
 
 
 def dropped_alone(offers: Offers) -> Offers:
-    """All but what leaves out a branch that does not merge, where another of its block does."""
+    """Leave out the drops of branches that do not merge, where another of the block does."""
     merges = {
         name
         for name, of in offers.items()
         if any(o.candidate.shallower and not _is_drop(o) for o in of)
     }
     blocks = {_block(name) for name in merges}
+    beside = {name for name in offers.keys() - merges if _block(name) in blocks}
     found = {
-        name: tuple(o for o in of if not _is_drop(o))
-        if name not in merges and _block(name) in blocks
-        else of
+        name: tuple(o for o in of if name not in beside or not _is_drop(o))
         for name, of in offers.items()
     }
     return {name: of for name, of in found.items() if of}
@@ -149,7 +156,7 @@ def _block(site: str) -> str:
     return site.partition(":")[0]
 
 
-def _why(site: Site, timed: Sequence[Timed]) -> str:
+def _why_refused(site: Site, timed: Sequence[Timed]) -> str:
     if timed:
         best = max(t.latency.speedup.median for t in timed)
         return f"no merged form is faster than the block (the best runs at {best:.2f}x)"
@@ -159,9 +166,9 @@ def _why(site: Site, timed: Sequence[Timed]) -> str:
 def _preferred(
     candidates: Sequence[Candidate], timed: Sequence[Timed]
 ) -> list[tuple[Candidate, Timed]]:
-    """Those that are faster than the block: least taken away first, then fastest.
+    """Keep those that are faster than the block, least taken away first, then fastest.
 
-    Speed-ups within the best one's quartiles count as equal; of equals the first proposed is first.
+    Speed-ups whose upper quartile reaches the best median count as equal, in the order proposed.
     """
     found: list[tuple[Candidate, Timed]] = []
     faster = [(c, t) for c, t in zip(candidates, timed, strict=True) if t.latency.faster]

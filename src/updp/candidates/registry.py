@@ -1,4 +1,4 @@
-"""All kinds of candidates by name; a kind from outside the package is one more class here."""
+"""The kinds of candidates by name, from this package and from outside."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from updp.plan import Plan
 from updp.recipe import CandidateSettings
 
 K = TypeVar("K", bound=type[Candidate])
+# In the order in which a site's candidates are proposed.
 KINDS: dict[str, type[Candidate]] = {c.kind: c for c in (Fuse, FoldNorm, Inherit, Narrow, Drop)}
 
 
@@ -37,13 +38,13 @@ def register_candidate(kind: K) -> K:
 def proposals(
     site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
 ) -> Iterator[Candidate]:
-    """Candidates of every kind for a site."""
+    """Yield the candidates of every kind for a site; see `Candidate.propose`."""
     for kind in KINDS.values():
         yield from kind.propose(site, block, graph, settings)
 
 
 def from_json(data: dict[str, Any]) -> Candidate:
-    """The candidate that `Candidate.to_json` described. Raises UserError for an unknown kind."""
+    """Read what `Candidate.to_json` wrote. Raises UserError for an unknown kind or wrong data."""
     kind = KINDS.get(data.get("kind", ""))
     if kind is None:
         known = ", ".join(map(repr, KINDS))
@@ -55,7 +56,7 @@ def from_json(data: dict[str, Any]) -> Candidate:
 
 
 def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
-    """The plan's candidate for each site that it prunes.
+    """Return the plan's candidate for each site that it prunes.
 
     Raises UserError for a plan that does not fit the model, as one written by hand may not.
     """
@@ -75,41 +76,36 @@ def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
 
 @dataclass(frozen=True)
 class Unknown(Candidate):
-    """A candidate of a kind that is not registered here: it can be shown, and not be built."""
+    """A candidate of a kind that is not registered here: a report shows it, nothing builds it."""
 
     kind: ClassVar[str] = "unknown"
     data: dict[str, Any]
 
     @property
     def label(self) -> str:
-        """Its kind, as it was written."""
+        """The kind that it was written with."""
         return str(self.data.get("kind"))
 
     @property
     def rank(self) -> int:
-        """It is never preferred."""
+        """Last of all."""
         return 1000
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Unknown]:
-        """None."""
+        """Yield nothing."""
         return iter(())
 
     def fits(self, site: Site) -> bool:
-        """No site."""
+        """Whether it can be built there: never."""
         return False
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
-        """Raises UserError: nobody knows how."""
+        """Raise UserError, for the class that can build it is not here."""
         raise UserError(f"candidate kind {self.label!r} is unknown: there are {', '.join(KINDS)}")
 
     def to_json(self) -> dict[str, Any]:
-        """As it was written."""
+        """Return the data as they were read."""
         return self.data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Unknown:
-        """The inverse of `to_json`."""
-        return cls(data)

@@ -1,4 +1,4 @@
-"""Candidates on the clock: each merged form against its block, or what the table has of it."""
+"""Timing of a site's candidates: each merged form against its block, or as timed before."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ _KEEP = "keep"
 
 @dataclass(frozen=True)
 class Timed:
-    """A candidate's merged form and its block (`keep`), in one comparison.
+    """Costs of a candidate's merged form and of its block (`keep`), from one comparison.
 
-    MACs are for one image and one call, latencies and `memory` for one batch; see `Offer`.
+    MACs are for one image and one call, latencies (ms) and `memory` (bytes) for one batch; see
+    `Offer`.
     """
 
     parameters: int
@@ -51,16 +52,6 @@ class Timed:
     latency: Latency
     keep: Latency
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes an equal one."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Timed:
-        """The inverse of `to_json`. Raises KeyError or TypeError for data that are not its own."""
-        latency, keep = (Latency.from_json(data[name]) for name in ("latency", "keep"))
-        return cls(**{**data, "latency": latency, "keep": keep})
-
 
 def time_site(
     candidates: Sequence[Candidate],
@@ -71,9 +62,19 @@ def time_site(
     device: torch.device,
     table: LatencyTable,
 ) -> list[Timed]:
-    """Each candidate of a site; only those that the table does not have are built and timed.
+    """Return the costs of each candidate; build and time only those that are not in the table.
 
-    Raises UserError, which names the site, where the runtime does not run one of them.
+    Args:
+        candidates: the site's, in the order of the result.
+        site: the branch that may be replaced.
+        block: the module that holds the site.
+        graph: the traced graph of `block`.
+        settings: how latency is measured.
+        device: where it is measured.
+        table: latencies that were measured before on this device; new ones are added.
+
+    Raises:
+        UserError: the runtime does not run one of the modules; the text names the site.
     """
     if not candidates:
         return []
@@ -94,55 +95,61 @@ def time_site(
         except UserError as error:
             raise UserError(f"site {site.name!r}: {error}") from error
         for key, timed in new.items():
-            table.put(key, timed.to_json())
+            table.put(key, asdict(timed))
         found |= new
     return [found[key] for key in keys]
 
 
 def _key(operators: str, candidate: Candidate, settings: MeasureSettings) -> str:
-    """What decides a latency on the table's device, and how surely it is known.
+    """Hash what a latency depends on, and the number of rounds that it is known from.
 
-    The block's operators, which its names and weights do not change, and the candidate's own data
-    decide the merged form.
+    The merged form depends on the block's operators, whatever their names and weights, and on the
+    candidate's own data.
     """
     data = [operators, candidate.to_json(), settings.batch_size, settings.rounds]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _recall(table: LatencyTable, key: str) -> Timed | None:
+    """Return what was timed before; None for nothing, or for an entry of another version."""
+    data = table.get(key)
     try:
-        return Timed.from_json(table.get(key))
-    except (KeyError, TypeError):  # nothing there, or what another version wrote
+        latency, keep = (Latency.from_json(data[name]) for name in ("latency", "keep"))
+        return Timed(**{**data, "latency": latency, "keep": keep})
+    except (KeyError, TypeError):
         return None
 
 
 def _time(
     modules: dict[str, nn.Module], site: Site, settings: MeasureSettings, device: torch.device
 ) -> dict[str, Timed]:
-    """Every module but `keep` against it."""
+    """Time every module against the one named `keep`, and count its MACs, parameters and memory."""
     entry = site.branch.layout_in if site.branch else site.layout
-    if entry == "last":  # its (N, H, W, C) lies in memory as channels_last means it
+    # A map (N, H, W, C) is stored as channels_last would store it.
+    if entry == "last":
         settings = settings.model_copy(update={"layout": "contiguous"})
     batch = inputs(site, settings.batch_size, device)
     runners = {name: runner(module, batch, settings) for name, module in modules.items()}
     times: dict[str, tuple[Latency, Latency]] = {}
 
-    def ask(names: list[str], rounds: int) -> None:
+    def time_against_keep(names: list[str], rounds: int) -> None:
         functions = {name: runners[name] for name in (_KEEP, *names)}
         new = compare(functions, rounds=rounds, round_seconds=0.005)
         times.update({name: (new[name], new[_KEEP]) for name in names})
 
     names = [name for name in modules if name != _KEEP]
-    ask(names, 3)
-    names = [name for name in names if times[name][0].speedup.high > 1]  # others are slower
+    # Three rounds rule out what is clearly slower; the rest gets the full number, and twice that
+    # where a busy machine left it undecided.
+    time_against_keep(names, 3)
+    names = [name for name in names if times[name][0].speedup.high > 1]
     for rounds in (settings.rounds, 2 * settings.rounds):
         if names:
-            ask(names, rounds)
-        names = [name for name in names if times[name][0].undecided]  # the machine was busy
-    one = inputs(site, 1, device)
+            time_against_keep(names, rounds)
+        names = [name for name in names if times[name][0].undecided]
+    one_image = inputs(site, 1, device)
     parameters = {name: count_parameters(module) for name, module in modules.items()}
     memory = {name: peak_memory(module, *batch) for name, module in modules.items()}
-    macs = {name: count_macs(module, *one) for name, module in modules.items()}
+    macs = {name: count_macs(module, *one_image) for name, module in modules.items()}
     return {
         name: Timed(
             parameters=parameters[name],
@@ -160,8 +167,8 @@ def _time(
 
 
 def inputs(site: Site, count: int, device: torch.device) -> tuple[Any, ...]:
-    """Random values for the site's entry, and its extras, for `count` images."""
-    images = site.shape_in[0]  # of the example; windows may be several to an image
+    """Return seeded random values for the site's entry, and its extras, for `count` images."""
+    images = site.shape_in[0]  # of the example; with window attention, its windows
 
     def repeated(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) == images:

@@ -51,7 +51,7 @@ def test_a_kernel_is_not_shrunk_where_that_moves_or_resizes_the_map(family: str)
 
 
 @pytest.mark.parametrize("family", ["basic", "bottleneck", "inverted", "convnext"])
-def test_they_come_least_shrunk_first_then_smallest(family: str) -> None:
+def test_candidates_come_least_shrunk_first_then_smallest(family: str) -> None:
     where = site(network(family))
     keys = [(len(c.shrunk), c.macs(where)) for c in propose(where)]
     assert all(a <= b for a, b in pairwise(keys))

@@ -83,7 +83,7 @@ def branches(draw: st.DrawFn, residual: bool) -> nn.Sequential:
     linearise=st.booleans(),
 )
 @settings(deadline=None, derandomize=True, max_examples=120)
-def test_random_chains(
+def test_random_chains_merge_exactly_or_are_refused(
     made: tuple[nn.Sequential, bool],
     post: nn.Module | None,
     size: tuple[int, int],

@@ -51,7 +51,7 @@ def choices(net: Supernet, place: int = 0) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_channels_that_follow_from_others_go_without_a_loss(alone: bool) -> None:
+def test_redundant_channels_are_removed_without_loss(alone: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Wide(4, 6), Wide(4, 6)).eval()
     x = torch.randn(40, 4, 9, 8).double()
@@ -73,7 +73,7 @@ def test_channels_that_follow_from_others_go_without_a_loss(alone: bool) -> None
     assert error(merged(x), net(x)) < 1e-12
 
 
-def test_fits_begin_with_the_block_again() -> None:
+def test_a_second_fit_starts_from_the_block_again() -> None:
     """A form that was fitted is fitted to other images as if it had not been."""
     torch.manual_seed(0)
     model, x, y = nn.Sequential(Wide(4, 6)).eval(), *torch.randn(2, 40, 4, 9, 8).double()
@@ -87,7 +87,7 @@ def test_fits_begin_with_the_block_again() -> None:
     assert error(results[1], results[0]) < 1e-12
 
 
-def test_weights_are_saved_and_loaded() -> None:
+def test_narrow_weights_are_saved_and_loaded() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(Wide(4, 6), Wide(4, 6)).eval(), torch.randn(20, 4, 9, 8).double()
     net, _ = supernet(copy.deepcopy(model), x, 0.5, 0.34)
@@ -100,7 +100,7 @@ def test_weights_are_saved_and_loaded() -> None:
         assert torch.equal(other(x), net(x))
 
 
-def test_a_transformer_on_tokens() -> None:
+def test_a_fit_brings_a_narrow_transformer_nearer() -> None:
     model, x = network("vit"), images(30).double()
     wanted = copy.deepcopy(model).double()(x)
     findings = find(model, x[:2].float())
@@ -114,7 +114,7 @@ def test_a_transformer_on_tokens() -> None:
     assert error(net(x), wanted) < before
 
 
-def test_no_two_widths_are_the_same_and_none_is_all() -> None:
+def test_no_two_widths_leave_the_same_channels_and_none_all() -> None:
     model = network("bottleneck")  # three inner channels
     found = find(model, images())
     site = found.sites[0]
@@ -125,7 +125,7 @@ def test_no_two_widths_are_the_same_and_none_is_all() -> None:
     assert not Narrow(0.9).fits(site)
 
 
-def test_a_form_is_trained_by_itself() -> None:
+def test_training_a_narrow_form_leaves_the_block_alone() -> None:
     """The block's own weights do not change with it."""
     torch.manual_seed(0)
     model, x = nn.Sequential(Wide(4, 6)).eval(), torch.randn(20, 4, 9, 8).double()
@@ -193,7 +193,7 @@ class Responding(nn.Module):
     "make",
     [lambda: Gated("excite"), lambda: Responding(Global(12)), lambda: Responding(nn.LayerNorm(12))],
 )
-def test_a_gate_goes_on_with_fewer_channels_and_is_made_up_for(
+def test_a_gate_works_on_fewer_channels_and_its_reader_is_fitted_again(
     make: Callable[[], nn.Module],
 ) -> None:
     """What is fitted last is what reads the gate as it is then: no other weights are better."""
@@ -267,7 +267,7 @@ def proposed(model: nn.Module, x: Tensor) -> list[Narrow]:
 
 
 @pytest.mark.parametrize("kind", ["swish", "flag"])
-def test_what_is_written_into_a_forward_stays_as_it_is(kind: str) -> None:
+def test_functions_in_a_forward_stay_in_the_narrow_block(kind: str) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(Odd(kind)).eval(), torch.randn(40, 4, 9, 8).double()
     assert len(proposed(model, x[:2].float())) == 3
@@ -281,7 +281,7 @@ def test_what_is_written_into_a_forward_stays_as_it_is(kind: str) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: network("excited"), lambda: nn.Sequential(Shared())])
-def test_what_cannot_be_cut_is_left_alone(make: Callable[[], nn.Module]) -> None:
+def test_a_block_that_cannot_be_cut_has_no_narrow_candidate(make: Callable[[], nn.Module]) -> None:
     """A gate in the block's own forward; a module that is called elsewhere, too."""
     model = make().eval()
     x = images() if isinstance(model, Net) else torch.randn(2, 4, 9, 8)
@@ -296,7 +296,7 @@ class Remembering(nn.BatchNorm2d):
         self.register_buffer("seen", torch.rand(channels), persistent=False)
 
 
-def test_what_is_not_saved_cannot_be_cut() -> None:
+def test_a_block_with_unsaved_buffers_has_no_narrow_candidate() -> None:
     model = nn.Sequential(Wide(4, 6)).eval()
     x = torch.randn(2, 4, 9, 8)
     assert proposed(model, x)
@@ -304,7 +304,7 @@ def test_what_is_not_saved_cannot_be_cut() -> None:
     assert proposed(model, x) == []
 
 
-def test_what_is_frozen_stays_frozen() -> None:
+def test_frozen_weights_stay_frozen() -> None:
     model = nn.Sequential(Wide(4, 6)).eval()
     model[0].conv1.requires_grad_(False)
     net, _ = supernet(model, torch.randn(4, 4, 9, 8), 0.5)

@@ -53,7 +53,9 @@ def chain_of(*layers: nn.Module) -> tuple[Chain, nn.Module, Tensor]:
         (lambda: (parametrizations.weight_norm(conv(6, 20)), nn.ReLU(), conv(20, 6)), []),
     ],
 )
-def test_where_they_are(layers: Callable[[], tuple[nn.Module, ...]], expected: list[int]) -> None:
+def test_inner_channels_lie_between_operators_that_can_be_cut(
+    layers: Callable[[], tuple[nn.Module, ...]], expected: list[int]
+) -> None:
     chain, _, _ = chain_of(*layers())
     found = inner_channels(chain)
     assert [inner.count(chain) for inner in found] == expected
@@ -77,7 +79,9 @@ def test_many_channels_become_a_multiple_of_eight(count: int, share: float, left
         lambda: (conv(6, 9), nn.BatchNorm2d(9, affine=False), nn.PReLU(), conv(9, 6)),
     ],
 )
-def test_what_is_cut_is_what_the_others_say(layers: Callable[[], tuple[nn.Module, ...]]) -> None:
+def test_cut_channels_count_as_if_their_weights_were_zero(
+    layers: Callable[[], tuple[nn.Module, ...]],
+) -> None:
     """As if the consumer's weights for all other channels were zero."""
     chain, block, x = chain_of(*layers())
     (inner,) = inner_channels(chain)
@@ -118,7 +122,7 @@ class Context(nn.Module):
 
 
 @pytest.mark.parametrize("norm", [lambda: nn.LayerNorm(3), lambda: nn.BatchNorm2d(3)])
-def test_what_a_gate_has_inside_is_cut_where_it_is_as_wide(norm: Callable[[], nn.Module]) -> None:
+def test_a_gate_is_cut_inside_where_it_is_as_wide(norm: Callable[[], nn.Module]) -> None:
     """With what it sees of other channels at zero, it does to the rest what it did."""
     gate = randomise(Context(12, norm())).double().eval()
     assert can_cut_gate(gate, 12, "first")
@@ -146,7 +150,7 @@ def test_which_gates_can_be_cut(gate: nn.Module, layout: str, can: bool) -> None
     assert can_cut_gate(gate, 12, layout) == can
 
 
-def test_the_largest_are_those_of_the_largest_weights() -> None:
+def test_the_largest_channels_have_the_largest_weights() -> None:
     chain, block, _ = chain_of(conv(6, 5, 3), nn.ReLU(), conv(5, 6))
     (inner,) = inner_channels(chain)
     with torch.no_grad():

@@ -11,7 +11,7 @@ SHAPES = {"first": (4, 3, 5, 2), "last": (4, 5, 3)}
 
 @pytest.mark.parametrize("layout", SHAPES)
 @pytest.mark.parametrize("training", [True, False])
-def test_it_is_torchs_own_batchnorm_over_the_channels(layout: str, training: bool) -> None:
+def test_channel_norm_is_torchs_batchnorm_over_the_channels(layout: str, training: bool) -> None:
     x = torch.randn(SHAPES[layout])
     norm = randomise(ChannelNorm(3, layout)).train(training)
     reference = nn.BatchNorm2d(3)
@@ -74,7 +74,7 @@ def test_start_survives_a_channel_that_is_constant() -> None:
     torch.testing.assert_close(norm(x), 7 * x)
 
 
-def test_it_stands_where_it_is_told() -> None:
+def test_channel_norm_has_the_given_device_and_dtype() -> None:
     norm = ChannelNorm(3, "first", torch.device("meta"), torch.float16)
     assert {t.device.type for t in norm.state_dict().values()} == {"meta"}
     assert norm.weight.dtype == norm.running_var.dtype == torch.float16

@@ -1,4 +1,4 @@
-"""`inherit`: the paper's candidate. Weights come from the baseline; the branch becomes linear.
+"""`inherit`: the paper's candidate, a branch made linear that starts at the baseline's weights.
 
 UPDP (arXiv 2401.06426), *Progressive subnet training* and *Subnet merging*: activations become
 identity, LayerNorm and GroupNorm become BatchNorm, a BatchNorm and an activation end the block.
@@ -10,28 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, groupby, product
+from itertools import combinations, groupby, pairwise, product
 from math import gcd, prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import fx, nn
 
 from updp.algebra import can_shrink
 from updp.blocks import ActStep, LinearStep, NormStep, Site
 from updp.candidates.base import Candidate
-from updp.candidates.inherit.form import InheritForm, InheritPlan
+from updp.candidates.inherit.branch import LinearBranch
+from updp.candidates.inherit.form import InheritForm
 from updp.recipe import CandidateSettings
 
 
 @dataclass(frozen=True)
 class Inherit(Candidate):
-    """Names of the branch's linear operators by segment, and which of them are shrunk to 1x1."""
+    """A linear branch that merges to one operator per segment.
+
+    segments:        names of the branch's linear operators, by the operator that they merge to
+    shrunk:          those whose kernel is shrunk to its centre tap
+    end_activation:  whether a block without one gets an activation at its end
+    linearise:       whether a removed activation without a norm before it leaves a BatchNorm
+    """
 
     kind: ClassVar[str] = "inherit"
     segments: tuple[tuple[str, ...], ...]
     shrunk: tuple[str, ...] = ()
-    end_activation: bool = True  # whether a block without one gets an activation at its end
-    linearise: bool = False  # whether a BatchNorm stands for each activation that has none before
+    end_activation: bool = True
+    linearise: bool = False
 
     @property
     def label(self) -> str:
@@ -43,18 +50,17 @@ class Inherit(Candidate):
 
     @property
     def rank(self) -> int:
-        """How many kernels are shrunk."""
+        """The number of shrunk kernels, plus 1."""
         return 1 + len(self.shrunk)
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Inherit]:
-        """The smallest of each degree of shrinking, of those with no more MACs than the block.
+        """Yield the two smallest of each degree of shrinking, with no more MACs than the block.
 
-        A table of all cuts would take minutes to time, and a larger form may win on one clock and
-        lose on the next. Of those that merge to the same size the first will do: a clock could
-        only toss a coin.
+        Timing all cuts would take minutes, and a larger form may win on one run and lose on the
+        next. Of forms that merge to the same size only the first is taken, for the same reason.
         """
         found = propose(site, end_activation=settings.end_activation, linearise=settings.linearise)
         limit = baseline_macs(site) if site.branch is not None else 0
@@ -65,7 +71,7 @@ class Inherit(Candidate):
         yield from [c for c in few if c.macs(site) <= limit][: settings.timed]
 
     def fits(self, site: Site) -> bool:
-        """Whether the segments are a cut of the site's own operators."""
+        """Whether the segments hold the site's operators in order, and the shrunk ones can be."""
         return (
             site.branch is not None
             and [n for segment in self.segments for n in segment]
@@ -74,17 +80,17 @@ class Inherit(Candidate):
         )
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> InheritForm:
-        """The trainable form on the given block's own modules."""
+        """See `Candidate.build`."""
         activation = site.post
         if activation is None and self.end_activation:
             channels = site.chain.linears[-1].out_channels
-            own = [s for s in site.chain.steps if isinstance(s, ActStep) and _fits(s, channels)]
-            activation = own[-1] if own else None
-        plan = InheritPlan(self.segments, self.shrunk, activation, self.linearise)
-        return InheritForm(site, block, graph, plan)
+            fitting = [s for s in site.chain.steps if isinstance(s, ActStep) and _fits(s, channels)]
+            activation = fitting[-1] if fitting else None
+        branch = LinearBranch(site.chain, self.segments, self.shrunk, self.linearise)
+        return InheritForm(site, block, graph, branch, activation)
 
     def macs(self, site: Site) -> int:
-        """Multiply-accumulates of the merged branch for one image; a skip beside it not counted."""
+        """Count the multiply-accumulates of the merged branch for one image, without its skip."""
         linears = {s.name: s for s in site.chain.linears}
         total = 0
         h, w = _size(site.shape_in, site.chain.layout_in)
@@ -99,60 +105,47 @@ class Inherit(Candidate):
             total += h * w * steps[-1].out_channels * inputs * taps_h * taps_w
         return total
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes an equal candidate."""
-        return {
-            "kind": self.kind,
-            "segments": [list(s) for s in self.segments],
-            "shrunk": list(self.shrunk),
-            "end_activation": self.end_activation,
-            "linearise": self.linearise,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Inherit:
-        """The inverse of `to_json`."""
-        segments = tuple(tuple(s) for s in data["segments"])
-        return cls(segments, tuple(data["shrunk"]), data["end_activation"], data["linearise"])
-
 
 def propose(
     site: Site, *, end_activation: bool = True, linearise: bool = False
 ) -> Iterator[Inherit]:
-    """Every cut of the chain in which something merges, least shrunk first.
+    """Yield every cut of the chain in which operators merge, least shrunk first, then smallest.
 
     A convolution is shrunk only where it merges with another operator, and never where that
     would change the output's size or leave a stride without its kernel.
     """
     if site.branch is None:
         return
-    steps = site.chain.linears
     if not any(isinstance(s, (ActStep, NormStep)) for s in site.chain.steps):
         return  # already linear: nothing to remove
     shrinkable = _shrinkable(site)
-    found = []
-    for segments in _cuts(tuple(s.name for s in steps)):
-        for shrunk in _subsets(shrinkable):
-            if all(_helps(name, segments) for name in shrunk):
-                found.append(Inherit(segments, shrunk, end_activation, linearise))
+    found = [
+        Inherit(segments, shrunk, end_activation, linearise)
+        for segments in _cuts(tuple(s.name for s in site.chain.linears))
+        for shrunk in _subsets(shrinkable)
+        if all(_helps(name, segments) for name in shrunk)
+    ]
     yield from sorted(found, key=lambda c: (len(c.shrunk), c.macs(site)))
 
 
 def baseline_macs(site: Site) -> int:
-    """Multiply-accumulates of the branch's linear operators for one image."""
+    """Count the multiply-accumulates of the branch's own linear operators for one image."""
     alone = Inherit(tuple((s.name,) for s in site.chain.linears))
     return alone.macs(site)
 
 
 def _fits(step: ActStep, channels: int) -> bool:
-    """Whether an activation of the branch can stand at its end: a PReLU has its own channels."""
+    """Whether an activation can act on so many channels: a PReLU has a parameter for each."""
     function = step.function
     own = function.parameters() if isinstance(function, nn.Module) else ()
     return all(p.numel() in (1, channels) for p in own)
 
 
 def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
-    """Output size of the merged operator along one axis, and how many taps it has there."""
+    """Return the merged operator's output size and number of taps along one axis.
+
+    Tap distances and their common step are as in `algebra.compose`, without a kernel to compose.
+    """
     stride, distances, reach = 1, [0], 0
     for step in steps:
         kernel, dilation = step.kernel[axis], step.dilation[axis]
@@ -167,6 +160,7 @@ def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
 
 
 def _shrinkable(site: Site) -> list[str]:
+    # Not where it strides: a 1x1 would skip pixels that the kernel reads.
     return [
         s.name
         for s in site.chain.linears
@@ -175,30 +169,26 @@ def _shrinkable(site: Site) -> list[str]:
 
 
 def _helps(name: str, segments: tuple[tuple[str, ...], ...]) -> bool:
-    """Shrinking what is a segment of its own would merge nothing."""
+    """Whether shrinking saves a merge from a wider kernel: a segment of one operator has none."""
     return all(len(s) > 1 for s in segments if name in s)
 
 
 def _cuts(names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ...]]:
     for choice in product((False, True), repeat=len(names) - 1):
         if all(choice):
-            continue  # cut everywhere: nothing merges
-        segments: list[list[str]] = [[names[0]]]
-        for cut, name in zip(choice, names[1:], strict=True):
-            if cut:
-                segments.append([name])
-            else:
-                segments[-1].append(name)
-        yield tuple(tuple(s) for s in segments)
+            continue  # every operator alone: nothing merges
+        cuts = [place for place, cut in enumerate(choice, 1) if cut]
+        yield tuple(names[a:b] for a, b in pairwise([0, *cuts, len(names)]))
 
 
 def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
+    # Later operators first: in DESIGN's measurements it was the second kernel that was shrunk.
     for count in range(len(names) + 1):
-        # later operators first: DESIGN measured the second kernel shrunk
         yield from combinations(reversed(names), count)
 
 
 def _size(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
+    """Return (height, width) of a map; tokens (N, ..., C) are one column."""
     if len(shape) == 4:
         return (shape[2], shape[3]) if layout == "first" else (shape[1], shape[2])
     return (prod(shape[1:-1]), 1)

@@ -1,4 +1,4 @@
-"""A form whose parameters are those of its merged operators: what is fitted, or merged early."""
+"""Trainable merged operators: the parameters of a form that is fitted, or merged early."""
 
 from dataclasses import replace
 
@@ -10,17 +10,20 @@ from updp.algebra import Operator
 from updp.candidates.parts.merged_block import MergedBlock
 
 
-class OwnOperator(nn.Module):
-    """An operator as it is trained: its weight (O, I / groups, kh, kw) and its bias (O,)."""
+class TrainableOperator(nn.Module):
+    """An operator with parameters: its weight (O, I / groups, kh, kw) and its bias (O,).
+
+    Their dtype and device are those of `like`.
+    """
 
     def __init__(self, operator: Operator, layout: str, like: Tensor) -> None:
         super().__init__()
-        self.layout, self.shape = layout, replace(operator)
+        self.layout, self.shape = layout, operator
         self.weight = nn.Parameter(operator.weight.to(like))
         self.bias = nn.Parameter(operator.bias.to(like))
 
     def forward(self, x: Tensor) -> Tensor:
-        """On a canonical tensor: (N, I, H, W) when `first`, (..., I) when `last`."""
+        """Apply to x, (N, I, H, W) in layout `first` or (..., I) in layout `last`."""
         if self.layout == "last":
             return F.linear(x, self.weight.flatten(1), self.bias)
         shape = self.shape
@@ -28,54 +31,61 @@ class OwnOperator(nn.Module):
         return F.conv2d(x, self.weight, self.bias, shape.stride, 0, shape.dilation, shape.groups)
 
     def operator(self) -> Operator:
-        """As data, in float64."""
+        """Copy the parameters into an operator in float64."""
         weight, bias = self.weight.detach().double().clone(), self.bias.detach().double().clone()
         return replace(self.shape, weight=weight, bias=bias)
 
     @torch.no_grad()
     def set(self, operator: Operator) -> None:
-        """Take the weights of an operator of the same shape."""
+        """Copy the weights of an operator of the same shape."""
         self.weight.copy_(operator.weight)
         self.bias.copy_(operator.bias)
 
 
 class Collapsed(nn.Module):
-    """`operators(x) + skip`, as in `MergedBlock`, in parameters; the end activation is not here.
+    """`operators(x) + skip` of a `MergedBlock` as parameters, without its end activation.
 
-    They are of the dtype and on the device of `like`.
+    Their dtype and device are those of `like`.
     """
 
     def __init__(self, merged: MergedBlock, like: Tensor) -> None:
         super().__init__()
         self._merged = merged
         layout, skip = merged.layout, merged.skip
-        self.operators = nn.ModuleList(OwnOperator(op, layout, like) for op in merged.operators)
-        self.skip = OwnOperator(skip, layout, like) if isinstance(skip, Operator) else None
+        self.operators = nn.ModuleList(
+            TrainableOperator(op, layout, like) for op in merged.operators
+        )
+        self.skip = TrainableOperator(skip, layout, like) if isinstance(skip, Operator) else None
         self.scale = nn.Parameter(skip.to(like)) if isinstance(skip, Tensor) else None
 
     @property
-    def last(self) -> OwnOperator:
-        """The last operator, which is the one that is fitted."""
-        own = self.operators[-1]
-        assert isinstance(own, OwnOperator)
-        return own
+    def last(self) -> TrainableOperator:
+        """The last operator, which is fitted."""
+        operator = self.operators[-1]
+        assert isinstance(operator, TrainableOperator)
+        return operator
 
     def forward(self, x: Tensor, beside: Tensor | None) -> Tensor:
-        """The value before the end activation; `beside` is the skip's, canonical as `x` is."""
-        y = self.last(self.before_last(x))
-        kept = self.kept(x, beside)
-        return y if kept is None else y + kept
+        """Return the value before the end activation.
+
+        `x` enters the branch, and `beside` is the value of the block's own skip, both in the
+        canonical layout.
+        """
+        y: Tensor = self.last(self.before_last(x))
+        skip = self.skip_value(x, beside)
+        return y if skip is None else y + skip
 
     def before_last(self, x: Tensor) -> Tensor:
-        """What the last operator reads."""
+        """Return the input of the last operator."""
         for operator in self.operators[:-1]:
             x = operator(x)
         return x
 
-    def kept(self, x: Tensor, beside: Tensor | None) -> Tensor | None:
-        """What is added to the last operator's output; None when the skip is in the operator."""
+    def skip_value(self, x: Tensor, beside: Tensor | None) -> Tensor | None:
+        """Return what is added to the branch; None where the skip is in its operator."""
         if self.skip is not None:
-            return self.skip(x)
+            value: Tensor = self.skip(x)
+            return value
         if self.scale is None:
             return None
         assert beside is not None

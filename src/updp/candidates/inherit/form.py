@@ -1,7 +1,6 @@
-"""The trainable form of an inherited candidate, in the block's weights or in merged ones."""
+"""The trainable form of an inherited candidate, on the block's weights or on merged ones."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,32 +20,26 @@ from updp.fit.operator import skip_of
 from updp.recipe import FitSettings
 
 
-@dataclass(frozen=True)
-class InheritPlan:
-    """How a branch is made linear: see `Inherit`, whose data this is."""
-
-    segments: tuple[tuple[str, ...], ...]
-    shrunk: tuple[str, ...]
-    activation: ActStep | None
-    linearise: bool
-
-
 class InheritForm(Form):
     """A branch made linear, with its skip, a BatchNorm and the end activation.
 
-    Its shape is `factored` while it trains the block's own weights, and `collapsed` when it trains
-    those of the merged operators, which are its own; `reserved` is factored, with the parameters
-    of a later collapse already there.
+    `branch` is the site's chain made linear, `activation` what ends the block (None for nothing).
     """
 
-    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, plan: InheritPlan) -> None:
+    def __init__(
+        self,
+        site: Site,
+        block: nn.Module,
+        graph: fx.Graph,
+        branch: LinearBranch,
+        activation: ActStep | None,
+    ) -> None:
         super().__init__()
         self.chain, self.skip_chain, self.post = site.chain, site.skip, site.post
-        self.activation = plan.activation
-        # In a list, so that modules of the block are reached and not owned.
+        self.activation = activation
         skip = skip_of(site, block, graph)
         self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
-        self.branch = LinearBranch(self.chain, plan.segments, plan.shrunk, plan.linearise)
+        self.branch = branch
         last = self.chain.linears[-1]
         weight = self.chain.linears[0].weight
         layout = self.chain.layout
@@ -73,7 +66,7 @@ class InheritForm(Form):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """See `Form.calibrate`; the norms start as the best lines to what the baseline has."""
+        """See `Form.calibrate`; each norm starts as the line nearest to the baseline."""
         h, kept = self.branch.calibrate(self._enter(x))
         if (beside := self._beside(x)) is not None:
             h, kept = h + beside, kept + beside
@@ -90,18 +83,18 @@ class InheritForm(Form):
         if shape == "factored":
             self.collapsed = None
         elif not shape == self._shape == "collapsed":
-            self._shape = "factored"  # from which it is merged
-            now = Collapsed(self.merged(), self.chain.linears[0].weight)
+            self._shape = "factored"  # so that `merged` reads the block's own weights
+            merged = Collapsed(self.merged(), self.chain.linears[0].weight)
             if self.collapsed is None:
-                self.collapsed = now
-            else:  # an optimiser may hold its parameters
-                self.collapsed.load_state_dict(now.state_dict())
+                self.collapsed = merged
+            else:  # copied, for an optimiser may hold the parameters that are there
+                self.collapsed.load_state_dict(merged.state_dict())
         self._shape = shape
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
-        """See `Form.fit_tasks`: the last operator is fitted, those before it stay inherited."""
+        """See `Form.fit_tasks`: the last operator is fitted, the others stay inherited."""
         self.set_shape("collapsed")
-        own, layout = self._merged_weights, self.chain.layout
+        collapsed, layout = self._merged_weights, self.chain.layout
 
         def target(x: Tensor, *extras: Any) -> Tensor:
             h, beside = self.branch.baseline(self._enter(x)), self._beside(x)
@@ -109,11 +102,11 @@ class InheritForm(Form):
 
         def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
             h = self._enter(x)
-            kept = own.kept(h, self._beside(x))
-            read = as_maps(own.before_last(h), layout)
-            return read, None if kept is None else as_maps(kept, layout)
+            added = collapsed.skip_value(h, self._beside(x))
+            read = as_maps(collapsed.before_last(h), layout)
+            return read, None if added is None else as_maps(added, layout)
 
-        last = own.last
+        last = collapsed.last
         clamp = clamp_of(self.activation.function if self.activation else None, last.weight)
         regression = Regression(last.operator(), clamp, settings, batches)
         name = self.chain.linears[-1].name
@@ -136,12 +129,12 @@ class InheritForm(Form):
         return self.collapsed
 
     def _enter(self, x: Tensor, layout: str | None = None) -> Tensor:
-        """A tensor of the block in the canonical layout."""
+        """Move a tensor of the block, by default one of its entry, to the canonical layout."""
         source = layout or self.chain.layout_in
         return to_layout(x, source, self.chain.layout) if x.ndim == 4 else x
 
     def _beside(self, x: Tensor) -> Tensor | None:
-        """The skip's value, canonical."""
+        """Return the skip's value in the canonical layout; None without a skip."""
         for skip in self._skip:
             return self._enter(skip(x), self.chain.layout_out)
         return None

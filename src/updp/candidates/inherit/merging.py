@@ -1,4 +1,4 @@
-"""Merging a linear branch: one operator for each segment, and the skip in it where it fits."""
+"""Merging a linear branch to one operator per segment, and the skip into it where that is exact."""
 
 import torch
 from torch import Tensor
@@ -12,19 +12,19 @@ from updp.candidates.inherit.placement import Placed
 
 
 def merge_branch(branch: LinearBranch) -> list[Operator]:
-    """The branch at lambda 1 in evaluation, one operator for each segment."""
+    """Merge the branch at lambda 1 in evaluation mode, to one operator per segment."""
     operators: list[Operator] = []
     before: Affine | None = None
     segment = -1
-    for stage in branch.stages:
-        if isinstance(stage.step, LinearStep):
-            operator = operator_of(stage.step, stage.shrunk)
-            if stage.segment == segment:
+    for placed in branch.placed:
+        if isinstance(placed.step, LinearStep):
+            operator = operator_of(placed.step, placed.shrunk)
+            if placed.segment == segment:
                 operators[-1] = algebra.compose(operators[-1], operator)
             else:
                 operators.append(operator)
-            segment = stage.segment
-        elif (affine := _affine(branch, stage, operators)) is None:
+            segment = placed.segment
+        elif (affine := _affine_at(branch, placed, operators)) is None:
             continue
         elif operators:
             operators[-1] = algebra.after(operators[-1], affine)
@@ -38,10 +38,15 @@ def merge_branch(branch: LinearBranch) -> list[Operator]:
 def merge_skip(
     operators: list[Operator], skip: Chain | None, end: Affine
 ) -> Operator | Tensor | None:
-    """Take the skip into a single operator, in place; else return what stays beside it.
+    """Merge the skip into a single operator, in place; else return what stays beside the branch.
 
-    end(branch + skip) = scale * branch + shift + scale * skip. A `skip` of None is no chain: it is
-    scaled channel by channel.
+    `end(branch + skip) = scale * branch + shift + scale * skip`, so what stays is an operator, or
+    the scale (C,) of the block's own skip.
+
+    Args:
+        operators: the merged branch, without its end norm; the first may change.
+        skip: the block's skip; None where it could not be read as a chain.
+        end: the end norm, on the sum of both.
     """
     first = operators[0]
     beside = None
@@ -58,12 +63,13 @@ def merge_skip(
     return algebra.after(beside, Affine(end.scale, torch.zeros_like(end.shift)))
 
 
-def _affine(branch: LinearBranch, stage: Placed, operators: list[Operator]) -> Affine | None:
-    if isinstance(stage.step, ScaleStep):
+def _affine_at(branch: LinearBranch, placed: Placed, operators: list[Operator]) -> Affine | None:
+    """Return what the step at a place does per channel; None where it is an activation."""
+    if isinstance(placed.step, ScaleStep):
         if operators:
-            return factor_of(stage.step, operators[-1].bias)
+            return factor_of(placed.step, operators[-1].bias)
         first = branch.chain.linears[0]
         like = first.weight.new_empty(first.in_channels, dtype=torch.float64)
-        return factor_of(stage.step, like)
-    norm = branch.norm_at(stage)
+        return factor_of(placed.step, like)
+    norm = branch.norm_at(placed)
     return None if norm is None else fold_norm(norm)

@@ -1,4 +1,4 @@
-"""Where each step of a branch stands in a pruned form: segment, padding, border, norm."""
+"""Placement of each step of a branch in a pruned form: segment, padding, border, norm."""
 
 from dataclasses import dataclass
 
@@ -8,30 +8,39 @@ from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
 
 @dataclass(frozen=True)
 class Placed:
-    """One step of the branch in its place."""
+    """One step of the branch in its place.
+
+    pad:     zeros to add before it: all that the segment needs, on the segment's first step
+    border:  by how much its input, padded, is larger than the baseline's
+    norm:    number of the form's own norm that replaces it; None for none
+    """
 
     step: Step
     segment: int
-    pad: Padding  # zeros added before it: on a segment's first step, all that the segment needs
-    border: Padding  # by how much its input, padded, is larger than the baseline's
+    pad: Padding
+    border: Padding
     shrunk: bool
-    norm: int | None  # which of the form's own norms stands here
+    norm: int | None
 
 
 def place(
     chain: Chain, segments: tuple[tuple[str, ...], ...], shrunk: frozenset[str], linearise: bool
 ) -> tuple[list[Placed], list[int]]:
-    """Place each step of the chain; also the channels of each norm that the form needs."""
+    """Place each step of the chain; also return the channels of each norm that the form needs.
+
+    `segments`, `shrunk` and `linearise` are those of `Inherit`.
+    """
     assert [s.name for s in chain.linears] == [n for segment in segments for n in segment]
     where = {name: i for i, segment in enumerate(segments) for name in segment}
-    stages: list[Placed] = []
+    placed: list[Placed] = []
     norms: list[int] = []
     none: Padding = (0, 0, 0, 0)
     border, current, channels = none, -1, 0
     for i, step in enumerate(chain.steps):
         pad, norm = none, None
         segment = where[step.name] if isinstance(step, LinearStep) else max(current, 0)
-        if segment != current:  # a segment's first step; a leading norm comes after its zeros
+        # A segment's first step; where that is a norm, it acts on the padded map.
+        if segment != current:
             steps = [s for s in chain.linears if s.name in segments[segment]]
             pad = border = _padding(steps, shrunk)
             current = segment
@@ -47,18 +56,18 @@ def place(
             norm = len(norms)
             norms.append(channels)
         is_shrunk = step.name in shrunk
-        stages.append(Placed(step, segment, pad, border, is_shrunk, norm))
+        placed.append(Placed(step, segment, pad, border, is_shrunk, norm))
         if isinstance(step, LinearStep):
             channels = step.out_channels
             own = none if is_shrunk else step.padding
             sh, sw = step.stride
             left, right, top, bottom = (b - o for b, o in zip(border, own, strict=True))
             border = (left // sw, right // sw, top // sh, bottom // sh)
-    return stages, norms
+    return placed, norms
 
 
 def _padding(steps: list[LinearStep], shrunk: frozenset[str]) -> Padding:
-    """Zeros that a segment needs before its first operator: the sum of p_j * s_1 * ... * s_j-1."""
+    """Sum the padding of a segment on its first operator: of p_j * s_1 * ... * s_j-1, per side."""
     total, strides = [0, 0, 0, 0], [1, 1]
     for step in steps:
         if step.name not in shrunk:

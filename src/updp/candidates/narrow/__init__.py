@@ -1,1 +1,1 @@
-"""`narrow`: the block keeps its form, and fewer of its inner channels."""
+"""`narrow`: the block keeps its operators, with fewer inner channels."""

@@ -1,7 +1,7 @@
-"""`narrow`: the block keeps its form, and fewer of its inner channels.
+"""`narrow`: the block keeps its operators, with fewer inner channels.
 
-Beyond the paper: where a block merges into something large, or not at all, as wide inverted ones
-do, depth alone is dear. Which channels go, and how what reads them makes up for it, `fit` says.
+Beyond the paper: a block that merges into a large operator or not at all, as wide inverted ones
+do, gains little from less depth. The fit chooses the channels, and adapts what reads them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TOLERANCE = 1e-9  # float64, relative: a narrow block against the wide one that
 
 @dataclass(frozen=True)
 class Narrow(Candidate):
-    """The share of the inner channels that is left, wherever the branch has some."""
+    """A branch with the share `width` of its inner channels."""
 
     kind: ClassVar[str] = "narrow"
     shallower: ClassVar[bool] = False
@@ -47,44 +47,36 @@ class Narrow(Candidate):
 
     @property
     def rank(self) -> int:
-        """The narrower, the more is taken away; less than `drop` takes."""
+        """After what merges and before `drop`; narrower ones later."""
         return _RANK + int((_LAST - _RANK) * (1 - self.width))
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Narrow]:
-        """Every width of the recipe at which the block has fewer channels."""
+        """Yield every width of the recipe at which the block has fewer channels."""
         found: dict[tuple[int, ...], Narrow] = {}
         for width in sorted(settings.widths, reverse=True):
             found.setdefault(_widths(site, width), cls(width))
         found.pop(_widths(site, 1.0), None)
-        widest = next(iter(found.values()), None)  # of one channel, anything may be broadcast
+        # The widest is tried, for a narrow one may be left with one channel, which broadcasts.
+        widest = next(iter(found.values()), None)
         if widest is not None and _works(site, block, graph, widest.width):
             yield from found.values()
 
     def fits(self, site: Site) -> bool:
-        """Whether there are inner channels, and more than are to be left."""
+        """Whether there are inner channels, and more than would be left."""
         return _widths(site, self.width) != _widths(site, 1.0)
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> NarrowForm:
-        """The trainable form: copies of the block's modules, narrowed."""
+        """See `Candidate.build`; the form has narrowed copies of the block's modules."""
         return NarrowForm(site, block, graph, self.width)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes an equal candidate."""
-        return {"kind": self.kind, "width": self.width}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Narrow:
-        """The inverse of `to_json`."""
-        return cls(float(data["width"]))
 
 
 class NarrowForm(RewiredForm):
     """The block on narrower copies of its modules, which the form owns.
 
-    Until it is fitted it has the channels of the largest weights.
+    Until it is fitted it keeps the channels of the largest weights.
     """
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, width: float) -> None:
@@ -96,31 +88,28 @@ class NarrowForm(RewiredForm):
         super().__init__(site, block, graph, copies)
         self.targets, self.copies = targets, nn.ModuleList(copies.values())
         self._site, self._width = site, width
-        # In a list, so that modules of the block are reached and not owned.
         self._block = [(block, graph)]
 
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """Its norms are the block's."""
+        """Do nothing: its norms have the block's statistics."""
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
-        """See `Form.fit_tasks`: each operator that reads fewer channels, in order."""
+        """See `Form.fit_tasks`: one or two for each operator that reads fewer channels."""
         (block, graph), site = self._block[0], self._site
-        wide = _copies(block, self.targets)  # they become narrower from fit to fit
+        wide = _copies(block, self.targets)  # each fit cuts channels out of these
         chain, skip = on_modules(site.chain, wide), skip_of(site, block, graph)
-        found = list[FitTask]()
-        for inner, count in _inner(chain, self._width):
-            kept, cut = (
-                OperatorFit(chain, inner.consumer, skip, site.post),
-                partial(inner.cut, chain),
-            )
-            found += kept.narrowing(settings, batches, count, cut, gated=inner.gated)
-        *others, last = found
+        tasks: list[FitTask] = []
+        for inner, count in _fewer(chain, self._width):
+            fit = OperatorFit(chain, inner.consumer, skip, site.post)
+            cut = partial(inner.cut, chain)
+            tasks += fit.narrowing(settings, batches, count, cut, gated=inner.gated)
+        *others, last = tasks
 
         @torch.no_grad()
         def take(fitted: Fitted) -> None:
             last.take(fitted)
-            for copied, own in zip(wide.values(), self.copies, strict=True):
-                for new, old in zip(_state(copied), _state(own), strict=True):
+            for fitted_module, own in zip(wide.values(), self.copies, strict=True):
+                for new, old in zip(_state(fitted_module), _state(own), strict=True):
                     old.copy_(new)
 
         return [*others, replace(last, take=take)]
@@ -132,12 +121,12 @@ class NarrowForm(RewiredForm):
 
 @dataclass(frozen=True)
 class MergedNarrow:
-    """The block's own nodes on narrower modules, by their targets."""
+    """The block's own nodes, on narrower modules by their targets in the graph."""
 
     modules: Mapping[str, nn.Module]
 
     def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
-        """The same calls of modules with fewer channels."""
+        """See `MergedForm.replacement`: the same calls, of modules with fewer channels."""
         names = {target: f"{target.replace('.', '_')}_narrow" for target in self.modules}
         added = {
             names[target]: copy.deepcopy(module).to(device, dtype)
@@ -146,34 +135,35 @@ class MergedNarrow:
         return Replacement(site.region, emit_rewired(site.region, names), added)
 
 
-def _inner(chain: Chain, width: float) -> list[tuple[Inner, int]]:
-    """The inner channels that become fewer, and how many are left."""
+def _fewer(chain: Chain, width: float) -> list[tuple[Inner, int]]:
+    """Find the inner channels that become fewer, and how many are left of each."""
     found = ((inner, inner.left(chain, width)) for inner in inner_channels(chain))
     return [(inner, left) for inner, left in found if left < inner.count(chain)]
 
 
 def _widths(site: Site, width: float) -> tuple[int, ...]:
-    """How many of each of the branch's inner channels are left."""
+    """Return how many are left of each of the branch's inner channels."""
     if site.branch is None:
         return ()
     return tuple(inner.left(site.branch, width) for inner in inner_channels(site.branch))
 
 
 def _largest(chain: Chain, width: float) -> list[tuple[Inner, Tensor]]:
-    """The inner channels that become fewer, and which are left until a fit says better."""
-    return [(inner, inner.largest(chain, count)) for inner, count in _inner(chain, width)]
+    """Find the inner channels that become fewer, and which are left; all before any is cut."""
+    return [(inner, inner.largest(chain, count)) for inner, count in _fewer(chain, width)]
 
 
 @torch.no_grad()
 def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
-    """Whether the narrow block, merged, is the wide one that reads nothing of other channels.
+    """Whether the narrow block, merged, equals the wide one with the other channels zeroed.
 
-    All that was read of the block's structure is tried so: a module that is also called elsewhere,
-    or shared by two steps, is found out. Of what a gate mixes only the shape is compared.
+    This tries all that was read of the block's structure: it finds a module that is also called
+    elsewhere, or shared by two steps. Where a gate mixes channels only the shape is compared.
     """
     block = copy.deepcopy(block).double().eval()
     device = next(block.parameters()).device
     narrow = NarrowForm(site, block, graph, width)
+    # A buffer that is not saved would not follow the channels that a fit has chosen.
     if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
         _log.info("%s: no narrow form: a buffer of it would not be saved", site.name)
         return False
@@ -184,7 +174,7 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
         inner.hide(chain, channels)
     whole = substitute(block, graph, site.region, wide)
     try:
-        expected, *made = (
+        expected, *outputs = (
             call_user_code(function, *example(site, block))
             for function in (whole, narrow, isolate(block, graph, part))
         )
@@ -192,7 +182,7 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
         _log.info("%s: no narrow form: %s", site.name, error)
         return False
     gated = any(inner.gated for inner in inner_channels(chain))
-    for y in made:
+    for y in outputs:
         if y.shape != expected.shape or not (
             gated or (y - expected).norm() <= _TOLERANCE * expected.norm()
         ):
@@ -206,7 +196,7 @@ def _state(module: nn.Module) -> list[Tensor]:
 
 
 def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:
-    """Of the region's nodes that call a module which holds a step of the branch."""
+    """Find the modules called in the region that are, or hold, a step of the branch."""
     names = [step.name for step in site.chain.steps]
     called = dict.fromkeys(
         str(n.target) for n in graph.nodes if n.op == "call_module" and n.name in site.region.branch

@@ -1,8 +1,8 @@
-"""The inner channels of a branch: those that one operator makes and one other reads.
+"""The inner channels of a branch: those between one linear operator and the next.
 
-Between the two everything is done to each channel alone (BatchNorms, activations, depthwise
-convolutions) or by a norm or a gate that works on fewer channels, too. So channels can go without
-anybody outside noticing.
+Every step between the two acts on each channel alone (BatchNorms, activations, depthwise
+convolutions), or is a norm or a gate that also works on fewer channels. So channels can be removed
+without a change to what is outside.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ _MULTIPLE = 8
 class Inner:
     """Inner channels: the places of their producer and of their consumer among a chain's steps.
 
-    `gated` are those that a norm or a gate mixes: what is left then has other values.
+    `gated` where a norm or a gate mixes them, so that the values of those left change.
     """
 
     producer: int
@@ -37,20 +37,20 @@ class Inner:
     gated: bool = False
 
     def count(self, chain: Chain) -> int:
-        """How many channels there are."""
+        """Return the number of channels."""
         step = chain.steps[self.producer]
         assert isinstance(step, LinearStep)
         return step.out_channels
 
     def left(self, chain: Chain, share: float) -> int:
-        """How many a share of them is; of many a multiple, for a runtime computes some at once."""
+        """Return how many channels a share is: a multiple of 8, as runtimes like, from 16 on."""
         count = self.count(chain)
         unit = _MULTIPLE if count >= 2 * _MULTIPLE else 1
         return min(count, max(unit, round(count * share / unit) * unit))
 
     @torch.no_grad()
     def cut(self, chain: Chain, channels: Tensor) -> None:
-        """Take all others than `channels` (their numbers) out of the chain's modules."""
+        """Remove all channels but `channels` (indices) from the chain's modules."""
         count, consumer = self.count(chain), module_of(chain.steps[self.consumer])
         assert isinstance(consumer, (nn.Conv2d, nn.Linear))
         cut_inputs(consumer, channels)
@@ -64,7 +64,7 @@ class Inner:
 
     @torch.no_grad()
     def hide(self, chain: Chain, channels: Tensor) -> None:
-        """Let the consumer read nothing of all others, which stay."""
+        """Zero the consumer's weights for all channels but `channels` (indices), which all stay."""
         consumer = module_of(chain.steps[self.consumer])
         assert isinstance(consumer, (nn.Conv2d, nn.Linear))
         hidden = torch.ones(consumer.weight.shape[1], dtype=torch.bool)
@@ -73,27 +73,26 @@ class Inner:
 
     @torch.no_grad()
     def largest(self, chain: Chain, count: int) -> Tensor:
-        """Numbers of the channels of the largest weights; a guess that needs no image."""
+        """Return the indices of the `count` channels of the largest weights, in order.
+
+        The norm of a channel's weights in the producer, times that in the consumer.
+        """
         producer, consumer = chain.steps[self.producer], chain.steps[self.consumer]
         assert isinstance(producer, LinearStep)
         assert isinstance(consumer, LinearStep)
-        sizes = producer.weight.flatten(1).norm(dim=1) * consumer.weight.movedim(1, 0).flatten(
-            1
-        ).norm(dim=1)
+        written = producer.weight.flatten(1).norm(dim=1)
+        read = consumer.weight.movedim(1, 0).flatten(1).norm(dim=1)
+        sizes: Tensor = written * read
         return sizes.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def inner_channels(chain: Chain) -> tuple[Inner, ...]:
-    """All that a chain has, in order."""
-    return tuple(_found(chain))
-
-
 def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
-    """The chain with steps that are within `modules` (by name) on those."""
+    """Return the chain with those of its steps on `modules` (by name) that are within them."""
     return replace(chain, steps=tuple(_on(step, modules) for step in chain.steps))
 
 
-def _found(chain: Chain) -> Iterator[Inner]:
+def inner_channels(chain: Chain) -> Iterator[Inner]:
+    """Yield the inner channels of a chain, in order."""
     start: int | None = None
     count, gated = 0, False
     for place, step in enumerate(chain.steps):
@@ -128,12 +127,12 @@ def _acts_on_each_channel(step: Step) -> bool:
 
 
 def _is_plain(step: LinearStep) -> bool:
-    """Whether its weight is a parameter of its own, which can be cut."""
+    """Whether the weight is a parameter of the step's own module, which can be cut."""
     return not step.derived and "weight" in dict(step.module.named_parameters(recurse=False))
 
 
 def module_of(step: Step) -> nn.Module | None:
-    """The module that a step is, if it is one."""
+    """Return the module that the step runs; None where it is a function or a parameter."""
     own = step.function if isinstance(step, ActStep) else getattr(step, "module", None)
     return own if isinstance(own, nn.Module) else None
 

@@ -1,4 +1,4 @@
-"""Channels taken out of a module, in place: its weights, and what it says of its own sizes."""
+"""Removal of channels from a module, in place: its tensors, and its attributes of sizes."""
 
 import copy
 import logging
@@ -9,20 +9,19 @@ from torch import Tensor, fx, nn
 from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input
 
 _log = logging.getLogger(__name__)
-
 _SIZES = ("out_features", "num_features", "num_parameters", "num_channels", "normalized_shape")
 
 
 def has_state(module: nn.Module) -> bool:
-    """Whether it has parameters or buffers."""
+    """Whether the module has parameters or buffers."""
     return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 @torch.no_grad()
 def cut_outputs(module: nn.Module, channels: Tensor) -> None:
-    """Keep these of the channels that it gives; of what acts on each channel, all of it."""
+    """Keep only these output channels of an operator, or of a module that acts on each channel."""
     for name, tensor in _own(module):
-        if tensor.numel() > 1:  # a PReLU may have one for all
+        if tensor.numel() > 1:  # a PReLU may have one parameter for all channels
             _resize(module, len(tensor), channels)
             _cut(module, name, 0, channels)
     if isinstance(module, nn.Conv2d):
@@ -33,7 +32,7 @@ def cut_outputs(module: nn.Module, channels: Tensor) -> None:
 
 @torch.no_grad()
 def cut_inputs(module: nn.Conv2d | nn.Linear, channels: Tensor) -> None:
-    """Keep these of the channels that it reads."""
+    """Keep only these input channels."""
     _cut(module, "weight", 1, channels)
     if isinstance(module, nn.Conv2d):
         module.in_channels = len(channels)
@@ -43,13 +42,17 @@ def cut_inputs(module: nn.Conv2d | nn.Linear, channels: Tensor) -> None:
 
 @torch.no_grad()
 def cut_gate(module: nn.Module, channels: Tensor, count: int) -> None:
-    """Keep these of the `count` channels of a norm or a gate, inside of it, too."""
+    """Keep only these of the `count` channels of a norm or a gate.
+
+    Every axis inside of it that has `count` entries is taken for one of channels; `can_cut_gate`
+    tries whether the result works.
+    """
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
-            gives, reads = part.weight.shape[:2]
-            if gives == count:
+            out_channels, in_channels = part.weight.shape[:2]
+            if out_channels == count:
                 cut_outputs(part, channels)
-            if reads == count:
+            if in_channels == count:
                 cut_inputs(part, channels)
             continue
         for name, tensor in _own(part):
@@ -60,11 +63,11 @@ def cut_gate(module: nn.Module, channels: Tensor, count: int) -> None:
 
 
 def can_cut_gate(module: object, count: int, layout: str) -> bool:
-    """Whether a norm or a gate on `count` channels works on half of them, by trying it."""
+    """Try whether a norm or a gate on `count` channels works on half of them."""
     if not isinstance(module, nn.Module) or isinstance(module, fx.GraphModule):
-        return False  # a part of the block's own graph, which is not a module to be copied
+        return False  # a part of the block's own graph, which has no module to copy
     if any(isinstance(part, nn.GroupNorm) for part in module.modules()):
-        return False  # its groups would be others
+        return False  # its groups would hold other channels
     left = count // 2 or 1
     shapes = [(2, left, 5, 3)] if layout == "first" else [(2, 6, left), (2, 5, 3, left)]
     trial = copy.deepcopy(module).eval()
@@ -83,6 +86,7 @@ def _works(trial: nn.Module, x: Tensor) -> bool:
 
 
 def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """List the module's parameters and buffers by name, but no counters, which have no axis."""
     parameters = module.named_parameters(recurse=False)
     return [*parameters, *((n, b) for n, b in module.named_buffers(recurse=False) if b.ndim)]
 
@@ -96,10 +100,10 @@ def _cut(module: nn.Module, name: str, axis: int, channels: Tensor) -> None:
 
 
 def _resize(module: nn.Module, count: int, channels: Tensor) -> None:
-    """What it says of its own `count` channels."""
+    """Correct the attributes that hold the module's number of channels, which was `count`."""
     for name in _SIZES:
-        said = getattr(module, name, None)
-        if said == count:
+        size = getattr(module, name, None)
+        if size == count:
             setattr(module, name, len(channels))
-        elif said == (count,):
+        elif size == (count,):
             setattr(module, name, (len(channels),))

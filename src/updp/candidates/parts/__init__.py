@@ -1,1 +1,1 @@
-"""What several candidates are made of."""
+"""Parts that several candidates share."""

@@ -1,4 +1,4 @@
-"""The BatchNorm of a pruned block: whatever norm the baseline had, this one folds away."""
+"""The BatchNorm of a pruned block, which folds away whatever norm the baseline had."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from updp.algebra import Affine
 
 
 class ChannelNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the channels of (N, C, H, W) (`first`) or (..., C) (`last`)."""
+    """BatchNorm over the channels of (N, C, H, W) in layout `first`, (..., C) in layout `last`."""
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
         self.layout = layout
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions will do."""
+        """Accept any number of dimensions; torch's own base class accepts none."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x`, keeping its shape."""
@@ -30,11 +30,11 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def start(self, x: Tensor, inner: Tensor, target: Tensor) -> None:
-        """Set statistics from `x` and the affine so that the output is nearest to `target`.
+        """Set the statistics from `x`, and the affine so that the output is nearest to `target`.
 
-        Per channel c, the least-squares line through (`inner`, `target`), which have one shape;
-        `inner` is `x` without the border that the baseline does not have:
-        slope = cov(inner, target) / var(inner).
+        Per channel it is the least-squares line through (`inner`, `target`), with slope
+        `cov(inner, target) / var(inner)`. These have one shape in the norm's layout; `inner` is `x`
+        without the border that the baseline does not have.
         """
         x, inner, target = (_rows(t, self.layout) for t in (x, inner, target))
         mean, var = x.mean(0), x.var(0, unbiased=False)
@@ -49,7 +49,7 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def set(self, affine: Affine) -> None:
-        """Compute this affine map (C,) with the statistics that are there."""
+        """Compute this affine map (C,) from now on, with the statistics as they are."""
         assert self.running_mean is not None
         assert self.running_var is not None
         mean, var = self.running_mean.double(), self.running_var.double()
@@ -58,5 +58,5 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def _rows(x: Tensor, layout: str) -> Tensor:
-    """Channels as columns, in float64: (M, C)."""
+    """Return the channels as columns, (M, C), in float64."""
     return (x.movedim(1, -1) if layout == "first" else x).flatten(0, -2).double()

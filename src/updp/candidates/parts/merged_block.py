@@ -1,4 +1,4 @@
-"""What a merged site is made of, and how it is written into its block's graph."""
+"""Merged sites as data, and their emission into the graph of their block."""
 
 import copy
 from collections.abc import Callable
@@ -10,17 +10,15 @@ from torch import Tensor, fx, nn
 from updp.algebra import Affine, Operator
 from updp.blocks import Site
 from updp.blocks.reading.steps import ActStep, Call
-from updp.blocks.surgery import Emit, Replacement
-
-TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+from updp.blocks.surgery import Replacement
 
 
 @dataclass(frozen=True)
 class MergedBlock:
-    """`activation(operators(x) + skip)`, all in float64 until it is written.
+    """`activation(operators(x) + skip)`, in float64 until it is written into a graph.
 
     `skip` is an operator beside the branch, a factor per channel (C,) on the block's own skip, or
-    None when the skip went into the operator (or never was). The layouts are those of the
+    None when the skip is merged into the operator (or there is none). The layouts are those of the
     operators, of the tensor that enters and of the one that leaves.
     """
 
@@ -32,7 +30,7 @@ class MergedBlock:
     layout_out: str
 
     def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
-        """As ordinary modules in the graph of the site's block."""
+        """See `MergedForm.replacement`: convolutions or linear layers, and their activation."""
         base = _base(site)
         names = [f"{base}{i or ''}" for i in range(len(self.operators))]
         added: dict[str, object] = {
@@ -50,7 +48,7 @@ class MergedBlock:
             def move(node: fx.Node, source: str, target: str) -> fx.Node:
                 if flat or source == target:
                     return node
-                dims = TO_FIRST if target == "first" else TO_LAST
+                dims = (0, 3, 1, 2) if target == "first" else (0, 2, 3, 1)
                 return graph.call_method("permute", (node, *dims))
 
             x = y = move(x, self.layout_in, self.layout)
@@ -65,8 +63,7 @@ class MergedBlock:
                 y = graph.call_function(torch.addcmul, (y, beside, scale))
             return move(activate(graph, y), self.layout, self.layout_out)
 
-        emit_typed: Emit = emit
-        return Replacement(site.region, emit_typed, added)
+        return Replacement(site.region, emit, added)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class MergedSkip:
     layout: str
 
     def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
-        """As two parameters in the graph of the site's block."""
+        """See `MergedForm.replacement`: two parameters, and the activation."""
         base = _base(site)
         added: dict[str, object] = {
             f"{base}_scale": _parameter(self.affine.scale, self.layout, dtype, device),
@@ -94,14 +91,14 @@ class MergedSkip:
 
 
 def _base(site: Site) -> str:
-    """A name for what is added to a block on behalf of one of its sites."""
+    """Return the prefix of the names that a site adds to its block."""
     return f"{site.name.partition(':')[2].replace('.', '_') or 'branch'}_merged"
 
 
 def _parameter(
     values: Tensor, layout: str, dtype: torch.dtype, device: torch.device
 ) -> nn.Parameter:
-    """One value per channel (C,), in the shape in which it meets a feature map."""
+    """Make a parameter of one value per channel (C,) that broadcasts onto a feature map."""
     shape = (-1,) if layout == "last" else (-1, 1, 1)
     return nn.Parameter(values.reshape(shape).to(device, dtype))
 
@@ -113,7 +110,7 @@ def _activation(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Callable[[fx.Graph, fx.Node], fx.Node]:
-    """What writes the activation into a graph; its module, if it is one, is `added`."""
+    """Return a function that writes the activation into a graph; a module is put into `added`."""
     function = step.function if step else None
     if isinstance(function, nn.Module):
         added[name] = copy.deepcopy(function).to(device, dtype)
@@ -126,7 +123,7 @@ def _activation(
 
 
 def _as_module(op: Operator, layout: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A linear layer on the last axis, or a convolution (with its own padding, if uneven)."""
+    """Make a linear layer for layout `last`, else a convolution, behind a pad layer if uneven."""
     if layout == "last":
         linear = nn.Linear(op.in_channels, op.out_channels, dtype=dtype, device=device)
         return _fill(linear, op.weight[:, :, 0, 0], op.bias)

@@ -1,6 +1,6 @@
-"""Forms that run their block's own graph again, on other modules."""
+"""Forms that run the graph of their block again, on other modules."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,29 +14,32 @@ from updp.candidates.base import Form
 
 
 class RewiredForm(Form):
-    """The block with other modules for some of its graph's targets."""
+    """The block with other `modules`, by the targets of the graph's nodes that they replace."""
 
     def __init__(
         self, site: Site, block: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module]
     ) -> None:
         super().__init__()
         region = site.region
-        # In lists, so that modules of the block are reached and not owned.
-        self._keep = [extract(block, graph, region.entry, region.exit, region.extras)]
+        keep = extract(block, graph, region.entry, region.exit, region.extras)
+        self._keep: list[Callable[..., Tensor]] = [keep]
         self._pruned = [substitute(block, graph, region, modules)]
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""
-        y = self._pruned[0](x.clone(), *extras)
+        y: Tensor = self._pruned[0](x.clone(), *extras)
         if lam < 1:
             y = torch.lerp(self._keep[0](x, *extras), y, lam)
         return y
 
 
 def emit_rewired(region: Region, names: Mapping[str, str], left_out: str = "") -> Emit:
-    """What writes a region's own nodes again, with other names for some of their targets.
+    """Return a function that writes a region's nodes again, with other targets.
 
-    The node that calls `left_out` gives way to what enters the region.
+    Args:
+        region: the part of the graph to write again.
+        names: the new targets by the old ones; others stay.
+        left_out: target of a node that is skipped: what enters the region takes its place.
     """
 
     def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
@@ -54,7 +57,7 @@ def emit_rewired(region: Region, names: Mapping[str, str], left_out: str = "") -
 
 
 def example(site: Site, part: nn.Module) -> tuple[Any, ...]:
-    """Seeded random values for the site's entry, and its extras, as `part` computes."""
+    """Return seeded random values for the site's entry, and its extras, as `part` computes them."""
     x = seeded_input(site.shape_in, next(part.parameters(), None))
     return (x, *(e.to(x) if _is_float(e) else e for e in site.extras))
 
