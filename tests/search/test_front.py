@@ -25,7 +25,7 @@ def scored(draw: st.DrawFn) -> tuple[Space, dict]:
 
 
 @given(scored())
-def test_the_front_is_what_nothing_beats(about: tuple[Space, dict]) -> None:
+def test_the_front_holds_the_plans_that_nothing_beats(about: tuple[Space, dict]) -> None:
     space, known = about
     asked = task(space, Limits({"macs": 200.0}))
     front = pareto(known.values(), asked)
@@ -42,7 +42,7 @@ def test_the_front_is_what_nothing_beats(about: tuple[Space, dict]) -> None:
 
 
 @given(scored(), st.integers(0, 8), st.data())
-def test_what_is_certainly_dominated_changes_neither_front_nor_choice(
+def test_a_certainly_dominated_plan_changes_neither_front_nor_choice(
     about: tuple[Space, dict], score: int, data: st.DataObject
 ) -> None:
     space, known = about
@@ -58,7 +58,7 @@ def test_what_is_certainly_dominated_changes_neither_front_nor_choice(
 
 
 @given(scored(), st.integers(1, 3))
-def test_the_best_within_limits(about: tuple[Space, dict], blocks: int) -> None:
+def test_plans_within_limits_come_best_first(about: tuple[Space, dict], blocks: int) -> None:
     space, known = about
     limits = Limits({}, blocks)
     found = within(known.values(), task(space, limits), limits)

@@ -124,7 +124,7 @@ SHARES = {Deep: True, LongSkip: False, Between: True}
 
 
 @pytest.mark.parametrize("kind", SHARES)
-def test_logits_are_the_same_and_less_is_computed(kind: type[Deep]) -> None:
+def test_shared_activations_give_the_same_logits_with_fewer_calls(kind: type[Deep]) -> None:
     torch.manual_seed(0)
     net = supernet(kind(*BLOCKS))
     shared, plain = start(net, 64), start(net, 0)
@@ -139,7 +139,7 @@ def test_logits_are_the_same_and_less_is_computed(kind: type[Deep]) -> None:
     assert plain.shared == 0
 
 
-def test_a_network_is_not_entered_where_something_else_is_needed() -> None:
+def test_a_network_is_not_entered_inside_a_long_skip() -> None:
     torch.manual_seed(0)
     net = supernet(LongSkip(*BLOCKS))
     replay = start(net, 64)
@@ -151,7 +151,7 @@ def test_a_network_is_not_entered_where_something_else_is_needed() -> None:
 
 
 @pytest.mark.parametrize("bound", [8_000, 20_000, 40_000, 80_000])
-def test_no_more_memory_is_kept_than_allowed(bound: int) -> None:
+def test_kept_activations_stay_within_the_memory_bound(bound: int) -> None:
     """And what was forgotten, or never computed as a plan was left half-way, is computed anew."""
     torch.manual_seed(0)
     net = supernet(Deep(*BLOCKS))
@@ -171,7 +171,7 @@ def test_no_more_memory_is_kept_than_allowed(bound: int) -> None:
     assert replay.shared > 0 or bound < 10_000
 
 
-def test_every_forward_is_the_modules_own_again() -> None:
+def test_forwards_are_restored_after_an_error() -> None:
     net = supernet(Deep(*BLOCKS))
     replay = start(net, 64)
     with pytest.raises(RuntimeError):
