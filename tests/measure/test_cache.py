@@ -65,7 +65,7 @@ def test_batch_size_and_rounds_share_one_file(folder: Path) -> None:
     assert opened().get("a") == 1
 
 
-def test_the_file_name_says_threads_torch_runtime_layout_and_precision(folder: Path, one_thread: None) -> None:
+def test_the_file_name_says_how_latencies_were_measured(folder: Path, one_thread: None) -> None:
     opened(precision="bfloat16").put("a", 1)
     (file,) = folder.glob("*.json")
     assert f"-1-{torch.__version__}".split("+")[0] in file.name
@@ -135,7 +135,9 @@ def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) 
     assert cache_folder() == Path("/somewhere/updp")
 
 
-def test_device_names_come_from_the_cpu_model_or_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_names_come_from_the_cpu_or_the_platform(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert device_name(CPU)
     assert device_name(torch.device("mps")).endswith(" mps")
     monkeypatch.setattr(

@@ -45,7 +45,7 @@ class Map(NamedTuple):
 
 
 @given(sizes, sizes, sizes, sizes, sizes, sizes)
-def test_convolutions_and_activations_are_counted_until_freed(n: int, h: int, w: int, a: int, b: int, c: int) -> None:
+def test_activations_count_until_freed(n: int, h: int, w: int, a: int, b: int, c: int) -> None:
     of, x = Map(n, h, w), torch.randn(n, a, h, w)
     first, last = nn.Conv2d(a, b, 3, padding=1), nn.Conv2d(b, c, 1, bias=False)
     weights = 4 * (9 * a * b + b + b * c)
@@ -60,7 +60,9 @@ def test_convolutions_and_activations_are_counted_until_freed(n: int, h: int, w:
 
 
 @given(sizes, sizes, sizes, sizes, sizes)
-def test_adds_and_concatenations_keep_their_operands_alive(n: int, h: int, w: int, a: int, b: int) -> None:
+def test_adds_and_concatenations_count_their_operands(
+    n: int, h: int, w: int, a: int, b: int
+) -> None:
     of, x = Map(n, h, w), torch.randn(n, a, h, w)
     same, other = nn.Conv2d(a, a, 1), nn.Conv2d(a, b, 1)
     assert peak(lambda x: x + same(x), x) == 3 * of(a)

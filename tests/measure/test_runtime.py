@@ -103,7 +103,7 @@ def check(module: nn.Module, inputs: tuple[Any, ...], settings: MeasureSettings)
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_eager_computes_what_the_module_does(layout: Any, precision: Any) -> None:
+def test_eager_computes_the_same(layout: Any, precision: Any) -> None:
     for module, inputs in cases():
         check(module, inputs, MeasureSettings(layout=layout, precision=precision))
 
@@ -112,7 +112,7 @@ def test_eager_computes_what_the_module_does(layout: Any, precision: Any) -> Non
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler here")
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_compile_computes_what_the_module_does(layout: Any, precision: Any) -> None:
+def test_compile_computes_the_same(layout: Any, precision: Any) -> None:
     for module, inputs in cases():
         check(
             module, inputs, MeasureSettings(runtime="compile", layout=layout, precision=precision)
@@ -121,13 +121,13 @@ def test_compile_computes_what_the_module_does(layout: Any, precision: Any) -> N
 
 @needs("onnx")
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_onnxruntime_computes_what_the_module_does(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_onnxruntime_computes_the_same(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
     for module, inputs in cases():
         check(module, inputs, MeasureSettings(runtime="onnxruntime", precision=precision))
     assert capfd.readouterr() == ("", "")
 
 
-def test_openvino_computes_what_the_module_does(capfd: pytest.CaptureFixture[str]) -> None:
+def test_openvino_computes_the_same(capfd: pytest.CaptureFixture[str]) -> None:
     openvino = pytest.importorskip("openvino")
     for module, inputs in cases():
         check(module, inputs, MeasureSettings(runtime="openvino"))

@@ -28,7 +28,7 @@ def test_the_best_plan_is_optimal(space: Space, data: st.DataObject) -> None:
     weights = [float(data.draw(st.integers(-20, 50))) for _ in program.options]
 
     def total(genome: tuple[int, ...]) -> float:
-        starts = program.places[:-1]
+        starts = program.starts[:-1]
         return sum(weights[s + j - 1] for s, j in zip(starts, genome, strict=True) if j)
 
     within = [g for g in plans(space) if asked.met(space.cost(g))]
@@ -71,7 +71,7 @@ def test_the_nearest_plan_differs_at_fewest_sites(space: Space, data: st.DataObj
 
 
 @given(spaces(), st.data())
-def test_limits_of_many_plans_at_once_agree_with_each_alone(space: Space, data: st.DataObject) -> None:
+def test_limits_hold_for_many_plans_at_once(space: Space, data: st.DataObject) -> None:
     asked = data.draw(limits(space))
     every = plans(space)
     found = IntegerProgram(space).met(np.array(every), asked)

@@ -3,11 +3,12 @@ from dataclasses import replace
 
 import pytest
 
+from tests.search.spaces import task
 from updp import UserError
 from updp.recipe.budget import Budget
 from updp.search import Choice, Limits, Option, Space, limits_of
 from updp.search.integer_program import IntegerProgram
-from updp.search.limits import amount, axis_of
+from updp.search.limits import amount
 
 # What saves time has many MACs, and the other way round.
 SPACE = Space(
@@ -79,8 +80,8 @@ def test_the_value_that_the_message_names_is_reachable(unit: str) -> None:
 
 
 def test_fronts_are_over_the_limited_unit_or_macs() -> None:
-    assert axis_of(Limits({}, 3)) == "macs"
-    assert axis_of(Limits({"latency": 3.0, "macs": 3.0})) == "latency"
+    assert task(SPACE, Limits({}, 3)).axis == "macs"
+    assert task(SPACE, Limits({"latency": 3.0, "macs": 3.0})).axis == "latency"
 
 
 @pytest.mark.parametrize(

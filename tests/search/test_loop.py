@@ -130,7 +130,7 @@ def test_a_stopped_search_resumes_with_the_same_scores(searcher: str, tmp_path: 
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
-def test_workers_share_the_plans_and_end_with_the_same_scores(searcher: str, tmp_path: Path) -> None:
+def test_workers_share_the_plans_and_end_alike(searcher: str, tmp_path: Path) -> None:
     asked = make_task(searcher, evaluations=25)
     alone = run(asked, Judge(), tmp_path / "alone")
     judges = [Judge() for _ in range(3)]

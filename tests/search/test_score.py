@@ -36,7 +36,7 @@ def plan(net: Supernet, *names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_score_does_not_depend_on_earlier_scores(kind: str, net: Supernet, tmp_path: Path) -> None:
+def test_scores_do_not_depend_on_earlier_ones(kind: str, net: Supernet, tmp_path: Path) -> None:
     score = scorer(net, kind, tmp_path)
     state = {name: value.clone() for name, value in net.weights().items()}
     net.train()

@@ -130,7 +130,7 @@ def test_a_heartbeat_keeps_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
     ],
 )
-def test_an_unusable_database_is_a_one_line_error_without_the_password(url: str, shown: str) -> None:
+def test_an_unusable_database_is_an_error_without_the_password(url: str, shown: str) -> None:
     if "psycopg" in url:
         pytest.importorskip("psycopg")
     with pytest.raises(UserError) as refused:

@@ -82,15 +82,15 @@ def test_predictions_are_the_posterior_of_a_gaussian_process() -> None:
     def kernel(a: Genome, b: Genome) -> float:
         same = sum(x == y != 0 for x, y in zip(a, b, strict=True))
         differing = sum(x != y for x, y in zip(a, b, strict=True))
-        alike = process._alike * np.exp(-differing / process._length)
-        return process._linear * same / SITES + alike
+        alike = process.kernel.alike * np.exp(-differing / process.kernel.length)
+        return process.kernel.linear * same / SITES + alike
 
     def matrix(p: list[Genome], q: list[Genome]) -> np.ndarray:
         return np.array([[kernel(a, b) for b in q] for a in p])
 
     logs = np.log(list(known.values()))
     values = (logs - logs.mean()) / logs.std()
-    inverse = np.linalg.inv(matrix(seen, seen) + 1 + process._noise * np.eye(len(seen)))
+    inverse = np.linalg.inv(matrix(seen, seen) + 1 + process.kernel.noise * np.eye(len(seen)))
     across = matrix(new, seen) + 1
     mean, covariance = process.predict(new)
     assert mean == pytest.approx(across @ inverse @ values)

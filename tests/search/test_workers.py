@@ -70,7 +70,7 @@ def together(url: str, log: Path, whole_folder: Path) -> None:
     assert len({e.worker for e in results.values()}) >= 3
 
 
-def test_four_workers_on_sqlite_survive_the_kill_of_one(tmp_path: Path) -> None:
+def test_four_workers_on_sqlite_with_one_killed(tmp_path: Path) -> None:
     together(sqlite(tmp_path), tmp_path / "log", tmp_path / "whole")
 
 
@@ -113,5 +113,5 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_four_workers_on_postgresql_survive_the_kill_of_one(postgresql: str, tmp_path: Path) -> None:
+def test_four_workers_on_postgresql_with_one_killed(postgresql: str, tmp_path: Path) -> None:
     together(postgresql, tmp_path / "log", tmp_path / "whole")

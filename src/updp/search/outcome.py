@@ -1,4 +1,4 @@
-"""What a search ends with: all plans that were scored, their front, and the plan that is taken."""
+"""The result of a search: all plans that were scored, their front, and the chosen plan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
 from updp.candidates import Offers
 from updp.errors import UserError
@@ -18,18 +18,25 @@ from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.searchers import Task
 from updp.search.space import Cost, Genome, Limits, Space
-from updp.search.store import Evaluated
+from updp.search.store import Evaluated, Scores
 
 
-class ScoredPlan(BaseModel):
-    """A plan that was scored: latency in ms for a batch, predicted and, of some, measured.
+class ScoredPlan(BaseModel, extra="forbid", frozen=True):
+    """A plan that was scored.
 
-    `score` is the lower the better; where it is not `complete` it was left half-way and is an
-    estimate. `fitted` is the score after fit and repair, of those plans that were refined. MACs are
-    for an image, memory is in bytes at the peak.
+    Attributes:
+        choices: labels of the pruned sites' candidates.
+        score: lower is better; None if it was infinite.
+        top1: accuracy in percent.
+        complete: whether all images were scored; else score and accuracy are estimates.
+        fitted, fitted_top1: the same after fit and repair, of plans that were refined.
+        latency: predicted ms for a batch.
+        noise: half of the interquartile range of `latency`.
+        measured: ms for a batch, of plans that were timed end to end.
+        macs: for an image.
+        memory: bytes at the peak.
+        blocks: the number of blocks pruned.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     choices: dict[str, str]
     score: float | None
@@ -47,7 +54,7 @@ class ScoredPlan(BaseModel):
 
     @property
     def last_score(self) -> float:
-        """The score after fit and repair where there is one, else that before; infinite: none."""
+        """The score after fit and repair where there is one, else that before; None is infinity."""
         score = self.score if self.fitted is None else self.fitted
         return math.inf if score is None else score
 
@@ -58,9 +65,9 @@ class ScoredPlan(BaseModel):
 
 
 class SearchResult(Record):
-    """All of a search, in the order of scoring; `front` and `chosen` are places in `points`.
+    """All plans of a search in the order of scoring; `front` and `chosen` are indices of `points`.
 
-    `axis` is the unit of cost that the front is drawn over.
+    `axis` is the unit of cost of the front.
     """
 
     FILE: ClassVar[str] = "search/front.json"
@@ -73,34 +80,37 @@ class SearchResult(Record):
     chosen: int
 
     @model_validator(mode="after")
-    def _places_are_there(self) -> SearchResult:
-        if not all(0 <= place < len(self.points) for place in (*self.front, self.chosen)):
+    def _indices_exist(self) -> SearchResult:
+        if not all(0 <= index < len(self.points) for index in (*self.front, self.chosen)):
             raise ValueError("front: no such point")
         return self
 
     @property
     def plan(self) -> ScoredPlan:
-        """The point that is taken."""
+        """The chosen point."""
         return self.points[self.chosen]
 
     def make_plan(self, offers: Offers, budget: str, hashes: Mapping[str, str]) -> Plan:
-        """The chosen point as a plan, with its candidates."""
+        """The chosen point as a `Plan`.
+
+        Args:
+            offers: where the candidates of the choices are looked up.
+            budget: as the user wrote it.
+            hashes: of model, data and recipe.
+        """
         choices = self.plan.choices
         labels = {name: {o.candidate.label: o.candidate for o in offers[name]} for name in choices}
         candidates = {name: labels[name][label].to_json() for name, label in choices.items()}
         return Plan(choices=choices, candidates=candidates, budget=budget, hashes=hashes)
 
 
-Scores = Mapping[Genome, Evaluated]
-
-
 def finalists(known: Scores, refined: Scores, task: Task) -> list[Genome]:
-    """The best plans within the budget, at most as many as are to be timed end to end.
+    """The plans to time end to end: the best within the limits, by score after fit and repair.
 
-    By their score after fit and repair, where some were refined.
+    By the score before, where no plan within the limits was refined.
     """
-    found = within(refined.values(), task, task.limits) or within(known.values(), task, task.limits)
-    return [e.genome for e in found[: task.settings.timed]]
+    best = within(refined.values(), task, task.limits) or within(known.values(), task, task.limits)
+    return [e.genome for e in best[: task.settings.timed]]
 
 
 def choose_plan(
@@ -110,10 +120,17 @@ def choose_plan(
     budget: Budget,
     measured: Mapping[Genome, Latency],
 ) -> SearchResult:
-    """Choose among the best plans: the first that keeps to the budget as measured end to end.
+    """Choose the best finalist that keeps to the budget as measured end to end.
 
-    A latency whose quartiles reach the limit counts as keeping to it. Where none does, the one that
-    comes nearest is taken.
+    A latency whose lower quartile is within the limit keeps to it. Where none does, the fastest
+    plan is chosen.
+
+    Args:
+        known: scores before fit and repair.
+        refined: scores after fit and repair, of some plans or none.
+        task: space, limits and settings.
+        budget: as the user wrote it.
+        measured: latencies of the finalists, with the baseline beside them.
     """
     candidates, space = finalists(known, refined, task), task.space
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
@@ -141,9 +158,15 @@ def choose_plan(
 
 
 def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
-    """Another point of a finished search: the number of a line of its front, or a budget.
+    """Choose another point of a finished search.
 
-    Raises UserError when there is no such point.
+    Args:
+        result: the search.
+        space: its space of plans.
+        text: the number of a line of the front, from 1, or a budget.
+
+    Raises:
+        UserError: there is no such point.
     """
     if text.isdigit():
         if not 1 <= int(text) <= len(result.front):
@@ -172,7 +195,10 @@ def _meets(point: ScoredPlan, limits: Limits) -> bool:
 
 
 def _timing(latency: Latency, space: Space) -> Timing:
-    """By the speed-up over the baseline beside it: the machine may have become slower since."""
+    """Latency in ms, from the speed-up and the baseline's first latency.
+
+    The machine may have become slower since the candidates were timed.
+    """
     s = latency.speedup
     return Timing(median=space.ms / s.median, low=space.ms / s.high, high=space.ms / s.low)
 

@@ -1,12 +1,12 @@
 """The space of plans: what each site may become, and what every plan costs.
 
-A genome says a plan in numbers: for each site 0 (`keep`) or the number of its candidate.
+A genome is a plan in numbers: for each site 0 (`keep`) or the number of its candidate, from 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,11 +15,17 @@ Genome = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate of a site: what it saves of the baseline's cost, and what it needs itself.
+    """A candidate of a site, and what it saves of the baseline's cost.
 
-    `ms` is for a batch, `noise` half of its interquartile range; `macs` for an image; `memory` the
-    bytes of activations alive at the site's worst moment, `parameters` and `bytes` of weights.
-    `blocks` is 1 where depth is taken away, else 0.
+    Attributes:
+        label: unique within the site.
+        ms: milliseconds saved, for a batch.
+        macs: multiply-accumulates saved, for an image.
+        parameters: parameters saved.
+        bytes: bytes of weights saved.
+        memory: bytes of activations alive at the worst moment inside the site.
+        noise: half of the interquartile range of `ms`.
+        blocks: 1 where the candidate reduces depth, else 0.
     """
 
     label: str
@@ -43,7 +49,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a plan: ms and its noise, MACs, parameters, bytes at the peak, sites pruned in depth."""
+    """Cost of a plan: ms and its noise, MACs, parameters, bytes at the peak, pruned blocks."""
 
     latency: float
     noise: float
@@ -55,25 +61,25 @@ class Cost:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan must keep to: amounts by unit at most, and exactly so many blocks in depth."""
+    """What a plan may cost: at most these amounts by unit, and exactly so many pruned blocks."""
 
     amounts: Mapping[str, float] = field(default_factory=dict)
     blocks: int | None = None
 
     def met(self, cost: Cost) -> bool:
-        """Whether a plan of this cost keeps to them (up to rounding)."""
+        """Whether a plan of this cost is within the limits (up to rounding)."""
         return self.blocks in (None, cost.blocks) and all(
             getattr(cost, unit) <= limit * (1 + 1e-9) for unit, limit in self.amounts.items()
         )
 
     def without(self, unit: str) -> Limits:
-        """All but one."""
+        """The limits without that of `unit`."""
         return replace(self, amounts={u: a for u, a in self.amounts.items() if u != unit})
 
 
 @dataclass(frozen=True)
 class Space:
-    """The baseline's cost and every site's choices, in the order of the model.
+    """The sites with their candidates, in the order of the model, and the baseline's cost.
 
     `weights` are bytes of parameters and buffers, `outside` the bytes of activations at the worst
     moment outside of all sites.
@@ -93,21 +99,21 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many plans there are."""
+        """The number of plans."""
         return math.prod(1 + len(site.options) for site in self.sites)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the sites."""
+        """Names of the sites."""
         return tuple(site.name for site in self.sites)
 
     @cached_property
     def baseline(self) -> Cost:
-        """Of the plan that prunes nothing."""
+        """Cost of the plan that prunes nothing."""
         return self.cost(self.keep)
 
     def singles(self) -> list[Genome]:
-        """Every candidate of every site alone."""
+        """The plans that prune one site."""
         return [
             self.changed(self.keep, i, j)
             for i, site in enumerate(self.sites)
@@ -115,23 +121,18 @@ class Space:
         ]
 
     def changed(self, genome: Genome, site: int, choice: int) -> Genome:
-        """The genome with one site's choice changed."""
+        """The genome with the choice of one site changed."""
         return (*genome[:site], choice, *genome[site + 1 :])
 
-    def chosen(self, genome: Genome) -> list[Option]:
-        """The candidates of the pruned sites."""
-        return [s.options[j - 1] for s, j in zip(self.sites, genome, strict=True) if j]
-
     def cost(self, genome: Genome) -> Cost:
-        """The plan's cost: what its candidates save adds up, peaks do not.
+        """Cost of a plan, from its candidates' own.
 
-        Memory is the weights' and the worst of the moments inside each site and outside of all.
+        Savings add up, and their noise adds up in squares. Memory is that of the weights plus the
+        peak of activations: the largest inside of any site and outside of all.
         """
-        options = self.chosen(genome)
-        inside = [
-            s.options[j - 1].memory if j else s.memory
-            for s, j in zip(self.sites, genome, strict=True)
-        ]
+        pairs = list(zip(self.sites, genome, strict=True))
+        options = [site.options[j - 1] for site, j in pairs if j]
+        inside = [site.options[j - 1].memory if j else site.memory for site, j in pairs]
         return Cost(
             self.ms - sum(o.ms for o in options),
             math.sqrt(sum(o.noise**2 for o in options)),
@@ -149,9 +150,7 @@ class Space:
 
     def genome(self, choices: Mapping[str, str]) -> Genome:
         """The inverse of `choices`."""
-        return tuple(_number(site, choices.get(site.name)) for site in self.sites)
-
-
-def _number(site: Choice, label: str | None) -> int:
-    labels: Sequence[str] = [option.label for option in site.options]
-    return 0 if label is None else 1 + labels.index(label)
+        labels = [[None, *(option.label for option in site.options)] for site in self.sites]
+        return tuple(
+            known.index(choices.get(name)) for name, known in zip(self.names, labels, strict=True)
+        )
