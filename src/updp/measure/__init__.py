@@ -4,13 +4,12 @@ from updp.measure.cache import LatencyTable
 from updp.measure.counts import count_macs, count_parameters
 from updp.measure.fingerprint import fingerprint
 from updp.measure.latency import Latency, Timing, compare, compare_modules
-from updp.measure.memory import Memory, SiteMemory, live_at, peak_memory
+from updp.measure.memory import SiteMemory, live_at, peak_memory
 from updp.measure.runtime import runner
 
 __all__ = [
     "Latency",
     "LatencyTable",
-    "Memory",
     "SiteMemory",
     "Timing",
     "compare",

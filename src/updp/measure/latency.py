@@ -49,17 +49,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of a function, compared with the first function of the same measurement.
-
-    Attributes:
-        ms: milliseconds per call.
-        speedup: latency of the first function over this one's, round by round.
-        saved: milliseconds of the first function minus this one's, round by round.
-    """
+    """Latency of a function, compared round by round with the first function measured with it."""
 
     ms: Timing
-    speedup: Timing
-    saved: Timing
+    speedup: Timing  # latency of the first function over this one's
+    saved: Timing  # milliseconds of the first function minus this one's
 
     @property
     def faster(self) -> bool:

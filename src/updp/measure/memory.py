@@ -22,17 +22,11 @@ from updp.blocks.modules import hooks
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of one forward, in bytes.
+    """Memory of one forward, in bytes."""
 
-    Attributes:
-        peak: activations at the worst moment, the inputs included.
-        inputs: the inputs alone.
-        weights: parameters and buffers.
-    """
-
-    peak: int
+    peak: int  # activations at the worst moment, the inputs included
     inputs: int
-    weights: int
+    weights: int  # parameters and buffers
 
     @property
     def own(self) -> int:

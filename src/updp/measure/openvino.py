@@ -68,18 +68,13 @@ def check(precision: str) -> None:
 def request(
     module: nn.Module, inputs: tuple[Any, ...], *, precision: str
 ) -> Callable[[], list[Any]]:
-    """Compile a module with OpenVINO, for as many threads as PyTorch uses.
+    """Return a function that runs the module on `inputs`, with as many threads as PyTorch uses.
 
-    Args:
-        module: in float32, as are its inputs and outputs.
-        inputs: the module's arguments, on the CPU.
-        precision: what OpenVINO computes in.
+    The module, its inputs and the NumPy arrays that the function returns are float32; OpenVINO
+    computes in `precision`. The function's next call overwrites its arrays.
 
-    Returns:
-        A function that runs the module and returns NumPy arrays, which its next call overwrites.
-
-    Raises:
-        UserError: an input is not on the CPU. Errors of the exporter and of OpenVINO pass through.
+    Raises UserError for an input that is not on the CPU. Errors of the exporter and of OpenVINO
+    pass through.
     """
     openvino = import_openvino()
     properties = openvino.properties

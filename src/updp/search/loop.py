@@ -26,24 +26,23 @@ Show = Callable[[Evaluated, Evaluated | None], None]
 _POLL = 0.05  # seconds between looks at the scores of other workers
 
 
+def _hide(plan: Evaluated, best: Evaluated | None) -> None: ...
+
+
 def search(
-    task: Task,
-    judge: Judge,
-    store: Store,
-    progress: Progress,
-    show: Show = lambda plan, best: None,
+    task: Task, judge: Judge, store: Store, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
-    """Score plans by the searcher and for the number of evaluations in `task.settings`.
+    """Score plans by the searcher, and as many, as `task.settings` say.
 
     Args:
-        task: space, limits and settings.
+        task: what is searched for.
         judge: scores a plan, given its choices by site.
         store: where scores are kept and shared with other workers.
-        progress: told of the plans that are scored from now on.
-        show: told of each plan in its turn, those scored before a kill included.
+        progress: told of each plan that is scored from now on.
+        show: told of each plan, those that were scored before a kill included.
 
     Returns:
-        All plans that were scored, in the order of the search.
+        All scored plans, in the order of the search.
     """
     searcher = SEARCHERS[task.settings.searcher](task)
     headings = "search: each candidate alone", "search"
@@ -51,17 +50,12 @@ def search(
 
 
 def refine(
-    task: Task,
-    known: Scores,
-    judge: Judge,
-    store: Store,
-    progress: Progress,
-    show: Show = lambda plan, best: None,
+    task: Task, known: Scores, judge: Judge, store: Store, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
-    """Score plans after fit and repair, beginning from the scores `known` of a search.
+    """Score plans after fit and repair, beginning from the scores `known` of `search`.
 
-    `judge` scores after fit and repair. `store` is another one than the search's, because a plan
-    has a score of each kind. Otherwise as `search`.
+    `judge` is a scorer of that kind; `store` is not that of the search, because a plan has a score
+    of each kind.
     """
     searcher = Refined(task, {g: e.score.score for g, e in known.items()})
     headings = "search: candidates fitted and repaired", "search: plans fitted and repaired"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, model_validator
@@ -22,31 +23,17 @@ from updp.search.store import Evaluated, Scores
 
 
 class ScoredPlan(BaseModel, extra="forbid", frozen=True):
-    """A plan that was scored.
-
-    Attributes:
-        choices: labels of the pruned sites' candidates.
-        score: lower is better; None if it was infinite.
-        top1: accuracy in percent.
-        complete: whether all images were scored; else score and accuracy are estimates.
-        fitted, fitted_top1: the same after fit and repair, of plans that were refined.
-        latency: predicted ms for a batch.
-        noise: half of the interquartile range of `latency`.
-        measured: ms for a batch, of plans that were timed end to end.
-        macs: for an image.
-        memory: bytes at the peak.
-        blocks: the number of blocks pruned.
-    """
+    """A plan that was scored, with its cost: see `Score` and `Cost`."""
 
     choices: dict[str, str]
-    score: float | None
+    score: float | None  # None if it was infinite
     top1: float | None
     complete: bool
-    fitted: float | None = None
+    fitted: float | None = None  # score after fit and repair, of plans that were refined
     fitted_top1: float | None = None
-    latency: float
+    latency: float  # predicted
     noise: float
-    measured: Timing | None = None
+    measured: Timing | None = None  # ms for a batch, of plans that were timed end to end
     macs: float
     parameters: float
     memory: float
@@ -91,13 +78,7 @@ class SearchResult(Record):
         return self.points[self.chosen]
 
     def make_plan(self, offers: Offers, budget: str, hashes: Mapping[str, str]) -> Plan:
-        """The chosen point as a `Plan`.
-
-        Args:
-            offers: where the candidates of the choices are looked up.
-            budget: as the user wrote it.
-            hashes: of model, data and recipe.
-        """
+        """The chosen point as a `Plan`, with the candidates that `offers` have of its labels."""
         choices = self.plan.choices
         labels = {name: {o.candidate.label: o.candidate for o in offers[name]} for name in choices}
         candidates = {name: labels[name][label].to_json() for name, label in choices.items()}
@@ -114,11 +95,7 @@ def finalists(known: Scores, refined: Scores, task: Task) -> list[Genome]:
 
 
 def choose_plan(
-    known: Scores,
-    refined: Scores,
-    task: Task,
-    budget: Budget,
-    measured: Mapping[Genome, Latency],
+    known: Scores, refined: Scores, task: Task, budget: Budget, measured: Mapping[Genome, Latency]
 ) -> SearchResult:
     """Choose the best finalist that keeps to the budget as measured end to end.
 
@@ -128,9 +105,9 @@ def choose_plan(
     Args:
         known: scores before fit and repair.
         refined: scores after fit and repair, of some plans or none.
-        task: space, limits and settings.
-        budget: as the user wrote it.
-        measured: latencies of the finalists, with the baseline beside them.
+        task: what was searched for.
+        budget: as the user wrote it, for the record.
+        measured: latencies of the finalists, compared with the baseline.
     """
     candidates, space = finalists(known, refined, task), task.space
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
@@ -158,15 +135,9 @@ def choose_plan(
 
 
 def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
-    """Choose another point of a finished search.
+    """Choose another point of a search, by the number of a line of its front or by a budget.
 
-    Args:
-        result: the search.
-        space: its space of plans.
-        text: the number of a line of the front, from 1, or a budget.
-
-    Raises:
-        UserError: there is no such point.
+    Raises UserError when there is no such point.
     """
     if text.isdigit():
         if not 1 <= int(text) <= len(result.front):
@@ -188,10 +159,9 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
 
 
 def _meets(point: ScoredPlan, limits: Limits) -> bool:
-    cost = {name: getattr(point, name) for name in Cost.__dataclass_fields__}
-    if point.measured is not None:
-        cost["latency"] = point.measured.low
-    return limits.met(Cost(**cost))
+    cost = Cost(**{name: getattr(point, name) for name in Cost.__dataclass_fields__})
+    measured = point.measured
+    return limits.met(cost if measured is None else replace(cost, latency=measured.low))
 
 
 def _timing(latency: Latency, space: Space) -> Timing:

@@ -71,6 +71,7 @@ class PrefixCache:
             self._known.move_to_end(self._start)
         yield
         self._known.update(self._new)
+        self._new = {}
         total = sum(entrance.bytes for entrance in self._known.values())
         while total > self.bound:
             total -= self._known.popitem(last=False)[1].bytes

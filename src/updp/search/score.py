@@ -26,19 +26,12 @@ def never(bound: float) -> bool:
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a plan.
+    """The score of a plan."""
 
-    Attributes:
-        score: mean loss; lower is better, 0 is best.
-        top1: accuracy in percent of the images that have a label.
-        images: the number of images scored.
-        complete: whether these are all images; else score and accuracy are estimates.
-    """
-
-    score: float
-    top1: float
-    images: int
-    complete: bool = True
+    score: float  # mean loss; lower is better, 0 is best
+    top1: float  # accuracy in percent, of the images that have a label
+    images: int  # that were scored
+    complete: bool = True  # whether these are all; else score and accuracy are estimates
 
 
 class HeldOut:
@@ -50,12 +43,10 @@ class HeldOut:
         """Run the baseline on the held-out images.
 
         Args:
-            baseline: the model that is pruned.
-            feed: the data.
-            kind: the loss, never negative. `accuracy`: wrong answers in percent; `loss`:
-                cross-entropy; `divergence`: KL divergence from the baseline's logits.
-            blended: with `divergence`, add as many means of two images. On images that the
-                baseline was trained on it is so certain that they hardly tell plans apart.
+            kind: the loss, never negative: `accuracy` (wrong answers in percent), `loss`
+                (cross-entropy) or `divergence` (KL divergence from the baseline's logits).
+            blended: with `divergence`, add as many means of two images. Of images that it was
+                trained on the baseline is so certain that they hardly tell plans apart.
         """
         self.kind = kind
         held_out = list(feed.held_out())
@@ -82,9 +73,7 @@ class HeldOut:
         second order, the KL divergence that a disturbance of logits causes is its variance under
         the baseline's probabilities.
 
-        Args:
-            run: the network; from a chunk's number and images (n, C, H, W) to logits (n, classes).
-            hopeless: whether a score that cannot fall below a bound is useless.
+        `run` is the network: from a chunk's number and images (n, C, H, W) to logits (n, classes).
         """
         loss, right, labelled, seen = 0.0, 0, 0, 0
         for number, (images, labels, reference) in enumerate(self.chunks):

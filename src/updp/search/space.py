@@ -15,27 +15,16 @@ Genome = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate of a site, and what it saves of the baseline's cost.
-
-    Attributes:
-        label: unique within the site.
-        ms: milliseconds saved, for a batch.
-        macs: multiply-accumulates saved, for an image.
-        parameters: parameters saved.
-        bytes: bytes of weights saved.
-        memory: bytes of activations alive at the worst moment inside the site.
-        noise: half of the interquartile range of `ms`.
-        blocks: 1 where the candidate reduces depth, else 0.
-    """
+    """A candidate of a site, and what it saves of the baseline's cost."""
 
     label: str
-    ms: float
-    macs: int
-    parameters: int = 0
-    bytes: int = 0
-    memory: int = 0
-    noise: float = 0.0
-    blocks: int = 1
+    ms: float  # saved, for a batch
+    macs: int  # saved, for an image
+    parameters: int = 0  # saved
+    bytes: int = 0  # of weights, saved
+    memory: int = 0  # bytes of activations alive at the worst moment inside the site
+    noise: float = 0.0  # half of the interquartile range of `ms`
+    blocks: int = 1  # 1 where the candidate reduces depth, else 0
 
 
 @dataclass(frozen=True)
@@ -49,14 +38,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a plan: ms and its noise, MACs, parameters, bytes at the peak, pruned blocks."""
+    """Cost of a plan."""
 
-    latency: float
-    noise: float
-    macs: float
+    latency: float  # ms for a batch
+    noise: float  # half of the interquartile range of `latency`
+    macs: float  # for an image
     parameters: float
-    memory: float
-    blocks: int
+    memory: float  # bytes at the peak
+    blocks: int  # pruned
 
 
 @dataclass(frozen=True)
@@ -79,18 +68,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Space:
-    """The sites with their candidates, in the order of the model, and the baseline's cost.
-
-    `weights` are bytes of parameters and buffers, `outside` the bytes of activations at the worst
-    moment outside of all sites.
-    """
+    """The sites with their candidates, in the order of the model, and the baseline's cost."""
 
     sites: tuple[Choice, ...]
     ms: float
     macs: float
     parameters: float = 0
-    weights: float = 0
-    outside: float = 0
+    weights: float = 0  # bytes of parameters and buffers
+    outside: float = 0  # bytes of activations at the worst moment outside of all sites
 
     @property
     def keep(self) -> Genome:

@@ -35,9 +35,7 @@ _plans = sql.Table(
     sql.Column("genome", sql.String(2048), primary_key=True),
     sql.Column("worker", sql.String(128), nullable=False),
     sql.Column("beat", sql.Float, nullable=False),  # seconds, database's clock
-    sql.Column(
-        "finished", sql.Integer, index=True
-    ),  # number in the order of finishing; null: claimed
+    sql.Column("finished", sql.Integer, index=True),  # number in order of finishing, or null
     sql.Column("score", sql.Float),
     sql.Column("top1", sql.Float),
     sql.Column("images", sql.Integer),
@@ -70,6 +68,7 @@ class Store:
         host, unique = socket.gethostname(), uuid.uuid4().hex[:8]
         self.worker = f"{host}/{os.getpid()}/{_started(os.getpid())}/{unique}"
         try:
+            # Seconds that SQLite waits for another process that writes; its default is 5.
             options = {"timeout": 60} if url.startswith("sqlite") else {}
             self._engine = sql.create_engine(url, connect_args=options, pool_pre_ping=True)
             _create(self._engine)
@@ -101,16 +100,14 @@ class Store:
         )
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return {
-            (g := _genome(row.genome)): Evaluated(
-                g,
+        found = {}
+        for row in rows:
+            genome, score = (
+                _genome(row.genome),
                 Score(row.score, row.top1, row.images, row.complete),
-                row.finished,
-                row.seconds,
-                row.worker,
             )
-            for row in rows
-        }
+            found[genome] = Evaluated(genome, score, row.finished, row.seconds, row.worker)
+        return found
 
     def claim(self, genome: Genome) -> bool:
         """Claim the plan for this worker, unless it is scored or a live worker has claimed it."""

@@ -36,19 +36,12 @@ class _Encoded(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """Covariance of log scores: a constant, a linear and an exponential kernel.
+    """Covariance of log scores: the sum of a constant, a linear and an exponential kernel."""
 
-    Attributes:
-        linear: variance of the linear kernel.
-        alike: variance of the exponential kernel.
-        length: length scale of the exponential kernel, in sites.
-        noise: variance of the observations.
-    """
-
-    linear: float
-    alike: float
-    length: float
-    noise: float
+    linear: float  # variance of the linear kernel
+    alike: float  # variance of the exponential kernel
+    length: float  # length scale of the exponential kernel, in sites
+    noise: float  # variance of observations
 
     def __call__(self, a: _Encoded, b: _Encoded) -> Array:
         """Covariance (n, m) of n plans with m others."""
@@ -151,6 +144,7 @@ class Bayes(Searcher):
         """The best plan of each of some functions drawn from the process; then all plans."""
         mean, covariance = process.predict(plans)
         generator = np.random.default_rng(mix(self.task.seed, 50, number))
+        # Rounding may leave the covariance without a Cholesky factor.
         factor = cholesky(covariance + 1e-6 * np.eye(len(plans)), lower=True)
         for _ in range(2 * self.task.settings.population):
             drawn = mean + factor @ generator.standard_normal(len(plans))

@@ -70,7 +70,7 @@ class Genetic(Searcher):
         for genome in first:
             self._study.enqueue_trial(dict(zip(task.space.names, genome, strict=True)))
         for _ in range(count):
-            seed = mix(task.seed, 20, self._asked) % 2**32
+            seed = mix(task.seed, 20, self._asked) % 2**32  # NumPy takes 32 bits
             self._study.sampler = NSGAIISampler(population_size=count, seed=seed)
             trial = self._study.ask()
             genes = tuple(
