@@ -59,14 +59,12 @@ def reuse(network: str, evaluations: int, folder: Path) -> dict[str, Any]:
     complete = [e for e in found.values() if e.score.complete]
     assert all(e.score == expected[e.genome].score for e in complete)
     assert ends(found) == ends(expected)
-    replay = scorer.replay
     return {
         "plans": len(expected),
         "per_second_plain": len(expected) / before,
         "per_second_reuse": len(expected) / seconds,
         "ratio": before / seconds,
         "left_half_way": len(expected) - len(complete),
-        "calls_shared": replay.shared / (replay.shared + replay.computed),
     }
 
 

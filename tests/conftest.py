@@ -8,7 +8,6 @@ import torch
 
 from tests import tiny
 from updp import Recipe
-from updp.measure import use_clock
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +39,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def fixed_clock(one_thread: None) -> Iterator[None]:
     """What a site is offered does not depend on the machine."""
-    with use_clock(tiny.fixed_times):
+    with tiny.use_clock(tiny.fixed_times):
         yield
 
 

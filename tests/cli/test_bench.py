@@ -16,7 +16,7 @@ from tests import tiny
 from tests.extras import needs
 from updp.deploy.bench import Bench
 from updp.io.files import read_json, write_json
-from updp.measure import Latency, Timing, use_clock
+from updp.measure import Latency, Timing
 from updp.models import load_model
 
 EAGER = ("--runtime", "eager", "--rounds", "3")
@@ -136,7 +136,7 @@ def test_ctrl_c_leaves_the_rows_so_far(run: Path) -> None:
             raise KeyboardInterrupt
         return tiny.fixed_times(functions, *round)
 
-    with use_clock(clock):
+    with tiny.use_clock(clock):
         outcome = tiny.updp("bench", run, *EAGER, "--batch", "1,2,3", "--threads", "2")
     assert outcome.code == 130
     assert "updp: stopped after 1 of 3 rows" in outcome.err

@@ -31,7 +31,7 @@ def opened(**settings: Any) -> LatencyTable:
     return LatencyTable.open(CPU, MeasureSettings.model_validate(settings))
 
 
-def test_what_was_put_is_there_for_the_next(folder: Path) -> None:
+def test_an_entry_is_there_for_the_next_table(folder: Path) -> None:
     table = opened()
     assert table.get("a") is None
     assert not folder.exists()  # nothing is written before there is something to keep
@@ -60,12 +60,12 @@ def test_one_file_for_each_way_of_measuring(
     assert opened().get("a") == "another device"
 
 
-def test_neither_batch_size_nor_rounds_is_in_the_name(folder: Path) -> None:
+def test_batch_size_and_rounds_share_one_file(folder: Path) -> None:
     opened(batch_size=4, rounds=5).put("a", 1)
     assert opened().get("a") == 1
 
 
-def test_the_name_can_be_read(folder: Path, one_thread: None) -> None:
+def test_the_file_name_says_how_latencies_were_measured(folder: Path, one_thread: None) -> None:
     opened(precision="bfloat16").put("a", 1)
     (file,) = folder.glob("*.json")
     assert f"-1-{torch.__version__}".split("+")[0] in file.name
@@ -73,7 +73,7 @@ def test_the_name_can_be_read(folder: Path, one_thread: None) -> None:
     assert json.loads(file.read_text())["about"]["device"] == device_name(CPU)
 
 
-def test_in_memory_where_the_recipe_says_so(folder: Path) -> None:
+def test_without_cache_the_table_is_in_memory_only(folder: Path) -> None:
     table = opened(cache=False)
     table.put("a", 1)
     assert table.get("a") == 1
@@ -129,13 +129,15 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
     assert table.get("a") == 1
 
 
-def test_the_folder_is_the_users_own_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UPDP_CACHE")
     monkeypatch.setattr("updp.measure.cache.user_cache_dir", lambda name: f"/somewhere/{name}")
     assert cache_folder() == Path("/somewhere/updp")
 
 
-def test_a_device_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_names_come_from_the_cpu_or_the_platform(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert device_name(CPU)
     assert device_name(torch.device("mps")).endswith(" mps")
     monkeypatch.setattr(
@@ -146,7 +148,7 @@ def test_a_device_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_name(CPU) == (platform.processor() or platform.machine())
 
 
-def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_table_names_the_missing_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"measure\.runtime=onnxruntime needs onnxruntime"):
         opened(runtime="onnxruntime")

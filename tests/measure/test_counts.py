@@ -28,7 +28,7 @@ def test_macs_by_hand(module: nn.Module, shape: tuple[int, ...], macs: int) -> N
     assert count_macs(module, torch.randn(shape)) == macs
 
 
-def test_counting_leaves_nothing_behind() -> None:
+def test_counting_leaves_no_gradients() -> None:
     module = nn.Linear(3, 3)
     count_macs(module, torch.randn(1, 3))
     assert module.weight.grad is None

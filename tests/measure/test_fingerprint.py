@@ -39,14 +39,14 @@ def chain(activation: nn.Module, stride: int = 1) -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 4, 3, stride, 1), activation).eval()
 
 
-def test_names_weights_and_objects_do_not_count() -> None:
+def test_fingerprints_ignore_names_weights_and_objects() -> None:
     named = OrderedDict(conv=nn.Conv2d(4, 4, 3, 1, 1), act=nn.ReLU())
     first = fingerprint(chain(nn.ReLU()), IMAGE)
     assert first == fingerprint(nn.Sequential(named).eval(), torch.zeros(2, 4, 6, 6))
     assert len(first) == 64
 
 
-def test_all_that_decides_the_time_counts() -> None:
+def test_fingerprints_differ_by_all_that_decides_latency() -> None:
     tokens = torch.randn(2, 5, 12)
     last = IMAGE.contiguous(memory_format=torch.channels_last)
     found = [

@@ -45,7 +45,7 @@ class Map(NamedTuple):
 
 
 @given(sizes, sizes, sizes, sizes, sizes, sizes)
-def test_convolutions_and_activations(n: int, h: int, w: int, a: int, b: int, c: int) -> None:
+def test_activations_count_until_freed(n: int, h: int, w: int, a: int, b: int, c: int) -> None:
     of, x = Map(n, h, w), torch.randn(n, a, h, w)
     first, last = nn.Conv2d(a, b, 3, padding=1), nn.Conv2d(b, c, 1, bias=False)
     weights = 4 * (9 * a * b + b + b * c)
@@ -60,7 +60,9 @@ def test_convolutions_and_activations(n: int, h: int, w: int, a: int, b: int, c:
 
 
 @given(sizes, sizes, sizes, sizes, sizes)
-def test_adds_and_concatenations(n: int, h: int, w: int, a: int, b: int) -> None:
+def test_adds_and_concatenations_count_their_operands(
+    n: int, h: int, w: int, a: int, b: int
+) -> None:
     of, x = Map(n, h, w), torch.randn(n, a, h, w)
     same, other = nn.Conv2d(a, a, 1), nn.Conv2d(a, b, 1)
     assert peak(lambda x: x + same(x), x) == 3 * of(a)
@@ -71,7 +73,7 @@ def test_adds_and_concatenations(n: int, h: int, w: int, a: int, b: int) -> None
 
 
 @given(sizes, sizes, sizes, sizes)
-def test_views_share_a_storage(n: int, h: int, w: int, a: int) -> None:
+def test_views_share_the_storage_of_their_base(n: int, h: int, w: int, a: int) -> None:
     of, x = Map(n, h, w), torch.randn(n, a, h, w)
     one = of(a)
     assert peak(lambda x: x.flatten(1).unsqueeze(0).transpose(0, 1)[:, :, :1], x) == one
@@ -81,7 +83,7 @@ def test_views_share_a_storage(n: int, h: int, w: int, a: int) -> None:
     assert peak(lambda x: x.neg().view(-1).neg().view(x.shape).neg(), x) == 3 * one
 
 
-def test_what_is_freed_is_free_again() -> None:
+def test_freed_activations_no_longer_count() -> None:
     x = torch.randn(100)
 
     def freed(x: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def test_what_is_freed_is_free_again() -> None:
     assert peak(lambda x: [x.neg() for _ in range(5)], x) == 2400
 
 
-def test_types_have_their_own_sizes() -> None:
+def test_bytes_follow_the_dtype() -> None:
     x = torch.randn(100)
     assert peak(lambda x: x.double(), x) == 400 + 800
     assert peak(lambda x: x > 0, x) == 400 + 100
@@ -102,14 +104,14 @@ def test_types_have_their_own_sizes() -> None:
     assert peak_memory(nn.BatchNorm2d(3).eval(), torch.ones(1, 3, 1, 1)).weights == 4 * 3 * 4 + 8
 
 
-def test_what_composite_operators_are_made_of_counts() -> None:
+def test_composite_operators_count_by_their_parts() -> None:
     x = torch.randn(2, 3, 5, 5)
     conv = nn.Conv2d(3, 4, 2, padding="same", bias=False)  # pads one side first
     with warnings.catch_warnings(action="ignore"):  # which torch says too
         assert peak(conv, x) == 4 * 2 * (3 * 25 + 3 * 36 + 4 * 25)
 
 
-def test_attention() -> None:
+def test_attention_counts_its_score_matrix() -> None:
     def attend(x: Tensor) -> Tensor:  # (n, length, 3 * width)
         q, k, v = x.chunk(3, -1)
         return F.softmax(q @ k.transpose(-1, -2), -1) @ v
@@ -120,7 +122,7 @@ def test_attention() -> None:
         assert peak(attend, x) == x.nbytes + max(2 * scores, scores + values)
 
 
-def test_constants_and_shared_weights() -> None:
+def test_constants_are_no_activations_and_shared_weights_count_once() -> None:
     constant, one = torch.randn(100), nn.Linear(10, 10, bias=False)
     assert peak(lambda x: x + constant.view(10, 10), torch.randn(10, 10)) == 800
     assert peak_memory(nn.Sequential(one, one).eval(), torch.randn(1, 10)).weights == 400
@@ -138,7 +140,7 @@ def test_inputs_are_copied_and_nothing_is_left_behind() -> None:
     assert peak_memory(Function(lambda *_: None).eval(), *inputs).inputs == 4 * (4 + 6)
 
 
-def test_a_module_in_training_is_our_mistake() -> None:
+def test_a_module_in_training_mode_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError, match="training mode"):
         peak_memory(nn.Identity(), torch.ones(1))
 
@@ -184,7 +186,7 @@ def blocks(draw: st.DrawFn, channels: int) -> list[nn.Module]:
 
 
 @given(st.data(), st.integers(1, 3), st.sampled_from([1, 8, 64]))
-def test_the_peak_of_a_model_with_replaced_parts_is_known(
+def test_the_peak_with_replaced_parts_follows_from_the_parts(
     data: st.DataObject, channels: int, head: int
 ) -> None:
     present, others = data.draw(blocks(channels)), data.draw(blocks(channels))
@@ -195,13 +197,14 @@ def test_the_peak_of_a_model_with_replaced_parts_is_known(
         replacement = others["abc".index(name)].eval()
         own = peak_memory(replacement, torch.randn(2, channels, 3, 3)).own
         stays = data.draw(st.booleans())
-        outside = max(outside, sites[name].entry + (sites[name].own if stays else own))
+        added = sites[name].peak - sites[name].entry
+        outside = max(outside, sites[name].entry + (added if stays else own))
         if not stays:
             setattr(model, name, replacement)
     assert peak_memory(model, x).peak == outside
 
 
-def test_memory_at_each_part() -> None:
+def test_memory_of_each_part_by_hand() -> None:
     one = 4 * 2 * 3 * 3 * 3  # bytes of a feature map
     present = [Wide(3, 4, residual=True, in_place=False) for _ in range(3)]
     model = Net(present, 3, 1).eval()
@@ -212,12 +215,12 @@ def test_memory_at_each_part() -> None:
     assert sites["a"] == SiteMemory(given_ + one, given_ + one + 8 * one)
     # Called again, b has the stem's output, its own and its new one beside it.
     assert sites["b"] == SiteMemory(given_ + 2 * one, given_ + 2 * one + 8 * one)
-    assert sites["head"].own == 4 * 2 * 3 * 3
+    assert sites["head"].peak - sites["head"].entry == 4 * 2 * 3 * 3
     # c stays outside: the stem's output, the first one of b and c's input are there.
     assert outside == given_ + 3 * one + 8 * one
 
 
-def test_parts_within_parts_and_parts_that_are_not_called() -> None:
+def test_nested_parts_count_and_uncalled_parts_are_left_out() -> None:
     inner = nn.Sequential(nn.ReLU(), nn.ReLU())
     model = nn.Sequential(inner, nn.ReLU()).eval()
     parts = {"inner": inner, "first": inner[0], "unused": nn.ReLU()}
@@ -227,7 +230,7 @@ def test_parts_within_parts_and_parts_that_are_not_called() -> None:
     assert live_at(model, {"": model}, torch.randn(100)) == (800, {"": SiteMemory(400, 1200)})
 
 
-def test_the_same_without_data() -> None:
+def test_meta_tensors_give_the_same_figures() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Flatten(), nn.Linear(392, 5)).eval()
     x = torch.randn(2, 3, 9, 9)
     assert peak_memory(model, x) == peak_memory(model.to("meta"), x.to("meta"))

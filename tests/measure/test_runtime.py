@@ -103,7 +103,7 @@ def check(module: nn.Module, inputs: tuple[Any, ...], settings: MeasureSettings)
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_eager(layout: Any, precision: Any) -> None:
+def test_eager_computes_the_same(layout: Any, precision: Any) -> None:
     for module, inputs in cases():
         check(module, inputs, MeasureSettings(layout=layout, precision=precision))
 
@@ -112,7 +112,7 @@ def test_eager(layout: Any, precision: Any) -> None:
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler here")
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_compile(layout: Any, precision: Any) -> None:
+def test_compile_computes_the_same(layout: Any, precision: Any) -> None:
     for module, inputs in cases():
         check(
             module, inputs, MeasureSettings(runtime="compile", layout=layout, precision=precision)
@@ -121,13 +121,13 @@ def test_compile(layout: Any, precision: Any) -> None:
 
 @needs("onnx")
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_onnxruntime(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_onnxruntime_computes_the_same(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
     for module, inputs in cases():
         check(module, inputs, MeasureSettings(runtime="onnxruntime", precision=precision))
     assert capfd.readouterr() == ("", "")
 
 
-def test_openvino(capfd: pytest.CaptureFixture[str]) -> None:
+def test_openvino_computes_the_same(capfd: pytest.CaptureFixture[str]) -> None:
     openvino = pytest.importorskip("openvino")
     for module, inputs in cases():
         check(module, inputs, MeasureSettings(runtime="openvino"))
@@ -164,7 +164,7 @@ def test_openvino_takes_as_many_threads_as_pytorch(
         assert given.pop()["INFERENCE_NUM_THREADS"] == threads
 
 
-def test_convolutions_are_laid_out() -> None:
+def test_channels_last_lays_out_input_and_weight() -> None:
     seen: list[tuple[bool, bool]] = []
 
     class Spy(nn.Conv2d):
@@ -285,7 +285,7 @@ IMAGE = torch.randn(2, 3, 5, 5)
         ),
     ],
 )
-def test_what_does_not_run_is_one_line(
+def test_a_module_that_does_not_run_is_a_one_line_error(
     module: nn.Module,
     inputs: tuple[Any, ...],
     settings: dict[str, Any],

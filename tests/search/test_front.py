@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from tests.search.spaces import plans, spaces, task
 from updp.search import Evaluated, Limits, Score, Space, pareto, within
-from updp.search.front import certainly_dominated, cost
+from updp.search.front import certainly_dominated
 
 
 @st.composite
@@ -25,24 +25,24 @@ def scored(draw: st.DrawFn) -> tuple[Space, dict]:
 
 
 @given(scored())
-def test_the_front_is_what_nothing_beats(about: tuple[Space, dict]) -> None:
+def test_the_front_holds_the_plans_that_nothing_beats(about: tuple[Space, dict]) -> None:
     space, known = about
     asked = task(space, Limits({"macs": 200.0}))
     front = pareto(known.values(), asked)
 
     def beats(one: Evaluated, other: Evaluated) -> bool:
-        a = cost(asked, one.genome), one.score.score
-        b = cost(asked, other.genome), other.score.score
+        a = asked.cost(one.genome), one.score.score
+        b = asked.cost(other.genome), other.score.score
         return a[0] <= b[0] and a[1] <= b[1] and a != b
 
     complete = [e for e in known.values() if e.score.complete]
     best = [e for e in complete if not any(beats(o, e) for o in complete)]
-    values = {(cost(asked, e.genome), e.score.score) for e in best}
-    assert [(cost(asked, e.genome), e.score.score) for e in front] == sorted(values, reverse=True)
+    values = {(asked.cost(e.genome), e.score.score) for e in best}
+    assert [(asked.cost(e.genome), e.score.score) for e in front] == sorted(values, reverse=True)
 
 
 @given(scored(), st.integers(0, 8), st.data())
-def test_what_is_certainly_dominated_changes_neither_front_nor_choice(
+def test_a_certainly_dominated_plan_changes_neither_front_nor_choice(
     about: tuple[Space, dict], score: int, data: st.DataObject
 ) -> None:
     space, known = about
@@ -58,7 +58,7 @@ def test_what_is_certainly_dominated_changes_neither_front_nor_choice(
 
 
 @given(scored(), st.integers(1, 3))
-def test_the_best_within_limits(about: tuple[Space, dict], blocks: int) -> None:
+def test_plans_within_limits_come_best_first(about: tuple[Space, dict], blocks: int) -> None:
     space, known = about
     limits = Limits({}, blocks)
     found = within(known.values(), task(space, limits), limits)

@@ -22,13 +22,13 @@ def limits(draw: st.DrawFn, space: Space) -> Limits:
 
 @settings(deadline=None)
 @given(spaces(), st.data())
-def test_the_best_plan_is_the_best_of_all(space: Space, data: st.DataObject) -> None:
+def test_the_best_plan_is_optimal(space: Space, data: st.DataObject) -> None:
     asked = data.draw(limits(space))
     program = IntegerProgram(space)
     weights = [float(data.draw(st.integers(-20, 50))) for _ in program.options]
 
     def total(genome: tuple[int, ...]) -> float:
-        starts = program.places[:-1]
+        starts = program.starts[:-1]
         return sum(weights[s + j - 1] for s, j in zip(starts, genome, strict=True) if j)
 
     within = [g for g in plans(space) if asked.met(space.cost(g))]
@@ -43,7 +43,7 @@ def test_the_best_plan_is_the_best_of_all(space: Space, data: st.DataObject) -> 
 
 @settings(deadline=None)
 @given(spaces(), st.sampled_from(UNITS), st.data())
-def test_the_least_of_a_unit(space: Space, unit: str, data: st.DataObject) -> None:
+def test_the_least_cost_in_a_unit_is_optimal(space: Space, unit: str, data: st.DataObject) -> None:
     asked = data.draw(limits(space))
     costs = [space.cost(g) for g in plans(space)]
     within = [getattr(cost, unit) for cost in costs if asked.met(cost)]
@@ -52,7 +52,7 @@ def test_the_least_of_a_unit(space: Space, unit: str, data: st.DataObject) -> No
 
 @settings(deadline=None)
 @given(spaces(), st.data())
-def test_the_nearest_plan(space: Space, data: st.DataObject) -> None:
+def test_the_nearest_plan_differs_at_fewest_sites(space: Space, data: st.DataObject) -> None:
     asked = data.draw(limits(space))
     genome = data.draw(st.sampled_from(plans(space)))
     program = IntegerProgram(space)
@@ -71,7 +71,7 @@ def test_the_nearest_plan(space: Space, data: st.DataObject) -> None:
 
 
 @given(spaces(), st.data())
-def test_limits_of_many_plans_at_once(space: Space, data: st.DataObject) -> None:
+def test_limits_hold_for_many_plans_at_once(space: Space, data: st.DataObject) -> None:
     asked = data.draw(limits(space))
     every = plans(space)
     found = IntegerProgram(space).met(np.array(every), asked)

@@ -3,11 +3,12 @@ from dataclasses import replace
 
 import pytest
 
+from tests.search.spaces import task
 from updp import UserError
 from updp.recipe.budget import Budget
 from updp.search import Choice, Limits, Option, Space, limits_of
 from updp.search.integer_program import IntegerProgram
-from updp.search.limits import amount, axis_of
+from updp.search.limits import amount
 
 # What saves time has many MACs, and the other way round.
 SPACE = Space(
@@ -31,7 +32,7 @@ SPACE = Space(
         ("macs=600,latency=9ms", Limits({"latency": 9.0, "macs": 600})),
     ],
 )
-def test_a_budget_in_reach(budget: str, limits: Limits) -> None:
+def test_a_reachable_budget_becomes_limits(budget: str, limits: Limits) -> None:
     assert limits_of(Budget.parse(budget.replace("macs=600", "macs=0.6K")), SPACE) == limits
 
 
@@ -62,13 +63,13 @@ def test_a_budget_in_reach(budget: str, limits: Limits) -> None:
         ),
     ],
 )
-def test_out_of_reach_says_what_is_in_reach(budget: str, said: str) -> None:
+def test_an_unreachable_budget_says_what_is_reachable(budget: str, said: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(said)}"):
         limits_of(Budget.parse(budget), SPACE)
 
 
 @pytest.mark.parametrize("unit", ["latency", "macs"])
-def test_what_the_message_names_is_in_reach(unit: str) -> None:
+def test_the_value_that_the_message_names_is_reachable(unit: str) -> None:
     sites = (Choice("a", (Option("x", 1.0, 1),)), Choice("b", (Option("y", 0.7, 2),)))
     odd = Space(sites, 3.0, 7)
     with pytest.raises(UserError) as refused:
@@ -78,9 +79,9 @@ def test_what_the_message_names_is_in_reach(unit: str) -> None:
     limits_of(Budget.parse(nearest.group(0)), odd)
 
 
-def test_fronts_are_over_what_is_limited_or_what_does_not_vary() -> None:
-    assert axis_of(Limits({}, 3)) == "macs"
-    assert axis_of(Limits({"latency": 3.0, "macs": 3.0})) == "latency"
+def test_fronts_are_over_the_limited_unit_or_macs() -> None:
+    assert task(SPACE, Limits({}, 3)).axis == "macs"
+    assert task(SPACE, Limits({"latency": 3.0, "macs": 3.0})).axis == "latency"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_amounts_are_written_as_budgets_read_them(unit: str, value: float, text:
     assert Budget.parse(f"{unit}={text}")
 
 
-def test_what_is_not_shallower_counts_for_amounts_and_not_for_blocks() -> None:
+def test_candidates_that_keep_depth_count_for_amounts_and_not_for_blocks() -> None:
     narrow = Option("narrow", ms=4.0, macs=0, blocks=0)
     space = replace(SPACE, sites=(*SPACE.sites, Choice("c", (narrow,), 10)))
     limits = limits_of(Budget.parse("latency=0.4,blocks=1"), space)

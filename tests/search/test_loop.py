@@ -87,7 +87,7 @@ def scores(known: Mapping[Genome, Evaluated]) -> list[tuple[Genome, Score]]:
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_the_contract(searcher: str, budget: str, tmp_path: Path) -> None:
+def test_searchers_keep_the_contract(searcher: str, budget: str, tmp_path: Path) -> None:
     asked, judge = make_task(searcher, budget), Judge()
     known = run(asked, judge, tmp_path)
     first = SEARCHERS[searcher](asked).preliminaries()
@@ -113,7 +113,7 @@ def test_the_default_finds_the_optimum_of_eight_sites(budget: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
-def test_a_search_that_is_stopped_goes_on_as_if_it_had_not(searcher: str, tmp_path: Path) -> None:
+def test_a_stopped_search_resumes_with_the_same_scores(searcher: str, tmp_path: Path) -> None:
     asked, whole = make_task(searcher, evaluations=25), Judge()
     expected = run(asked, whole, tmp_path / "whole")
     parts: list[tuple[str, ...]] = []
@@ -130,7 +130,7 @@ def test_a_search_that_is_stopped_goes_on_as_if_it_had_not(searcher: str, tmp_pa
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
-def test_workers_share_the_work_and_end_alike(searcher: str, tmp_path: Path) -> None:
+def test_workers_share_the_plans_and_end_alike(searcher: str, tmp_path: Path) -> None:
     asked = make_task(searcher, evaluations=25)
     alone = run(asked, Judge(), tmp_path / "alone")
     judges = [Judge() for _ in range(3)]
@@ -142,7 +142,7 @@ def test_workers_share_the_work_and_end_alike(searcher: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
-def test_a_space_that_is_smaller_than_the_search_ends_it(searcher: str, tmp_path: Path) -> None:
+def test_a_search_ends_when_a_small_space_is_exhausted(searcher: str, tmp_path: Path) -> None:
     small = Space(SPACE.sites[:2], SPACE.ms, SPACE.macs)
     asked = task(small, limits_of(Budget.parse("blocks=2"), small), searcher, evaluations=500)
     known = search(asked, Judge(), Store.in_folder(tmp_path, "s"), Silent())
@@ -150,7 +150,7 @@ def test_a_space_that_is_smaller_than_the_search_ends_it(searcher: str, tmp_path
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
-def test_scores_that_are_no_numbers_lose(searcher: str, tmp_path: Path) -> None:
+def test_infinite_scores_are_never_best(searcher: str, tmp_path: Path) -> None:
     def judge(choices: Mapping[str, str], hopeless: Callable[[float], bool]) -> Score:
         bad = "e" in choices
         return Score(float("inf") if bad else damage(choices), 0.0, 10)
@@ -172,7 +172,7 @@ def test_stopping_early_changes_no_front(tmp_path: Path) -> None:
     assert best[0] == best[1]
 
 
-def test_seeds_make_other_searches() -> None:
+def test_random_plans_follow_the_seed() -> None:
     asked = [make_task("random", seed=seed) for seed in (0, 0, 1)]
     first = [[t.random(i) for i, _ in zip(count(), range(5), strict=False)] for t in asked]
     assert first[0] == first[1] != first[2]

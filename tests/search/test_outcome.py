@@ -32,7 +32,7 @@ def conclusion(searched, measured=None, refined=None) -> SearchResult:  # type: 
     return choose_plan(known, refined or {}, task, Budget.parse("latency=0.75"), measured or {})
 
 
-def test_all_of_a_search_there_and_back(searched) -> None:  # type: ignore[no-untyped-def]
+def test_a_search_result_survives_json(searched) -> None:  # type: ignore[no-untyped-def]
     task, known = searched
     outcome = conclusion(searched)
     assert SearchResult.model_validate_json(outcome.model_dump_json()) == outcome
@@ -61,7 +61,7 @@ def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[n
     assert conclusion(searched, fast, refined).plan.choices == SPACE.choices(third)
 
 
-def test_the_clock_has_the_last_word(searched) -> None:  # type: ignore[no-untyped-def]
+def test_measured_latency_decides_among_the_finalists(searched) -> None:  # type: ignore[no-untyped-def]
     """The best plan is slower than predicted; the second is not; and one just reaches the line."""
     task, known = searched
     first, second, *rest = finalists(known, {}, task)
@@ -78,7 +78,7 @@ def test_the_clock_has_the_last_word(searched) -> None:  # type: ignore[no-untyp
     assert outcome.plan.choices == SPACE.choices(list(times)[-1])
 
 
-def test_another_point_is_picked(searched) -> None:  # type: ignore[no-untyped-def]
+def test_pick_takes_a_line_of_the_front_or_a_budget(searched) -> None:  # type: ignore[no-untyped-def]
     outcome = conclusion(searched)
     for line in (1, len(outcome.front)):
         assert pick(outcome, SPACE, str(line)).chosen == outcome.front[line - 1]
@@ -99,13 +99,13 @@ def test_another_point_is_picked(searched) -> None:  # type: ignore[no-untyped-d
         ("blocks=8,latency=0.32", "--pick 'blocks=8,latency=0.32': none of the plans that were "),
     ],
 )
-def test_no_such_point(text: str, said: str, searched) -> None:  # type: ignore[no-untyped-def]
+def test_picking_a_missing_point_is_an_error(text: str, said: str, searched) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError) as refused:
         pick(conclusion(searched), SPACE, text)
     assert str(refused.value).startswith(said)
 
 
-def test_the_plot_is_a_file_and_the_same_one(searched, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_plots_of_one_result_are_equal_files(searched, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     outcome = conclusion(searched)
     for name in ("one.svg", "two.svg"):
         plot_front(outcome, tmp_path / name)

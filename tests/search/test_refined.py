@@ -72,7 +72,7 @@ def test_the_best_plan_after_repair_is_found(tmp_path: Path) -> None:
     assert len(judge.seen) == len(set(judge.seen)) == len(found) == 24
 
 
-def test_it_ends_the_same_after_a_kill(tmp_path: Path) -> None:
+def test_refinement_ends_the_same_after_a_kill(tmp_path: Path) -> None:
     whole, _ = run(14, tmp_path / "whole")
 
     class Killed(Judge):
@@ -89,7 +89,7 @@ def test_it_ends_the_same_after_a_kill(tmp_path: Path) -> None:
     assert len(judge.seen) == 5
 
 
-def test_a_line_says_what_the_others_leave() -> None:
+def test_a_few_fitted_candidates_predict_the_others() -> None:
     """Where damages follow the line exactly, a third of the candidates say all of them."""
 
     def lawful(genome: Genome) -> float:
@@ -106,12 +106,12 @@ def test_a_line_says_what_the_others_leave() -> None:
     assert all(expected[g] == score for g, score in told.items())
 
 
-def test_nothing_known_leaves_what_candidates_do_alone() -> None:
+def test_without_fitted_scores_the_searched_scores_are_expected() -> None:
     known = {g: alone(g) for g in (SPACE.keep, *SPACE.singles())}
     assert Refined(asked(0), known).expected({}) == pytest.approx(known)
 
 
-def test_it_begins_with_the_best_plan_known_and_candidates_from_all_over() -> None:
+def test_refinement_begins_with_the_best_plan_and_candidates_from_all_over() -> None:
     known = scored(alone)
     searcher = Refined(asked(12), {g: e.score.score for g, e in known.items()})
     first = searcher.preliminaries()

@@ -36,7 +36,7 @@ def plan(net: Supernet, *names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_scored_before_does_not_matter(kind: str, net: Supernet, tmp_path: Path) -> None:
+def test_scores_do_not_depend_on_earlier_ones(kind: str, net: Supernet, tmp_path: Path) -> None:
     score = scorer(net, kind, tmp_path)
     state = {name: value.clone() for name, value in net.weights().items()}
     net.train()
@@ -50,7 +50,7 @@ def test_what_was_scored_before_does_not_matter(kind: str, net: Supernet, tmp_pa
     assert all(torch.equal(state[name], value) for name, value in net.weights().items())
 
 
-def test_each_kind_by_hand(net: Supernet, tmp_path: Path) -> None:
+def test_each_kind_of_score_by_hand(net: Supernet, tmp_path: Path) -> None:
     feed = tiny.make_feed(tiny.make_recipe())
     baseline = load_model(tiny.write_model(tmp_path), seed=1).eval()
     batches = list(feed.held_out())
@@ -89,7 +89,7 @@ def test_the_baseline_alone_diverges_from_itself_by_its_statistics_only(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_stops_when_the_score_is_certain_to_be_worse(
+def test_scoring_stops_when_the_score_is_certain_to_be_worse(
     kind: str, net: Supernet, tmp_path: Path
 ) -> None:
     score = scorer(net, kind, tmp_path)
@@ -110,7 +110,7 @@ def test_it_stops_when_the_score_is_certain_to_be_worse(
     assert score(bad) == whole
 
 
-def test_logits_that_are_no_numbers(net: Supernet, tmp_path: Path) -> None:
+def test_nan_logits_score_infinity(net: Supernet, tmp_path: Path) -> None:
     score = scorer(net, "divergence", tmp_path)
     with torch.no_grad():
         net.switches["blocks.1"].form(net.switches["blocks.1"].labels[0]).get_parameter(

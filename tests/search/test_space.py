@@ -20,14 +20,14 @@ SPACE = Space(
 )
 
 
-def test_cost_by_hand() -> None:
+def test_the_cost_of_a_plan_by_hand() -> None:
     assert SPACE.baseline == Cost(10, 0, 100, 20, 80 + 90, 0)
     assert SPACE.cost((1, 1)) == Cost(7, 0.5, 50, 12, 48 + 70, 2)
     assert SPACE.cost((2, 1)) == Cost(6, 0.4, 40, 11, 44 + 55, 2)
 
 
 @given(spaces(), st.data())
-def test_genomes_and_labels(space: Space, data: st.DataObject) -> None:
+def test_genomes_and_labels_convert_both_ways(space: Space, data: st.DataObject) -> None:
     genome = data.draw(st.sampled_from(plans(space)))
     assert space.genome(space.choices(genome)) == genome
     assert len(space.choices(genome)) == sum(map(bool, genome))

@@ -18,7 +18,7 @@ def store(tmp_path: Path, study: str = "s") -> Store:
     return Store.in_folder(tmp_path, study)
 
 
-def test_what_is_finished_is_known_to_all(tmp_path: Path) -> None:
+def test_a_finished_score_is_known_to_all_workers(tmp_path: Path) -> None:
     one, other = store(tmp_path), store(tmp_path)
     scores = {(0, 1): SCORE, (2, 0): Score(float("inf"), 0.0, 64, complete=False)}
     for genome, score in scores.items():
@@ -60,7 +60,7 @@ def test_many_workers_claim_each_plan_once(tmp_path: Path) -> None:
     assert [e.finished for e in results.values()] == list(range(40))
 
 
-def test_a_plan_whose_scoring_fails_is_nobodys_again(tmp_path: Path) -> None:
+def test_a_claim_is_released_when_scoring_fails(tmp_path: Path) -> None:
     one, other = store(tmp_path), store(tmp_path)
     assert one.claim((1,))
     with pytest.raises(KeyboardInterrupt), one.scoring((1,)):
@@ -97,7 +97,7 @@ def test_a_silent_worker_elsewhere_is_dead_after_a_while(
     assert near.results()[(3,)].score.score == 0.5
 
 
-def test_a_sign_of_life_keeps_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_keeps_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     far, near = store(tmp_path), store(tmp_path)
     far.worker = "elsewhere/1/1/a"
     beats = threading.Event()
@@ -130,7 +130,7 @@ def test_a_sign_of_life_keeps_a_claim(tmp_path: Path, monkeypatch: pytest.Monkey
         ),
     ],
 )
-def test_a_database_that_cannot_be_used(url: str, shown: str) -> None:
+def test_an_unusable_database_is_an_error_without_the_password(url: str, shown: str) -> None:
     if "psycopg" in url:
         pytest.importorskip("psycopg")
     with pytest.raises(UserError) as refused:

@@ -35,7 +35,7 @@ def test_neighbours_differ_at_one_or_two_sites(space: Space, data: st.DataObject
     assert [surrogate.of(g) for g in found] == pytest.approx(sorted(map(surrogate.of, found)))
 
 
-def test_damage_that_adds_up_is_known_from_singles() -> None:
+def test_additive_damage_is_predicted_from_single_candidates() -> None:
     asked = task(SPACE, Limits({}, 3))
     known = {g: additive(g) for g in (SPACE.keep, *SPACE.singles())}
     surrogate = Surrogate(asked, known)
@@ -45,7 +45,7 @@ def test_damage_that_adds_up_is_known_from_singles() -> None:
     assert additive(best) == min(additive(g) for g in plans(SPACE) if asked.meets(g))
 
 
-def test_plans_say_what_singles_do_not() -> None:
+def test_known_plans_correct_what_single_candidates_say() -> None:
     """Sites 0 and 1 do no harm alone, and much beside others."""
 
     def score(genome: Genome) -> float:
@@ -60,7 +60,7 @@ def test_plans_say_what_singles_do_not() -> None:
     assert next(Surrogate(asked, known).best())[:2] == (0, 0)
 
 
-def test_the_front_is_within_reach_on_both_sides() -> None:
+def test_the_front_has_plans_on_both_sides_of_the_limit() -> None:
     asked = task(SPACE, Limits({"latency": 14.0}))
     known = {g: additive(g) for g in (SPACE.keep, *SPACE.singles())}
     found = list(Surrogate(asked, known).front(8))
@@ -69,7 +69,7 @@ def test_the_front_is_within_reach_on_both_sides() -> None:
     assert max(latencies[1:]) > 14 > min(latencies[1:])
 
 
-def test_the_process_is_a_gaussian_processs_posterior() -> None:
+def test_predictions_are_the_posterior_of_a_gaussian_process() -> None:
     """Against the conditional of the joint normal distribution, written out."""
     asked = task(SPACE, Limits({}, 3))
     chance = np.random.default_rng(0)
@@ -82,15 +82,15 @@ def test_the_process_is_a_gaussian_processs_posterior() -> None:
     def kernel(a: Genome, b: Genome) -> float:
         same = sum(x == y != 0 for x, y in zip(a, b, strict=True))
         differing = sum(x != y for x, y in zip(a, b, strict=True))
-        alike = process._alike * np.exp(-differing / process._length)
-        return process._linear * same / SITES + alike
+        alike = process.kernel.alike * np.exp(-differing / process.kernel.length)
+        return process.kernel.linear * same / SITES + alike
 
     def matrix(p: list[Genome], q: list[Genome]) -> np.ndarray:
         return np.array([[kernel(a, b) for b in q] for a in p])
 
     logs = np.log(list(known.values()))
     values = (logs - logs.mean()) / logs.std()
-    inverse = np.linalg.inv(matrix(seen, seen) + 1 + process._noise * np.eye(len(seen)))
+    inverse = np.linalg.inv(matrix(seen, seen) + 1 + process.kernel.noise * np.eye(len(seen)))
     across = matrix(new, seen) + 1
     mean, covariance = process.predict(new)
     assert mean == pytest.approx(across @ inverse @ values)
@@ -99,7 +99,7 @@ def test_the_process_is_a_gaussian_processs_posterior() -> None:
     assert process.means(new) == pytest.approx(mean)
 
 
-def test_the_process_sees_what_goes_with_what() -> None:
+def test_the_process_learns_interactions_of_candidates() -> None:
     """Two plans that are harmless apart and bad together."""
 
     def score(genome: Genome) -> float:

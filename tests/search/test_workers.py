@@ -24,7 +24,7 @@ def sqlite(folder: Path) -> str:
     return f"sqlite:///{folder / 'plans.db'}"
 
 
-def test_killed_ten_times_at_random_moments(tmp_path: Path) -> None:
+def test_a_search_killed_ten_times_scores_the_same_plans(tmp_path: Path) -> None:
     whole = contract.run(contract.make_task("bayes"), contract.Judge(), tmp_path / "whole")
     url, log = sqlite(tmp_path), tmp_path / "log"
     log.touch()
@@ -70,7 +70,7 @@ def together(url: str, log: Path, whole_folder: Path) -> None:
     assert len({e.worker for e in results.values()}) >= 3
 
 
-def test_four_workers_on_sqlite(tmp_path: Path) -> None:
+def test_four_workers_on_sqlite_with_one_killed(tmp_path: Path) -> None:
     together(sqlite(tmp_path), tmp_path / "log", tmp_path / "whole")
 
 
@@ -113,5 +113,5 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_four_workers_on_postgresql(postgresql: str, tmp_path: Path) -> None:
+def test_four_workers_on_postgresql_with_one_killed(postgresql: str, tmp_path: Path) -> None:
     together(postgresql, tmp_path / "log", tmp_path / "whole")

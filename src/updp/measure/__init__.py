@@ -1,16 +1,15 @@
-"""Measuring: latency, memory, multiply-accumulates, parameters."""
+"""Measurements: latency, memory, multiply-accumulates, parameters."""
 
 from updp.measure.cache import LatencyTable
 from updp.measure.counts import count_macs, count_parameters
 from updp.measure.fingerprint import fingerprint
-from updp.measure.latency import Latency, Timing, compare, compare_modules, use_clock
-from updp.measure.memory import Memory, SiteMemory, live_at, peak_memory
+from updp.measure.latency import Latency, Timing, compare, compare_modules
+from updp.measure.memory import SiteMemory, live_at, peak_memory
 from updp.measure.runtime import runner
 
 __all__ = [
     "Latency",
     "LatencyTable",
-    "Memory",
     "SiteMemory",
     "Timing",
     "compare",
@@ -21,5 +20,4 @@ __all__ = [
     "live_at",
     "peak_memory",
     "runner",
-    "use_clock",
 ]

@@ -1,7 +1,7 @@
-"""Latencies that were measured on this device before, in the user's cache folder.
+"""Cache of the latencies measured on this device, in the user's cache folder.
 
-One file for each device and way of measuring, so that within a file a key says all the rest. It is
-a cache: what cannot be read is measured again, what cannot be written is forgotten.
+There is one file for each device and way of measuring. An unreadable file is measured again; a
+failure to write is ignored.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from updp.measure.runtime import runtime_version
 from updp.recipe import MeasureSettings
 
 _log = logging.getLogger(__name__)
-_LOCK_SECONDS = 10.0  # a file is written in milliseconds: who holds it longer is stuck
+_LOCK_SECONDS = 10.0  # writing takes milliseconds, so a process that holds the lock longer hangs
 
 
 class LatencyTable:
-    """Plain data by key; several processes may add to one file.
+    """A table of JSON values by key, in a file that several processes may share.
 
-    `about` says what the file is for, and a file that says otherwise is replaced. Without a path
-    the table lives in memory.
+    `about` is the identity of the file: one with another identity is replaced. Without a path the
+    table is in memory only.
     """
 
     def __init__(self, path: Path | None = None, about: Any = None) -> None:
@@ -43,7 +43,7 @@ class LatencyTable:
 
     @classmethod
     def open(cls, device: torch.device, settings: MeasureSettings) -> LatencyTable:
-        """The table of this device and these settings, in memory with `cache` off.
+        """The table of this device and these settings, in memory only with `cache` off.
 
         Raises UserError where the runtime is not installed.
         """
@@ -64,11 +64,11 @@ class LatencyTable:
         return cls(cache_folder() / f"latency-{slug}-{digest}.json", about)
 
     def get(self, key: str) -> Any:
-        """What was put under `key`, or None."""
+        """The value of `key`, or None."""
         return self._entries.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep `value`, which is JSON; what other processes put stays."""
+        """Store a JSON value; entries of other processes are kept."""
         self._entries[key] = value
         if self._path is None:
             return
@@ -85,7 +85,7 @@ class LatencyTable:
             data = read_json(self._path)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:  # torn, or not ours to read
+        except (OSError, ValueError) as error:  # a torn file, or one without permission
             _log.info("latencies in '%s' are measured anew: %s", self._path, reason(error))
             return {}
         ours = isinstance(data, dict) and data.get("about") == self._about
@@ -94,12 +94,12 @@ class LatencyTable:
 
 
 def cache_folder() -> Path:
-    """`UPDP_CACHE`, or the user's cache folder."""
+    """The folder named in `UPDP_CACHE`, or the user's cache folder."""
     return Path(os.environ.get("UPDP_CACHE") or user_cache_dir("updp"))
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself, such as `NVIDIA H200` or `AMD EPYC 9R14`."""
+    """The product name of the device, such as `NVIDIA H200` or `AMD EPYC 9R14`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names: list[str] = []

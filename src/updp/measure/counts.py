@@ -1,4 +1,4 @@
-"""Multiply-accumulates and parameters."""
+"""Counts of multiply-accumulates and of parameters."""
 
 from collections.abc import Callable
 from math import prod
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-# Which kernel stands for attention depends on the release and the device, and PyTorch's counter
-# has no formula for these.
+# The attention kernels for which PyTorch's counter has no formula. Which kernel runs depends on
+# the release of PyTorch and on the device.
 _ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_fused_attention_overrideable",
@@ -34,10 +34,10 @@ def _missing_formulas() -> dict[Any, Callable[..., int]]:
 def _attention_flops(
     query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
 ) -> int:
-    """Twice the MACs of softmax(Q K') V, from the shapes (..., tokens, width) of the three."""
+    """Twice the MACs of softmax(Q K') V, from the shapes (..., tokens, width) of Q, K and V."""
     return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters."""
+    """Number of scalar parameters; shared ones count once."""
     return sum(p.numel() for p in module.parameters())

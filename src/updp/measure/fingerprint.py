@@ -1,4 +1,4 @@
-"""What decides how long a forward takes: the operators that run, not the names of modules."""
+"""The fingerprint of a forward's operators, which decide its latency; names of modules do not."""
 
 import hashlib
 from typing import Any
@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_map
 
 
 def fingerprint(module: nn.Module, *inputs: Any) -> str:
-    """Hash of one forward's operators: shapes, strides, types, arguments, and who reads whom.
+    """SHA-256 of one forward's operators: shapes, strides, dtypes, arguments and data flow.
 
-    Values do not count, so a trained and an untrained module have the same. `module` is in
-    evaluation, and may change `inputs` in place.
+    Values of tensors do not count, so a trained and an untrained module have the same fingerprint.
+    `module` is in evaluation mode, and may change `inputs` in place.
     """
     assert not module.training, "the module is in training mode"
     recorder = _Recorder()
@@ -23,11 +23,14 @@ def fingerprint(module: nn.Module, *inputs: Any) -> str:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes one line for each operator that runs, with its tensors numbered by appearance."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lines: list[str] = []
         self._numbers: dict[int, int] = {}
-        self._tensors: list[Tensor] = []  # kept, so that no identity is used twice
+        # Kept alive, because Python gives the id of a freed tensor to another one.
+        self._tensors: list[Tensor] = []
 
     def _describe(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -41,7 +44,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        given = tree_map(self._describe, (args, kwargs))
+        # Described before the call, which may work in place.
+        arguments = tree_map(self._describe, (args, kwargs))
         result = func(*args, **kwargs or {})
-        self.lines.append(str((str(func), given, tree_map(self._describe, result))))
+        self.lines.append(str((str(func), arguments, tree_map(self._describe, result))))
         return result

@@ -1,19 +1,17 @@
 """Latency, always as a comparison: interleaved in one process, medians and quartiles.
 
-What a machine's drift does to one function it does to the other, so ratios and differences are
-taken round by round.
+The drift of a machine's clock affects all functions alike, so ratios and differences are taken
+round by round.
 """
 
 from __future__ import annotations
 
 import logging
 import timeit
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from statistics import quantiles
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -24,12 +22,12 @@ from updp.recipe import MeasureSettings
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 from torch.utils.benchmark import timer  # noqa: E402
 
-_LONG = 0.05  # seconds: what takes longer is timed once per round, however warm it is
+_LONG = 0.05  # seconds: a slower function is timed once per round, and needs no further warm-up
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median and quartiles of repeated measurements, of milliseconds or of a ratio."""
+    """Median and quartiles of repeated measurements: milliseconds, or a ratio of latencies."""
 
     median: float
     low: float
@@ -37,7 +35,7 @@ class Timing:
 
     @classmethod
     def of(cls, values: list[float]) -> Timing:
-        """Of at least two values."""
+        """Summarise at least two measurements."""
         low, median, high = quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
 
@@ -51,14 +49,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one function: milliseconds; how many times faster than the first it is, and by how much.
-
-    `saved` is the first one's milliseconds minus its own, round by round.
-    """
+    """Latency of a function, compared round by round with the first function measured with it."""
 
     ms: Timing
-    speedup: Timing
-    saved: Timing
+    speedup: Timing  # latency of the first function over this one's
+    saved: Timing  # milliseconds of the first function minus this one's
 
     @property
     def faster(self) -> bool:
@@ -67,30 +62,16 @@ class Latency:
 
     @property
     def undecided(self) -> bool:
-        """Whether the quartiles lie on both sides of 1."""
+        """Whether the quartiles of the speed-up lie on both sides of 1."""
         return self.speedup.low <= 1 < self.speedup.high
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes an equal one."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Latency:
-        """The inverse of `to_json`. Raises KeyError or TypeError for data that are not its own."""
+        """The inverse of `dataclasses.asdict`. Raises KeyError or TypeError for other data."""
         return cls(*(Timing(**data[name]) for name in ("ms", "speedup", "saved")))
 
 
 Functions = Mapping[str, Callable[[], object]]
-Rounds = dict[str, list[float]]  # milliseconds of each function in each round
-
-
-class Clock(Protocol):
-    """What times functions in turn."""
-
-    def __call__(
-        self, functions: Functions, rounds: int, seconds: float, tick: Callable[[], None]
-    ) -> Rounds:
-        """Milliseconds of each function, `rounds` times, each for about so many seconds."""
 
 
 def compare(
@@ -100,11 +81,15 @@ def compare(
     round_seconds: float = 0.02,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
-    """Time each function in turn, `rounds` times, each time for about `round_seconds`.
+    """Time functions in turn, and compare each with the first.
 
-    `tick` is called after each round.
+    Args:
+        functions: by name; the order is that of each round.
+        rounds: how often each function has its turn.
+        round_seconds: roughly how long a turn takes; the function is repeated to fill it.
+        tick: called after each round.
     """
-    times = _clock.get()(functions, rounds, round_seconds, tick)
+    times = wall_clock(functions, rounds, round_seconds, tick)
     first = next(iter(times.values()))
     return {
         name: Latency(
@@ -116,38 +101,26 @@ def compare(
     }
 
 
-@contextmanager
-def use_clock(clock: Clock) -> Iterator[None]:
-    """Take all times from `clock` while it lasts: tests do not depend on the machine so."""
-    token = _clock.set(clock)
-    try:
-        yield
-    finally:
-        _clock.reset(token)
-
-
 def wall_clock(
     functions: Functions, rounds: int, seconds: float, tick: Callable[[], None]
-) -> Rounds:
-    """See `Clock`: interleaved, each function warmed up and repeated to fill its round."""
-    timers, numbers = {}, {}
+) -> dict[str, list[float]]:
+    """Milliseconds of each function in each round, after a warm-up; see `compare`."""
+    timers, repeats = {}, {}
     for name, function in functions.items():
         timers[name] = timeit.Timer("f()", timer=timer, globals={"f": function})
         once = timers[name].timeit(1)  # warms up
         if once < _LONG:
             once = min(timers[name].timeit(1) for _ in range(3))
-        numbers[name] = max(1, round(seconds / max(once, 1e-7)))
-    times: Rounds = {name: [] for name in functions}
+        repeats[name] = max(1, round(seconds / max(once, 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, clock in timers.items():
-            if len(timers) > 1 and numbers[name] > 1:
-                clock.timeit(1)  # what ran before has its own data in the caches
-            times[name].append(1e3 * clock.timeit(numbers[name]) / numbers[name])
+            # The function before has left its own data in the processor's caches.
+            if len(timers) > 1 and repeats[name] > 1:
+                clock.timeit(1)
+            times[name].append(1e3 * clock.timeit(repeats[name]) / repeats[name])
         tick()
     return times
-
-
-_clock: ContextVar[Clock] = ContextVar("clock", default=wall_clock)
 
 
 def compare_modules(
@@ -158,7 +131,10 @@ def compare_modules(
     round_seconds: float = 0.02,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
-    """Time modules on the same inputs, deployed as `settings` says. Raises what `runner` does."""
+    """`compare` of modules on the same inputs, in the deployed form that `settings` describe.
+
+    Raises UserError, as `runner` does.
+    """
     runners = {
         name: runner(m, inputs, settings or MeasureSettings()) for name, m in modules.items()
     }

@@ -1,8 +1,7 @@
-"""Memory of one forward: bytes of activations alive at the worst moment, counted, not sampled.
+"""Peak memory of one forward: bytes of activations, counted from the operators, not sampled.
 
-Every operator's outputs are followed until their storage is freed, so no device is asked, and the
-figure is the same each time. What an operator allocates for itself and what an allocator rounds up
-are not in it.
+Every operator's outputs are counted until their storage is freed, so the figure needs no device and
+is the same each time. Workspaces inside an operator and rounding by an allocator are not counted.
 """
 
 from __future__ import annotations
@@ -23,25 +22,21 @@ from updp.blocks.modules import hooks
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one forward, in bytes.
+    """Memory of one forward, in bytes."""
 
-    `peak` is what activations take at the worst moment, the inputs among them; `inputs` is what
-    these take alone, `weights` what parameters and buffers take.
-    """
-
-    peak: int
+    peak: int  # activations at the worst moment, the inputs included
     inputs: int
-    weights: int
+    weights: int  # parameters and buffers
 
     @property
     def own(self) -> int:
-        """What the forward adds, at its worst moment, to inputs that are there anyway."""
+        """The peak without the inputs, which exist anyway."""
         return self.peak - self.inputs
 
 
-@dataclass(frozen=True)
+@dataclass
 class SiteMemory:
-    """Bytes alive when a submodule is entered, its input among them, and at most until it ends.
+    """Bytes of activations when a submodule is entered, its input included, and at its peak.
 
     Of a submodule that is called several times, each is the largest.
     """
@@ -49,14 +44,9 @@ class SiteMemory:
     entry: int
     peak: int
 
-    @property
-    def own(self) -> int:
-        """What it adds, at its worst moment, to what was there when it was entered."""
-        return self.peak - self.entry
-
 
 def peak_memory(module: nn.Module, *inputs: Any) -> Memory:
-    """Memory of one forward of `module`, which is in evaluation, on copies of `inputs`."""
+    """Memory of one forward of `module`, in evaluation mode, on copies of `inputs`."""
     live = _run(module, {}, inputs)
     weights = _storages([*module.parameters(), *module.buffers()])
     return Memory(live.outside.peak, live.outside.entry, sum(s.nbytes() for s in weights))
@@ -65,15 +55,16 @@ def peak_memory(module: nn.Module, *inputs: Any) -> Memory:
 def live_at(
     model: nn.Module, modules: Mapping[str, nn.Module], *inputs: Any
 ) -> tuple[int, dict[str, SiteMemory]]:
-    """The peak of one forward outside of its named submodules, and the memory at each of these.
+    """Peak memory of one forward outside of the named submodules, and memory inside each.
 
-    With some of them replaced, the model's peak is the largest of the peak outside and, for each
-    submodule, its `entry` plus the `own` of what stands there (`Memory.own` of a replacement). This
-    holds as long as each gives back a tensor of its own: neither its input, nor a view of that.
+    With some submodules replaced, the model's peak is the largest of the peak outside and, for each
+    submodule, its `entry` plus what it adds (`Memory.own` of a replacement). This holds as long as
+    each returns a new tensor: neither its input nor a view of it.
+
     A submodule that is never called is left out.
     """
     live = _run(model, modules, inputs)
-    return live.outside.peak, {name: SiteMemory(s.entry, s.peak) for name, s in live.sites.items()}
+    return live.outside.peak, live.sites
 
 
 def _run(model: nn.Module, modules: Mapping[str, nn.Module], inputs: tuple[Any, ...]) -> _Live:
@@ -82,48 +73,40 @@ def _run(model: nn.Module, modules: Mapping[str, nn.Module], inputs: tuple[Any, 
     live = _Live(inputs)
     entering = [m.register_forward_pre_hook(lambda *_: live.enter()) for m in modules.values()]
     leaving = [m.register_forward_hook(partial(live.leave, n)) for n, m in modules.items()]
-    # In inference mode composite operators would hide what they are made of.
+    # Not in inference mode, where composite operators are not split into those that they call.
     with hooks((*entering, *leaving)), torch.no_grad(), live:
         model(*inputs)
     return live
 
 
-@dataclass
-class _Span:
-    """A part of the forward: bytes alive when it began, and at most since."""
-
-    entry: int
-    peak: int
-
-
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes that are alive, and their peak outside of submodules and in each."""
+    """Counts the bytes of live activations, and their peak outside of submodules and in each."""
 
     def __init__(self, inputs: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
         self._bytes = 0
-        self._open: list[_Span] = []  # the submodules that we are in
-        self.sites: dict[str, _Span] = {}
-        self.outside = _Span(0, 0)
+        self._open: list[SiteMemory] = []  # the submodules that are running
+        self.sites: dict[str, SiteMemory] = {}
+        self.outside = SiteMemory(0, 0)
         for storage in _storages(inputs):
             self._follow(storage, storage.nbytes())
         self.outside.entry = self._bytes
 
     def enter(self) -> None:
-        """A submodule begins."""
-        self._open.append(_Span(self._bytes, self._bytes))
+        """A submodule is entered."""
+        self._open.append(SiteMemory(self._bytes, self._bytes))
 
     def leave(self, name: str, *_: Any) -> None:
-        """The innermost one, called so, has ended."""
-        span = self._open.pop()
-        before = self.sites.setdefault(name, span)
-        before.entry = max(before.entry, span.entry)
-        before.peak = max(before.peak, span.peak)
-        self._reach()  # its output is alive outside too
+        """The innermost submodule, `name`, is left."""
+        call = self._open.pop()
+        worst = self.sites.setdefault(name, call)
+        worst.entry = max(worst.entry, call.entry)
+        worst.peak = max(worst.peak, call.peak)
+        self._update_peaks()  # its output is alive outside, too
 
     def _follow(self, storage: UntypedStorage, size: int) -> None:
-        """Count `size` bytes until the storage is freed, unless it is known."""
+        """Count `size` bytes until the storage is freed; a known storage is not counted again."""
         key = storage._cdata
         if key in self._alive:
             return
@@ -134,9 +117,9 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self._alive[key] = weakref.ref(storage, free)
         self._bytes += size
-        self._reach()
+        self._update_peaks()
 
-    def _reach(self) -> None:
+    def _update_peaks(self) -> None:
         for span in self._open or [self.outside]:
             span.peak = max(span.peak, self._bytes)
 
@@ -144,7 +127,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         for storage in _storages((args, kwargs)):
-            self._follow(storage, 0)  # a weight or a constant: it was there before
+            self._follow(storage, 0)  # unknown yet: a weight or a constant, which is no activation
         result = func(*args, **kwargs or {})
         for storage in _storages(result):
             self._follow(storage, storage.nbytes())
@@ -152,6 +135,6 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _storages(values: Any) -> Iterable[UntypedStorage]:
-    """Each storage of the tensors in `values` once."""
+    """The distinct storages of the tensors in `values`."""
     tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor)]
     return {x.untyped_storage()._cdata: x.untyped_storage() for x in tensors}.values()

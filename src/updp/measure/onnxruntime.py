@@ -1,4 +1,4 @@
-"""ONNX Runtime: a module exported, loaded, and bound to its inputs."""
+"""The ONNX Runtime: a module exported, loaded and bound to its inputs."""
 
 import tempfile
 from collections.abc import Callable
@@ -11,38 +11,39 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from updp.errors import UserError, needs_extra
-from updp.measure.importing import import_openvino
 
+EXPORT_PACKAGES = ("onnx", "onnxscript")  # that torch.onnx.export imports
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def check_installed(runtime: str = "onnxruntime", extra: str = "onnx") -> None:
-    """Raises UserError that says what to install for the runtime: it, or what exports to it."""
+def check_installed() -> None:
+    """Raise UserError where ONNX Runtime or the exporter is missing; it says what to install."""
     try:
-        for name in (runtime, "onnx", "onnxscript"):
-            import_openvino() if name == "openvino" else import_module(name)
+        for package in ("onnxruntime", *EXPORT_PACKAGES):
+            import_module(package)
     except ImportError as error:
-        raise needs_extra(f"measure.runtime={runtime}", error.name, extra) from error
+        raise needs_extra("measure.runtime=onnxruntime", error.name, "onnx") from error
 
 
 def export(module: nn.Module, inputs: tuple[Any, ...], folder: str) -> str:
-    """Write the module's ONNX graph into `folder`; returns the file. Raises what the exporter does.
+    """Write the module's ONNX graph into `folder` and return the file's path.
 
-    Tensors among `inputs` are the graph's inputs, in order; what is no tensor becomes part of it.
+    Tensors among `inputs` are the graph's inputs, in order; other values become constants of it.
+    Errors of the exporter pass through.
     """
-    file = str(Path(folder) / "module.onnx")  # in memory it could not exceed 2 GB
+    file = str(Path(folder) / "module.onnx")  # a graph in memory is limited to 2 GB
     with torch.no_grad():
         torch.onnx.export(module, inputs, file, dynamo=True, verbose=False)
     return file
 
 
 def session(module: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
-    """A function that runs the module's ONNX graph on `inputs`; it returns a list of `OrtValue`s.
+    """Return a function that runs the module's ONNX graph on `inputs`, to a list of `OrtValue`s.
 
-    Inputs and outputs stay on the device of `inputs`. What is no tensor becomes part of the graph.
+    Inputs and outputs stay on the device of `inputs`. Values that are no tensors become constants.
 
-    Raises UserError where the installed ONNX Runtime does not know the device, and whatever the
-    exporter and the runtime raise.
+    Raises UserError where the installed ONNX Runtime does not support the device. Errors of the
+    exporter and of the runtime pass through.
     """
     import onnxruntime
 
@@ -53,19 +54,19 @@ def session(module: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
         raise UserError(
             f"measure.runtime=onnxruntime: the ONNX Runtime that is installed knows no '{device}'"
         )
-    place = (device.type, device.index or 0)
-    providers = [(provider, {"device_id": place[1]} if device.type == "cuda" else {})]
+    ort_device = (device.type, device.index or 0)
+    providers = [(provider, {"device_id": ort_device[1]} if device.type == "cuda" else {})]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
     with tempfile.TemporaryDirectory() as folder:
         loaded = onnxruntime.InferenceSession(export(module, inputs, folder), options, providers)
     binding = loaded.io_binding()
-    for given, x in zip(loaded.get_inputs(), tensors, strict=True):
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(x.cpu().numpy(), *place)
-        binding.bind_ortvalue_input(given.name, value)
-    for output in loaded.get_outputs():
-        binding.bind_output(output.name, *place)
+    for node, x in zip(loaded.get_inputs(), tensors, strict=True):
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(x.cpu().numpy(), *ort_device)
+        binding.bind_ortvalue_input(node.name, value)
+    for node in loaded.get_outputs():
+        binding.bind_output(node.name, *ort_device)
 
     def run() -> object:
         loaded.run_with_iobinding(binding)

@@ -1,43 +1,80 @@
-"""OpenVINO: a module exported as for ONNX Runtime, compiled for the CPU, bound to its inputs."""
+"""The OpenVINO runtime: a module exported to ONNX, compiled for the CPU and bound to its inputs."""
 
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from updp.errors import UserError
+from updp.errors import UserError, needs_extra
 from updp.measure import onnxruntime
-from updp.measure.importing import import_openvino
 
+_TELEMETRY = "openvino_telemetry"
 _TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
 
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, which sends an event over the network on import.
+
+    A package that was imported before is left as it is. Raises ImportError.
+    """
+    with nullcontext() if "openvino" in sys.modules else _hidden(_TELEMETRY):
+        import openvino  # first, for the error to name the package
+        import openvino.passes
+    return openvino
+
+
+@contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Make imports of `package` fail as if it were not installed."""
+    before = {n: m for n, m in sys.modules.items() if n.partition(".")[0] == package}
+    for name in before:
+        del sys.modules[name]
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        sys.modules.update(before)
+
+
 def check(precision: str) -> None:
-    """Raises UserError where OpenVINO is missing, or this CPU does not calculate so."""
-    onnxruntime.check_installed("openvino", "onnx,openvino")
-    # It would silently take another one.
-    known = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Check that OpenVINO is installed and that this CPU computes in `precision`.
+
+    Raises UserError.
+    """
+    try:
+        openvino = import_openvino()
+        for package in onnxruntime.EXPORT_PACKAGES:
+            import_module(package)
+    except ImportError as error:
+        raise needs_extra("measure.runtime=openvino", error.name, "onnx,openvino") from error
+    # OpenVINO would silently compute in another precision.
+    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if _CAPABILITIES[precision] not in known:
-        able = [name for name, capability in _CAPABILITIES.items() if capability in known]
+        supported = [name for name, capability in _CAPABILITIES.items() if capability in known]
         raise UserError(
             f"measure.runtime=openvino does not calculate in measure.precision={precision} on "
-            f"this CPU: take {' or '.join(able)}"
+            f"this CPU: take {' or '.join(supported)}"
         )
 
 
 def request(
     module: nn.Module, inputs: tuple[Any, ...], *, precision: str
 ) -> Callable[[], list[Any]]:
-    """A function that runs the module's graph on `inputs`; it returns a list of NumPy arrays.
+    """Return a function that runs the module on `inputs`, with as many threads as PyTorch uses.
 
-    The module and its inputs are float32, and so are the arrays, which the next run overwrites;
-    `precision` is what OpenVINO calculates in. It uses as many threads as PyTorch.
+    The module, its inputs and the NumPy arrays that the function returns are float32; OpenVINO
+    computes in `precision`. The function's next call overwrites its arrays.
 
-    Raises UserError for inputs that are not on the CPU, and whatever exporter and runtime raise.
+    Raises UserError for an input that is not on the CPU. Errors of the exporter and of OpenVINO
+    pass through.
     """
     openvino = import_openvino()
     properties = openvino.properties
@@ -53,16 +90,17 @@ def request(
         properties.inference_num_threads: torch.get_num_threads(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        core.set_property({properties.enable_mmap: False})  # the file will be gone
+        core.set_property({properties.enable_mmap: False})  # the file is deleted before the run
         graph = core.read_model(onnxruntime.export(module, inputs, folder))
         compiled = core.compile_model(graph, "CPU", config)
-    asked = compiled.create_infer_request()
+    infer_request = compiled.create_infer_request()
     for index, x in enumerate(tensors):
-        # A copy: memory that is shared OpenVINO does not keep.
-        asked.set_input_tensor(index, openvino.Tensor(x.contiguous().numpy(), shared_memory=False))
+        # A copy, because OpenVINO keeps no reference to memory that it shares.
+        tensor = openvino.Tensor(x.contiguous().numpy(), shared_memory=False)
+        infer_request.set_input_tensor(index, tensor)
 
     def run() -> list[Any]:
-        asked.infer()
-        return [output.data for output in asked.output_tensors]
+        infer_request.infer()
+        return [output.data for output in infer_request.output_tensors]
 
     return run

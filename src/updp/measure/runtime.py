@@ -1,7 +1,4 @@
-"""The deployed form of a module as a function: runtime, layout and precision as the user asked.
-
-What is timed is what will run: a copy in evaluation, cast, laid out, and compiled or onnxruntime.
-"""
+"""The deployed form of a module as a function: in the runtime, layout and precision asked for."""
 
 import copy
 from collections.abc import Callable
@@ -23,13 +20,16 @@ Run = Callable[[], object]
 
 
 def runner(module: nn.Module, inputs: Inputs, settings: MeasureSettings) -> Run:
-    """A function that runs the deployed module once on copies of `inputs`, without gradients.
+    """Prepare a copy of `module` for inference and run it once, so that nothing is left to compile.
 
-    `inputs` are the module's arguments: tensors such as (N, C, H, W), and whatever else it takes.
-    The module is copied. It has run once already, so nothing is left to compile.
+    Args:
+        module: in any mode; it is not changed.
+        inputs: its arguments: tensors such as images (N, C, H, W), and other values.
+        settings: runtime, layout and precision.
 
-    The function returns what the module does; with ONNX Runtime a list of `OrtValue`s, with
-    OpenVINO a list of arrays.
+    Returns:
+        A function that runs the copy on copies of `inputs` without gradients. It returns what the
+        module does; with ONNX Runtime a list of `OrtValue`s, with OpenVINO a list of arrays.
 
     Raises:
         UserError: the runtime is not installed, or does not run this module in this layout and
@@ -49,13 +49,13 @@ def runner(module: nn.Module, inputs: Inputs, settings: MeasureSettings) -> Run:
         except UserError:
             raise
         except Exception as error:  # of the user's code, a compiler, an exporter
-            asked, name = _asked(settings), type(module).__name__
-            raise UserError(f"{asked}: {name} does not run so ({_root(error)})") from error
+            changed, name = _describe(settings), type(module).__name__
+            raise UserError(f"{changed}: {name} does not run so ({_root(error)})") from error
     return run
 
 
 def check_runtime(settings: MeasureSettings) -> None:
-    """Raises UserError where the runtime is not installed, or never runs what is asked for."""
+    """Raise UserError for a runtime that is missing or does not support the layout or precision."""
     if settings.runtime == "onnxruntime":
         onnxruntime.check_installed()
     elif settings.runtime == "openvino":
@@ -75,7 +75,10 @@ def check_runtime(settings: MeasureSettings) -> None:
 
 
 def runtime_version(settings: MeasureSettings) -> str:
-    """Such as `torch 2.11.0` or `onnxruntime 1.22.0`. Raises UserError where it is missing."""
+    """Name and version of the runtime, such as `torch 2.11.0` or `onnxruntime 1.22.0`.
+
+    Raises UserError where it is missing.
+    """
     check_runtime(settings)
     name = settings.runtime if settings.runtime in ("onnxruntime", "openvino") else "torch"
     return f"{name} {version(name)}"
@@ -84,21 +87,21 @@ def runtime_version(settings: MeasureSettings) -> str:
 def deployed(
     module: nn.Module, inputs: Inputs, settings: MeasureSettings
 ) -> tuple[nn.Module, Inputs]:
-    """Copies of both: in evaluation, cast and laid out as the runtime takes them."""
-    # OpenVINO takes the model in float32 and casts it itself.
+    """Copies of module and inputs, in evaluation mode and in the runtime's dtype and layout."""
+    # OpenVINO takes a float32 model and casts it itself.
     dtype = torch.float32 if settings.runtime == "openvino" else getattr(torch, settings.precision)
-    last = settings.layout == "channels_last"
+    channels_last = settings.layout == "channels_last"
 
     def prepare(x: Tensor) -> Tensor:
         x = x.detach().clone()  # modules may work in place
         if x.is_floating_point():
             x = x.to(dtype)
-        if x.ndim == 4 and last:
+        if x.ndim == 4 and channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
     module = copy.deepcopy(module).eval().to(dtype)
-    if last:
+    if channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module, tree_map_only(Tensor, prepare, inputs)
 
@@ -115,14 +118,14 @@ def _compiled(module: nn.Module, inputs: Inputs) -> Run:
     def call(*arguments: Any) -> object:
         return module(*arguments)
 
-    # What was compiled is kept by code object, with room for eight: so each module has one of its
-    # own, or from the ninth module of a class on they would silently run eagerly.
+    # torch.compile caches by code object, and from the ninth entry (`recompile_limit`) on falls
+    # back to eager mode without a word. So each module gets a code object of its own.
     call.__code__ = call.__code__.replace()
     return _eager(torch.compile(call, dynamic=False), inputs)
 
 
-def _asked(settings: MeasureSettings) -> str:
-    """The fields that are not the default, as the user wrote them."""
+def _describe(settings: MeasureSettings) -> str:
+    """The fields that differ from the default, as the user wrote them; all, if none does."""
     fields = {name: getattr(settings, name) for name in ("runtime", "layout", "precision")}
     defaults = MeasureSettings()
     changed = {n: v for n, v in fields.items() if v != getattr(defaults, n)} or fields
@@ -130,7 +133,7 @@ def _asked(settings: MeasureSettings) -> str:
 
 
 def _root(error: BaseException) -> str:
-    """What an exporter's long story began with."""
+    """The first cause of an exporter's chain of errors, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return reason(error)

@@ -1,17 +1,17 @@
-"""How a plan is looked for: the space of plans, their scores, searchers, the front.
+"""Search for a plan: the space of plans, their scores, the searchers, and the Pareto front.
 
-This room knows no stage: `loop.search` asks a searcher, scores what it proposes and keeps it.
+Nothing here knows a stage: `loop.search` asks a searcher for plans, scores them, and stores them.
 """
 
 from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.loop import complete, refine, search
-from updp.search.outcome import ScoredPlan, Scores, SearchResult, choose_plan, finalists, pick
+from updp.search.outcome import ScoredPlan, SearchResult, choose_plan, finalists, pick
 from updp.search.score import Score
 from updp.search.scorers import FittedScorer, Scorer
 from updp.search.searchers import SEARCHERS, Task
 from updp.search.space import Choice, Cost, Limits, Option, Space
-from updp.search.store import Evaluated, Store
+from updp.search.store import Evaluated, Scores, Store
 from updp.search.survey import BaselineCost, Survey, SurveyedSite
 
 __all__ = [

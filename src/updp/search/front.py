@@ -1,49 +1,44 @@
-"""Which of the scored plans are worth having: the Pareto front of score and cost."""
+"""The Pareto front of score and cost, and the plans within limits."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
+from updp.search.score import Hopeless
 from updp.search.searchers import Task
 from updp.search.space import Genome, Limits
-from updp.search.store import Evaluated
+from updp.search.store import Evaluated, Scores
 
 
 def pareto(known: Iterable[Evaluated], task: Task) -> list[Evaluated]:
-    """The completely scored plans for which none is both cheaper and better; dearest first.
+    """The completely scored plans that no plan beats in both cost and score; dearest first.
 
-    Cost is in the task's axis. Of plans of equal cost and score the first stays.
+    Cost is in the unit `task.axis`. Of plans of equal cost and score the first stays.
     """
 
     def order(e: Evaluated) -> tuple[float, float, Genome]:
-        return cost(task, e.genome), e.score.score, e.genome
+        return task.cost(e.genome), e.score.score, e.genome
 
-    found: list[Evaluated] = []
+    front: list[Evaluated] = []
     complete = (e for e in known if e.score.complete and math.isfinite(e.score.score))
     for evaluated in sorted(complete, key=order):
-        if not found or evaluated.score.score < found[-1].score.score:
-            found.append(evaluated)
-    return found[::-1]
+        if not front or evaluated.score.score < front[-1].score.score:
+            front.append(evaluated)
+    return front[::-1]
 
 
 def within(known: Iterable[Evaluated], task: Task, limits: Limits) -> list[Evaluated]:
-    """The completely scored plans that keep to the limits, the best first."""
+    """The completely scored plans within the limits, the best first."""
     found = [e for e in known if e.score.complete and limits.met(task.space.cost(e.genome))]
-    return sorted(found, key=lambda e: (e.score.score, cost(task, e.genome), e.genome))
+    return sorted(found, key=lambda e: (e.score.score, task.cost(e.genome), e.genome))
 
 
-def certainly_dominated(
-    plan: Genome, known: Mapping[Genome, Evaluated], task: Task
-) -> Callable[[float], bool]:
-    """Whether a plan whose score cannot fall below a bound can neither be chosen nor on the front.
+def certainly_dominated(plan: Genome, known: Scores, task: Task) -> Hopeless:
+    """Tell from a lower bound of its score whether a plan can be neither chosen nor on the front.
 
-    For there is one that costs no more, scores better, and keeps to the limits if this one does.
+    That is so when a known plan costs no more, scores better than the bound, and is within the
+    limits if this plan is.
     """
-    least, meets = cost(task, plan), task.meets(plan)
+    least, meets = task.cost(plan), task.meets(plan)
     rivals = (e for e in known.values() if e.score.complete and (task.meets(e.genome) or not meets))
-    best = min((e.score.score for e in rivals if cost(task, e.genome) <= least), default=math.inf)
+    best = min((e.score.score for e in rivals if task.cost(e.genome) <= least), default=math.inf)
     return lambda bound: bound > best
-
-
-def cost(task: Task, genome: Genome) -> float:
-    """In the unit of the task's axis."""
-    return float(getattr(task.space.cost(genome), task.axis))

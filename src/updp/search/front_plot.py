@@ -1,4 +1,4 @@
-"""The picture of a search: every plan's score over its cost, and the front."""
+"""The plot of a search: score over cost of every plan, and the Pareto front."""
 
 import math
 from io import BytesIO
@@ -11,8 +11,8 @@ from updp.search.outcome import ScoredPlan, SearchResult
 _NAMES = {"latency": "predicted latency", "macs": "MACs", "parameters": "parameters"}
 
 
-def plot_front(outcome: SearchResult, file: Path) -> None:
-    """Write an SVG. Costs are shares of the baseline's, on the outcome's axis.
+def plot_front(result: SearchResult, file: Path) -> None:
+    """Write an SVG of scores over costs, as fractions of the baseline's cost in `result.axis`.
 
     Raises UserError where matplotlib is missing.
     """
@@ -23,34 +23,32 @@ def plot_front(outcome: SearchResult, file: Path) -> None:
         raise needs_extra(file.name, "matplotlib", "plot") from error
 
     def x(point: ScoredPlan) -> float:
-        return float(getattr(point, outcome.axis) / getattr(outcome.baseline, outcome.axis))
+        return float(getattr(point, result.axis) / getattr(result.baseline, result.axis))
 
     def y(point: ScoredPlan) -> float:
         return math.inf if point.score is None else point.score
 
-    def last(point: ScoredPlan) -> float:
-        return y(point) if point.fitted is None else point.fitted
-
-    complete = [p for p in outcome.points if p.complete and p.score is not None]
-    front = [outcome.points[i] for i in outcome.front]
+    complete = [p for p in result.points if p.complete and p.score is not None]
+    front = [result.points[i] for i in result.front]
+    refined = [p for p in result.points if p.fitted is not None]
     figure = Figure(figsize=(6.4, 4))
     axes = figure.add_subplot()
     axes.scatter([x(p) for p in complete], [y(p) for p in complete], s=8, color="0.7")
     axes.plot([x(p) for p in front], [y(p) for p in front], "o-", ms=4, label="front")
-    refined = [p for p in outcome.points if p.fitted is not None]
     if refined:
-        places = [x(p) for p in refined], [last(p) for p in refined]
-        axes.scatter(*places, s=16, marker="D", color="C2", label="fitted and repaired")
-    chosen = outcome.plan
-    axes.plot([x(chosen)], [last(chosen)], "*", ms=14, color="C3", label="chosen")
-    axes.set_xlabel(f"{_NAMES.get(outcome.axis, outcome.axis)}, share of the baseline's")
+        coordinates = [x(p) for p in refined], [p.last_score for p in refined]
+        axes.scatter(*coordinates, s=16, marker="D", color="C2", label="fitted and repaired")
+    chosen = result.plan
+    axes.plot([x(chosen)], [chosen.last_score], "*", ms=14, color="C3", label="chosen")
+    axes.set_xlabel(f"{_NAMES.get(result.axis, result.axis)}, share of the baseline's")
     axes.set_ylabel("score (lower is better)")
-    if min([*map(y, complete), *map(last, refined)]) > 0:
+    if min([*map(y, complete), *(p.last_score for p in refined)]) > 0:
         axes.set_yscale("log")
     axes.legend()
-    axes.set_title(f"{len(outcome.points)} plans, budget {outcome.budget}", fontsize=10)
+    axes.set_title(f"{len(result.points)} plans, budget {result.budget}", fontsize=10)
     figure.tight_layout()
     data = BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "updp"}):  # the same plot is the same file
+    # Without a fixed salt and with the date, no two files of one plot would be equal.
+    with matplotlib.rc_context({"svg.hashsalt": "updp"}):
         figure.savefig(data, format="svg", metadata={"Date": None})
     write_bytes(file, data.getvalue())

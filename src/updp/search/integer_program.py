@@ -1,8 +1,8 @@
-"""The best plan within limits, exactly, by mixed-integer programming (scipy's HiGHS).
+"""The best plan within limits, exactly, by mixed-integer linear programming (scipy's HiGHS).
 
-One binary variable for each candidate of each site, of which a site takes one at most. What
-candidates save adds up, so every limit is linear. The peak of memory is the worst of many moments:
-one more variable, no less than each.
+There is one binary variable for each candidate of each site, of which a site takes one at most.
+What candidates save adds up, so every limit is linear. Peak memory is the largest over many
+moments: one more variable, no less than each of them.
 """
 
 from collections.abc import Sequence
@@ -14,47 +14,51 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from updp.search.space import Genome, Limits, Space
 
-Row = NDArray[np.float64]
+Row = NDArray[np.float64]  # one value per variable: candidates in the order of sites, then the peak
 
 
 class IntegerProgram:
-    """The plans of a space as variables: candidates in the order of sites, then the peak."""
+    """The plans of a space as an integer program."""
 
     def __init__(self, space: Space) -> None:
+        counts = np.array([len(site.options) for site in space.sites], dtype=int)
         self.space = space
         self.options = [option for site in space.sites for option in site.options]
-        self.owners = np.array([i for i, site in enumerate(space.sites) for _ in site.options])
-        self.places = np.cumsum([0, *(len(site.options) for site in space.sites)])
+        self.owners = np.repeat(np.arange(len(counts)), counts)  # each option's site
+        self.starts = np.cumsum([0, *counts])  # each site's first option, and the end
 
-    def best(self, weights: Sequence[float], limits: Limits) -> Genome | None:
-        """The plan of the least sum of `weights`, one per candidate; None: limits allow none."""
+    def best(self, weights: Sequence[float] | Row, limits: Limits) -> Genome | None:
+        """The plan with the least sum of `weights`, one per candidate; None if none is within."""
         return self._solve(self._row(weights), limits)
 
     def least(self, unit: str, limits: Limits) -> float | None:
-        """What a plan within the limits can come down to in `unit`; None without such a plan."""
+        """The least cost in `unit` of a plan within the limits; None if none is within."""
         values, whole = self._costs(unit)
         genome = self._solve(values / max(whole, 1), limits)
         return None if genome is None else float(getattr(self.space.cost(genome), unit))
 
-    def nearest(self, genome: Genome, weights: Sequence[float], limits: Limits) -> Genome | None:
+    def nearest(
+        self, genome: Genome, weights: Sequence[float] | Row, limits: Limits
+    ) -> Genome | None:
         """The plan within the limits that differs at fewest sites; of these, of least weights."""
         if limits.met(self.space.cost(genome)):
             return genome
         differing = np.ones(len(self.options))  # from a site that is kept
         for i, j in enumerate(genome):
             if j:  # keeping it differs by 1, its candidate by 0, another one by 1
-                differing[self.places[i] : self.places[i + 1]] = 0
-                differing[self.places[i] + j - 1] = -1
+                differing[self.starts[i] : self.starts[i + 1]] = 0
+                differing[self.starts[i] + j - 1] = -1
+        # Scaled to sum to less than one site, so that weights decide between ties only.
         small = np.asarray(weights, dtype=float)
         small = small / (1 + np.abs(small).sum()) / 2
         return self.best(differing + small, limits)
 
     def features(self, plans: NDArray[np.int64]) -> Row:
-        """Genomes (n, sites) as one column per candidate (n, candidates), 1 where it is taken."""
-        found = np.zeros((len(plans), len(self.options)))
+        """One-hot encoding (n, candidates) of genomes (n, sites)."""
+        features = np.zeros((len(plans), len(self.options)))
         rows, sites = np.nonzero(plans)
-        found[rows, self.places[sites] + plans[rows, sites] - 1] = 1
-        return found
+        features[rows, self.starts[sites] + plans[rows, sites] - 1] = 1
+        return features
 
     def met(self, plans: NDArray[np.int64], limits: Limits) -> NDArray[np.bool_]:
         """Which of the genomes (n, sites) are within the limits (n,)."""
@@ -69,26 +73,22 @@ class IntegerProgram:
         return met
 
     def _peaks(self, plans: NDArray[np.int64]) -> Row:
-        """The peak of each plan's activations, in the unit that the program counts it in."""
+        """The peak of each plan's activations, in multiples of `_scale`."""
         peaks = np.full(len(plans), float(self.space.outside))
         for i, site in enumerate(self.space.sites):
             inside = np.array([site.memory, *(o.memory for o in site.options)], dtype=float)
             peaks = np.maximum(peaks, inside[plans[:, i]])
         return peaks / self._scale
 
-    def _solve(self, value: Row, limits: Limits) -> Genome | None:
+    def _solve(self, objective: Row, limits: Limits) -> Genome | None:
         if not self.options:
             return None
         constraints = [*self._one_each, *self._peak, *self._limits(limits)]
         rows, low, high = zip(*constraints, strict=True)
-        upper = np.ones(len(value))
-        upper[-1] = np.inf
-        integral = np.ones(len(value))
-        integral[-1] = 0
         result = milp(
-            value,
-            integrality=integral,
-            bounds=Bounds(0, upper),
+            objective,
+            integrality=self._row(np.ones(len(self.options)), 0),
+            bounds=Bounds(0, self._row(np.ones(len(self.options)), np.inf)),
             constraints=LinearConstraint(np.array(rows), low, high),
         )
         return None if result.x is None else self._genome(result.x[:-1])
@@ -98,11 +98,14 @@ class IntegerProgram:
 
     @cached_property
     def _scale(self) -> float:
-        """Bytes that the peak is counted in, for the solver's tolerances are absolute."""
+        """The unit of the peak, in bytes: the solver's tolerances are absolute."""
         return max(1.0, self.space.baseline.memory)
 
     def _costs(self, unit: str) -> tuple[Row, float]:
-        """What each candidate (and the peak) adds to the baseline's cost in `unit`, which is."""
+        """What each candidate, and the peak, adds to the cost in `unit`; and the baseline's cost.
+
+        In memory, the latter is of the weights alone.
+        """
         if unit == "memory":
             freed = [-float(o.bytes) for o in self.options]
             return self._row(freed, self._scale), self.space.weights
@@ -112,13 +115,13 @@ class IntegerProgram:
 
     @cached_property
     def _blocks(self) -> Row:
-        """1 for a candidate that takes depth away."""
+        """1 for a candidate that reduces depth."""
         return np.array([float(option.blocks) for option in self.options])
 
     @cached_property
     def _one_each(self) -> list[tuple[Row, float, float]]:
-        sites = np.flatnonzero(np.diff(self.places))
-        return [(self._row((self.owners == i).astype(float)), 0, 1) for i in sites]
+        """Of a site's candidates at most one is taken."""
+        return [(self._row((self.owners == i).astype(float)), 0, 1) for i in np.unique(self.owners)]
 
     @cached_property
     def _peak(self) -> list[tuple[Row, float, float]]:
@@ -141,8 +144,9 @@ class IntegerProgram:
         return rows
 
     def _genome(self, x: Row) -> Genome:
-        found = []
-        for start, end in zip(self.places[:-1], self.places[1:], strict=True):
-            chosen = np.flatnonzero(x[start:end] > 0.5)
-            found.append(int(chosen[0]) + 1 if len(chosen) else 0)
-        return tuple(found)
+        """The plan that the solver's binary variables stand for."""
+        genome = [0] * len(self.space.sites)
+        for option in np.flatnonzero(x > 0.5):
+            site = self.owners[option]
+            genome[site] = int(option - self.starts[site]) + 1
+        return tuple(genome)

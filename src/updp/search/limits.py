@@ -1,18 +1,18 @@
-"""A budget, made definite for one model on one device."""
+"""A budget resolved to absolute limits for one model on one device."""
 
 import math
 
 from updp.errors import UserError
 from updp.recipe.budget import Budget
 from updp.search.integer_program import IntegerProgram
-from updp.search.space import Cost, Limits, Space
+from updp.search.space import Limits, Space
 
 
 def limits_of(budget: Budget, space: Space) -> Limits:
     """The budget in ms, MACs, parameters and bytes.
 
-    Raises UserError, with the nearest reachable value, for one that is out of reach or that the
-    baseline keeps to already.
+    Raises UserError, with the nearest reachable value, for a budget that is out of reach or that
+    the baseline meets already.
     """
     baseline = vars(space.baseline)
     limits = Limits(budget.limits(baseline), budget.blocks)
@@ -36,12 +36,14 @@ def limits_of(budget: Budget, space: Space) -> Limits:
                 f"most comes down to {unit}={_share(least, baseline[unit])}"
             )
     if program.best([0.0] * len(program.options), limits) is None:
-        raise UserError(_together(budget, limits, space, program))
+        raise UserError(_unreachable_together(budget, limits, space, program))
     return limits
 
 
-def _together(budget: Budget, limits: Limits, space: Space, program: IntegerProgram) -> str:
-    """Limits that can each be met, but not at once: how far one comes with the others."""
+def _unreachable_together(
+    budget: Budget, limits: Limits, space: Space, program: IntegerProgram
+) -> str:
+    """The message for limits that can be met one by one, but not all at once."""
     for unit in limits.amounts:
         least = program.least(unit, limits.without(unit))
         if least is not None:
@@ -53,21 +55,8 @@ def _together(budget: Budget, limits: Limits, space: Space, program: IntegerProg
     return f"budget {budget} is out of reach as a whole: each part of it is not; ask for less"
 
 
-def axis_of(limits: Limits) -> str:
-    """The unit that a front shows score against.
-
-    MACs unless another one is limited: they do not vary from clock to clock.
-    """
-    return next(iter(limits.amounts), "macs")
-
-
-def share(cost: Cost, unit: str, space: Space) -> float:
-    """Of the baseline's."""
-    return float(getattr(cost, unit)) / float(getattr(space.baseline, unit))
-
-
 def amount(unit: str, value: float) -> str:
-    """A person's way to write it, which a budget reads."""
+    """Write a cost with its unit, as `Budget.parse` reads it: `12.3ms`, `2.5G`, `3MB`."""
     if unit == "latency":
         return f"{value:.3g}ms"
     for factor, name in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
@@ -77,4 +66,5 @@ def amount(unit: str, value: float) -> str:
 
 
 def _share(value: float, whole: float) -> str:
+    """The fraction of `whole`, rounded up, so that a budget of this text can be met."""
     return f"{math.ceil(1000 * value / whole - 1e-6) / 1000:.3f}"

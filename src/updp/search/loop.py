@@ -1,115 +1,122 @@
-"""The search itself: ask the searcher, score what it proposes, tell it, until it has enough.
+"""The search loop: ask the searcher, score what it proposes, tell it, until there are enough plans.
 
 Any number of processes run this loop on one store. Each asks the same questions, scores those
 plans of a round that nobody has claimed yet, and goes on when all of the round are scored. So the
-outcome depends neither on how many there are nor on who was killed when.
+outcome depends neither on the number of processes nor on when any of them was killed.
 """
 
 import math
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from updp.io.progress import Progress
 from updp.search.front import certainly_dominated
-from updp.search.score import Score
+from updp.search.score import Hopeless, Score, never
 from updp.search.searchers import SEARCHERS, Task
 from updp.search.searchers.base import Searcher
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
-from updp.search.store import Evaluated, Store
+from updp.search.store import Evaluated, Scores, Store
 
-Known = dict[Genome, Evaluated]
-Judge = Callable[[Mapping[str, str], Callable[[float], bool]], Score]
-# Given a plan that was scored, and the best so far within the limits.
+Judge = Callable[[Mapping[str, str], Hopeless], Score]
+# Called with a plan that was scored, and the best so far within the limits.
 Show = Callable[[Evaluated, Evaluated | None], None]
-_POLL = 0.05  # seconds between looks at what other workers do
+_POLL = 0.05  # seconds between looks at the scores of other workers
+
+
+def _hide(plan: Evaluated, best: Evaluated | None) -> None: ...
 
 
 def search(
-    task: Task,
-    judge: Judge,
-    store: Store,
-    progress: Progress,
-    show: Show = lambda plan, best: None,
+    task: Task, judge: Judge, store: Store, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
-    """All plans that were scored, by the searcher and for the number of them in the settings.
+    """Score plans by the searcher, and as many, as `task.settings` say.
 
-    `show` is told of each plan in its turn, those that were scored before a kill included.
+    Args:
+        task: what is searched for.
+        judge: scores a plan, given its choices by site.
+        store: where scores are kept and shared with other workers.
+        progress: told of each plan that is scored from now on.
+        show: told of each plan, those that were scored before a kill included.
+
+    Returns:
+        All scored plans, in the order of the search.
     """
     searcher = SEARCHERS[task.settings.searcher](task)
-    names = "search: each candidate alone", "search"
-    return _ask(searcher, task.settings.evaluations, names, judge, store, progress, show)
+    headings = "search: each candidate alone", "search"
+    return _run(searcher, task.settings.evaluations, headings, judge, store, progress, show)
 
 
 def refine(
-    task: Task,
-    known: Mapping[Genome, Evaluated],
-    judge: Judge,
-    store: Store,
-    progress: Progress,
-    show: Show = lambda plan, best: None,
+    task: Task, known: Scores, judge: Judge, store: Store, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
-    """Plans after fit and repair, as `judge` scores them; `known` is what `search` gave.
+    """Score plans after fit and repair, beginning from the scores `known` of `search`.
 
-    The store is another one than the search's, for a plan has a score of each kind.
+    `judge` is a scorer of that kind; `store` is not that of the search, because a plan has a score
+    of each kind.
     """
     searcher = Refined(task, {g: e.score.score for g, e in known.items()})
-    names = "search: candidates fitted and repaired", "search: plans fitted and repaired"
-    wanted = max(0, task.settings.refined - len(searcher.preliminaries()))
-    return _ask(searcher, wanted, names, judge, store, progress, show)
+    headings = "search: candidates fitted and repaired", "search: plans fitted and repaired"
+    evaluations = max(0, task.settings.refined - len(searcher.preliminaries()))
+    return _run(searcher, evaluations, headings, judge, store, progress, show)
 
 
 def complete(
     plans: Iterable[Genome], task: Task, judge: Judge, store: Store, progress: Progress
-) -> Known:
+) -> dict[Genome, Evaluated]:
     """The scores of these plans in the store, from `judge` where it has none."""
     wanted, past = [*plans], store.results().keys()
     if missing := [plan for plan in wanted if plan not in past]:
         progress.begin("search: single candidates and repaired plans", len(missing))
 
-    def told(plan: Evaluated) -> None:
+    def report(plan: Evaluated) -> None:
         if plan.genome not in past:
             progress.advance()
 
-    return _round(wanted, {}, task, judge, store, told) if wanted else {}
+    worker = _Worker(task, judge, store, report)
+    if wanted:
+        worker.score_round(wanted)
+    return worker.known
 
 
-def _ask(
+def _run(
     searcher: Searcher,
     evaluations: int,
-    names: tuple[str, str],
+    headings: tuple[str, str],
     judge: Judge,
     store: Store,
     progress: Progress,
     show: Show,
 ) -> dict[Genome, Evaluated]:
-    """The searcher's preliminaries and so many plans that it proposes, scored."""
-    task, known = searcher.task, Known()
-    first, past = searcher.preliminaries(), store.results().keys()
-    told = _Reporter(task, progress, show, past)
-    if first:
-        progress.begin(names[0], len(first), len(past & {*first}))
-        known |= _round(first, known, task, judge, store, told)
+    """Score the searcher's preliminaries, and then `evaluations` plans that it proposes."""
+    task, past = searcher.task, store.results().keys()
+    worker = _Worker(task, judge, store, _Reporter(task, progress, show, past))
+    known = worker.known
+    if first := searcher.preliminaries():
+        progress.begin(headings[0], len(first), len(past & {*first}))
+        worker.score_round(first)
     before, wanted = len(known), min(evaluations, task.space.size - len(known))
-    progress.begin(names[1], wanted, min(wanted, len(past - {*first})))
+    progress.begin(headings[1], wanted, min(wanted, len(past - {*first})))
     while len(known) < before + wanted:
         plans = searcher.propose({g: s.score.score for g, s in sorted(known.items())})
         plans = plans[: before + wanted - len(known)]
         if not plans:
             break
-        known |= _round(plans, known, task, judge, store, told)
+        worker.score_round(plans)
     return known
 
 
+@dataclass
 class _Reporter:
-    """Tells of each plan that was scored; to the progress, those of this run of the program."""
+    """Tells of each plan that was scored; tells the progress of those that are not `past`."""
 
-    def __init__(
-        self, task: Task, progress: Progress, show: Show, past: Collection[Genome]
-    ) -> None:
-        self.task, self.progress, self.show, self.past = task, progress, show, past
-        self.best: Evaluated | None = None  # within the limits
+    task: Task
+    progress: Progress
+    show: Show
+    past: Collection[Genome]
+    best: Evaluated | None = None  # within the limits
 
     def __call__(self, plan: Evaluated) -> None:
         best = self.best.score.score if self.best else math.inf
@@ -122,50 +129,49 @@ class _Reporter:
             self.progress.advance(note)
 
 
-def _round(
-    plans: Sequence[Genome],
-    known: Mapping[Genome, Evaluated],
-    task: Task,
-    judge: Judge,
-    store: Store,
-    told: Callable[[Evaluated], None],
-) -> dict[Genome, Evaluated]:
-    """Have all of the plans scored, here or elsewhere."""
-    done: dict[Genome, Evaluated] = {}
-    waiting = sorted(plans)
-    last = waiting[zlib.crc32(store.worker.encode()) % len(waiting)]  # workers begin apart
-    while waiting:
-        results = store.results()
-        for plan in [plan for plan in waiting if plan in results]:
-            waiting.remove(plan)
-            done[plan] = results[plan]
-            told(results[plan])
-        # What begins as the last one did shares most of what it computes.
-        waiting.sort(key=lambda plan: (-_alike(plan, last), plan))
-        mine = next((plan for plan in waiting if store.claim(plan)), None)
-        if mine is not None:
-            last = mine
-            _score(mine, known, task, judge, store)
-        elif waiting:
-            time.sleep(_POLL)
-    return {plan: done[plan] for plan in sorted(done)}
+@dataclass
+class _Worker:
+    """This process's part in a search; `known` are the scores of all rounds that have ended."""
+
+    task: Task
+    judge: Judge
+    store: Store
+    report: Callable[[Evaluated], None]
+    known: dict[Genome, Evaluated] = field(default_factory=dict)
+
+    def score_round(self, plans: Sequence[Genome]) -> None:
+        """Have all of the plans scored, here or by other workers."""
+        done: dict[Genome, Evaluated] = {}
+        waiting = sorted(plans)
+        # Workers begin at different plans.
+        last = waiting[zlib.crc32(self.store.worker.encode()) % len(waiting)]
+        while waiting:
+            results = self.store.results()
+            for plan in [plan for plan in waiting if plan in results]:
+                waiting.remove(plan)
+                done[plan] = results[plan]
+                self.report(results[plan])
+            # The plan that begins most like the last one shares most activations with it.
+            waiting.sort(key=lambda plan: (-_common_prefix(plan, last), plan))
+            mine = next((plan for plan in waiting if self.store.claim(plan)), None)
+            if mine is not None:
+                last = mine
+                self._score(mine)
+            elif waiting:
+                time.sleep(_POLL)
+        # Only now, and in an order of their own: no score may depend on how the round was shared.
+        self.known.update(sorted(done.items()))
+
+    def _score(self, plan: Genome) -> None:
+        stop_early = self.task.settings.stop_early
+        hopeless = certainly_dominated(plan, self.known, self.task) if stop_early else never
+        with self.store.scoring(plan):
+            start = time.perf_counter()
+            score = self.judge(self.task.space.choices(plan), hopeless)
+            self.store.finish(plan, score, time.perf_counter() - start)
 
 
-def _score(
-    plan: Genome, known: Mapping[Genome, Evaluated], task: Task, judge: Judge, store: Store
-) -> None:
-    hopeless = certainly_dominated(plan, known, task) if task.settings.stop_early else _never
-    with store.scoring(plan):
-        start = time.perf_counter()
-        found = judge(task.space.choices(plan), hopeless)
-        store.finish(plan, found, time.perf_counter() - start)
-
-
-def _alike(plan: Genome, other: Genome) -> int:
-    """At how many sites two plans begin alike."""
+def _common_prefix(plan: Genome, other: Genome) -> int:
+    """The number of sites at which two plans begin alike."""
     pairs = enumerate(zip(plan, other, strict=True))
     return next((i for i, (a, b) in pairs if a != b), len(plan))
-
-
-def _never(bound: float) -> bool:
-    return False

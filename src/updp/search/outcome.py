@@ -1,12 +1,13 @@
-"""What a search ends with: all plans that were scored, their front, and the plan that is taken."""
+"""The result of a search: all plans that were scored, their front, and the chosen plan."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
 from updp.candidates import Offers
 from updp.errors import UserError
@@ -18,28 +19,21 @@ from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.searchers import Task
 from updp.search.space import Cost, Genome, Limits, Space
-from updp.search.store import Evaluated
+from updp.search.store import Evaluated, Scores
 
 
-class ScoredPlan(BaseModel):
-    """A plan that was scored: latency in ms for a batch, predicted and, of some, measured.
-
-    `score` is the lower the better; where it is not `complete` it was left half-way and is an
-    estimate. `fitted` is the score after fit and repair, of those plans that were refined. MACs are
-    for an image, memory is in bytes at the peak.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ScoredPlan(BaseModel, extra="forbid", frozen=True):
+    """A plan that was scored, with its cost: see `Score` and `Cost`."""
 
     choices: dict[str, str]
-    score: float | None
+    score: float | None  # None if it was infinite
     top1: float | None
     complete: bool
-    fitted: float | None = None
+    fitted: float | None = None  # score after fit and repair, of plans that were refined
     fitted_top1: float | None = None
-    latency: float
+    latency: float  # predicted
     noise: float
-    measured: Timing | None = None
+    measured: Timing | None = None  # ms for a batch, of plans that were timed end to end
     macs: float
     parameters: float
     memory: float
@@ -47,7 +41,7 @@ class ScoredPlan(BaseModel):
 
     @property
     def last_score(self) -> float:
-        """The score after fit and repair where there is one, else that before; infinite: none."""
+        """The score after fit and repair where there is one, else that before; None is infinity."""
         score = self.score if self.fitted is None else self.fitted
         return math.inf if score is None else score
 
@@ -58,9 +52,9 @@ class ScoredPlan(BaseModel):
 
 
 class SearchResult(Record):
-    """All of a search, in the order of scoring; `front` and `chosen` are places in `points`.
+    """All plans of a search in the order of scoring; `front` and `chosen` are indices of `points`.
 
-    `axis` is the unit of cost that the front is drawn over.
+    `axis` is the unit of cost of the front.
     """
 
     FILE: ClassVar[str] = "search/front.json"
@@ -73,47 +67,47 @@ class SearchResult(Record):
     chosen: int
 
     @model_validator(mode="after")
-    def _places_are_there(self) -> SearchResult:
-        if not all(0 <= place < len(self.points) for place in (*self.front, self.chosen)):
+    def _indices_exist(self) -> SearchResult:
+        if not all(0 <= index < len(self.points) for index in (*self.front, self.chosen)):
             raise ValueError("front: no such point")
         return self
 
     @property
     def plan(self) -> ScoredPlan:
-        """The point that is taken."""
+        """The chosen point."""
         return self.points[self.chosen]
 
     def make_plan(self, offers: Offers, budget: str, hashes: Mapping[str, str]) -> Plan:
-        """The chosen point as a plan, with its candidates."""
+        """The chosen point as a `Plan`, with the candidates that `offers` have of its labels."""
         choices = self.plan.choices
         labels = {name: {o.candidate.label: o.candidate for o in offers[name]} for name in choices}
         candidates = {name: labels[name][label].to_json() for name, label in choices.items()}
         return Plan(choices=choices, candidates=candidates, budget=budget, hashes=hashes)
 
 
-Scores = Mapping[Genome, Evaluated]
-
-
 def finalists(known: Scores, refined: Scores, task: Task) -> list[Genome]:
-    """The best plans within the budget, at most as many as are to be timed end to end.
+    """The plans to time end to end: the best within the limits, by score after fit and repair.
 
-    By their score after fit and repair, where some were refined.
+    By the score before, where no plan within the limits was refined.
     """
-    found = within(refined.values(), task, task.limits) or within(known.values(), task, task.limits)
-    return [e.genome for e in found[: task.settings.timed]]
+    best = within(refined.values(), task, task.limits) or within(known.values(), task, task.limits)
+    return [e.genome for e in best[: task.settings.timed]]
 
 
 def choose_plan(
-    known: Scores,
-    refined: Scores,
-    task: Task,
-    budget: Budget,
-    measured: Mapping[Genome, Latency],
+    known: Scores, refined: Scores, task: Task, budget: Budget, measured: Mapping[Genome, Latency]
 ) -> SearchResult:
-    """Choose among the best plans: the first that keeps to the budget as measured end to end.
+    """Choose the best finalist that keeps to the budget as measured end to end.
 
-    A latency whose quartiles reach the limit counts as keeping to it. Where none does, the one that
-    comes nearest is taken.
+    A latency whose lower quartile is within the limit keeps to it. Where none does, the fastest
+    plan is chosen.
+
+    Args:
+        known: scores before fit and repair.
+        refined: scores after fit and repair, of some plans or none.
+        task: what was searched for.
+        budget: as the user wrote it, for the record.
+        measured: latencies of the finalists, compared with the baseline.
     """
     candidates, space = finalists(known, refined, task), task.space
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
@@ -141,7 +135,7 @@ def choose_plan(
 
 
 def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
-    """Another point of a finished search: the number of a line of its front, or a budget.
+    """Choose another point of a search, by the number of a line of its front or by a budget.
 
     Raises UserError when there is no such point.
     """
@@ -165,14 +159,16 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
 
 
 def _meets(point: ScoredPlan, limits: Limits) -> bool:
-    cost = {name: getattr(point, name) for name in Cost.__dataclass_fields__}
-    if point.measured is not None:
-        cost["latency"] = point.measured.low
-    return limits.met(Cost(**cost))
+    cost = Cost(**{name: getattr(point, name) for name in Cost.__dataclass_fields__})
+    measured = point.measured
+    return limits.met(cost if measured is None else replace(cost, latency=measured.low))
 
 
 def _timing(latency: Latency, space: Space) -> Timing:
-    """By the speed-up over the baseline beside it: the machine may have become slower since."""
+    """Latency in ms, from the speed-up and the baseline's first latency.
+
+    The machine may have become slower since the candidates were timed.
+    """
     s = latency.speedup
     return Timing(median=space.ms / s.median, low=space.ms / s.high, high=space.ms / s.low)
 

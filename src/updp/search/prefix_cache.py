@@ -1,29 +1,30 @@
-"""Plans that begin alike share the activations of their beginning.
+"""A cache of activations: plans that begin with the same choices share those of the prefix.
 
-A plan is scored by running the network on fixed batches. What reaches a switch there depends on
-the choices before it alone: it is kept, and a plan that begins alike is entered at that switch,
-where the network can be (`rewrite.resume`).
+A plan is scored by running the network on fixed batches. What reaches a switch depends only on the
+choices before it, so its inputs are kept, and a plan with the same prefix is run from that switch
+on, where the network can be entered there (`updp.supernet.partial`).
 """
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from updp.supernet import Inputs, Resumable, Supernet, Switch, bytes_of, copied
+from updp.supernet import Inputs, Resumable, Supernet, bytes_of, copied
 from updp.training.batchnorm import norms
 
 _log = logging.getLogger(__name__)
-_PLANS = 8  # whose activations there is memory for
+_PLANS = 8  # whose activations fit into the memory allowed
 
 Prefix = tuple[str, ...]  # choices of the first switches, in the order of their calls
 
 
 @dataclass
 class _Entrance:
-    """What reaches a switch under one prefix, by batch, and the BatchNorms' statistics then."""
+    """A switch's inputs under one prefix, by batch, and the BatchNorms' statistics before it."""
 
     inputs: dict[Hashable, Inputs] = field(default_factory=dict)
     statistics: list[list[Tensor]] = field(default_factory=list)
@@ -31,55 +32,69 @@ class _Entrance:
 
 
 class PrefixCache:
-    """Runs a supernet, plan after plan, as `net(images)` would.
+    """Computes what `net(images)` would, for plan after plan.
 
-    For each plan: `begin`, the calibration batches, `calibrated`, other batches, `end`. Batches are
-    known by a key, which always means the same images.
+    Each plan runs in a `with cache.plan():` block: the calibration batches, `calibrated`, and then
+    the other batches. The key of a batch always stands for the same images.
     """
 
     def __init__(self, net: Supernet, megabytes: int, images: int, example: Tensor) -> None:
-        """`images` is the number of images in all batches; `example` some of them (N, C, H, W)."""
+        """Learn where the network can be entered.
+
+        Args:
+            net: the supernet, in evaluation mode.
+            megabytes: memory for activations; 0 turns the cache off.
+            images: the number of images in all batches.
+            example: some of them (N, C, H, W).
+        """
         self.net, self.bound = net, megabytes * 2**20
-        self.computed, self.shared = 0, 0  # calls of switches
-        self._switches = {id(switch): name for name, switch in net.switches.items()}
         self._run = Resumable(net, list(net.switches.values()))
-        self._calls: list[int] = []  # the numbers of all calls of switches
         self._order: list[str] = []  # the switches, by their first call
         self._first: list[int] = []  # and the number of that call among those of all units
-        self._enterable: dict[int, bool] = {}  # by place in the order
-        self._known: OrderedDict[Prefix, _Entrance] = OrderedDict()
+        self._enterable: dict[int, bool] = {}  # by position in the order
+        self._known: OrderedDict[Prefix, _Entrance] = OrderedDict()  # least recently used first
         self._new: dict[Prefix, _Entrance] = {}
         self._plan: Prefix = ()
         self._start: Prefix | None = None
         self._calibrating = False
-        self._places = self._survey(example, images) if self.bound else {}
+        # Where inputs are kept: from the number of a call to the position of its switch.
+        self._kept = self._choose_entrances(example, images) if self.bound else {}
 
-    def begin(self) -> None:
-        """Another plan has been chosen: look for the longest beginning that is known."""
+    @contextmanager
+    def plan(self) -> Iterator[None]:
+        """Run the plan that is chosen in the net: from its longest prefix that is known."""
         self._plan, self._new = tuple(self.net.switches[n].choice for n in self._order), {}
         self._calibrating = True
         lengths = [n for n in range(len(self._plan), -1, -1) if self._enterable.get(n)]
         self._start = next((p for n in lengths if (p := self._plan[:n]) in self._known), None)
         if self._start is not None:
             self._known.move_to_end(self._start)
+        yield
+        self._known.update(self._new)
+        self._new = {}
+        total = sum(entrance.bytes for entrance in self._known.values())
+        while total > self.bound:
+            total -= self._known.popitem(last=False)[1].bytes
 
     def __call__(self, key: Hashable, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
-        if not self._places:
-            return self.net(images)
+        if not self._kept:
+            logits: Tensor = self.net(images)
+            return logits
         start = self._start
         if start is not None and key in self._known[start].inputs:
-            logits, inputs = self._from(images, len(start), self._known[start].inputs[key])
+            logits, seen = self._enter(images, len(start), self._known[start].inputs[key])
         else:
-            logits, inputs = self._from(images)
-        for place, values in inputs.items():
-            self._keep(self._plan[:place], key, values)
+            logits, seen = self._enter(images)
+        for position, inputs in seen.items():
+            self._keep(self._plan[:position], key, inputs)
+        # Not before, because a norm in training mode would update its statistics once more.
         if not self._calibrating:
-            self._try(inputs, images, logits)
+            self._try_entrances(seen, images, logits)
         return logits
 
     def calibrated(self) -> None:
-        """All statistics are known: those from before the entrance are what they were there."""
+        """Complete the statistics after calibration: norms before the entrance did not run."""
         self._calibrating = False
         found = norms(self.net)
         if self._start is not None:
@@ -91,29 +106,19 @@ class PrefixCache:
         for entrance in self._new.values():
             entrance.statistics = statistics
 
-    def end(self) -> None:
-        """Keep what was recorded, and forget what was used longest ago."""
-        self._known.update(self._new)
-        self._new = {}
-        total = sum(entrance.bytes for entrance in self._known.values())
-        while total > self.bound:
-            total -= self._known.popitem(last=False)[1].bytes
-
-    def _survey(self, images: Tensor, total: int) -> dict[int, int]:
-        """Learn the order of calls; choose places, by call, so few that several plans are kept."""
+    def _choose_entrances(self, images: Tensor, total: int) -> dict[int, int]:
+        """Every n-th switch in the order of calls, so that several plans fit into memory."""
+        names = {id(switch): name for name, switch in self.net.switches.items()}
         sizes: list[float] = []
 
-        def seen(number: int, unit: nn.Module, args: Inputs) -> None:
-            name = self._switches.get(id(unit))
-            if name is None:
-                return
-            self._calls.append(number)
-            if name not in self._order:
+        def observe(number: int, unit: nn.Module, args: Inputs) -> None:
+            name = names.get(id(unit))
+            if name is not None and name not in self._order:
                 self._order.append(name)
                 self._first.append(number)
                 sizes.append(bytes_of(args) / len(images) * total)
 
-        self._run.run(images, seen)
+        self._run.run(images, observe)
         step = next(
             (n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) <= self.bound / _PLANS), None
         )
@@ -121,35 +126,32 @@ class PrefixCache:
             _log.info("search.reuse_mb is too small to share activations between plans")
         return {} if step is None else {self._first[p]: p for p in range(0, len(sizes), step)}
 
-    def _from(
-        self, images: Tensor, place: int | None = None, given: Inputs = ()
+    def _enter(
+        self, images: Tensor, position: int | None = None, inputs: Inputs | None = None
     ) -> tuple[Tensor, dict[int, Inputs]]:
-        """Run everything, or from a place on; also what reached the places behind it."""
-        inputs: dict[int, Inputs] = {}
-        start = -1 if place is None else self._first[place]
+        """Run the net, from a position on if one is given; also the inputs at later positions."""
+        seen: dict[int, Inputs] = {}
+        start = -1 if position is None else self._first[position]
 
-        def seen(number: int, unit: nn.Module, args: Inputs) -> None:
-            self.computed += isinstance(unit, Switch)
-            at = self._places.get(number)
+        def observe(number: int, unit: nn.Module, args: Inputs) -> None:
+            at = self._kept.get(number)
             if at is not None and number != start and self._enterable.get(at, True):
-                inputs[at] = copied(args)
+                seen[at] = copied(args)
 
-        self.shared += sum(number < start for number in self._calls)
-        if place is None:
-            return self._run.run(images, seen), inputs
-        return self._run.run(images, seen, start, given), inputs
+        return self._run.run(images, observe, max(start, 0), inputs), seen
 
-    def _try(self, inputs: dict[int, Inputs], images: Tensor, logits: Tensor) -> None:
-        """Where it is not known yet whether the network can be entered, see."""
-        for place, given in inputs.items():
-            if place not in self._enterable:
-                first = self._first[place]
-                self._enterable[place] = self._run.can_enter(first, given, images, logits)
+    def _try_entrances(self, seen: dict[int, Inputs], images: Tensor, logits: Tensor) -> None:
+        """Find out whether the network can be entered at positions that were not tried yet."""
+        for position, inputs in seen.items():
+            if position not in self._enterable:
+                first = self._first[position]
+                self._enterable[position] = self._run.can_enter(first, inputs, images, logits)
 
-    def _keep(self, prefix: Prefix, key: Hashable, values: Inputs) -> None:
+    def _keep(self, prefix: Prefix, key: Hashable, inputs: Inputs) -> None:
         entrance = self._known.get(prefix) or self._new.get(prefix)
-        if entrance is None and self._calibrating:  # a later one would lack what came before
+        # An entrance made after calibration would lack the calibration batches.
+        if entrance is None and self._calibrating:
             entrance = self._new[prefix] = _Entrance()
         if entrance is not None and key not in entrance.inputs:
-            entrance.inputs[key] = values
-            entrance.bytes += bytes_of(values)
+            entrance.inputs[key] = inputs
+            entrance.bytes += bytes_of(inputs)

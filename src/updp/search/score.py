@@ -1,4 +1,4 @@
-"""What a score is: a loss on images held out of the training split, beside the baseline."""
+"""The score of a network: a loss on images held out of the training split, beside the baseline."""
 
 import math
 from collections.abc import Callable
@@ -11,65 +11,69 @@ from torch import Tensor, nn
 from updp.data.feed import Feed
 from updp.training.evaluate import predict
 
-_CHUNK = 64  # images scored at once; after each it is asked whether to go on
-_BATCH = 256  # that the baseline is given
+_CHUNK = 64  # images scored at once; scoring may stop after each chunk
+_BATCH = 256  # images in a batch of the baseline
 _NO_LABEL = -1
+
+# Whether a score that cannot fall below this bound is useless.
+Hopeless = Callable[[float], bool]
+
+
+def never(bound: float) -> bool:
+    """The `Hopeless` of complete scores."""
+    return False
 
 
 @dataclass(frozen=True)
 class Score:
-    """Lower is better, 0 at best; of so many images. Top-1 in percent, of those with a label.
+    """The score of a plan."""
 
-    Not complete: scoring stopped before the last image, and these are estimates.
-    """
-
-    score: float
-    top1: float
-    images: int
-    complete: bool = True
+    score: float  # mean loss; lower is better, 0 is best
+    top1: float  # accuracy in percent, of the images that have a label
+    images: int  # that were scored
+    complete: bool = True  # whether these are all; else score and accuracy are estimates
 
 
 class HeldOut:
-    """Held-out images and what the baseline says of them: scores are means of a loss over them.
-
-    The loss is never negative. `accuracy`: wrong answers in percent; `loss`: cross-entropy;
-    `divergence`: KL from the baseline's logits; with `blended` on as many means of two images, too:
-    of images that it was trained on the baseline is so sure that they hardly tell plans apart.
-    """
+    """Held-out images with the baseline's logits; scores are means of a loss over them."""
 
     def __init__(
         self, baseline: nn.Module, feed: Feed, kind: str, *, blended: bool = False
     ) -> None:
+        """Run the baseline on the held-out images.
+
+        Args:
+            kind: the loss, never negative: `accuracy` (wrong answers in percent), `loss`
+                (cross-entropy) or `divergence` (KL divergence from the baseline's logits).
+            blended: with `divergence`, add as many means of two images. Of images that it was
+                trained on the baseline is so certain that they hardly tell plans apart.
+        """
         self.kind = kind
         held_out = list(feed.held_out())
         images = torch.cat([images for images, _ in held_out])
         labels = torch.cat([labels for _, labels in held_out])
         if blended and kind == "divergence":
-            images = torch.cat([images, means_of_two(images)])
+            images = torch.cat([images, (images + images.roll(1, 0)) / 2])
             labels = torch.cat([labels, torch.full_like(labels, _NO_LABEL)])
         batches = zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
         logits, _ = predict(baseline, batches)
-        # Least sure first: most of a loss is theirs, so what is hopeless is soon seen to be.
+        # Least certain first: they have most of the loss, so a hopeless plan shows soon.
         unsure = 1 - logits.double().softmax(1).square().sum(1)
         order = unsure.argsort(descending=True, stable=True)
-        images, labels, logits = images[order], labels[order], logits[order]
+        parts = [torch.split(values[order], _CHUNK) for values in (images, labels, logits)]
         self.shares = (unsure[order].cumsum(0) / unsure.sum()).tolist()
-        starts = range(0, len(images), _CHUNK)
-        self.chunks = [
-            (images[i : i + _CHUNK], labels[i : i + _CHUNK], logits[i : i + _CHUNK]) for i in starts
-        ]
+        self.chunks = list(zip(*parts, strict=True))
         self.images = len(images)
 
-    def score(
-        self,
-        run: Callable[[int, Tensor], Tensor],
-        hopeless: Callable[[float], bool] = lambda bound: False,
-    ) -> Score:
-        """Of the logits (n, classes) that `run` gives of a chunk's number and images (n, C, H, W).
+    def score(self, run: Callable[[int, Tensor], Tensor], hopeless: Hopeless = never) -> Score:
+        """Score a network on the held-out images.
 
-        `hopeless` is asked after each chunk with a value that the score cannot fall below. What is
-        left out is estimated by how sure the baseline is of those images: to second order, what a
-        disturbance of logits does to KL is its variance under the baseline's probabilities.
+        Scoring stops after a chunk when `hopeless` says so of a lower bound of the score. The loss
+        of the remaining images is then extrapolated by how certain the baseline is of them: to
+        second order, the KL divergence that a disturbance of logits causes is its variance under
+        the baseline's probabilities.
+
+        `run` is the network: from a chunk's number and images (n, C, H, W) to logits (n, classes).
         """
         loss, right, labelled, seen = 0.0, 0, 0, 0
         for number, (images, labels, reference) in enumerate(self.chunks):
@@ -82,21 +86,16 @@ class HeldOut:
                 break
         share = self.shares[seen - 1] if seen < self.images else 1.0
         score = loss / self.images / (share or 1.0)
-        if not math.isfinite(score):  # its logits may be no numbers
+        if not math.isfinite(score):  # logits may be NaN
             score = math.inf
         top1 = 100 * right / max(labelled, 1)
         return Score(score, top1, seen, seen == self.images or math.isinf(score))
 
     def _loss(self, logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
-        """Of each image (N,)."""
+        """Per-image loss, shape (N,), of logits (N, classes) beside the baseline's."""
         if self.kind == "accuracy":
             return 100.0 * (logits.argmax(1) != labels)
         if self.kind == "loss":
             return F.cross_entropy(logits, labels, reduction="none")
         own, target = logits.double().log_softmax(1), reference.double().log_softmax(1)
         return (target.exp() * (target - own)).sum(1).clamp(min=0)
-
-
-def means_of_two(images: Tensor) -> Tensor:
-    """The mean of each image (N, C, H, W) and the next one."""
-    return (images + images.roll(1, 0)) / 2

@@ -1,6 +1,6 @@
-"""How good a plan is: with the supernet's weights, or once it is fitted and repaired."""
+"""Scorers of plans: with the supernet's weights, or after fit and repair."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -9,16 +9,16 @@ from updp.blocks.modules import evaluating
 from updp.data.feed import Feed
 from updp.recipe import Recipe
 from updp.search.prefix_cache import PrefixCache
-from updp.search.score import HeldOut, Score
+from updp.search.score import HeldOut, Hopeless, Score, never
 from updp.supernet import Supernet, fit_plan
 from updp.training.batchnorm import preserved, recalibrate
 
 
 class Scorer:
-    """Scores plans of one supernet. What plans begin with alike is computed once.
+    """Scores plans of one supernet; the activations of a common prefix are computed once.
 
     BatchNorm statistics are recalibrated for each plan, if the recipe says so, and put back
-    afterwards: a score does not depend on what was scored before.
+    afterwards, so that a score does not depend on what was scored before.
     """
 
     def __init__(self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: Recipe) -> None:
@@ -29,34 +29,25 @@ class Scorer:
         net.eval()
         net.choose({})
         with torch.no_grad():
-            some = self.held_out.chunks[0][0][:2]
-            self.replay = PrefixCache(net, recipe.search.reuse_mb, total, some)
+            example = self.held_out.chunks[0][0][:2]
+            self.cache = PrefixCache(net, recipe.search.reuse_mb, total, example)
 
     @torch.no_grad()
-    def __call__(
-        self, choices: Mapping[str, str], hopeless: Callable[[float], bool] = lambda bound: False
-    ) -> Score:
-        """The plan's score; of fewer images when it is certain that the score is hopeless.
-
-        `hopeless` is asked again and again with a value that the score cannot fall below.
-        """
+    def __call__(self, choices: Mapping[str, str], hopeless: Hopeless = never) -> Score:
+        """The score of a plan; it is not complete where a lower bound of it was hopeless."""
         self.net.choose(choices)
-        self.replay.begin()
-        with evaluating(self.net), preserved(self.net):
+        cache = self.cache
+        with cache.plan(), evaluating(self.net), preserved(self.net):
             if self.calibration:
-                recalibrate(
-                    self.net, self.calibration, lambda i, x: self.replay(("calibration", i), x)
-                )
-            self.replay.calibrated()
-            score = self.held_out.score(lambda i, x: self.replay(("held out", i), x), hopeless)
-        self.replay.end()
-        return score
+                recalibrate(self.net, self.calibration, lambda i, x: cache(("calibration", i), x))
+            cache.calibrated()
+            return self.held_out.score(lambda i, x: cache(("held out", i), x), hopeless)
 
 
 class FittedScorer:
     """Scores plans of one supernet after the fit with which stage 3 begins.
 
-    The net's weights, which are those that it has now, are put back each time.
+    The net's present weights are put back after each plan.
     """
 
     def __init__(self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: Recipe) -> None:
@@ -68,10 +59,8 @@ class FittedScorer:
         self.shapes = net.shapes()
 
     @torch.no_grad()
-    def __call__(
-        self, choices: Mapping[str, str], hopeless: Callable[[float], bool] = lambda bound: False
-    ) -> Score:
-        """The plan's score on all images: what takes time is the fit, so none is left half-way."""
+    def __call__(self, choices: Mapping[str, str], hopeless: Hopeless = never) -> Score:
+        """The complete score of a plan: the fit takes the time, so stopping early saves nothing."""
         try:
             if choices:
                 fit_plan(self.net, choices, self.batches, self.settings)

@@ -1,12 +1,12 @@
 """The space of plans: what each site may become, and what every plan costs.
 
-A genome says a plan in numbers: for each site 0 (`keep`) or the number of its candidate.
+A genome is a plan in numbers: for each site 0 (`keep`) or the number of its candidate, from 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,21 +15,16 @@ Genome = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate of a site: what it saves of the baseline's cost, and what it needs itself.
-
-    `ms` is for a batch, `noise` half of its interquartile range; `macs` for an image; `memory` the
-    bytes of activations alive at the site's worst moment, `parameters` and `bytes` of weights.
-    `blocks` is 1 where depth is taken away, else 0.
-    """
+    """A candidate of a site, and what it saves of the baseline's cost."""
 
     label: str
-    ms: float
-    macs: int
-    parameters: int = 0
-    bytes: int = 0
-    memory: int = 0
-    noise: float = 0.0
-    blocks: int = 1
+    ms: float  # saved, for a batch
+    macs: int  # saved, for an image
+    parameters: int = 0  # saved
+    bytes: int = 0  # of weights, saved
+    memory: int = 0  # bytes of activations alive at the worst moment inside the site
+    noise: float = 0.0  # half of the interquartile range of `ms`
+    blocks: int = 1  # 1 where the candidate reduces depth, else 0
 
 
 @dataclass(frozen=True)
@@ -43,48 +38,44 @@ class Choice:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a plan: ms and its noise, MACs, parameters, bytes at the peak, sites pruned in depth."""
+    """Cost of a plan."""
 
-    latency: float
-    noise: float
-    macs: float
+    latency: float  # ms for a batch
+    noise: float  # half of the interquartile range of `latency`
+    macs: float  # for an image
     parameters: float
-    memory: float
-    blocks: int
+    memory: float  # bytes at the peak
+    blocks: int  # pruned
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan must keep to: amounts by unit at most, and exactly so many blocks in depth."""
+    """What a plan may cost: at most these amounts by unit, and exactly so many pruned blocks."""
 
     amounts: Mapping[str, float] = field(default_factory=dict)
     blocks: int | None = None
 
     def met(self, cost: Cost) -> bool:
-        """Whether a plan of this cost keeps to them (up to rounding)."""
+        """Whether a plan of this cost is within the limits (up to rounding)."""
         return self.blocks in (None, cost.blocks) and all(
             getattr(cost, unit) <= limit * (1 + 1e-9) for unit, limit in self.amounts.items()
         )
 
     def without(self, unit: str) -> Limits:
-        """All but one."""
+        """The limits without that of `unit`."""
         return replace(self, amounts={u: a for u, a in self.amounts.items() if u != unit})
 
 
 @dataclass(frozen=True)
 class Space:
-    """The baseline's cost and every site's choices, in the order of the model.
-
-    `weights` are bytes of parameters and buffers, `outside` the bytes of activations at the worst
-    moment outside of all sites.
-    """
+    """The sites with their candidates, in the order of the model, and the baseline's cost."""
 
     sites: tuple[Choice, ...]
     ms: float
     macs: float
     parameters: float = 0
-    weights: float = 0
-    outside: float = 0
+    weights: float = 0  # bytes of parameters and buffers
+    outside: float = 0  # bytes of activations at the worst moment outside of all sites
 
     @property
     def keep(self) -> Genome:
@@ -93,21 +84,21 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many plans there are."""
+        """The number of plans."""
         return math.prod(1 + len(site.options) for site in self.sites)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the sites."""
+        """Names of the sites."""
         return tuple(site.name for site in self.sites)
 
     @cached_property
     def baseline(self) -> Cost:
-        """Of the plan that prunes nothing."""
+        """Cost of the plan that prunes nothing."""
         return self.cost(self.keep)
 
     def singles(self) -> list[Genome]:
-        """Every candidate of every site alone."""
+        """The plans that prune one site."""
         return [
             self.changed(self.keep, i, j)
             for i, site in enumerate(self.sites)
@@ -115,23 +106,18 @@ class Space:
         ]
 
     def changed(self, genome: Genome, site: int, choice: int) -> Genome:
-        """The genome with one site's choice changed."""
+        """The genome with the choice of one site changed."""
         return (*genome[:site], choice, *genome[site + 1 :])
 
-    def chosen(self, genome: Genome) -> list[Option]:
-        """The candidates of the pruned sites."""
-        return [s.options[j - 1] for s, j in zip(self.sites, genome, strict=True) if j]
-
     def cost(self, genome: Genome) -> Cost:
-        """The plan's cost: what its candidates save adds up, peaks do not.
+        """Cost of a plan, from its candidates' own.
 
-        Memory is the weights' and the worst of the moments inside each site and outside of all.
+        Savings add up, and their noise adds up in squares. Memory is that of the weights plus the
+        peak of activations: the largest inside of any site and outside of all.
         """
-        options = self.chosen(genome)
-        inside = [
-            s.options[j - 1].memory if j else s.memory
-            for s, j in zip(self.sites, genome, strict=True)
-        ]
+        pairs = list(zip(self.sites, genome, strict=True))
+        options = [site.options[j - 1] for site, j in pairs if j]
+        inside = [site.options[j - 1].memory if j else site.memory for site, j in pairs]
         return Cost(
             self.ms - sum(o.ms for o in options),
             math.sqrt(sum(o.noise**2 for o in options)),
@@ -149,9 +135,7 @@ class Space:
 
     def genome(self, choices: Mapping[str, str]) -> Genome:
         """The inverse of `choices`."""
-        return tuple(_number(site, choices.get(site.name)) for site in self.sites)
-
-
-def _number(site: Choice, label: str | None) -> int:
-    labels: Sequence[str] = [option.label for option in site.options]
-    return 0 if label is None else 1 + labels.index(label)
+        labels = [[None, *(option.label for option in site.options)] for site in self.sites]
+        return tuple(
+            known.index(choices.get(name)) for name, known in zip(self.names, labels, strict=True)
+        )

@@ -1,7 +1,7 @@
-"""Where a search is kept: a table of plans that several processes and machines share.
+"""The store of a search: a database table of plans that several processes and machines share.
 
-A plan is claimed before it is scored, by inserting its row, which can succeed once only. Whoever
-scores it shows that it lives; a claim whose owner does not is taken over.
+A worker claims a plan before scoring it, by inserting its row, which can succeed once only. It then
+updates the row's heartbeat until it has the score; a claim whose worker is dead is taken over.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
@@ -24,8 +24,8 @@ from updp.errors import UserError, reason
 from updp.search.score import Score
 from updp.search.space import Genome
 
-BEAT = 5.0  # seconds between signs of life
-GRACE = 30.0  # seconds without one after which a worker counts as dead
+BEAT = 5.0  # seconds between heartbeats
+GRACE = 30.0  # seconds without a heartbeat after which a worker counts as dead
 
 _tables = sql.MetaData()
 _plans = sql.Table(
@@ -34,8 +34,8 @@ _plans = sql.Table(
     sql.Column("study", sql.String(64), primary_key=True),
     sql.Column("genome", sql.String(2048), primary_key=True),
     sql.Column("worker", sql.String(128), nullable=False),
-    sql.Column("beat", sql.Float, nullable=False),  # by the database's clock
-    sql.Column("finished", sql.Integer, index=True),  # the order of ending; null: claimed
+    sql.Column("beat", sql.Float, nullable=False),  # seconds, database's clock
+    sql.Column("finished", sql.Integer, index=True),  # number in order of finishing, or null
     sql.Column("score", sql.Float),
     sql.Column("top1", sql.Float),
     sql.Column("images", sql.Integer),
@@ -47,7 +47,7 @@ _plans = sql.Table(
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A plan that was scored, as the `finished`-th of its study, in so many seconds."""
+    """A plan that was scored, as number `finished` of its study, in `seconds` by `worker`."""
 
     genome: Genome
     score: Score
@@ -56,15 +56,19 @@ class Evaluated:
     worker: str
 
 
+Scores = Mapping[Genome, Evaluated]
+
+
 class Store:
-    """One study's plans. Safe to use from several processes at once."""
+    """The plans of one study. Several processes and threads may use it at once."""
 
     def __init__(self, url: str, study: str) -> None:
-        """Open or create it. Raises UserError for a database that cannot be used."""
+        """Open or create the table. Raises UserError for a database that cannot be used."""
         self.study = study
         host, unique = socket.gethostname(), uuid.uuid4().hex[:8]
         self.worker = f"{host}/{os.getpid()}/{_started(os.getpid())}/{unique}"
         try:
+            # Seconds that SQLite waits for another process that writes; its default is 5.
             options = {"timeout": 60} if url.startswith("sqlite") else {}
             self._engine = sql.create_engine(url, connect_args=options, pool_pre_ping=True)
             _create(self._engine)
@@ -76,7 +80,7 @@ class Store:
 
     @classmethod
     def in_folder(cls, folder: Path, study: str, url: str | None = None) -> Store:
-        """The database of that URL, or SQLite in a folder."""
+        """The store in the database of `url`; without one, in a SQLite file in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         return cls(url or f"sqlite:///{(folder / 'plans.db').resolve()}", study)
 
@@ -88,7 +92,7 @@ class Store:
         self._engine.dispose()
 
     def results(self) -> dict[Genome, Evaluated]:
-        """What was scored, in the order of ending."""
+        """The scored plans, in the order of finishing."""
         query = (
             sql.select(_plans)
             .where(_plans.c.study == self.study, _plans.c.finished.is_not(None))
@@ -96,47 +100,41 @@ class Store:
         )
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return {
-            (g := _genome(row.genome)): Evaluated(
-                g,
+        found = {}
+        for row in rows:
+            genome, score = (
+                _genome(row.genome),
                 Score(row.score, row.top1, row.images, row.complete),
-                row.finished,
-                row.seconds,
-                row.worker,
             )
-            for row in rows
-        }
+            found[genome] = Evaluated(genome, score, row.finished, row.seconds, row.worker)
+        return found
 
     def claim(self, genome: Genome) -> bool:
-        """Whether the plan is this worker's to score: nobody has, and nobody alive is about to."""
-        row = {"study": self.study, "genome": _text(genome)}
+        """Claim the plan for this worker, unless it is scored or a live worker has claimed it."""
         with self._engine.begin() as connection:
-            there = connection.execute(self._row(genome)).one_or_none()
+            row = connection.execute(sql.select(_plans).where(self._is(genome))).one_or_none()
             now = _now(connection)
-            if there is not None:
-                if there.finished is not None or not _dead(there.worker, now - there.beat):
+            if row is not None:
+                if row.finished is not None or not _dead(row.worker, now - row.beat):
                     return False
-                mine = sql.update(_plans).where(
-                    _plans.c.study == self.study,
-                    _plans.c.genome == row["genome"],
-                    _plans.c.worker == there.worker,  # unless another has been quicker
-                    _plans.c.finished.is_(None),
-                )
-                taken = connection.execute(mine.values(worker=self.worker, beat=now))
+                # The condition on the dead worker fails where another worker was quicker.
+                change = sql.update(_plans).where(self._claimed(genome, row.worker))
+                taken = connection.execute(change.values(worker=self.worker, beat=now))
                 return bool(taken.rowcount == 1)
+        new = {"study": self.study, "genome": _text(genome), "worker": self.worker, "beat": now}
         try:
             with self._engine.begin() as connection:
-                connection.execute(sql.insert(_plans).values(**row, worker=self.worker, beat=now))
-        except IntegrityError:  # another has been quicker
+                connection.execute(sql.insert(_plans).values(**new))
+        except IntegrityError:  # another worker was quicker
             return False
         return True
 
     def finish(self, genome: Genome, score: Score, seconds: float) -> None:
-        """Keep the score of a claimed plan; ignored where another has taken it over and ended."""
+        """Store the score of a claimed plan; ignored where another worker has taken it over."""
         last = sql.select(sql.func.coalesce(sql.func.max(_plans.c.finished), -1) + 1).where(
             _plans.c.study == self.study
         )
-        change = sql.update(_plans).where(self._mine(genome))
+        change = sql.update(_plans).where(self._claimed(genome, self.worker))
         while True:
             try:
                 with self._engine.begin() as connection:
@@ -144,21 +142,21 @@ class Store:
                     values = {"finished": number, **vars(score), "seconds": seconds}
                     connection.execute(change.values(**values))
                 return
-            except IntegrityError:  # two ended at once and took the same number
+            except IntegrityError:  # two finished at once and took the same number
                 continue
 
     @contextmanager
     def scoring(self, genome: Genome) -> Iterator[None]:
-        """Show that a claimed plan is being scored; where that fails it is nobody's again."""
-        over = threading.Event()
+        """Send heartbeats while a claimed plan is scored; release the claim if that fails."""
+        ended = threading.Event()
+        mine = self._claimed(genome, self.worker)
 
         def beat() -> None:
-            while not over.wait(BEAT):
+            while not ended.wait(BEAT):
                 with self._engine.begin() as connection:
                     change = sql.update(_plans).where(mine)
                     connection.execute(change.values(beat=_now(connection)))
 
-        mine = self._mine(genome)
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
@@ -168,26 +166,20 @@ class Store:
                 connection.execute(sql.delete(_plans).where(mine))
             raise
         finally:
-            over.set()
+            ended.set()
             thread.join()
 
-    def _mine(self, genome: Genome) -> sql.ColumnElement[bool]:
-        """A plan that this worker has claimed and not finished."""
-        return sql.and_(
-            _plans.c.study == self.study,
-            _plans.c.genome == _text(genome),
-            _plans.c.worker == self.worker,
-            _plans.c.finished.is_(None),
-        )
+    def _is(self, genome: Genome) -> sql.ColumnElement[bool]:
+        """The condition for the row of a plan."""
+        return sql.and_(_plans.c.study == self.study, _plans.c.genome == _text(genome))
 
-    def _row(self, genome: Genome) -> sql.Select[Any]:
-        return sql.select(_plans.c.worker, _plans.c.beat, _plans.c.finished).where(
-            _plans.c.study == self.study, _plans.c.genome == _text(genome)
-        )
+    def _claimed(self, genome: Genome, worker: str) -> sql.ColumnElement[bool]:
+        """The condition for the row of a plan that `worker` has claimed and not finished."""
+        return sql.and_(self._is(genome), _plans.c.worker == worker, _plans.c.finished.is_(None))
 
 
 def _create(engine: sql.Engine) -> None:
-    """Make the table; processes that start at once may both try."""
+    """Create the table. Where processes start at once, all but one may fail to, and try again."""
     for last in (False, False, True):
         try:
             _tables.create_all(engine)
@@ -198,21 +190,21 @@ def _create(engine: sql.Engine) -> None:
 
 
 def _now(connection: sql.Connection) -> float:
-    """The database's clock, for those of several machines differ."""
+    """Seconds by the database's clock, because the clocks of several machines differ."""
     if connection.dialect.name == "postgresql":
         return float(connection.execute(sql.text("select extract(epoch from now())")).scalar_one())
     return time.time()
 
 
 def _dead(worker: str, silent: float) -> bool:
-    """Whether a worker is gone: at once where its process can be looked for."""
+    """Whether a worker is gone, after `silent` seconds; at once for a process of this host."""
     host, pid, started, _ = worker.split("/")
     gone = host == socket.gethostname() and started and _started(int(pid)) != started
     return bool(gone) or silent > GRACE
 
 
 def _started(pid: int) -> str:
-    """When a process began, so that a number given to another one is seen; empty: not known."""
+    """Start time of a process, which tells it from a later one of that id; empty if unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -220,6 +212,7 @@ def _started(pid: int) -> str:
 
 
 def _shown(url: str) -> str:
+    """The URL without its password."""
     try:
         return sql.make_url(url).render_as_string(hide_password=True)
     except ArgumentError:

@@ -1,8 +1,8 @@
-"""What a run may prune, found and timed once: offers of each site, and the space of plans."""
+"""The survey of a model: the offers of each site, timed once, and the space of plans they make."""
 
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from updp.blocks import Unusable
 from updp.candidates import Offer, Offers, offers_within
@@ -11,14 +11,12 @@ from updp.recipe import Recipe
 from updp.search.space import Choice, Option, Space
 
 
-class SurveyedSite(BaseModel):
+class SurveyedSite(BaseModel, frozen=True):
     """A site with its offers, the preferred one first.
 
-    `memory` and `entry` are bytes of activations that are alive at the worst moment inside the
-    baseline's form, and when it is entered.
+    `entry` and `memory` are bytes of activations that are alive when the baseline's form is
+    entered, and at the worst moment inside it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     site: str
     memory: int
@@ -26,13 +24,11 @@ class SurveyedSite(BaseModel):
     offers: tuple[Offer, ...]
 
 
-class BaselineCost(BaseModel):
-    """Of the baseline: ms for a batch, MACs of an image, parameters, bytes of weights.
+class BaselineCost(BaseModel, frozen=True):
+    """Cost of the baseline: ms for a batch, MACs of an image, parameters, bytes of weights.
 
     `outside` are the bytes of activations at the worst moment outside of all sites.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     ms: float
     macs: int
@@ -42,7 +38,11 @@ class BaselineCost(BaseModel):
 
 
 class Survey(Record):
-    """`in_place` is how many times what a candidate saves alone it saves within the model."""
+    """What a run may prune.
+
+    `in_place` is the ratio of the time that a candidate saves within the model to the time that it
+    saves when it is timed alone.
+    """
 
     FILE: ClassVar[str] = "sites/sites.json"
     sites: tuple[SurveyedSite, ...]
@@ -56,7 +56,7 @@ class Survey(Record):
         return offers if recipe is None else offers_within(offers, recipe)
 
     def space(self, offers: Offers) -> Space:
-        """The space of plans with their costs, of some of these offers."""
+        """The space of plans that some of these offers make."""
         sites = tuple(
             Choice(
                 row.site, tuple(self._option(o, row.entry) for o in offers[row.site]), row.memory
@@ -69,11 +69,11 @@ class Survey(Record):
     def _option(self, offer: Offer, entry: int) -> Option:
         return Option(
             offer.candidate.label,
-            offer.saved_ms * self.in_place,
-            offer.keep_macs - offer.macs,
-            offer.keep_parameters - offer.parameters,
-            offer.keep_weights - offer.weights,
-            entry + offer.memory,
-            offer.noise_ms * self.in_place,
-            int(offer.candidate.shallower),
+            ms=offer.saved_ms * self.in_place,
+            macs=offer.keep_macs - offer.macs,
+            parameters=offer.keep_parameters - offer.parameters,
+            bytes=offer.keep_weights - offer.weights,
+            memory=entry + offer.memory,
+            noise=offer.noise_ms * self.in_place,
+            blocks=int(offer.candidate.shallower),
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 from updp.deploy.export.base import INPUT, OUTPUT, Format, Network
 from updp.deploy.export.onnx import Onnx
 from updp.deploy.export.program import CapturedModel
-from updp.measure.importing import import_openvino
+from updp.measure.openvino import import_openvino
 
 
 class OpenVino(Format):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from updp.errors import needs_extra
 from updp.io.seeds import mix
-from updp.search.limits import share
 from updp.search.searchers.base import Known, Searcher, Task
 from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome
@@ -14,14 +13,14 @@ from updp.search.space import Genome
 if TYPE_CHECKING:
     import optuna
 
-_STALE = 20  # generations in a row without an unknown plan after which it gives up
+_STALE = 20  # generations in a row without an unknown plan that end the search
 
 
 class Genetic(Searcher):
     """A gene per site; a child that misses the limits becomes the nearest plan that meets them.
 
-    The study is in memory: it is asked anew from the beginning after a kill, and as the seed of
-    every trial is derived from its number, it asks the same.
+    Optuna's study is in memory. After a kill it is asked anew from the beginning, and asks the same
+    because the seed of every trial is derived from its number.
     """
 
     name = "genetic"
@@ -38,30 +37,31 @@ class Genetic(Searcher):
 
     @classmethod
     def check_installed(cls) -> None:
-        """Raises UserError where optuna is missing."""
+        """Raise UserError where optuna is missing."""
         try:
             import optuna  # noqa: F401
         except ImportError as error:
             raise needs_extra(f"search.searcher={cls.name}", "optuna", "genetic") from error
 
     def preliminaries(self) -> list[Genome]:
-        """Each candidate alone only where they seed the first generation."""
+        """Each candidate alone, only where these seed the first generation."""
         return super().preliminaries() if self.task.settings.seeded else []
 
     def propose(self, known: Known) -> list[Genome]:
-        """A generation's unknown plans."""
+        """The unknown plans of a generation."""
+        baseline = self.task.cost(self.task.space.keep)
         for _ in range(_STALE):
             if not self._waiting:
                 self._ask(known)
             if new := self.unknown((plan for _, plan in self._waiting), known):
                 return new
             for trial, plan in self._waiting:
-                space, axis = self.task.space, self.task.axis
-                self._study.tell(trial, [known[plan], share(space.cost(plan), axis, space)])
+                self._study.tell(trial, [known[plan], self.task.cost(plan) / baseline])
             self._waiting = []
         return []
 
     def _ask(self, known: Known) -> None:
+        """Ask the study for a generation, whose first is enqueued here."""
         from optuna.samplers import NSGAIISampler
 
         task = self.task
@@ -70,14 +70,14 @@ class Genetic(Searcher):
         for genome in first:
             self._study.enqueue_trial(dict(zip(task.space.names, genome, strict=True)))
         for _ in range(count):
-            seed = mix(task.seed, 20, self._asked) % 2**32
+            seed = mix(task.seed, 20, self._asked) % 2**32  # NumPy takes 32 bits
             self._study.sampler = NSGAIISampler(population_size=count, seed=seed)
             trial = self._study.ask()
             genes = tuple(
                 int(trial.suggest_categorical(site.name, range(len(site.options) + 1)))
                 for site in task.space.sites
             )
-            self._waiting.append((trial, self._repaired(genes)))
+            self._waiting.append((trial, task.nearest(genes, [0.0] * len(task.program.options))))
             self._asked += 1
 
     def _seeds(self, known: Known, count: int) -> list[Genome]:
@@ -87,10 +87,3 @@ class Genetic(Searcher):
         if task.settings.seeded:
             front = dict.fromkeys(Surrogate(task, known).front(count // 2))
         return [*front, *(task.random(i) for i in range(count - len(front)))]
-
-    def _repaired(self, genes: Genome) -> Genome:
-        """The plan itself where it costs no more than the limits' front allows, or the nearest."""
-        weights = [0.0] * len(self.task.program.options)
-        plan = self.task.program.nearest(genes, weights, self.task.limits)
-        assert plan is not None, "limits are checked before a search"
-        return plan

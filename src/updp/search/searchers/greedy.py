@@ -1,31 +1,29 @@
-"""One site after another, each time the one that costs least for what it saves."""
+"""Greedy search: one site after another, each time the one with least damage for what it saves."""
 
 from collections.abc import Iterator
 
 from updp.search.searchers.base import Known, Searcher
-from updp.search.searchers.surrogate import Surrogate, best_known
+from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome
 
 
 class Greedy(Searcher):
-    """Scores the most promising single steps, takes the best, until the limits are met.
+    """Scores the most promising single steps and takes the best, until the limits are met.
 
-    Then the neighbours of the best plan, for as long as there are any.
+    Then it scores neighbours of the best plan, for as long as there are any.
     """
 
     name = "greedy"
 
     def propose(self, known: Known) -> list[Genome]:
-        """The steps from where the scores known so far lead."""
+        """The unknown steps from the plan that the known scores lead to."""
         surrogate = Surrogate(self.task, {g: known[g] for g in self.preliminaries()})
         plan = self.task.space.keep
         while not self.task.meets(plan):
             steps = sorted(self._steps(plan), key=lambda s: (_price(surrogate.of(s[0]), s[1]), s))
             steps = steps[: self.task.settings.population]
-            if not steps:  # the limits cannot be met by adding: the nearest plan that does
-                weights = list(surrogate.weights)
-                nearest = self.task.program.nearest(plan, weights, self.task.limits)
-                assert nearest is not None
+            if not steps:  # the limits cannot be met by adding
+                nearest = self.task.nearest(plan, surrogate.weights)
                 if nearest not in known:
                     return [nearest]
                 break
@@ -33,15 +31,14 @@ class Greedy(Searcher):
                 return new
             before = known[plan]
             plan = min(steps, key=lambda s: (_price(known[s[0]] - before, s[1]), s))[0]
-        best = best_known(self.task, known)
-        assert best is not None
-        return self.filled(surrogate.neighbours(best), known)
+        return self.filled(surrogate.neighbours_of_best(known), known)
 
     def _steps(self, plan: Genome) -> Iterator[tuple[Genome, float]]:
         """Plans with one site changed that are nearer to the limits, and by how much."""
         space, limits = self.task.space, self.task.limits
         far = self._distance(plan)
         for i, site in enumerate(space.sites):
+            # With a limit on blocks alone, another candidate of a pruned site brings nothing.
             if limits.blocks is not None and plan[i] and not limits.amounts:
                 continue
             for j in range(1, len(site.options) + 1):
@@ -51,10 +48,10 @@ class Greedy(Searcher):
                     yield step, nearer
 
     def _distance(self, plan: Genome) -> float:
-        """How far a plan is from its limits: shares of the baseline's cost, and blocks' share."""
+        """Distance from the limits: the excess in each unit, as a fraction of the baseline's."""
         space, limits = self.task.space, self.task.limits
         cost = space.cost(plan)
-        far = sum(
+        far: float = sum(
             max(0.0, getattr(cost, unit) - limit) / getattr(space.baseline, unit)
             for unit, limit in limits.amounts.items()
         )
@@ -64,4 +61,5 @@ class Greedy(Searcher):
 
 
 def _price(damage: float, nearer: float) -> float:
+    """Damage per step towards the limits; a negative damage is the better, the longer the step."""
     return damage / nearer if damage > 0 else damage * nearer

@@ -1,4 +1,4 @@
-"""Plans at random: what every other searcher has to beat."""
+"""Random search, the baseline of every other searcher."""
 
 from updp.search.searchers.base import Known, Searcher
 from updp.search.space import Genome
@@ -8,8 +8,11 @@ class Random(Searcher):
     """Prunes sites in random order, to random candidates, until the limits are met."""
 
     name = "random"
-    learns_from_singles = False
+
+    def preliminaries(self) -> list[Genome]:
+        """None: it learns from no score."""
+        return []
 
     def propose(self, known: Known) -> list[Genome]:
-        """The next ones of an endless row."""
+        """The next random plans."""
         return self.filled((), known)

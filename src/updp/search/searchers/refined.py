@@ -1,12 +1,12 @@
-"""Plans as stage 3 will make them: fitted one site after another, the kept branches repaired.
+"""Search by scores after fit and repair, which is how stage 3 makes a plan.
 
-A repair makes good most of what an early site does, and little of what a late one does: what a
-candidate does alone says neither. So some candidates are fitted and repaired alone, and a line in
-logarithms says of the others what would be left of theirs:
+A repair makes good most of the damage of an early site and little of a late one's, so the damage of
+a candidate alone says little of the damage left. Some candidates are therefore fitted and repaired
+alone, and a line in logarithms predicts the damage left of the others:
 
-    log(left) = b0 + b1 log(alone) + b2 t + b3 t log(alone),    t: the place of the site, 0 to 1.
+    log(left) = b0 + b1 log(alone) + b2 t + b3 t log(alone),    t: position of the site, 0 to 1.
 
-The integer program then proposes plans; each that was fitted puts the model right.
+The integer program then proposes plans, whose scores correct the model.
 """
 
 from itertools import islice
@@ -15,65 +15,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updp.search.searchers.base import Known, Searcher, Task
-from updp.search.searchers.surrogate import Surrogate, best_known
+from updp.search.searchers.surrogate import Surrogate, ranked
 from updp.search.space import Genome
 
 _ROUND = 4  # plans proposed at once
-_SINGLES = 3  # one of so many is a candidate alone
-_RIDGE = 0.1  # towards what a candidate does alone
-_LEAST = 1e-6  # of the worst: a damage, for its logarithm
+_SINGLES = 3  # one of so many scored plans is a candidate alone
+_RIDGE = 0.1  # pulls the line towards the damage of a candidate alone
+_LEAST = 1e-6  # smallest damage, as a fraction of the worst: there is no logarithm of 0
 
 
 class Refined(Searcher):
-    """Begins where another search ended, with what it found out: `alone`, its scores."""
+    """Begins where another search ended; `alone` are that search's scores."""
 
     name = "refined"
 
     def __init__(self, task: Task, alone: Known) -> None:
         super().__init__(task)
         self.alone = alone
+        self._singles = [g for g in task.space.singles() if g in alone]
 
     def preliminaries(self) -> list[Genome]:
         """Some candidates alone, from all over the network, and the best plan known so far."""
-        singles = [g for g in self.task.space.singles() if g in self.alone]
-        count = min(len(singles), self.task.settings.refined // _SINGLES)
-        places = np.linspace(0, len(singles) - 1, count).round().astype(int)
-        best = best_known(self.task, self.alone)
-        some = [singles[place] for place in places]
-        return list(dict.fromkeys(some if best is None else [*some, best]))
+        count = min(len(self._singles), self.task.settings.refined // _SINGLES)
+        indices = np.linspace(0, len(self._singles) - 1, count).round().astype(int)
+        some = [self._singles[index] for index in indices]
+        return list(dict.fromkeys([*some, *ranked(self.task, self.alone)[:1]]))
 
     def propose(self, known: Known) -> list[Genome]:
         """The model's optimum with its neighbours, and the neighbours of the best plan known."""
         surrogate = Surrogate(self.task, self.expected(known))
-        best = best_known(self.task, known)
-        near = surrogate.neighbours(best) if best is not None else iter(())
+        near = islice(surrogate.neighbours_of_best(known), 100)
         optima = self.unknown(islice(surrogate.best(), 100), known)[: _ROUND // 2]
-        return self.unknown((*optima, *islice(near, 100)), known)[:_ROUND]
+        return self.unknown((*optima, *near), known)[:_ROUND]
 
     def expected(self, known: Known) -> dict[Genome, float]:
-        """Scores after fit and repair: known ones, and of each further candidate alone the line's.
-
-        `known` holds scores after fit and repair.
-        """
-        space = self.task.space
+        """Scores after fit and repair: `known`, and of other candidates alone the line's."""
+        space, singles = self.task.space, self._singles
         base = self.alone[space.keep]
-        singles = [g for g in space.singles() if g in self.alone]
         damages = np.array([self.alone[g] - base for g in singles])
         worst = damages[np.isfinite(damages)].max(initial=1e-9)
         damages = np.where(np.isfinite(damages), damages, 10 * worst)
         least = max(_LEAST * damages.max(), 1e-12)
         logs = np.log(np.maximum(damages, least))
-        places = np.array([np.flatnonzero(g)[0] for g in singles]) / max(len(space.sites) - 1, 1)
-        rows = np.stack([np.ones_like(logs), logs, places, places * logs], 1)
-        told = [i for i, g in enumerate(singles) if g in known]
-        left = np.array([known[singles[i]] - base for i in told])
-        wrong = np.log(np.clip(left, least, 10 * damages.max())) - logs[told]
-        line = _ridge(rows[told], wrong)
-        guessed = base + np.exp(logs + rows @ line)
-        return {space.keep: base, **dict(zip(singles, guessed.tolist(), strict=True)), **known}
+        sites = np.array([np.flatnonzero(g)[0] for g in singles])
+        positions = sites / max(len(space.sites) - 1, 1)
+        rows = np.stack([np.ones_like(logs), logs, positions, positions * logs], 1)
+        fitted = [i for i, g in enumerate(singles) if g in known]
+        left = np.array([known[singles[i]] - base for i in fitted])
+        errors = np.log(np.clip(left, least, 10 * damages.max())) - logs[fitted]
+        predicted = base + np.exp(logs + rows @ _ridge(rows[fitted], errors))
+        return {space.keep: base, **dict(zip(singles, predicted.tolist(), strict=True)), **known}
 
 
-def _ridge(rows: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of all zeros where there is nothing to learn from."""
+def _ridge(rows: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coefficients of a ridge regression; all zero without rows."""
     normal = rows.T @ rows + _RIDGE * np.eye(rows.shape[1])
-    return np.asarray(np.linalg.solve(normal, rows.T @ wanted))
+    return np.asarray(np.linalg.solve(normal, rows.T @ targets))

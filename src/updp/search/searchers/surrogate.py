@@ -1,11 +1,11 @@
-"""A model of the score: what each candidate adds, from the plans that are known.
+"""The surrogate: an additive model of the score, with one weight for each candidate.
 
-Each candidate's damage alone is where it begins. Plans of several say how damages really add up:
-ridge regression on what the model gets wrong, the more trusted the better a plan is.
+Weights start from each candidate's damage alone. Plans of several candidates correct them by ridge
+regression on the model's errors, in which better plans count more.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from updp.search.searchers.base import Known, Task
 from updp.search.space import Genome, Limits
 
+_LEVELS = 8  # of cost, on the front with which a search opens
+
 
 class Surrogate:
-    """Predicts scores, above the baseline's, as a sum over candidates."""
+    """Predicts the score of a plan, above the baseline's, as a sum over its candidates."""
 
     def __init__(self, task: Task, known: Known, ridge: float = 3.0) -> None:
         self.task = task
@@ -36,51 +38,57 @@ class Surrogate:
     def _correct(self, plans: list[Genome], damages: NDArray[np.float64], ridge: float) -> None:
         features = self.task.program.features(np.array(plans))
         predicted = features @ self.weights
-        # How much more (or less) than the sum plans of several do, in the main.
+        # Plans of several candidates may do more or less damage than the sum, as a rule.
         scale = float(predicted @ damages) / max(float(predicted @ predicted), 1e-12)
         self.weights = self.weights * max(scale, 0.1)
-        wrong = damages - features @ self.weights
+        errors = damages - features @ self.weights
         positive = np.maximum(damages, 1e-9)
         trust = np.square(np.divide(positive.min(), positive))
         normal = features.T @ (trust[:, None] * features)
         normal += ridge * trust.mean() * np.eye(len(self.weights))
-        self.weights = self.weights + np.linalg.solve(normal, features.T @ (trust * wrong))
+        self.weights = self.weights + np.linalg.solve(normal, features.T @ (trust * errors))
 
     def of(self, genome: Genome) -> float:
-        """The prediction for a plan, from 0 for the baseline."""
+        """The prediction for a plan; 0 for the baseline."""
         return float(self.task.program.features(np.array([genome]))[0] @ self.weights)
 
     def best(self) -> Iterator[Genome]:
-        """The best plan within the limits, exactly, and its neighbours."""
-        plan = self.task.program.best(list(self.weights), self.task.limits)
+        """The plan within the limits that is predicted best, exactly, and its neighbours."""
+        plan = self.task.program.best(self.weights, self.task.limits)
         if plan is not None:
             yield plan
             yield from self.neighbours(plan)
 
     def front(self, levels: int) -> Iterator[Genome]:
-        """The best predicted plan within the limits, and at even steps of cost on both sides."""
+        """The plan predicted best within the limits, and those within even steps of cost."""
         task = self.task
         yield from islice(self.best(), 1)
         least = task.program.least(task.axis, Limits())
-        whole = float(getattr(task.space.baseline, task.axis))
         if least is None:
             return
+        whole = task.cost(task.space.keep)
         for i in range(1, levels):
             amount = whole + (least - whole) * i / levels
-            plan = task.program.best(list(self.weights), Limits({task.axis: amount}))
+            plan = task.program.best(self.weights, Limits({task.axis: amount}))
             if plan is not None:
                 yield plan
 
+    def opening(self, known: Known) -> Iterable[Genome]:
+        """The front, as long as no plan of several candidates is known."""
+        space = self.task.space
+        return self.front(_LEVELS) if known.keys() <= {space.keep, *space.singles()} else ()
+
     def neighbours(self, genome: Genome) -> Iterator[Genome]:
-        """Plans within the limits that differ at one or two sites, by prediction."""
+        """Plans within the limits that differ at one or two sites, the best predicted first."""
         task = self.task
         counts = [len(site.options) for site in task.space.sites]
-        ones = [(i, j) for i, n in enumerate(counts) for j in range(n + 1) if j != genome[i]]
-        sites = np.array([i for i, _ in ones])
-        first, second = np.triu_indices(len(ones))  # a change with itself is one change
+        changes = [(i, j) for i, n in enumerate(counts) for j in range(n + 1) if j != genome[i]]
+        sites = np.array([i for i, _ in changes])
+        values = np.array([j for _, j in changes])
+        # Pairs of changes at two sites; a change with itself stands for one change.
+        first, second = np.triu_indices(len(changes))
         apart = (first == second) | (sites[first] != sites[second])
         first, second = first[apart], second[apart]
-        values = np.array([j for _, j in ones])
         plans = np.tile(np.array(genome), (len(first), 1))
         rows = np.arange(len(first))
         plans[rows, sites[first]] = values[first]
@@ -89,8 +97,12 @@ class Surrogate:
         order = np.argsort(task.program.features(plans) @ self.weights, kind="stable")
         return (tuple(map(int, plan)) for plan in plans[order])
 
+    def neighbours_of_best(self, known: Known) -> Iterator[Genome]:
+        """Neighbours of the best known plan within the limits, if there is one."""
+        for plan in ranked(self.task, known)[:1]:
+            yield from self.neighbours(plan)
 
-def best_known(task: Task, known: Known) -> Genome | None:
-    """The known plan within the limits that scores best."""
-    within: Sequence[Genome] = [g for g in known if task.meets(g)]
-    return min(within, key=lambda g: (known[g], g), default=None)
+
+def ranked(task: Task, known: Known) -> list[Genome]:
+    """The known plans within the limits, the best first."""
+    return sorted((g for g in known if task.meets(g)), key=lambda g: (known[g], g))

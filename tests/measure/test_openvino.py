@@ -8,7 +8,7 @@ import pytest
 from torch import nn, ones
 
 from tests import tiny
-from updp.measure import importing, openvino
+from updp.measure import openvino
 
 # Not importorskip, which imports it.
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
@@ -24,7 +24,7 @@ def measures(folder: Path) -> None:
     assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
 
 
-def test_nothing_is_told(tmp_path: Path) -> None:
+def test_importing_openvino_sends_no_telemetry(tmp_path: Path) -> None:
     package = tmp_path / "openvino_telemetry"
     package.mkdir()
     code = (
@@ -35,9 +35,9 @@ def test_nothing_is_told(tmp_path: Path) -> None:
     assert not (package / "told").exists()
 
 
-def test_what_was_imported_before_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_telemetry_package_imported_before_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = object()
     monkeypatch.setitem(sys.modules, "openvino_telemetry", theirs)
-    with importing._absent("openvino_telemetry"):
+    with openvino._hidden("openvino_telemetry"):
         assert sys.modules["openvino_telemetry"] is None
     assert sys.modules["openvino_telemetry"] is theirs
