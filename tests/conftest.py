@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests import tiny
 from updp import Recipe
+from updp.measure import use_clock
+
+settings.register_profile("updp", deadline=None)  # no test fails for a busy machine
+settings.load_profile("updp")
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +44,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def fixed_clock(one_thread: None) -> Iterator[None]:
     """What a site is offered does not depend on the machine."""
-    with tiny.use_clock(tiny.fixed_times):
+    with use_clock(tiny.fixed_times):
         yield
 
 

@@ -6,12 +6,11 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from updp.blocks import find
 from updp.candidates import make_offers
 from updp.data import open_source, preprocess_for
 from updp.data.feed import Feed
+from updp.measure import use_clock
 from updp.models import load_model
 from updp.run.inputs import open_inputs
 from updp.run.pipeline import Run, open_run_directory
@@ -169,11 +169,6 @@ def fixed_times(
     for _ in range(rounds):
         tick()
     return {name: [i or first] * rounds for i, name in enumerate(functions)}
-
-
-def use_clock(clock: Callable[..., dict[str, list[float]]]) -> AbstractContextManager[object]:
-    """Take all latencies from `clock`."""
-    return patch("updp.measure.latency.wall_clock", clock)
 
 
 # -- processes ------------------------------------------------------------------------------------

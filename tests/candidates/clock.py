@@ -1,31 +1,42 @@
 """Speed-ups as a test wants them."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 
 import pytest
 
-from updp.measure import Latency, Timing
+from updp.measure import use_clock
+
+_NOISE = 0.02  # of a speed-up, on either side
+
+SetSpeedups = Callable[[Mapping[int, float]], list[int]]
 
 
-def clock(monkeypatch: pytest.MonkeyPatch, speedups: dict[int, float]) -> list[int]:
-    """Fix each form's speed-up by its place among the proposals; how many were asked each time."""
-    places: dict[str, float] = {}
-    asked: list[int] = []
+@pytest.fixture
+def set_speedups() -> Iterator[SetSpeedups]:
+    """Fix each form's speed-up by its place among the proposals.
 
-    def compare(functions: Mapping[str, object], **options: Any) -> dict[str, Latency]:
-        def latency(ratio: float) -> Latency:
-            ms = 10 / ratio
-            saved = Timing(10 - ms, 9.75 - ms, 10.25 - ms)
-            return Latency(Timing(ms, ms, ms), Timing(ratio, ratio - 0.01, ratio + 0.01), saved)
+    Returns how many forms each comparison was asked for; every block takes 10 ms.
+    """
+    with ExitStack() as stack:
 
-        keep, *names = functions
-        for place, name in enumerate(names):
-            places.setdefault(name, place)
-        asked.append(len(names))
-        return {keep: latency(1.0)} | {name: latency(speedups[places[name]]) for name in names}
+        def enter(speedups: Mapping[int, float]) -> list[int]:
+            places: dict[str, int] = {}
+            asked: list[int] = []
 
-    monkeypatch.setattr("updp.candidates.timing.compare", compare)
-    return asked
+            def clock(
+                functions: Mapping[str, object], rounds: int, *_: object
+            ) -> dict[str, list[float]]:
+                keep, *names = functions
+                for place, name in enumerate(names):
+                    places.setdefault(name, place)
+                asked.append(len(names))
+                noise = [(number % 3 - 1) * _NOISE for number in range(rounds)]
+                return {keep: [10.0] * rounds} | {
+                    name: [10 / (speedups[places[name]] + n) for n in noise] for name in names
+                }
+
+            stack.enter_context(use_clock(clock))
+            return asked
+
+        yield enter

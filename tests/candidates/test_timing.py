@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.candidates.clock import clock
+from tests.candidates.clock import SetSpeedups
 from tests.families import images, network
 from updp.blocks import find
 from updp.candidates import Offer, make_offers
@@ -25,9 +25,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def asked(set_speedups: SetSpeedups) -> list[int]:
     """How many candidates each comparison was asked for."""
-    return clock(monkeypatch, dict.fromkeys(range(9), 2.0))
+    return set_speedups(dict.fromkeys(range(9), 2.0))
 
 
 def offers(model: nn.Module, *settings: str) -> dict[str, tuple[Offer, ...]]:

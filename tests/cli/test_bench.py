@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests import tiny
 from tests.extras import needs
 from updp.deploy.bench import Bench
 from updp.io.files import read_json, write_json
-from updp.measure import Latency, Timing
+from updp.measure import use_clock
 from updp.models import load_model
 
 EAGER = ("--runtime", "eager", "--rounds", "3")
@@ -47,14 +48,17 @@ def refused(*arguments: str | Path) -> str:
     return lines[0].removeprefix("updp: ")
 
 
-def settle_on(monkeypatch: pytest.MonkeyPatch, low: float, median: float, high: float) -> None:
-    """Every comparison ends with this ratio and its quartiles."""
+@contextmanager
+def settle_on(low: float, median: float, high: float) -> Iterator[None]:
+    """Every comparison ends with this ratio and these quartiles of it, in three rounds."""
+    ratios = (2 * low - median, median, 2 * high - median)  # quartiles lie half-way between them
 
-    def compare(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
-        ms, saved = Timing(2.0, 1.5, 2.5), Timing(0.0, 0.0, 0.0)
-        return {name: Latency(ms, Timing(median, low, high), saved) for name in functions}
+    def clock(functions: Mapping[str, object], *_: object) -> dict[str, list[float]]:
+        first, *others = functions
+        return {first: list(ratios)} | {name: [1.0] * 3 for name in others}
 
-    monkeypatch.setattr("updp.deploy.bench.rows.compare", compare)
+    with use_clock(clock):
+        yield
 
 
 def test_a_run(run: Path) -> None:
@@ -79,10 +83,10 @@ def test_a_run(run: Path) -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_rows_of_other_settings_stay(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_other_settings_stay(run: Path) -> None:
     done(run, *EAGER, "--batch", "1,2")
-    settle_on(monkeypatch, 0.4, 0.5, 0.6)
-    out = done(run, *EAGER, "--batch", "2", "--precision", "float32,bfloat16")
+    with settle_on(0.4, 0.5, 0.6):
+        out = done(run, *EAGER, "--batch", "2", "--precision", "float32,bfloat16")
     assert out.count("0.50x (0.40-0.60)") == 2
     found = [(r.setting.batch_size, r.setting.precision, r.verdict) for r in Bench.read(run).rows]
     assert found == [(1, "float32", "faster"), (2, "float32", "slower"), (2, "bfloat16", "slower")]
@@ -103,10 +107,9 @@ def test_noise_is_no_claim(
     high: float,
     said: str,
     tiny_model: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settle_on(monkeypatch, low, median, high)
-    out = done(tiny_model, tiny_model, "--input-size", "1x8x8", *EAGER, "--batch", "2")
+    with settle_on(low, median, high):
+        out = done(tiny_model, tiny_model, "--input-size", "1x8x8", *EAGER, "--batch", "2")
     assert said in out
     assert (f"{median:.2f}x" in out) == (low > 1)
 
@@ -136,7 +139,7 @@ def test_ctrl_c_leaves_the_rows_so_far(run: Path) -> None:
             raise KeyboardInterrupt
         return tiny.fixed_times(functions, *round)
 
-    with tiny.use_clock(clock):
+    with use_clock(clock):
         outcome = tiny.updp("bench", run, *EAGER, "--batch", "1,2,3", "--threads", "2")
     assert outcome.code == 130
     assert "updp: stopped after 1 of 3 rows" in outcome.err

@@ -12,7 +12,7 @@ from tests import tiny
 from updp.blocks import find
 from updp.candidates import make_offers
 from updp.io.files import read_json
-from updp.measure import count_macs, count_parameters, live_at, peak_memory
+from updp.measure import count_macs, count_parameters, live_at, peak_memory, use_clock
 from updp.models import load_model
 from updp.search import Survey
 from updp.stages import sites
@@ -50,7 +50,7 @@ def test_the_factor_is_what_the_clock_says(
 
     monkeypatch.setattr(net, "merged", watched)
     x = torch.randn(2, 1, 8, 8)
-    with tiny.use_clock(clock):
+    with use_clock(clock):
         found = sites.in_place(model, net, offers, whole, x, recipe.measure)
     assert found == pytest.approx(factor)
     assert len(set(chosen)) > 1

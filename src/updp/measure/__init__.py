@@ -3,7 +3,7 @@
 from updp.measure.cache import LatencyTable
 from updp.measure.counts import count_macs, count_parameters
 from updp.measure.fingerprint import fingerprint
-from updp.measure.latency import Latency, Timing, compare, compare_modules
+from updp.measure.latency import Latency, Timing, compare, compare_modules, use_clock
 from updp.measure.memory import SiteMemory, live_at, peak_memory
 from updp.measure.runtime import runner
 
@@ -20,4 +20,5 @@ __all__ = [
     "live_at",
     "peak_memory",
     "runner",
+    "use_clock",
 ]
