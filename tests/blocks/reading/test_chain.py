@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.families import FAMILIES, C, conv, error, images, network
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, find, trace_alone
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, find
 from updp.blocks.reading.chain import NotAChain, read_chain
 from updp.blocks.tracing.region import whole_region
+from updp.blocks.tracing.trace import trace_alone
 
 
 def read(module: nn.Module, shape: tuple[int, ...] = (2, C, 9, 7)) -> Chain:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from tests.families import FAMILIES, network
-from updp.blocks import trace_alone
 from updp.blocks.tracing.region import residual_regions, whole_region
+from updp.blocks.tracing.trace import trace_alone
 
 
 class Block(nn.Module):

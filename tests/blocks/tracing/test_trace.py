@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.families import FAMILIES, C, Mlp, network
-from updp.blocks import trace_alone
 from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
+from updp.blocks.tracing.trace import trace_alone
 
 
 @pytest.mark.parametrize("family", FAMILIES)

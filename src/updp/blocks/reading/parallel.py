@@ -1,4 +1,4 @@
-"""A residual region that is linear already: parallel paths of operators and BatchNorms (RepVGG)."""
+"""Read a residual region that is linear already, as in RepVGG, as parallel chains."""
 
 import operator
 from collections.abc import Mapping
@@ -15,13 +15,16 @@ from updp.blocks.reading.steps import Chain, NormStep, ScaleStep, Step
 from updp.blocks.tracing.region import Region, data_nodes, is_add
 
 _SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
-_MOST = 16
+_MAX_PATHS = 16
 
 
 def read_paths(
     block: nn.Module, graph: fx.Graph, region: Region, values: Mapping[str, Any]
 ) -> tuple[Chain, ...]:
-    """All paths from a region's entry to its add, each a chain; empty if one is not linear."""
+    """Read every path from a region's entry to its add as a chain; the region is their sum.
+
+    Returns nothing if a path is not linear. `values` are those of the graph's nodes by name.
+    """
     nodes = {n.name: n for n in graph.nodes}
     data = data_nodes(graph)
     known: dict[fx.Node, list[tuple[Step, ...]]] = {nodes[region.entry]: [()]}
@@ -48,7 +51,7 @@ def read_paths(
         else:
             raise NotAChain(f"`{node.name}` takes several inputs")
         known[node] = found
-        if len(found) > _MOST:
+        if len(found) > _MAX_PATHS:
             raise NotAChain("it has too many paths")
         return found
 
