@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updp.fit import Ridge
-from updp.fit.channels import needed
+from updp.fit.channels import select_channels
+from updp.fit.ridge import Ridge
 
 
 def reference(gram: Tensor, cross: Tensor, squares: float, taps: int, keep: int) -> list[int]:
@@ -43,7 +43,7 @@ def test_the_cheapest_goes_first(
     gram, cross = x.T @ x, x.T @ target
     expected = reference(gram, cross, float(target.square().sum()), taps, keep)
     ridge = Ridge(gram[None], torch.zeros_like(cross)[None], 0.0)
-    found = needed(ridge.inverse()[0], ridge.solve(cross[None])[0], taps, keep)
+    found = select_channels(ridge.inverse()[0], ridge.solve(cross[None])[0], taps, keep)
     assert found.tolist() == expected
 
 
@@ -54,7 +54,7 @@ def test_of_many_several_go_at_once_and_copies_go_first() -> None:
     target = half @ torch.randn(200, 20, dtype=torch.float64)
     gram, cross = (x.T @ x)[None], (x.T @ target)[None]
     ridge = Ridge(gram, torch.zeros_like(cross), 1e-6)
-    found = needed(ridge.inverse()[0], ridge.solve(cross)[0], 1, 200)
+    found = select_channels(ridge.inverse()[0], ridge.solve(cross)[0], 1, 200)
     assert found.tolist() == sorted(set(found.tolist()))
     assert len(found) == 200
     assert len(set((found % 200).tolist())) > 190  # of nearly every pair one is left

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updp.fit import Ridge
+from updp.fit.ridge import Ridge
 
 
 @given(

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from updp.algebra import Operator
-from updp.fit import Sample
-from updp.fit.rows import weights_of, with_weights
+from updp.fit.rows import Sample, weights_of, with_weights
 
 small = st.integers(1, 3)
 
