@@ -30,14 +30,10 @@ class Findings:
     graphs: dict[str, fx.Graph]
 
     def selected(self, include: Sequence[str], exclude: Sequence[str]) -> Findings:
-        """Filter the sites by glob patterns on their names.
-
-        Args:
-            include: patterns of which a site must match one; empty means all sites.
-            exclude: patterns of which a site must match none.
+        """Keep the sites that match a glob of `include` (if not empty) and none of `exclude`.
 
         Raises:
-            UserError: a pattern matches no site.
+            UserError: a glob matches no site.
         """
         names = [site.name for site in self.sites]
         for glob in (*include, *exclude):

@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp import algebra
 from updp.algebra import Affine, Operator, centre_tap
-from updp.blocks import Chain, LinearStep, NormStep, ScaleStep
+from updp.blocks.reading.linear import LinearStep
+from updp.blocks.reading.steps import Chain, NormStep, ScaleStep, Step, is_affine
 
 
 def operator_of(step: LinearStep, shrunk: bool = False) -> Operator:
@@ -35,13 +35,19 @@ def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operato
             if any(step.padding) and (not operator.is_pointwise or operator.bias.any()):
                 return None
             operator = algebra.compose(operator, operator_of(step))
-        elif isinstance(step, ScaleStep):
-            operator = algebra.after(operator, factor_of(step, operator.bias))
-        elif isinstance(step, NormStep) and isinstance(step.module, _BatchNorm):
-            operator = algebra.after(operator, fold_norm(step.module))
+        elif is_affine(step):
+            operator = algebra.after(operator, affine_of(step, operator.bias))
         else:
             return None
     return operator
+
+
+def affine_of(step: Step, like: Tensor) -> Affine:
+    """A step that `is_affine` as an affine map on the channels of `like` (C,)."""
+    if isinstance(step, ScaleStep):
+        return factor_of(step, like)
+    assert isinstance(step, NormStep)
+    return fold_norm(step.module)  # type: ignore[arg-type]
 
 
 def fold_norm(norm: nn.Module) -> Affine:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp import algebra
 from updp.algebra import Affine, Operator
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Site, Step, to_layout
-from updp.blocks.folding import factor_of, fold_norm, operator_of
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, Site, Step, to_layout
+from updp.blocks.folding import affine_of, operator_of
+from updp.blocks.reading.steps import is_affine
 from updp.blocks.surgery import extract
 from updp.fit.clamp import Clamp, clamp_of
 from updp.fit.fitting import FitTask, as_maps
@@ -56,7 +56,6 @@ class OperatorFit:
         """Regression tasks that leave the operator `keep` of its input channels.
 
         Args:
-            settings: of the fit.
             batches: number of calibration batches.
             keep: number of input channels that stay.
             cut: removes all channels but those of the indices it is called with from the modules.
@@ -136,7 +135,7 @@ class OperatorFit:
     def _end(self) -> int:
         """The place behind the affine steps."""
         end = self.place + 1
-        while end < len(self.chain.steps) and _is_affine(self.chain.steps[end]):
+        while end < len(self.chain.steps) and is_affine(self.chain.steps[end]):
             end += 1
         return end
 
@@ -177,16 +176,6 @@ def skip_of(site: Site, block: nn.Module, graph: fx.Graph) -> Function | None:
     return extract(block, graph, region.entry, region.skip[-1]) if region.skip else nn.Identity()
 
 
-def _is_affine(step: Step) -> bool:
-    if isinstance(step, ScaleStep):
-        return True
-    return (
-        isinstance(step, NormStep)
-        and isinstance(step.module, _BatchNorm)
-        and step.module.running_var is not None
-    )
-
-
 def _has_shift(step: Step) -> bool:
     return isinstance(step, NormStep) and step.module.bias is not None  # type: ignore[attr-defined]
 
@@ -195,10 +184,7 @@ def _affine(after: tuple[Step, ...], last: LinearStep) -> Affine:
     ones = last.weight.new_ones(last.out_channels, dtype=torch.float64)
     total = Affine(ones, torch.zeros_like(ones))
     for step in after:
-        if isinstance(step, ScaleStep):
-            total = algebra.chain(total, factor_of(step, ones))
-        elif isinstance(step, NormStep):
-            total = algebra.chain(total, fold_norm(step.module))  # type: ignore[arg-type]
+        total = algebra.chain(total, affine_of(step, ones))
     return total
 
 

@@ -48,7 +48,6 @@ class Regression:
     Args:
         operator: the prior, and the shape of the result.
         clamp: the end activation.
-        settings: of the fit.
         batches: number of calibration batches.
         biased: whether the bias may change; otherwise it stays the prior's.
         keep: number of input channels that stay (one group only); None for all.

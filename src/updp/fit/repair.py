@@ -30,18 +30,10 @@ def site_repairs(
 def operator_repair(
     name: str, module: nn.Module, x: Tensor, settings: FitSettings, batches: int
 ) -> FitTask | None:
-    """Fit task for a convolution or linear layer outside of all sites.
+    """Fit task for a convolution or linear layer outside of all sites, over `batches` batches.
 
-    Args:
-        name: name of the operator in the task.
-        module: the convolution or linear layer.
-        x: an input of it.
-        settings: of the fit.
-        batches: number of calibration batches.
-
-    Returns:
-        None if its weights cannot be set, or its normal matrix takes more than a quarter of the
-        memory for rows.
+    `x` is an input of the module. Returns None if its weights cannot be set, or if its normal
+    matrix takes more than a quarter of the memory for rows.
     """
     try:
         step = LinearStep.read(name, module, x)

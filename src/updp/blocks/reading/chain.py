@@ -28,7 +28,7 @@ _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _PERMUTES = {torch.permute, "permute"}
 _SAME = {"contiguous", "clone"}
 _RESHAPES = {"reshape", "view", "unsqueeze", torch.reshape, torch.unsqueeze}
-_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+_LAYOUTS = {(0, 2, 3, 1): ("first", "last"), (0, 3, 1, 2): ("last", "first")}  # by permutation
 
 
 class NotAChain(Exception):
@@ -36,16 +36,12 @@ class NotAChain(Exception):
 
 
 def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor) -> Chain:
-    """Read a path as a chain of steps.
+    """Read the nodes `path`, in order, of a block's graph as a chain.
 
-    Args:
-        block: the module that `graph` was traced from.
-        graph: its graph.
-        path: names of the path's nodes, in order.
-        x: a real input of the path: (N, C, H, W), (N, H, W, C), (N, T, C) or (N, C).
+    `x` is a real input of the path: (N, C, H, W), (N, H, W, C), (N, T, C) or (N, C).
 
     Raises:
-        NotAChain: the path has something that is neither linear, nor a norm, nor an activation.
+        NotAChain: something on the path is neither linear, nor a norm, nor an activation.
     """
     if x.ndim not in (2, 3, 4):
         raise NotAChain(f"its tensor has {x.ndim} dimensions, not 2, 3 or 4")
@@ -207,11 +203,9 @@ class _Reader:
         axes = node.kwargs.get("dims", node.args[1:])
         assert isinstance(axes, (tuple, list))
         dims = tuple(axes[0] if len(axes) == 1 else axes)  # type: ignore[arg-type]
-        source, target = {_TO_LAST: ("first", "last"), _TO_FIRST: ("last", "first")}.get(
-            dims, ("", "")
-        )
-        if not source:
+        if dims not in _LAYOUTS:
             raise NotAChain(f"`{name}` permutes dimensions as {dims}")
+        source, target = _LAYOUTS[dims]
         self._need(source, name)
         self.layout = target
 

@@ -40,13 +40,10 @@ class LinearStep:
     def read(cls, name: str, module: nn.Module, x: Tensor) -> LinearStep:
         """Read a convolution, a linear layer or a registered module as a step.
 
-        Args:
-            name: path of the module in its block.
-            module: the module; a subclass with a forward of its own is run on `x` once.
-            x: an input, (N, C, H, W) for a convolution, else (..., C).
+        A subclass with a forward of its own is run on `x`, (N, C, H, W) or (..., C).
 
         Raises:
-            ValueError: the module computes something else; the text is the reason.
+            ValueError: it computes something else; the text is the reason.
         """
         if (t := taught_operator(module)) is not None:
             return cls(name, module, t.stride, t.padding, t.dilation, t.groups, derived=True)

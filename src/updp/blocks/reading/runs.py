@@ -40,10 +40,8 @@ def plain_regions(
     operator that mixes channels. Vectors (N, C) are left out: they belong to a head or a gate.
 
     Args:
-        module: the module that `graph` was traced from.
-        graph: its graph.
         values: value of each node by name, in a real call.
-        taken: whether a node must be left out, because a site or residual block has it.
+        taken: whether a site or a residual block has a node already.
     """
     found = []
     for run in runs(graph):

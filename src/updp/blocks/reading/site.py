@@ -76,9 +76,6 @@ def read_site(
     Args:
         label: name of the site.
         name: module path of the block.
-        block: the block.
-        graph: its graph.
-        region: the region of the graph.
         calls: value of every node by name, for each call of the block in one forward of the model.
 
     Raises:

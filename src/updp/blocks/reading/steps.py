@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks.reading.linear import LinearStep
 
@@ -39,11 +40,9 @@ class NormStep:
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
-        y = to_layout(x, layout, self.layout)
-        if isinstance(self.module, nn.modules.batchnorm._BatchNorm):
-            y = batch_norm(self.module, y)  # timm fuses an activation into some forwards
-        else:
-            y = self.module(y)
+        module, y = self.module, to_layout(x, layout, self.layout)
+        # timm fuses an activation into the forward of some BatchNorms.
+        y = batch_norm(module, y) if isinstance(module, _BatchNorm) else module(y)
         return to_layout(y, self.layout, layout)
 
 
@@ -134,7 +133,14 @@ class Chain:
         return to_layout(x, self.layout, self.layout_out)
 
 
-def batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+def is_affine(step: Step) -> bool:
+    """Whether the step is an affine map per channel in evaluation: a scale or a BatchNorm."""
+    return isinstance(step, ScaleStep) or (
+        isinstance(step, NormStep) and isinstance(step.module, _BatchNorm)
+    )
+
+
+def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Normalise in the norm's own mode, without an activation fused into its forward."""
     return F.batch_norm(
         x,

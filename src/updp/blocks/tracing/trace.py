@@ -25,9 +25,8 @@ def trace_alone(
     `module`.
 
     Args:
-        module: the module to trace; left as it was.
-        call: arguments of a real call. Their values decide conditions and loops on sizes, and, if
-            tracing fails otherwise, arguments that are None in this call are taken to be constant.
+        call: arguments of a real call. Their values decide conditions and loops on sizes; where
+            tracing fails otherwise, arguments that are None are taken to be constants.
         both_modes: refuse a forward whose graph differs between training and evaluation.
 
     Raises:
