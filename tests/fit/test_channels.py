@@ -30,7 +30,7 @@ def reference(gram: Tensor, cross: Tensor, squares: float, taps: int, keep: int)
 @given(
     st.integers(2, 7), st.sampled_from([1, 2, 9]), st.integers(1, 4), st.integers(0, 99), st.data()
 )
-def test_the_cheapest_goes_first(
+def test_channels_are_removed_in_the_order_of_an_exhaustive_search(
     channels: int, taps: int, outputs: int, seed: int, data: st.DataObject
 ) -> None:
     keep = data.draw(st.integers(1, channels))
@@ -47,7 +47,7 @@ def test_the_cheapest_goes_first(
     assert found.tolist() == expected
 
 
-def test_of_many_several_go_at_once_and_copies_go_first() -> None:
+def test_copies_of_channels_are_removed_first_from_a_wide_operator() -> None:
     torch.manual_seed(0)
     half = torch.randn(5000, 200, dtype=torch.float64)
     x = torch.cat([half, half + 1e-3 * torch.randn_like(half), torch.ones(5000, 1).double()], 1)
