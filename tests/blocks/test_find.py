@@ -16,7 +16,7 @@ from updp.blocks import Findings, find
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sites_of_each_family(family: str) -> None:
+def test_every_family_has_its_expected_sites(family: str) -> None:
     expected = FAMILIES[family]
     model = network(family)
     found = find(model, images(3))
@@ -181,7 +181,7 @@ ONLY_INSIDE = {
 
 
 @pytest.mark.parametrize("what", ONLY_INSIDE)
-def test_where_a_skip_cannot_be_merged_the_chain_beside_it_can(what: str) -> None:
+def test_a_chain_is_found_where_its_skip_cannot_be_merged(what: str) -> None:
     make, reason = ONLY_INSIDE[what]
     torch.manual_seed(0)
     found = find(Net([make()]).eval(), images())
@@ -196,7 +196,7 @@ class Masking(nn.Sequential):
         return self[0](x, mask=torch.ones(9, 7))
 
 
-def test_a_block_that_is_called_twice_or_never() -> None:
+def test_calls_are_counted_and_uncalled_blocks_refused() -> None:
     class Again(Net):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + self.blocks[0](self.stem(x)).mean()
@@ -214,7 +214,7 @@ def test_one_block_under_two_names_is_one_site() -> None:
     assert {s.name: s.calls for s in found.sites} == {"blocks.0": 2}
 
 
-def test_calls_of_several_shapes_are_no_site() -> None:
+def test_blocks_called_with_several_shapes_are_refused() -> None:
     class Halves(Net):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + self.blocks[0](self.stem(x[:, :, ::2])).mean()
@@ -223,14 +223,14 @@ def test_calls_of_several_shapes_are_no_site() -> None:
     assert whys(find(Halves([block(usable)]), images())) == {"blocks.0": reason}
 
 
-def test_of_overlapping_branches_the_first_has_the_skip() -> None:
+def test_the_first_of_overlapping_branches_keeps_the_skip() -> None:
     found = find(Net([Parallel(C)]), images())
     sites = {s.name: s.region.add is not None for s in found.sites}
     assert sites == {"blocks.0:a1": True, "blocks.0:b1": False}
     assert not found.unusable
 
 
-def test_branches_of_one_name_are_not_both_sites() -> None:
+def test_a_second_branch_of_the_same_name_is_refused() -> None:
     def forward(self: Two, x: Tensor) -> Tensor:
         x = x + self.b(self.act(self.a(x)))
         return x + self.b(self.act(self.a(x)))
@@ -240,7 +240,7 @@ def test_branches_of_one_name_are_not_both_sites() -> None:
     assert [u.name for u in found.unusable] == ["blocks.0:a"]
 
 
-def test_what_may_look_odd_and_is_fine() -> None:
+def test_unusual_spellings_of_a_forward_are_sites() -> None:
     def named_operands(self: Two, x: Tensor) -> Tensor:
         return torch.add(x, other=self.b(self.act(self.a(x))))
 
@@ -364,7 +364,7 @@ def test_chains_beside_concatenations_are_found() -> None:
     assert chains(found) == ["blocks.0.one", "blocks.0.two", "blocks.1.branch"]
 
 
-def test_chains_on_tokens_inside_a_branch_that_is_none() -> None:
+def test_token_mixing_chains_are_found_between_transposes() -> None:
     """Mixer's: a network along the tokens, between two transposes."""
 
     class Mixer(nn.Module):
@@ -446,7 +446,7 @@ def test_an_add_in_a_child_belongs_to_its_caller() -> None:
     assert [s.name for s in site.chain.linears] == ["up", "output.dense"]
 
 
-def test_sizes_may_decide_but_not_the_number_of_images() -> None:
+def test_sizes_may_decide_conditions_but_the_batch_size_may_not() -> None:
     def by_size(self: Two, x: Tensor) -> Tensor:
         if x.shape[-1] < 4 or len(x.shape) != 4:
             raise ValueError("too small")
@@ -461,7 +461,7 @@ def test_sizes_may_decide_but_not_the_number_of_images() -> None:
     assert whys(found) == {"blocks.1": "its graph holds for one number of images only"}
 
 
-def test_tokens_are_not_normalised_along_their_number() -> None:
+def test_a_batchnorm_over_tokens_is_not_read_as_a_channel_norm() -> None:
     """A BatchNorm on (N, L, C) works on L: no norm of the channels."""
 
     class Tokens(nn.Module):
@@ -496,7 +496,7 @@ class Counting(Two):
         return x + self.b(self.act(self.a(x)))
 
 
-def test_tracing_takes_back_what_a_forward_does_to_its_module() -> None:
+def test_tracing_restores_what_a_forward_changes_in_its_module() -> None:
     model = Net([Counting()])
     find(model, images())
     own = model.blocks[0]
@@ -511,7 +511,7 @@ def fused() -> nn.Module:
 
 
 @pytest.mark.parametrize("family", ["fused", "basic", "vit", "strided", "dropout", "own tensor"])
-def test_the_model_is_left_as_it_was(family: str) -> None:
+def test_find_leaves_the_model_unchanged(family: str) -> None:
     if family in FAMILIES:
         model = network(family)
     else:
@@ -535,7 +535,7 @@ def test_the_model_is_left_as_it_was(family: str) -> None:
     assert not any(p.grad is not None for p in model.parameters())
 
 
-def test_a_failing_model_is_left_as_it_was_too() -> None:
+def test_find_leaves_a_failing_model_unchanged() -> None:
     model = network("basic").train()
     with pytest.raises(RuntimeError):
         find(model, torch.randn(1, 5, 9, 7))

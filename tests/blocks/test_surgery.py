@@ -24,7 +24,7 @@ def replacement(model: nn.Module, index: int = 0) -> tuple[nn.Module, fx.Graph, 
     return block, graph, Replacement(site.region, emit, {"new": nn.Tanh()})
 
 
-def test_a_part_shares_its_modules_with_the_block() -> None:
+def test_an_extracted_part_shares_modules_with_the_block() -> None:
     model = network("bottleneck")
     findings = find(model, images())
     site, block = findings.sites[0], model.blocks[0]
@@ -46,7 +46,7 @@ def test_only_the_region_is_replaced() -> None:
     assert torch.equal(new(x), x * 2 + block.shortcut(x).tanh())
 
 
-def test_the_rest_the_signature_and_the_mode_stay() -> None:
+def test_replacing_keeps_other_modules_signature_and_mode() -> None:
     model = network("vit").train()
     block, graph, item = replacement(model, 1)
     new = replace_regions(block, graph, [item])
@@ -60,7 +60,7 @@ def test_the_rest_the_signature_and_the_mode_stay() -> None:
         assert torch.equal(actual, y * 2 + y.tanh())
 
 
-def test_isolated_it_runs_from_entry_to_exit() -> None:
+def test_an_isolated_replacement_runs_from_entry_to_exit() -> None:
     block, graph, item = replacement(network("vit"), 1)
     x = torch.randn(2, 5, C)
     alone = isolate(block, graph, item)
@@ -68,7 +68,7 @@ def test_isolated_it_runs_from_entry_to_exit() -> None:
     assert {n for n, _ in alone.named_children()} == {"new"}
 
 
-def test_two_regions_in_a_row() -> None:
+def test_consecutive_regions_are_both_replaced() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -98,7 +98,7 @@ def test_two_regions_in_a_row() -> None:
 
 
 @pytest.mark.parametrize("family", ["basic", "convnext", "in_place", "strided_sliced"])
-def test_a_part_can_be_copied(family: str) -> None:
+def test_an_extracted_part_can_be_copied(family: str) -> None:
     model = network(family)
     findings = find(model, images())
     site = findings.sites[0]

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updp.fit import Ridge
-from updp.fit.channels import needed
+from updp.fit.channels import select_channels
+from updp.fit.ridge import Ridge
 
 
 def reference(gram: Tensor, cross: Tensor, squares: float, taps: int, keep: int) -> list[int]:
@@ -30,7 +30,7 @@ def reference(gram: Tensor, cross: Tensor, squares: float, taps: int, keep: int)
 @given(
     st.integers(2, 7), st.sampled_from([1, 2, 9]), st.integers(1, 4), st.integers(0, 99), st.data()
 )
-def test_the_cheapest_goes_first(
+def test_channels_are_removed_in_the_order_of_an_exhaustive_search(
     channels: int, taps: int, outputs: int, seed: int, data: st.DataObject
 ) -> None:
     keep = data.draw(st.integers(1, channels))
@@ -43,18 +43,18 @@ def test_the_cheapest_goes_first(
     gram, cross = x.T @ x, x.T @ target
     expected = reference(gram, cross, float(target.square().sum()), taps, keep)
     ridge = Ridge(gram[None], torch.zeros_like(cross)[None], 0.0)
-    found = needed(ridge.inverse()[0], ridge.solve(cross[None])[0], taps, keep)
+    found = select_channels(ridge.inverse()[0], ridge.solve(cross[None])[0], taps, keep)
     assert found.tolist() == expected
 
 
-def test_of_many_several_go_at_once_and_copies_go_first() -> None:
+def test_copies_of_channels_are_removed_first_from_a_wide_operator() -> None:
     torch.manual_seed(0)
     half = torch.randn(5000, 200, dtype=torch.float64)
     x = torch.cat([half, half + 1e-3 * torch.randn_like(half), torch.ones(5000, 1).double()], 1)
     target = half @ torch.randn(200, 20, dtype=torch.float64)
     gram, cross = (x.T @ x)[None], (x.T @ target)[None]
     ridge = Ridge(gram, torch.zeros_like(cross), 1e-6)
-    found = needed(ridge.inverse()[0], ridge.solve(cross)[0], 1, 200)
+    found = select_channels(ridge.inverse()[0], ridge.solve(cross)[0], 1, 200)
     assert found.tolist() == sorted(set(found.tolist()))
     assert len(found) == 200
     assert len(set((found % 200).tolist())) > 190  # of nearly every pair one is left

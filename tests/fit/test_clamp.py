@@ -39,7 +39,7 @@ values = st.floats(-9, 9)
 
 
 @given(values, values, st.sampled_from([Clamp(0, INF), Clamp(0, 6), Clamp(-1, 1), Clamp()]))
-def test_the_nearest_is_clamped_alike_and_no_other_is_nearer(
+def test_nearest_is_the_closest_point_with_the_same_clamped_value(
     target: float, value: float, clamp: Clamp
 ) -> None:
     t, v = torch.tensor([target]).double(), torch.tensor([value]).double()

@@ -60,7 +60,7 @@ def test_a_fit_is_no_worse_than_what_it_starts_from(made: Case) -> None:
             assert error(merged, wanted) <= max(before, 1e-4)
 
 
-def test_weights_of_fitted_forms_go_there_and_back(made: Case) -> None:
+def test_weights_of_fitted_forms_survive_saving_and_loading(made: Case) -> None:
     net, _, x = made.double
     net = copy.deepcopy(net)
     plain = {name: t.clone() for name, t in net.weights().items()}
@@ -75,7 +75,7 @@ def test_weights_of_fitted_forms_go_there_and_back(made: Case) -> None:
     assert other.weights().keys() == plain.keys()
 
 
-def test_what_is_reserved_runs_only_once_it_is_collapsed(made: Case) -> None:
+def test_reserved_weights_are_used_only_once_collapsed(made: Case) -> None:
     net, _, x = made.double
     net = copy.deepcopy(net)
     choices = _choices(made)[0]

@@ -61,7 +61,7 @@ def test_an_operator_that_explains_everything_is_found(
     assert fitted.strength == 1e-9
 
 
-def test_below_a_relu_any_value_will_do() -> None:
+def test_targets_below_a_relu_are_free() -> None:
     torch.manual_seed(0)
     truth = Operator(torch.randn(2, 3, 1, 1).double(), torch.randn(2).double())
     x = torch.randn(40, 3, 8, 8).double()
@@ -74,7 +74,7 @@ def test_below_a_relu_any_value_will_do() -> None:
     assert errors[1] < errors[0] / 3
 
 
-def test_the_prior_stays_where_images_that_were_not_fitted_to_like_it_better() -> None:
+def test_the_prior_stays_where_its_held_out_error_is_lower() -> None:
     torch.manual_seed(1)
     truth = Operator(torch.randn(2, 30, 1, 1).double(), torch.zeros(2).double())
     x = torch.randn(10, 30, 2, 2).double()  # 32 rows for 31 unknowns
@@ -85,7 +85,7 @@ def test_the_prior_stays_where_images_that_were_not_fitted_to_like_it_better() -
     assert torch.equal(fitted.operator.weight, truth.weight)
 
 
-def test_the_strength_is_the_one_that_images_left_out_like_best() -> None:
+def test_the_ridge_strength_minimises_the_held_out_error() -> None:
     torch.manual_seed(2)
     truth = Operator(torch.randn(1, 30, 1, 1).double(), torch.zeros(1).double())
     x = torch.randn(20, 30, 2, 2).double()
@@ -127,7 +127,7 @@ def test_wide_operators_fit_in_4_gb(channels: int, kernel: int, size: int) -> No
     assert peak - before < 4 * 2**20  # kilobytes
 
 
-def test_channels_that_others_make_up_for_go_without_a_loss() -> None:
+def test_redundant_channels_are_removed_without_a_loss() -> None:
     torch.manual_seed(0)
     truth = Operator(torch.randn(5, 8, 3, 3).double(), torch.randn(5).double())
     few = torch.randn(40, 4, 9, 8).double()

@@ -61,7 +61,7 @@ def test_repair_of_an_unchanged_prefix_changes_nothing() -> None:
         torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)
 
 
-def test_each_operator_of_a_branch_gives_again_what_it_gave() -> None:
+def test_each_operator_of_a_branch_regains_its_output() -> None:
     """All channels mixed: the first operator unmixes them, and so the branch is what it was."""
     model, x = network(0.0)
     block = model[0]
@@ -95,7 +95,7 @@ class Strided(nn.Module):
         return torch.relu(self.down(x) + self.conv2(torch.relu(self.conv1(x))))
 
 
-def test_what_is_in_the_skip_is_repaired_first() -> None:
+def test_operators_of_the_skip_are_repaired_first() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Strided()).double().eval()
     x = torch.randn(30, 4, 9, 7).double()
@@ -120,7 +120,7 @@ def test_what_is_in_the_skip_is_repaired_first() -> None:
         (lambda b: nn.Linear(6, 5, bias=b), (20, 4, 3, 6)),
     ],
 )
-def test_an_operator_outside_of_sites_gives_again_what_it_gave(
+def test_an_operator_outside_of_sites_regains_its_output(
     module, shape: tuple[int, ...], biased: bool
 ) -> None:
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_an_operator_outside_of_sites_gives_again_what_it_gave(
     assert (layer.bias is None) == (bias is None)
 
 
-def test_what_is_too_wide_for_memory_is_left() -> None:
+def test_operators_too_wide_for_memory_are_not_repaired() -> None:
     settings = FIT.model_copy(update={"rows_mb": 16})
     x = torch.randn(2, 800)
     assert operator_repair("fc", nn.Linear(800, 2), x, settings, 1) is None
@@ -165,7 +165,7 @@ class Around(nn.Module):
         return self.head(self.other(torch.tanh(self.one(h))))
 
 
-def test_operators_outside_of_sites_are_repaired_in_their_turn() -> None:
+def test_operators_outside_of_sites_are_repaired_in_order() -> None:
     torch.manual_seed(0)
     model, x = Around().double().eval(), torch.randn(60, 3, 9, 7).double()
     wanted = model(x)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updp.fit import Ridge
+from updp.fit.ridge import Ridge
 
 
 @given(
@@ -40,7 +40,7 @@ def test_ridge_is_least_squares_with_a_row_for_each_penalty(
         np.testing.assert_allclose(found[g, : len(expected)], expected, rtol=1e-6, atol=1e-7)
 
 
-def test_what_was_never_seen_stays_the_prior() -> None:
+def test_dead_channels_keep_the_prior() -> None:
     x = torch.zeros(1, 9, 3, dtype=torch.float64)
     x[..., 0], x[..., -1] = torch.arange(9.0), 1
     prior = torch.tensor([[[1.0], [5.0], [2.0]]], dtype=torch.float64)

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from updp.algebra import Operator
-from updp.fit import Sample
-from updp.fit.rows import weights_of, with_weights
+from updp.fit.rows import Sample, weights_of, with_weights
 
 small = st.integers(1, 3)
 
@@ -30,7 +29,7 @@ def operators(draw: st.DrawFn) -> Operator:
 
 
 @given(operators(), st.integers(1, 200), st.integers(0, 5))
-def test_patches_times_weights_are_what_the_operator_gives(
+def test_patches_times_weights_equal_the_operator_output(
     operator: Operator, count: int, seed: int
 ) -> None:
     x = torch.randn(2, operator.in_channels, 11, 10, dtype=torch.float64)
@@ -43,7 +42,7 @@ def test_patches_times_weights_are_what_the_operator_gives(
 
 
 @given(operators())
-def test_weights_go_there_and_back(operator: Operator) -> None:
+def test_weights_round_trip_through_a_matrix(operator: Operator) -> None:
     again = with_weights(operator, weights_of(operator))
     assert torch.equal(again.weight, operator.weight)
     assert torch.equal(again.bias, operator.bias)
@@ -51,7 +50,7 @@ def test_weights_go_there_and_back(operator: Operator) -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(1, 300))
-def test_pixels_are_different_ones_by_image(n: int, h: int, w: int, count: int) -> None:
+def test_sampled_pixels_are_distinct_and_sorted(n: int, h: int, w: int, count: int) -> None:
     sample = Sample.draw(n, h, w, count, 3)
     pixels = list(
         zip(sample.image.tolist(), sample.line.tolist(), sample.column.tolist(), strict=True)

@@ -1,7 +1,7 @@
-"""Find the sites of a model, and each block that cannot be one with its reason.
+"""Find the sites of a model, and the reason for each block that cannot be one.
 
-DESIGN: trace every composite submodule alone; its residual adds are plain to see. A block is the
-smallest module with a residual add, or a chain (or a repeated module) without one.
+Every composite module is traced alone, so that its residual adds are in its own graph. A block is
+the smallest module with a residual add, or a chain or a repeated module without one.
 """
 
 import logging
@@ -23,13 +23,13 @@ from updp.blocks.tracing.region import Region, residual_regions, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone
 
 _log = logging.getLogger(__name__)
-Values = list[dict[str, Any]]  # of each node by name, for each call of a module
+Values = list[dict[str, Any]]  # for each call of a module, the value of every node by name
 
 
 def find(model: nn.Module, example: Tensor) -> Findings:
-    """List the sites of `model` in the order of its modules.
+    """Find the sites of `model`, in the order of its modules.
 
-    `example` is one input batch, (N, C, H, W); the model is run on it in evaluation and without
+    The model is run on `example`, an input batch (N, C, H, W), in evaluation mode and without
     gradients, and left as it was.
     """
     with torch.no_grad(), ExitStack() as stack:
@@ -39,13 +39,13 @@ def find(model: nn.Module, example: Tensor) -> Findings:
 
 
 class _Finder:
-    """One search through one model; what it takes it notes, so that nothing is taken twice."""
+    """One search through a model; keeps track of the modules and nodes that sites have taken."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.modules = {n: m for n, m in model.named_modules() if _is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
-        more = torch.cat([example, example[:1]])
-        self.checks = record_calls(model, more, list(self.modules))
+        larger = torch.cat([example, example[:1]])
+        self.larger_calls = record_calls(model, larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}
         for name, module in self.modules.items():
@@ -55,23 +55,25 @@ class _Finder:
                 self.untraceable[name] = str(error)
         self.sites: list[Site] = []
         self.unusable: list[Unusable] = []
-        self.taken: set[str] = set()  # paths of modules, and of nodes as `block#node`
+        self.taken: set[str] = set()  # paths of modules, and nodes as `block#node`
 
     def find(self) -> Findings:
-        """All sites; see the module's own text."""
-        residual = _smallest({n: r for n in self.graphs if (r := self._regions(n))})
-        held: list[Site] = []
+        """Search in order of preference: what an earlier step takes, a later one cannot."""
+        residual = {n: regions for n in self.graphs if (regions := self._regions(n))}
+        for outer in [n for n in residual if any(o != n and _under(o, n) for o in residual)]:
+            del residual[outer]
+        droppable: list[Site] = []
         for name, regions in residual.items():
-            held += self._residual(name, regions)
+            droppable += self._take_branches(name, regions)
         for name in self.graphs:
-            self._plain(name, residual)
-        for site in sorted(held, key=lambda s: -len(s.region.inside)):
-            if self._free(site):
+            self._take_chains(name, residual)
+        for site in sorted(droppable, key=lambda s: -len(s.region.inside)):
+            if self._is_free(site):
                 self._take(site)
-        self._whole(residual)
-        self._lost(residual)
-        at = {name: i for i, name in enumerate(self.modules)}
-        self.sites.sort(key=lambda s: (at[s.block], _place(self.graphs[s.block], s.region)))
+        self._take_repeated(residual)
+        self._list_untraceable(residual)
+        place = {name: i for i, name in enumerate(self.modules)}
+        self.sites.sort(key=lambda s: (place[s.block], _place(self.graphs[s.block], s.region)))
         used = {site.block for site in self.sites}
         return Findings(tuple(self.sites), tuple(self.unusable), {n: self.graphs[n] for n in used})
 
@@ -79,9 +81,9 @@ class _Finder:
         module = self.modules[name]
         return residual_regions(self.graphs[name], lambda t: _operators(module.get_submodule(t)))
 
-    def _residual(self, name: str, regions: list[Region]) -> list[Site]:
-        """Take the branches that are chains; return those that could only be dropped."""
-        held = []
+    def _take_branches(self, name: str, regions: list[Region]) -> list[Site]:
+        """Take residual branches that are chains; return those that could only be dropped."""
+        droppable = []
         values = self._values(name)
         for region in regions:
             label = self._label(name, region, len(regions))
@@ -89,74 +91,74 @@ class _Finder:
             if site is None:
                 continue
             if site.branch is None:
-                held.append(site)
+                droppable.append(site)
             elif reason := self._overlap(site):
                 self._refuse(label, name, reason)
             else:
                 self._take(site)
-        return held
+        return droppable
 
-    def _plain(self, name: str, residual: Mapping[str, object]) -> None:
-        """Take the chains that no residual branch holds, and that hold no residual block."""
+    def _take_chains(self, name: str, residual: Mapping[str, object]) -> None:
+        """Take chains that are outside of residual branches and hold no residual block."""
         module, graph = self.modules[name], self.graphs[name]
-        inside = any(_under(name, path) for path in self.taken)
-        if inside or not self._hopeful(name):
+        if any(_under(name, path) for path in self.taken) or self._count_free(name) < 2:
             return
         values = self._values(name)
         if isinstance(values, str):
             return
 
-        def taken(node: fx.Node) -> bool:
+        def is_taken(node: fx.Node) -> bool:
             own, *child = self._paths(name, node)
             return self._is_taken(own, *child) or any(_under(r, c) for c in child for r in residual)
 
-        regions = plain_regions(module, graph, values[0], taken)
+        regions = plain_regions(module, graph, values[0], is_taken)
         whole = whole_region(graph)
         for region in regions:
-            covers = whole is not None and region.inside == whole.inside and name not in residual
-            few = len(regions) == 1 and name not in residual
-            alone = few and not isinstance(module, nn.Sequential)
-            label = name if name and (covers or alone) else self._label(name, region, 2)
+            # A chain that is all of its module, or alone in a module of its own, takes its name.
+            covers = whole is not None and region.inside == whole.inside
+            only = len(regions) == 1 and not isinstance(module, nn.Sequential)
+            named = name not in residual and (covers or only)
+            label = self._label(name, region, 1 if named else 2)
             try:
                 site = read_site(label, name, module, graph, region, values)
             except NotAChain:
                 continue
-            if site.branch is not None and self._free(site):
+            if site.branch is not None and self._is_free(site):
                 self._take(site)
                 self.unusable = [u for u in self.unusable if u.name != label]
 
-    def _whole(self, residual: Mapping[str, object]) -> None:
-        """Take repeated modules in which nothing can merge, where they could be dropped."""
+    def _take_repeated(self, residual: Mapping[str, object]) -> None:
+        """Take repeated modules in which nothing can be merged, but which could be dropped."""
         counts = Counter(type(m) for m in self.modules.values())
-        done: list[str] = []
+        seen: list[str] = []
         for name, module in self.modules.items():  # parents first
             if not name or counts[type(module)] < 2 or isinstance(module, nn.Sequential):
                 continue
-            related = (*residual, *done, *(s.block for s in self.sites if s.block))
-            if any(_nested(name, o) for o in related) or self._touches(name):
+            related = (*residual, *seen, *(s.block for s in self.sites if s.block))
+            if any(_nested(name, other) for other in related) or self._is_taken(name):
                 continue
             if name not in self.graphs or _operators(module) < 2:
                 continue
-            done.append(name)
+            seen.append(name)
             region = whole_region(self.graphs[name])
             if region is None:
                 self._refuse(name, name, "it has no residual add, and several inputs or outputs")
             elif site := self._read(name, name, region, self._values(name)):
                 self._take(site)
 
-    def _lost(self, residual: Mapping[str, object]) -> None:
-        """List what is untraceable and may be a block: outermost, apart from all that was found."""
+    def _list_untraceable(self, residual: Mapping[str, object]) -> None:
+        """List the outermost untraceable modules that neither hold nor lie in what was found."""
         known = [*residual, *(s.block for s in self.sites), *(u.name for u in self.unusable)]
-        lost: list[str] = []
-        for name, reason in self.untraceable.items():  # parents come first
-            apart = not any(_nested(name, other) for other in (*known, *lost))
+        for name, reason in self.untraceable.items():  # parents first
+            apart = not any(_nested(name, other) for other in known)
             if name and apart and _operators(self.modules[name]) > 1:
-                lost.append(name)
+                known.append(name)
                 self._refuse(name, name, f"it cannot be traced: {reason}")
-        if "" in self.untraceable and not known and not lost:
+        if "" in self.untraceable and not known:
             self._refuse("", "", f"it cannot be traced: {self.untraceable['']}")
 
     def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
+        """Read a region as a site; refuse it and return None if it is none."""
         try:
             if isinstance(values, str):
                 raise NotAChain(values)
@@ -167,12 +169,12 @@ class _Finder:
             return None
 
     def _values(self, name: str) -> Values | str:
-        """Every node's value in each call of a module, or why there are none."""
+        """Values of all nodes in each call of a module, or the reason why there are none."""
         module, graph, calls = self.modules[name], self.graphs[name], self.calls[name]
         if not calls:
             return "the model never calls it"
         try:
-            for call in self.checks[name][:1]:
+            for call in self.larger_calls[name][:1]:
                 _check_batch(module, graph, call)
             return [run_graph(module, graph, call) for call in calls]
         except NotTraceable as error:
@@ -185,7 +187,7 @@ class _Finder:
                 self.taken.update(self._paths(site.block, node))
 
     def _paths(self, block: str, node: fx.Node) -> tuple[str, ...]:
-        """What a node takes up: itself, and the module that it calls, unless any may share it."""
+        """What a site takes with a node: the node, and a module that it calls with parameters."""
         own = f"{block}#{node.name}"
         if node.op != "call_module":
             return (own,)
@@ -193,7 +195,7 @@ class _Finder:
         module = self.modules[block].get_submodule(str(node.target))
         return (own, path) if any(True for _ in module.parameters()) else (own,)
 
-    def _free(self, site: Site) -> bool:
+    def _is_free(self, site: Site) -> bool:
         nodes = [n for n in self.graphs[site.block].nodes if n.name in site.region.inside]
         named = site.name in (s.name for s in self.sites)
         return not named and not any(self._is_taken(*self._paths(site.block, n)) for n in nodes)
@@ -201,11 +203,8 @@ class _Finder:
     def _is_taken(self, *paths: str) -> bool:
         return any(_nested(p, t) for p in paths for t in self.taken)
 
-    def _touches(self, name: str) -> bool:
-        """Whether a site lies in the module, or the module in one."""
-        return any(_under(s.block, name) for s in self.sites) or self._is_taken(name)
-
     def _overlap(self, site: Site) -> str:
+        """Why a residual branch cannot be a site beside those that are taken; empty if it can."""
         for other in self.sites:
             if other.block == site.block and other.region.inside & site.region.inside:
                 return f"its skip holds the site {other.name}"
@@ -213,20 +212,20 @@ class _Finder:
                 return "its largest module is another branch's too"
         return ""
 
-    def _hopeful(self, name: str) -> bool:
-        """Whether enough operators are left in the module for two of them to merge."""
-        left = 0
-        for node in self.graphs[name].nodes:
-            if node.op == "call_module" and not self._is_taken(*self._paths(name, node)):
-                left += _operators(self.modules[name].get_submodule(str(node.target)))
-        return left > 1
+    def _count_free(self, name: str) -> int:
+        """Number of operators of a module that no site has taken; two can merge."""
+        return sum(
+            _operators(self.modules[name].get_submodule(str(node.target)))
+            for node in self.graphs[name].nodes
+            if node.op == "call_module" and not self._is_taken(*self._paths(name, node))
+        )
 
     def _refuse(self, label: str, name: str, reason: str) -> None:
         self.unusable.append(Unusable(label, type(self.modules[name]).__name__, reason))
         _log.info("%s cannot be pruned: %s", label or "the model", reason)
 
     def _label(self, name: str, region: Region, count: int) -> str:
-        """`blocks.7`, or `blocks.7:mlp` after the largest module of one branch of several."""
+        """Name of a site: `blocks.7`, or `blocks.7:mlp` (largest module) if one of `count`."""
         if count == 1 and name:
             return name
         block = self.modules[name]
@@ -237,7 +236,10 @@ class _Finder:
 
 
 def _check_batch(module: nn.Module, graph: fx.Graph, call: Arguments) -> None:
-    """Sizes decide what a graph does, but the number of images must not: try another."""
+    """Check that the graph computes the same as the module for a larger number of images.
+
+    Sizes decide conditions when a module is traced, but the number of images must not.
+    """
     values = run_graph(module, graph, call)
     args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
     if not _same(values["output"], module(*args, **kwargs)):
@@ -252,13 +254,8 @@ def _same(a: Any, b: Any) -> bool:
     return True
 
 
-def _smallest(found: dict[str, list[Region]]) -> dict[str, list[Region]]:
-    """Drop modules that contain another residual module."""
-    return {n: r for n, r in found.items() if not any(o != n and _under(o, n) for o in found)}
-
-
 def _under(name: str, parent: str) -> bool:
-    """Whether `name` is `parent`, or lies in it; everything lies in the root."""
+    """Whether the module path `name` is `parent` or lies in it; all paths lie in the root."""
     return not parent or name == parent or name.startswith(f"{parent}.")
 
 
@@ -267,17 +264,17 @@ def _nested(a: str, b: str) -> bool:
 
 
 def _is_composite(module: nn.Module) -> bool:
-    """Whether it has children, and a forward that calls them."""
+    """Whether a module has children and a forward that calls them."""
     return any(True for _ in module.children()) and not isinstance(
         module, (nn.ModuleList, nn.ModuleDict)
     )
 
 
 def _operators(module: nn.Module) -> int:
-    """How many modules in it have a matrix or a kernel of their own."""
+    """Number of modules in a module that have a matrix or kernel of their own."""
     return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in module.modules())
 
 
 def _place(graph: fx.Graph, region: Region) -> int:
-    """Where in the graph a region ends, for the order of a block's sites."""
+    """Position in the graph at which a region ends, to order the sites of a block."""
     return next(i for i, node in enumerate(graph.nodes) if node.name == region.exit)

@@ -1,4 +1,4 @@
-"""What was found in a model: its sites, and each block that cannot be one with its reason."""
+"""Result of the block search: the sites of a model, and the unusable blocks with reasons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from updp.errors import UserError
 
 @dataclass(frozen=True)
 class Unusable:
-    """A block that cannot be pruned, and why."""
+    """A block that cannot be pruned: its module path, its class name, and the reason."""
 
     name: str
     kind: str
@@ -23,16 +23,17 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in one model; `graphs` holds each block's own traced graph."""
+    """Sites and unusable blocks of one model; `graphs` maps each block's path to its fx graph."""
 
     sites: tuple[Site, ...]
     unusable: tuple[Unusable, ...]
     graphs: dict[str, fx.Graph]
 
     def selected(self, include: Sequence[str], exclude: Sequence[str]) -> Findings:
-        """Only the sites that a glob of `include` (all, when empty) and none of `exclude` matches.
+        """Keep the sites that match a glob of `include` (if not empty) and none of `exclude`.
 
-        Raises UserError for a glob that matches no site.
+        Raises:
+            UserError: a glob matches no site.
         """
         names = [site.name for site in self.sites]
         for glob in (*include, *exclude):

@@ -1,16 +1,16 @@
-"""The steps of a branch as float64 operators and affine maps."""
+"""Fold the steps of a chain into float64 operators and per-channel affine maps."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp import algebra
 from updp.algebra import Affine, Operator, centre_tap
-from updp.blocks import Chain, LinearStep, NormStep, ScaleStep
+from updp.blocks.reading.linear import LinearStep
+from updp.blocks.reading.steps import Chain, NormStep, ScaleStep, Step, is_affine
 
 
-def operator_of(step: LinearStep, shrunk: bool) -> Operator:
-    """The step as an operator; shrunk, its centre tap without padding."""
+def operator_of(step: LinearStep, shrunk: bool = False) -> Operator:
+    """The step as a float64 operator; with `shrunk`, only its centre tap, without padding."""
     weight, bias = step.exact_weight, step.bias
     return Operator(
         centre_tap(weight) if shrunk else weight.clone(),
@@ -23,34 +23,41 @@ def operator_of(step: LinearStep, shrunk: bool) -> Operator:
 
 
 def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operator | None:
-    """A chain of linear operators and BatchNorms on `channels` channels as one operator.
+    """Compose a chain of linear operators, scales and BatchNorms into one operator.
 
-    None where that is not exact: padding inside it, or behind a shift, makes its border differ.
+    Returns None where that is not exact: zero padding behind a spatial kernel or behind a bias
+    pads with zeros where the composed operator would see other values, so borders differ.
     """
-    # depthwise, so that no group is lost to the identity
+    # Start from a depthwise identity: composing with a dense one would lose the groups.
     operator = algebra.identity(channels, channels, device)
     for step in chain.steps:
         if isinstance(step, LinearStep):
             if any(step.padding) and (not operator.is_pointwise or operator.bias.any()):
                 return None
-            operator = algebra.compose(operator, operator_of(step, False))
-        elif isinstance(step, ScaleStep):
-            operator = algebra.after(operator, factor_of(step, operator.bias))
-        elif isinstance(step, NormStep) and isinstance(step.module, _BatchNorm):
-            operator = algebra.after(operator, fold_norm(step.module))
+            operator = algebra.compose(operator, operator_of(step))
+        elif is_affine(step):
+            operator = algebra.after(operator, affine_of(step, operator.bias))
         else:
             return None
     return operator
 
 
+def affine_of(step: Step, like: Tensor) -> Affine:
+    """A step that `is_affine` as an affine map on the channels of `like` (C,)."""
+    if isinstance(step, ScaleStep):
+        return factor_of(step, like)
+    assert isinstance(step, NormStep)
+    return fold_norm(step.module)  # type: ignore[arg-type]
+
+
 def fold_norm(norm: nn.Module) -> Affine:
-    """A BatchNorm in evaluation as an affine map, with its own eps."""
+    """A BatchNorm in evaluation mode as an affine map, with its own eps (DESIGN, rule 1)."""
     mean, var = norm.running_mean, norm.running_var
     weight, bias = norm.weight, norm.bias
     return algebra.from_batchnorm(mean, var, weight, bias, norm.eps)  # type: ignore[arg-type]
 
 
 def factor_of(step: ScaleStep, like: Tensor) -> Affine:
-    """The factor of each channel of `like` (C,), on its device and in its precision."""
+    """The scale as an affine map without shift, on the device and in the dtype of `like` (C,)."""
     scale = step.parameter.detach().flatten().to(like).expand_as(like).clone()
     return Affine(scale, torch.zeros_like(scale))

@@ -1,7 +1,7 @@
-"""A user's modules, handled with care: hooks that go again, modes that come back, their errors."""
+"""Helpers for user modules: temporary hooks and evaluation mode, errors of user code, inputs."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -14,15 +14,16 @@ T = TypeVar("T")
 
 
 class UserCodeError(Exception):
-    """The user's own code raised; the text is its error in one line."""
+    """An exception raised by user code; the text is its type and first line."""
 
 
 def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call what the user wrote: whatever it raises becomes a `UserCodeError`.
+    """Call user code; raise `UserCodeError` for any exception.
 
-    Only such code may raise anything; our own bugs are not caught with it.
+    Only user code belongs in the call, so that our own bugs are not caught with it.
     """
-    if isinstance(function, fx.GraphModule):  # which prints its code when it fails
+    # `fx.GraphModule.__call__` prints its code to stderr when the forward fails.
+    if isinstance(function, fx.GraphModule):
         function = function.forward  # type: ignore[assignment]
     try:
         return function(*args, **kwargs)
@@ -32,18 +33,16 @@ def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 @contextmanager
 def hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Remove hooks that were registered, however the work with them ends."""
-    kept = list(handles)
-    try:
+    """Context in which the hooks of `handles` are registered; removes them at its end."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
         yield
-    finally:
-        for handle in kept:
-            handle.remove()
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode while it lasts; each submodule then has its own mode back."""
+    """Context in which `module` is in evaluation mode; restores the mode of each submodule."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -54,15 +53,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def seeded_input(shape: Iterable[int], like: Tensor | None = None, scale: float = 1.0) -> Tensor:
-    """Normally distributed values, the same ones always; dtype and device are those of `like`.
+    """Standard normal tensor times `scale` from a fixed seed, with dtype and device of `like`.
 
-    The caller's random state is left as it was.
+    Leaves the global random state alone.
     """
     x = scale * torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
     return x if like is None else x.to(like)
 
 
 def like_of(module: nn.Module) -> Tensor:
-    """A tensor of the dtype and on the device that the module computes with."""
+    """The first floating-point parameter or buffer of `module`, else an empty CPU tensor.
+
+    Its dtype and device are those that the module computes with.
+    """
     tensors = (*module.parameters(), *module.buffers())
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))

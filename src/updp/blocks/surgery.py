@@ -1,21 +1,22 @@
-"""Graph surgery on one block: take a part of it out, or put something else in its place."""
+"""Graph surgery on one block: extract a subgraph as a module, or replace regions of it."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from torch import fx, nn
 
 from updp.blocks.tracing.region import Region
 
-# Given the graph, the tensor at the region's entry and the one at the end of its skip (the entry
-# itself for an identity), add nodes and return the one that replaces the region's exit.
+# Function of a graph, the node at a region's entry and the last node of its skip (the entry again
+# for an identity): adds nodes to the graph and returns the one that replaces the region's exit.
 Emit = Callable[[fx.Graph, fx.Node, fx.Node], fx.Node]
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A region, what to emit in its place, and the modules and tensors that this needs by name."""
+    """A region and what replaces it: `added` are the modules and tensors of `emit`'s nodes."""
 
     region: Region
     emit: Emit
@@ -25,9 +26,9 @@ class Replacement:
 def extract(
     block: nn.Module, graph: fx.Graph, entry: str, end: str, extras: Sequence[str] = ()
 ) -> fx.GraphModule:
-    """The part of `graph` that computes node `end` from node `entry`; modules are shared.
+    """Extract the subgraph that computes node `end` as a module; it shares the block's modules.
 
-    Its arguments are the value of `entry`, then those of the nodes `extras`.
+    Its arguments are the value of node `entry`, then those of the nodes `extras`.
     """
     nodes = {n.name: n for n in graph.nodes}
     return _extract(block, [nodes[name] for name in (entry, *extras)], nodes[end], {})
@@ -36,14 +37,14 @@ def extract(
 def substitute(
     block: nn.Module, graph: fx.Graph, region: Region, modules: Mapping[str, nn.Module]
 ) -> fx.GraphModule:
-    """A region as `extract` gives it, with other modules for some of its targets."""
+    """Extract a region from entry to exit, with `modules` in place of its targets so named."""
     nodes = {n.name: n for n in graph.nodes}
     inputs = [nodes[name] for name in (region.entry, *region.extras)]
     return _extract(block, inputs, nodes[region.exit], modules)
 
 
 def isolate(block: nn.Module, graph: fx.Graph, replacement: Replacement) -> fx.GraphModule:
-    """What stands in a region's place, alone: a module from its entry (and extras) to its exit."""
+    """Extract what replaces a region as a module of its own, from entry (and extras) to exit."""
     emitted = _emit(graph, [replacement])
     region, nodes = replacement.region, emitted.nodes
     inputs = [nodes[name] for name in (region.entry, *region.extras)]
@@ -53,9 +54,9 @@ def isolate(block: nn.Module, graph: fx.Graph, replacement: Replacement) -> fx.G
 def replace_regions(
     block: nn.Module, graph: fx.Graph, replacements: Sequence[Replacement]
 ) -> fx.GraphModule:
-    """The block with each region replaced, as a module with the block's own signature.
+    """The block with all `replacements` made, as a module with the block's own signature.
 
-    Every module that stays is the block's own object under its own name.
+    Modules that stay are the block's own objects under their own names.
     """
     emitted = _emit(graph, replacements)
     for node in reversed(emitted.graph.nodes):
@@ -67,12 +68,12 @@ def replace_regions(
 @dataclass
 class _Emitted:
     graph: fx.Graph
-    nodes: dict[str, fx.Node]  # by their old names; an exit is what replaced it
+    nodes: dict[str, fx.Node]  # by name in the old graph; a region's exit maps to its substitute
     added: dict[str, object]
 
 
 def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
-    """A copy of the graph in which each region's exit is replaced; old nodes are still there."""
+    """Replace each region's exit in a copy of the graph; the old nodes stay, without users."""
     graph = copy.deepcopy(graph)
     nodes = {n.name: n for n in graph.nodes}
     added: dict[str, object] = {}
@@ -83,7 +84,7 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
         with graph.inserting_before(old.next):
             new = item.emit(graph, entry, skip)
         old.replace_all_uses_with(new)
-        nodes[region.exit] = new  # the next region may start here
+        nodes[region.exit] = new  # it may be the entry of the next region
         added |= item.added
     return _Emitted(graph, nodes, added)
 
@@ -91,6 +92,7 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
 def _extract(
     block: nn.Module, inputs: Sequence[fx.Node], end: fx.Node, added: Mapping[str, object]
 ) -> fx.GraphModule:
+    """A module of the nodes between `inputs`, its placeholders, and `end`, its output."""
     part = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for i, node in enumerate(inputs):
@@ -108,15 +110,12 @@ def _extract(
 
 
 def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> fx.GraphModule:
+    """A module of `graph`; targets are looked up in `added` first, then in `block`."""
     root: dict[str, object] = {}
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr") and node.target in added:
-            root[node.target] = added[node.target]
-        elif node.op in ("call_module", "get_attr"):
-            value: object = block
-            for part in node.target.split("."):
-                value = getattr(value, part)
-            root[node.target] = value
+        if node.op in ("call_module", "get_attr"):
+            own = node.target not in added
+            root[node.target] = attrgetter(node.target)(block) if own else added[node.target]
     module = fx.GraphModule(root, graph, class_name=type(block).__name__)
     module.training = block.training
     return module

@@ -1,4 +1,4 @@
-"""What a user says about modules of their own that tracing cannot read."""
+"""Registry of what users declare about module classes that tracing cannot read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Linear:
-    """What a module of one's own computes: a convolution, or a linear layer on the last axis.
+    """The linear operator of a user's module: a convolution, or a linear layer on the last axis.
 
     weight:   (O, I / groups, kh, kw), or (O, I) for a linear layer; gradients must flow through it
     bias:     (O,) or None
@@ -30,29 +30,29 @@ _forwards: dict[type[nn.Module], Callable[..., Any]] = {}
 
 
 def teach_operator(kind: type[nn.Module], read: Callable[[Any], Linear]) -> None:
-    """Say that modules of class `kind` are linear operators, and what they compute.
+    """Register modules of class `kind` as linear operators.
 
-    `read` is called with a module whenever its weight is needed, in training at every step. What it
-    says is checked against the module's own forward whenever a model is searched for blocks.
+    `read` returns the operator of a module. It is called whenever the weight is needed, in training
+    at every step. The search for blocks checks its result against the module's own forward.
     """
     _operators[kind] = read
 
 
 def teach_forward(kind: type[nn.Module], forward: Callable[..., Any]) -> None:
-    """Say what the forward of class `kind` does, in a way that can be traced.
+    """Register a traceable forward for modules of class `kind`.
 
-    `forward(self, ...)` takes the arguments of the module's own forward and computes the same, with
-    no branch on a tensor's values. It is checked against the module's own forward.
+    `forward(self, ...)` takes the arguments of the class's own forward and computes the same, with
+    no branch on a tensor's values. The search for blocks checks it against the class's own.
     """
     _forwards[kind] = forward
 
 
 def taught_operator(module: nn.Module) -> Linear | None:
-    """What the module computes, if its class was taught."""
+    """The operator that is registered for the module's class, or None."""
     read = _operators.get(type(module))
     return None if read is None else read(module)
 
 
 def forward_of(module: nn.Module) -> Callable[..., Any]:
-    """The forward by which a module is traced: its class's own, or the one that was taught."""
+    """The function by which a module is traced: the registered one, else its class's forward."""
     return _forwards.get(type(module), type(module).forward)

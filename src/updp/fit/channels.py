@@ -1,22 +1,25 @@
-"""Which input channels an operator can do without, when those that stay are fitted again.
+"""Select the input channels of an operator by the optimal brain surgeon.
 
-Of the ridge regression with the normal matrix H and the solution W, leaving out the rows G costs
-tr(W_G' ((H^-1)_GG)^-1 W_G); what is cheapest goes, the rest takes over, and again. This is the
-optimal brain surgeon (Hassibi & Stork, 1993) for groups of rows, as in ZipLM (Kurtic et al.,
+In the ridge regression with normal matrix H and solution W, removing the rows G and fitting the
+others again raises the loss by tr(W_G' ((H^-1)_GG)^-1 W_G). The cheapest channel is removed, W and
+H^-1 are updated, and so on (Hassibi & Stork, 1993; for groups of rows, ZipLM, Kurtic et al.,
 NeurIPS 2023).
 """
 
 import torch
 from torch import Tensor
 
-_STEPS = 64  # at most; of a wide operator several channels go at once
+_STEPS = 64  # maximum number of updates: a wide operator loses several channels at once
 
 
-def needed(inverse: Tensor, weights: Tensor, taps: int, keep: int) -> Tensor:
-    """Numbers (keep,) of the channels that stay, in order.
+def select_channels(inverse: Tensor, weights: Tensor, taps: int, keep: int) -> Tensor:
+    """Indices (keep,) of the channels that stay, ascending.
 
-    `inverse` (D, D) is H^-1, `weights` (D, O) the solution; D = channels * taps + 1, a channel's
-    taps beside each other, the bias last.
+    Args:
+        inverse: H^-1, (D, D) with D = channels * taps + 1; taps of a channel adjoin, bias last.
+        weights: the solution W, (D, O).
+        taps: elements of the kernel, kh * kw.
+        keep: number of channels that stay.
     """
     left = torch.arange((len(weights) - 1) // taps, device=weights.device)
     step = -(-(len(left) - keep) // _STEPS)

@@ -1,4 +1,4 @@
-"""End activations that clamp: where the target is clamped, any value beyond the bound will do."""
+"""End activations that clamp: below a ReLU, any negative value is as good as the target."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,30 +6,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FAR = 1e4
+_FAR = 1e4  # an input at which a clamp has reached its bound
 
 
 @dataclass(frozen=True)
 class Clamp:
-    """`min(max(x, low), high)`: ReLU is (0, inf), ReLU6 (0, 6), none (-inf, inf)."""
+    """`min(max(x, low), high)`: ReLU is (0, inf), ReLU6 (0, 6), the identity (-inf, inf)."""
 
     low: float = -torch.inf
     high: float = torch.inf
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply it, elementwise."""
+        """Clamp each element."""
         return x.clamp(self.low, self.high)
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing is clamped."""
+        """Whether there are no bounds."""
         return self == Clamp()
 
     def nearest(self, target: Tensor, value: Tensor) -> Tensor:
-        """The point nearest to `value` among those that are clamped to what `target` is.
+        """The point nearest to `value` among those with the clamped value of `target`.
 
-        FitTask to it instead of to `target` never makes the clamped error larger: it bounds that
-        error from above and touches it at `value` (majorisation: Hunter & Lange, *A Tutorial on MM
+        Its squared distance bounds the clamped error from above and equals it at `value`, so that
+        fitting to it never raises that error (majorisation: Hunter & Lange, *A Tutorial on MM
         Algorithms*, 2004).
         """
         low, high = target <= self.low, target >= self.high
@@ -40,14 +40,17 @@ class Clamp:
 
 @torch.no_grad()
 def clamp_of(function: Callable[[Tensor], Tensor] | None, like: Tensor) -> Clamp:
-    """The clamp that `function` is, found by trying; no clamp for any other function or None."""
+    """Recognise a clamp by its values on a grid; the identity for other functions and None.
+
+    The grid has the dtype and device of `like`.
+    """
     if function is None:
         return Clamp()
     x = torch.linspace(-12, 12, 193, dtype=like.dtype, device=like.device)
     x = torch.cat([x, x.new_tensor([-_FAR, _FAR])])
     try:
         y = function(x.clone())
-    except (RuntimeError, TypeError, IndexError):  # it wants channels
+    except (RuntimeError, TypeError, IndexError):  # it takes channels, as PReLU does
         return Clamp()
     low, high = y[-2].item(), y[-1].item()
     found = Clamp(low if low > -_FAR else -torch.inf, high if high < _FAR else torch.inf)

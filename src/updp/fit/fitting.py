@@ -1,4 +1,4 @@
-"""A site's fit: what is gathered from the baseline, what from the pruned prefix, what is set."""
+"""Fit tasks: a regression with the functions that compute its rows and set its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from updp.fit.regression import Fitted, Regression
 
 @dataclass(frozen=True)
 class FitTask:
-    """One regression. All tensors that its functions give are maps (N, C, H, W); see `as_maps`.
+    """A regression of one operator; its functions return maps (N, C, H, W), see `as_maps`.
 
-    `target`: what the baseline's block gives, before its end activation, for its own input.
-    `inputs`: for the input that the site has after the pruned prefix, what the operator reads,
-    and what is added to what it gives (or None). `take` puts the operator that was found in place.
-    `operator` is the name, within its block, of the one that is fitted.
+    operator:    path of the operator in its block
+    regression:  the rows and the solver
+    target:      the block's output before its end activation, from the baseline's input
+    inputs:      the operator's input and what is added to its output (or None), from the input
+                 that the site has behind the pruned prefix
+    take:        puts the fitted operator in place
     """
 
     operator: str
@@ -26,15 +28,15 @@ class FitTask:
     take: Callable[[Fitted], None]
 
     def add_target(self, batch: int, x: Tensor, *extras: Any) -> None:
-        """Note the baseline's output for its input `x` in the batch of that number."""
+        """Add the targets of one batch, for the baseline's input `x` of the site."""
         self.regression.target(batch, self.target(x, *extras))
 
     def add_input(self, batch: int, x: Tensor, *extras: Any) -> None:
-        """Note what the operator sees for the pruned prefix' `x`, in the same batch."""
+        """Add the inputs of one batch, for the pruned prefix' input `x` of the site."""
         self.regression.input(batch, *self.inputs(x, *extras))
 
     def finish(self) -> Fitted:
-        """Solve, and put the operator in place; the rows are no longer needed."""
+        """Solve the regression, free its rows, and put the operator in place."""
         fitted = self.regression.solve()
         self.regression.clear()
         self.take(fitted)
@@ -42,7 +44,7 @@ class FitTask:
 
 
 def as_maps(x: Tensor, layout: str) -> Tensor:
-    """A canonical tensor as (N, C, H, W); tokens (N, T, C) become one column."""
+    """View a tensor as maps (N, C, H, W): channels last becomes (N, C, pixels, 1)."""
     if layout == "first":
         return x
     return x.flatten(1, -2).movedim(-1, 1)[..., None] if x.ndim > 2 else x[..., None, None]

@@ -1,7 +1,7 @@
-"""One linear operator of a kept chain, fitted in place to what it gave before.
+"""Fit a linear operator of a chain, in place, to the baseline's value before the next activation.
 
-What is fitted is the operator with the affine steps behind it; the target is the baseline's value
-before the next activation. Only weights, biases and the shifts of norms change.
+The operator is fitted together with the affine steps behind it (BatchNorms, scales). Only its
+weight and bias, or the shift of a norm, change.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,28 +10,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp import algebra
 from updp.algebra import Affine, Operator
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Site, Step, to_layout
-from updp.blocks.folding import factor_of, fold_norm, operator_of
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, Site, Step, to_layout
+from updp.blocks.folding import affine_of, operator_of
+from updp.blocks.reading.steps import is_affine
 from updp.blocks.surgery import extract
 from updp.fit.clamp import Clamp, clamp_of
 from updp.fit.fitting import FitTask, as_maps
 from updp.fit.regression import Fitted, Regression
 from updp.recipe import FitSettings
 
-_OFF = 1e-6  # the scale of a channel that is switched off: it says nothing
+_OFF = 1e-6  # below this scale a channel is off, and its weights cannot be computed from outputs
 Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class OperatorFit:
-    """The operator at a place in a chain.
+    """The linear step `place` of a chain, with the affine steps behind it.
 
-    Where nothing but affine steps is behind it, `skip` (a function of what enters) is added to what
-    comes out, and `post` ends the block.
+    If no other steps are behind it, `skip` (a function of the chain's input) is added to its
+    output, and `post` is the activation at the end of the block.
     """
 
     chain: Chain
@@ -39,10 +39,10 @@ class OperatorFit:
     skip: Function | None = None
     post: ActStep | None = None
 
-    def fitting(self, settings: FitSettings, batches: int) -> FitTask:
-        """The regression of all of it, to so many batches."""
+    def fit_task(self, settings: FitSettings, batches: int) -> FitTask:
+        """The regression task for this operator over `batches` calibration batches."""
         regression = Regression(*self._prior_and_clamp, settings, batches, biased=self._biased)
-        return self._regression(regression, self.set)
+        return self._task(regression, self.set)
 
     def narrowing(
         self,
@@ -53,11 +53,14 @@ class OperatorFit:
         *,
         gated: bool,
     ) -> list[FitTask]:
-        """The regression in which it keeps `keep` of its input channels.
+        """Regression tasks that leave the operator `keep` of its input channels.
 
-        `cut` takes the others, all but those of the given numbers, out of the chain's modules.
-        Where those are `gated`, mixed by a norm or a gate, it then reads other values: so there is
-        one more regression, of those.
+        Args:
+            batches: number of calibration batches.
+            keep: number of input channels that stay.
+            cut: removes all channels but those of the indices it is called with from the modules.
+            gated: whether a norm or a gate mixes the channels before the operator. It then reads
+                other values after the cut, so a second task fits it to those.
         """
         operator, clamp = self._prior_and_clamp
         regression = Regression(operator, clamp, settings, batches, biased=self._biased, keep=keep)
@@ -70,12 +73,12 @@ class OperatorFit:
             self.set(fitted)
             again.operator = fitted.operator
 
-        both = [self._regression(regression, take), self._regression(again, self.set)]
-        return both if gated else both[:1]
+        tasks = [self._task(regression, take), self._task(again, self.set)]
+        return tasks if gated else tasks[:1]
 
     @torch.no_grad()
     def set(self, fitted: Fitted) -> None:
-        """Take the weights and the bias of an operator that stands for the affine steps, too."""
+        """Set weights and bias, so that the operator and its affine steps are `fitted.operator`."""
         own, after, affine = self._own, self._after, self._affine
         on = affine.scale.abs() > _OFF
         weight = fitted.operator.weight[on] / affine.scale[on, None, None, None]
@@ -84,31 +87,30 @@ class OperatorFit:
 
     @property
     def is_on(self) -> bool:
-        """Whether all that it gives gets through the affine steps."""
+        """Whether every output channel gets through the affine steps."""
         return bool(self._affine.scale.abs().min() > _OFF)
 
-    def _regression(self, regression: Regression, take: Callable[[Fitted], None]) -> FitTask:
+    def _task(self, regression: Regression, take: Callable[[Fitted], None]) -> FitTask:
         layout = self.chain.layout
 
         def target(x: Tensor, *extras: Any) -> Tensor:
-            h, kept = self._run(x, self._end), self._beside(x)
-            return as_maps(h if kept is None else h + kept, layout)
+            h, skip = self._run(x, self._end), self._skip_value(x)
+            return as_maps(h if skip is None else h + skip, layout)
 
         def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
-            kept = self._beside(x)
+            skip = self._skip_value(x)
             h = as_maps(self._run(x, self.place), layout)
-            return h, None if kept is None else as_maps(kept, layout)
+            return h, None if skip is None else as_maps(skip, layout)
 
         return FitTask(self._own.name, regression, target, inputs, take)
 
     @property
     def _prior_and_clamp(self) -> tuple[Operator, Clamp]:
-        """What is fitted, and what clamps what it gives."""
-        own, behind = self._own, self.post if self._is_last else None
-        if not self._is_last and isinstance(step := self.chain.steps[self._end], ActStep):
-            behind = step
-        clamp = clamp_of(behind.function if behind else None, own.weight)
-        return algebra.after(operator_of(own, False), self._affine), clamp
+        """The operator with its affine steps, and the activation behind them as a clamp."""
+        behind = self.post if self._is_last else self.chain.steps[self._end]
+        function = behind.function if isinstance(behind, ActStep) else None
+        clamp = clamp_of(function, self._own.weight)
+        return algebra.after(operator_of(self._own), self._affine), clamp
 
     @property
     def _biased(self) -> bool:
@@ -122,7 +124,7 @@ class OperatorFit:
 
     @property
     def _after(self) -> tuple[Step, ...]:
-        """The affine steps right behind it."""
+        """The affine steps right behind the operator."""
         return self.chain.steps[self.place + 1 : self._end]
 
     @property
@@ -131,9 +133,9 @@ class OperatorFit:
 
     @property
     def _end(self) -> int:
-        """The place behind those."""
+        """The place behind the affine steps."""
         end = self.place + 1
-        while end < len(self.chain.steps) and _is_affine(self.chain.steps[end]):
+        while end < len(self.chain.steps) and is_affine(self.chain.steps[end]):
             end += 1
         return end
 
@@ -142,52 +144,36 @@ class OperatorFit:
         return self._end == len(self.chain.steps)
 
     def _run(self, x: Tensor, end: int) -> Tensor:
-        """The chain's value before the step `end`, canonical."""
-        h = self._enter(x, self.chain.layout_in)
+        """Value of the chain before its step `end`, in the canonical layout."""
+        h = to_layout(x, self.chain.layout_in, self.chain.layout)
         for step in self.chain.steps[:end]:
             h = step.keep(h, self.chain.layout)
         return h
 
-    def _beside(self, x: Tensor) -> Tensor | None:
+    def _skip_value(self, x: Tensor) -> Tensor | None:
+        """What is added to the operator's output, in the canonical layout."""
         if self.skip is None or not self._is_last:
             return None
-        return self._enter(self.skip(x.clone()), self.chain.layout_out)
-
-    def _enter(self, x: Tensor, source: str) -> Tensor:
-        return to_layout(x, source, self.chain.layout) if x.ndim == 4 else x
+        return to_layout(self.skip(x.clone()), self.chain.layout_out, self.chain.layout)
 
 
 def operator_fits(
     chain: Chain, skip: Function | None = None, post: ActStep | None = None
 ) -> Iterator[OperatorFit]:
-    """Those of a chain that can be set, in order."""
+    """The operators of a chain whose weights can be set, in order."""
     for place, step in enumerate(chain.steps):
         if not isinstance(step, LinearStep) or step.derived:
             continue
-        if (kept := OperatorFit(chain, place, skip, post)).is_on:
-            yield kept
+        if (fit := OperatorFit(chain, place, skip, post)).is_on:
+            yield fit
 
 
 def skip_of(site: Site, block: nn.Module, graph: fx.Graph) -> Function | None:
-    """The skip as a function of what enters the site; None where nothing is added."""
+    """The skip as a function of the tensor at the site's entry; None without a residual add."""
     region = site.region
     if region.add is None:
         return None
-    return extract(block, graph, region.entry, region.skip[-1]) if region.skip else _same
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _is_affine(step: Step) -> bool:
-    if isinstance(step, ScaleStep):
-        return True
-    return (
-        isinstance(step, NormStep)
-        and isinstance(step.module, _BatchNorm)
-        and step.module.running_var is not None
-    )
+    return extract(block, graph, region.entry, region.skip[-1]) if region.skip else nn.Identity()
 
 
 def _has_shift(step: Step) -> bool:
@@ -198,17 +184,16 @@ def _affine(after: tuple[Step, ...], last: LinearStep) -> Affine:
     ones = last.weight.new_ones(last.out_channels, dtype=torch.float64)
     total = Affine(ones, torch.zeros_like(ones))
     for step in after:
-        one = factor_of(step, ones) if isinstance(step, ScaleStep) else fold_norm(step.module)  # type: ignore[union-attr,arg-type]
-        total = algebra.chain(total, one)
+        total = algebra.chain(total, affine_of(step, ones))
     return total
 
 
 def _shift(
     last: LinearStep, after: tuple[Step, ...], bias: Tensor, affine: Affine, on: Tensor
 ) -> None:
-    """Change what shifts the operator, if anything does, so that its bias in all is `bias` (O,).
+    """Set the bias (O,) of the operator with its affine steps, for the channels that are `on`.
 
-    Only where the affine steps are `on`.
+    It goes into the operator's own bias, else into the shift of the last norm that has one.
     """
     change = bias - affine.shift
     if last.bias is not None:

@@ -1,4 +1,4 @@
-"""One operator fitted to one target, from rows that are gathered batch by batch."""
+"""Regression of one operator on one target, from rows that are gathered batch by batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -7,24 +7,27 @@ import torch
 from torch import Tensor
 
 from updp.algebra import Operator
-from updp.fit.channels import needed
+from updp.fit.channels import select_channels
 from updp.fit.clamp import Clamp
 from updp.fit.ridge import Ridge
 from updp.fit.rows import Sample, weights_of, with_weights
 from updp.recipe import FitSettings
 
-_CHUNK = 4096  # rows in float64 at once
+_CHUNK = 4096  # rows that are in float64 at a time
 _CHOOSING = 1e-4  # strength of the ridge by which channels are chosen
-_ALL, _TRAIN, _HELD = "all", "train", "held"
+_ALL, _TRAIN, _HELD = "all", "train", "held"  # rows: all, fitted to, held out
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """An operator, and how far it is from the target on images that it was not fitted to.
+    """A fitted operator with its error on held-out images.
 
-    Errors are squared, after the end activation, over the target's variance. `strength` is the
-    ridge that was chosen; None where the prior did better than any. `channels` are the numbers of
-    the input channels that the operator reads; None for all.
+    operator:     the operator
+    error:        mean squared error after the end activation, over the target's variance
+    prior_error:  the same of the prior
+    strength:     strength of the chosen ridge; None if the prior was better than all
+    rows:         number of rows
+    channels:     indices of the input channels that the operator reads; None for all
     """
 
     operator: Operator
@@ -36,13 +39,18 @@ class Fitted:
 
 
 class Regression:
-    """Gathers rows, then solves. Targets come from the baseline, inputs from the pruned prefix.
+    """Gathers rows, then solves for an operator.
 
-    Rows are a sample of pixels, so many per unknown and no more than fit into `settings.rows_mb`;
-    the same pixels of each batch for targets and inputs. The last fifth of the images of each
-    batch chooses the strength of the ridge, and whether `operator`, the prior, is better. What is
-    not `biased` keeps the prior's bias. With `keep` the operator, of one group, keeps so many of
-    its input channels: those from which the others can best be made up.
+    Rows are sampled output pixels, `settings.rows` per unknown at most and no more than fit into
+    `settings.rows_mb`. The last fifth of the images of each batch is held out: it chooses the
+    strength of the ridge, and whether the prior is better.
+
+    Args:
+        operator: the prior, and the shape of the result.
+        clamp: the end activation.
+        batches: number of calibration batches.
+        biased: whether the bias may change; otherwise it stays the prior's.
+        keep: number of input channels that stay (one group only); None for all.
     """
 
     def __init__(
@@ -61,7 +69,7 @@ class Regression:
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
         self.quota = max(1, total // max(batches, 1))
-        self.bytes = self.quota * batches * width  # at most, of all rows
+        self.bytes = self.quota * batches * width  # of all rows, at most
         self._samples: dict[int, tuple[Sample, int]] = {}
         self._targets: dict[int, Tensor] = {}
         self._inputs: dict[int, Tensor] = {}
@@ -69,11 +77,11 @@ class Regression:
 
     @property
     def gathered(self) -> int:
-        """Bytes of the targets that are there."""
+        """Bytes of the gathered targets."""
         return sum(t.nbytes for t in self._targets.values())
 
     def thin(self, share: float) -> None:
-        """Look at this share of the rows; what is there already is to be given again."""
+        """Reduce the rows per batch to a share; gathered targets are to be gathered again."""
         most = max(len(t) for t in self._targets.values())
         self.quota = max(1, int(share * min(self.quota, most)))
 
@@ -82,7 +90,7 @@ class Regression:
         self._samples, self._targets, self._inputs, self._beside = {}, {}, {}, {}
 
     def target(self, batch: int, maps: Tensor) -> None:
-        """What the block gives before its end activation, (N, O, H, W), of one batch."""
+        """Add the targets of one batch: the block's maps (N, O, H, W) before its end activation."""
         images, _, height, width = maps.shape
         sample = Sample.draw(images, height, width, self.quota, batch)
         held = int((sample.image < images - max(images // 5, min(images - 1, 1))).sum())
@@ -90,24 +98,25 @@ class Regression:
         self._targets[batch] = sample.of(maps)
 
     def input(self, batch: int, maps: Tensor, beside: Tensor | None) -> None:
-        """What the operator reads (N, I, H, W), and what is added to what it gives (N, O, H, W)."""
+        """Add the inputs of one batch.
+
+        `maps` (N, I, H, W) are what the operator reads, `beside` (N, O, H, W) what is added to its
+        output. Both are sampled at the pixels of the batch's targets.
+        """
         sample, _ = self._samples[batch]
         self._inputs[batch] = sample.patches(maps, self.operator)
         if beside is not None:
             self._beside[batch] = sample.of(beside)
 
     def solve(self) -> Fitted:
-        """The best operator of the prior's shape (or narrower), fitted to all rows in the end.
-
-        The strength of the ridge is chosen before the end activation is followed, which takes most
-        of the time.
-        """
-        (gram, cross), (more, further) = self._moments(_TRAIN), self._moments(_HELD)
+        """Solve for the operator: choose the ridge on held-out rows, then fit to all rows."""
+        (gram, cross), (gram_held, cross_held) = self._moments(_TRAIN), self._moments(_HELD)
         channels = None
         if self.keep is not None:
-            channels, left = self._narrow(self.keep, gram + more, cross + further)
-            gram, more = (m[:, left][:, :, left] for m in (gram, more))
-            cross, further = cross[:, left], further[:, left]
+            channels, left = self._narrow(self.keep, gram + gram_held, cross + cross_held)
+            gram, gram_held = (m[:, left][:, :, left] for m in (gram, gram_held))
+            cross, cross_held = cross[:, left], cross_held[:, left]
+        # The strength is chosen without the end activation, whose rounds take most of the time.
         prior = weights_of(self.operator).to(self._device)
         errors = {
             s: self._error(self._ridge(gram, prior, s).solve(cross)) for s in self.settings.ridge
@@ -118,18 +127,18 @@ class Regression:
         rows = sum(len(t) for t in self._targets.values())
         if prior_error <= error:
             return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
-        ridge = self._ridge(gram + more, prior, strength)
-        weights = self._follow(ridge, cross + further, _ALL)
+        ridge = self._ridge(gram + gram_held, prior, strength)
+        weights = self._follow(ridge, cross + cross_held, _ALL)
         return Fitted(self._with(weights), error, prior_error, strength, rows, channels)
 
     def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-        """Go on with so many input channels only; their numbers, and those of their unknowns."""
+        """Reduce operator and rows to `keep` input channels; indices of them and their unknowns."""
         operator = self.operator
         ridge = self._ridge(gram, weights_of(operator).to(self._device), _CHOOSING)
         taps = operator.weight[0, 0].numel()
-        channels = needed(ridge.inverse()[0], ridge.solve(cross)[0], taps, keep)
-        of_each = channels[:, None] * taps + torch.arange(taps, device=channels.device)
-        left = torch.cat([of_each.flatten(), channels.new_tensor([gram.shape[1] - 1])])
+        channels = select_channels(ridge.inverse()[0], ridge.solve(cross)[0], taps, keep)
+        unknowns = channels[:, None] * taps + torch.arange(taps, device=channels.device)
+        left = torch.cat([unknowns.flatten(), channels.new_tensor([gram.shape[1] - 1])])
         channels = channels.to(operator.weight.device)
         self.operator = replace(operator, weight=operator.weight[:, channels])
         for batch, rows in self._inputs.items():
@@ -143,14 +152,14 @@ class Regression:
         return Ridge(gram, prior, strength, biased=self.biased)
 
     def _follow(self, ridge: Ridge, cross: Tensor, part: str) -> Tensor:
-        """Solve, then again for the nearest points that the end activation clamps alike."""
+        """Solve, then again with the targets that the end activation clamps alike; see `Clamp`."""
         weights = ridge.solve(cross)
         for _ in range(0 if self.clamp.is_identity else self.settings.rounds):
             weights = ridge.solve(self._cross(weights, part))
         return weights
 
     def _moments(self, part: str) -> tuple[Tensor, Tensor]:
-        """X'X (g, D, D) and X'T (g, D, O / g) of the rows."""
+        """X'X (g, D, D) and X'T (g, D, O / g) of a part of the rows."""
         unknowns, device = next(iter(self._inputs.values())).shape[2], self._device
         groups, outputs = self.operator.groups, self.operator.out_channels
         gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64, device=device)
@@ -161,7 +170,7 @@ class Regression:
         return gram, cross
 
     def _cross(self, weights: Tensor, part: str) -> Tensor:
-        """X'T, where a target that the end activation clamps gives way to what `weights` make."""
+        """X'T (g, D, O / g), with clamped targets moved to the point nearest to X W."""
         total = torch.zeros_like(weights)
         for x, target, beside in self._rows(part):
             target = self.clamp.nearest(target, x @ weights + beside)
@@ -169,7 +178,7 @@ class Regression:
         return total
 
     def _error(self, weights: Tensor) -> float:
-        """Squared, after the end activation, over the target's variance, on held-out rows."""
+        """Mean squared error on held-out rows; as in `Fitted`."""
         wrong, count = 0.0, 0
         total, squares = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
         held = any(samples[1] < len(self._targets[n]) for n, samples in self._samples.items())
@@ -182,7 +191,7 @@ class Regression:
         return wrong / count / max(variance, 1e-12)
 
     def _rows(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs (g, m, D), targets and what stands beside them (g, m, O / g), in float64."""
+        """Chunks of rows in float64: inputs (g, m, D), targets and what is added (g, m, O / g)."""
         for batch, inputs in self._inputs.items():
             held = self._samples[batch][1]
             start, end = {_ALL: (0, None), _TRAIN: (0, held), _HELD: (held, None)}[part]
@@ -205,4 +214,4 @@ class Regression:
     @property
     def _device(self) -> torch.device:
         device = next(iter(self._inputs.values())).device
-        return torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64

@@ -1,9 +1,8 @@
-"""Repair: kept linear operators whose inputs have changed are fitted to what they gave before.
+"""Repair: fit kept operators behind a pruned site to the outputs that they had in the baseline.
 
-Each in its turn, by ridge regression towards its own weights, as `fit` does for a pruned branch
-(compensation layer by layer, as in Frantar & Alistarh, *Optimal Brain Compression*, 2022, here for
-pruned depth). Only weights, biases and the shifts of norms change: the model's modules keep their
-shapes and names. A branch's last operator also makes up for what its skip brings along.
+One after another, by ridge regression towards their own weights, as in the layer-wise compensation
+of *Optimal Brain Compression* (Frantar & Alistarh, 2022). Only weights, biases and the shifts of
+norms change. The last operator of a branch also compensates the change of its skip.
 """
 
 from torch import Tensor, fx, nn
@@ -17,26 +16,24 @@ from updp.recipe import FitSettings
 def site_repairs(
     site: Site, block: nn.Module, graph: fx.Graph, settings: FitSettings, batches: int
 ) -> list[FitTask]:
-    """The regressions for a kept site, in the order in which they are to be made.
+    """Fit tasks for a kept site, in the order to solve them: its skip, then its branch.
 
-    First the operators of its skip, then those of its branch; those that can be set.
+    `batches` is the number of calibration batches. Operators that cannot be set are left out.
     """
     if site.branch is None or site.calls > 1:
         return []
-    found = list[FitTask]()
-    if site.skip is not None:
-        found += [kept.fitting(settings, batches) for kept in operator_fits(site.skip)]
-    for kept in operator_fits(site.branch, skip_of(site, block, graph), site.post):
-        found.append(kept.fitting(settings, batches))
-    return found
+    fits = [] if site.skip is None else [*operator_fits(site.skip)]
+    fits += operator_fits(site.branch, skip_of(site, block, graph), site.post)
+    return [fit.fit_task(settings, batches) for fit in fits]
 
 
 def operator_repair(
     name: str, module: nn.Module, x: Tensor, settings: FitSettings, batches: int
 ) -> FitTask | None:
-    """The regression for a convolution or a linear layer that no site has, and which reads `x`.
+    """Fit task for a convolution or linear layer outside of all sites, over `batches` batches.
 
-    None where its weights cannot be set, or are so many that there is no memory for them.
+    `x` is an input of the module. Returns None if its weights cannot be set, or if its normal
+    matrix takes more than a quarter of the memory for rows.
     """
     try:
         step = LinearStep.read(name, module, x)
@@ -46,4 +43,4 @@ def operator_repair(
     if step.derived or step.groups * unknowns**2 * 8 > settings.rows_mb * 2**20 / 4:
         return None
     layout = "first" if isinstance(module, nn.Conv2d) else "last"
-    return OperatorFit(Chain((step,), layout, layout, layout), 0).fitting(settings, batches)
+    return OperatorFit(Chain((step,), layout, layout, layout), 0).fit_task(settings, batches)

@@ -1,4 +1,4 @@
-"""Ridge regression towards a prior, in float64."""
+"""Ridge regression towards prior weights, in float64."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,15 @@ from torch import Tensor
 class Ridge:
     """The weights W that minimise |X W - T|^2 + s |W - prior|^2, for any targets T.
 
-    `gram` = X'X (g, D, D) and `prior` (g, D, O) are float64; s is `strength` times the mean of
-    gram's diagonal, so that it does not depend on the scale of X or on the number of rows. The
-    last row (the bias) is free, or stays the prior's where there is none to set (not `biased`).
-    Hoerl & Kennard, *Ridge Regression*, 1970, with the prior's residual as what is fitted.
+    This is ridge regression (Hoerl & Kennard, 1970) of the prior's residual. Here s is `strength`
+    times the mean of the diagonal of X'X, so that it depends neither on the scale of X nor on the
+    number of rows.
+
+    Args:
+        gram: X'X, (g, D, D) in float64.
+        prior: the prior weights, (g, D, O) in float64; the last row is the bias.
+        strength: strength of the ridge; the bias has no penalty.
+        biased: whether the bias may change; otherwise it stays the prior's.
     """
 
     def __init__(
@@ -20,7 +25,7 @@ class Ridge:
         weight = diagonal[:, :-1].mean(1, keepdim=True) * strength  # (g, 1)
         penalty = weight.expand(-1, gram.shape[1]).clone()
         penalty[:, -1] = 0
-        # Nothing to see in a column (a dead channel): keep the prior there.
+        # A column of zeros (a dead channel) would make the matrix singular: keep the prior there.
         largest = diagonal.amax(1, keepdim=True).clamp_min(1e-12)
         penalty += largest * 1e-12
         if not biased:
@@ -29,9 +34,9 @@ class Ridge:
         self._pull = penalty[:, :, None] * prior
 
     def solve(self, cross: Tensor) -> Tensor:
-        """W (g, D, O) for `cross` = X'T (g, D, O)."""
+        """The weights W (g, D, O) for `cross` = X'T, (g, D, O)."""
         return torch.cholesky_solve(cross + self._pull, self._factor)
 
     def inverse(self) -> Tensor:
-        """Of the normal matrix, (g, D, D)."""
+        """The inverse (g, D, D) of the normal matrix, X'X plus the penalties."""
         return torch.cholesky_inverse(self._factor)

@@ -1,8 +1,8 @@
-"""Feature maps as rows of a regression: which pixels are looked at, and what an operator sees."""
+"""Rows of a regression: sampled output pixels, and the input patches that belong to them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from updp.algebra import Operator
 
 @dataclass(frozen=True)
 class Sample:
-    """Output pixels of one batch, drawn at random: image, line and column of each, (M,)."""
+    """Randomly drawn output pixels of one batch: image, line and column of each, (M,)."""
 
     image: Tensor
     line: Tensor
@@ -21,7 +21,7 @@ class Sample:
 
     @classmethod
     def draw(cls, images: int, height: int, width: int, count: int, seed: int) -> Sample:
-        """At most `count` different pixels of maps (images, C, height, width), by image."""
+        """Draw at most `count` different pixels of maps (images, C, height, width), by image."""
         generator = torch.Generator().manual_seed(seed)
         pixels = images * height * width
         drawn = torch.randperm(pixels, generator=generator)[:count].sort().values
@@ -29,14 +29,14 @@ class Sample:
         return cls(image, rest // width, rest % width)
 
     def of(self, maps: Tensor) -> Tensor:
-        """The values (M, C) at these pixels of `maps` (N, C, H, W)."""
+        """Values (M, C) of `maps` (N, C, H, W) at the sampled pixels."""
         image, line, column = (i.to(maps.device) for i in (self.image, self.line, self.column))
         return maps.permute(0, 2, 3, 1)[image, line, column]
 
     def patches(self, maps: Tensor, operator: Operator) -> Tensor:
-        """What `operator` reads of `maps` (N, I, H, W) for these pixels of its output.
+        """Patches of `maps` (N, I, H, W) that `operator` reads for the sampled output pixels.
 
-        (groups, M, I / groups * kh * kw + 1): in the order of its weight, then a one for the bias.
+        Shape (groups, M, I / groups * kh * kw + 1): the order of its weight, then 1 for the bias.
         """
         padded = F.pad(maps, operator.padding).permute(0, 2, 3, 1)
         image, line, column = (i.to(maps.device) for i in (self.image, self.line, self.column))
@@ -52,21 +52,19 @@ class Sample:
 
 
 def weights_of(operator: Operator) -> Tensor:
-    """Weight and bias as what multiplies `Sample.patches`: (groups, unknowns, O / groups)."""
+    """Weight and bias as a matrix behind `Sample.patches`: (groups, unknowns, O / groups)."""
     weight = _split(operator.weight.flatten(1), 0, operator.groups)
     bias = _split(operator.bias, 0, operator.groups)
     return torch.cat([weight.transpose(1, 2), bias[:, None]], 1)
 
 
 def with_weights(operator: Operator, weights: Tensor) -> Operator:
-    """The inverse of `weights_of`: an operator of the same shape with other weights."""
+    """The operator with the weight and bias of a matrix as `weights_of` returns it."""
     weight = weights[:, :-1].transpose(1, 2).reshape_as(operator.weight)
     bias = weights[:, -1].reshape_as(operator.bias)
-    return Operator(
-        weight, bias, operator.stride, operator.padding, operator.dilation, operator.groups
-    )
+    return replace(operator, weight=weight, bias=bias)
 
 
 def _split(x: Tensor, axis: int, groups: int) -> Tensor:
-    """An axis as (groups, rest)."""
+    """Split an axis into (groups, rest)."""
     return x.reshape(*x.shape[:axis], groups, -1, *x.shape[axis + 1 :])

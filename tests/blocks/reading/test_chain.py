@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.families import FAMILIES, C, conv, error, images, network
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, find, trace_alone
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, find
 from updp.blocks.reading.chain import NotAChain, read_chain
 from updp.blocks.tracing.region import whole_region
+from updp.blocks.tracing.trace import trace_alone
 
 
 def read(module: nn.Module, shape: tuple[int, ...] = (2, C, 9, 7)) -> Chain:
@@ -109,7 +110,7 @@ def test_elementwise_functions_are_activations(function: object) -> None:
     "module",
     [nn.Identity(), nn.Dropout(0.5), Do(lambda x: x.contiguous()), Do(lambda x: x.clone())],
 )
-def test_what_does_nothing_in_evaluation_is_no_step(module: nn.Module) -> None:
+def test_identities_in_evaluation_are_not_steps(module: nn.Module) -> None:
     wrapped = nn.Sequential(module).train()
     assert read(wrapped).steps == ()
     assert module.training
@@ -136,7 +137,7 @@ def test_constant_factors_are_exact(function: object, factor: float) -> None:
         lambda x: x.roll(1, 1),
     ],
 )
-def test_anything_else_is_refused_by_name(function: object) -> None:
+def test_other_functions_are_refused_by_name(function: object) -> None:
     with pytest.raises(NotAChain, match=r"`.+` is neither linear on channels nor elementwise"):
         read(Do(function))
 
@@ -172,7 +173,7 @@ class Frozen(nn.Module):
         lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
     ],
 )
-def test_a_batchnorm_stands_for_what_is_near_a_line_per_channel(function: object) -> None:
+def test_functions_near_a_line_per_channel_are_norm_steps(function: object) -> None:
     module = nn.Sequential(
         conv(C, C), function if isinstance(function, nn.Module) else Do(function)
     )
@@ -262,13 +263,13 @@ def forwards() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", forwards())
-def test_a_module_that_does_more_than_its_class_says_is_not_taken_for_it(name: str) -> None:
+def test_subclasses_that_compute_something_else_are_refused(name: str) -> None:
     kind = type("Other", (nn.Conv2d,), {"forward": forwards()[name]})
     with pytest.raises(NotAChain, match="`0` \\(Other\\)"):
         read(nn.Sequential(kind(C, C, 3)))
 
 
-def test_what_a_subclass_of_a_norm_does_besides_is_read_too() -> None:
+def test_further_operations_of_a_norm_subclass_are_read() -> None:
     class Squared(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) ** 2
@@ -282,12 +283,12 @@ def test_a_wrong_layout_is_refused() -> None:
         read(nn.Sequential(conv(C, C), nn.Linear(7, 7)))
 
 
-def test_dimensions_that_are_no_map_are_refused() -> None:
+def test_five_dimensional_inputs_are_refused() -> None:
     with pytest.raises(NotAChain, match="5 dimensions"):
         read(nn.Sequential(nn.Linear(C, C)), (1, 2, 2, 2, C))
 
 
-def test_padding_is_written_out() -> None:
+def test_padding_is_read_in_pixels() -> None:
     def padding(**kwargs: object) -> tuple[int, ...]:
         return LinearStep.read("c", nn.Conv2d(1, 1, **kwargs), torch.empty(0)).padding
 

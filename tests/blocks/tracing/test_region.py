@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from tests.families import FAMILIES, network
-from updp.blocks import trace_alone
 from updp.blocks.tracing.region import residual_regions, whole_region
+from updp.blocks.tracing.trace import trace_alone
 
 
 class Block(nn.Module):
@@ -32,13 +32,13 @@ def graph_of(forward: Callable[..., object]) -> fx.Graph:
         lambda x, y: x.add(other=y),
     ],
 )
-def test_every_way_to_write_an_add(add: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_adds_are_found_in_every_spelling(add: Callable[[Tensor, Tensor], Tensor]) -> None:
     (region,) = residual_regions(graph_of(lambda self, x: add(x, self.b(self.a(x)))))
     assert (region.entry, region.branch, region.skip) == ("x", ("a", "b"), ())
     assert region.add == region.exit
 
 
-def test_in_place_operators_add_too() -> None:
+def test_in_place_adds_are_residual_adds() -> None:
     def forward(self: Block, x: Tensor) -> Tensor:
         y = self.a(x)
         y += x
@@ -55,7 +55,7 @@ def test_the_longer_path_is_the_branch() -> None:
     assert (region.branch, region.skip) == (("a", "b"), ("c",))
 
 
-def test_a_fork_may_lie_inside() -> None:
+def test_a_region_may_start_behind_the_input() -> None:
     """MBConv with a stem, pre-activation with a shared first norm."""
 
     def forward(self: Block, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def test_a_fork_may_lie_inside() -> None:
     assert (region.entry, region.branch, region.exit) == ("a", ("b", "c"), "add")
 
 
-def test_one_branch_behind_another() -> None:
+def test_consecutive_branches_are_separate_regions() -> None:
     def forward(self: Block, x: Tensor) -> Tensor:
         x = x + self.a(x)
         return x + self.b(x)
@@ -87,24 +87,24 @@ def test_one_branch_behind_another() -> None:
     ],
     ids=["constant", "two inputs", "itself", "an inner value is returned", "... or used"],
 )
-def test_these_are_no_residual_adds(forward: Callable[..., object]) -> None:
+def test_adds_without_a_common_fork_are_not_residual(forward: Callable[..., object]) -> None:
     assert residual_regions(graph_of(forward)) == []
 
 
-def test_a_further_argument_may_enter() -> None:
+def test_a_branch_may_read_a_further_argument() -> None:
     graph = graph_of(lambda self, x, mask=None: x + self.b(self.a(x, mask)))
     (region,) = residual_regions(graph)
     assert (region.entry, region.branch) == ("x", ("a", "b"))
 
 
-def test_a_whole_path() -> None:
+def test_whole_region_runs_from_input_to_output() -> None:
     region = whole_region(graph_of(lambda self, x: self.b(self.a(x))))
     assert region is not None
     assert (region.entry, region.branch, region.exit) == ("x", ("a", "b"), "b")
     assert region.add is None
 
 
-def test_a_whole_path_has_one_output() -> None:
+def test_whole_region_needs_one_input_and_one_output() -> None:
     assert whole_region(graph_of(lambda self, x: (self.a(x), self.b(x)))) is None
     assert whole_region(graph_of(lambda self, x, y: self.a(x) * y)) is None
     assert whole_region(graph_of(lambda self, x, y: self.a(x))) is not None

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.families import FAMILIES, C, Mlp, network
-from updp.blocks import trace_alone
 from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
+from updp.blocks.tracing.trace import trace_alone
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -37,7 +37,7 @@ class Either(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_forward_of_two_modes_is_refused(training: bool) -> None:
+def test_a_forward_that_depends_on_the_mode_is_refused(training: bool) -> None:
     module = Either(inner=False).train(training)
     with pytest.raises(NotTraceable, match="differs between training and evaluation"):
         trace_alone(module)
@@ -58,7 +58,7 @@ def test_children_keep_their_own_mode_and_are_not_run() -> None:
     assert not module[0].training
 
 
-def test_whatever_a_forward_raises_is_a_reason() -> None:
+def test_any_exception_of_a_forward_is_reported_as_not_traceable() -> None:
     class Raising(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise KeyError("first line\nsecond")
@@ -68,7 +68,7 @@ def test_whatever_a_forward_raises_is_a_reason() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_values_are_those_of_the_moment_they_were_made() -> None:
+def test_recorded_values_survive_later_in_place_operations() -> None:
     class InPlace(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = x * 2
@@ -96,7 +96,7 @@ def test_arguments_are_matched_as_python_does() -> None:
         assert run_graph(Taking(), graph, Arguments(args, kwargs))["output"] == expected
 
 
-def test_an_argument_that_is_missing_and_a_graph_that_fails_are_reasons() -> None:
+def test_missing_arguments_and_failing_graphs_are_reported() -> None:
     graph = trace_alone(Taking())
     with pytest.raises(NotTraceable, match="missing a required argument: 'y'"):
         run_graph(Taking(), graph, Arguments((torch.zeros(2),)))

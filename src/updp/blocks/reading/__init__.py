@@ -1,1 +1,1 @@
-"""A graph as steps: linear operators, norms, activations, scales."""
+"""Read fx graphs as steps: linear operators, norms, activations, scales."""

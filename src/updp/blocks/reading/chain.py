@@ -1,8 +1,8 @@
 """Read a path through a block's graph as a chain of steps.
 
-Nothing is known by the name of a model: a module is a convolution, a linear layer, a norm, or it is
-traced alone and read in turn, or it is probed. What is read is checked against the block on real
-inputs afterwards (`find`), so reading may be bold.
+No model is known by name: a module is a convolution, a linear layer or a norm, or it is traced
+alone and read in turn, or its behaviour is probed. Reading may guess, because `read_site` compares
+every chain with its block on real inputs.
 """
 
 import operator
@@ -28,18 +28,20 @@ _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _PERMUTES = {torch.permute, "permute"}
 _SAME = {"contiguous", "clone"}
 _RESHAPES = {"reshape", "view", "unsqueeze", torch.reshape, torch.unsqueeze}
-_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+_LAYOUTS = {(0, 2, 3, 1): ("first", "last"), (0, 3, 1, 2): ("last", "first")}  # by permutation
 
 
 class NotAChain(Exception):
-    """A path that is no chain of linear operators, norms and activations; the text says why."""
+    """A path is not a chain of linear operators, norms and activations; the text is the reason."""
 
 
 def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor) -> Chain:
-    """Read the nodes `path` of `graph` (in order) as a chain, for a tensor `x` that enters it.
+    """Read the nodes `path`, in order, of a block's graph as a chain.
+
+    `x` is a real input of the path: (N, C, H, W), (N, H, W, C), (N, T, C) or (N, C).
 
     Raises:
-        NotAChain: something on the path is neither linear, a norm, nor an activation.
+        NotAChain: something on the path is neither linear, nor a norm, nor an activation.
     """
     if x.ndim not in (2, 3, 4):
         raise NotAChain(f"its tensor has {x.ndim} dimensions, not 2, 3 or 4")
@@ -56,7 +58,11 @@ def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor
 
 
 class _Reader:
-    """Collects steps and follows the tensor, and where its channels are."""
+    """Collects the steps of a path; runs each on the tensor, and keeps track of its layout.
+
+    The layout of a 4-d tensor is None until a module shows which axis holds the channels. `start`
+    is the layout at the entry of the path.
+    """
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -65,6 +71,7 @@ class _Reader:
         self.steps: list[Step] = []
 
     def read(self, owner: nn.Module, graph: fx.Graph, path: Sequence[str], prefix: str) -> None:
+        """Read the nodes of a path; `prefix` is the path of `owner` in the block, with its dot."""
         data = data_nodes(graph)
         previous: fx.Node | None = None
         for group in groups(graph, path):
@@ -86,7 +93,7 @@ class _Reader:
     ) -> None:
         call = Call.of(node, source)
         if node.op == "call_module":
-            if node.args != (source,) or node.kwargs:  # flags and the like belong to the call
+            if node.args != (source,) or node.kwargs:  # further arguments, such as flags
                 part = extract(owner, node.graph, source.name, node.name)
                 self._other(name, part, f"`{name}` takes more than a tensor")
                 return
@@ -101,12 +108,13 @@ class _Reader:
             self.steps.append(ScaleStep(name, gamma))
             self._advance(extract(owner, node.graph, source.name, node.name))
         elif node.target not in _SAME:
-            # With parameters of its own it is a module, else a call that can be written again.
+            # A `Call` can be added to a merged block's graph; with parameters it must be a module.
             alone = all(n is source for n in node.all_input_nodes)
             function = call if alone else extract(owner, node.graph, source.name, node.name)
             self._other(name, function, f"`{name}` is neither linear on channels nor elementwise")
 
     def _advance(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace the tensor by what `function` makes of it."""
         try:
             self.x = call_user_code(function, self.x.clone())
         except UserCodeError as error:
@@ -134,23 +142,29 @@ class _Reader:
         self._advance(module)
 
     def _inside(self, name: str, module: nn.Module) -> None:
-        """A module that is none of the known ones: a chain of its own, or a gate."""
-        kind, before = type(module).__name__, (self.x, self.start, self.layout, len(self.steps))
+        """Read a module of an unknown class: as a chain of its own, else as a gate."""
+        kind, count = type(module).__name__, len(self.steps)
+        x, start, layout = self.x, self.start, self.layout
         try:
             graph = trace_alone(module, Arguments((self.x.clone(),)), both_modes=False)
             region = whole_region(graph)
             if region is None:
                 raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")
             self.read(module, graph, region.branch, f"{name}.")
-            gate = self.steps[-1] if len(self.steps) == before[3] + 1 else None
-            if isinstance(gate, NormStep) and _is_written_out(gate, before[2] or "first"):
-                self.steps[-1] = replace(gate, name=name, module=module)  # which is all of it
+            only = self.steps[-1] if len(self.steps) == count + 1 else None
+            if (
+                isinstance(only, NormStep)
+                and isinstance(only.module, fx.GraphModule)
+                and only.layout == (layout or "first")
+            ):
+                # The extracted nodes are the whole forward: let the step name the user's module.
+                self.steps[-1] = replace(only, name=name, module=module)
             return
         except NotTraceable as error:
             reason = f"`{name}` ({kind}) cannot be traced: {error}"
         except NotAChain as error:
             reason = f"`{name}` ({kind}) is not a chain: {error}"
-        self.x, self.start, self.layout, count = before
+        self.x, self.start, self.layout = x, start, layout
         del self.steps[count:]
         self._other(name, module, reason)
 
@@ -163,6 +177,7 @@ class _Reader:
         self.steps.append(NormStep(name, module, self.layout or "", channels))
 
     def _probe(self, name: str, function: Callable[[Tensor], Tensor]) -> bool:
+        """Add an elementwise function as an activation or a scale; False for any other."""
         kind = kind_of(function)
         if kind == "activation":
             self.steps.append(ActStep(name, function))
@@ -171,7 +186,10 @@ class _Reader:
         return kind != "other"
 
     def _other(self, name: str, function: Callable[[Tensor], Tensor], reason: str) -> None:
-        """Something to try: elementwise, or near to a line per channel, as norms and gates are."""
+        """Add an elementwise function, or one near to a line per channel, as norms and gates are.
+
+        Raises NotAChain with `reason` for any other.
+        """
         if not self._probe(name, function):
             if not (channels := channels_if_near_a_line(function, self.x, self.layout or "first")):
                 raise NotAChain(reason)
@@ -181,31 +199,26 @@ class _Reader:
         self._advance(function)
 
     def _permute(self, name: str, node: fx.Node) -> None:
-        given = node.kwargs.get("dims", node.args[1:])
-        assert isinstance(given, (tuple, list))
-        dims = tuple(given[0] if len(given) == 1 else given)  # type: ignore[arg-type]
-        source, target = {_TO_LAST: ("first", "last"), _TO_FIRST: ("last", "first")}.get(
-            dims, ("", "")
-        )
-        if not source:
+        # torch takes both `permute(0, 2, 1)` and `permute((0, 2, 1))`.
+        axes = node.kwargs.get("dims", node.args[1:])
+        assert isinstance(axes, (tuple, list))
+        dims = tuple(axes[0] if len(axes) == 1 else axes)  # type: ignore[arg-type]
+        if dims not in _LAYOUTS:
             raise NotAChain(f"`{name}` permutes dimensions as {dims}")
+        source, target = _LAYOUTS[dims]
         self._need(source, name)
         self.layout = target
 
     def _need(self, layout: str, name: str) -> None:
+        """Check that the tensor has this layout, or settle that it has."""
         if self.layout is None:
             self.start = self.layout = layout
         elif self.layout != layout:
             raise NotAChain(f"`{name}` does not work along the channels")
 
 
-def _is_written_out(gate: NormStep, layout: str) -> bool:
-    """Whether it is nodes of a forward, in the layout that its module has."""
-    return isinstance(gate.module, fx.GraphModule) and gate.layout == layout
-
-
 def _norm_channels(module: nn.Module) -> int | None:
-    """Channels of a norm whose forward is nothing but the norm; None for any other module."""
+    """Number of channels of a norm whose forward does nothing else; None for other modules."""
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         plain = type(module).forward is nn.modules.batchnorm._BatchNorm.forward
         return module.num_features if plain else None
@@ -218,7 +231,7 @@ def _norm_channels(module: nn.Module) -> int | None:
 
 
 def _parameter(owner: nn.Module, node: fx.Node, source: fx.Node) -> nn.Parameter | None:
-    """The parameter by which a product scales its data input, looking through reshapes."""
+    """The parameter, reshaped or not, by which a product scales its input `source`; else None."""
     others = [a for a in node.args if isinstance(a, fx.Node) and a is not source]
     if len(others) != 1:
         return None
@@ -227,7 +240,5 @@ def _parameter(owner: nn.Module, node: fx.Node, source: fx.Node) -> nn.Parameter
         other = other.all_input_nodes[0]
     if other.op != "get_attr":
         return None
-    value = owner
-    for part in str(other.target).split("."):
-        value = getattr(value, part)
+    value = operator.attrgetter(str(other.target))(owner)
     return value if isinstance(value, nn.Parameter) else None

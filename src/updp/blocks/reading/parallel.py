@@ -1,4 +1,4 @@
-"""A residual region that is linear already: parallel paths of operators and BatchNorms (RepVGG)."""
+"""Read a residual region that is linear already, as in RepVGG, as parallel chains."""
 
 import operator
 from collections.abc import Mapping
@@ -7,21 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks.reading.chain import NotAChain, read_chain
 from updp.blocks.reading.linear import LinearStep
-from updp.blocks.reading.steps import Chain, NormStep, ScaleStep, Step
+from updp.blocks.reading.steps import Chain, NormStep, ScaleStep, Step, is_affine
 from updp.blocks.tracing.region import Region, data_nodes, is_add
 
 _SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
-_MOST = 16
+_MAX_PATHS = 16
 
 
 def read_paths(
     block: nn.Module, graph: fx.Graph, region: Region, values: Mapping[str, Any]
 ) -> tuple[Chain, ...]:
-    """All paths from a region's entry to its add, each a chain; empty if one is not linear."""
+    """Read every path from a region's entry to its add as a chain; the region is their sum.
+
+    Returns nothing if a path is not linear. `values` are those of the graph's nodes by name.
+    """
     nodes = {n.name: n for n in graph.nodes}
     data = data_nodes(graph)
     known: dict[fx.Node, list[tuple[Step, ...]]] = {nodes[region.entry]: [()]}
@@ -41,14 +43,15 @@ def read_paths(
             found = [*first, *((*path, minus) for path in second)]
         elif len(inputs) == 1 and isinstance(x := values[inputs[0].name], Tensor):
             chain = read_chain(block, graph, [node.name], x)
-            if not all(map(_is_linear, chain.steps)) or chain.layout_in != chain.layout_out:
+            linear = all(isinstance(s, LinearStep) or is_affine(s) for s in chain.steps)
+            if not linear or chain.layout_in != chain.layout_out:
                 raise NotAChain(f"`{node.name}` is not linear")
             layouts.update({chain.layout} if chain.steps else set())
             found = [(*path, *chain.steps) for path in paths(inputs[0])]
         else:
             raise NotAChain(f"`{node.name}` takes several inputs")
         known[node] = found
-        if len(found) > _MOST:
+        if len(found) > _MAX_PATHS:
             raise NotAChain("it has too many paths")
         return found
 
@@ -60,15 +63,9 @@ def read_paths(
     if len(layouts) != 1 or not any(isinstance(s, LinearStep) for path in found for s in path):
         return ()
     (layout,) = layouts
-    steps = (tuple(_placed(s, layout) for s in path) for path in found)
-    return tuple(Chain(path, layout, layout, layout) for path in steps)
 
+    def laid_out(step: Step) -> Step:
+        return replace(step, layout=layout) if isinstance(step, NormStep) else step
 
-def _is_linear(step: Step) -> bool:
-    if isinstance(step, NormStep):
-        return isinstance(step.module, _BatchNorm)
-    return isinstance(step, (LinearStep, ScaleStep))
-
-
-def _placed(step: Step, layout: str) -> Step:
-    return replace(step, layout=layout) if isinstance(step, NormStep) else step
+    paths_of_steps = (tuple(map(laid_out, path)) for path in found)
+    return tuple(Chain(steps, layout, layout, layout) for steps in paths_of_steps)

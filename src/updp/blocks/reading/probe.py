@@ -1,4 +1,4 @@
-"""What a function of a tensor is, by trying it."""
+"""Classify functions of a tensor by running them on random inputs."""
 
 from collections.abc import Callable
 
@@ -7,23 +7,22 @@ from torch import Tensor, nn
 
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, seeded_input
 
-_EXPLAINED = 0.5  # share of variance that a line per channel must explain, to stand for a gate
+_EXPLAINED = 0.5  # share of variance that a line per channel must explain
 
 
 @torch.no_grad()
 def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, layout: str) -> int:
-    """Channels of `x` if a BatchNorm can stand for the function, else 0.
+    """Number of channels of `x` if a BatchNorm can replace the function, else 0.
 
-    So it is where a line per channel explains most of what the function does to random input, and
-    where it has fewer parameters than a linear layer on these channels: norms of any kind, squeeze-
-    and-excitation and its kin; not attention, not a permutation. Nothing that convolves the map:
-    whether that is near to a line is a matter of its weights, and a run must be found again by
-    the structure alone.
+    It can if a line per channel explains most of the variance of its outputs for random inputs, and
+    if the function has no more parameters than a linear layer on these channels. That holds for
+    norms and for squeeze-and-excitation, not for attention or permutations.
     """
     axis = 1 if layout == "first" else -1
     channels = x.shape[axis]
-    modules = [function] if isinstance(function, nn.Module) else []
-    own = [p for m in modules for p in m.parameters()]
+    own = list(function.parameters()) if isinstance(function, nn.Module) else []
+    # Whether a convolution is near to a line depends on its weights, but the sites of a model must
+    # depend on its structure alone: a finished run is opened again with other weights.
     convolves = any(p.ndim == 4 and p.shape[2:].numel() > 1 for p in own)
     if convolves or sum(p.numel() for p in own) > channels**2:
         return 0
@@ -42,7 +41,11 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
 
 @torch.no_grad()
 def kind_of(function: Callable[[Tensor], Tensor]) -> str | float:
-    """'identity', 'activation' (elementwise), a scalar factor, or 'other', by trying it."""
+    """Classify a function: 'identity', 'activation' (elementwise), a scalar factor, or 'other'.
+
+    An elementwise function commutes with permuting the elements of its input, and with mixing two
+    inputs element by element.
+    """
     generator = torch.Generator().manual_seed(0)
     x = 3 * torch.randn(2, 4, 4, 4, generator=generator, dtype=torch.float64)
     other = -2 * x.flip(3) - 1
@@ -53,7 +56,7 @@ def kind_of(function: Callable[[Tensor], Tensor]) -> str | float:
     try:
         with evaluating(module):
             results = [call_user_code(function, value.clone()) for value in values]
-    except UserCodeError:  # what wants another input is simply not elementwise
+    except UserCodeError:  # an elementwise function takes any shape
         return "other"
     for y, value in zip(results, values, strict=True):
         if not isinstance(y, Tensor) or (y.shape, y.dtype) != (value.shape, value.dtype):

@@ -1,4 +1,4 @@
-"""Chains outside residual branches: runs of a module's own graph, cut into pieces of block size."""
+"""Find chains outside residual branches: straight runs of a graph, cut into pieces."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from updp.blocks.reading.chain import NotAChain, read_chain
 from updp.blocks.reading.steps import Chain, NormStep
 from updp.blocks.tracing.region import Region, data_nodes, runs
 
-# Operators that mix channels in one piece: two, so that one of them can go; more, up to a
-# bottleneck and a little, where a module of the user's own is such a chain.
+# Channel-mixing operators of a piece: two, so that one of them can be merged away; up to four (a
+# bottleneck has three) where the user's own module is one such chain.
 _PIECE, _MODULE = 2, 4
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A node that is a chain by itself."""
+    """A node with the chain that it is by itself."""
 
     node: fx.Node
     chain: Chain
 
     @property
     def mixing(self) -> int:
-        """Operators that mix channels."""
+        """Number of operators that mix channels: all but depthwise convolutions."""
         return sum(not step.depthwise for step in self.chain.linears)
 
 
@@ -34,10 +34,14 @@ def plain_regions(
     values: Mapping[str, Any],
     taken: Callable[[fx.Node], bool],
 ) -> list[Region]:
-    """Regions without a skip in which operators can merge; nodes that are `taken` are left out.
+    """Find regions without a skip in which operators can merge.
 
-    A run is cut where a child has a piece of its own, and else after every second operator that
-    mixes channels. Vectors (N, C) are left alone: they are a classifier's head or a gate's.
+    A run is cut around children that hold a piece of their own, and else after every second
+    operator that mixes channels. Vectors (N, C) are left out: they belong to a head or a gate.
+
+    Args:
+        values: value of each node by name, in a real call.
+        taken: whether a site or a residual block has a node already.
     """
     found = []
     for run in runs(graph):
@@ -55,6 +59,7 @@ def plain_regions(
 def _read(
     module: nn.Module, graph: fx.Graph, node: fx.Node, values: Mapping[str, Any]
 ) -> _Part | None:
+    """Read a node as a chain; None if it is none, or its input is a vector or no tensor."""
     data = data_nodes(graph)
     (source,) = [p for p in node.all_input_nodes if p in data]
     x = values[source.name]
@@ -67,19 +72,19 @@ def _read(
 
 
 def _is_vector(x: Tensor) -> bool:
-    """Whether a map is of one pixel, channels first or last."""
+    """Whether a 4-d tensor is a map of one pixel, channels first or last."""
     return x.ndim == 4 and 1 in (x.shape[2] * x.shape[3], x.shape[1] * x.shape[2])
 
 
 def _pieces(parts: list[_Part], graph: fx.Graph) -> list[list[_Part]]:
-    """Cut readable parts in a row into pieces in which something can merge."""
+    """Cut consecutive parts into pieces in which operators can merge."""
     own = [part for part in parts if part.mixing >= _PIECE]
     holding = [part for part in parts if part.chain.linears]
     if own:
-        whole = len(parts) == len(data_nodes(graph)) - 2  # all but its input and output
+        whole = len(parts) == len(data_nodes(graph)) - 2  # all nodes but input and output
         if len(holding) == 1 and whole and own[0].mixing <= _MODULE:
             return [parts]
-        at = parts.index(own[0])  # it has pieces of its own
+        at = parts.index(own[0])  # cut around it: `find` looks for pieces inside the child
         return [*_pieces(parts[:at], graph), *_pieces(parts[at + 1 :], graph)]
     pieces: list[list[_Part]] = [[]]
     mixing = 0
@@ -93,7 +98,7 @@ def _pieces(parts: list[_Part], graph: fx.Graph) -> list[list[_Part]]:
 
 
 def _trimmed(piece: list[_Part]) -> list[_Part]:
-    """Without what precedes the first operator, unless a norm is there (pre-activation)."""
+    """Drop the parts before the first operator, unless they hold a norm (pre-activation)."""
     first = next(i for i, part in enumerate(piece) if part.chain.linears)
     normed = any(isinstance(s, NormStep) for part in piece[:first] for s in part.chain.steps)
     return piece if normed else piece[first:]

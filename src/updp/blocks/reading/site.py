@@ -1,4 +1,4 @@
-"""Read one region of a block as a site, and check what was read against the block itself."""
+"""Read a region of a block as a site, and check the result against the block itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from updp.blocks.reading.parallel import read_paths
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
 from updp.blocks.tracing.region import Region
 
-TOLERANCE = 1e-4  # float32, relative: the chain that was read against the block itself
+_TOLERANCE = 1e-4  # relative, float32: between a chain and the block it was read from
 _MISREAD = "the steps read from its graph do not compute what it computes"
 
 
@@ -20,10 +20,20 @@ _MISREAD = "the steps read from its graph do not compute what it computes"
 class Site:
     """A branch that may be replaced.
 
-    Shapes are those of the tensors at its entry and exit, batch first. `branch` is None when it
-    is not a chain of operators, and `why` then says why: it can only be dropped. `skip` is None
-    when the skip is not a chain (it then stays as it is); it is an empty chain for the identity,
-    and `region.add` is None when there is no skip at all. `post` is the activation at the end.
+    name:       module path, and `:module` after its largest module if the block has several sites
+    block:      module path of its block
+    kind:       class name of its block
+    region:     its nodes in the block's graph; `region.add` is None if there is no skip
+    branch:     the branch as a chain; None if it is not one, and the site can only be dropped
+    skip:       the skip as a chain, empty for the identity; None if it is not one, and stays as is
+    post:       the activation at the end of the block, if any
+    shape_in:   shape of the tensor at the entry, batch first
+    shape_out:  shape of the tensor at the exit
+    layout:     of the tensor at the exit: first | last
+    extras:     values of `region.extras` in the example
+    calls:      number of calls of the block in one forward of the model
+    why:        why `branch` is None
+    paths:      parallel chains whose sum is the region, if it is linear already
     """
 
     name: str
@@ -35,21 +45,21 @@ class Site:
     post: ActStep | None
     shape_in: tuple[int, ...]
     shape_out: tuple[int, ...]
-    layout: str  # of the tensor at its exit: first | last
-    extras: tuple[Any, ...] = ()  # values of `region.extras` in the example
-    calls: int = 1  # times that the model calls its block
+    layout: str
+    extras: tuple[Any, ...] = ()
+    calls: int = 1
     why: str = ""
-    paths: tuple[Chain, ...] = ()  # of a region that is linear already: all of its paths
+    paths: tuple[Chain, ...] = ()
 
     @property
     def chain(self) -> Chain:
-        """The branch, of a site that is known to have one."""
+        """The branch of a site that is known to be a chain."""
         assert self.branch is not None, f"{self.name} is no chain: {self.why}"
         return self.branch
 
     @property
     def channels(self) -> int:
-        """Channels at its exit."""
+        """Number of channels at the exit."""
         return self.shape_out[1 if self.layout == "first" else -1]
 
 
@@ -61,12 +71,15 @@ def read_site(
     region: Region,
     calls: Sequence[Mapping[str, Any]],
 ) -> Site:
-    """The region as a site called `label` of the block at path `name`.
+    """Read a region as a site.
 
-    `calls` holds, for each call of the block in one forward of the model, the value of every node.
+    Args:
+        label: name of the site.
+        name: module path of the block.
+        calls: value of every node by name, for each call of the block in one forward of the model.
 
     Raises:
-        NotAChain: it cannot be a site; the text says why.
+        NotAChain: the region cannot be a site; the text is the reason.
     """
     values = calls[0]
     entry, last = values[region.entry], values[region.branch[-1]]
@@ -76,17 +89,21 @@ def read_site(
         if others[region.entry].shape != entry.shape:
             raise NotAChain("the model calls it with tensors of several shapes")
     region, post = _with_post(block, graph, region, values)
-    branch, skip, why = None, None, ""
+    branch: Chain | None = None
+    skip, paths, why = None, tuple[Chain, ...](), ""
     try:
         branch = read_chain(block, graph, region.branch, entry)
         for each in calls:
             _check(branch, each[region.entry], each[region.branch[-1]])
-        _worth(branch)
+        _check_mergeable(branch)
     except NotAChain as error:
         branch, why = None, str(error)
     if region.add is not None:
-        skip = _read_skip(block, graph, region, branch, values)
         _check_add(region, branch, post, values)
+        if branch is None:
+            paths = read_paths(block, graph, region, values)
+        else:
+            skip = _read_skip(block, graph, region, branch, values)
     elif branch is not None and isinstance(end := branch.steps[-1], ActStep):
         post = end
         branch = replace(branch, steps=branch.steps[:-1])
@@ -103,27 +120,15 @@ def read_site(
         post,
         tuple(entry.shape),
         tuple(out.shape),
-        branch.layout_out if branch else guess_layout(block, graph, region, entry),
+        branch.layout_out if branch else _guess_layout(block, graph, region, entry),
         tuple(values[extra] for extra in region.extras),
         len(calls),
         why,
-        _linear_paths(block, graph, region, branch, values),
+        paths,
     )
 
 
-def _linear_paths(
-    block: nn.Module,
-    graph: fx.Graph,
-    region: Region,
-    branch: Chain | None,
-    values: Mapping[str, Any],
-) -> tuple[Chain, ...]:
-    if region.add is None or branch is not None:
-        return ()
-    return read_paths(block, graph, region, values)
-
-
-def _worth(branch: Chain) -> None:
+def _check_mergeable(branch: Chain) -> None:
     names = [s.name for s in branch.linears]
     if len(names) < 2:
         raise NotAChain("it has fewer than two linear operators, so there is nothing to merge")
@@ -131,8 +136,8 @@ def _worth(branch: Chain) -> None:
         raise NotAChain(f"it calls `{repeated[0]}` more than once")
 
 
-def guess_layout(block: nn.Module, graph: fx.Graph, region: Region, x: Tensor) -> str:
-    """Where the channels of a branch that is no chain are, from the modules that read its entry."""
+def _guess_layout(block: nn.Module, graph: fx.Graph, region: Region, x: Tensor) -> str:
+    """Layout of a branch that is not a chain, from its first module that tells."""
     if x.ndim != 4:
         return "last"
     for node in graph.nodes:
@@ -154,24 +159,13 @@ def guess_layout(block: nn.Module, graph: fx.Graph, region: Region, x: Tensor) -
 
 
 def _read_skip(
-    block: nn.Module,
-    graph: fx.Graph,
-    region: Region,
-    branch: Chain | None,
-    values: Mapping[str, Any],
+    block: nn.Module, graph: fx.Graph, region: Region, branch: Chain, values: Mapping[str, Any]
 ) -> Chain | None:
-    """The skip as a chain in the branch's layout without activations, if it is one."""
-    if branch is None:
-        return None
+    """The skip as a chain in the branch's layout, or None if it is not one or has activations."""
     try:
         skip = read_chain(block, graph, region.skip, values[region.entry])
-        if not skip.steps:  # nothing on an identity decides its layouts
-            return replace(
-                skip,
-                layout=branch.layout,
-                layout_in=branch.layout_in,
-                layout_out=branch.layout_in,
-            )
+        if not skip.steps:  # no step of an identity shows its layouts
+            return Chain((), branch.layout, branch.layout_in, branch.layout_in)
         if any(isinstance(s, ActStep) for s in skip.steps) or skip.layout != branch.layout:
             return None
         _check(skip, values[region.entry], values[region.skip[-1]])
@@ -184,7 +178,7 @@ def _check(chain: Chain, x: Tensor, expected: object) -> None:
     try:
         with torch.no_grad():
             y = chain.keep(x)
-    except RuntimeError as error:  # shapes that do not fit
+    except RuntimeError as error:  # the shapes do not fit
         raise NotAChain(_MISREAD) from error
     if not _equal(y, expected):
         raise NotAChain(_MISREAD)
@@ -193,21 +187,20 @@ def _check(chain: Chain, x: Tensor, expected: object) -> None:
 def _check_add(
     region: Region, branch: Chain | None, post: ActStep | None, values: Mapping[str, Any]
 ) -> None:
-    """Branch and skip are known; that nothing but they makes the exit is checked here."""
+    """Check that the exit of a residual region is the activation of its branch plus its skip."""
     entry, beside = values[region.entry], values[(region.entry, *region.skip)[-1]]
     if not isinstance(beside, Tensor):
         raise NotAChain("its skip is no tensor")
     with torch.no_grad():
         y = values[region.branch[-1]] if branch is None else branch.keep(entry)
-        wide = y.shape == (total := y + beside).shape == beside.shape
+        total = y + beside
+        if not y.shape == total.shape == beside.shape:
+            raise NotAChain("its branch is broadcast onto its skip")
         if post is not None:
             layout = "first" if branch is None else branch.layout_out
             canonical = layout if branch is None else branch.layout
-            total = to_layout(total, layout, canonical) if y.ndim == 4 else total
-            total = post.keep(total, canonical)
-            total = to_layout(total, canonical, layout) if y.ndim == 4 else total
-    if not wide:
-        raise NotAChain("its branch is broadcast onto its skip")
+            total = post.keep(to_layout(total, layout, canonical), canonical)
+            total = to_layout(total, canonical, layout)
     if not _equal(total, values[region.exit]):
         raise NotAChain("its exit is not its branch plus its skip: it scales or overwrites one")
 
@@ -216,13 +209,13 @@ def _equal(y: Tensor, expected: object) -> bool:
     assert isinstance(expected, Tensor)
     if y.shape != expected.shape:
         return False
-    return bool((y - expected).norm() <= TOLERANCE * expected.norm() + 1e-12)
+    return bool((y - expected).norm() <= _TOLERANCE * expected.norm() + 1e-12)
 
 
 def _with_post(
     block: nn.Module, graph: fx.Graph, region: Region, values: Mapping[str, Any]
 ) -> tuple[Region, ActStep | None]:
-    """Take in the activation that follows the add, where there is one."""
+    """Extend a residual region by the activation that follows its add, if any."""
     node = next(n for n in graph.nodes if n.name == region.exit)
     while region.add is not None and len(node.users) == 1:
         x, node = values[node.name], next(iter(node.users))

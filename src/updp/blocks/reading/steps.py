@@ -1,8 +1,8 @@
-"""The steps of a branch: what is left of a block once its structure has been read.
+"""Steps of a chain: linear operators, norms, activations and scales.
 
-A step names a module (or parameter, or function) of the user's own block and says what it does to
-a feature map. Steps run in a site's *canonical* layout: channels first, `(N, C, H, W)`, when the
-branch has a convolution, else channels last, `(..., C)`.
+A step refers to a module, parameter or function of the user's block. Steps run in the *canonical*
+layout of their chain: channels first, (N, C, H, W), if the chain has a convolution, else last,
+(..., C).
 """
 
 from __future__ import annotations
@@ -12,50 +12,52 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks.reading.linear import LinearStep
 
 
 def to_layout(x: Tensor, source: str, target: str) -> Tensor:
-    """Move the channels of a 4-d tensor between `first` (N, C, H, W) and `last` (N, H, W, C)."""
-    if source == target:
+    """Move the channels of a 4-d tensor between `first` (N, C, H, W) and `last` (N, H, W, C).
+
+    Tokens (N, T, C) and vectors (N, C) have one layout only, and are returned as they are.
+    """
+    if source == target or x.ndim != 4:
         return x
     return x.permute(0, 2, 3, 1) if target == "last" else x.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class NormStep:
-    """A normalisation, or a gate such as squeeze-and-excitation: a BatchNorm can stand for it."""
+    """A norm, or a gate such as squeeze-and-excitation, that a BatchNorm can replace."""
 
     name: str
     module: Callable[[Tensor], Tensor]
-    layout: str  # the one its own forward wants
+    layout: str  # of the module's own input: first | last
     channels: int
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
-        """The step as the baseline does it, on a canonical tensor."""
-        y = to_layout(x, layout, self.layout) if x.ndim == 4 else x
-        if isinstance(self.module, nn.modules.batchnorm._BatchNorm):
-            y = batch_norm(self.module, y)  # timm fuses an activation into some forwards
-        else:
-            y = self.module(y)
-        return to_layout(y, self.layout, layout) if x.ndim == 4 else y
+        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
+        module, y = self.module, to_layout(x, layout, self.layout)
+        # timm fuses an activation into the forward of some BatchNorms.
+        y = batch_norm(module, y) if isinstance(module, _BatchNorm) else module(y)
+        return to_layout(y, self.layout, layout)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A function or method of a block's graph and its constants, as a function of one tensor."""
+    """A function or method call of a graph and its constants, as a function of one tensor."""
 
     op: str
     target: Any
-    args: Any
+    args: Any  # with the class `Call` in the tensor's place
     kwargs: Any
 
     @classmethod
     def of(cls, node: fx.Node, source: fx.Node) -> Call:
-        """The call that `node` makes on `source`; the class `Call` marks the tensor's place."""
+        """The call that `node` makes, as a function of its input `source`."""
 
         def mark(n: fx.Node) -> Any:
             return Call if n is source else n
@@ -66,38 +68,40 @@ class Call:
         return map_aggregate((self.args, self.kwargs), lambda a: x if a is Call else a)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Call it."""
+        """Make the call on a tensor."""
         args, kwargs = self._on(x)
+        function = self.target
         if self.op == "call_method":
-            return getattr(args[0], self.target)(*args[1:], **kwargs)
-        return self.target(*args, **kwargs)
+            function, args = getattr(args[0], function), args[1:]
+        y: Tensor = function(*args, **kwargs)
+        return y
 
     def emit(self, graph: fx.Graph, x: fx.Node) -> fx.Node:
-        """The same call on `x`, in a graph."""
+        """Add a node that makes the call on the node `x`."""
         return graph.create_node(self.op, self.target, *self._on(x))
 
 
 @dataclass(frozen=True)
 class ActStep:
-    """An elementwise function without parameters (or PReLU)."""
+    """An activation: an elementwise function without parameters, or PReLU."""
 
     name: str
     function: Callable[[Tensor], Tensor]
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
-        """The step as the baseline does it; a copy, since many work in place."""
-        return self.function(x.clone())
+        """Apply the step as the baseline does."""
+        return self.function(x.clone())  # many activations work in place
 
 
 @dataclass(frozen=True)
 class ScaleStep:
-    """A factor per channel or for all: learnt (layer scale), or a constant."""
+    """A factor per channel (layer scale; any shape of C elements), or one constant for all."""
 
     name: str
     parameter: Tensor
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
-        """The step as the baseline does it, on a canonical tensor."""
+        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
         gamma = self.parameter.flatten()
         if len(gamma) == 1:
             return x * gamma[0]
@@ -109,7 +113,7 @@ Step = LinearStep | NormStep | ActStep | ScaleStep
 
 @dataclass(frozen=True)
 class Chain:
-    """A path through a block, read as steps; empty for the identity."""
+    """A path through a block as a sequence of steps; without steps it is the identity."""
 
     steps: tuple[Step, ...]
     layout: str  # canonical layout: first | last
@@ -118,20 +122,26 @@ class Chain:
 
     @property
     def linears(self) -> tuple[LinearStep, ...]:
-        """Its convolutions and linear layers, in order."""
+        """The convolutions and linear layers, in order."""
         return tuple(s for s in self.steps if isinstance(s, LinearStep))
 
     def keep(self, x: Tensor) -> Tensor:
-        """Run the path as the baseline does, from the block's tensor to the block's tensor."""
-        if x.ndim == 4:
-            x = to_layout(x, self.layout_in, self.layout)
+        """Run all steps as the baseline does, from layout `layout_in` to layout `layout_out`."""
+        x = to_layout(x, self.layout_in, self.layout)
         for step in self.steps:
             x = step.keep(x, self.layout)
-        return to_layout(x, self.layout, self.layout_out) if x.ndim == 4 else x
+        return to_layout(x, self.layout, self.layout_out)
 
 
-def batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """A BatchNorm's normalisation in its own mode, without an activation fused into its forward."""
+def is_affine(step: Step) -> bool:
+    """Whether the step is an affine map per channel in evaluation: a scale or a BatchNorm."""
+    return isinstance(step, ScaleStep) or (
+        isinstance(step, NormStep) and isinstance(step.module, _BatchNorm)
+    )
+
+
+def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Normalise in the norm's own mode, without an activation fused into its forward."""
     return F.batch_norm(
         x,
         norm.running_mean,

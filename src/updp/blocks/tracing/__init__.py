@@ -1,1 +1,1 @@
-"""A module as a graph, and the values that its nodes have."""
+"""Trace modules into fx graphs, and compute the values of their nodes."""

@@ -1,4 +1,4 @@
-"""How the model calls its modules: their arguments in one forward."""
+"""Record the arguments with which a model calls its modules."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from updp.blocks.modules import hooks
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments with which the model calls one of its modules."""
+    """Positional and keyword arguments of one call of a module."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 def arguments(forward: Callable[..., Any], call: Arguments) -> dict[str, Any]:
-    """The value of each parameter of `forward`, a method, in a call of it; defaults included."""
+    """Bind a call to the parameters of the method `forward`; values by name, with defaults."""
     signature = inspect.signature(inspect.unwrap(forward))
     bound = signature.bind(None, *call.args, **call.kwargs)
     bound.apply_defaults()
@@ -31,7 +31,7 @@ def arguments(forward: Callable[..., Any], call: Arguments) -> dict[str, Any]:
 def record_calls(
     model: nn.Module, example: Tensor, names: Sequence[str]
 ) -> dict[str, list[Arguments]]:
-    """Arguments of each call of the named modules, in one forward of `model` on `example`."""
+    """Arguments of each call of the modules `names`, in one forward of `model` on `example`."""
     calls: dict[str, list[Arguments]] = {name: [] for name in names}
 
     def record(name: str) -> RemovableHandle:
@@ -47,5 +47,5 @@ def record_calls(
 
 
 def copied(value: Any) -> Any:
-    """A copy of a tensor, for in-place operations change the one that was passed."""
+    """Clone a tensor, so that later in-place operations do not change it; pass on all else."""
     return value.clone() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Run a traced graph on a real call, and keep what every node gave."""
+"""Run a traced graph on the arguments of a real call, and keep the value of every node."""
 
 from typing import Any
 
@@ -10,28 +10,29 @@ from updp.blocks.tracing.calls import Arguments, arguments, copied
 
 
 class NotTraceable(Exception):
-    """A module whose own forward cannot be turned into a graph; the text says why."""
+    """A forward cannot be turned into an fx graph; the text is the reason."""
 
 
 def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, Any]:
-    """Run `graph` on a real call and return every node's value by node name.
+    """Run `graph` on the arguments of a call; the value of every node by name.
 
-    Tensors are copied as they appear, because in-place operations would change them later.
+    Raises:
+        NotTraceable: the call does not fit the module's signature, or the graph fails on it.
     """
     values: dict[str, Any] = {}
 
     class Record(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            values[n.name] = copied(result)
+            values[n.name] = copied(result)  # in-place operations may change the result later
             return result
 
     try:
-        given = arguments(forward_of(module), call)
+        by_name = arguments(forward_of(module), call)
     except TypeError as error:
         raise NotTraceable(f"its call is not understood: {first_line(error)}") from error
     ordered = [
-        fx.node.map_aggregate(given[str(n.target)], copied)
+        fx.node.map_aggregate(by_name[str(n.target)], copied)
         for n in graph.nodes
         if n.op == "placeholder" and not str(n.target).startswith("*")
     ]
@@ -44,6 +45,6 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's text, or its type where it has none."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]

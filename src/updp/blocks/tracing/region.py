@@ -1,4 +1,4 @@
-"""Residual regions: what lies between a tensor and the add to which it returns."""
+"""Regions of an fx graph: residual branches with their add, and plain paths without one."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,15 @@ _ADDS = {operator.add, operator.iadd, torch.add}
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a block's graph with one entry and one exit, by node names.
+    """A single-entry, single-exit part of a block's graph, by node names.
 
-    `branch` and `skip` are the nodes of the two paths in order (an empty skip is the identity).
-    Without a residual add, `add` is None and `branch` ends at `exit`. `extras` are values from
-    elsewhere that the branch needs beside its entry: a mask, a size.
+    entry:    the node whose value enters; it is not part of the region
+    branch:   nodes of the branch in order; without a residual add they end at `exit`
+    skip:     nodes of the skip in order; empty for the identity
+    add:      the residual add, or None
+    exit:     the last node
+    extras:   other nodes outside whose values the branch reads: a mask, a size
+    tail:     nodes behind the add, up to the exit
     """
 
     entry: str
@@ -25,11 +29,11 @@ class Region:
     add: str | None
     exit: str
     extras: tuple[str, ...] = ()
-    tail: tuple[str, ...] = ()  # from behind the add to the exit
+    tail: tuple[str, ...] = ()
 
     @property
     def inside(self) -> frozenset[str]:
-        """Every node that it is made of; its entry is not."""
+        """All nodes of the region, without its entry."""
         return frozenset((*self.branch, *self.skip, self.add or self.exit, *self.tail))
 
 
@@ -41,7 +45,7 @@ def is_add(node: fx.Node) -> bool:
 
 
 def data_nodes(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """Each node that depends on an input, with all of its ancestors that do, itself included."""
+    """Nodes that depend on a placeholder, each with its ancestors that do, itself included."""
     ancestors: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -54,10 +58,11 @@ def data_nodes(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 def residual_regions(
     graph: fx.Graph, operators: Callable[[str], int] = lambda target: 1
 ) -> list[Region]:
-    """All single-entry regions that end in an add of two paths from one tensor, in graph order.
+    """Find the regions that end in an add of two paths from one tensor, in graph order.
 
-    The path with more `operators` is the branch: that function counts a module's. An add whose
-    paths do not come from one tensor (a position embedding, say) is no residual add and not listed.
+    `operators` counts the linear operators of a module by its path in the block: of the two paths,
+    the one with more is the branch. An add whose paths do not fork from one tensor, as that of a
+    position embedding, is not a residual add.
     """
     ancestors = data_nodes(graph)
     at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
@@ -102,7 +107,7 @@ def residual_regions(
 
 
 def whole_region(graph: fx.Graph) -> Region | None:
-    """The path from a block's first input to its output, if nothing else leaves or enters it."""
+    """The region from the first input to the output, if it has no other input or output."""
     ancestors = data_nodes(graph)
     entry = next(n for n in graph.nodes if n.op == "placeholder")
     output = next(n for n in graph.nodes if n.op == "output")
@@ -116,11 +121,11 @@ def whole_region(graph: fx.Graph) -> Region | None:
 
 
 def groups(graph: fx.Graph, path: Sequence[str]) -> list[list[fx.Node]]:
-    """Cut a path into parts with one value going in and one coming out; most are single nodes."""
+    """Cut a path into its smallest single-entry, single-exit groups; most are single nodes."""
     at = {name: i for i, name in enumerate(path)}
     nodes = [n for n in graph.nodes if n.name in at]
     found: list[list[fx.Node]] = [[]]
-    reach = 0  # the last node that uses a value from before the present one
+    reach = 0  # index of the last node that uses a value from before the current node
     for i, node in enumerate(nodes):
         found[-1].append(node)
         earlier = [n for n in (*found[-1][:-1], *_entries(nodes[0], found)) if n is not node]
@@ -131,17 +136,17 @@ def groups(graph: fx.Graph, path: Sequence[str]) -> list[list[fx.Node]]:
 
 
 def _entries(first: fx.Node, found: list[list[fx.Node]]) -> list[fx.Node]:
-    """What the last group starts from: the last node of the one before, or the path's entry."""
+    """Inputs of the last group: the exit of the group before it, or the inputs of the path."""
     if len(found) > 1:
         return [found[-2][-1]]
     return list(first.all_input_nodes)
 
 
 def runs(graph: fx.Graph) -> list[list[fx.Node]]:
-    """Paths of nodes in a row: each takes one value, the one before, which goes nowhere else."""
+    """Maximal straight runs of nodes: each reads only the node before it and is its only user."""
     data = data_nodes(graph)
     found: list[list[fx.Node]] = []
-    ends: dict[fx.Node, list[fx.Node]] = {}
+    ends: dict[fx.Node, list[fx.Node]] = {}  # the run that each node belongs to
     for node in graph.nodes:
         inputs = [p for p in node.all_input_nodes if p in data]
         if node.op in ("placeholder", "output") or len(inputs) != 1:
@@ -157,14 +162,14 @@ def runs(graph: fx.Graph) -> list[list[fx.Node]]:
 
 
 def _leaks(inside: set[fx.Node], add: fx.Node) -> bool:
-    """Whether a value leaves the region elsewhere than at its add."""
+    """Whether a value of the region is used outside of it, other than by its add."""
     return any(user not in inside and user is not add for n in inside for user in n.users)
 
 
 def _outer(
     path: Sequence[fx.Node], fork: fx.Node, ancestors: Mapping[fx.Node, object]
 ) -> set[fx.Node]:
-    """Values that enter a path elsewhere than at its fork."""
+    """Data nodes that a path reads, other than its own and the fork."""
     return {
         p
         for node in path

@@ -1,8 +1,9 @@
-"""Trace one module alone, with its children as leaves."""
+"""Trace one module into an fx graph, with its children as leaves."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -18,16 +19,19 @@ _PURE = {getattr, operator.getitem, torch._assert, "size", "dim"}
 def trace_alone(
     module: nn.Module, call: Arguments | None = None, *, both_modes: bool = True
 ) -> fx.Graph:
-    """Graph of `module.forward` in evaluation; its `call_module` targets are child modules.
+    """Trace `module.forward` in evaluation mode; `call_module` targets are its children.
 
-    With a `call` its values decide conditions and loops on sizes; and, where nothing else will do,
-    that an argument which was None is always None. A child that adds two of its arguments is
-    traced as part of `module`, for that add is the module's own.
+    A child that adds two of its arguments is traced through, so that the residual add belongs to
+    `module`.
+
+    Args:
+        call: arguments of a real call. Their values decide conditions and loops on sizes; where
+            tracing fails otherwise, arguments that are None are taken to be constants.
+        both_modes: refuse a forward whose graph differs between training and evaluation.
 
     Raises:
-        NotTraceable: the forward has control flow on tensors, or (with `both_modes`) does one
-            thing in training and another in evaluation, of which a graph would freeze one, or
-            does what a graph would lose.
+        NotTraceable: control flow on tensor values, a difference between the modes, or effects
+            that a graph does not keep.
     """
     graph = _trace(module, call, both_modes)
     if call is not None and (inlined := _adding_children(module, graph, call)):
@@ -45,27 +49,21 @@ def _trace(
     inlined: frozenset[str] = frozenset(),
 ) -> fx.Graph:
     try:
-        return _trace_once(module, call, both_modes, inlined, fixed=False)
+        return _trace_once(module, partial(Tracer, call, inlined, fixed=False), both_modes)
     except NotTraceable:
         if call is None:
             raise
-        return _trace_once(module, call, both_modes, inlined, fixed=True)
+        return _trace_once(module, partial(Tracer, call, inlined, fixed=True), both_modes)
 
 
-def _trace_once(
-    module: nn.Module,
-    call: Arguments | None,
-    both_modes: bool,
-    inlined: frozenset[str],
-    fixed: bool,
-) -> fx.Graph:
+def _trace_once(module: nn.Module, make_tracer: Callable[[], Tracer], both_modes: bool) -> fx.Graph:
     graphs = []
     try:
-        # Only the module's own flag: its children are leaves and keep theirs.
+        # Set the module's own flag only: its children are leaves and keep their modes.
         for mode in (True, False) if both_modes else (False,):
             with restored(module), torch.no_grad():
                 module.training = mode
-                graphs.append(Tracer(call, inlined, fixed).trace(module))
+                graphs.append(make_tracer().trace(module))
     except Exception as error:  # fx raises many kinds, and user code may raise any
         raise NotTraceable(first_line(error)) from error
     if str(graphs[0]) != str(graphs[-1]):
@@ -75,7 +73,7 @@ def _trace_once(
 
 
 def _adding_children(module: nn.Module, graph: fx.Graph, call: Arguments) -> frozenset[str]:
-    """Children that add two of their arguments: their residual add is the caller's."""
+    """Paths of children whose own graph adds values of two different arguments."""
     try:
         values = run_graph(module, graph, call)
     except NotTraceable:
@@ -93,6 +91,7 @@ def _adding_children(module: nn.Module, graph: fx.Graph, call: Arguments) -> fro
         ancestors = data_nodes(inner)
         for add in filter(is_add, inner.nodes):
             sides = [ancestors[n] for n in add.all_input_nodes if n in ancestors]
+            # Disjoint ancestors: the two sides do not meet within the child.
             if len(sides) == 2 and not sides[0] & sides[1]:
                 found.add(str(node.target))
     return frozenset(found)
@@ -100,7 +99,7 @@ def _adding_children(module: nn.Module, graph: fx.Graph, call: Arguments) -> fro
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Take back what a forward does to its own module: attributes, flags, counters."""
+    """Context that undoes what a forward does to its own module: attributes, mode, buffers."""
     before = dict(vars(module))
     buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
     try:
@@ -113,7 +112,10 @@ def restored(module: nn.Module) -> Iterator[None]:
 
 
 def _refuse_losses(graph: fx.Graph) -> None:
-    """Refuse tensors made in the forward, and results unused but for their effect (`x.relu_()`)."""
+    """Erase unused pure nodes; refuse constant tensors and unused results with side effects.
+
+    An unused `x.relu_()` changes `x`, which a graph without the node would lose.
+    """
     for node in reversed(graph.nodes):
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
             raise NotTraceable("its forward makes a tensor of its own")
@@ -126,7 +128,7 @@ def _refuse_losses(graph: fx.Graph) -> None:
 
 
 def _is_pure(node: fx.Node) -> bool:
-    """Whether it does nothing but return a value: names of what works in place end in `_`."""
+    """Whether the node only returns a value; torch names in-place operations with a final `_`."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
     if node.op == "call_module" or node.target is operator.setitem or node.kwargs.get("inplace"):
         return False

@@ -1,4 +1,4 @@
-"""A symbolic tracer that knows the values: each node is computed as it is recorded."""
+"""An fx tracer that computes each node as it records it, so that sizes are known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MISSING = object()
 
 
 class _Proxy(fx.Proxy):
-    """Knows its value where the call is known: sizes may be counted, compared, computed with."""
+    """A proxy whose concrete value can be read: sizes may be compared, counted, iterated."""
 
     def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
@@ -51,31 +51,36 @@ class _Proxy(fx.Proxy):
 
 
 class _Attribute(_Proxy, Attribute):
-    """Such as `x.shape`."""
+    """An attribute of a proxy, such as `x.shape`; fx creates its node on first use."""
 
 
 class Tracer(fx.Tracer):
-    """Every child is a leaf, so control flow inside a child never matters here.
+    """A tracer of one module, with concrete values from the arguments of a real call.
 
-    Each node is computed as it is recorded, from the arguments of a real call.
+    Every child is a leaf, so control flow inside a child does not matter.
+
+    Args:
+        call: arguments of a real call; None traces without values.
+        inlined: paths of children that are traced through instead of being leaves.
+        fixed: whether arguments that are None in `call` become constants.
     """
 
     def __init__(self, call: Arguments | None, inlined: frozenset[str], fixed: bool) -> None:
         super().__init__()
         self.call, self.inlined, self.fixed = call, inlined, fixed
         self.values: dict[fx.Node, Any] = {}
-        self.computing = False
+        self.computing = False  # while a node's value is computed, nothing is to be recorded
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Every child is a leaf, but for those that are to be traced as part of the module."""
+        """Every child is a leaf, except those of `inlined`."""
         return module_qualified_name not in self.inlined
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """A proxy that knows its value."""
+        """Wrap a node in a proxy with a concrete value."""
         return _Proxy(node, self)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record a node, and compute it where the values of its inputs are known."""
+        """Record a node, and compute its value if those of its inputs are known."""
         node = super().create_node(kind, *args, **kwargs)
         if self.call is not None and kind not in ("placeholder", "output"):
             inputs = node.all_input_nodes
@@ -88,15 +93,19 @@ class Tracer(fx.Tracer):
         return node
 
     def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        """Record the call, unless it is one of a value's own computation."""
+        """Record a call of a module, or run it while a value is computed."""
         if self.computing:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """A parameter as a node, unless in a value's own computation."""
+        """Record an access to a parameter, or return it while a value is computed."""
         if self.computing:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -115,40 +124,39 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """One placeholder per named parameter, passed as the model passes them.
-
-        fx's own way fails on a forward that is wrapped by a decorator with `*args, **kwargs`.
-        """
+        """Create one placeholder per named parameter; they are passed as in `call`."""
+        # fx reads the outer signature, and so fails on a forward that is wrapped by a decorator
+        # with `*args, **kwargs`.
         assert isinstance(self.root, nn.Module)
         root_fn = forward_of(self.root)
         named = _named_parameters(root_fn)
         if self.call is None or named is None:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
-        given = arguments(root_fn, self.call)
-        if any(given[name] for name in given.keys() - named.keys()):
+        bound = arguments(root_fn, self.call)
+        if any(bound[name] for name in bound.keys() - named.keys()):
             raise TypeError("it takes arguments of any number or name")
         by_place = [*named][: len(self.call.args)]
         values: list[Any] = []
         for name, default in named.items():
             proxy = self.create_proxy("placeholder", name, default, {})
-            self.values[proxy.node] = fx.node.map_aggregate(given[name], copied)
-            values.append(None if given[name] is None and self.fixed else proxy)
+            self.values[proxy.node] = fx.node.map_aggregate(bound[name], copied)
+            values.append(None if bound[name] is None and self.fixed else proxy)
 
         def call(root: nn.Module, *values: Any) -> Any:
-            both = dict(zip(named, values, strict=True))
-            return root_fn(root, *(both.pop(name) for name in by_place), **both)
+            keywords = dict(zip(named, values, strict=True))
+            return root_fn(root, *(keywords.pop(name) for name in by_place), **keywords)
 
         return call, [self.root, *values]
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """A condition: decided by sizes and flags, never by a tensor's values."""
+        """Decide a condition by sizes and flags, never by a tensor's values."""
         value = self.values.get(obj.node, _MISSING)
         if value is _MISSING or isinstance(value, torch.Tensor):
             return super().to_bool(obj)
         return bool(value)
 
-    def iter(self, obj: fx.Proxy) -> Iterator:
-        """A loop over a tuple or list; over a tensor only where fx can unpack it."""
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterate over a tuple or list; over a tensor only where fx can unpack it."""
         value = self.values.get(obj.node)
         if isinstance(value, (tuple, list)):
             return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
@@ -156,7 +164,10 @@ class Tracer(fx.Tracer):
 
 
 def _named_parameters(forward: Callable[..., Any]) -> dict[str, tuple[Any, ...]] | None:
-    """Each parameter of a method with its default, if any; None where one has no name to pass."""
+    """Parameters of a method with their defaults, as `()` or `(default,)`.
+
+    None if a parameter is positional-only. `*args` and `**kwargs` are left out.
+    """
     found: dict[str, tuple[Any, ...]] = {}
     for p in list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]:
         if p.kind is p.POSITIONAL_ONLY:
