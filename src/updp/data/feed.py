@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,30 +53,18 @@ class Feed:
         # Users' loaders that normalise usually augment as well.
         plain = normalised and recipe.shift is None and recipe.flip is None
         self._augment = Augment() if plain else Augment(shift, flip)
-        size, workers = recipe.batch_size, recipe.workers
-        self._train = Batches(
-            source.train, train, size, seed=seed, shuffle=True, num_workers=workers
-        )
-
-        def fixed(data: object, indices: Tensor | None) -> Batches:
-            return Batches(data, indices, 4 * size, seed=seed, shuffle=False, num_workers=workers)  # type: ignore[arg-type]
-
-        self._calibration = fixed(source.train, held[:count])
-        self._held_out = fixed(source.train, held[count:])
-        self._test = fixed(source.test, None)
+        size = recipe.batch_size
+        batches = partial(Batches, seed=seed, num_workers=recipe.workers)
+        self._train = batches(source.train, train, size, shuffle=True)
+        self._train_all = batches(source.train, None, size, shuffle=True)
+        self._calibration = batches(source.train, held[:count], 4 * size, shuffle=False)
+        self._held_out = batches(source.train, held[count:], 4 * size, shuffle=False)
+        self._test = batches(source.test, None, 4 * size, shuffle=False)
 
     def with_held_out(self) -> Feed:
         """A feed whose training batches take in the held-out images."""
         other = copy.copy(self)
-        train = self._train
-        other._train = Batches(
-            train.dataset,
-            None,
-            train.batch_size,
-            seed=self.seed,
-            shuffle=True,
-            num_workers=train.num_workers,
-        )
+        other._train = self._train_all
         return other
 
     @property

@@ -18,8 +18,17 @@ class Progress(Protocol):
         """Show a line that stays."""
 
 
-class Silent(Progress):
+class Silent:
     """Progress that is not shown."""
+
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        """Do nothing."""
+
+    def advance(self, note: str = "") -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
 
 
 class Pace:

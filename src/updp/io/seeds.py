@@ -25,9 +25,9 @@ def mix(*numbers: int) -> int:
 
 @contextmanager
 def random_state(seed: int | None = None) -> Iterator[None]:
-    """Give the caller's random states back at the end; start from `seed` if there is one.
+    """Restore the caller's random states at the end; begin with `seed` if there is one.
 
-    The states are those of the CPU's generator of torch, of NumPy and of `random`. CUDA's are left
+    The states are those of NumPy, of `random` and of torch's generator for the CPU. CUDA's are left
     alone: to read them would start CUDA.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -61,14 +61,11 @@ class Curves:
         """Replace what any process drew before by these rows."""
         self.close()
         self._anew = True
-        for row in rows:
-            self._write(row)
-        self._flush()
+        self._draw(rows)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Draw the numbers of a row at its `step`, and flush them to the disk."""
-        self._write(row)
-        self._flush()
+        self._draw([row])
 
     def close(self) -> None:
         """Close the files."""
@@ -76,17 +73,15 @@ class Curves:
             self._writer.close()
             self._writer = None
 
-    def _write(self, row: Mapping[str, Any]) -> None:
-        if self.folder is None:
-            return
-        if self._writer is None:
-            purge = 0 if self._anew else None  # hides earlier rows from this step on
-            self._writer, self._anew = _writer_class()(str(self.folder), purge_step=purge), False
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(f"{self.stage}/{name}", value, row["step"])
-
-    def _flush(self) -> None:
+    def _draw(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows if self.folder is not None else ():
+            if self._writer is None:
+                purge = 0 if self._anew else None  # hides earlier rows from this step on
+                writer = _writer_class()(str(self.folder), purge_step=purge)
+                self._writer, self._anew = writer, False
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(f"{self.stage}/{name}", value, row["step"])
         if self._writer is not None:
             self._writer.flush()
 

@@ -88,11 +88,8 @@ def make_teacher(
     and the pruned model's own for any other.
 
     Args:
-        model: the teacher.
         name: for messages.
-        recipe: its `subnet` and `data` settings.
         given: preprocessing of the pruned model.
-        classes: of the data.
         normalised: the user's loaders normalise, as only `data.mean` and `data.std` can tell.
 
     Raises:

@@ -59,10 +59,8 @@ def fit_plan(
     sites. The forms end collapsed, and the net in evaluation mode under `choices`.
 
     Args:
-        net: the supernet.
         choices: the candidate of each pruned site.
         batches: calibration images, each (N, C, H, W).
-        settings: memory for the rows, the ridge, and whether to repair.
         tick: called once when the targets are gathered, then after each fit.
         begin: told beforehand how many times `tick` will be called.
 

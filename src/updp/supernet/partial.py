@@ -45,10 +45,9 @@ class Resumable:
 
         Args:
             images: the whole input, also where most of the network is skipped.
-            observe: told of each call from the entry on, before it runs.
-            entry: the number of the first call to compute. An earlier run with as many images
-                must have reached it.
-            inputs: cached inputs of that call, of which it gets a copy.
+            observe: called before each call from the entry on.
+            entry: the first call to compute; an earlier run of as many images must have reached it.
+            inputs: cached inputs of that call, which gets a copy.
         """
         outputs = self._outputs.setdefault(len(images), {})
         count = 0

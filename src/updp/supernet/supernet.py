@@ -1,12 +1,13 @@
 """The supernet: the user's model with every site switchable between `keep` and its candidates."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Findings, Site
 from updp.blocks.modules import evaluating, hooks
@@ -73,24 +74,23 @@ class Supernet(nn.Module):
     def calibrate(self, images: Tensor) -> None:
         """Initialise every candidate's BatchNorms from a baseline run on `images` (N, C, H, W)."""
         self.choose({})
+        calls: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
 
-        def watch(name: str, switch: Switch) -> RemovableHandle:
-            calls: list[tuple[Any, ...]] = []
+        def hook(name: str, switch: Switch, args: tuple[Any, ...]) -> None:
+            calls[name].append((args[0].clone(), *args[1:]))
+            if len(calls[name]) < self.sites[name].calls:  # a shared block runs several times
+                return
+            (first, *extras), *rest = calls.pop(name)
+            if not extras:  # extras, such as a mask, belong to one call
+                first = torch.cat([first, *(call[0] for call in rest)])
+            for label in switch.labels:
+                switch.form(label).calibrate(first, *extras)
 
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                calls.append((args[0].clone(), *args[1:]))
-                if len(calls) < self.sites[name].calls:  # a shared block runs several times
-                    return
-                (first, *extras), rest = calls[0], calls[1:]
-                if not extras:  # extras, such as a mask, belong to one call
-                    first = torch.cat([first, *(call[0] for call in rest)])
-                for label in switch.labels:
-                    switch.form(label).calibrate(first, *extras)
-                calls.clear()
-
-            return switch.register_forward_pre_hook(hook)
-
-        with evaluating(self), hooks(watch(*pair) for pair in self.switches.items()):
+        handles = (
+            switch.register_forward_pre_hook(partial(hook, name))
+            for name, switch in self.switches.items()
+        )
+        with evaluating(self), hooks(handles):
             self(images)
 
     def weights(self) -> dict[str, Tensor]:

@@ -69,18 +69,14 @@ def train(
 ) -> None:
     """Train `net`, resuming from the checkpoint in `folder` if there is one.
 
-    With `recipe.ema` the net ends with the moving average of its weights.
+    The net ends in evaluation mode, with `recipe.ema` with the moving average of its weights.
 
     Args:
-        net: ends in evaluation mode.
         step_function: forward, backward and figures of one step.
-        feed: training batches, on the device of `net`.
-        recipe: epochs, optimiser, schedule, mixing, clipping and checkpoints.
-        name: of the stage, for messages and progress.
-        seed: of dropout, drop path and mixing.
+        name: the stage, for messages.
+        seed: for dropout, drop path and mixing.
         folder: where `checkpoint.safetensors` and `figures.jsonl` are written.
-        progress: told of each step.
-        curves: show the rows of `figures.jsonl`.
+        curves: show the rows of `figures.jsonl`, too.
 
     Raises:
         UserError: a gradient is not finite, or the optimiser cannot be used here.

@@ -18,15 +18,8 @@ def mixed(
     that of x' (Yun et al., *CutMix*, 2019). Where both are on, each batch takes one of them, with
     even chances.
 
-    Args:
-        images: (N, C, H, W).
-        labels: (N,).
-        classes: the number of classes.
-        recipe: strengths of `mixup` and `cutmix`; 0 turns one off.
-        seed: of all that is drawn; the caller's random state is left as it was.
-
     Returns:
-        Images, and targets: class probabilities (N, classes), or with both off the labels.
+        Images (N, C, H, W), and class probabilities (N, classes), or with both off `labels` (N,).
     """
     if not (recipe.mixup or recipe.cutmix):
         return images, labels
