@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 
 # Each with all of its children, those that are imported meanwhile included.
@@ -40,8 +40,9 @@ def quiet() -> Iterator[None]:
 def silent() -> Iterator[None]:
     """Do the same, and throw away what is printed.
 
-    Needed for two libraries that have no switch for it: ONNX Runtime's calibrators print their
-    progress (`HistogramCollector`), and onnxscript 0.5 how many rewrite rules it applied.
+    Needed where there is no switch for it: ONNX Runtime's calibrators print their progress
+    (`HistogramCollector`), onnxscript 0.5 prints how many rewrite rules it applied, and
+    torch.export prints to standard error the graph that it fails on.
     """
-    with quiet(), redirect_stdout(StringIO()):
+    with quiet(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         yield
