@@ -14,6 +14,7 @@ from updp.candidates import Offer, make_offers
 from updp.data import model_input_size
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
+from updp.io.seeds import random_state
 from updp.measure import compare_modules, count_macs
 from updp.models import load_model, num_outputs
 from updp.plan import Plan
@@ -125,6 +126,7 @@ def prune(
     return Pruned(*run.results(), run.directory.path)
 
 
+@random_state()  # building a candidate draws its initial weights
 def inspect(
     model: nn.Module | str,
     input_shape: tuple[int, int, int] | None = None,

@@ -69,13 +69,15 @@ def test_batches_are_images_and_labels_of_the_indices() -> None:
     ("count", "shuffle", "sizes"),
     [(10, False, [4, 4, 2]), (10, True, [4, 4]), (3, True, [3]), (8, True, [4, 4])],
 )
-def test_short_last_batch(count: int, shuffle: bool, sizes: list[int]) -> None:
+def test_a_short_last_batch_is_dropped_if_shuffled(
+    count: int, shuffle: bool, sizes: list[int]
+) -> None:
     batches = Batches(Counting(count), None, 4, seed=0, shuffle=shuffle)
     assert [len(batch) for batch in labels(batches, 0)] == sizes
     assert len(batches) == len(sizes)
 
 
-def test_errors() -> None:
+def test_impossible_batches_are_refused() -> None:
     with pytest.raises(UserError, match="batch size 0"):
         Batches(Counting(4), None, 0, seed=0, shuffle=False)
     with pytest.raises(UserError, match="no images"):

@@ -9,7 +9,6 @@ from updp import Recipe, UserError
 from updp.data import Preprocess, Source
 from updp.data.feed import Feed
 from updp.data.images import InMemory
-from updp.io.seeds import mix
 
 
 def numbered(train: int = 60, test: int = 20, channels: int = 1) -> Source:
@@ -89,7 +88,7 @@ def test_augmentation_differs_from_step_to_step_and_is_for_training_alone() -> N
         assert torch.allclose(images, plain.expand_as(images), atol=1e-4)
 
 
-def test_the_seed_decides() -> None:
+def test_split_and_batches_depend_on_the_seed() -> None:
     def order(seed: int) -> tuple[list[int], list[int]]:
         feed = make(numbered(), seed)
         batches = [images for images, _ in islice(feed.training(0), 5)]
@@ -117,7 +116,7 @@ def test_calibration_batches_never_leave_one_image_alone() -> None:
     assert len(set(names(batches))) == 17
 
 
-def test_holding_out_too_many() -> None:
+def test_holding_out_too_many_images_is_refused() -> None:
     with pytest.raises(
         UserError,
         match=r"data\.held_out=25 and data\.calibration=10 are more than half of the 60",
@@ -135,18 +134,6 @@ def test_float_images_of_a_loader_are_left_alone_unless_asked() -> None:
     assert torch.equal(images, ramp.expand_as(images))
     images, _ = next(make(source, shift=2, flip=None).training(0))
     assert not torch.equal(images, ramp.expand_as(images))
-
-
-def test_mix_spreads() -> None:
-    seeds = {mix(a, b) for a in range(40) for b in range(40)}
-    assert len(seeds) == 1600
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert mix(1, 2) != mix(2, 1)
-    assert mix(0) != mix(0, 0)
-    # Neighbours differ in about half of their bits.
-    changed = [bin(mix(0, n) ^ mix(0, n + 1)).count("1") for n in range(200)]
-    assert 28 < sum(changed) / 200 < 35
-    assert min(changed) > 10
 
 
 def test_the_digits_of_the_tiny_recipe() -> None:

@@ -37,7 +37,7 @@ def test_crop_takes_the_centre() -> None:
     ).all()  # enlarged, then the middle third
 
 
-def test_right_size_is_untouched() -> None:
+def test_an_image_of_the_right_size_is_untouched() -> None:
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     assert np.array_equal(
         resize_and_crop(Image.fromarray(pixels), (3, 4, 4)), pixels.transpose(2, 0, 1)
@@ -47,7 +47,7 @@ def test_right_size_is_untouched() -> None:
 @pytest.mark.parametrize(
     ("mode", "own"), [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)]
 )
-def test_channels(mode: str, own: int) -> None:
+def test_images_become_grey_or_colour_as_asked(mode: str, own: int) -> None:
     data = png(5, 4, mode)
     assert decode(data, "x", None).shape == (own, 4, 5)
     assert decode(data, "x", (1, 4, 5)).shape == (1, 4, 5)

@@ -19,12 +19,12 @@ def test_empty_folder_names_the_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(2, 8, 8), (3, 0, 8)])
-def test_impossible_input_size(size: tuple[int, int, int]) -> None:
+def test_an_impossible_input_size_is_refused(size: tuple[int, int, int]) -> None:
     with pytest.raises(UserError, match="give 1 or 3 channels"):
         open_source("digits", input_size=size)
 
 
-def test_splits_of_different_size() -> None:
+def test_splits_of_different_size_are_refused() -> None:
     train = InMemory(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1])
     test = InMemory(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 1])
     with pytest.raises(UserError, match="training images are 1x8x8 and test images 3x8x8"):

@@ -13,12 +13,12 @@ def test_classes_keep_their_shares() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 33, 49])
-def test_exactly_as_many_as_asked(count: int) -> None:
+def test_exactly_as_many_as_asked_are_held_out(count: int) -> None:
     train, held = hold_out(100, [i % 7 for i in range(100)], count, seed=3)
     assert (len(train), len(held)) == (100 - count, count)
 
 
-def test_seed_decides() -> None:
+def test_the_split_depends_on_the_seed() -> None:
     labels = [i % 10 for i in range(1000)]
     first, again, other = (hold_out(1000, labels, 100, seed=s)[1] for s in (5, 5, 6))
     assert torch.equal(first, again)
@@ -31,6 +31,6 @@ def test_a_prefix_of_the_held_out_is_mixed() -> None:
 
 
 @pytest.mark.parametrize("count", [-1, 5, 11])
-def test_too_many(count: int) -> None:
+def test_holding_out_half_or_more_is_refused(count: int) -> None:
     with pytest.raises(UserError, match=f"cannot hold out {count} of 10 images"):
         hold_out(10, [0] * 10, count, seed=0)

@@ -28,12 +28,12 @@ def test_flip_mirrors_about_half() -> None:
     assert 30 < int(flipped.sum()) < 70
 
 
-def test_nothing_to_do() -> None:
+def test_without_shift_and_flip_images_are_untouched() -> None:
     batch = torch.rand(4, 3, 5, 6)
     assert torch.equal(Augment()(batch, generator()), batch)
 
 
-def test_randomness_is_the_generators() -> None:
+def test_augmentation_draws_from_its_generator_alone() -> None:
     batch = torch.rand(16, 3, 8, 8)
     augment, state = Augment(shift=2, flip=True), torch.get_rng_state()
     first = augment(batch, generator(1))

@@ -33,7 +33,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert path.read_bytes() == b"old"
 
 
-def test_a_name_is_given_and_taken_for_good(
+def test_renames_and_removals_are_synced_to_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
@@ -48,7 +48,7 @@ def test_a_name_is_given_and_taken_for_good(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensors_and_notes_come_back(tmp_path: Path) -> None:
+def test_tensors_and_notes_survive_a_round_trip(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     tensors = {
         "transposed": base.T,
@@ -71,12 +71,12 @@ def test_tensors_and_notes_come_back(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "t.safetensors") == ({}, None)
 
 
-def test_json_comes_back(tmp_path: Path) -> None:
+def test_json_survives_a_round_trip(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "b.json", {"ü": [1, 2.5, None]})
     assert read_json(tmp_path / "a" / "b.json") == {"ü": [1, 2.5, None]}
 
 
-def test_a_torn_row_is_no_row(tmp_path: Path) -> None:
+def test_a_torn_row_of_figures_is_skipped(tmp_path: Path) -> None:
     figures = Figures(tmp_path / "figures.jsonl")
     assert figures.rows() == []
     figures.add(step=0, loss=0.5)

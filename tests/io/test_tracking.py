@@ -58,7 +58,7 @@ def assert_alike(curves: Points, figures: Points) -> None:
         assert [value for _, value in curves[tag]] == pytest.approx(values, rel=1e-6), tag
 
 
-def test_what_is_written_again_is_drawn_once(tmp_path: Path) -> None:
+def test_rows_written_again_are_drawn_once(tmp_path: Path) -> None:
     board = Board(tmp_path / "board")
     for start in (0, 2, 4, 0):  # as after kills, and then with --fresh
         curves = board.curves("subnet")
@@ -181,7 +181,7 @@ def test_a_killed_run_draws_what_it_logs(tmp_path: Path) -> None:
     assert ended["merge/speedup"] == [(0, pytest.approx(result["speedup"]["median"]))]
 
 
-def test_it_is_no_part_of_what_a_run_is_made_from(finished: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_board_or_none(finished: Path, tmp_path: Path) -> None:
     """A run goes on with another board or none, and a finished one stays as it is."""
     before = tiny.contents(finished)
     outcome = tiny.updp(

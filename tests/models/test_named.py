@@ -31,7 +31,7 @@ def user_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("spec", ["timm/test_resnet", "torchvision/squeezenet1_1"])
-def test_libraries(spec: str) -> None:
+def test_library_models_get_the_number_of_classes(spec: str) -> None:
     model = load_model(spec, num_classes=7)
     assert num_outputs(model, (3, 64, 64)) == 7
 
@@ -45,7 +45,7 @@ def test_untrained_weights_depend_on_the_seed_alone() -> None:
     assert hash_state(load_model("timm/test_vit", seed=2)) != hash_state(first)
 
 
-def test_factory_imports_its_neighbour(user_file: Path) -> None:
+def test_a_factory_may_import_its_neighbours(user_file: Path) -> None:
     assert num_outputs(load_model(f"{user_file}:linear"), (3, 2, 2)) == 3
 
 
@@ -63,13 +63,13 @@ def test_factory_imports_its_neighbour(user_file: Path) -> None:
         ("{file}:number", "is a int: the factory must return an nn.Module"),
     ],
 )
-def test_bad_spec(spec: str, says: str, user_file: Path) -> None:
+def test_a_bad_model_name_is_one_line(spec: str, says: str, user_file: Path) -> None:
     with pytest.raises(UserError, match=says) as caught:
         load_model(spec.format(file=user_file))
     assert "\n" not in str(caught.value)
 
 
-def test_file_that_does_not_import(tmp_path: Path) -> None:
+def test_a_file_that_does_not_import_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text("def f(:\n")
     with pytest.raises(UserError, match="cannot be imported: SyntaxError"):
@@ -95,7 +95,7 @@ def test_at_most_five_keys_are_named(tmp_path: Path, user_file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"), [(None, "are not there"), (b"PK\x03\x04", "safetensors.torch.save_file")]
 )
-def test_unreadable_weights(
+def test_unreadable_weights_are_named(
     content: bytes | None, says: str, tmp_path: Path, user_file: Path
 ) -> None:
     path = tmp_path / "w.pt"

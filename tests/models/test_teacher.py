@@ -55,18 +55,18 @@ def teacher_of(
 # -- images ---------------------------------------------------------------------------------------
 
 
-def test_the_models_preparation_is_undone() -> None:
+def test_the_pruned_models_normalisation_is_undone() -> None:
     wanted = own((0.5, 0.4, 0.3), (0.2, 0.3, 0.1), (3, 8, 8))
     got = Teacher(nn.Identity(), COLOUR, wanted)(COLOUR(pixels(3)))
     torch.testing.assert_close(got, wanted(pixels(3)), rtol=1e-5, atol=1e-5)
 
 
-def test_the_same_preparation_is_not_touched() -> None:
+def test_equal_normalisation_leaves_images_untouched() -> None:
     x = COLOUR(pixels(3))
     assert Teacher(nn.Identity(), COLOUR, COLOUR)(x) is x
 
 
-def test_another_size_is_that_of_the_pixels_resized() -> None:
+def test_images_are_resized_in_pixel_space() -> None:
     wanted = own((0.5, 0.4, 0.3), (0.2, 0.3, 0.1), (3, 12, 10))
     got = Teacher(nn.Identity(), COLOUR, wanted)(COLOUR(pixels(3)))
     resized = torchvision.transforms.v2.functional.resize(pixels(3).float(), [12, 10])
@@ -75,14 +75,14 @@ def test_another_size_is_that_of_the_pixels_resized() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_grey_and_colour() -> None:
+def test_grey_and_colour_become_one_another() -> None:
     got = Teacher(nn.Identity(), GREY, COLOUR)(GREY(pixels(1)))
     torch.testing.assert_close(got, COLOUR(pixels(1).expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)
     got = Teacher(nn.Identity(), COLOUR, GREY)(COLOUR(pixels(1).expand(-1, 3, -1, -1)))
     torch.testing.assert_close(got, GREY(pixels(1)), rtol=1e-5, atol=1e-5)
 
 
-def test_images_that_came_normalised_are_left_as_they_are_unless_they_are_explained() -> None:
+def test_images_normalised_by_loaders_are_left_alone_unless_mean_and_std_are_given() -> None:
     model = load_model("timm/test_resnet", num_classes=10)
     model.pretrained_cfg["input_size"] = (3, 8, 8)  # mean and std 0.5
     x = COLOUR(pixels(3))
@@ -92,7 +92,7 @@ def test_images_that_came_normalised_are_left_as_they_are_unless_they_are_explai
     torch.testing.assert_close(got, pixels(3) / 127.5 - 1, rtol=1e-5, atol=1e-5)
 
 
-def test_how_a_teacher_wants_its_images() -> None:
+def test_settings_come_before_the_teachers_own_preprocessing() -> None:
     plain = teacher_of(Head(), given=own((0.1,) * 3, (0.2,) * 3, (3, 8, 8)))
     assert plain.own == own((0.1,) * 3, (0.2,) * 3, (3, 8, 8))  # as the model
     named = teacher_of(load_model("timm/test_resnet", num_classes=10))
@@ -111,7 +111,7 @@ def test_how_a_teacher_wants_its_images() -> None:
     assert teacher_of(named.model, told).own == own((0, 0, 0), (1, 1, 1), (3, 9, 9))
 
 
-def test_it_is_a_frozen_copy() -> None:
+def test_a_teacher_is_a_frozen_copy() -> None:
     model = Head().train()
     model.seen = []
     teacher = teacher_of(model)
@@ -137,7 +137,7 @@ def test_it_is_a_frozen_copy() -> None:
         (None, ("subnet.teacher_size=[3, 8, 8]",), "subnet.teacher_size is about another teacher"),
     ],
 )
-def test_a_teacher_that_cannot_teach(
+def test_a_teacher_that_cannot_teach_is_refused(
     model: nn.Module | None, settings: tuple[str, ...], said: str
 ) -> None:
     with pytest.raises(UserError) as raised:
@@ -146,7 +146,7 @@ def test_a_teacher_that_cannot_teach(
     assert "\n" not in str(raised.value)
 
 
-def test_the_baseline_needs_nothing() -> None:
+def test_the_baseline_as_teacher_needs_nothing() -> None:
     recipe = Recipe().updated("subnet.features=1", "subnet.distill=0")
     assert make_teacher(None, "", recipe, COLOUR, 10, normalised=False) is None
 
@@ -154,7 +154,7 @@ def test_the_baseline_needs_nothing() -> None:
 # -- models by name -------------------------------------------------------------------------------
 
 
-def test_names_and_weights(tiny_model: str, tmp_path: Path) -> None:
+def test_teachers_are_loaded_by_name_with_weights(tiny_model: str, tmp_path: Path) -> None:
     assert load_teacher(None, None, 10, 0) is None
     assert load_teacher("baseline", None, 10, 0) is None
     module = nn.Identity()
@@ -179,7 +179,7 @@ def test_names_and_weights(tiny_model: str, tmp_path: Path) -> None:
         (None, "w.safetensors", "teacher weights are for a teacher given by name"),
     ],
 )
-def test_names_that_will_not_do(name: str | None, weights: str | None, said: str) -> None:
+def test_unloadable_teachers_are_refused(name: str | None, weights: str | None, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_teacher(name, weights, 10, 0)
 

@@ -67,7 +67,7 @@ def folder(path: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_found_pruned_and_merged(name: str, tmp_path: Path) -> None:
+def test_transformers_models_are_found_pruned_and_merged(name: str, tmp_path: Path) -> None:
     _, expected, attention = MODELS[name]
     model = load_model(f"hf/{folder(tmp_path, name)}").eval()
     x = torch.randn(2, 3, 32, 32) if name not in ("vit", "deit", "beit", "dinov2") else None
@@ -94,7 +94,7 @@ def test_found_pruned_and_merged(name: str, tmp_path: Path) -> None:
         assert error(net.merged()(x), net(x)) < 1e-5
 
 
-def test_saved_weights_other_classes_and_images(tmp_path: Path) -> None:
+def test_a_saved_folder_brings_weights_preprocessing_and_a_new_head(tmp_path: Path) -> None:
     model = load_model(f"hf/{folder(tmp_path, 'vit')}", seed=3)
     saved = tmp_path / "saved"
     model.model.save_pretrained(saved)
@@ -110,7 +110,7 @@ def test_saved_weights_other_classes_and_images(tmp_path: Path) -> None:
     assert (images.input_size, images.mean) == ((3, 16, 16), (0, 0.1, 0.2))
 
 
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no config\.json"):
         load_model(f"hf/{tmp_path}")
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')

@@ -89,7 +89,7 @@ def counted(net: Net, walk: Iterator[object]) -> list[int]:
 
 @pytest.mark.parametrize("kind", [Net, LongSkip, Strict])
 @pytest.mark.parametrize("room", [0, 100, 200, 10**6])
-def test_it_gives_what_the_whole_network_gives_its_modules(kind: type[Net], room: int) -> None:
+def test_a_walk_gives_what_the_whole_network_gives_its_modules(kind: type[Net], room: int) -> None:
     """However many bytes there are: all that is kept for a module has 96."""
     net = kind()
     walk = Walk(net, list(net.steps), batches(), 1)
@@ -107,7 +107,7 @@ def test_it_gives_what_the_whole_network_gives_its_modules(kind: type[Net], room
         (LongSkip, [[0, 0, 0], [IMAGES, 0, 0], [IMAGES, IMAGES, 0]]),
     ],
 )
-def test_it_goes_on_from_the_last_module_where_it_can(
+def test_a_walk_resumes_at_the_last_module_it_can_enter(
     kind: type[Net], expected: list[list[int]]
 ) -> None:
     net = kind()
@@ -117,20 +117,31 @@ def test_it_goes_on_from_the_last_module_where_it_can(
         assert counted(net, walk.to(step)) == [0, 0, 0]  # it is there already
 
 
-def test_without_memory_it_begins_at_the_start() -> None:
+def test_without_memory_every_visit_starts_from_the_images() -> None:
     net = Net()
     walk = Walk(net, list(net.steps), batches(), 0)
     for _ in range(2):
         assert counted(net, walk.to(net.steps[1])) == [IMAGES, 0, 0]
 
 
-def test_no_more_is_kept_than_there_is_room_for() -> None:
+def test_cached_inputs_stay_within_the_memory_allowed() -> None:
     net = Net()
     walk = Walk(net, list(net.steps), batches(), 1)
     walk.room = 80  # of 96 bytes: for two of the batches
     list(walk.to(net.steps[1]))
     assert counted(net, walk.to(net.steps[1])) == [2, 0, 0]
     assert counted(net, walk.to(net.steps[2])) == [2, 2 * IMAGES, 0]
+
+
+def test_a_forward_that_the_user_set_on_an_instance_stays() -> None:
+    net = Net()
+    second = net.steps[1]
+    own = second.forward = lambda x, number=0: Step.forward(second, x, number + 1)
+    walk = Walk(net, list(net.steps), batches(), 1)
+    for step in net.steps:
+        check(walk, net, step)
+    assert vars(second)["forward"] is own
+    assert all("forward" not in vars(step) for step in (net.steps[0], net.steps[2]))
 
 
 def test_a_module_that_is_not_reached_is_named() -> None:

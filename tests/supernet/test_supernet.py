@@ -35,7 +35,7 @@ def net() -> Supernet:
     return supernet(network("basic"))
 
 
-def test_choices_by_site_all_others_keep(net: Supernet) -> None:
+def test_sites_that_are_not_named_keep_their_baseline(net: Supernet) -> None:
     net.choose({"blocks.1": "conv1+conv2"})
     assert [s.choice for s in net.switches.values()] == [KEEP, "conv1+conv2"]
     assert net.pruned_blocks() == ["blocks.1"]
@@ -142,7 +142,7 @@ def test_the_baseline_is_the_users_class_with_trained_weights(net: Supernet) -> 
     assert net.model.head.weight.any()
 
 
-def test_a_copy_is_independent_and_whole(net: Supernet) -> None:
+def test_a_deep_copy_is_independent_and_whole(net: Supernet) -> None:
     net.choose(first(net))
     x = images()
     expected = net(x).clone()
@@ -261,7 +261,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_four_networks(name: str) -> None:
+def test_known_networks_are_unchanged_until_pruned_and_merge_exactly(name: str) -> None:
     count, lost, size, options = NETWORKS[name]
     torch.manual_seed(0)
     model = randomise(timm.create_model(name, num_classes=10, **options)).eval()

@@ -34,7 +34,7 @@ def x() -> Tensor:
     return torch.tensor([-1.0, 2.0])
 
 
-def test_it_starts_as_the_baseline_and_pruned_fully(switch: Switch) -> None:
+def test_a_new_switch_runs_the_baseline_and_has_lambda_1(switch: Switch) -> None:
     assert (switch.choice, switch.lam) == (KEEP, 1.0)
     assert switch.gate in GATES
     assert torch.equal(switch(x()), torch.tensor([0.0, 2.0]))
@@ -42,7 +42,7 @@ def test_it_starts_as_the_baseline_and_pruned_fully(switch: Switch) -> None:
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_at_1_the_chosen_form_alone_runs(switch: Switch, gate: str) -> None:
+def test_at_lambda_1_only_the_chosen_form_runs(switch: Switch, gate: str) -> None:
     switch.choice, switch.gate = "b", gate
     switch.keep = nn.Module()  # would raise
     assert torch.equal(switch(x()), 2 * x() + 1)

@@ -65,7 +65,7 @@ def test_statistics_are_those_of_what_each_norm_sees() -> None:
         assert torch.allclose(net[i].running_var.double(), var, rtol=1e-4, atol=1e-5)
 
 
-def test_the_result_does_not_depend_on_what_was_there() -> None:
+def test_recalibration_forgets_the_statistics_before() -> None:
     batches = [torch.randn(6, 2, 6, 6)]
     one, two = make_net(), make_net()
     two[1].running_mean.fill_(100)
@@ -76,7 +76,7 @@ def test_the_result_does_not_depend_on_what_was_there() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_everything_is_put_back(fails: bool) -> None:
+def test_statistics_momenta_and_modes_are_restored_even_after_an_error(fails: bool) -> None:
     net = make_net().eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     objects = [id(buffer) for buffer in net.buffers()]

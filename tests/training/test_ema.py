@@ -19,7 +19,7 @@ def trajectory(net: nn.Module, steps: int) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
-def test_it_is_the_average_of_the_trajectory(decay: float) -> None:
+def test_the_average_follows_the_trajectory_of_the_weights(decay: float) -> None:
     """Against the sum over all steps, in float64: no recursion."""
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).train()
     average = WeightAverage(net_weights(net), decay)
@@ -43,7 +43,7 @@ def test_it_is_the_average_of_the_trajectory(decay: float) -> None:
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_it_leaves_the_weights_alone_and_goes_on_from_what_it_was() -> None:
+def test_averaging_leaves_the_weights_alone_and_resumes_from_its_tensors() -> None:
     net = nn.Linear(3, 2)
     first = WeightAverage(net_weights(net), 0.9)
     for step in range(5):

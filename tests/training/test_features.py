@@ -53,7 +53,7 @@ def test_only_equal_shapes_are_comparable() -> None:
     assert comparable(student, teacher, ["second"], x) == []
 
 
-def test_the_loss_against_its_definition() -> None:
+def test_the_feature_loss_agrees_with_its_definition() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher = {
         "a": [torch.randn(4, 3, generator=generator)],
@@ -73,7 +73,7 @@ def test_the_loss_against_its_definition() -> None:
     assert feature_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_it_is_nothing_for_oneself_and_one_for_a_constant() -> None:
+def test_the_loss_is_zero_for_oneself_and_one_for_a_constant() -> None:
     net, x = Net(), torch.randn(50, 3)
     twin = copy.deepcopy(net)
     with tapped(net, ["first", "second"]) as mine, tapped(twin, ["first", "second"]) as theirs:

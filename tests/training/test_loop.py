@@ -65,7 +65,7 @@ def run(spec: str, recipe: Recipe, folder: Path, *stops: int) -> dict[str, Tenso
 @pytest.mark.parametrize(
     ("optimizer", "stops"), [("sgd", (0, 1, 7)), ("adamw", (5, 13)), ("lamb", (3,))]
 )
-def test_stopped_and_continued_is_the_same(
+def test_a_killed_and_resumed_training_ends_the_same(
     optimizer: str, stops: tuple[int, ...], tiny_model: str, tmp_path: Path
 ) -> None:
     recipe = settings(optimizer=optimizer)
@@ -81,7 +81,7 @@ EVERYTHING = {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "decay": "step", "decay_r
 
 
 @pytest.mark.parametrize("stops", [(0,), (1, 8, 13)])
-def test_so_it_is_with_an_average_and_mixed_images(
+def test_ema_weights_and_mixed_images_survive_a_restart(
     stops: tuple[int, ...], tiny_model: str, tmp_path: Path
 ) -> None:
     recipe = settings(optimizer="adamw", betas=(0.9, 0.99), **EVERYTHING)
@@ -95,7 +95,9 @@ def test_so_it_is_with_an_average_and_mixed_images(
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_it_ends_with_the_average_and_trains_without_it(tiny_model: str, tmp_path: Path) -> None:
+def test_training_ends_with_an_average_that_does_not_change_it(
+    tiny_model: str, tmp_path: Path
+) -> None:
     """The average, from the checkpoints of every step, in float64."""
     plain = run(tiny_model, settings(), tmp_path / "plain")
     recipe, folder = settings(ema=0.6), tmp_path / "average"
@@ -164,7 +166,7 @@ def test_mixed_batches_have_shares_of_classes(tiny_model: str, tmp_path: Path) -
     assert len({t[t > 0].min().item() for t in seen}) == len(seen)  # other shares in each
 
 
-def test_without_a_checkpoint_it_begins_anew(tiny_model: str, tmp_path: Path) -> None:
+def test_without_a_checkpoint_training_starts_over(tiny_model: str, tmp_path: Path) -> None:
     recipe = settings(checkpoint_seconds=1e9)
     whole = run(tiny_model, recipe, tmp_path / "whole")
     again = run(tiny_model, recipe, tmp_path / "again", 12)
@@ -223,7 +225,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny_model: str, tmp_p
         assert rate == pytest.approx(expected), step
 
 
-def test_no_epochs_change_nothing(tiny_model: str, tmp_path: Path) -> None:
+def test_zero_epochs_change_nothing(tiny_model: str, tmp_path: Path) -> None:
     recipe = settings(epochs=0)
     before = tiny.make_net(tiny_model, recipe).weights()
     after = run(tiny_model, recipe, tmp_path)
@@ -247,7 +249,7 @@ def test_gradients_are_clipped(tiny_model: str, tmp_path: Path) -> None:
     assert row["gradient"] > 1e-2
 
 
-def test_a_gradient_that_is_no_number_ends_it(tiny_model: str, tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_ends_training(tiny_model: str, tmp_path: Path) -> None:
     recipe = settings()
     net = tiny.make_net(tiny_model, recipe)
 

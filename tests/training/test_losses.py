@@ -8,7 +8,7 @@ from updp.training.losses import classification, distillation
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
-def test_distillation_against_its_definition(temperature: float) -> None:
+def test_distillation_agrees_with_its_definition(temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     student = 3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
     teacher = 3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_distillation_is_finite_where_probabilities_vanish() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_classification_against_its_definition(smoothing: float) -> None:
+def test_classification_agrees_with_its_definition(smoothing: float) -> None:
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.tensor([0, 4, 2, 2])
     shares = torch.eye(5, dtype=torch.float64)[labels]

@@ -12,7 +12,7 @@ def batch() -> torch.Tensor:
     return LABELS.float()[:, None, None, None].expand(5, 2, 8, 6).clone()
 
 
-def test_off_is_off() -> None:
+def test_without_mixup_and_cutmix_batches_are_untouched() -> None:
     images = batch()
     same, labels = mixed(images, LABELS, 5, SupernetSettings(), 3)
     assert same is images
@@ -32,7 +32,7 @@ def test_targets_are_the_shares_of_the_pixels(recipe: SupernetSettings) -> None:
             assert images.unique().tolist() == [0, 1, 2, 3, 4]  # whole pixels
 
 
-def test_with_both_each_batch_takes_one() -> None:
+def test_with_both_on_each_batch_takes_one() -> None:
     recipe = SupernetSettings(mixup=0.8, cutmix=1)
     whole = [
         mixed(batch(), LABELS, 5, recipe, seed)[0].frac().eq(0).all().item() for seed in range(60)
@@ -40,7 +40,7 @@ def test_with_both_each_batch_takes_one() -> None:
     assert 15 < sum(whole) < 45
 
 
-def test_it_is_a_function_of_the_seed_alone() -> None:
+def test_blending_depends_on_the_seed_alone() -> None:
     recipe = SupernetSettings(mixup=0.8, cutmix=1)
     torch.manual_seed(7)
     before = torch.get_rng_state()

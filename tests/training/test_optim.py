@@ -34,7 +34,7 @@ def expected(recipe: TrainingSettings, t: float) -> float:
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("changes", [{}, {"decay_rate": 0.5, "decay_every": 0.25}])
-def test_every_decay_against_its_formula(decay: str, changes: dict) -> None:
+def test_every_decay_follows_its_formula(decay: str, changes: dict) -> None:
     recipe = TrainingSettings(lr=0.2, warmup=0.2, decay=decay, **changes)
     found = rates(recipe, 40)
     start, goal = 0.002, (0.2 * expected(recipe, 8 / 40) if decay == "tanh" else 0.2)
@@ -46,7 +46,7 @@ def test_every_decay_against_its_formula(decay: str, changes: dict) -> None:
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("total", [0, 1, 2])
-def test_short_stages(decay: str, total: int) -> None:
+def test_schedules_of_very_short_stages_start_at_the_learning_rate(decay: str, total: int) -> None:
     found = rates(TrainingSettings(lr=0.1, warmup=0.0, decay=decay), total)
     assert found[:1] == pytest.approx([0.1][:total])
 
@@ -69,7 +69,7 @@ def test_biases_do_not_decay() -> None:
         assert dimensions == ({2} if group["weight_decay"] else {1})
 
 
-def test_an_optimiser_that_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimiser_that_cannot_run_here_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> torch.optim.Optimizer:
         raise AssertionError("CUDA required for APEX optimizers")
 

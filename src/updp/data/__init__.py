@@ -1,13 +1,12 @@
-"""Data: a `Source` of images, cut by `hold_out`, served in `Batches`, made inputs by `Preprocess`.
+"""Data: a `Source` of images, split by `hold_out`, served in `Batches`, scaled by `Preprocess`.
 
-`open_source` reads 'digits', a folder of class folders or a folder of Parquet files;
-`from_loaders` takes a user's own data loaders.
+`open_source` reads a data set by name, `from_loaders` takes a user's own data loaders.
 """
 
 from updp.data.batches import Batches
 from updp.data.images import Images
 from updp.data.preprocess import Preprocess, model_input_size, preprocess_for
-from updp.data.readers.by_name import open_source
+from updp.data.readers import open_source
 from updp.data.readers.loaders import from_loaders
 from updp.data.source import Source
 from updp.data.split import hold_out

@@ -1,4 +1,4 @@
-"""Batches in an order that a killed run can take up again."""
+"""Batches in an order that a killed run can resume."""
 
 from collections.abc import Iterator
 
@@ -11,11 +11,10 @@ from updp.errors import UserError
 
 
 class Batches:
-    """Batches of `dataset[indices]` (None: all), shuffled anew every epoch if `shuffle`.
+    """Batches of `dataset[indices]` (None: all), in a new order every epoch if `shuffle` is set.
 
-    The order is a pure function of (seed, epoch) and no global random state is touched. The last
-    batch, if it is short, is kept when not shuffling; when shuffling it is dropped, unless it is
-    the only one.
+    The order is a pure function of (seed, epoch); no global random state is touched. A short last
+    batch is kept, or when shuffling dropped unless it is the only one.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Batches:
         if self.shuffle:
             order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(order)
         size = self.batch_size
-        # The loader seeds its workers from this; left to itself it draws from the global state.
+        # Left to itself the loader draws a seed for its workers from torch's global state.
         generator = torch.Generator().manual_seed(self.seed + epoch)
         yield from DataLoader(
             self.dataset,

@@ -1,9 +1,10 @@
-"""Everything a stage sees of the data, ready for the model and on its device."""
+"""The data of a stage: splits and batches, preprocessed and on the model's device."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,14 +14,14 @@ from updp.errors import UserError
 from updp.io.seeds import mix
 from updp.recipe import DataSettings
 
-CALIBRATED = 256  # images that BatchNorm statistics are estimated from
+CALIBRATED = 256  # images from which BatchNorm statistics are estimated
 
 
 class Feed:
     """Training batches, images held out of the training split, and the test split.
 
     Calibration, search and recalibration see held-out images only; the test split is for the
-    final table.
+    final table. Images are float (N, C, H, W) and labels (N,).
     """
 
     def __init__(
@@ -49,33 +50,21 @@ class Feed:
         shift = side // 8 if recipe.shift is None else recipe.shift
         normalised = source.train[0][0].is_floating_point()
         flip = source.image_size[0] == 3 if recipe.flip is None else recipe.flip
-        # Loaders that normalise also augment: their images are left alone unless asked.
+        # Users' loaders that normalise usually augment as well.
         plain = normalised and recipe.shift is None and recipe.flip is None
         self._augment = Augment() if plain else Augment(shift, flip)
-        size, workers = recipe.batch_size, recipe.workers
-        self._train = Batches(
-            source.train, train, size, seed=seed, shuffle=True, num_workers=workers
-        )
-
-        def fixed(data: object, indices: Tensor | None) -> Batches:
-            return Batches(data, indices, 4 * size, seed=seed, shuffle=False, num_workers=workers)  # type: ignore[arg-type]
-
-        self._calibration = fixed(source.train, held[:count])
-        self._held_out = fixed(source.train, held[count:])
-        self._test = fixed(source.test, None)
+        size = recipe.batch_size
+        batches = partial(Batches, seed=seed, num_workers=recipe.workers)
+        self._train = batches(source.train, train, size, shuffle=True)
+        self._train_all = batches(source.train, None, size, shuffle=True)
+        self._calibration = batches(source.train, held[:count], 4 * size, shuffle=False)
+        self._held_out = batches(source.train, held[count:], 4 * size, shuffle=False)
+        self._test = batches(source.test, None, 4 * size, shuffle=False)
 
     def with_held_out(self) -> Feed:
-        """The same, but all images of the training split are trained on."""
+        """A feed whose training batches take in the held-out images."""
         other = copy.copy(self)
-        train = self._train
-        other._train = Batches(
-            train.dataset,
-            None,
-            train.batch_size,
-            seed=self.seed,
-            shuffle=True,
-            num_workers=train.num_workers,
-        )
+        other._train = self._train_all
         return other
 
     @property
@@ -84,7 +73,7 @@ class Feed:
         return len(self._train)
 
     def training(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches from `step` on, without end: a pure function of seed and step."""
+        """Endless augmented batches from `step` on: a pure function of seed and step."""
         epoch, start = divmod(step, self.steps)
         while True:
             for images, labels in self._train.epoch(epoch, start):
@@ -95,9 +84,9 @@ class Feed:
             epoch, start = epoch + 1, 0
 
     def calibration(self, limit: int = CALIBRATED) -> list[Tensor]:
-        """Batches (N, C, H, W) for statistics, of one size: a last one of 1 image has none.
+        """The first `limit` calibration images at most, in batches of almost equal size.
 
-        Of so many images at most, from the first on.
+        A short last batch would skew BatchNorm statistics, and one image alone may have none.
         """
         parts, seen = [], 0
         for images, _ in self._fixed(self._calibration):
@@ -108,11 +97,11 @@ class Feed:
         return list(torch.cat(parts).tensor_split(len(parts)))
 
     def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images and labels for scores."""
+        """Batches of held-out images and labels, for scores."""
         return self._fixed(self._held_out)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test split."""
+        """Batches of the test split."""
         return self._fixed(self._test)
 
     def _fixed(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

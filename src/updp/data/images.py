@@ -1,4 +1,4 @@
-"""Labelled images: encoded bytes become uint8 (C, H, W), in memory when they fit."""
+"""Labelled images: bytes are decoded to uint8 (C, H, W), in memory when they fit."""
 
 import io
 from collections.abc import Sequence
@@ -33,19 +33,19 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 class Encoded(Protocol):
-    """Where encoded images lie."""
+    """Storage of encoded images."""
 
     def read(self, index: int) -> bytes:
         """The encoded image."""
         ...
 
     def where(self, index: int) -> str:
-        """The image's place in words for an error message."""
+        """The image's name for an error message."""
         ...
 
 
 class InMemory(Images):
-    """`pixels`: uint8 (N, C, H, W)."""
+    """Decoded images, `pixels` uint8 (N, C, H, W)."""
 
     def __init__(self, pixels: Tensor, targets: Sequence[int]) -> None:
         assert len(pixels) == len(targets)
@@ -57,7 +57,7 @@ class InMemory(Images):
 
 
 class OnDemand(Images):
-    """Decodes at every access. Without an `input_size`, all must be as large as the first."""
+    """Images decoded at every access; without an `input_size`, all as large as the first."""
 
     def __init__(self, encoded: Encoded, targets: Sequence[int], input_size: Size | None) -> None:
         self.encoded, self.targets, self.input_size = encoded, targets, input_size
@@ -82,7 +82,7 @@ class OnDemand(Images):
 
 
 def load_images(encoded: Encoded, targets: Sequence[int], input_size: Size | None) -> Images:
-    """Decode all now, so that a bad image shows before hours of work, unless they are too many."""
+    """Decode all images now, so that a bad one shows early, unless they exceed the memory limit."""
     images = OnDemand(encoded, targets, input_size)
     if len(images) * prod(images.size) > MEMORY_LIMIT:
         return images
@@ -94,14 +94,14 @@ def load_images(encoded: Encoded, targets: Sequence[int], input_size: Size | Non
 
 
 def decode(data: bytes, where: str, size: Size | None) -> NDArray[np.uint8]:
-    """Any format Pillow reads to (C, H, W); `where` names the image in errors."""
+    """Decode any format that Pillow reads to (C, H, W); `where` names the image in errors."""
     if not data:
         raise UserError(f"{where} is empty (0 bytes): replace or remove it")
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as error:  # Pillow's decoders raise nearly anything on bad bytes
-        # Its own message prints the address of our buffer.
+        # Pillow's own message has the address of our buffer.
         unknown = isinstance(error, UnidentifiedImageError)
         why = "no image format" if unknown else reason(error)
         raise UserError(f"{where} cannot be decoded ({why}): replace or remove it") from error
@@ -109,12 +109,12 @@ def decode(data: bytes, where: str, size: Size | None) -> NDArray[np.uint8]:
 
 
 def resize_and_crop(image: Image.Image, size: Size | None) -> NDArray[np.uint8]:
-    """To `size`: the shorter side scaled to fit (bilinear, antialiased), then a centre crop.
+    """Scale to cover `size` (bilinear, antialiased), then crop the centre; returns (C, H, W).
 
-    None keeps the size, and one channel if the image is grey.
+    None keeps the image's size, and one channel if it is grey.
     """
     channels = size[0] if size else (1 if image.mode in _GREY else 3)
-    if image.mode == "P":  # straight to RGB, Pillow warns about palettes with transparency
+    if image.mode == "P":  # Pillow warns where palettes with transparency go straight to RGB
         image = image.convert("RGBA")
     image = image.convert("L" if channels == 1 else "RGB")
     if size:
@@ -124,5 +124,5 @@ def resize_and_crop(image: Image.Image, size: Size | None) -> NDArray[np.uint8]:
 
 
 def by(size: Sequence[int]) -> str:
-    """`3x32x32`."""
+    """The size as text, such as `3x32x32`."""
     return "x".join(map(str, size))

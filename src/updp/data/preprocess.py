@@ -1,10 +1,10 @@
-"""From uint8 images to what the model was trained on."""
+"""Normalisation of images, as the model was trained with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import timm.data
-import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from updp.errors import UserError
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Normalises per channel; `mean` and `std` are for pixels in [0, 1]."""
+    """Normalises images per channel; `mean` and `std` are for pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -34,13 +34,19 @@ class Preprocess:
         """Uint8 (N, C, H, W) to float32; a float batch, normalised by its loader, is left alone."""
         if batch.is_floating_point():
             return batch
-        mean = torch.tensor(self.mean, device=batch.device)[:, None, None]
-        std = torch.tensor(self.std, device=batch.device)[:, None, None]
-        return (batch.float() / 255 - mean) / std
+        return self.normalised(batch.float() / 255)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Normalise floats (N, C, H, W) in [0, 1]."""
+        return (x - _per_channel(self.mean, x)) / _per_channel(self.std, x)
+
+    def restored(self, x: Tensor) -> Tensor:
+        """Undo `normalised`."""
+        return x * _per_channel(self.std, x) + _per_channel(self.mean, x)
 
 
 def model_input_size(model: nn.Module) -> Size | None:
-    """The (C, H, W) in the model's own timm configuration, if it has one."""
+    """Input size (C, H, W) of the model's own timm configuration, if it has one."""
     config = _config(model)
     return tuple(config["input_size"]) if config else None
 
@@ -53,9 +59,13 @@ def preprocess_for(
     std: Sequence[float] | None = None,
     input_size: Size | None = None,
 ) -> Preprocess:
-    """What is given, else the model's own configuration, else ImageNet's (grey: 0.5 and 0.5).
+    """Choose each value: the argument, else the model's timm configuration, else ImageNet's.
 
-    The input size falls back on `source_size`, the size of the images, last.
+    Grey images have 0.5 and 0.5 in place of ImageNet's. The input size falls back on
+    `source_size`, that of the images.
+
+    Raises:
+        UserError: there is no input size, or `mean` or `std` do not suit the channels.
     """
     size = input_size or model_input_size(model) or source_size
     if size is None:
@@ -69,6 +79,10 @@ def preprocess_for(
     return Preprocess(tuple(mean or config["mean"]), tuple(std or config["std"]), size)
 
 
-def _config(model: nn.Module) -> dict:
+def _config(model: nn.Module) -> dict[str, Any]:
     has_one = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    return timm.data.resolve_model_data_config(model) if has_one else {}
+    return dict(timm.data.resolve_model_data_config(model)) if has_one else {}
+
+
+def _per_channel(values: Sequence[float], x: Tensor) -> Tensor:
+    return x.new_tensor(values)[:, None, None]

@@ -1,4 +1,4 @@
-"""Images held out of the training split, for calibration, fit and search."""
+"""Held-out images of the training split, for calibration, fit and search."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from updp.errors import UserError
 
 
 def hold_out(n: int, labels: Sequence[int], count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the n - `count` images to train on, ascending, and of the `count` held out.
+    """Split `n` images, stratified: training indices (ascending), and those of `count` held out.
 
-    Classes keep their shares (to one image). The held-out indices are shuffled, so that any
-    prefix is a random sample.
+    Classes keep their shares to one image. The held-out indices are shuffled, so that any prefix
+    of them is a random sample.
     """
     assert len(labels) == n
     if not 0 <= count < n / 2:

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, drawn from one generator."""
+"""Augmentation of whole batches: random shifts and flips."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augment:
-    """Each image moves by up to `shift` pixels, zeros coming in, and is mirrored or not."""
+    """Moves each image by up to `shift` pixels, filling in zeros, and may mirror it."""
 
     shift: int = 0
     flip: bool = False
 
     def __call__(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """(N, C, H, W) of any dtype to the same; all randomness comes from `generator`."""
+        """Augment (N, C, H, W) of any dtype; all randomness comes from `generator`."""
         count, channels, height, width = batch.shape
 
         def draw(end: int) -> Tensor:
-            """(N, 1) whole numbers below `end`."""
+            """Integers below `end`, (N, 1)."""
             drawn = torch.randint(end, (count, 1), generator=generator, device=generator.device)
             return drawn.to(batch.device)
 

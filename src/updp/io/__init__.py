@@ -1,1 +1,1 @@
-"""Files, progress and figures: what every part of the package writes and tells."""
+"""Files, progress, figures, seeds and silence for every part of the package."""

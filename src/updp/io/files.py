@@ -1,20 +1,22 @@
-"""Files that are either whole or not there: temporary name, fsync, rename."""
+"""Atomic file writes: a temporary name, fsync, rename."""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from updp.io.tracking import Curves
+
 TEMPORARY = ".*.tmp"  # what a kill may leave
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically; its folder is made."""
+    """Write a file atomically; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,26 +29,26 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """Give a written file of the same file system its final name, for good."""
+    """Rename a written file, on the same file system, durably."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync(path.parent)  # the new name itself
+    _sync(path.parent)  # without it a crash may lose the new name
 
 
 def remove(path: Path) -> None:
-    """Remove a file, for good, where there is one."""
+    """Remove a file durably, if it exists."""
     if path.exists():
         path.unlink()
         _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,44 +67,35 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
-    """Write a safetensors file atomically; `notes` is JSON kept in its header."""
+    """Write a safetensors file atomically; `notes` is plain data, kept as JSON in its header."""
+    # Clones: safetensors refuses tensors that share memory.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     write_bytes(path, save(plain, {"notes": json.dumps(notes)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Tensors and notes of a file that `write_tensors` wrote."""
+    """Read the tensors and notes of a file that `write_tensors` wrote."""
     with safe_open(path, framework="pt") as file:
         notes = json.loads((file.metadata() or {}).get("notes", "null"))
         return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
 
 
-class Mirror(Protocol):
-    """Where rows of figures are shown as well."""
-
-    def restart(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Show these rows and no others."""
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Show one row more."""
-
-
 class Figures:
-    """A log of figures, one JSON object a line; the mirror shows the same rows."""
+    """A log of figures, one JSON object a line; `curves` show the same rows."""
 
-    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
-        self.path, self.mirror = path, mirror
+    def __init__(self, path: Path, curves: Curves | None = None) -> None:
+        self.path, self.curves = path, curves
 
     def add(self, **row: Any) -> None:
         """Append a row."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self.mirror is not None:
-            self.mirror.add(row)
+        if self.curves is not None:
+            self.curves.add(row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows; a kill may have torn the last."""
+        """All complete rows; a kill may have cut the last one short."""
         rows = []
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             try:
@@ -112,8 +105,8 @@ class Figures:
         return rows
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop rows that a continued run will write again."""
+        """Drop the rows that are not `wanted`: a resumed run writes them again."""
         rows = [row for row in self.rows() if wanted(row)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        if self.mirror is not None:
-            self.mirror.restart(rows)
+        if self.curves is not None:
+            self.curves.restart(rows)

@@ -1,4 +1,4 @@
-"""How long work tells what it does; the command line draws it, tests stay silent."""
+"""Progress of long work: the interface to report to, and the time that is left."""
 
 import time
 from collections.abc import Callable
@@ -9,32 +9,32 @@ class Progress(Protocol):
     """Where stages report to."""
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        """A piece of work of `total` steps begins or goes on, `done` of them behind it."""
+        """Start a piece of work of `total` steps, `done` of which a killed run did before."""
 
     def advance(self, note: str = "") -> None:
-        """One step more; `note` is its latest figure."""
+        """Count one step; `note` is its latest figure."""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
 
 
 class Silent:
-    """Says nothing."""
+    """Progress that is not shown."""
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def advance(self, note: str = "") -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Pace:
-    """The time that is left, by the mean of the steps since this piece of work was begun here.
+    """Elapsed and remaining seconds, by the mean time of the steps of this process.
 
-    Those `done` before, by a process that was killed, took time that nobody knows any more.
+    The time of the steps `done` before, by a process that was killed, is not known.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class Pace:
         self._start = self._last = clock()
 
     def step(self) -> None:
-        """One step more."""
+        """Count one step."""
         self._last = self._clock()
         self.done += 1
         self._here += 1
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was begun here; they stop with the last step."""
+        """Seconds from the start in this process to now or the last step."""
         return (self._last if self.done >= self.total else self._clock()) - self._start
 
     @property
     def left(self) -> float | None:
-        """Seconds to go; None before the first step. The step under way counts as it passes."""
+        """Remaining seconds, None before the first step; they fall while a step is under way."""
         if self.done >= self.total:
             return 0.0
         if not self._here:
@@ -68,7 +68,7 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """For people: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
+    """Seconds as text: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
     if seconds < 0.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""JSON files of a run directory: each has a schema, a format number and one place.
+"""Schemas of JSON files in a run directory.
 
 Users copy, cut and edit these files, so whatever is wrong with one is said in one line.
 """
@@ -7,21 +7,19 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from updp.errors import UserError, reason
 from updp.io.files import write_json
 
-FORMAT = 1  # of every file; another number is another schema
+FORMAT = 1  # the version of all schemas
 
 
-class Record(BaseModel):
+class Record(BaseModel, frozen=True):
     """The schema of one JSON file; `FILE` is its path in the run directory.
 
-    Further fields of a file are left out, so that a later version may add some.
+    Unknown fields are ignored, so that a later version may add some.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     FILE: ClassVar[str]
     WHAT: ClassVar[str] = "what updp writes"  # in messages
@@ -34,17 +32,17 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, run: Path) -> Self:
-        """What the run directory holds. Raises UserError that names file and field."""
+        """Read the file of a run directory. Raises UserError that names file and field."""
         return cls.read_file(cls.path(run))
 
     @classmethod
     def read_if_there(cls, run: Path) -> Self | None:
-        """The same, or None where the run has no such file."""
+        """Read the file as `read` does, or return None where there is none."""
         return cls.read(run) if cls.path(run).exists() else None
 
     @classmethod
     def read_file(cls, path: Path) -> Self:
-        """What a file anywhere holds. Raises UserError that names file and field."""
+        """Read a file anywhere. Raises UserError that names file and field."""
         try:
             data = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -53,12 +51,11 @@ class Record(BaseModel):
 
     @classmethod
     def checked(cls, data: Any, source: str) -> Self:
-        """The record in plain data. Raises UserError that names `source` and the first field."""
-        given = data.get("format") if isinstance(data, dict) else None
-        if isinstance(data, dict) and given != FORMAT:
+        """Validate plain data. Raises UserError that names `source` and the first bad field."""
+        if isinstance(data, dict) and data.get("format") != FORMAT:
             raise UserError(
-                f"{source} is not {cls.WHAT}: its format is {given!r}, and this version "
-                f"reads {FORMAT}"
+                f"{source} is not {cls.WHAT}: its format is {data.get('format')!r}, and this "
+                f"version reads {FORMAT}"
             )
         try:
             return cls.model_validate(data)

@@ -1,12 +1,43 @@
-"""Seeds: everything that is drawn is a pure function of the recipe's seed and a place."""
+"""Seeds: all that is drawn is a pure function of the recipe's seed and a position."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
 
 
 def mix(*numbers: int) -> int:
-    """One seed from several numbers, such that near ones give unrelated seeds."""
+    """One seed from several numbers; similar numbers give unrelated seeds.
+
+    The generator is splitmix64 (Steele et al., *Fast splittable pseudorandom number generators*,
+    2014).
+    """
     state = 0
-    for number in numbers:  # splitmix64 (Steele et al., 2014)
+    for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
         state ^= state >> 31
     return state >> 1
+
+
+@contextmanager
+def random_state(seed: int | None = None) -> Iterator[None]:
+    """Restore the caller's random states at the end; begin with `seed` if there is one.
+
+    The states are those of NumPy, of `random` and of torch's generator for the CPU. CUDA's are left
+    alone: to read them would start CUDA.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+                np.random.seed(seed % 2**32)
+                random.seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

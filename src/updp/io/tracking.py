@@ -1,7 +1,7 @@
-"""The figures of a run as curves in TensorBoard, as they come.
+"""TensorBoard curves of a run's figures.
 
-`figures.jsonl` is what counts. A stage that goes on draws its curves anew, from the rows that it
-keeps: so a kill loses none of them, and what is done twice is not drawn twice.
+`figures.jsonl` is the master copy. A resumed stage draws its curves anew from the rows that it
+keeps: so a kill loses none of them, and steps done twice are not drawn twice.
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ Stage = Literal["supernet", "search", "refined", "subnet", "merge"]
 
 
 class Board:
-    """Where the curves of a run go; without a folder, nowhere."""
+    """The folder of a run's curves; with None there are no curves."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Raises UserError: TensorBoard is not installed, or `folder` cannot be one.
+        """Check that the folders of all stages can be written, before hours of training.
 
-        So for the folder of each stage: a training does not end for want of one.
+        Raises:
+            UserError: they cannot, or TensorBoard is not installed.
         """
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
         for place in (self.folder, *(self.folder / stage for stage in get_args(Stage))):
-            there = next(p for p in (place, *place.absolute().parents) if os.path.lexists(p))
-            if not there.is_dir():
-                raise UserError(f"--tensorboard '{folder}': '{there}' is a file, give a folder")
-            if not os.access(there, os.W_OK | os.X_OK):
-                raise UserError(f"--tensorboard '{folder}': '{there}' may not be written to")
+            known = next(p for p in (place, *place.absolute().parents) if os.path.lexists(p))
+            if not known.is_dir():
+                raise UserError(f"--tensorboard '{folder}': '{known}' is a file, give a folder")
+            if not os.access(known, os.W_OK | os.X_OK):
+                raise UserError(f"--tensorboard '{folder}': '{known}' may not be written to")
         try:
             _writer_class()
         except ImportError as error:
             raise needs_extra(f"--tensorboard '{folder}'", "tensorboard", "tensorboard") from error
 
     def curves(self, stage: Stage) -> Curves:
-        """The curves of one stage, in a folder of their own: what they forget is theirs alone."""
+        """Curves of one stage, in a folder of their own, so that `restart` forgets only these."""
         return Curves(None if self.folder is None else self.folder / stage, stage)
 
     def under(self, *names: str) -> Board:
-        """The board of a run within this run."""
+        """The board of a run inside this run."""
         return Board(None if self.folder is None else self.folder.joinpath(*names))
 
 
 class Curves:
-    """One stage's figures, each a scalar named `stage/figure`; files appear with the first row."""
+    """Scalars of one stage, named `stage/figure`; files appear with the first row."""
 
     def __init__(self, folder: Path | None, stage: str) -> None:
         self.folder, self.stage = folder, stage
@@ -57,41 +58,36 @@ class Curves:
         self._anew = False
 
     def restart(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Forget what was drawn before, by whichever process; draw these rows."""
+        """Replace what any process drew before by these rows."""
         self.close()
         self._anew = True
-        for row in rows:
-            self._write(row)
-        self._flush()
+        self._draw(rows)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Draw a row: its numbers, at its `step`. It is on the disk when this returns."""
-        self._write(row)
-        self._flush()
+        """Draw the numbers of a row at its `step`, and flush them to the disk."""
+        self._draw([row])
 
     def close(self) -> None:
-        """Let the files go."""
+        """Close the files."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _write(self, row: Mapping[str, Any]) -> None:
-        if self.folder is None:
-            return
-        if self._writer is None:
-            purge = 0 if self._anew else None  # the first step that is no longer true
-            self._writer, self._anew = _writer_class()(str(self.folder), purge_step=purge), False
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(f"{self.stage}/{name}", value, row["step"])
-
-    def _flush(self) -> None:
+    def _draw(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows if self.folder is not None else ():
+            if self._writer is None:
+                purge = 0 if self._anew else None  # hides earlier rows from this step on
+                writer = _writer_class()(str(self.folder), purge_step=purge)
+                self._writer, self._anew = writer, False
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(f"{self.stage}/{name}", value, row["step"])
         if self._writer is not None:
             self._writer.flush()
 
 
 def _writer_class() -> Any:
-    """SummaryWriter. Raises ImportError."""
-    with warnings.catch_warnings(action="ignore"):  # what protobuf says of itself
+    """Import `SummaryWriter`. Raises ImportError."""
+    with warnings.catch_warnings(action="ignore"):  # protobuf's deprecations
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter

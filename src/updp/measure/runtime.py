@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from updp.errors import UserError, reason
-from updp.io.quiet import silent
+from updp.io.quiet import quiet, silent
 from updp.measure import onnxruntime, openvino
 from updp.recipe import MeasureSettings
 
@@ -42,7 +42,9 @@ def runner(module: nn.Module, inputs: Inputs, settings: MeasureSettings) -> Run:
         "onnxruntime": onnxruntime.session,
         "openvino": partial(openvino.request, precision=settings.precision),
     }
-    with silent():
+    # Only the ONNX exporter, which both of these use, prints.
+    hushed = silent if settings.runtime in ("onnxruntime", "openvino") else quiet
+    with hushed():
         try:
             run = builders[settings.runtime](*deployed(module, inputs, settings))
             run()
@@ -118,8 +120,9 @@ def _compiled(module: nn.Module, inputs: Inputs) -> Run:
     def call(*arguments: Any) -> object:
         return module(*arguments)
 
-    # torch.compile caches by code object, and from the ninth entry (`recompile_limit`) on falls
-    # back to eager mode without a word. So each module gets a code object of its own.
+    # Dynamo counts recompilations by code object and gives up after eight of them: if they shared
+    # this one, the ninth module would silently run eagerly. Not `isolate_recompiles`, which does
+    # the same: PyTorch 2.4 has none (https://github.com/pytorch/pytorch/pull/178351).
     call.__code__ = call.__code__.replace()
     return _eager(torch.compile(call, dynamic=False), inputs)
 

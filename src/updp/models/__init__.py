@@ -1,4 +1,4 @@
-"""Models by name, and what stage 3 may learn from."""
+"""Models by name, and teachers of stage 3."""
 
 from updp.models.named import hash_state, load_model, num_outputs
 

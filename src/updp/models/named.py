@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of
 from updp.errors import UserError, reason
+from updp.io.seeds import random_state
 from updp.models.transformers import load_classifier
 
 _NAMED_AT_MOST = 5
@@ -29,15 +30,14 @@ def load_model(
 ) -> nn.Module:
     """Build the model that `spec` names and load `weights` (safetensors) into it, strictly.
 
-    `num_classes` is for timm and torchvision; a factory decides for itself. Untrained weights
-    depend on `seed` alone, and the caller's random state is left as it was.
+    `num_classes` is for timm, torchvision and transformers; a factory decides for itself.
+    Untrained weights depend on `seed` alone; the caller's random states are left as they were.
 
-    Raises `UserError` for an unknown model, a failing factory or weights that do not fit.
+    Raises:
+        UserError: the model is unknown, its factory fails, or the weights do not fit.
     """
     build = _builder(spec, {} if num_classes is None else {"num_classes": num_classes})
-    # The CPU's generator alone: models are built there, and forking CUDA's would start CUDA.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.default_generator.manual_seed(seed)
+    with random_state(seed), warnings.catch_warnings():
         # torchvision's advice to pass `init_weights` to GoogLeNet and Inception.
         warnings.filterwarnings("ignore", "The default weight init", FutureWarning)
         try:
@@ -56,7 +56,7 @@ def load_model(
 
 
 def hash_state(module: nn.Module) -> str:
-    """Sha256 over the names, dtypes, shapes and bytes of the state dict."""
+    """Sha256 of the names, dtypes, shapes and bytes in the state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         if isinstance(value, Tensor):  # an "extra state" may be anything
@@ -66,7 +66,13 @@ def hash_state(module: nn.Module) -> str:
 
 
 def num_outputs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """K, where `model` maps zeros of (1, *input_shape) to (1, K); training modes are restored."""
+    """Number of classes: K, where `model` maps zeros (1, *input_shape) to (1, K).
+
+    Training modes are restored.
+
+    Raises:
+        UserError: the model fails on such images, or its output has another shape.
+    """
     shape = (1, *input_shape)
     try:
         with torch.no_grad(), evaluating(model):
@@ -84,7 +90,7 @@ def num_outputs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
 
 def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
     path, _, factory = spec.rpartition(":")
-    if path.endswith(".py"):  # first, for a file may well lie in a folder called timm
+    if path.endswith(".py"):  # first, as the file may lie in a folder called timm
         return lambda: _from_file(Path(path).expanduser(), factory)
     library, _, name = spec.partition("/")
     if library == "hf":
@@ -94,7 +100,7 @@ def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
             raise _unknown(spec, name, timm.list_models())
         return lambda: timm.create_model(name, pretrained=False, **options)
     if library == "torchvision":
-        # Its classifiers: the builders of detectors download backbones unasked.
+        # Only its classifiers: the builders of detectors download backbones unasked.
         names = torchvision.models.list_models(module=torchvision.models)
         if name not in names:
             raise _unknown(spec, name, names)
@@ -117,7 +123,7 @@ def _from_file(path: Path, name: str) -> object:
         module = _import(path)
         factory = getattr(module, name, None)
         if not callable(factory):
-            found = [
+            factories = [
                 key
                 for key, value in vars(module).items()
                 if not key.startswith("_")
@@ -125,7 +131,7 @@ def _from_file(path: Path, name: str) -> object:
                 and getattr(value, "__module__", None) == module.__name__
             ]
             raise UserError(
-                f"'{path}' has no factory '{name}': it has {', '.join(found) or 'none'}"
+                f"'{path}' has no factory '{name}': it has {', '.join(factories) or 'none'}"
             )
         return factory()
 
@@ -133,15 +139,15 @@ def _from_file(path: Path, name: str) -> object:
 def _import(path: Path) -> ModuleType:
     # A private name: the user's `models.py` must not shadow, nor be shadowed by, another.
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    found = importlib.util.spec_from_file_location(f"_updp_{path.stem}_{key}", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # dataclasses and torch.export look their module up
+    spec = importlib.util.spec_from_file_location(f"_updp_{path.stem}_{key}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and torch.export look their module up
     try:
-        found.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[found.name]
+        del sys.modules[spec.name]
         raise UserError(f"model file '{path}' cannot be imported: {reason(error)}") from error
     return module
 
@@ -161,22 +167,22 @@ def _load_weights(model: nn.Module, path: Path, spec: str) -> None:
     if not path.is_file():
         raise UserError(f"weights '{path}' are not there: check the path")
     try:
-        given = load_file(path)
+        loaded = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"weights '{path}' are not a readable safetensors file ({reason(error)}): "
             "save them with safetensors.torch.save_file"
         ) from error
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    problems = [f"missing {key}" for key in wanted if key not in given]
-    problems += [f"unexpected {key}" for key in given if key not in wanted]
+    problems = [f"missing {key}" for key in wanted if key not in loaded]
+    problems += [f"unexpected {key}" for key in loaded if key not in wanted]
     problems += [
-        f"wrong shape of {key}: {tuple(given[key].shape)}, not {tuple(value.shape)}"
+        f"wrong shape of {key}: {tuple(loaded[key].shape)}, not {tuple(value.shape)}"
         for key, value in wanted.items()
-        if key in given and given[key].shape != value.shape
+        if key in loaded and loaded[key].shape != value.shape
     ]
     if problems:
         more = len(problems) - _NAMED_AT_MOST
         listed = "; ".join(problems[:_NAMED_AT_MOST]) + (f"; ... and {more} more" * (more > 0))
         raise UserError(f"weights '{path}' do not fit '{spec}': {listed}")
-    model.load_state_dict(given)
+    model.load_state_dict(loaded)

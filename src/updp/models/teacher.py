@@ -1,10 +1,8 @@
-"""Another model as the teacher of stage 3: it sees the same images, prepared as it wants them."""
+"""Another model as the teacher of stage 3: same images, in that model's own preprocessing."""
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,16 +11,16 @@ from updp.errors import UserError
 from updp.models import load_model, num_outputs
 from updp.recipe import Recipe
 
-BASELINE = "baseline"  # as a teacher's name: the model as it was brought
+BASELINE = "baseline"  # a teacher's name: the user's model as it was
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Teacher(nn.Module):
-    """Logits (N, classes) of images (N, C, H, W) that were prepared for the pruned model.
+    """A classifier of images that were preprocessed for the pruned model.
 
-    `given` is that preparation, which is undone: x * std + mean; then the images are brought to the
-    size and channels of `own` and normalised as it says. Where `given` is None (a user's loaders
-    normalise, nobody knows how), values are left alone.
+    `given` is that preprocessing, which is undone; then the images are brought to the size and
+    channels of `own` and normalised by it. Where `given` is None (a user's loaders normalise in an
+    unknown way), values are left alone.
     """
 
     def __init__(self, model: nn.Module, given: Preprocess | None, own: Preprocess) -> None:
@@ -30,31 +28,35 @@ class Teacher(nn.Module):
         self.model, self.given, self.own = model, given, own
 
     def forward(self, x: Tensor) -> Tensor:
-        """The other model's logits."""
-        return self.model(self.prepared(x))
+        """Logits (N, classes) of images (N, C, H, W)."""
+        logits: Tensor = self.model(self.prepared(x))
+        return logits
 
     def prepared(self, x: Tensor) -> Tensor:
-        """The images as the other model wants them."""
+        """The images as the teacher takes them, (N, *own.input_size)."""
         channels, *size = self.own.input_size
         given, own = self.given, self.own
         same = given is None or (given.mean, given.std) == (own.mean, own.std)
         if given is not None and not same:
-            x = x * _column(given.std, x) + _column(given.mean, x)
+            x = given.restored(x)
         if x.shape[1] == 1 and channels == 3:
             x = x.expand(-1, 3, -1, -1)
         elif x.shape[1] == 3 and channels == 1:
-            x = (x * _column(_LUMA, x)).sum(1, keepdim=True)
+            x = (x * x.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
         if list(x.shape[2:]) != size:
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
-        return x if same else (x - _column(own.mean, x)) / _column(own.std, x)
+        return x if same else own.normalised(x)
 
 
 def load_teacher(
     teacher: nn.Module | str | None, weights: str | Path | None, classes: int, seed: int
 ) -> nn.Module | None:
-    """The module, or the named model with its weights (safetensors); None is the baseline.
+    """Load the teacher named, with its `weights` (safetensors); a module is returned as it is.
 
-    Raises UserError: there is no such model, or it would be untrained, or the weights do not fit.
+    None, as argument and as result, is the baseline. `classes` and `seed` are as in `load_model`.
+
+    Raises:
+        UserError: there is no such model, it would be untrained, or the weights do not fit.
     """
     if not isinstance(teacher, str) or teacher == BASELINE:
         if weights is not None:
@@ -79,15 +81,20 @@ def make_teacher(
     *,
     normalised: bool,
 ) -> Teacher | None:
-    """A frozen copy of `model` as a teacher; None for None, which is the baseline.
+    """Make a frozen copy of `model` a teacher; None, the baseline, stays None.
 
-    How it wants its images: `subnet.teacher_size`, `teacher_mean` and `teacher_std`; else its own
+    Its preprocessing is `subnet.teacher_size`, `teacher_mean` and `teacher_std`; else its own
     configuration (timm's, transformers'); else ImageNet's normalisation for torchvision's models,
-    and the pruned model's own, `given`, for any other. `normalised` images come so from the user's
-    loaders, in a way that only `data.mean` and `data.std` can tell.
+    and the pruned model's own for any other.
 
-    Raises UserError: it has another number of classes, it fails on images of that size, or the
-    recipe does not use it or compares its features.
+    Args:
+        name: for messages.
+        given: preprocessing of the pruned model.
+        normalised: the user's loaders normalise, as only `data.mean` and `data.std` can tell.
+
+    Raises:
+        UserError: it has another number of classes, it fails on images of that size, or the
+            recipe does not use it or compares its features.
     """
     settings = recipe.subnet
     changed = [f for f in ("size", "mean", "std") if getattr(settings, f"teacher_{f}") is not None]
@@ -139,7 +146,3 @@ def _preparation(
         return Preprocess(settings.teacher_mean or own.mean, settings.teacher_std or own.std, size)
     except UserError as error:
         raise UserError(f"subnet.teacher_mean and teacher_std: {error}") from error
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]

@@ -1,4 +1,4 @@
-"""Image classifiers of the transformers library, from a folder on disk; nothing is downloaded."""
+"""Image classifiers of the transformers library, from a folder; nothing is downloaded."""
 
 import json
 from pathlib import Path
@@ -10,30 +10,28 @@ from updp.errors import UserError, needs_extra, reason
 
 
 class Classifier(nn.Module):
-    """A transformers model as a function from images (N, C, H, W) to logits (N, classes).
-
-    The library's own model is `model`; it is called with `pixel_values`.
-    """
+    """Adapter of a transformers model, from images (N, C, H, W) to logits (N, classes)."""
 
     def __init__(self, model: nn.Module, pretrained_cfg: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.model = model
-        # As timm says what images a model takes.
-        if pretrained_cfg:
+        if pretrained_cfg:  # where timm, and so `model_input_size`, looks
             self.pretrained_cfg = pretrained_cfg
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images."""
-        return self.model(pixel_values=x).logits
+        logits: Tensor = self.model(pixel_values=x).logits
+        return logits
 
 
 def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
     """Build the model of a folder with `config.json`, or of such a file.
 
-    Weights are read from `model.safetensors` (or its shards) in the folder, if they are there, and
-    else are random. The head is made anew where `num_classes` is not the configuration's.
+    Weights are read from `model.safetensors` (or its shards) in the folder, if it has them, and
+    are random otherwise. The head is new where `num_classes` is not the configuration's.
 
-    Raises UserError: transformers is not installed, or the folder holds no such model.
+    Raises:
+        UserError: transformers is not installed, or the folder holds no such model.
     """
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
@@ -61,11 +59,11 @@ def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
         raise UserError(f"'{path}': its config.json names no architecture") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"'{path}' is no image classifier: {reason(error)}") from error
-    return Classifier(model.eval(), _images(folder, config))
+    return Classifier(model.eval(), _preprocessing(folder, config))
 
 
-def _images(folder: Path, config: Any) -> dict[str, Any]:
-    """Input size, mean and std, where configuration and preprocessor say them."""
+def _preprocessing(folder: Path, config: Any) -> dict[str, Any]:
+    """Input size, mean and std from the configuration files, where they have them."""
     found: dict[str, Any] = {}
     side = getattr(config, "image_size", None)
     channels = getattr(config, "num_channels", 3)

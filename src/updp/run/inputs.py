@@ -12,6 +12,7 @@ from updp.data import Source, from_loaders, model_input_size, open_source, prepr
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
+from updp.io.seeds import random_state
 from updp.io.tracking import Board
 from updp.models import hash_state, load_model, num_outputs
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
@@ -23,6 +24,7 @@ from updp.stages.context import InputHashes, InputNames, RunInputs
 Data = str | Path | tuple[DataLoader, DataLoader]
 
 
+@random_state()  # a user's data set may draw whenever an image is read
 def open_inputs(
     model: nn.Module | str,
     data: Data,

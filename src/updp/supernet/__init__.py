@@ -1,4 +1,4 @@
-"""The supernet: the user's model with every site switchable, and plans fitted in it."""
+"""The supernet: the user's model with every site switchable, its fits, and partial forwards."""
 
 from updp.supernet.fitting import FitRecord, FitRow, fit_candidates, fit_plan
 from updp.supernet.partial import Inputs, Resumable, bytes_of, copied

@@ -1,16 +1,17 @@
-"""A plan's candidates and what it keeps, fitted one after another; no gradient.
+"""Fit of candidates in the supernet: closed-form regressions, one after another, no gradient.
 
-Targets are what the baseline gives on the baseline's own activations; inputs come from the prefix
-that was fitted before (DESIGN, *Fit*). So each fit puts right what the ones before it left over.
+Targets are the baseline's outputs on its own activations; inputs come from the prefix fitted so
+far. So each fit also corrects the error that the ones before it left.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from updp.blocks.modules import hooks
@@ -22,17 +23,10 @@ from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
 
 _FitTasks = list[FitTask]
-_Observer = Callable[..., None]  # of what a site is called with
 
 
-class FitRow(BaseModel):
-    """One operator that was fitted, of a site or outside of all sites, as in `fit.Fitted`.
-
-    Errors are squared over the target's variance. Where `strength`, the ridge's, is None the
-    prior was kept.
-    """
-
-    model_config = ConfigDict(frozen=True)
+class FitRow(BaseModel, frozen=True):
+    """One fitted operator, of a site or outside of all sites; figures as in `fit.Fitted`."""
 
     site: str
     candidate: str
@@ -59,12 +53,19 @@ def fit_plan(
     tick: Callable[[str], None] = lambda place: None,
     begin: Callable[[int], None] = lambda steps: None,
 ) -> list[FitRow]:
-    """Fit `choices` to `batches` of images (N, C, H, W); figures of each fit, in order.
+    """Fit the candidates of a plan, and repair what is kept behind its first pruned site.
 
-    The forms are collapsed. Behind the first pruned site what is kept is repaired in the model's
-    own weights: sites, and linear operators that no site has. The net is left under `choices`, in
-    evaluation. `begin` is told how many times `tick` will be called: once when the targets are
-    there, then after each fit.
+    A repair changes the model's own weights, of kept sites and of linear operators outside of all
+    sites. The forms end collapsed, and the net in evaluation mode under `choices`.
+
+    Args:
+        choices: the candidate of each pruned site.
+        batches: calibration images, each (N, C, H, W).
+        tick: called once when the targets are gathered, then after each fit.
+        begin: told beforehand how many times `tick` will be called.
+
+    Returns:
+        The figures of each fit, in order.
     """
     net.eval()
     net.set_lambda(1.0)
@@ -78,18 +79,18 @@ def fit_plan(
     walk, figures = Walk(net, modules, batches, settings.rows_mb), []
     for place in places:
         for fitting in place.fit_tasks:
-            for number, given in enumerate(walk.to(place.module)):
-                fitting.add_input(number, *given)
-            found = fitting.finish()
+            for number, inputs in enumerate(walk.to(place.module)):
+                fitting.add_input(number, *inputs)
+            fitted = fitting.finish()
             figures.append(
                 FitRow(
                     site=place.name,
                     candidate=choices.get(place.name, KEEP),
                     operator=fitting.operator,
-                    error=found.error,
-                    prior_error=found.prior_error,
-                    strength=found.strength,
-                    rows=found.rows,
+                    error=fitted.error,
+                    prior_error=fitted.prior_error,
+                    strength=fitted.strength,
+                    rows=fitted.rows,
                 )
             )
             tick(place.name)
@@ -108,11 +109,11 @@ class _Place:
 def _places(
     net: Supernet, choices: Mapping[str, str], batches: Sequence[Tensor], settings: FitSettings
 ) -> list[_Place]:
-    """What is to be fitted, from the first pruned site on, in the order in which it runs."""
-    found: list[_Place] = []
-    for name, module, x in _order(net, batches[0]):
+    """Places to fit, from the first pruned site on, in execution order."""
+    places: list[_Place] = []
+    for name, module, x in _execution_order(net, batches[0]):
         pruned = choices.get(name, KEEP) != KEEP
-        if not (pruned or (found and settings.repair)):
+        if not (pruned or (places and settings.repair)):
             continue
         if not isinstance(module, Switch):
             repair = operator_repair(name, module, x, settings, len(batches))
@@ -121,14 +122,14 @@ def _places(
             fit_tasks = module.form(choices[name]).fit_tasks(settings, len(batches))
         else:
             fit_tasks = site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))
-        found.append(_Place(name, module, fit_tasks))
-    return found
+        places.append(_Place(name, module, fit_tasks))
+    return places
 
 
-def _order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
-    """Sites, and linear operators outside of them that run once, with what they read.
+def _execution_order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+    """Sites, and linear operators outside of them that run just once, with their inputs.
 
-    In the order in which they run; what does not run is left out.
+    An operator that runs again, or whose weights another one shares, has no single target.
     """
     inside = {id(m) for switch in net.switches.values() for m in switch.modules()}
     owners = Counter(id(p) for m in net.model.modules() for p in m.parameters(recurse=False))
@@ -161,24 +162,34 @@ def fit_candidates(
     settings: FitSettings,
     tick: Callable[[str], None] = lambda site: None,
 ) -> None:
-    """Fit every candidate of every site alone, on the baseline's activations for `batches`.
+    """Fit every candidate of every site alone, on the baseline's activations, for a search.
 
-    For a search: the plan is not known yet, and with it the prefix. The baseline runs once for as
-    many sites as `settings.rows_mb` allows, and again where a form has a further regression. `tick`
-    is called for each batch of each site, and once more when the site's candidates are fitted.
+    The baseline runs once for as many sites as `settings.rows_mb` allows, and again where a form
+    has a further regression. `batches` are calibration images (N, C, H, W). `tick` is called for
+    each batch of each site, and once more when the site's candidates are fitted.
     """
     net.eval()
     net.choose({})
     for group in _groups(net, settings, len(batches)):
         left: dict[str, list[_FitTasks]] = dict(group)
         for number, images in enumerate(batches):
-            with tapped({net.switches[n]: _both(forms, number) for n, forms in left.items()}):
+            with tapped(
+                {
+                    net.switches[name]: _observer(number, list(chain(*forms)), _first(forms))
+                    for name, forms in left.items()
+                }
+            ):
                 net(images)
             for name in group:
                 tick(name)
         while left := {name: rest for name, forms in left.items() if (rest := _finished(forms))}:
             for number, images in enumerate(batches):
-                with tapped({net.switches[n]: _inputs(forms, number) for n, forms in left.items()}):
+                with tapped(
+                    {
+                        net.switches[name]: _observer(number, [], _first(forms))
+                        for name, forms in left.items()
+                    }
+                ):
                     net(images)
         for name in group:
             tick(name)
@@ -187,7 +198,7 @@ def fit_candidates(
 def _groups(
     net: Supernet, settings: FitSettings, batches: int
 ) -> Iterator[dict[str, list[_FitTasks]]]:
-    """Sites with the regressions of each of their candidates, as many as memory allows."""
+    """Groups of sites whose regressions fit into memory together, by candidate."""
     group: dict[str, list[_FitTasks]] = {}
     room = settings.rows_mb * 2**20
     for name, switch in net.switches.items():
@@ -201,54 +212,43 @@ def _groups(
     yield group
 
 
+def _first(forms: list[_FitTasks]) -> _FitTasks:
+    return [form[0] for form in forms]
+
+
 def _finished(forms: list[_FitTasks]) -> list[_FitTasks]:
-    """Make the first regression of each form; what is left to do."""
+    """Solve the first regression of each form; return the remaining ones."""
     for form in forms:
         form[0].finish()
     return [form[1:] for form in forms if form[1:]]
 
 
-def _both(forms: list[_FitTasks], number: int) -> _Observer:
-    """Targets of all regressions, inputs of those that come first."""
-    targets, inputs = _targets([f for form in forms for f in form], number), _inputs(forms, number)
-
-    def seen(x: Tensor, *extras: Any) -> None:
-        targets(x, *extras)
-        inputs(x, *extras)
-
-    return seen
-
-
-def _inputs(forms: list[_FitTasks], number: int) -> _Observer:
-    def seen(x: Tensor, *extras: Any) -> None:
-        for form in forms:
-            form[0].add_input(number, x, *extras)
-
-    return seen
-
-
 def _gather_targets(
     net: Supernet, places: list[_Place], batches: Sequence[Tensor], room: float
 ) -> None:
-    """What the baseline gives at all places, so many pixels that it takes no more than `room`."""
+    """Gather the baseline's outputs at all places, at most `room` bytes of them."""
     regressions = [fitting.regression for place in places for fitting in place.fit_tasks]
 
     def gather(number: int) -> None:
-        with tapped({p.module: _targets(p.fit_tasks, number) for p in places}):
+        with tapped({p.module: _observer(number, p.fit_tasks, []) for p in places}):
             net(batches[number])
 
     for number in range(len(batches)):
         gather(number)
         needed = len(batches) * sum(regression.gathered for regression in regressions)
-        if number == 0 and needed > room:
+        if number == 0 and needed > room:  # the first batch says how much all will take
             for regression in regressions:
                 regression.thin(room / needed)
             gather(0)
 
 
-def _targets(fit_tasks: _FitTasks, number: int) -> _Observer:
-    def seen(x: Tensor, *extras: Any) -> None:
-        for fitting in fit_tasks:
-            fitting.add_target(number, x, *extras)
+def _observer(number: int, targets: _FitTasks, inputs: _FitTasks) -> Callable[..., None]:
+    """Hand what a site is called with to tasks that want its target, its input or both."""
 
-    return seen
+    def observe(x: Tensor, *extras: Any) -> None:
+        for task in targets:
+            task.add_target(number, x, *extras)
+        for task in inputs:
+            task.add_input(number, x, *extras)
+
+    return observe

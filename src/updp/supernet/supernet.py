@@ -1,12 +1,13 @@
 """The supernet: the user's model with every site switchable between `keep` and its candidates."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Findings, Site
 from updp.blocks.modules import evaluating, hooks
@@ -16,10 +17,9 @@ from updp.supernet.switch import KEEP, Switch
 
 
 class Supernet(nn.Module):
-    """Owns `model`, in which each block with a candidate is replaced by its switchable self.
+    """The user's model, rewritten in place: each block with a candidate becomes switchable.
 
-    Convolutions and linear layers are shared between a site's paths; BatchNorms are not. The
-    model must be on its device before it is handed over.
+    Convolutions and linear layers are shared between a site's paths; BatchNorms are not.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class Supernet(nn.Module):
         findings: Findings,
         candidates: Mapping[str, Sequence[Candidate]],
     ) -> None:
+        """Take over `model`, which is on its device already; `candidates` are by site."""
         super().__init__()
         self.sites = {s.name: s for s in findings.sites if candidates.get(s.name)}
         self.switches: dict[str, Switch] = {}
@@ -47,10 +48,15 @@ class Supernet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W) under the present choices."""
-        return self.model(x)
+        logits: Tensor = self.model(x)
+        return logits
 
     def choose(self, choices: Mapping[str, str]) -> None:
-        """Let each named site run the candidate of that label, every other one its baseline."""
+        """Let each named site run the candidate of that label, every other one its baseline.
+
+        Raises:
+            ValueError: there is no such site or candidate.
+        """
         if unknown := choices.keys() - self.switches.keys():
             raise ValueError(f"no such site: {', '.join(sorted(unknown))}")
         for name, switch in self.switches.items():
@@ -60,36 +66,38 @@ class Supernet(nn.Module):
             switch.choice = label
 
     def set_lambda(self, lam: float, gate: str = "blend") -> None:
-        """Set lambda at every site; `gate` is `blend` or `anneal`."""
+        """Set lambda, from 0 (baseline) to 1 (pruned), and the gate at every site."""
         for switch in self.switches.values():
             switch.lam, switch.gate = lam, gate
 
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
-        """Start every candidate's BatchNorms from one batch (N, C, H, W) through the baseline."""
+        """Initialise every candidate's BatchNorms from a baseline run on `images` (N, C, H, W)."""
         self.choose({})
+        calls: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
 
-        def watch(name: str, switch: Switch) -> RemovableHandle:
-            calls: list[tuple[Any, ...]] = []
+        def hook(name: str, switch: Switch, args: tuple[Any, ...]) -> None:
+            calls[name].append((args[0].clone(), *args[1:]))
+            if len(calls[name]) < self.sites[name].calls:  # a shared block runs several times
+                return
+            (first, *extras), *rest = calls.pop(name)
+            if not extras:  # extras, such as a mask, belong to one call
+                first = torch.cat([first, *(call[0] for call in rest)])
+            for label in switch.labels:
+                switch.form(label).calibrate(first, *extras)
 
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                calls.append((args[0].clone(), *args[1:]))
-                if len(calls) < self.sites[name].calls:  # a shared block sees several inputs
-                    return
-                (first, *extras), rest = calls[0], calls[1:]
-                if not extras:  # which belong to one call
-                    first = torch.cat([first, *(call[0] for call in rest)])
-                for label in switch.labels:
-                    switch.form(label).calibrate(first, *extras)
-                calls.clear()
-
-            return switch.register_forward_pre_hook(hook)
-
-        with evaluating(self), hooks(watch(*pair) for pair in self.switches.items()):
+        handles = (
+            switch.register_forward_pre_hook(partial(hook, name))
+            for name, switch in self.switches.items()
+        )
+        with evaluating(self), hooks(handles):
             self(images)
 
     def weights(self) -> dict[str, Tensor]:
-        """All tensors by name: the user's under `model.`, the candidates' own under `site.`."""
+        """All tensors by name: the user's under `model.`, the candidates' own under `site.`.
+
+        They share memory with the supernet's.
+        """
         tensors: dict[str, Tensor] = {
             f"model.{name}": getattr(owner, key) for name, (owner, key) in self._base.items()
         }
@@ -99,16 +107,17 @@ class Supernet(nn.Module):
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def shapes(self) -> dict[str, FormShape]:
-        """In which parameters the candidates' forms train, by site and label; see `Form.shape`."""
+        """Shapes of the forms that are not factored, by `site.label`; see `Form.shape`."""
         return {name: form.shape for name, form in self._forms() if form.shape != "factored"}
 
     @torch.no_grad()
     def load_weights(
         self, weights: Mapping[str, Tensor], shapes: Mapping[str, FormShape] | None = None
     ) -> None:
-        """Copy in what `weights` returned. Raises ValueError when names differ.
+        """Copy in the tensors of `weights`, after giving the forms their `shapes` (None: as now).
 
-        `shapes` are those that the forms had then; None where they are the same now.
+        Raises:
+            ValueError: the names differ.
         """
         if shapes is not None:
             for name, form in self._forms():
@@ -120,7 +129,7 @@ class Supernet(nn.Module):
             tensor.copy_(weights[name])
 
     def baseline(self) -> nn.Module:
-        """A copy of the user's own model with the present weights, nothing rewritten."""
+        """Copy the user's own model with the present weights, nothing rewritten."""
         model = self._put(self.model, self._originals)
         try:
             return copy.deepcopy(model)
@@ -128,12 +137,14 @@ class Supernet(nn.Module):
             self._put(model, self._switched)
 
     def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The present choices merged, as the user's own model class in evaluation mode.
+        """Merge the present choices into a copy of the user's own model, in evaluation mode.
 
         Blocks in which nothing is pruned are copies of the user's own; in the others the merged
         operators stand where the branch stood. Exact up to rounding to `dtype`.
 
-        Raises ValueError in training mode: BatchNorm there is no affine map (RepVGG #9, #19, #35).
+        Raises:
+            ValueError: the supernet is in training mode, where BatchNorm is no affine map (the
+                trap of DingXiaoH/RepVGG issues 9, 19 and 35).
         """
         if self.training:
             raise ValueError("the supernet is in training mode: call eval() before merging it")
@@ -147,7 +158,7 @@ class Supernet(nn.Module):
         return _put(model, self._under_all_names(rewritten), _parents(model, self._names)).eval()
 
     def block_of(self, site: str) -> tuple[nn.Module, fx.Graph]:
-        """The user's own block that holds a site, with the present weights, and its graph."""
+        """The user's own block that holds `site`, with the present weights, and its graph."""
         name = self.sites[site].block
         return self._originals[name], self._graphs[name]
 
@@ -175,9 +186,9 @@ class Supernet(nn.Module):
         switch = self.switches[site.name]
         if switch.choice == KEEP:
             return None
-        merged = switch.form(switch.choice).merged()
-        device = next(iter(self._base.values()))
-        return merged.replacement(site, dtype, getattr(*device).device)
+        owner, key = next(iter(self._base.values()))
+        device = getattr(owner, key).device
+        return switch.form(switch.choice).merged().replacement(site, dtype, device)
 
     def _switch(
         self, name: str, sites: list[Site], candidates: Mapping[str, Sequence[Candidate]]
@@ -195,9 +206,10 @@ class Supernet(nn.Module):
 
 
 def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """The owner of each tensor of the user's own state_dict, whatever is put around its modules.
+    """Owner and attribute of each tensor in the user's own state_dict, by its name there.
 
-    A tensor that several modules share has its first name only, for safetensors refuses the rest.
+    They stay valid when modules are replaced. A tensor that several modules share has its first
+    name only: safetensors refuses shared memory.
     """
     names, seen = model.state_dict().keys(), set()
     owners: dict[str, tuple[nn.Module, str]] = {}
@@ -219,7 +231,7 @@ def _switch_part(site: Site, switch: Switch, name: str) -> Replacement:
 
 
 def _all_names(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[str]]:
-    """Every path under which the model holds each of the named modules."""
+    """All paths under which the model holds each of the modules named `blocks`."""
     names = {id(model.get_submodule(block)): block for block in blocks}
     found: dict[str, list[str]] = {block: [] for block in blocks}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -229,7 +241,7 @@ def _all_names(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _parents(model: nn.Module, names: Mapping[str, Iterable[str]]) -> dict[str, nn.Module]:
-    """The module that holds each path."""
+    """The parent module of each path."""
     paths = [path for found in names.values() for path in found]
     return {path: model.get_submodule(path.rpartition(".")[0]) for path in paths}
 
@@ -237,11 +249,10 @@ def _parents(model: nn.Module, names: Mapping[str, Iterable[str]]) -> dict[str, 
 def _put(
     model: nn.Module, modules: Mapping[str, nn.Module], parents: Mapping[str, nn.Module]
 ) -> nn.Module:
-    """Set submodules by path, outer ones first, each in the mode of the one that it replaces.
+    """Set submodules by path, outer ones first; return the model, another one for the empty path.
 
-    Each is set in the module of the user's that holds it, which a rewritten block may still call,
-    and in a rewritten block that has taken over that place. The path of the model itself is empty;
-    what is returned is then another model.
+    Each takes the training mode of the one it replaces. It is set in its user-written parent,
+    which a rewritten block may still call, and in a rewritten block in that parent's place.
     """
     for path, module in sorted(modules.items()):
         parent, _, name = path.rpartition(".")
@@ -252,6 +263,6 @@ def _put(
         setattr(parents[path], name, module)
         try:
             setattr(model.get_submodule(parent), name, module)
-        except AttributeError:  # its place is in a branch that was rewritten or left out
+        except AttributeError:  # the path led into a branch that was rewritten or left out
             continue
     return model

@@ -12,11 +12,11 @@ GATES = ("blend", "anneal")
 
 
 class Switch(nn.Module):
-    """Holds a site's baseline path and its candidates' forms; `choice` says which one runs.
+    """A site's baseline path and its candidates' forms; `choice` says which one runs.
 
-    `lam` is lambda, from the baseline block (0) to the pruned block (1). Two gates lead
-    there: `blend` mixes the outputs of both, `anneal` turns the block's own activations and norms
-    into the pruned block's (UPDP, *Progressive subnet training*).
+    `lam` is lambda, from the baseline block (0) to the pruned block (1). Of the two gates `blend`
+    mixes the outputs of both, and `anneal` turns the block's own activations and norms into the
+    pruned block's (UPDP, *Progressive subnet training*).
     """
 
     def __init__(self, keep: nn.Module, forms: dict[str, Form]) -> None:
@@ -36,13 +36,14 @@ class Switch(nn.Module):
 
     def forward(self, x: Tensor, *extras: Any) -> Tensor:
         """The site's output under the present choice."""
+        output: Tensor
         if self.choice == KEEP:
-            return self.keep(x, *extras)
-        form = self.form(self.choice)
-        if self.lam == 1:
-            return form(x, *extras)
-        if self.gate == "anneal":
-            return form(x, *extras, lam=self.lam)
-        # The form first: the baseline's path may work in place on x.
-        pruned = form(x, *extras)
-        return torch.lerp(self.keep(x, *extras), pruned, self.lam)
+            output = self.keep(x, *extras)
+        elif self.gate == "anneal" and self.lam != 1:
+            output = self.form(self.choice)(x, *extras, lam=self.lam)
+        else:
+            # The form first: the baseline's path may work in place on x.
+            output = self.form(self.choice)(x, *extras)
+            if self.lam != 1:
+                output = torch.lerp(self.keep(x, *extras), output, self.lam)
+        return output

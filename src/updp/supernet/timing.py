@@ -1,4 +1,4 @@
-"""Whole plans on the clock: merged, end to end, interleaved with the baseline."""
+"""Latency of whole plans: merged, end to end, interleaved with the baseline."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,9 +17,12 @@ def time_plans(
     measure: MeasureSettings,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Latency]:
-    """The latency of each plan, merged, on images x (N, C, H, W); `tick` after each round.
+    """Measure the latency of each merged plan on images `x` (N, C, H, W).
 
-    `net` is the baseline's supernet in evaluation. Raises what `runner` does.
+    `net` is the supernet of `baseline`, in evaluation mode. `tick` is called after each round.
+
+    Raises:
+        UserError: a merged model does not run as `measure` says.
     """
     modules = {"baseline": baseline}
     for number, choices in enumerate(plans):

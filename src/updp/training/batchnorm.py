@@ -1,7 +1,7 @@
-"""BatchNorm statistics: estimated anew for a plan, and put back afterwards.
+"""BatchNorm statistics: re-estimated for a plan, and restored afterwards.
 
-Every candidate plan is scored after its statistics are recalibrated on a copy, for those of the
-shared network belong to no plan in particular (Yu & Huang, *Universally Slimmable Networks*, 2019).
+A plan is scored on statistics of its own, since those of the shared network belong to no plan in
+particular (Yu & Huang, *Universally Slimmable Networks*, 2019).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from updp.blocks.modules import evaluating
 
 @contextmanager
 def preserved(net: nn.Module) -> Iterator[None]:
-    """Put every BatchNorm's statistics back at the end."""
+    """Restore every BatchNorm's statistics at the end."""
     saved = [(buffer, buffer.clone()) for norm in norms(net) for buffer in norm.buffers(False)]
     try:
         yield
@@ -31,10 +31,14 @@ def recalibrate(
     batches: Sequence[Tensor],
     run: Callable[[int, Tensor], object] | None = None,
 ) -> None:
-    """Set statistics to the mean over `batches`, each (N, C, H, W), of what each norm sees.
+    """Set the running statistics to their plain average over `batches`.
 
-    Only BatchNorms run in training mode: dropout and drop path stay off. `run` runs the network on
-    the batch of a number, when it is not called itself.
+    Only BatchNorms run in training mode: dropout and drop path stay off.
+
+    Args:
+        net: any network with BatchNorms.
+        batches: images, each (N, C, H, W).
+        run: runs the network on a batch, given its number and images; by default `net(images)`.
     """
     found = norms(net)
     momenta = [norm.momentum for norm in found]
@@ -43,7 +47,7 @@ def recalibrate(
             for norm in found:
                 norm.train()
                 norm.reset_running_stats()
-                norm.momentum = None  # a plain average over the batches
+                norm.momentum = None  # torch's way to ask for a plain, not a moving, average
             for number, images in enumerate(batches):
                 net(images) if run is None else run(number, images)
         finally:
@@ -52,5 +56,5 @@ def recalibrate(
 
 
 def norms(net: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorms that have statistics."""
+    """BatchNorms that track statistics."""
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

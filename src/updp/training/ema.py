@@ -1,4 +1,4 @@
-"""An exponential moving average of weights, which a kill does not disturb."""
+"""Exponential moving average (EMA) of weights, resumable after a kill."""
 
 from collections.abc import Mapping
 
@@ -8,17 +8,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """Follows `weights`: after step n, average = d * average + (1 - d) * weights.
+    """Moving average of `weights`: after step n, average = d * average + (1 - d) * weights.
 
     The decay d is min(decay, (1 + n) / (10 + n)), n from 0, so that the beginning is soon forgotten
-    (TensorFlow's `ExponentialMovingAverage` with `num_updates`). Statistics of BatchNorms are
-    averaged as weights are (as in timm's `ModelEmaV3`); whole numbers are copied.
-
-    `weights` are the tensors themselves, of any shape, which the training changes in place.
-    `tensors` is all of the state: the decay is a function of the step's number.
+    (TensorFlow's `ExponentialMovingAverage` with `num_updates`). BatchNorm statistics are averaged
+    as weights are (timm's `ModelEmaV3`); integers are copied. `tensors` is the whole state.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
+        """Follow `weights`, tensors of any shape that the training changes in place."""
         self.decay, self._weights = decay, weights
         self.tensors = {name: tensor.clone() for name, tensor in weights.items()}
         floating = [name for name, t in weights.items() if t.is_floating_point()]
@@ -30,7 +28,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights as they are after step number `step`."""
+        """Average in the weights as they are after step number `step`, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         get_ema_multi_avg_fn(decay)(*self._pairs, None)  # type: ignore[no-untyped-call]
         for name in self._copied:
@@ -38,6 +36,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from `tensors` of the same names."""
+        """Continue from `tensors` of the same names."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])

@@ -17,11 +17,11 @@ def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[T
 
 
 def top1(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Share of right answers, in percent."""
+    """Top-1 accuracy of `net`, in percent."""
     logits, labels = predict(net, batches)
     return accuracy(logits, labels)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of right answers, in percent; logits (N, classes), labels (N,)."""
+    """Top-1 accuracy of logits (N, classes) for labels (N,), in percent."""
     return 100 * (logits.argmax(1) == labels).double().mean().item()

@@ -1,45 +1,42 @@
-"""Features of two models that share their module paths, and how far they are apart."""
+"""Feature distillation between two models that share their module paths."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import hooks
 
-# What each module, by path, gave in one forward; one that is called several times has several.
+# Outputs of each module, by path, in one forward: one tensor for each of its calls.
 Features = Mapping[str, Sequence[Tensor]]
 
 
 @contextmanager
 def tapped(model: nn.Module, paths: Sequence[str]) -> Iterator[Callable[[], Features]]:
-    """Collect the outputs of the modules at `paths`; a path that `model` lacks is left out.
+    """Collect the outputs of the modules at `paths`, those that are floating-point tensors.
 
-    Yields a function that returns what was collected since it was last called. What is no tensor
-    of floats (a tuple, say) is not collected.
+    Yields a function that returns what was collected since it was last called.
     """
     found: dict[str, list[Tensor]] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
 
-    def watch(path: str) -> RemovableHandle:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
-                # What comes next may work in place on it.
-                found.setdefault(path, []).append(output.clone())
-
-        return modules[path].register_forward_hook(hook)
+    def collect(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            # The next module may work in place on it.
+            found.setdefault(path, []).append(output.clone())
 
     def take() -> Features:
         taken = dict(found)
         found.clear()
         return taken
 
-    # Others were in a branch that was rewritten or left out.
-    with hooks(watch(path) for path in paths if path in modules):
+    # Other paths led into a branch that was rewritten or left out.
+    known = [path for path in paths if path in modules]
+    with hooks(modules[path].register_forward_hook(partial(collect, path)) for path in known):
         yield take
 
 
@@ -47,7 +44,7 @@ def tapped(model: nn.Module, paths: Sequence[str]) -> Iterator[Callable[[], Feat
 def comparable(
     student: nn.Module, teacher: nn.Module, paths: Sequence[str], images: Tensor
 ) -> list[str]:
-    """Those of `paths` at which both models, in evaluation, give tensors of the same shapes."""
+    """Paths at which both models, put into evaluation mode, have outputs of the same shapes."""
     shapes = []
     for model in (student, teacher):
         model.eval()
@@ -61,14 +58,14 @@ def comparable(
 def feature_loss(student: Features, teacher: Features) -> Tensor:
     """Mean, over the teacher's features, of mean((student - teacher)^2) / variance(teacher).
 
-    Features of any shape, the same in both; the variance is over all elements, so that 1 is what a
-    constant would cost, and blocks of any scale count alike. After Romero et al., *FitNets*, 2015,
-    equation 3, without a regressor, for the shapes agree. 0 where there are no features.
+    Features of any shape, the same in both. The variance is over all elements, so that blocks of
+    any scale count alike and a constant would cost 1. After Romero et al., *FitNets*, 2015,
+    equation 3, without its regressor, as shapes agree. 0 without features.
     """
     losses = []
-    for path, wanted in teacher.items():
-        for mine, target in zip(student[path], wanted, strict=True):
-            error = F.mse_loss(mine, target)
+    for path, targets in teacher.items():
+        for feature, target in zip(student[path], targets, strict=True):
+            error = F.mse_loss(feature, target)
             variance = target.var(correction=0)
             losses.append(error / variance.clamp_min(torch.finfo(variance.dtype).eps))
     return torch.stack(losses).mean() if losses else torch.zeros(())

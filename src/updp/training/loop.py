@@ -1,9 +1,8 @@
-"""The training loop, which a kill at any moment does not disturb.
+"""The training loop: a run killed at any moment resumes bit by bit.
 
-Nothing that matters lives outside weights, optimiser state and the step's number: the order of
-images, augmentation, what is mixed, sampled plans, dropout and the learning rate are pure
-functions of seed and step; so is the decay of the average of weights, which is state itself. A run
-continued from its checkpoint therefore ends bit by bit as one that was never killed.
+All state is in the weights, their moving average, the optimiser and the step's number. The order of
+images, augmentation, mixing, sampled plans, dropout, the learning rate and the decay of the
+average are pure functions of seed and step.
 """
 
 import logging
@@ -29,31 +28,31 @@ from updp.training.optim import make_optimizer, make_schedule
 
 _log = logging.getLogger(__name__)
 
-# Given images (N, C, H, W), targets (labels (N,), or shares of classes (N, classes) where images
-# are mixed), the step's number and the number of steps, run forward and backward and return figures
-# for the log.
+# Runs forward and backward on images (N, C, H, W) and targets (labels (N,), or class probabilities
+# (N, classes) where images are mixed), given the step's number and the number of steps; returns
+# figures for the log.
 Step = Callable[[Tensor, Tensor, int, int], dict[str, float]]
 
 
 class Trainable(Protocol):
-    """A module, such as a supernet, whose weights are more (or less) than its state dict."""
+    """A module, such as a supernet, whose weights are not simply its state dict."""
 
     def weights(self) -> dict[str, Tensor]:
         """All tensors by name; training changes them in place."""
 
     def shapes(self) -> dict[str, Any]:
-        """In which parameters it trains."""
+        """Plain data that says which parameters it trains in."""
 
     def load_weights(
         self, weights: Mapping[str, Tensor], shapes: Mapping[str, Any] | None = None
     ) -> None:
-        """Copy in what `weights` returned, in the shapes that it had then."""
+        """Copy in the results of `weights` and, where they may differ, `shapes`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As of a module."""
+        """`nn.Module.parameters`."""
 
     def train(self, mode: bool = True) -> object:
-        """As of a module."""
+        """`nn.Module.train`."""
 
 
 def train(
@@ -68,13 +67,19 @@ def train(
     progress: Progress,
     curves: Curves | None = None,
 ) -> None:
-    """Train `net` for the stage called `name`, from the checkpoint in `folder` on if there is one.
+    """Train `net`, resuming from the checkpoint in `folder` if there is one.
 
-    Writes `checkpoint.safetensors` every `recipe.checkpoint_seconds` and a row of
-    `figures.jsonl` every few steps, which `curves` show too. With `recipe.ema` the net ends with
-    the average of its weights.
+    The net ends in evaluation mode, with `recipe.ema` with the moving average of its weights.
 
-    Raises UserError: a gradient is not finite, or the optimiser cannot be used here.
+    Args:
+        step_function: forward, backward and figures of one step.
+        name: the stage, for messages.
+        seed: for dropout, drop path and mixing.
+        folder: where `checkpoint.safetensors` and `figures.jsonl` are written.
+        curves: show the rows of `figures.jsonl`, too.
+
+    Raises:
+        UserError: a gradient is not finite, or the optimiser cannot be used here.
     """
     total = round(recipe.epochs * feed.steps)
     optimizer = make_optimizer(cast(nn.Module, net), recipe)
@@ -116,7 +121,7 @@ def train(
     net.train(recipe.norms == "train")
     try:
         with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
-            run()  # the caller's random state stays as it was
+            run()
     finally:
         if curves is not None:
             curves.close()
@@ -142,7 +147,7 @@ def _save(
                 tensors[f"optimizer.{index}.{key}"] = value
             elif value is not None:
                 numbers[f"{index}.{key}"] = value
-    # Some count their steps here (timm's LAMB).
+    # Some optimisers count their steps in the groups (timm's LAMB).
     groups = [
         {
             key: value.item() if isinstance(value, Tensor) else value
@@ -161,6 +166,7 @@ def _save(
 def _restore(
     path: Path, net: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> int:
+    """Load a checkpoint; return the number of steps done."""
     tensors, notes = read_tensors(path)
     own = {n[4:]: t for n, t in tensors.items() if n.startswith("net.")}
     net.load_weights(own, notes["shapes"])

@@ -5,9 +5,10 @@ from torch import Tensor
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of softened logits (N, classes), mean over images, times T^2.
+    """Distillation loss, KL(teacher || student) of softened logits (N, classes), times T^2.
 
-    Hinton et al., *Distilling the Knowledge in a Neural Network*, 2015, section 2.
+    The mean over images, a scalar. `teacher` are logits, too; no gradient reaches them. Hinton et
+    al., *Distilling the Knowledge in a Neural Network*, 2015, section 2.
     """
     student = F.log_softmax(logits / temperature, dim=1)
     target = F.log_softmax(teacher.detach() / temperature, dim=1)
@@ -15,10 +16,10 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
 
 
 def classification(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (N, classes), mean over images.
+    """Cross-entropy of logits (N, classes), the mean over images.
 
-    Targets are labels (N,) or shares of classes (N, classes). `smoothing` is the share of each
-    target that goes to all classes alike (Szegedy et al., *Rethinking the Inception architecture*,
+    Targets are labels (N,) or class probabilities (N, classes). `smoothing` is the part of each
+    target that is spread over all classes (Szegedy et al., *Rethinking the Inception architecture*,
     2016, section 7).
     """
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate of a training stage: timm's, by name."""
+"""Optimiser and learning rate schedule of a training stage: timm's, by name."""
 
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -9,19 +9,19 @@ from torch.optim import Optimizer
 from updp.errors import UserError, reason
 from updp.recipe import TrainingSettings
 
-_RATES = {"step": 0.1, "poly": 1.0}
+_RATES = {"step": 0.1, "poly": 1.0}  # by kind of decay, where the recipe has no decay_rate
 
 
 def make_optimizer(net: nn.Module, recipe: TrainingSettings) -> Optimizer:
-    """The recipe's optimiser over the net's parameters; biases and norms do not decay.
+    """Make the recipe's optimiser over the net's parameters; biases and norms do not decay.
 
-    timm takes `momentum` for those that have one, and leaves it out for the rest (Adam's kind).
-
-    Raises UserError: the optimiser needs a device or a package that is not here.
+    Raises:
+        UserError: the optimiser needs a device or a package that is not here.
     """
+    # timm drops `momentum` for optimisers without one (Adam and its kin), but not `betas`.
     betas = {} if recipe.betas is None else {"betas": recipe.betas}
     try:
-        return create_optimizer_v2(
+        optimizer: Optimizer = create_optimizer_v2(
             net,
             opt=recipe.optimizer,
             lr=recipe.lr,
@@ -33,13 +33,14 @@ def make_optimizer(net: nn.Module, recipe: TrainingSettings) -> Optimizer:
         raise UserError(
             f"optimizer '{recipe.optimizer}' cannot be used here: {reason(error)}"
         ) from error
+    return optimizer
 
 
 def make_schedule(optimizer: Optimizer, recipe: TrainingSettings, total: int) -> Scheduler:
-    """The learning rate as a pure function of the step: `step_update(step)` sets it.
+    """Make the learning rate a pure function of the step, which `step_update(step)` sets.
 
-    A straight line from lr / 100 over the first `warmup` of the `total` steps; then, with t the
-    share of all steps that is done, lr times
+    It rises in a straight line from lr / 100 over the first `warmup` of the `total` steps; then,
+    with t the share of all steps done, it is lr times
 
     - cosine: (1 + cos(pi t)) / 2 (Loshchilov & Hutter, *SGDR*, 2017, without restarts)
     - tanh: (1 - tanh(10 t - 7)) / 2 (Hsueh et al., *Stochastic gradient descent with hyperbolic-

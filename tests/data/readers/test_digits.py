@@ -7,7 +7,7 @@ from updp.data import open_source
 from updp.errors import UserError
 
 
-def test_digits() -> None:
+def test_digits_have_fixed_splits_and_fingerprint() -> None:
     source = open_source("digits", input_size=None)
     assert (len(source.train), len(source.test)) == (1297, 500)
     assert source.image_size == (1, 8, 8)
@@ -19,12 +19,12 @@ def test_digits() -> None:
     assert source.fingerprint == open_source("digits", input_size=(3, 16, 16)).fingerprint
 
 
-def test_digits_resized() -> None:
+def test_digits_are_resized_to_the_input_size() -> None:
     source = open_source("digits", input_size=(3, 32, 32))
     assert source.test[0][0].shape == source.image_size == (3, 32, 32)
 
 
-def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(UserError, match=r"pip install 'updp\[digits\]'"):
         open_source("digits", input_size=None)

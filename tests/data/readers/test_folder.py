@@ -52,19 +52,19 @@ def test_bad_image_is_named(root: Path, content: bytes) -> None:
         open_source(str(root), input_size=None)
 
 
-def test_class_without_training_images(root: Path) -> None:
+def test_a_class_without_training_images_is_refused(root: Path) -> None:
     (root / "val/emu").mkdir()
     with pytest.raises(UserError, match="class 'emu'"):
         open_source(str(root), input_size=None)
 
 
-def test_only_one_split(root: Path) -> None:
+def test_a_folder_with_one_split_is_refused(root: Path) -> None:
     shutil.rmtree(root / "val")
     with pytest.raises(UserError, match="needs train/CLASS"):
         open_source(str(root), input_size=None)
 
 
-def test_split_without_images(root: Path) -> None:
+def test_a_split_without_images_is_refused(root: Path) -> None:
     (root / "val/dog/1.png").unlink()
     with pytest.raises(UserError, match="val' holds no images"):
         open_source(str(root), input_size=None)

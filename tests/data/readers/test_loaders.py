@@ -28,7 +28,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         yield torch.zeros(3, 8, 8), 0
 
 
-def test_source_of_loaders() -> None:
+def test_loaders_give_a_source_of_their_data_sets() -> None:
     source = from_loaders(DataLoader(Noisy(), batch_size=2), TEST)
     assert source.classes == ("0", "1", "2")
     assert source.image_size == (3, 8, 8)
@@ -48,7 +48,7 @@ def test_fingerprint_ignores_random_augmentation_but_sees_data() -> None:
     assert from_loaders(DataLoader(Noisy()), other).fingerprint != first
 
 
-def test_iterable_data_cannot_resume() -> None:
+def test_iterable_data_sets_are_refused() -> None:
     with pytest.raises(UserError, match=r"training loader's Stream is iterable: .* map-style"):
         from_loaders(DataLoader(Stream()), TEST)
 
@@ -62,6 +62,6 @@ def test_iterable_data_cannot_resume() -> None:
         ([], "is empty"),
     ],
 )
-def test_unusable_items(items: list, says: str) -> None:
+def test_items_that_are_not_image_and_label_are_refused(items: list, says: str) -> None:
     with pytest.raises(UserError, match=says):
         from_loaders(TEST, DataLoader(items))

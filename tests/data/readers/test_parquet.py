@@ -41,7 +41,7 @@ def test_shards_are_one_split(root: Path) -> None:
     assert int(source.test[0][0].max()) == 3
 
 
-def test_class_names_without_metadata(tmp_path: Path) -> None:
+def test_without_metadata_classes_are_numbered(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [(png(4, 3), 0)])
     write(tmp_path / "test.parquet", [(png(4, 3), 2)])
     assert open_source(str(tmp_path), input_size=None).classes == ("0", "1", "2")
@@ -55,13 +55,13 @@ def test_bad_image_names_file_row_and_path(root: Path, data: bytes | None) -> No
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_label_out_of_range(root: Path, label: int) -> None:
+def test_a_label_out_of_range_is_refused(root: Path, label: int) -> None:
     write(root / "validation.parquet", [(png(4, 3), label)], NAMES)
     with pytest.raises(UserError, match=f"has label {label}: labels must be 0 to 1"):
         open_source(str(root), input_size=None)
 
 
-def test_corrupt_file(root: Path) -> None:
+def test_a_corrupt_file_is_named(root: Path) -> None:
     path = root / "validation.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"validation\.parquet' is not a readable Parquet file"):
@@ -77,13 +77,13 @@ def test_corrupt_file(root: Path) -> None:
         {"image": [{"bytes": b"", "path": ""}], "label": pa.array([None], pa.int64())},
     ],
 )
-def test_other_columns(root: Path, columns: dict) -> None:
+def test_other_columns_are_listed(root: Path, columns: dict) -> None:
     pq.write_table(pa.table(columns), root / "validation.parquet")
     with pytest.raises(UserError, match=r"has the columns i.*updp reads image struct"):
         open_source(str(root), input_size=None)
 
 
-def test_only_one_split(root: Path, shared_data: Path) -> None:
+def test_a_folder_with_one_split_is_refused(root: Path, shared_data: Path) -> None:
     with pytest.raises(UserError, match=r"has no train\*\.parquet"):
         open_source(str(shared_data / "imagenet_sample"), input_size=(3, 8, 8))
     (root / "validation.parquet").unlink()
@@ -91,7 +91,7 @@ def test_only_one_split(root: Path, shared_data: Path) -> None:
         open_source(str(root), input_size=None)
 
 
-def test_missing_library(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyarrow_says_what_to_install(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"pip install 'updp\[parquet\]'"):
         open_source(str(root), input_size=None)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8x8, nothing to download."""
+"""scikit-learn's handwritten digits: 1,797 grey images of 8x8, which need no download."""
 
 import hashlib
 
@@ -16,7 +16,7 @@ _TEST_IMAGES = 500
 
 
 def open_digits(input_size: Size | None) -> Source:
-    """1,297 training and 500 test images, the same ones always."""
+    """Open the digits: always the same 1,297 training and 500 test images."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -24,7 +24,7 @@ def open_digits(input_size: Size | None) -> Source:
     values, labels = load_digits(return_X_y=True)
     grey = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     pixels = torch.from_numpy(
-        np.stack([resize_and_crop(Image.fromarray(one), input_size) for one in grey])
+        np.stack([resize_and_crop(Image.fromarray(image), input_size) for image in grey])
     )
     targets = labels.tolist()
     train, test = hold_out(len(targets), targets, _TEST_IMAGES, seed=0)

@@ -5,19 +5,18 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from updp.data.images import Size, load_images
-from updp.data.readers.fingerprint import fingerprint_files
-from updp.data.source import Source
+from updp.data.source import Source, fingerprint_files
 from updp.errors import UserError
 
 
 class Files:
-    """Images that are files below `root`."""
+    """Encoded images in files below `root`."""
 
     def __init__(self, root: Path, paths: list[Path]) -> None:
         self.root, self.paths = root, paths
 
     def read(self, index: int) -> bytes:
-        """The file's bytes."""
+        """The file's contents."""
         try:
             return self.paths[index].read_bytes()
         except OSError as error:
@@ -29,7 +28,7 @@ class Files:
 
 
 def open_folder(root: Path, input_size: Size | None) -> Source:
-    """The classes are the folders of `train`, sorted by name."""
+    """Open a folder; the classes are the folders of `train`, sorted by name."""
     folders = [root / name for name in ("test", "val", "validation") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not folders:
         raise UserError(
@@ -57,11 +56,11 @@ def _class_names(folder: Path) -> list[str]:
 
 def _find(root: Path, folder: Path, classes: list[str]) -> tuple[Files, list[int]]:
     indices = {name: index for index, name in enumerate(classes)}
-    found = (
+    samples = (
         make_dataset(str(folder), indices, extensions=IMG_EXTENSIONS, allow_empty=True)
-        if classes
+        if classes  # else it raises
         else []
     )
-    if not found:
+    if not samples:
         raise UserError(f"'{folder}' holds no images: put them into a folder per class")
-    return Files(root, [Path(path) for path, _ in found]), [target for _, target in found]
+    return Files(root, [Path(path) for path, _ in samples]), [target for _, target in samples]

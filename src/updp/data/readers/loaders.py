@@ -1,14 +1,15 @@
-"""A source from a user's own data loaders."""
+"""Data sets from a user's own data loaders."""
 
 import hashlib
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from updp.data.images import Images
 from updp.data.source import Source
 from updp.errors import UserError
+from updp.io.seeds import random_state
 
 _HASHED_ITEMS = 64
 
@@ -16,7 +17,7 @@ _HASHED_ITEMS = 64
 class Wrapped(Images):
     """A map-style data set of (tensor (C, H, W), label); float tensors are normalised already."""
 
-    def __init__(self, dataset: Dataset, split: str) -> None:
+    def __init__(self, dataset: Dataset[Any], split: str) -> None:
         if isinstance(dataset, IterableDataset):
             raise UserError(
                 f"the {split} loader's {type(dataset).__name__} is iterable: a killed run resumes "
@@ -34,24 +35,25 @@ class Wrapped(Images):
                 "updp needs (tensor (C, H, W), label)"
             )
         self.size = (image.shape[0], image.shape[1], image.shape[2])
-        known = getattr(dataset, "targets", None)
-        if known is None or getattr(dataset, "target_transform", None) is not None:
-            known = [dataset[index][1] for index in range(len(self))]
-        self.targets = [int(label) for label in known]
+        labels = getattr(dataset, "targets", None)
+        if labels is None or getattr(dataset, "target_transform", None) is not None:
+            labels = [dataset[index][1] for index in range(len(self))]
+        self.targets = [int(label) for label in labels]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.dataset[index]
         return image, int(label)
 
 
-def from_loaders(train: DataLoader, test: DataLoader) -> Source:
+def from_loaders(train: DataLoader[Any], test: DataLoader[Any]) -> Source:
     """Take the data sets of two loaders; batching, order and collation are updp's own.
 
     Classes are '0' up to the largest label.
+
+    Raises:
+        UserError: a data set is iterable or empty, or its items are not (tensor, label).
     """
-    # Random transforms draw from a fixed state, so that they hash alike in every run.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with random_state(0):  # so that random transforms hash alike in every run
         splits = Wrapped(train.dataset, "training"), Wrapped(test.dataset, "test")
         digest = hashlib.sha256()
         for images in splits:

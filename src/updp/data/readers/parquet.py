@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from updp.data.images import Size, load_images
-from updp.data.readers.fingerprint import fingerprint_files
-from updp.data.source import Source
+from updp.data.source import Source, fingerprint_files
 from updp.errors import UserError, needs_extra, reason
 
 
 @dataclass
 class ParquetTable:
-    """One file: `data` and `paths` are Arrow columns of encoded images and their names."""
+    """One file: `data` and `paths` are Arrow columns of encoded images and of their names."""
 
     file: Path
     data: Any
@@ -29,14 +28,14 @@ class ParquetTable:
 
 
 class Rows:
-    """The images of several tables, numbered through."""
+    """Encoded images of several tables, numbered consecutively."""
 
     def __init__(self, tables: list[ParquetTable]) -> None:
         self.tables = tables
         self.starts = [0, *accumulate(len(table.targets) for table in tables)]
 
     def read(self, index: int) -> bytes:
-        """The image's encoded bytes; none where the row has none."""
+        """The encoded image, empty where the row has none."""
         table, row = self._locate(index)
         return table.data[row].as_py() or b""
 
@@ -51,7 +50,7 @@ class Rows:
 
 
 def open_parquet(root: Path, input_size: Size | None) -> Source:
-    """`train*.parquet` and `test*.parquet`, or `val*.parquet` (`validation*`) for the latter."""
+    """Open `train*.parquet` and `test*.parquet`, or else `val*.parquet` (`validation*`)."""
     train_files = sorted(root.glob("train*.parquet"))
     test_files = sorted(root.glob("test*.parquet")) or sorted(root.glob("val*.parquet"))
     for wanted, files in (("train", train_files), ("test", test_files)):
@@ -117,4 +116,4 @@ def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
     try:
         return tuple(json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"])
     except (KeyError, TypeError, ValueError):
-        return ()  # written by something else, or labels that are plain integers
+        return ()  # not written by `datasets`, or labels are plain integers
