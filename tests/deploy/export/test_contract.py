@@ -99,10 +99,7 @@ def test_a_missing_package_is_named(form: Format, monkeypatch: pytest.MonkeyPatc
         raise ImportError(f"No module named {name}")
 
     monkeypatch.setattr(bases, "import_module", missing)
-    if form.name == "openvino":
-        monkeypatch.setattr(
-            "updp.deploy.export.openvino.import_openvino", lambda: missing("openvino")
-        )
+    monkeypatch.setattr(bases, "import_openvino", lambda: missing("openvino"))
     with pytest.raises(UserError, match=f"export to {form.name} needs {form.packages[0]}: pip"):
         form.write(nn.Identity(), torch.zeros(1, 1, 2, 2), Path("nowhere"))
     assert not Path("nowhere").exists()

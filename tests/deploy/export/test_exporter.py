@@ -206,7 +206,7 @@ def stop_before(patch: pytest.MonkeyPatch, name: str) -> None:
     original = runs.replace
     patch.setattr(runs, "replace", replace)
     if name == "exports.json":
-        patch.setattr(runs, "add_exports", stop)
+        patch.setattr(runs, "add_export", stop)
 
 
 class Tied(Pt2):
@@ -294,6 +294,6 @@ def test_what_can_be_put_right(run: Path) -> None:
 
 def test_formats_are_each_written_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(runs._Export, "write", lambda self, one: seen.append(one.name))
+    monkeypatch.setattr(runs._Exporter, "write", lambda self, one, _: seen.append(one.name))
     updp.export(run, ["pt2,safetensors", "pt2"])
     assert seen == ["pt2", "safetensors"]
