@@ -3,8 +3,8 @@ import sys
 import pytest
 import torch
 
-from updp.deploy.bench import LAYOUTS, PRECISIONS, RUNTIMES, Grid
-from updp.deploy.bench.grid import installed
+from updp.deploy.bench import RUNTIMES, Grid
+from updp.deploy.bench.grid import LAYOUTS, PRECISIONS, installed
 from updp.errors import UserError
 
 

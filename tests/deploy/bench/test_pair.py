@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import updp
-from updp.deploy.bench import pair_of_run, pair_of_two
+from updp.deploy.bench.pair import pair_of_run, pair_of_two
 from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.models import hash_state, load_model
