@@ -16,7 +16,9 @@ def test_every_combination_is_a_row() -> None:
     assert [s.runtime for s in settings] == 24 * ["eager"] + 24 * ["openvino"]
 
 
-def test_defaults(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_an_empty_grid_takes_the_installed_runtimes_and_defaults(
+    monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     grid = Grid.of()
     assert "openvino" not in grid.runtimes
@@ -44,7 +46,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
         ("threads", "1.5", "--threads '1.5': write whole numbers"),
     ],
 )
-def test_what_is_wrong_is_quoted(flag: str, value: str, said: str) -> None:
+def test_a_wrong_value_is_quoted_with_its_flag(flag: str, value: str, said: str) -> None:
     with pytest.raises(UserError) as raised:
         Grid.of(**{flag: [value]})
     assert str(raised.value).startswith(said)
