@@ -16,7 +16,7 @@ def test_every_combination_is_a_row() -> None:
     assert [s.runtime for s in settings] == 24 * ["eager"] + 24 * ["openvino"]
 
 
-def test_an_empty_grid_takes_the_installed_runtimes_and_defaults(
+def test_an_empty_grid_takes_the_defaults(
     monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)

@@ -95,9 +95,7 @@ def test_a_module_and_the_run_that_was_made_from_it(run: Path) -> None:
         pair_of_two(module, run, ("w.safetensors", None))
 
 
-def test_the_input_size_must_be_known_and_the_same_for_both(
-    tiny_model: str, finished: Path
-) -> None:
+def test_both_models_must_take_one_known_input_size(tiny_model: str, finished: Path) -> None:
     pair = pair_of_two("timm/test_resnet", tiny_model)
     assert pair.shape == (3, 160, 160)
     with pytest.raises(UserError, match=r"neither '.*:tiny' nor '.*:tiny' says its input size"):

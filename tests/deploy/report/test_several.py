@@ -45,9 +45,7 @@ def test_a_comparison_shows_every_run_and_site(
     assert sum("c-keep" in cell for cell in cells) == 5
 
 
-def test_differences_that_hinder_a_comparison_are_warned_of(
-    runs: list[Path], tmp_path: Path
-) -> None:
+def test_differences_of_the_runs_are_warned_of(runs: list[Path], tmp_path: Path) -> None:
     change(runs[1] / "run.json", lambda about: about.update(data=EVIL))
     change(runs[1] / "result.json", lambda result: result.update(batch_size=7))
     text = Page(report(*runs, out=tmp_path / "x.html").read_text()).text
