@@ -71,14 +71,14 @@ def export(
     records: list[Exported] = []
     failures: dict[str, UserError | ExportError] = {}
     progress.begin("export", len(formats))
-    for one in formats:
+    for form in formats:
         try:
-            records.append(exporter.write(one, preprocess))
+            records.append(exporter.write(form, preprocess))
         except (UserError, ExportError) as error:
-            failures[one.name] = error
-            progress.advance(f"{one.name} failed")
+            failures[form.name] = error
+            progress.advance(f"{form.name} failed")
             continue
-        progress.advance(one.name)
+        progress.advance(form.name)
         if each is not None:
             each(records[-1])
     if failures:
@@ -111,20 +111,20 @@ class _Exporter:
         self.resized = list(resized(self.merged, some))
         self._programs: dict[tuple[bool, bool], CapturedModel] = {}
 
-    def write(self, one: Format, preprocess: Mapping[str, object]) -> Exported:
+    def write(self, form: Format, preprocess: Mapping[str, object]) -> Exported:
         """Write one format and its record, under final names once the file has proved right.
 
         Raises ExportError where it does not.
         """
         began = time.monotonic()
         with staging(self.folder) as stage:
-            path = stage / f"{STEM}{one.suffix}"
-            program, parities = self._write_right(one, path)
-            baseline_bytes = self._baseline_bytes(one, stage / "baseline", program.any_size)
-            files = one.files(path)
+            path = stage / f"{STEM}{form.suffix}"
+            program, parities = self._write_right(form, path)
+            baseline_bytes = self._baseline_bytes(form, stage / "baseline", program.any_size)
+            files = form.files(path)
             parity = parities[program.shape]
             record = Exported(
-                format=one.name,
+                format=form.name,
                 folder=within(self.folder, self.run.path),
                 files=[file.name for file in files],
                 bytes=_size(files),
@@ -140,14 +140,14 @@ class _Exporter:
                 dynamic=list(program.dynamic),
                 note=program.note,
                 input_sizes=list(parities),
-                versions=one.versions(),
+                versions=form.versions(),
                 seconds=round(time.monotonic() - began, 1),
             )
             # Again: meanwhile somebody may have put a file of this name there.
-            check_names(self.run.path, self.folder, one)
+            check_names(self.run.path, self.folder, form)
             # In this order a kill leaves no record of files that are not those, and no file
             # to open whose other files are missing.
-            begin_writing(self.run.path, one.name, self.folder, (*record.files, PREPROCESS))
+            begin_writing(self.run.path, form.name, self.folder, (*record.files, PREPROCESS))
             for file in reversed(files):
                 replace(file, self.folder / file.name)
             write_json(self.folder / PREPROCESS, preprocess)
@@ -155,7 +155,7 @@ class _Exporter:
         return record
 
     def _write_right(
-        self, one: Format, path: Path
+        self, form: Format, path: Path
     ) -> tuple[CapturedModel, dict[tuple[int, int, int], Parity]]:
         """Write for any image size if that file computes the right logits, else for the run's own.
 
@@ -167,33 +167,33 @@ class _Exporter:
             if any_size != program.any_size:
                 continue
             try:
-                one.save(program, path)
-                network = one.load(path)
+                form.save(program, path)
+                network = form.load(path)
                 found = logits(network, self._images())
                 sizes = compare_sizes(network, self.resized) if any_size else {}
             except UserError:
                 raise
             except Exception as error:  # converters and runtimes have errors of many types
                 failure = reason(error)
-                _log.info("%s, any size %s: %s", one.name, any_size, failure)
+                _log.info("%s, any size %s: %s", form.name, any_size, failure)
                 continue
             parities = {program.shape: compare(self.expected, found), **sizes}
             wrong = [str(parity) for parity in parities.values() if not parity.good]
             if not wrong:
                 return program, parities
             failure = wrong[0]
-        raise ExportError(f"export to {one.name}: {failure}")
+        raise ExportError(f"export to {form.name}: {failure}")
 
-    def _baseline_bytes(self, one: Format, folder: Path, any_size: bool) -> int | None:
+    def _baseline_bytes(self, form: Format, folder: Path, any_size: bool) -> int | None:
         """The size of the baseline exported in the same way; None where that fails."""
         folder.mkdir()
-        path = folder / f"{STEM}{one.suffix}"
+        path = folder / f"{STEM}{form.suffix}"
         try:
-            one.save(self._program(self.baseline, any_size), path)
+            form.save(self._program(self.baseline, any_size), path)
         except Exception as error:  # this figure is worth no failed export
-            self.progress.say(f"the baseline does not export to {one.name}: {reason(error)}")
+            self.progress.say(f"the baseline does not export to {form.name}: {reason(error)}")
             return None
-        return _size(one.files(path))
+        return _size(form.files(path))
 
     def _program(self, model: nn.Module, any_size: bool) -> CapturedModel:
         key = (model is self.merged, any_size)

@@ -30,15 +30,15 @@ def check_place(run: Path, out: str | Path | None, formats: Iterable[Format]) ->
         raise UserError(
             f"--out '{folder}' belongs to a run, whose files have such names: give another folder"
         )
-    for one in formats:
-        check_names(run, folder, one)
+    for form in formats:
+        check_names(run, folder, form)
     return folder
 
 
-def check_names(run: Path, folder: Path, one: Format) -> None:
+def check_names(run: Path, folder: Path, form: Format) -> None:
     """Raise UserError where a file of this format would replace one that no export wrote."""
     ours = written(run, folder)
-    for file in (*one.files(folder / f"{STEM}{one.suffix}"), folder / PREPROCESS):
+    for file in (*form.files(folder / f"{STEM}{form.suffix}"), folder / PREPROCESS):
         if file.name not in ours and os.path.lexists(file):
             raise UserError(
                 f"'{file}' is there, and not from an earlier export of '{run}': move it away, or "

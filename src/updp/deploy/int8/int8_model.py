@@ -1,7 +1,6 @@
 """One model in float32 and in INT8, and how far apart their logits are."""
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.deploy.export.onnx import Onnx
+from updp.deploy.export.parity import logits
 from updp.deploy.int8.equalize import equalize
 from updp.deploy.int8.onnx_graph import Graph, module_names
 from updp.deploy.int8.operators import linear_weights
@@ -42,7 +42,7 @@ class FloatModel:
         Onnx().write(net, calibration[:1], self.file)
         self.bytes = sum(path.stat().st_size for path in Onnx().files(self.file))
         self._folded = fold(self.file)
-        self._logits = logits(self.file, torch.split(calibration, _BATCH))
+        self._logits = self._predict(self.file)
 
     def quantize(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
         """The model in INT8, see `quantize_model`. Raises whatever the quantiser raises."""
@@ -53,13 +53,10 @@ class FloatModel:
         file = self.file.with_name("equalised.onnx" if equalised else "plain.onnx")
         content = quantize_model(graph.model, self.calibration, method, per_channel=per_channel)
         file.write_bytes(content)
-        noise = logits(file, torch.split(self.calibration, _BATCH)) - self._logits
+        noise = self._predict(file) - self._logits
         signal = self._logits.square().sum().clamp(min=1e-12)
         lost = (noise.square().sum() / signal).item()
         return Int8Model(file, graph, names, pairs, skips, lost)
 
-
-def logits(file: Path, batches: Iterable[Tensor]) -> Tensor:
-    """Logits (N, classes) of batches of images (N, C, H, W), computed by an ONNX file."""
-    network = Onnx().load(file)
-    return torch.cat([network(batch) for batch in batches])
+    def _predict(self, file: Path) -> Tensor:
+        return logits(Onnx().load(file), torch.split(self.calibration, _BATCH))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from updp.deploy.export.onnx import Onnx
-from updp.deploy.int8.int8_model import FloatModel, logits
+from updp.deploy.export.parity import logits
+from updp.deploy.int8.int8_model import FloatModel
 from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
 from updp.deploy.int8.static import METHODS
@@ -95,7 +96,7 @@ def quantize(
             int8, new = quantized[name, chosen], new_operators(opened.baseline, net)
             with _failing(name):
                 exact, rounded = (
-                    logits(file, (batch for batch, _ in test))
+                    logits(Onnx().load(file), (batch for batch, _ in test))
                     for file in (floats[name].file, int8.file)
                 )
             contents[name] = int8.file.read_bytes()
