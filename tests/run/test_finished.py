@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
-from updp.deploy.bench import pair_of_run
+from updp.deploy.bench.pair import pair_of_run
 from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.models import hash_state, load_model

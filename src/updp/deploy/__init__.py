@@ -1,1 +1,1 @@
-"""What is made of a finished run: exports, INT8, benchmarks, reports."""
+"""Work on a finished run: exports, INT8, benchmarks, reports."""

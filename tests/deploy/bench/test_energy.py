@@ -36,7 +36,7 @@ def test_packages_add_up_and_wrap_around(tmp_path: Path) -> None:
     assert counter.since()() == 0
 
 
-def test_without_a_counter_the_reason_is_said(tmp_path: Path) -> None:
+def test_without_a_counter_the_reason_is_returned(tmp_path: Path) -> None:
     assert find_counter(CPU, tmp_path / "nowhere") == (
         None,
         f"this machine has no counter ({tmp_path}/nowhere/intel-rapl*)",
@@ -47,7 +47,7 @@ def test_without_a_counter_the_reason_is_said(tmp_path: Path) -> None:
     assert find_counter(torch.device("mps"), tmp_path) == (None, "nothing counts it on mps")
 
 
-def test_joules_of_one_run() -> None:
+def test_joules_are_divided_by_the_number_of_runs() -> None:
     class Fake:
         name = "fake"
         total = 0.0

@@ -3,8 +3,8 @@ import sys
 import pytest
 import torch
 
-from updp.deploy.bench import LAYOUTS, PRECISIONS, RUNTIMES, Grid
-from updp.deploy.bench.grid import installed
+from updp.deploy.bench import RUNTIMES, Grid
+from updp.deploy.bench.grid import LAYOUTS, PRECISIONS, installed
 from updp.errors import UserError
 
 
@@ -16,7 +16,9 @@ def test_every_combination_is_a_row() -> None:
     assert [s.runtime for s in settings] == 24 * ["eager"] + 24 * ["openvino"]
 
 
-def test_defaults(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_an_empty_grid_takes_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     grid = Grid.of()
     assert "openvino" not in grid.runtimes
@@ -44,7 +46,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
         ("threads", "1.5", "--threads '1.5': write whole numbers"),
     ],
 )
-def test_what_is_wrong_is_quoted(flag: str, value: str, said: str) -> None:
+def test_a_wrong_value_is_quoted_with_its_flag(flag: str, value: str, said: str) -> None:
     with pytest.raises(UserError) as raised:
         Grid.of(**{flag: [value]})
     assert str(raised.value).startswith(said)

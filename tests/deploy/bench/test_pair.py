@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import updp
-from updp.deploy.bench import pair_of_run, pair_of_two
+from updp.deploy.bench.pair import pair_of_run, pair_of_two
 from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.models import hash_state, load_model
@@ -25,7 +25,7 @@ def change(run: Path, **about: object) -> None:
     write_json(run / "run.json", read_json(run / "run.json") | about)
 
 
-def test_a_run_s_own_without_its_data(run: Path) -> None:
+def test_the_models_of_a_run_open_without_its_data(run: Path) -> None:
     change(run, data="nowhere")
     pair = pair_of_run(run)
     assert pair.names == ("baseline", "merged")
@@ -39,7 +39,7 @@ def test_a_run_s_own_without_its_data(run: Path) -> None:
     assert not baseline(x).allclose(merged(x))
 
 
-def test_a_baseline_that_changed(run: Path, tmp_path: Path) -> None:
+def test_a_baseline_with_other_weights_is_refused(run: Path, tmp_path: Path) -> None:
     spec = str(read_json(run / "run.json")["model"])
     change(run, model=spec.replace(":tiny", ":tokens"))
     with pytest.raises(UserError, match=f"'{run}' was made from other weights than .*:tokens'"):
@@ -58,7 +58,7 @@ def test_a_baseline_that_changed(run: Path, tmp_path: Path) -> None:
         pair_of_run(run)
 
 
-def test_models_by_name_with_weights(tiny_model: str, tmp_path: Path) -> None:
+def test_models_by_name_take_weights_that_fit(tiny_model: str, tmp_path: Path) -> None:
     tokens = tiny_model.replace(":tiny", ":tokens")
     weights = tmp_path / "w.safetensors"
     save_file(load_model(tokens, seed=5).state_dict(), weights)
@@ -95,7 +95,7 @@ def test_a_module_and_the_run_that_was_made_from_it(run: Path) -> None:
         pair_of_two(module, run, ("w.safetensors", None))
 
 
-def test_sizes(tiny_model: str, finished: Path) -> None:
+def test_both_models_must_take_one_known_input_size(tiny_model: str, finished: Path) -> None:
     pair = pair_of_two("timm/test_resnet", tiny_model)
     assert pair.shape == (3, 160, 160)
     with pytest.raises(UserError, match=r"neither '.*:tiny' nor '.*:tiny' says its input size"):
@@ -105,13 +105,13 @@ def test_sizes(tiny_model: str, finished: Path) -> None:
     assert pair_of_two("timm/test_resnet", finished, input_size=(3, 32, 32)).shape == (3, 32, 32)
 
 
-def test_one_alone() -> None:
+def test_one_model_that_is_no_run_is_refused() -> None:
     for lonely, name in (("timm/resnet18", "timm/resnet18"), (nn.Linear(1, 1), "Linear")):
         with pytest.raises(UserError, match=f"'{name}' is no run directory: give one, or a second"):
             updp.bench(lonely)
 
 
-def test_from_python(run: Path, fixed_clock: None) -> None:
+def test_the_function_bench_keeps_rows_of_a_run(run: Path, fixed_clock: None) -> None:
     record = updp.bench(run, runtimes=["eager"], batch_sizes=[2], rounds=3)
     assert [row.verdict for row in record.rows] == ["faster"]
     assert (run / "bench" / "bench.json").exists()

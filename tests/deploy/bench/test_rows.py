@@ -99,7 +99,7 @@ def test_what_cannot_be_run_is_a_row_that_says_why() -> None:
     )
 
 
-def test_the_other_runtimes_say_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_measured_in_eager_mode_only(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     models = pair(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1))
@@ -126,7 +126,7 @@ def record(models: Pair, **options: object) -> Bench:
     return last
 
 
-def test_where_nothing_can_be_measured() -> None:
+def test_a_grid_that_cannot_be_measured_is_an_error() -> None:
     with pytest.raises(UserError) as raised:
         record(pair(Seen("not today"), nn.Conv2d(3, 4, 1)))
     assert str(raised.value) == (

@@ -54,13 +54,13 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 16])
-def test_any_batch(written: Written, batch: int) -> None:
+def test_a_file_takes_batches_of_any_size(written: Written, batch: int) -> None:
     images = written.images(batch)
     assert written.network(images).shape == written.model(images).shape
     assert written.differs(images) < 1e-5
 
 
-def test_any_size_that_the_model_takes(written: Written) -> None:
+def test_a_file_takes_every_image_size_that_the_model_takes(written: Written) -> None:
     assert written.program.any_size == (written.case.any_size and hasattr(Dim, "AUTO"))
     if written.program.any_size:
         for size in ((8, 16), (21, 10), (9, 7)):
@@ -69,7 +69,7 @@ def test_any_size_that_the_model_takes(written: Written) -> None:
         assert written.program.dynamic == ("batch",)
 
 
-def test_its_files_are_all_there_is(written: Written) -> None:
+def test_a_format_writes_no_file_but_its_own(written: Written) -> None:
     files = written.format.files(written.path)
     assert files[0] == written.path
     left = set(written.path.parent.iterdir()) - {written.path.parent / "__pycache__"}
@@ -99,10 +99,7 @@ def test_a_missing_package_is_named(form: Format, monkeypatch: pytest.MonkeyPatc
         raise ImportError(f"No module named {name}")
 
     monkeypatch.setattr(bases, "import_module", missing)
-    if form.name == "openvino":
-        monkeypatch.setattr(
-            "updp.deploy.export.openvino.import_openvino", lambda: missing("openvino")
-        )
+    monkeypatch.setattr(bases, "import_openvino", lambda: missing("openvino"))
     with pytest.raises(UserError, match=f"export to {form.name} needs {form.packages[0]}: pip"):
         form.write(nn.Identity(), torch.zeros(1, 1, 2, 2), Path("nowhere"))
     assert not Path("nowhere").exists()

@@ -48,7 +48,7 @@ def visible(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if not p.name.startswith(".")}
 
 
-def test_all_formats(exported: tuple[Path, list[Exported]]) -> None:
+def test_every_format_is_exported_with_its_record(exported: tuple[Path, list[Exported]]) -> None:
     run, records = exported
     assert [record.format for record in records] == list(FORMATS)
     assert read_exports(run) == {record.format: record for record in records}
@@ -89,7 +89,7 @@ def test_preprocess_is_what_the_data_reader_does(exported: tuple[Path, list[Expo
     assert about["range"] == [0, 1]
 
 
-def test_records_of_other_formats_stay(run: Path) -> None:
+def test_an_export_leaves_the_records_of_other_formats(run: Path) -> None:
     (first,) = updp.export(run, ["pt2"], test_images=7)
     assert first.images == 7
     elsewhere = run.parent / "deep" / "er"
@@ -206,7 +206,7 @@ def stop_before(patch: pytest.MonkeyPatch, name: str) -> None:
     original = runs.replace
     patch.setattr(runs, "replace", replace)
     if name == "exports.json":
-        patch.setattr(runs, "add_exports", stop)
+        patch.setattr(runs, "add_export", stop)
 
 
 class Tied(Pt2):
@@ -255,7 +255,7 @@ def test_large_logits_are_allowed_what_float32_cannot_keep() -> None:
     assert not compare(expected, expected + 5e-2).good
 
 
-def test_models_and_data_from_python(tmp_path: Path, fixed_clock: None) -> None:
+def test_a_run_made_from_python_objects_needs_them_again(tmp_path: Path, fixed_clock: None) -> None:
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(240, 1, 8, 8), torch.arange(240) % 10)
     loaders = DataLoader(data), DataLoader(data)
@@ -275,7 +275,7 @@ def test_models_and_data_from_python(tmp_path: Path, fixed_clock: None) -> None:
         updp.export(tmp_path / "run", "safetensors", model=other, data=loaders)
 
 
-def test_what_can_be_put_right(run: Path) -> None:
+def test_wrong_arguments_are_refused_and_nothing_is_written(run: Path) -> None:
     before = tiny.contents(run)
     with pytest.raises(UserError, match=r"--to 'onxx' is no format: give onnx, pt2, "):
         updp.export(run, ["onnx", "onxx"])
@@ -294,6 +294,6 @@ def test_what_can_be_put_right(run: Path) -> None:
 
 def test_formats_are_each_written_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(runs._Export, "write", lambda self, one: seen.append(one.name))
+    monkeypatch.setattr(runs._Exporter, "write", lambda self, one, _: seen.append(one.name))
     updp.export(run, ["pt2,safetensors", "pt2"])
     assert seen == ["pt2", "safetensors"]

@@ -41,7 +41,7 @@ def test_a_run_is_no_place_for_exports(run: Path, out: str) -> None:
     assert tiny.contents(run) == before
 
 
-def test_another_run_is_no_place_either(run: Path, tmp_path: Path) -> None:
+def test_another_run_is_no_place_for_exports(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other")
     with pytest.raises(UserError, match="belongs to a run"):
         check_place(run, other, SAFETENSORS)
@@ -61,7 +61,7 @@ def test_files_that_no_export_wrote_are_not_replaced(
     assert tiny.contents(tmp_path) == before
 
 
-def test_the_same_command_may_be_repeated(run: Path, tmp_path: Path) -> None:
+def test_a_repeated_export_replaces_its_own_files_only(run: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders * 2:  # the record holds one folder of a format only
         updp.export(run, "safetensors", out=folder, test_images=5)
@@ -71,7 +71,7 @@ def test_the_same_command_may_be_repeated(run: Path, tmp_path: Path) -> None:
         check_place(other, folders[0], SAFETENSORS)
 
 
-def test_names_are_those_of_their_folder(run: Path, tmp_path: Path) -> None:
+def test_files_of_an_export_are_its_own_in_their_folder_only(run: Path, tmp_path: Path) -> None:
     begin_writing(run, "safetensors", tmp_path / "a", ["model.py"])
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -58,7 +58,7 @@ def test_training_mode_changes_nothing() -> None:
     assert all(torch.equal(before[name], t) for name, t in network.named_buffers())
 
 
-def test_the_input_is_left_alone() -> None:
+def test_in_place_operators_leave_the_input_alone() -> None:
     class InPlace(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = x * 2
@@ -72,7 +72,7 @@ def test_the_input_is_left_alone() -> None:
     assert torch.equal(images, before)
 
 
-def test_weights_on_the_disk(tmp_path: Path) -> None:
+def test_a_shared_weight_is_saved_once_and_unsaved_buffers_too(tmp_path: Path) -> None:
     model = make(CASES["flat"])
     Safetensors().write(model, torch.zeros(1, 1, 7, 5), tmp_path / "model.safetensors")
     tensors = load_file(tmp_path / "model.safetensors")
@@ -94,7 +94,7 @@ def test_weights_on_the_disk(tmp_path: Path) -> None:
     size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
     act=st.sampled_from([nn.ReLU, nn.GELU, nn.Hardswish, lambda: nn.Softplus(threshold=1)]),
 )
-def test_any_convolution(
+def test_convolutions_of_any_shape_are_written_right(
     channels: int,
     groups: int,
     kernel: tuple[int, int],
@@ -117,7 +117,7 @@ def test_any_convolution(
         torch.testing.assert_close(network(images), model(images))
 
 
-def test_constants_dtypes_and_devices() -> None:
+def test_constants_and_dtypes_are_written_without_a_device() -> None:
     class Constants(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             steps = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)

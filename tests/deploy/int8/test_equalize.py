@@ -51,7 +51,7 @@ def chains(draw: st.DrawFn) -> list[Step]:
 
 @settings(max_examples=40, deadline=None)
 @given(steps=chains(), seed=st.integers(0, 99))
-def test_the_network_computes_what_it_did(steps: list[Step], seed: int) -> None:
+def test_equalisation_leaves_the_logits(steps: list[Step], seed: int) -> None:
     images = np.random.default_rng(seed).normal(size=(2, 2, 9, 9))
     model = chain(steps, "float64")
     before = evaluate(model, images)

@@ -26,7 +26,7 @@ def merged(seed: int, channels: int, kernel: int, scale: float = 0.02) -> Step:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 999), st.integers(1, 5), st.sampled_from([1, 3, 5]), st.integers(1, 3))
-def test_the_network_computes_what_it_did(seed: int, channels: int, kernel: int, n: int) -> None:
+def test_taking_skips_out_leaves_the_logits(seed: int, channels: int, kernel: int, n: int) -> None:
     steps: list[Step] = [conv(np.random.default_rng(seed), 2, channels)]
     for i in range(n):
         steps += [("Relu", {}, []), merged(seed + i, channels, kernel)]
@@ -66,7 +66,7 @@ def test_a_convolution_without_a_skip_is_left_alone() -> None:
         assert take_apart(Graph(chain([step], "float64")))[1] == 0
 
 
-def test_int8_loses_less() -> None:
+def test_int8_loses_less_without_skips_in_convolutions() -> None:
     # 1/50 of the skip: in one scale with it, most of those weights round to a few steps.
     steps = [conv(np.random.default_rng(0), 3, 8), ("Relu", {}, []), merged(1, 8, 3, 0.02)]
     steps.append(conv(np.random.default_rng(2), 8, 4, 1))

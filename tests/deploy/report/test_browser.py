@@ -57,7 +57,7 @@ def look(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_pages_in_a_browser(
+def test_pages_work_in_a_browser_on_a_phone_in_print_and_without_a_script(
     run: Path, other: Callable[[str], Path], look: Callable[..., list[dict[str, Any]]]
 ) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"

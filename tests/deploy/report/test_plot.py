@@ -23,7 +23,7 @@ def test_a_linear_axis_holds_its_values_and_has_a_few_ticks(values: list[float])
 
 
 @given(st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=6))
-def test_a_logarithmic_axis_does_too(values: list[float]) -> None:
+def test_a_logarithmic_axis_holds_its_values_and_has_a_few_ticks(values: list[float]) -> None:
     axis = logarithmic("x", values)
     assert all(-1e-9 <= axis.place(v) <= 1 + 1e-9 for v in values)
     ticks = axis.ticks()
@@ -36,7 +36,7 @@ def test_an_axis_of_nothing_is_an_axis() -> None:
     assert len(logarithmic("x", [0.0, -1.0, math.inf]).ticks()) > 1
 
 
-def test_ticks_are_round() -> None:
+def test_ticks_are_round_numbers() -> None:
     assert [text for _, text in Axis("", -0.1, 1.1).ticks()] == [
         "0.0", "0.2", "0.4", "0.6", "0.8", "1.0",
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def test_error_bars_stay_within_the_axes() -> None:
     ("value", "text"),
     [(0, "0"), (1234, "1,234"), (853018, "853 k"), (125485696, "125 M"), (2.4e9, "2.40 G")],
 )
-def test_amounts(value: float, text: str) -> None:
+def test_amounts_have_a_unit_and_three_digits(value: float, text: str) -> None:
     assert amount(value) == text
 
 

@@ -254,5 +254,5 @@ def test_a_front_that_points_nowhere_is_refused(run: Path) -> None:
         report(run)
 
 
-def test_the_outcome_is_the_same_every_time(run: Path) -> None:
+def test_a_report_is_the_same_every_time(run: Path) -> None:
     assert report(run).read_bytes() == report(run, out=run / "again.html").read_bytes()

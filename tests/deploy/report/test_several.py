@@ -29,7 +29,7 @@ def runs(run: Path, other: Callable[[str], Path]) -> list[Path]:
     return [run, second]
 
 
-def test_runs_are_compared(
+def test_a_comparison_shows_every_run_and_site(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def test_runs_are_compared(
     assert sum("c-keep" in cell for cell in cells) == 5
 
 
-def test_what_cannot_be_compared_is_said(runs: list[Path], tmp_path: Path) -> None:
+def test_differences_of_the_runs_are_warned_of(runs: list[Path], tmp_path: Path) -> None:
     change(runs[1] / "run.json", lambda about: about.update(data=EVIL))
     change(runs[1] / "result.json", lambda result: result.update(batch_size=7))
     text = Page(report(*runs, out=tmp_path / "x.html").read_text()).text

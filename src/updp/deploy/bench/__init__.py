@@ -1,19 +1,11 @@
 """Two models beside each other: latency, throughput, memory, energy, in several runtimes."""
 
-from updp.deploy.bench.bench_record import (
-    Bench,
-    BenchFigures,
-    Row,
-    Setting,
-    check_place,
-)
+from updp.deploy.bench.bench_record import Bench, BenchFigures, Row, Setting, check_place
 from updp.deploy.bench.benchmark import bench, measure, open_pair
-from updp.deploy.bench.grid import LAYOUTS, PRECISIONS, RUNTIMES, Grid
-from updp.deploy.bench.pair import Pair, pair_of_run, pair_of_two
+from updp.deploy.bench.grid import RUNTIMES, Grid
+from updp.deploy.bench.pair import Pair
 
 __all__ = [
-    "LAYOUTS",
-    "PRECISIONS",
     "RUNTIMES",
     "Bench",
     "BenchFigures",
@@ -25,6 +17,4 @@ __all__ = [
     "check_place",
     "measure",
     "open_pair",
-    "pair_of_run",
-    "pair_of_two",
 ]

@@ -1,4 +1,4 @@
-"""What `updp bench` measured: one row for each setting, and where it is kept."""
+"""The record of `updp bench`: one row for each setting, in a file that grows row by row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from updp.errors import UserError, reason
 from updp.io.files import write_text
@@ -17,10 +17,8 @@ from updp.measure import Timing
 Verdict = Literal["faster", "slower", "no difference"]
 
 
-class Setting(BaseModel):
+class Setting(BaseModel, frozen=True):
     """How the two models are run."""
-
-    model_config = ConfigDict(frozen=True)
 
     device: str  # what it calls itself
     runtime: str
@@ -31,26 +29,22 @@ class Setting(BaseModel):
 
 
 class BenchFigures(BaseModel):
-    """One of the two models: ms for a batch, bytes of activations, joules for an image."""
+    """Figures of one model; None where the runtime or the machine does not tell."""
 
-    ms: Timing
+    ms: Timing  # of a batch
     images_per_second: float
-    memory: int | None = None
-    energy: float | None = None
+    memory: int | None = None  # bytes of activations at the worst moment
+    energy: float | None = None  # joules for an image
 
 
 class Row(BaseModel):
-    """Two models at one setting; `speedup` is how many times faster the other is.
-
-    Where they cannot run so, `failure` says why, and there are no figures. `versions` and `command`
-    say what measured the row.
-    """
+    """Two models at one setting: figures, or a failure."""
 
     setting: Setting
     baseline: BenchFigures | None = None
     other: BenchFigures | None = None
-    speedup: Timing | None = None
-    failure: str = ""
+    speedup: Timing | None = None  # how many times faster the other model is
+    failure: str = ""  # why the two cannot run so
     rounds: int = 0
     energy_from: str = ""  # what counted the joules, or why there are none
     versions: dict[str, str] = {}
@@ -58,7 +52,7 @@ class Row(BaseModel):
 
     @property
     def verdict(self) -> Verdict | None:
-        """What the quartiles of the ratio allow to be said; None where nothing was measured."""
+        """Whether the other model is faster, by quartiles; None where nothing was measured."""
         if self.speedup is None:
             return None
         if self.speedup.low > 1:
@@ -81,20 +75,18 @@ class Bench(Record):
         return [row for row in self.rows if row.speedup is not None]
 
     def with_row(self, row: Row) -> Bench:
-        """With `row` in place of one of the same setting, or at the end.
+        """The record with `row` in place of one of the same setting, or at the end.
 
-        What was measured is not given up for a failure.
+        A failure does not replace what was measured.
         """
-        rows = list(self.rows)
-        for index, old in enumerate(rows):
-            if old.setting == row.setting:
-                if row.speedup is not None or old.speedup is None:
-                    rows[index] = row
-                return self.model_copy(update={"rows": rows})
-        return self.model_copy(update={"rows": [*rows, row]})
+        rows = {old.setting: old for old in self.rows}
+        old = rows.get(row.setting)
+        if old is None or old.speedup is None or row.speedup is not None:
+            rows[row.setting] = row
+        return self.model_copy(update={"rows": list(rows.values())})
 
     def save(self, path: Path) -> None:
-        """Write JSON atomically. Raises UserError."""
+        """Write JSON atomically to any file. Raises UserError."""
         try:
             write_text(path, self.model_dump_json(indent=2) + "\n")
         except OSError as error:
@@ -102,7 +94,7 @@ class Bench(Record):
 
     @classmethod
     def open(cls, path: Path) -> Bench:
-        """The record in a file. Raises UserError."""
+        """Read any file. Raises UserError that says to move it away."""
         try:
             return cls.read_file(path)
         except UserError as error:
@@ -110,18 +102,15 @@ class Bench(Record):
 
 
 def check_place(path: Path) -> None:
-    """Raises UserError where no record can be written as `path`, or something else is there.
-
-    Nothing is made.
-    """
-    there = next(p for p in path.absolute().parents if p.exists())
+    """Raise UserError where `path` cannot be written, or is no record. Creates nothing."""
+    existing = next(p for p in path.absolute().parents if p.exists())
     problem = ""
     if path.is_dir():
         problem = "it is a folder"
-    elif not there.is_dir():
-        problem = f"'{there}' is no folder"
-    elif not os.access(there, os.W_OK):
-        problem = f"'{there}' may not be written to"
+    elif not existing.is_dir():
+        problem = f"'{existing}' is no folder"
+    elif not os.access(existing, os.W_OK):
+        problem = f"'{existing}' may not be written to"
     if problem:
         raise UserError(f"'{path}' cannot be written: {problem}")
     if path.exists():
@@ -129,9 +118,9 @@ def check_place(path: Path) -> None:
 
 
 def keep(path: Path, bench: Bench, row: Row) -> None:
-    """Add `row` of `bench` to the record in `path`, which other processes may add to as well.
+    """Add `row` of `bench` to the record in `path`, where other processes may add rows too.
 
-    Raises UserError where the file is something else's, or cannot be written.
+    Raises UserError where the file is no record, or cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`updp bench`: a pair of models, a grid of settings, and the record that grows row by row."""
+"""`updp bench`: two models timed on a grid of settings, into a record that grows row by row."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,11 +37,23 @@ def bench(
     """Time a finished run's merged model against its baseline, or one model against another.
 
     Models are modules, names, or run directories (their merged models). Every combination of the
-    settings is a row; without any, batches of 1 and 32 in each runtime that is installed. A run's
-    rows are kept in `RUN/bench/bench.json`, in place of those of the same setting. `model` and the
-    first of `weights` are a run's baseline, where it is not any more where the run found it.
+    settings is a row. A run's rows are kept in `RUN/bench/bench.json`, in place of those of the
+    same setting.
 
-    Raises UserError: a wrong argument, or nothing could be measured.
+    Args:
+        runtimes: Any of `eager`, `compile`, `onnxruntime`, `openvino`; all that are installed.
+        batch_sizes: By default 1 and 32.
+        threads: By default PyTorch's own number.
+        precisions: Any of `float32`, the default, `bfloat16`, `float16`.
+        layouts: Any of `contiguous`, the default, `channels_last`.
+        rounds: Interleaved repetitions, at least 3.
+        device: Where both run, such as `cpu` or `cuda:1`.
+        weights: Safetensors files of the two models, or of a run's baseline if it was moved.
+        model: A run's baseline, if its model file was moved.
+        input_size: (C, H, W) for two models that do not say theirs.
+
+    Raises:
+        UserError: A wrong argument, or nothing could be measured.
     """
     grid = Grid.of(runtimes, batch_sizes, threads, precisions, layouts)
     pair, file = open_pair(baseline, other, weights, input_size, model)
@@ -56,7 +68,7 @@ def open_pair(
     input_size: tuple[int, ...] | None = None,
     model: str | None = None,
 ) -> tuple[Pair, Path | None]:
-    """The two models; and the file for their rows, where they are a run's. Raises UserError."""
+    """The two models, and the file of a run's rows; see `bench`. Raises UserError."""
     if other is not None:
         if model is not None:
             raise UserError(
@@ -83,27 +95,25 @@ def measure(
     rounds: int = ROUNDS,
     progress: Progress | None = None,
 ) -> Iterator[Bench]:
-    """The record after each row; rows are kept in `file` too, beside what is there already.
+    """Yield the record after each row; `file` is another, to which the rows are added.
 
-    Nothing is written before something has been measured. Raises UserError: fewer than three
-    rounds, a `file` that is no record, or nothing could be measured.
+    Raises UserError: fewer than three rounds, a `file` that is no record, or nothing could be
+    measured.
     """
     if rounds < LEAST_ROUNDS:
         raise UserError(f"--rounds {rounds}: quartiles want at least {LEAST_ROUNDS}")
     if file is not None:
         check_place(file)  # before any work
     record = Bench(names=pair.names, input_shape=pair.shape)
-    waiting: list[Row] = []
-    settings = grid.settings(device)
-    for row in measure_rows(
-        pair, settings, device, find_counter(device), progress or Silent(), rounds
-    ):
+    unsaved: list[Row] = []  # failures wait until something has been measured
+    settings, counter = grid.settings(device), find_counter(device)
+    for row in measure_rows(pair, settings, device, counter, progress or Silent(), rounds):
         record = record.with_row(row)
-        waiting.append(row)
+        unsaved.append(row)
         if file is not None and record.measured:
-            for kept in waiting:
+            for kept in unsaved:
                 keep(file, record, kept)
-            waiting = []
+            unsaved = []
         yield record
     if not record.measured:
         first = record.rows[0]

@@ -1,6 +1,6 @@
-"""Joules, where the device counts them: NVIDIA's GPUs, and processors that Linux reads (RAPL).
+"""Energy counters: NVML of NVIDIA GPUs, and RAPL of processors, which Linux reads.
 
-Both count all that the device does, whoever asked for it, and what it takes when idle.
+Both count the whole device: other processes, and what it takes when idle, are included.
 """
 
 import time
@@ -18,16 +18,16 @@ _POWERCAP = Path("/sys/class/powercap")
 
 
 class Counter(Protocol):
-    """A meter that only ever counts up."""
+    """An energy meter."""
 
     name: str
 
     def since(self) -> Callable[[], float]:
-        """Begin to count; the function says how many joules it has been since."""
+        """Start counting; the returned function gives the joules since then."""
 
 
 class Rapl:
-    """All processor packages together, counted in microjoules, each of which wraps around."""
+    """All processor packages together; each counter is in microjoules and wraps around."""
 
     name = "RAPL, all processor packages"
 
@@ -51,7 +51,7 @@ class Rapl:
 
 
 class Nvml:
-    """One GPU, counted in millijoules."""
+    """One GPU; its counter is in millijoules. Raises whatever pynvml does where it has none."""
 
     name = "NVML, the GPU"
 
@@ -61,12 +61,12 @@ class Nvml:
         uuid = torch.cuda.get_device_properties(device).uuid
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         self._read: Callable[[], int] = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-        self._read()  # raises on what has no such counter
+        self._read()  # raises on a GPU without such a counter
         self._device = device
 
     def since(self) -> Callable[[], float]:
         """See `Counter`."""
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize(self._device)  # kernels are still queued when a call returns
         before = self._read()
 
         def joules() -> float:
@@ -77,26 +77,27 @@ class Nvml:
 
 
 def find_counter(device: torch.device, powercap: Path = _POWERCAP) -> tuple[Counter | None, str]:
-    """The device's meter and its name; or None, and why there is none."""
+    """The device's counter and its name, or None and the reason; `powercap` is Linux's folder."""
     if device.type == "cuda":
         try:
             gpu = Nvml(device)
         except ImportError:
             return None, "pynvml is not installed (pip install nvidia-ml-py)"
-        except Exception as error:  # NVML's own, of many kinds
+        except Exception as error:  # NVML has many types of errors of its own
             return None, f"NVML does not count it ({reason(error)})"
         return gpu, gpu.name
     if device.type != "cpu":
         return None, f"nothing counts it on {device.type}"
+    # `intel-rapl:0` is a package; `intel-rapl:0:0` is a part of it, and counted with it.
     packages = sorted(p for p in powercap.glob("intel-rapl:*") if p.name.count(":") == 1)
     if not packages:
         return None, f"this machine has no counter ({powercap}/intel-rapl*)"
-    meter = Rapl(packages)
+    rapl = Rapl(packages)
     try:
-        meter.since()()
+        rapl.since()()
     except (OSError, ValueError):
         return None, f"{packages[0]}/energy_uj may not be read by this user"
-    return meter, meter.name
+    return rapl, rapl.name
 
 
 def joules_per_run(
@@ -106,7 +107,7 @@ def joules_per_run(
     rounds: int = 3,
     seconds: float = 0.5,
 ) -> dict[str, float]:
-    """Joules for one run of each function: the median of `rounds` windows, taken in turn."""
+    """Joules for one run of each function: the median over rounds, each of `seconds`, in turns."""
     found: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():

@@ -1,15 +1,15 @@
-"""The settings that the user asked for: every combination is a row."""
+"""The grid of settings that the user asked for; every combination is a row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import product
 from typing import get_args
 
 import torch
-from pydantic import BaseModel
 
 from updp.deploy.bench.bench_record import Setting
 from updp.errors import UserError
@@ -21,14 +21,15 @@ PRECISIONS: tuple[str, ...] = get_args(MeasureSettings.model_fields["precision"]
 LAYOUTS: tuple[str, ...] = get_args(MeasureSettings.model_fields["layout"].annotation)
 
 
-class Grid(BaseModel):
-    """Values for each flag, in the order of the rows."""
+@dataclass(frozen=True)
+class Grid:
+    """Values of each setting, in the order of the rows."""
 
     runtimes: tuple[str, ...]
-    batch_sizes: tuple[int, ...] = (1, 32)
+    batch_sizes: tuple[int, ...]
     threads: tuple[int, ...]
-    precisions: tuple[str, ...] = ("float32",)
-    layouts: tuple[str, ...] = ("contiguous",)
+    precisions: tuple[str, ...]
+    layouts: tuple[str, ...]
 
     @classmethod
     def of(
@@ -39,10 +40,7 @@ class Grid(BaseModel):
         precisions: Sequence[str] = (),
         layouts: Sequence[str] = (),
     ) -> Grid:
-        """What is empty takes its default: runtimes that are installed, PyTorch's threads.
-
-        Raises UserError that quotes the wrong value.
-        """
+        """A checked grid; what is empty takes its default. Raises UserError on a wrong value."""
         return cls(
             runtimes=_words("runtime", runtimes or installed(), RUNTIMES),
             batch_sizes=_numbers("batch", batch_sizes or (1, 32)),
@@ -52,7 +50,7 @@ class Grid(BaseModel):
         )
 
     def settings(self, device: torch.device) -> list[Setting]:
-        """Every combination, on the device."""
+        """Every combination of the values, on the device."""
         name = device_name(device)
         combinations = product(
             self.runtimes, self.batch_sizes, self.threads, self.precisions, self.layouts
@@ -71,35 +69,31 @@ class Grid(BaseModel):
 
 
 def installed() -> tuple[str, ...]:
-    """The runtimes whose packages are there."""
-    needs = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",)}
-    exporter = ("onnx", "onnxscript")
-    return tuple(
-        name
-        for name in RUNTIMES
-        if name not in needs or all(_is_there(package) for package in needs[name] + exporter)
-    )
+    """The runtimes whose packages are installed; PyTorch's own need none."""
+    exporter = {"onnx", "onnxscript"}
+    needs = {name: {name, *exporter} for name in ("onnxruntime", "openvino")}
+    return tuple(name for name in RUNTIMES if all(map(_is_installed, needs.get(name, ()))))
 
 
-def _is_there(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ValueError:  # it was taken out of this process
+    except ValueError:  # sys.modules has None in its place, so that it cannot be imported
         return False
 
 
-def _words(flag: str, given: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
-    for word in given:
+def _words(flag: str, words: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    for word in words:
         if word not in known:
             close = get_close_matches(word, known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}? " if close else ""
             raise UserError(f"--{flag} {word!r}: {hint}there are {', '.join(known)}")
-    return tuple(dict.fromkeys(given))
+    return tuple(dict.fromkeys(words))
 
 
-def _numbers(flag: str, given: Iterable[int | str]) -> tuple[int, ...]:
+def _numbers(flag: str, values: Iterable[int | str]) -> tuple[int, ...]:
     numbers = []
-    for value in given:
+    for value in values:
         if not str(value).isascii() or not str(value).isdigit() or int(value) < 1:
             raise UserError(f"--{flag} {str(value)!r}: write whole numbers from 1, such as 1,32")
         numbers.append(int(value))

@@ -1,4 +1,4 @@
-"""Which two models: a run's own, or any two that the user names."""
+"""The two models to compare: a run's own, or any two that the user names."""
 
 import copy
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from updp.run.finished import check_finished, check_weights
 from updp.run.load import load
 from updp.run.records import RunRecord
 
+_Spec = nn.Module | str | Path  # a module, a model by name, or a run directory
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -27,10 +29,10 @@ class Pair:
 def pair_of_run(
     run: str | Path, weights: str | Path | None = None, model: str | None = None
 ) -> Pair:
-    """The baseline and the merged model of a finished run; its data need not be there.
+    """Baseline and merged model of a finished run, whose data need not be there.
 
-    `model` and `weights` are the baseline's, where they are not any more where the run found them.
-    Raises UserError: no run has ended there, or its baseline is not what it was.
+    `model` and `weights` say where the baseline is if it was moved. Raises UserError: no run has
+    ended there, or its baseline is not what it was.
     """
     path = check_finished(run)
     record = RunRecord.read(path)
@@ -48,18 +50,16 @@ def pair_of_run(
 
 
 def pair_of_two(
-    first: nn.Module | str | Path,
-    second: nn.Module | str | Path,
+    first: _Spec,
+    second: _Spec,
     weights: tuple[str | Path | None, str | Path | None] = (None, None),
     input_size: tuple[int, ...] | None = None,
 ) -> Pair:
-    """Two modules, models by name, or run directories, whose merged models are taken.
+    """Two modules (copied), models by name, or merged models of run directories.
 
-    Modules are copied. Images have `input_size` (C, H, W), or the size that one of the two says.
-    Raises UserError.
+    Images have `input_size` (C, H, W), or the size that one of the two says. Raises UserError.
     """
-    a = _one(first, weights[0], "a", second)
-    b = _one(second, weights[1], "b", first)
+    a, b = _open(first, weights[0], "a", second), _open(second, weights[1], "b", first)
     shapes = {name: shape for name, _, shape in (a, b) if shape is not None}
     if input_size is None and not shapes:
         raise UserError(f"neither '{a[0]}' nor '{b[0]}' says its input size: give --input-size")
@@ -70,15 +70,10 @@ def pair_of_two(
     return Pair((a[0], b[0]), (a[1].eval(), b[1].eval()), shape)
 
 
-_One = tuple[str, nn.Module, tuple[int, ...] | None]
-
-
-def _one(
-    spec: nn.Module | str | Path,
-    weights: str | Path | None,
-    side: str,
-    other: nn.Module | str | Path,
-) -> _One:
+def _open(
+    spec: _Spec, weights: str | Path | None, side: str, other: _Spec
+) -> tuple[str, nn.Module, tuple[int, ...] | None]:
+    """Name, model and input size; `side` (a, b) is for the error line."""
     if isinstance(spec, nn.Module):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
@@ -90,7 +85,7 @@ def _one(
             )
         record = RunRecord.read(check_finished(spec))
         # A run that was made from a module has the architecture of the other model.
-        given = other if isinstance(other, nn.Module) and not record.model else None
-        return str(spec), load(spec, given), record.input_shape
+        baseline = other if isinstance(other, nn.Module) and not record.model else None
+        return str(spec), load(spec, baseline), record.input_shape
     model = load_model(str(spec), weights=None if weights is None else Path(weights))
     return str(spec), model, model_input_size(model)

@@ -1,7 +1,7 @@
-"""Two models measured at one setting after the other, interleaved in this process."""
+"""Rows of a benchmark: two models measured in turns, in this process, at each setting."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -14,14 +14,14 @@ from updp.deploy.bench.energy import Counter, joules_per_run
 from updp.deploy.bench.pair import Pair
 from updp.errors import UserError
 from updp.io.progress import Progress
-from updp.measure import Latency, Timing, compare, peak_memory
+from updp.measure import compare, peak_memory
 from updp.measure.runtime import deployed, runner
 from updp.recipe import MeasureSettings
 from updp.run.records import versions
 
 ROUNDS = 21
 _ROUND_SECONDS = 0.1
-_SIDES = ("baseline", "other")
+_PACKAGES = ("onnxruntime", "openvino")  # runtimes that have a version of their own
 
 
 def measure_rows(
@@ -32,11 +32,14 @@ def measure_rows(
     progress: Progress,
     rounds: int = ROUNDS,
 ) -> Iterator[Row]:
-    """One row for each setting, as soon as it is there; what cannot be run is a row that says so.
+    """Yield one row for each setting; where the models cannot run so, a row says why.
 
     The models are moved to the device. `meter` is what `find_counter` says of it.
     """
-    models = [model.to(device).eval() for model in pair.models]
+    models = {
+        side: model.to(device).eval()
+        for side, model in zip(("baseline", "other"), pair.models, strict=True)
+    }
     progress.begin("bench", len(settings))
     for setting in settings:
         with _threads(setting.threads):
@@ -47,7 +50,7 @@ def measure_rows(
 
 
 def _measure(
-    models: Sequence[nn.Module],
+    models: Mapping[str, nn.Module],
     shape: tuple[int, ...],
     setting: Setting,
     device: torch.device,
@@ -59,35 +62,26 @@ def _measure(
     measure = MeasureSettings.model_validate(
         setting.model_dump(include={"runtime", "batch_size", "precision", "layout"})
     )
-    about = Row(setting=setting, command=sys.argv, energy_from=energy_from)
+    row = Row(setting=setting, command=sys.argv, energy_from=energy_from)
     try:
-        runs = {side: runner(m, (x,), measure) for side, m in zip(_SIDES, models, strict=True)}
-        memory = [
-            _memory(m, x, measure, runs[side]) for side, m in zip(_SIDES, models, strict=True)
-        ]
+        runs = {side: runner(model, (x,), measure) for side, model in models.items()}
+        memory = {side: _memory(model, x, measure, runs[side]) for side, model in models.items()}
         times = compare(runs, rounds=rounds, round_seconds=_ROUND_SECONDS)
         joules = joules_per_run(runs, counter) if counter is not None else {}
     except (UserError, torch.OutOfMemoryError) as error:
-        return about.model_copy(update={"failure": _short(error, measure)})
-
-    def side(index: int) -> BenchFigures:
-        latency: Latency = times[_SIDES[index]]
-        energy = joules.get(_SIDES[index])
-        return BenchFigures(
-            ms=Timing(**vars(latency.ms)),
+        return row.model_copy(update={"failure": _short(error, measure)})
+    figures = {
+        side: BenchFigures(
+            ms=latency.ms,
             images_per_second=1e3 * setting.batch_size / latency.ms.median,
-            memory=memory[index],
-            energy=None if energy is None else energy / setting.batch_size,
+            memory=memory[side],
+            energy=joules[side] / setting.batch_size if joules else None,
         )
-
-    update = {
-        "baseline": side(0),
-        "other": side(1),
-        "speedup": Timing(**vars(times["other"].speedup)),
-        "rounds": rounds,
-        "versions": _versions(setting.runtime),
+        for side, latency in times.items()
     }
-    return about.model_copy(update=update)
+    own = {setting.runtime: version(setting.runtime)} if setting.runtime in _PACKAGES else {}
+    measured = {"speedup": times["other"].speedup, "rounds": rounds, "versions": versions() | own}
+    return row.model_copy(update={**figures, **measured})
 
 
 def _memory(
@@ -107,7 +101,8 @@ def _memory(
         run()
         torch.cuda.synchronize(x.device)
         added = torch.cuda.max_memory_allocated(x.device) - before
-        return added + x.numel() * getattr(torch, measure.precision).itemsize
+        dtype: torch.dtype = getattr(torch, measure.precision)
+        return added + x.numel() * dtype.itemsize
     if measure.runtime == "compile":
         return None
     module, inputs = deployed(model, (x,), measure)
@@ -116,7 +111,7 @@ def _memory(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """PyTorch's threads, which the other runtimes take over; restored at the end."""
+    """Set PyTorch's threads, which the other runtimes take over, and restore them at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -125,13 +120,8 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _versions(runtime: str) -> dict[str, str]:
-    own = {runtime: version(runtime)} if runtime in ("onnxruntime", "openvino") else {}
-    return versions() | own
-
-
 def _short(error: Exception, measure: MeasureSettings) -> str:
-    """The reason alone: the row says the rest."""
+    """The reason without `measure.NAME=`, which is how a recipe is written, not this command."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     text = str(error)

@@ -1,4 +1,4 @@
-"""One file format that other runtimes load: how it is written, and how a written file is run."""
+"""File formats for other runtimes: how a file is written, and how it is run to be compared."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -13,45 +13,46 @@ from torch import Tensor, nn
 from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import needs_extra, reason
 from updp.io.quiet import quiet
+from updp.measure.importing import import_openvino
 
 _log = logging.getLogger(__name__)
-INPUT, OUTPUT = "images", "logits"
+INPUT, OUTPUT = "images", "logits"  # names of the graph's input and output
 
 Network = Callable[[Tensor], Tensor]  # images (N, C, H, W) to logits (N, classes), on the CPU
 
 
 class Format(ABC):
-    """Subclasses say what the format is called, which packages it needs, and do both directions.
+    """One file format: subclasses name it and its packages, and write and load its files.
 
     All files are float32, and take batches of any size.
     """
 
     name: ClassVar[str]  # as --to takes it
-    suffix: ClassVar[str]  # of the file that is opened: `model.onnx`
+    suffix: ClassVar[str]  # of the file that is opened: `.onnx`
     packages: ClassVar[tuple[str, ...]] = ()  # beyond torch; all must be importable
     extra: ClassVar[str] = ""  # of updp, which brings them
 
-    def check(self) -> None:
-        """Raises UserError where a package is missing, with the command that installs it."""
+    def check(self, purpose: str = "") -> None:
+        """Raise UserError where a package is missing, with the command that installs it."""
         for package in self.packages:
             try:
-                self._import(package)
+                # OpenVINO has an import of its own, which leaves its telemetry out.
+                import_openvino() if package == "openvino" else import_module(package)
             except ImportError as error:
-                raise needs_extra(f"export to {self.name}", package, self.extra) from error
+                purpose = purpose or f"export to {self.name}"
+                raise needs_extra(purpose, package, self.extra) from error
 
     def write(self, model: nn.Module, example: Tensor, path: Path) -> CapturedModel:
-        """Write `model` (evaluation mode) to the file `path`; more files may lie beside it.
+        """Write `model` to the file `path`; of `example` (N, C, H, W) only the shape matters.
 
-        `example` is a batch of images (N, C, H, W), N >= 1; only its shape matters. Height and
-        width are dynamic where model and exporter admit it, as the returned program says.
-
-        Raises UserError where a package is missing, or torch.export does not read the model.
+        Height and width are dynamic where model and converter admit it, as the returned program
+        says. Raises UserError: a package is missing, or torch.export does not read the model.
         """
         self.check()
         program = capture(model, example)
         try:
             self.save(program, path)
-        except Exception as error:  # of a converter that takes no other size
+        except Exception as error:  # a converter may take no dynamic size; each has its own errors
             if not program.any_size:
                 raise
             _log.info("%s: height and width are fixed: %s", self.name, reason(error))
@@ -65,16 +66,16 @@ class Format(ABC):
             self._save(program, path)
 
     def load(self, path: Path) -> Network:
-        """The written file as a function, run by its own runtime, `updp` not involved."""
+        """The written file as a function, run by its own runtime without `updp`."""
         with quiet():
             return self._load(path)
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """All that belongs to the file `path`, the file itself first."""
+        """All files that belong to `path`, which comes first."""
         return (path,)
 
     def versions(self) -> dict[str, str]:
-        """Versions of what wrote and ran the file."""
+        """Versions of the packages that wrote and ran the file."""
         return {name: version(name) for name in ("torch", *self.packages)}
 
     @abstractmethod
@@ -82,7 +83,3 @@ class Format(ABC):
 
     @abstractmethod
     def _load(self, path: Path) -> Network: ...
-
-    @staticmethod
-    def _import(package: str) -> object:
-        return import_module(package)

@@ -1,15 +1,17 @@
-"""preprocess.json: all that someone needs who has the file and an image, and not updp."""
+"""preprocess.json: how to prepare an image for an exported file without updp."""
 
 from typing import Any
 
 from updp.deploy.export.base import INPUT, OUTPUT
-from updp.deploy.export.program import AXES
 from updp.io.records import FORMAT
 from updp.run.finished import Finished
 
 
 def describe(run: Finished, *, prepared: bool = False) -> dict[str, Any]:
-    """Plain JSON for the models of `run`; `prepared`: the user's own loader normalises."""
+    """Preprocessing and class names of `run` as plain JSON.
+
+    With `prepared`, the user's own loader resizes and normalises, so neither is known here.
+    """
     channels, height, width = run.shape
     preprocess = run.feed.preprocess
     return {
@@ -36,12 +38,3 @@ def describe(run: Finished, *, prepared: bool = False) -> dict[str, Any]:
         "output": {"name": OUTPUT, "layout": "NC", "dtype": "float32"},
         "classes": list(run.classes),
     }
-
-
-def why_fixed(dynamic: tuple[str, ...], shape: tuple[int, ...]) -> str:
-    """What to say of axes that are not dynamic."""
-    fixed = [name for name in AXES.values() if name not in dynamic]
-    if not fixed:
-        return ""
-    size = "x".join(map(str, shape))
-    return f"{' and '.join(fixed)} are those of {size}: the model, or the exporter, takes no other"

@@ -1,4 +1,4 @@
-"""`updp export`: write, run, compare, and only then keep."""
+"""`updp export`: write a file, run it, compare it with PyTorch, and only then keep it."""
 
 import logging
 import time
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from updp.deploy.export.base import Format
-from updp.deploy.export.describe import describe, why_fixed
+from updp.deploy.export.describe import describe
 from updp.deploy.export.folder import STEM, check_names, check_place, staging
 from updp.deploy.export.formats import parse_formats
-from updp.deploy.export.manifest import PREPROCESS, Exported, add_exports, begin_writing, within
+from updp.deploy.export.manifest import PREPROCESS, Exported, add_export, begin_writing, within
 from updp.deploy.export.parity import Parity, batches, compare, compare_sizes, logits, resized
 from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import ExportError, UserError, reason
@@ -23,7 +23,6 @@ from updp.run.finished import Finished, check_finished, open_run
 from updp.run.inputs import Data
 
 _log = logging.getLogger(__name__)
-_LIMIT = 1000  # images to compare on, where the data has more
 
 
 def export(
@@ -35,7 +34,7 @@ def export(
     data: Data | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
-    test_images: int = _LIMIT,
+    test_images: int = 1000,
     progress: Progress | None = None,
     each: Callable[[Exported], None] | None = None,
 ) -> list[Exported]:
@@ -67,143 +66,134 @@ def export(
     folder = check_place(check_finished(run), out, formats)
     opened = open_run(run, model, data, weights=weights, device=device or "cpu", progress=progress)
     prepared = isinstance(data, tuple) and data[1].dataset[0][0].is_floating_point()
-    job = _Export(opened, folder, test_images, describe(opened, prepared=prepared), progress)
+    exporter = _Exporter(opened, folder, test_images, progress)
+    preprocess = describe(opened, prepared=prepared)
     records: list[Exported] = []
     failures: dict[str, UserError | ExportError] = {}
     progress.begin("export", len(formats))
-    for one in formats:
+    for form in formats:
         try:
-            records.append(job.write(one))
+            records.append(exporter.write(form, preprocess))
         except (UserError, ExportError) as error:
-            failures[one.name] = error
-            progress.advance(f"{one.name} failed")
+            failures[form.name] = error
+            progress.advance(f"{form.name} failed")
             continue
-        progress.advance(one.name)
+        progress.advance(form.name)
         if each is not None:
             each(records[-1])
-    _check(failures)
+    if failures:
+        raise _joined(failures) from next(iter(failures.values()))
     return records
 
 
-def _check(failures: Mapping[str, UserError | ExportError]) -> None:
-    """Raise one error that names every format that failed, those of one reason together."""
-    reasons: dict[str, list[str]] = {}
+def _joined(failures: Mapping[str, UserError | ExportError]) -> UserError | ExportError:
+    """One error that names every format that failed, those of one reason together."""
+    names: dict[str, list[str]] = {}
     for name, error in failures.items():
         why = str(error).removeprefix(f"export to {name}: ")
-        reasons.setdefault(why, []).append(name)
-    if not reasons:
-        return
-    text = "; ".join(f"export to {', '.join(names)}: {why}" for why, names in reasons.items())
-    first = next(iter(failures.values()))
+        names.setdefault(why, []).append(name)
+    text = "; ".join(f"export to {', '.join(failed)}: {why}" for why, failed in names.items())
     if all(isinstance(error, UserError) for error in failures.values()):
-        raise UserError(text) from first
+        return UserError(text)
     kept = "no file is kept" if len(failures) == 1 else "no files of these are kept"
-    raise ExportError(f"{text}; {kept}") from first
+    return ExportError(f"{text}; {kept}")
 
 
-class _Export:
-    """What several formats share: both models captured, the images, the expected logits."""
+class _Exporter:
+    """What all formats of one export share: both captured models, images, expected logits."""
 
-    def __init__(
-        self,
-        run: Finished,
-        folder: Path,
-        limit: int,
-        preprocess: Mapping[str, object],
-        progress: Progress,
-    ) -> None:
+    def __init__(self, run: Finished, folder: Path, limit: int, progress: Progress) -> None:
         self.run, self.folder, self.limit, self.progress = run, folder, limit, progress
-        self.preprocess = preprocess
         self.merged = run.merged.cpu().eval()
         self.baseline = run.baseline.cpu().eval()
         self.expected = logits(self.merged, self._images())
         some = next(iter(run.feed.test()))[0][:4].cpu()
-        self.others = list(resized(self.merged, some))
+        self.resized = list(resized(self.merged, some))
         self._programs: dict[tuple[bool, bool], CapturedModel] = {}
 
-    def write(self, one: Format) -> Exported:
-        """Write one format under its final name, with its record, once it is right.
+    def write(self, form: Format, preprocess: Mapping[str, object]) -> Exported:
+        """Write one format and its record, under final names once the file has proved right.
 
-        Raises ExportError when it is not.
+        Raises ExportError where it does not.
         """
         began = time.monotonic()
         with staging(self.folder) as stage:
-            path = stage / f"{STEM}{one.suffix}"
-            program, parity, sizes = self._right(one, path)
-            baseline_bytes = self._baseline_bytes(one, stage / "baseline", program.any_size)
-            files = one.files(path)
-            size = sum(file.stat().st_size for file in files)
-            channels, height, width = self.run.shape
+            path = stage / f"{STEM}{form.suffix}"
+            program, parities = self._write_right(form, path)
+            baseline_bytes = self._baseline_bytes(form, stage / "baseline", program.any_size)
+            files = form.files(path)
+            parity = parities[program.shape]
             record = Exported(
-                format=one.name,
+                format=form.name,
                 folder=within(self.folder, self.run.path),
                 files=[file.name for file in files],
-                bytes=size,
+                bytes=_size(files),
                 baseline_bytes=baseline_bytes,
                 parameters=count_parameters(self.merged),
                 baseline_parameters=count_parameters(self.baseline),
                 images=parity.images,
-                max_abs=max(p.max_abs for p in (parity, *sizes.values())),
-                max_rel=max(p.max_rel for p in (parity, *sizes.values())),
+                max_abs=max(p.max_abs for p in parities.values()),
+                max_rel=max(p.max_rel for p in parities.values()),
                 top1_agreement=parity.agreement,
                 undecided=parity.undecided,
                 tolerance=parity.tolerance,
                 dynamic=list(program.dynamic),
-                note=why_fixed(program.dynamic, self.run.shape),
-                input_sizes=[(channels, height, width), *sizes],
-                versions=one.versions(),
+                note=program.note,
+                input_sizes=list(parities),
+                versions=form.versions(),
                 seconds=round(time.monotonic() - began, 1),
             )
-            self._publish(one, files, record)
+            # Again: meanwhile somebody may have put a file of this name there.
+            check_names(self.run.path, self.folder, form)
+            # In this order a kill leaves no record of files that are not those, and no file
+            # to open whose other files are missing.
+            begin_writing(self.run.path, form.name, self.folder, (*record.files, PREPROCESS))
+            for file in reversed(files):
+                replace(file, self.folder / file.name)
+            write_json(self.folder / PREPROCESS, preprocess)
+            add_export(self.run.path, record)
         return record
 
-    def _publish(self, one: Format, files: tuple[Path, ...], record: Exported) -> None:
-        """Files under their final names, between the old record's end and the new one."""
-        run, folder = self.run.path, self.folder
-        check_names(run, folder, one)  # this took a while
-        begin_writing(run, one.name, folder, (*record.files, PREPROCESS))
-        for file in reversed(files):  # the one that is opened comes last
-            replace(file, folder / file.name)
-        write_json(folder / PREPROCESS, self.preprocess)
-        add_exports(run, [record])
+    def _write_right(
+        self, form: Format, path: Path
+    ) -> tuple[CapturedModel, dict[tuple[int, int, int], Parity]]:
+        """Write for any image size if that file computes the right logits, else for the run's own.
 
-    def _right(
-        self, one: Format, path: Path
-    ) -> tuple[CapturedModel, Parity, dict[tuple[int, int, int], Parity]]:
-        """Write and compare: with any size if that comes out right, else with the run's own."""
-        failed = ""
-        for any_size in (True, False) if self.others else (False,):
+        Returns the program and its parity at each size, the run's own first. Raises ExportError.
+        """
+        failure = ""
+        for any_size in (True, False) if self.resized else (False,):
             program = self._program(self.merged, any_size)
             if any_size != program.any_size:
                 continue
             try:
-                one.save(program, path)
-                network = one.load(path)
+                form.save(program, path)
+                network = form.load(path)
                 found = logits(network, self._images())
-                sizes = compare_sizes(network, self.others) if any_size else {}
+                sizes = compare_sizes(network, self.resized) if any_size else {}
             except UserError:
                 raise
-            except Exception as error:  # of a converter or a runtime
-                failed = reason(error)
-                _log.info("%s, any size %s: %s", one.name, any_size, failed)
+            except Exception as error:  # converters and runtimes have errors of many types
+                failure = reason(error)
+                _log.info("%s, any size %s: %s", form.name, any_size, failure)
                 continue
-            parity = compare(self.expected, found)
-            bad = [p for p in (parity, *sizes.values()) if not p.good]
-            if not bad:
-                return program, parity, sizes
-            failed = str(bad[0])
-        raise ExportError(f"export to {one.name}: {failed}")
+            parities = {program.shape: compare(self.expected, found), **sizes}
+            wrong = [str(parity) for parity in parities.values() if not parity.good]
+            if not wrong:
+                return program, parities
+            failure = wrong[0]
+        raise ExportError(f"export to {form.name}: {failure}")
 
-    def _baseline_bytes(self, one: Format, folder: Path, any_size: bool) -> int | None:
-        """The size of the baseline exported in the same way."""
+    def _baseline_bytes(self, form: Format, folder: Path, any_size: bool) -> int | None:
+        """The size of the baseline exported in the same way; None where that fails."""
         folder.mkdir()
-        path = folder / f"{STEM}{one.suffix}"
+        path = folder / f"{STEM}{form.suffix}"
         try:
-            one.save(self._program(self.baseline, any_size), path)
-        except Exception as error:  # it is only for comparison
-            self.progress.say(f"the baseline does not export to {one.name}: {reason(error)}")
+            form.save(self._program(self.baseline, any_size), path)
+        except Exception as error:  # this figure is worth no failed export
+            self.progress.say(f"the baseline does not export to {form.name}: {reason(error)}")
             return None
-        return sum(file.stat().st_size for file in one.files(path))
+        return _size(form.files(path))
 
     def _program(self, model: nn.Module, any_size: bool) -> CapturedModel:
         key = (model is self.merged, any_size)
@@ -214,3 +204,7 @@ class _Export:
 
     def _images(self) -> Iterator[Tensor]:
         return batches(self.run.feed, self.limit)
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)

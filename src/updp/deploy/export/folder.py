@@ -1,4 +1,4 @@
-"""The folder that exports go to: nothing in it is replaced but earlier exports of the run."""
+"""The folder of exported files: nothing in it is replaced but earlier exports of the run."""
 
 import os
 import shutil
@@ -22,23 +22,23 @@ def check_place(run: Path, out: str | Path | None, formats: Iterable[Format]) ->
     Raises UserError: it is a run directory or in a stage of this one, or a file is in the way.
     """
     folder = run / FOLDER if out is None else Path(out)
-    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
-    if not there.is_dir():
-        raise UserError(f"--out '{folder}': '{there}' is a file, give a folder")
-    inside = [run.resolve() / name for name in (*STAGES, "picks")]
-    if (folder / "run.json").exists() or any(folder.resolve().is_relative_to(p) for p in inside):
+    existing = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    if not existing.is_dir():
+        raise UserError(f"--out '{folder}': '{existing}' is a file, give a folder")
+    stages = [run.resolve() / name for name in (*STAGES, "picks")]
+    if (folder / "run.json").exists() or any(folder.resolve().is_relative_to(p) for p in stages):
         raise UserError(
             f"--out '{folder}' belongs to a run, whose files have such names: give another folder"
         )
-    for one in formats:
-        check_names(run, folder, one)
+    for form in formats:
+        check_names(run, folder, form)
     return folder
 
 
-def check_names(run: Path, folder: Path, one: Format) -> None:
-    """Raises UserError where a file of this format would replace one that no export wrote."""
+def check_names(run: Path, folder: Path, form: Format) -> None:
+    """Raise UserError where a file of this format would replace one that no export wrote."""
     ours = written(run, folder)
-    for file in (*one.files(folder / f"{STEM}{one.suffix}"), folder / PREPROCESS):
+    for file in (*form.files(folder / f"{STEM}{form.suffix}"), folder / PREPROCESS):
         if file.name not in ours and os.path.lexists(file):
             raise UserError(
                 f"'{file}' is there, and not from an earlier export of '{run}': move it away, or "
@@ -48,12 +48,10 @@ def check_names(run: Path, folder: Path, one: Format) -> None:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A folder beside the final names, gone at the end; one export at a time has one.
-
-    Others wait, so what is there before was left by a kill and is removed.
-    """
+    """A temporary folder inside `folder`; other exports wait until it is gone."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".export.lock"):
+        # Only the holder of the lock has such a folder: any other was left by a kill.
         for stale in folder.glob(".export.*.tmp"):
             shutil.rmtree(stale)
         stage = folder / f".export.{os.getpid()}.tmp"

@@ -1,4 +1,4 @@
-"""The formats by name."""
+"""Export formats by name."""
 
 from collections.abc import Iterable
 
@@ -14,9 +14,9 @@ ALL = "all"
 
 
 def parse_formats(asked: str | Iterable[str]) -> list[Format]:
-    """Formats as the user wrote them: names, several with commas, `all`; each once, in order.
+    """Formats by names, several with commas, or `all`; each once, in order.
 
-    Raises UserError for a name that is none, and for a format whose package is missing.
+    Raises UserError for an unknown name, and for a format whose package is missing.
     """
     texts = [asked] if isinstance(asked, str) else list(asked)
     names: list[str] = []
@@ -30,6 +30,6 @@ def parse_formats(asked: str | Iterable[str]) -> list[Format]:
     if not names:
         raise UserError(f"--to is empty: give {', '.join(FORMATS)} or {ALL}")
     chosen = [FORMATS[name] for name in dict.fromkeys(names)]
-    for one in chosen:
-        one.check()
+    for form in chosen:
+        form.check()
     return chosen

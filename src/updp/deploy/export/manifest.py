@@ -1,4 +1,4 @@
-"""What is known of each exported file: kept in the run directory, for people and for the report."""
+"""Records of exported files, kept in the run directory whatever folder the files are in."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,31 +11,24 @@ from updp.io.files import remove
 from updp.io.records import Record
 
 FOLDER = "export"
-PREPROCESS = "preprocess.json"  # beside the files of every folder
+PREPROCESS = "preprocess.json"  # beside the files, in every folder
 
 
 class Exported(BaseModel):
-    """One format, and how its file compares with the PyTorch model on real images.
-
-    `files` are names in `folder`, the one to open first; `folder` is relative to the run
-    directory, where it lies there. `max_abs` is the largest difference of
-    any logit, `max_rel` that over the image's largest logit; `top1_agreement` is in percent.
-    Of `images` images, `undecided` have two best logits within twice the `tolerance`; there
-    either may win. `baseline_bytes` is the size of the baseline in the same format.
-    """
+    """One format, and how its file compares with the PyTorch model on real images."""
 
     format: str
-    folder: str
-    files: list[str]
+    folder: str  # relative to the run directory if inside
+    files: list[str]  # names in `folder`, the one to open first
     bytes: int
-    baseline_bytes: int | None  # where the baseline does not export
+    baseline_bytes: int | None  # of the baseline in the same format; None where it does not export
     parameters: int
     baseline_parameters: int
     images: int
-    max_abs: float
-    max_rel: float
-    top1_agreement: float
-    undecided: int
+    max_abs: float  # largest difference of a logit
+    max_rel: float  # the same over the image's largest logit
+    top1_agreement: float  # percent
+    undecided: int  # images whose two best logits are within twice the tolerance: either may win
     tolerance: float
     dynamic: list[str]  # `batch`, and `height` and `width` where they are not fixed
     note: str  # why a size is fixed, or nothing
@@ -52,7 +45,7 @@ class Exports(Record):
 
 
 class Written(Record):
-    """Names of the files that exports of the run put into each folder."""
+    """Names of the files that exports of the run put into each folder, kills included."""
 
     FILE: ClassVar[str] = "export/.written.json"
     names: dict[str, list[str]] = {}  # noqa: RUF012
@@ -63,29 +56,30 @@ def read_exports(run: str | Path) -> dict[str, Exported]:
     return (Exports.read_if_there(Path(run)) or Exports()).exports
 
 
-def add_exports(run: Path, records: Iterable[Exported]) -> None:
-    """Put records beside those of other formats, in place of older ones of their own."""
+def add_export(run: Path, record: Exported) -> None:
+    """Put a record beside those of other formats, in place of an older one of its own."""
     with _lock(run):
-        _write(run, read_exports(run) | {record.format: record for record in records})
+        _write(run, read_exports(run) | {record.format: record})
 
 
 def begin_writing(run: Path, form: str, folder: Path, names: Iterable[str]) -> None:
-    """Before files change: forget the format's record, and note whose `names` in `folder` are.
+    """Before files change: forget the record of format `form`, and note `names` in `folder`.
 
-    So a kill leaves no record of files that are not those, and files that a new export replaces.
+    So a kill leaves no record of other files than those described, and the next export knows
+    which files are its own to replace.
     """
     place = within(folder, run)
     with _lock(run):
-        noted = _noted(run)
-        noted[place] = sorted({*noted.get(place, []), *names})
-        Written(names=noted).write(run)
+        known = _written_names(run)
+        known[place] = sorted({*known.get(place, []), *names})
+        Written(names=known).write(run)
         _write(run, {name: r for name, r in read_exports(run).items() if name != form})
 
 
 def written(run: Path, folder: Path) -> set[str]:
-    """Names in `folder` of files that exports of this run put there."""
+    """Names of the files in `folder` that exports of this run put there."""
     place = within(folder, run)
-    names = set(_noted(run).get(place, []))
+    names = set(_written_names(run).get(place, []))
     for record in read_exports(run).values():
         if record.folder == place:
             names |= {*record.files, PREPROCESS}
@@ -93,7 +87,7 @@ def written(run: Path, folder: Path) -> set[str]:
 
 
 def within(folder: Path, run: Path) -> str:
-    """The folder relative to the run directory, where it lies there, else its whole path."""
+    """The folder relative to the run directory if inside, else its absolute path."""
     inner, outer = folder.resolve(), run.resolve()
     return str(inner.relative_to(outer) if inner.is_relative_to(outer) else inner)
 
@@ -103,12 +97,12 @@ def _lock(run: Path) -> FileLock:
     return FileLock(run / FOLDER / ".lock")
 
 
-def _noted(run: Path) -> dict[str, list[str]]:
+def _written_names(run: Path) -> dict[str, list[str]]:
     return (Written.read_if_there(run) or Written()).names
 
 
 def _write(run: Path, records: dict[str, Exported]) -> None:
     if records:
-        Exports(exports={name: records[name] for name in sorted(records)}).write(run)
+        Exports(exports=dict(sorted(records.items()))).write(run)
     else:
         remove(Exports.path(run))

@@ -8,11 +8,11 @@ from torch import Tensor
 from updp.deploy.export.base import INPUT, OUTPUT, Format, Network
 from updp.deploy.export.program import CapturedModel
 
-_LIMIT = 1_900_000_000  # bytes; a protobuf message holds 2 GB
+_LIMIT = 1_900_000_000  # bytes of weights in one file: a protobuf message holds 2 GB
 
 
 class Onnx(Format):
-    """The input `images` (batch, C, H, W), the output `logits` (batch, classes)."""
+    """A graph from `images` (batch, C, H, W) to `logits` (batch, classes)."""
 
     name, suffix = "onnx", ".onnx"
     packages, extra = ("onnx", "onnxscript", "onnxruntime"), "onnx"
@@ -48,6 +48,6 @@ class Onnx(Format):
         return run
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """The file, and its weights beside it where they are too large for one."""
+        """The file, and its weights beside it where one file cannot hold both."""
         beside = path.with_name(f"{path.name}.data")
         return (path, beside) if beside.exists() else (path,)

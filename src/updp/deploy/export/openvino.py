@@ -13,7 +13,7 @@ from updp.measure.openvino import import_openvino
 
 
 class OpenVino(Format):
-    """Made from ONNX; names and dynamic axes are the same. Float32, in the file and when run."""
+    """The ONNX file converted, with its names and dynamic axes; float32 on disk and when run."""
 
     name, suffix = "openvino", ".xml"
     packages, extra = ("openvino", "onnx", "onnxscript"), "onnx,openvino"
@@ -23,7 +23,7 @@ class OpenVino(Format):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             Onnx().save(program, file)
-            # Not openvino.convert_model, which does much the same and tells its makers.
+            # Not openvino.convert_model, which does much the same and sends telemetry.
             model = openvino.Core().read_model(file)
             passes = openvino.passes.Manager()
             passes.register_pass(openvino.passes.ConstantFolding())  # shapes of biases, mostly
@@ -33,7 +33,7 @@ class OpenVino(Format):
     def _load(self, path: Path) -> Network:
         openvino = import_openvino()
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 on CPUs that have it
+            "INFERENCE_PRECISION_HINT": "f32",  # by default bfloat16 on CPUs that have it
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         compiled = openvino.Core().compile_model(path, "CPU", settings)
@@ -46,7 +46,3 @@ class OpenVino(Format):
     def files(self, path: Path) -> tuple[Path, ...]:
         """Graph and weights."""
         return path, path.with_suffix(".bin")
-
-    @staticmethod
-    def _import(package: str) -> object:
-        return import_openvino() if package == "openvino" else Format._import(package)

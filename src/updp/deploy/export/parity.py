@@ -12,14 +12,17 @@ from updp.data.feed import Feed
 from updp.deploy.export.base import Network
 from updp.deploy.export.program import other_sizes
 
-TOLERANCE = 1e-4  # of a logit, float32
+_TOLERANCE = 1e-4  # of a logit, float32
 _RESOLUTION = 1e-6  # of the largest logit: what float32 keeps through some layers
-_SIZES = (1, 2, 3, 16)  # batches to begin with
+_SIZES = (1, 2, 3, 16)  # of the first batches: a graph may have fixed the one it was traced with
 
 
 @dataclass(frozen=True)
 class Parity:
-    """`max_rel` is relative to the largest logit of an image, `agreement` a share in percent."""
+    """How far a file's logits are from PyTorch's, over `images` images.
+
+    `max_rel` is relative to the largest logit of an image, `agreement` a share in percent.
+    """
 
     images: int
     max_abs: float
@@ -30,44 +33,43 @@ class Parity:
 
     @property
     def good(self) -> bool:
-        """Whether nothing differs by more than the tolerance, NaN included."""
+        """Whether no logit differs by more than the tolerance; NaN is not good."""
         return self.max_abs <= self.tolerance and self.agreement == 100
 
     def __str__(self) -> str:
-        """Such as `logits differ by 2e-03, ...`."""
         return (
             f"on {self.images} images logits differ by {self.max_abs:.0e} (allowed: "
             f"{self.tolerance:.0e}) and the best class agrees on {self.agreement:.2f} %"
         )
 
 
-def batches(feed: Feed, limit: int | None) -> Iterator[Tensor]:
-    """Test images (N, C, H, W) on the CPU, `limit` at most, in batches of 1, 2, 3, 16 and more."""
-    sizes, left = iter(_SIZES), limit
+def batches(feed: Feed, limit: int) -> Iterator[Tensor]:
+    """The first `limit` test images (N, C, H, W) on the CPU, in batches of several sizes."""
+    sizes = iter(_SIZES)
     for images, _ in feed.test():
-        rest = images[:left].cpu()
-        left = None if left is None else left - len(rest)
+        rest = images[:limit].cpu()
+        limit -= len(rest)
         while len(rest):
             size = next(sizes, len(rest))
             yield rest[:size].contiguous()
             rest = rest[size:]
-        if left == 0:
+        if limit == 0:
             return
 
 
 @torch.inference_mode()
 def logits(model: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tensor:
-    """Logits (N, classes) of all batches."""
+    """Logits (N, classes) of all batches of images (N, C, H, W)."""
     return torch.cat([model(batch) for batch in images])
 
 
-def compare(expected: Tensor, given: Tensor) -> Parity:
-    """Compare logits (N, classes) of the same images."""
-    tolerance = max(TOLERANCE, _RESOLUTION * float(expected.abs().max()))
-    difference = (expected - given).abs().amax(1)
+def compare(expected: Tensor, found: Tensor) -> Parity:
+    """Compare logits (N, classes) of the same images; tied best classes may swap."""
+    tolerance = max(_TOLERANCE, _RESOLUTION * float(expected.abs().max()))
+    difference = (expected - found).abs().amax(1)
     best = expected.topk(min(2, expected.shape[1])).values
     undecided = (best[:, 0] - best[:, -1] < 2 * tolerance) & (expected.shape[1] > 1)
-    agree = (expected.argmax(1) == given.argmax(1)) | undecided
+    agree = (expected.argmax(1) == found.argmax(1)) | undecided
     return Parity(
         images=len(expected),
         max_abs=float(difference.max()),
@@ -79,22 +81,22 @@ def compare(expected: Tensor, given: Tensor) -> Parity:
 
 
 def resized(model: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images (N, C, H, W) at other sizes, and their logits, where the model takes them."""
+    """Images (N, C, H, W) at other sizes with their logits, for sizes that the model takes."""
     for size in other_sizes(images.shape[2], images.shape[3]):
-        others = functional.interpolate(images, size, mode="bilinear", align_corners=False)
+        scaled = functional.interpolate(images, size, mode="bilinear", align_corners=False)
         try:
-            expected = call_user_code(logits, model, [others])
-        except UserCodeError:  # it takes no such images
+            expected = call_user_code(logits, model, [scaled])
+        except UserCodeError:  # the model does not take this size
             continue
-        yield others, expected
+        yield scaled, expected
 
 
 def compare_sizes(
     network: Network, others: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[tuple[int, int, int], Parity]:
-    """Parity at each other size (C, H, W). Raises whatever the runtime raises."""
+    """Parity at each further image size (C, H, W). Raises whatever the runtime raises."""
     found = {}
     for images, expected in others:
         channels, height, width = images.shape[1:]
-        found[(channels, height, width)] = compare(expected, logits(network, [images]))
+        found[channels, height, width] = compare(expected, logits(network, [images]))
     return found

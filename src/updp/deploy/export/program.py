@@ -1,4 +1,4 @@
-"""A model captured by torch.export, with every axis dynamic that the model leaves free."""
+"""A model captured by torch.export, with every axis dynamic on which the model does not depend."""
 
 import copy
 import logging
@@ -14,18 +14,20 @@ from updp.errors import UserError
 from updp.io.quiet import quiet
 
 _log = logging.getLogger(__name__)
-AXES = {0: "batch", 2: "height", 3: "width"}
-_NEWER = hasattr(Dim, "AUTO")  # PyTorch 2.6: before it, an axis is said to be dynamic, or is not
+_AXES = {0: "batch", 2: "height", 3: "width"}
+# PyTorch 2.6 has Dim.AUTO, dynamic where the model allows it. Before, to call an axis dynamic that
+# is not is an error, so there height and width are fixed.
+_NEWER = hasattr(Dim, "AUTO")
 _BATCH = {0: Dim.DYNAMIC if _NEWER else Dim("batch")}
 
 
 @dataclass(frozen=True)
 class CapturedModel:
-    """One input, images (N, C, H, W), and one output, logits (N, classes); on the CPU."""
+    """An exported program from images (N, C, H, W) to logits (N, classes), on the CPU."""
 
     exported: ExportedProgram
     shape: tuple[int, int, int]  # (C, H, W) of the example
-    dynamic: tuple[str, ...]  # `batch`, and `height` and `width` where they may differ from it
+    dynamic: tuple[str, ...]  # names of dynamic axes: `batch`, perhaps `height` and `width`
 
     @property
     def any_size(self) -> bool:
@@ -34,27 +36,36 @@ class CapturedModel:
 
     @property
     def axes(self) -> dict[int, str]:
-        """The dynamic axes of the input, by number."""
-        return {axis: name for axis, name in AXES.items() if name in self.dynamic}
+        """Names of the dynamic axes of the input, by number."""
+        return {axis: name for axis, name in _AXES.items() if name in self.dynamic}
+
+    @property
+    def note(self) -> str:
+        """Why axes are fixed, in words; empty where all are dynamic."""
+        fixed = " and ".join(name for name in _AXES.values() if name not in self.dynamic)
+        size = "x".join(map(str, self.shape))
+        text = f"{fixed} are those of {size}: the model, or the exporter, takes no other"
+        return text if fixed else ""
 
 
 def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> CapturedModel:
-    """Capture a copy of `model` in evaluation mode, called with images like `example`.
+    """Capture a copy of `model` in evaluation mode, for images (N, C, H, W) as large as `example`.
 
-    The batch axis is dynamic. So are height and width, both or none, where `any_size` is set and
-    nothing in the model depends on them: it takes other sizes, and so does what was captured.
+    The batch axis is dynamic. Height and width are too, both or neither, where `any_size` is set
+    and both the model and the captured program take other sizes.
 
     Raises UserError where torch.export does not read the model, or the model fixes the batch.
     """
     plain = copy.deepcopy(model).cpu().eval()
-    images = torch.zeros(3, *example.shape[1:])  # a batch of 1 would be taken for a constant
+    # torch.export specialises sizes of 0 and 1 to constants, so the batch must be larger.
+    images = torch.zeros(3, *example.shape[1:])
     if any_size and _NEWER:
         try:
             program = _export(plain, images, {**_BATCH, 2: Dim.AUTO, 3: Dim.AUTO})
-            if program.any_size and _takes_others(plain, program, images):
+            if program.any_size and _take_others(plain, program, images):
                 return program
             _log.info("height and width are fixed: the model takes no other size")
-        except UserCodeError as error:  # on symbols, or on what they left behind
+        except UserCodeError as error:  # raised while tracing, or by the traced graph
             _log.info("height and width are fixed: %s", error)
     try:
         return _export(plain, images, _BATCH)
@@ -66,14 +77,17 @@ def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> Capt
 
 
 def other_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Two to try: one larger and of another shape, and one that is uneven with it."""
+    """Two sizes to try: a larger one of another aspect ratio, and one off by odd numbers."""
     return (2 * height, width + width // 2), (height + 1, width + 3)
 
 
-def _takes_others(model: nn.Module, program: CapturedModel, images: Tensor) -> bool:
-    """Whether both take another size (the graph may hold that H x W is what it was)."""
+def _take_others(model: nn.Module, program: CapturedModel, images: Tensor) -> bool:
+    """Whether model and program take other sizes: H x W may be a constant of a graph.
+
+    Raises UserCodeError where the program does not take a size that the model takes.
+    """
     captured = program.exported.module()
-    taken = 0
+    taken = False
     for size in other_sizes(*program.shape[1:]):
         x = images.new_zeros(*images.shape[:2], *size)
         with quiet(), torch.no_grad():
@@ -82,21 +96,21 @@ def _takes_others(model: nn.Module, program: CapturedModel, images: Tensor) -> b
             except UserCodeError:
                 continue
             call_user_code(captured, x)
-        taken += 1
-    return taken > 0
+        taken = True
+    return taken
 
 
 def _export(model: nn.Module, images: Tensor, shapes: dict[int, object]) -> CapturedModel:
     with quiet(), torch.no_grad():
         exported = call_user_code(export, model, (images,), dynamic_shapes=(shapes,))
     for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # it would put paths of this machine into the file
     (name,) = exported.graph_signature.user_inputs
     (node,) = (n for n in exported.graph.nodes if n.name == name)
     sizes = node.meta["val"].shape
-    free = [axis for axis in AXES if not is_concrete_int(sizes[axis])]
-    if str(sizes[2]) == str(sizes[3]):  # squares only, which no file format says
+    free = [axis for axis in _AXES if not is_concrete_int(sizes[axis])]
+    if str(sizes[2]) == str(sizes[3]):  # one symbol for both: squares, which no file format says
         free = [axis for axis in free if axis == 0]
-    dynamic = tuple(AXES[axis] for axis in free)
+    dynamic = tuple(_AXES[axis] for axis in free)
     channels, height, width = images.shape[1:]
     return CapturedModel(exported, (channels, height, width), dynamic)

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from updp.deploy.export.base import Format, Network
 from updp.deploy.export.program import CapturedModel
@@ -14,7 +14,7 @@ from updp.io.files import write_tensors, write_text
 
 
 class Safetensors(Format):
-    """`model.safetensors` and `model.py`, which gives a person without updp the module back."""
+    """`model.safetensors` and `model.py`, from which the module is loaded without updp."""
 
     name, suffix = "safetensors", ".safetensors"
     packages = ("safetensors",)
@@ -28,19 +28,14 @@ class Safetensors(Format):
         write_text(path.with_suffix(".py"), source.text)
 
     def _load(self, path: Path) -> Network:
-        # Our own page, and a module of no name that stays.
+        # Not put into sys.modules: the next export writes another module of this name.
         spec = importlib.util.spec_from_file_location("updp_exported", path.with_suffix(".py"))
         assert spec is not None
         assert spec.loader is not None
         page = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(page)
-        network = page.load(path)
-
-        @torch.inference_mode()
-        def run(images: Tensor) -> Tensor:
-            return network(images)
-
-        return run
+        network: nn.Module = page.load(path)
+        return torch.inference_mode()(network.__call__)
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """Weights and Python."""

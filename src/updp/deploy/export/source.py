@@ -1,34 +1,19 @@
 """A captured model as readable Python that needs torch alone: one line for each operator."""
 
 import math
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import magic_methods
 
 from updp.deploy.export.program import CapturedModel
 from updp.deploy.export.template import PAGE
 
-_INFIX = {
-    operator.add: "+",
-    operator.sub: "-",
-    operator.mul: "*",
-    operator.floordiv: "//",
-    operator.truediv: "/",
-    operator.mod: "%",
-    operator.pow: "**",
-    operator.eq: "==",
-    operator.ne: "!=",
-    operator.lt: "<",
-    operator.le: "<=",
-    operator.gt: ">",
-    operator.ge: ">=",
-}
-_NOTHING = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
+_DROPOUTS = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _WIDTH = 100
-_OWN = {"aten", "images", "math", "nn", "self", "torch", "w"}  # names that the page uses
+_RESERVED = {"aten", "images", "math", "nn", "self", "torch", "w"}  # names that the template uses
 
 
 @dataclass(frozen=True)
@@ -46,28 +31,29 @@ def write_source(program: CapturedModel, weights: str) -> PythonSource:
     """
     exported = program.exported
     signature = exported.graph_signature
-    kinds = (
-        signature.inputs_to_parameters,
-        signature.inputs_to_buffers,
-        signature.inputs_to_lifted_tensor_constants,
-    )
-    names = {node: name for kind in kinds for node, name in kind.items()}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
     held: Mapping[str, Tensor] = {**exported.state_dict, **exported.constants}
-    first: dict[tuple[object, ...], str] = {}  # of several names for one tensor
+    first: dict[tuple[object, ...], str] = {}  # a shared tensor has several names
     for name, tensor in held.items():
         first.setdefault(_identity(tensor), name)
     graph = exported.graph
     live = _live(graph)
-    used = [n for n in graph.nodes if n.op == "placeholder" and n.name in names and n in live]
-    (given,) = signature.user_inputs
-    written = {n: "images" for n in graph.nodes if n.name == given}
+    (images,) = signature.user_inputs
     tensors: dict[str, Tensor] = {}
-    for node in used:
-        name = first[_identity(held[names[node.name]])]
-        tensors[name] = held[name].detach()
-        written[node] = f'w["{name}"]'
+    expressions: dict[fx.Node, str] = {}  # how each node's value is written
+    for node in graph.nodes:
+        if node.name == images:
+            expressions[node] = "images"
+        elif node.op == "placeholder" and node.name in names and node in live:
+            name = first[_identity(held[names[node.name]])]
+            tensors[name] = held[name].detach()
+            expressions[node] = f'w["{name}"]'
     parameters = {name for name in tensors if isinstance(held[name], nn.Parameter)}
-    body = "\n".join(_body(graph, live, written))
+    body = "\n".join(_body(graph, live, expressions))
     text = PAGE.format(
         weights=weights,
         math="import math\n\n" if "math." in body else "",
@@ -95,10 +81,9 @@ def _sizes(program: CapturedModel) -> str:
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
-    """What the output depends on: no checks, and no shapes that only they look at."""
-    nodes = list(graph.nodes)
+    """Nodes that the output depends on, so without checks of sizes and what only these read."""
     live: set[fx.Node] = set()
-    for node in reversed(nodes):
+    for node in reversed(list(graph.nodes)):
         schema = getattr(node.target, "_schema", None)
         in_place = schema is not None and schema.is_mutable
         if node.op == "output" or in_place or node in live:
@@ -106,30 +91,33 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
     return live
 
 
-def _body(graph: fx.Graph, live: set[fx.Node], written: dict[fx.Node, str]) -> Iterator[str]:
+def _body(graph: fx.Graph, live: set[fx.Node], expressions: dict[fx.Node, str]) -> Iterator[str]:
     """The lines of `forward`."""
     place = ""
     for node in graph.nodes:
         if node.op == "output":
             (result,) = node.args[0]
-            yield f"        return {written[result]}"
+            yield f"        return {expressions[result]}"
         elif node.op == "call_function" and node in live:
             name = str(node.target).partition(".")[2].partition(".")[0]
-            if name in _NOTHING and node.args[2] is False:
-                written[node] = written[node.args[0]]
+            if name in _DROPOUTS and node.args[2] is False:  # not training
+                expressions[node] = expressions[node.args[0]]
                 continue
             if (here := _place(node)) not in ("", place):
                 place = here
                 yield f"        # {place}"
-            value = _call(node, written)
-            written[node] = node.name + "_" * (node.name in _OWN)
-            yield from _wrapped(f"        {written[node]} = ", value)
+            value = _call(node, expressions)
+            expressions[node] = node.name + "_" * (node.name in _RESERVED)
+            yield from _wrapped(f"        {expressions[node]} = ", value)
         elif node.op not in ("placeholder", "call_function"):
             raise ValueError(f"{node.op} {node.target} is no operator of PyTorch")
 
 
 def _place(node: fx.Node) -> str:
-    """The module that the operator came from: the innermost that is more than one layer."""
+    """Path and class of the module that the operator came from, for a comment.
+
+    Modules of torch.nn are passed over: the innermost that is more than one layer says most.
+    """
     stack = list(node.meta.get("nn_module_stack", {}).values())
     for path, kind in reversed(stack):
         kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
@@ -139,32 +127,30 @@ def _place(node: fx.Node) -> str:
     return ""
 
 
-def _call(node: fx.Node, written: Mapping[fx.Node, str]) -> str:
+def _call(node: fx.Node, expressions: Mapping[fx.Node, str]) -> str:
     target = node.target
-    arguments = [_value(argument, written) for argument in node.args]
-    if target is operator.getitem:
-        return f"{arguments[0]}[{arguments[1]}]"
-    if target in _INFIX:
-        return f"{arguments[0]} {_INFIX[target]} {arguments[1]}"
-    arguments += [f"{name}={_value(value, written)}" for name, value in node.kwargs.items()]
+    name = getattr(target, "__name__", "")
+    arguments = [_value(argument, expressions) for argument in node.args]
+    # Python's own operators on sizes: `+`, `-`, `[]` and so on.
+    if getattr(target, "__module__", "") == "_operator" and name in magic_methods:
+        return magic_methods[name].format(*arguments)
+    arguments += [f"{key}={_value(value, expressions)}" for key, value in node.kwargs.items()]
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
-        name = f"{target}"  # aten.conv2d.default
-    elif getattr(torch, getattr(target, "__name__", ""), None) is target:
-        name = f"torch.{target.__name__}"  # sym_max and the like
-    elif getattr(math, getattr(target, "__name__", ""), None) is target:
-        name = f"math.{target.__name__}"
-    elif target is operator.neg:
-        return f"-{arguments[0]}"
+        function = f"{target}"  # aten.conv2d.default
+    elif getattr(torch, name, None) is target:
+        function = f"torch.{name}"  # sym_max and the like
+    elif getattr(math, name, None) is target:
+        function = f"math.{name}"
     else:
         raise ValueError(f"{target} is no operator of PyTorch")
-    return f"{name}({', '.join(arguments)})"
+    return f"{function}({', '.join(arguments)})"
 
 
-def _value(value: object, written: Mapping[fx.Node, str]) -> str:
+def _value(value: object, expressions: Mapping[fx.Node, str]) -> str:
     if isinstance(value, fx.Node):
-        return written[value]
+        return expressions[value]
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(part, written) for part in value)}]"
+        return f"[{', '.join(_value(part, expressions) for part in value)}]"
     if isinstance(value, torch.device):
         return "images.device"
     if isinstance(value, float) and not math.isfinite(value):
@@ -177,7 +163,7 @@ def _value(value: object, written: Mapping[fx.Node, str]) -> str:
 
 
 def _wrapped(start: str, value: str) -> Iterator[str]:
-    """One line, or where it is too long the arguments on one of their own."""
+    """One line; where it is too long the arguments have one of their own."""
     name, bracket, rest = value.partition("(")
     if len(start) + len(value) <= _WIDTH or not bracket:
         yield start + value

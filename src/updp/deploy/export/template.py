@@ -1,4 +1,4 @@
-"""What `model.py` looks like; the graph is written into it."""
+"""The template of `model.py`, into which the graph is written."""
 
 PAGE = '''"""A merged network, written by `updp export`. It needs torch and safetensors, not updp.
 

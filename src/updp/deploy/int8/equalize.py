@@ -14,18 +14,18 @@ import numpy as np
 from updp.deploy.int8.onnx_graph import Graph, Weighted
 from updp.deploy.int8.ranges import Array, channel_ranges
 
-# One value per channel in, one per channel out; a positive factor passes through.
+# Operators that keep channels apart and through which a positive factor passes.
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity")
-_ROUNDS, _DONE = 100, 1e-3
+_ROUNDS, _DONE = 100, 1e-3  # at most; logarithm of the largest factor of the last round
 
 
 def equalize(graph: Graph) -> int:
     """Scale the channels of all such pairs of operators in place; returns how many there are.
 
-    BatchNorms are folded already. What the graph computes is unchanged, up to rounding. A weight
-    may be in two pairs, so they are gone through until no factor is further than 0.1 % from 1.
+    BatchNorms must be folded. What the graph computes is unchanged, up to rounding.
     """
     pairs = list(_pairs(graph))
+    # A weight may be in two pairs: balancing the one unbalances the other a little.
     for _ in range(_ROUNDS):
         if not max((_balance(graph, *pair) for pair in pairs), default=0.0) > _DONE:
             break
@@ -33,6 +33,7 @@ def equalize(graph: Graph) -> int:
 
 
 def _pairs(graph: Graph) -> Iterator[tuple[Weighted, Weighted]]:
+    """Operators that follow one another with homogeneous functions alone between them."""
     usable = [operator for operator in graph.operators() if _usable(graph, operator)]
     by_node = {operator.node.output[0]: operator for operator in usable}
     for first in usable:
@@ -49,30 +50,30 @@ def _pairs(graph: Graph) -> Iterator[tuple[Weighted, Weighted]]:
 def _usable(graph: Graph, operator: Weighted) -> bool:
     node, weight = operator.node, graph.constants[operator.weight]
     if graph.reads[operator.weight] > 1 or graph.reads[operator.bias] > 1:
-        return False  # shared: to scale it here would change it there
+        return False  # shared: scaling it here would change another operator
     if operator.bias and operator.bias not in graph.constants:
         return False
     outputs = weight.shape[operator.axis]
     if operator.bias and graph.constants[operator.bias].size != outputs:
         return False
     if node.op_type == "Gemm":
-        # A bias times beta is scaled all the same, and so is alpha's product.
+        # Its factors alpha and beta do not matter: both terms are scaled alike.
         return not any(a.name == "transA" and a.i for a in node.attribute)
-    return node.op_type == "Conv"
+    return bool(node.op_type == "Conv")
 
 
 def _balance(graph: Graph, first: Weighted, second: Weighted) -> float:
-    """Make both sides' channel ranges one; returns the logarithm of the largest factor."""
+    """Give each channel the same range on both sides; returns the largest factor's logarithm."""
     weight = graph.constants[first.weight].astype(np.float64)
     behind = graph.constants[second.weight].astype(np.float64)
-    ranges = channel_ranges(weight, first.axis)
+    before = channel_ranges(weight, first.axis)
     inputs = _by_input(behind, second)
-    needed = np.abs(inputs).max((1, 3)).ravel()
-    if ranges.shape != needed.shape:
+    after = np.abs(inputs).max((1, 3)).ravel()
+    if before.shape != after.shape:
         return 0.0
-    used = (ranges > 0) & (needed > 0)
-    scale = np.ones_like(ranges)
-    scale[used] = np.sqrt(ranges[used] / needed[used])
+    used = (before > 0) & (after > 0)
+    scale = np.ones_like(before)
+    scale[used] = np.sqrt(before[used] / after[used])
     shape = [1] * weight.ndim
     shape[first.axis] = -1
     graph.set(first.weight, weight / scale.reshape(shape))
@@ -85,7 +86,7 @@ def _balance(graph: Graph, first: Weighted, second: Weighted) -> float:
 
 
 def _by_input(weight: Array, operator: Weighted) -> Array:
-    """A view (groups, outputs of a group, inputs of a group, taps)."""
+    """A view of the weight, (groups, outputs of a group, inputs of a group, kernel size)."""
     if operator.node.op_type == "Gemm":
         return (weight.T if operator.axis else weight)[None, :, :, None]
     return weight.reshape(operator.groups, -1, weight.shape[1], math.prod(weight.shape[2:]))

@@ -1,7 +1,6 @@
-"""One model in float32 and in INT8, and how far its logits are then from what they were."""
+"""One model in float32 and in INT8, and how far apart their logits are."""
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.deploy.export.onnx import Onnx
+from updp.deploy.export.parity import logits
 from updp.deploy.int8.equalize import equalize
 from updp.deploy.int8.onnx_graph import Graph, module_names
 from updp.deploy.int8.operators import linear_weights
@@ -20,30 +20,32 @@ _BATCH = 64  # images, for logits
 
 @dataclass(frozen=True)
 class Int8Model:
-    """A model in INT8; `lost` is the squared difference of the logits over their square."""
+    """A model in INT8."""
 
     file: Path
-    graph: Graph  # that was quantised
-    names: dict[str, str]  # of modules, by weight
+    graph: Graph  # the float graph that was quantised
+    names: dict[str, str]  # of modules, by names of weight constants
     pairs: int  # of operators that were equalised
     skips: int  # that were taken out of merged operators
-    lost: float
+    lost: float  # noise over signal of the calibration images' logits, in squares
 
 
 class FloatModel:
-    """The float32 ONNX file of `net`, in `folder`; forms are made of it there."""
+    """The float32 ONNX file of `net`, in `folder`, where its INT8 models are written too.
+
+    `calibration` are images (N, C, H, W). Raises whatever the exporter raises.
+    """
 
     def __init__(self, net: nn.Module, folder: Path, calibration: Tensor) -> None:
-        """`calibration` are images (N, C, H, W). Raises what the exporter raises."""
         folder.mkdir()
         self.file, self.calibration, self._net = folder / "float.onnx", calibration, net
         Onnx().write(net, calibration[:1], self.file)
         self.bytes = sum(path.stat().st_size for path in Onnx().files(self.file))
         self._folded = fold(self.file)
-        self._logits = logits(self.file, torch.split(calibration, _BATCH))
+        self._logits = self._predict(self.file)
 
     def quantize(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
-        """In INT8. Raises what the quantiser raises."""
+        """The model in INT8, see `quantize_model`. Raises whatever the quantiser raises."""
         graph = Graph(copy.deepcopy(self._folded))
         names = module_names(graph, linear_weights(self._net))
         graph, skips = take_apart(graph)
@@ -51,14 +53,10 @@ class FloatModel:
         file = self.file.with_name("equalised.onnx" if equalised else "plain.onnx")
         content = quantize_model(graph.model, self.calibration, method, per_channel=per_channel)
         file.write_bytes(content)
-        difference = logits(file, torch.split(self.calibration, _BATCH)) - self._logits
-        energy = self._logits.square().sum().clamp(min=1e-12)
-        return Int8Model(
-            file, graph, names, pairs, skips, (difference.square().sum() / energy).item()
-        )
+        noise = self._predict(file) - self._logits
+        signal = self._logits.square().sum().clamp(min=1e-12)
+        lost = (noise.square().sum() / signal).item()
+        return Int8Model(file, graph, names, pairs, skips, lost)
 
-
-def logits(file: Path, batches: Iterable[Tensor]) -> Tensor:
-    """Logits (N, classes) of batches of images (N, C, H, W) by the model in an ONNX file."""
-    network = Onnx().load(file)
-    return torch.cat([network(batch) for batch in batches])
+    def _predict(self, file: Path) -> Tensor:
+        return logits(Onnx().load(file), torch.split(self.calibration, _BATCH))

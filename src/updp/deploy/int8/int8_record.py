@@ -1,45 +1,37 @@
-"""What `updp quantize` found, as `export/int8.json` holds it."""
+"""The record of `updp quantize`: `export/int8.json`."""
 
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from updp.io.records import Record
 
 
-class Int8Operator(BaseModel):
-    """One linear operator's weight, as it was quantised.
-
-    A channel's range is its largest magnitude; `spread` is the widest over the narrowest. The
-    signal-to-quantisation-noise ratios are in dB, None where nothing is lost.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Int8Operator(BaseModel, extra="forbid", frozen=True):
+    """The weight of one linear operator, as it was quantised."""
 
     name: str
     site: str = ""  # that it replaced; empty where it is the baseline's
     kind: str
     channels: int
-    lowest: float
+    lowest: float  # range of a channel, which is its largest magnitude
     highest: float
-    spread: float
-    noise_per_tensor: float | None
+    spread: float  # `highest` over `lowest`, channels of zeros left out
+    noise_per_tensor: float | None  # signal over quantisation noise, dB; None: nothing is lost
     noise_per_channel: float | None
 
 
-class Int8Figures(BaseModel):
-    """One of the two models. Accuracies are top-1 on the test split, in percent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Int8Figures(BaseModel, extra="forbid", frozen=True):
+    """INT8 figures of one model. Accuracies are top-1 on the test split, in percent."""
 
     file: str
     top1_float: float
     top1_int8: float
-    agreement: float  # test images, in percent, that both put into the same class
+    agreement: float  # percent of test images that float and INT8 put into the same class
     bytes_float: int  # of the ONNX files
     bytes_int8: int
-    equalised_pairs: int
-    skips_apart: int = 0  # that merging had put into convolutions
+    equalised_pairs: int  # of operators
+    skips_apart: int = 0  # taken out of convolutions, into which merging had put them
     operators: list[Int8Operator]
 
     @property
@@ -49,19 +41,16 @@ class Int8Figures(BaseModel):
 
 
 class Int8(Record):
-    """Both models in INT8; `images` are those of the calibration split that set the ranges.
-
-    `equalised` is whether channels were, in both models alike; one may have no such pairs.
-    """
+    """Both models in INT8."""
 
     FILE: ClassVar[str] = "export/int8.json"
     baseline: Int8Figures
     merged: Int8Figures
-    images: int
+    images: int  # of the calibration split, which set the ranges of activations
     test_images: int
     method: str
     per_channel: bool
-    equalised: bool
+    equalised: bool  # both models alike, though one may have no pair of operators to equalise
     versions: dict[str, str]
 
     @property

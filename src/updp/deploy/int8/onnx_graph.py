@@ -1,4 +1,4 @@
-"""An ONNX graph by its linear operators: their weights, and who reads what."""
+"""An ONNX graph with its linear operators, constants, and readers of each tensor."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,22 +14,23 @@ LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Weighted:
-    """A node with a constant weight; `axis` counts its output channels, in `groups` groups."""
+    """A linear operator with a constant weight."""
 
-    node: Any
-    weight: str
-    bias: str  # empty where there is none
-    axis: int
+    node: Any  # onnx.NodeProto
+    weight: str  # name of the constant
+    bias: str  # likewise; empty where there is none
+    axis: int  # of the weight: its output channels
     groups: int
 
     @property
     def kind(self) -> str:
-        """The ONNX operator, a grouped convolution told apart."""
-        return self.node.op_type + (f", {self.groups} groups" if self.groups > 1 else "")
+        """The ONNX operator, with the groups of a grouped convolution."""
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        return f"{self.node.op_type}{groups}"
 
 
 class Graph:
-    """A model whose constants can be read and replaced; `model` is an `onnx.ModelProto`."""
+    """An `onnx.ModelProto` whose constants can be read and replaced."""
 
     def __init__(self, model: Any) -> None:
         from onnx import numpy_helper
@@ -39,7 +40,7 @@ class Graph:
         self.constants: Mapping[str, Array] = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
         }
-        self.outputs = {output.name for output in model.graph.output}
+        self._outputs = {output.name for output in model.graph.output}
         self.reads: Counter[str] = Counter()
         self._readers: dict[str, list[Any]] = {}
         for node in model.graph.node:
@@ -57,8 +58,8 @@ class Graph:
         self.constants = {**self.constants, name: value}
 
     def only_reader(self, name: str) -> Any | None:
-        """The node that reads the tensor, where it is one, reads it once, and nobody else does."""
-        alone = self.reads[name] == 1 and name not in self.outputs
+        """The only node that reads the tensor, and reads it once; None for outputs of the graph."""
+        alone = self.reads[name] == 1 and name not in self._outputs
         return self._readers[name][0] if alone else None
 
     def operators(self) -> Iterator[Weighted]:
@@ -81,10 +82,10 @@ class Graph:
 
 
 def module_names(graph: Graph, weights: Mapping[str, Array]) -> dict[str, str]:
-    """Names of weight constants to names of modules.
+    """Names of modules, or of nodes where these are unknown, by names of weight constants.
 
-    `weights` are the modules' by name. A constant that lost its name is known by its values, as
-    they are or transposed; one that also lost those goes by its node's name.
+    `weights` are the modules' by name. The exporter renames some constants, and transposes some:
+    those are found by their values.
     """
     known: dict[bytes, str] = {}
     for name, value in weights.items():

@@ -1,4 +1,4 @@
-"""A model's linear operators as they are quantised, by the names of its modules."""
+"""Linear operators of a quantised graph, named by the modules that they came from."""
 
 from torch import Tensor, nn
 
@@ -11,7 +11,14 @@ from updp.plan import Plan
 def describe_operators(
     graph: Graph, names: dict[str, str], new: set[str], plan: Plan
 ) -> list[Int8Operator]:
-    """A row for each linear operator; `names` are their modules', `new` those of merged sites."""
+    """A row for each linear operator of a graph.
+
+    Args:
+        graph: The float graph that was quantised.
+        names: Names of modules by names of weight constants.
+        new: Modules that the baseline does not have.
+        plan: The plan that was merged, whose sites those belong to.
+    """
     rows = []
     for operator in graph.operators():
         weight, name = graph.constants[operator.weight], names[operator.weight]
@@ -33,7 +40,7 @@ def describe_operators(
 
 
 def linear_weights(net: nn.Module) -> dict[str, Array]:
-    """Weights of linear operators by the names of their modules."""
+    """Weights of linear operators, by the names of their modules."""
     return {
         name: weight.detach().numpy()
         for name, module in net.named_modules()
@@ -42,7 +49,7 @@ def linear_weights(net: nn.Module) -> dict[str, Array]:
 
 
 def new_operators(baseline: nn.Module, net: nn.Module) -> set[str]:
-    """Modules of `net` that the baseline has not, or not of that shape."""
+    """Modules of `net` that the baseline does not have, or with a weight of another shape."""
     before = linear_weights(baseline)
     return {
         name
@@ -52,12 +59,15 @@ def new_operators(baseline: nn.Module, net: nn.Module) -> set[str]:
 
 
 def _site(name: str, plan: Plan) -> str:
-    """The pruned site that an operator of the merged model stands in; `block:branch` first."""
-    inside = [site for site in plan.choices if f"{name}.".startswith(site.partition(":")[0] + ".")]
+    """The pruned site that the module `name` of a merged model belongs to, empty if there is none.
 
-    def fits(site: str) -> tuple[bool, int]:
+    Several sites may be branches of the module's block: the one that its name begins with.
+    """
+
+    def fit(site: str) -> tuple[bool, int]:
         block, _, branch = site.partition(":")
         rest = name[len(block) + 1 :]
         return bool(branch) and rest.startswith(branch.replace(".", "_")), len(block)
 
-    return max(inside, key=fits, default="")
+    around = [site for site in plan.choices if f"{name}.".startswith(site.partition(":")[0] + ".")]
+    return max(around, key=fit, default="")

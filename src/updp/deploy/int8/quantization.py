@@ -1,4 +1,4 @@
-"""Both models of a finished run in INT8, with what it costs them."""
+"""`updp quantize`: both models of a finished run in INT8, and what it costs them."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from updp.deploy.int8.int8_model import FloatModel, logits
+from updp.deploy.export.onnx import Onnx
+from updp.deploy.export.parity import logits
+from updp.deploy.int8.int8_model import FloatModel
 from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
-from updp.deploy.int8.static import METHODS, check_installed
+from updp.deploy.int8.static import METHODS
 from updp.errors import ExportError, UserError, reason
 from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
@@ -20,7 +22,7 @@ from updp.run.finished import check_finished, open_run
 from updp.run.inputs import Data
 from updp.training.evaluate import accuracy
 
-FOLDER, MODEL, BASELINE = "export", "model.int8.onnx", "baseline.int8.onnx"
+_FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 
 
 def quantize(
@@ -37,15 +39,17 @@ def quantize(
 ) -> Int8:
     """Quantise baseline and merged model of the finished `run` to INT8 after training.
 
-    Writes `model.int8.onnx`, `baseline.int8.onnx` and `int8.json` into `run/export`. Ranges of
-    activations come from `calibration_images`, the same for both models, by `method`
-    (percentile, minmax, entropy). Weights have a scale per output channel, or one for all where
-    `per_channel` is False. There channels are equalised across layers first, in both models or
-    in neither: where that brings the logits of the calibration images nearer to the float models',
-    by the sum of both models' noise-to-signal ratios; `equalize` decides it instead. Both are
-    evaluated on the test split in ONNX Runtime, on the CPU.
+    Writes `model.int8.onnx`, `baseline.int8.onnx` and `int8.json` into `run/export`. Both models
+    are evaluated on the test split in ONNX Runtime, on the CPU.
 
-    `model`, `data` and `weights` are those of the run, where they have no name.
+    Args:
+        calibration_images: How many images set the ranges of activations, in both models.
+        method: How they do: `percentile`, `minmax` or `entropy`.
+        per_channel: A scale for each output channel of a weight, not one for all.
+        equalize: Whether channels are equalised across layers first, in both models. By default
+            only without `per_channel`, and where it lowers the noise-to-signal ratio of the
+            calibration images' logits, summed over both models.
+        model, data, weights: Of the run, where those came from Python and have no name.
 
     Raises:
         UserError: A package is missing, no run has ended there, it has fewer images, or a file
@@ -59,10 +63,10 @@ def quantize(
             f"--calibration-images {calibration_images} is too few to find a range: ask for 2 or "
             "more"
         )
-    folder = check_finished(run) / FOLDER
+    folder = Int8.path(check_finished(run)).parent
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file where the folder of exports belongs: move it away")
-    check_installed()
+    Onnx().check("INT8")
     progress = progress or Silent()
     opened = open_run(run, model, data, weights=weights, device="cpu", progress=progress)
     calibration = torch.cat(opened.feed.calibration(calibration_images))
@@ -71,61 +75,62 @@ def quantize(
             f"--calibration-images {calibration_images} is more than the {len(calibration)} "
             f"calibration images of '{opened.path}': ask for fewer"
         )
-    asked = sorted({False, not per_channel} if equalize is None else {equalize})
+    tried = sorted({False, not per_channel} if equalize is None else {equalize})
     nets = {"baseline": opened.baseline, "merged": opened.merged}
-    floats, forms, sides, found = {}, {}, {}, {}
-    progress.begin("quantize", len(nets) * (len(asked) + 1))
+    floats, quantized, figures, contents = {}, {}, {}, {}
+    progress.begin("quantize", len(nets) * (len(tried) + 1))
     with tempfile.TemporaryDirectory() as temporary:
         for name, net in nets.items():
             with _failing(name):
                 floats[name] = FloatModel(net, Path(temporary) / name, calibration)
-                for wanted in asked:
-                    form = floats[name].quantize(method, per_channel=per_channel, equalised=wanted)
-                    forms[name, wanted] = form
-                    progress.advance(f"{name}, equalised" if wanted else name)
-        # Once for both: what INT8 costs one more than the other is not to come from this.
-        chosen = min(asked, key=lambda wanted: sum(forms[name, wanted].lost for name in nets))
+                for equalised in tried:
+                    quantized[name, equalised] = floats[name].quantize(
+                        method, per_channel=per_channel, equalised=equalised
+                    )
+                    progress.advance(f"{name}, equalised" if equalised else name)
+        # One choice for both models: else part of the difference between them would be its doing.
+        chosen = min(tried, key=lambda choice: sum(quantized[name, choice].lost for name in nets))
         test = list(opened.feed.test())
         labels = torch.cat([label for _, label in test])
-        for (name, net), file in zip(nets.items(), (BASELINE, MODEL), strict=True):
-            form, new = forms[name, chosen], new_operators(opened.baseline, net)
+        for name, net in nets.items():
+            int8, new = quantized[name, chosen], new_operators(opened.baseline, net)
             with _failing(name):
                 exact, rounded = (
-                    logits(onnx, (batch for batch, _ in test))
-                    for onnx in (floats[name].file, form.file)
+                    logits(Onnx().load(file), (batch for batch, _ in test))
+                    for file in (floats[name].file, int8.file)
                 )
-            found[file] = form.file.read_bytes()
-            sides[name] = Int8Figures(
-                file=file,
+            contents[name] = int8.file.read_bytes()
+            figures[name] = Int8Figures(
+                file=_FILES[name],
                 top1_float=accuracy(exact, labels),
                 top1_int8=accuracy(rounded, labels),
                 agreement=accuracy(rounded, exact.argmax(1)),
                 bytes_float=floats[name].bytes,
-                bytes_int8=len(found[file]),
-                equalised_pairs=form.pairs,
-                skips_apart=form.skips,
-                operators=describe_operators(form.graph, form.names, new, opened.plan),
+                bytes_int8=len(contents[name]),
+                equalised_pairs=int8.pairs,
+                skips_apart=int8.skips,
+                operators=describe_operators(int8.graph, int8.names, new, opened.plan),
             )
             progress.advance(f"{name}, test images")
     record = Int8(
-        **sides,
+        **figures,
         images=len(calibration),
         test_images=len(labels),
         method=method,
         per_channel=per_channel,
-        equalised=any(side.equalised_pairs for side in sides.values()),
+        equalised=any(side.equalised_pairs for side in figures.values()),
         versions={name: version(name) for name in ("updp", "torch", "onnx", "onnxruntime")},
     )
-    remove(Int8.path(opened.path))  # a kill leaves no record of other files
-    for file, content in found.items():
-        write_bytes(folder / file, content)
+    remove(Int8.path(opened.path))  # so a kill leaves no record of other files
+    for name, content in contents.items():
+        write_bytes(folder / _FILES[name], content)
     record.write(opened.path)
     return record
 
 
 @contextmanager
 def _failing(name: str) -> Iterator[None]:
-    """Whatever exporter and runtime raise, as one line."""
+    """Turn whatever exporter and runtime raise into an ExportError of one line."""
     try:
         yield
     except UserError:

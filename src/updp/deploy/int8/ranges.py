@@ -1,4 +1,4 @@
-"""How far the channels of a weight differ, and what rounding them to 8 bits costs."""
+"""Ranges of a weight's channels, and what rounding them to 8 bits costs."""
 
 import math
 
@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
-LEVELS = 127  # of a symmetric signed byte, each side of zero
+_LEVELS = 127  # of a symmetric signed byte, each side of zero
 
 
 def channel_ranges(weight: Array, axis: int) -> Array:
     """Largest magnitude (channels,) in each slice of `weight` along `axis`."""
-    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    return np.abs(weight).max(others, initial=0)
+    ranges: Array = np.abs(weight).max(_others(weight, axis), initial=0)
+    return ranges
 
 
 def spread(ranges: Array) -> float:
@@ -28,12 +28,13 @@ def noise(weight: Array, axis: int | None = None) -> float | None:
     nothing is lost.
     """
     exact = weight.astype(np.float64)
-    if axis is None:
-        scale = np.abs(exact).max(initial=0).reshape([1] * exact.ndim) / LEVELS
-    else:
-        shape = [1] * exact.ndim
-        shape[axis] = -1
-        scale = channel_ranges(exact, axis).reshape(shape) / LEVELS
+    reduced = None if axis is None else _others(exact, axis)
+    scale = np.abs(exact).max(reduced, keepdims=True, initial=0) / _LEVELS
     scale = np.where(scale > 0, scale, 1)
     lost = float(np.square(np.rint(exact / scale) * scale - exact).sum())
     return 10 * math.log10(float(np.square(exact).sum()) / lost) if lost else None
+
+
+def _others(weight: Array, axis: int) -> tuple[int, ...]:
+    """All axes but `axis`."""
+    return tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)

@@ -1,8 +1,8 @@
-"""Skips out of merged convolutions: what is a tap of 1 in FP32 costs INT8 the small weights.
+"""Skips taken out of merged convolutions again, since INT8 rounds the weights beside them away.
 
 Merging puts a block's skip into its convolution, as 1 in the centre of each channel. The scale of
 that channel must then reach 1, and all other weights, which are far smaller, share few of its 256
-steps. Taken apart again, `conv(x) + x`, the convolution has a scale of its own and the skip none.
+steps. Taken apart, `conv(x) + x`, the convolution has a scale of its own and the skip needs none.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ import numpy as np
 from updp.deploy.int8.onnx_graph import Graph, Weighted
 from updp.deploy.int8.ranges import Array
 
-_SMALLER = 0.7  # of its range is what a typical channel must at most have left
+_SMALLER = 0.7  # a skip comes out where the median channel keeps at most this share of its range
 
 
 def take_apart(graph: Graph) -> tuple[Graph, int]:
     """The same function with skips as adds, and how many; `graph` itself is used up.
 
-    Of dense convolutions, of stride 1 and as many channels out as in, which keep the size of their
-    map, those of which the range of a typical channel falls without the skip.
+    Only dense convolutions can hold a skip, with stride 1, as many outputs as inputs, and an
+    output of the input's size.
     """
     from onnx import helper
 
@@ -31,6 +31,7 @@ def take_apart(graph: Graph) -> tuple[Graph, int]:
             whole, branch = node.output[0], f"{node.output[0]}_branch"
             node.output[0] = branch
             nodes.append(helper.make_node("Add", [branch, node.input[0]], [whole], f"{whole}_skip"))
+    # Copies, since clearing the field invalidates the messages that it holds.
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.model.graph.node[:]
     graph.model.graph.node.extend(copies)
@@ -38,7 +39,7 @@ def take_apart(graph: Graph) -> tuple[Graph, int]:
 
 
 def _rest(graph: Graph, op: Weighted) -> Array | None:
-    """The weight (C, C, kh, kw) without a skip; None where there is none to take out."""
+    """The weight (C, C, kh, kw) without its skip; None where it has none."""
     from onnx import helper
 
     weight = graph.constants[op.weight]

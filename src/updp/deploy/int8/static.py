@@ -5,7 +5,6 @@ every runtime reads as it can: ONNX Runtime, OpenVINO and TensorRT make integer 
 """
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +13,36 @@ from torch import Tensor
 
 from updp.deploy.export.base import INPUT
 from updp.deploy.int8.onnx_graph import LINEAR
-from updp.errors import needs_extra
 from updp.io.quiet import silent
 
 METHODS = ("percentile", "minmax", "entropy")
 _BATCH = 32  # images whose activations are in memory at once
 
 
-def check_installed() -> None:
-    """Raises UserError that says what to install."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise needs_extra("INT8", error.name, "onnx") from error
-
-
 def fold(file: Path) -> Any:
-    """The model in an ONNX file with its BatchNorms folded and constants computed."""
+    """The `onnx.ModelProto` in a file, with BatchNorms folded and constant subgraphs computed."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder, silent():
         folded = Path(folder) / "folded.onnx"
-        # The symbolic inference needs sympy and fails on graphs of torch.export; ranks and types,
-        # which are all the quantiser asks for, are known without it.
+        # Symbolic inference needs sympy and fails on graphs of torch.export. The quantiser needs
+        # only ranks and types, which are known without it.
         quant_pre_process(file, folded, skip_symbolic_shape=True)
         model = onnx.load(folded)
-    used = {node.domain for node in model.graph.node}
-    kept = [opset for opset in model.opset_import if opset.domain in used | {""}]
+    # ONNX Runtime declares its own operators too, which other runtimes refuse though none is used.
+    used = {node.domain for node in model.graph.node} | {""}
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
     del model.opset_import[:]
-    model.opset_import.extend(kept)  # without those of ONNX Runtime that no operator is from
+    model.opset_import.extend(opsets)
     return model
 
 
 def quantize_model(model: Any, images: Tensor, method: str, *, per_channel: bool) -> bytes:
-    """The folded `model` in INT8; ranges of activations are those it has on `images` (N, C, H, W).
+    """The folded `model` in INT8, as bytes of an ONNX file, calibrated on `images` (N, C, H, W).
 
-    Where a LayerNormalization reads the residual stream only the linear operators are quantised:
-    a few channels of such streams are far wider than all others.
+    `method` is one of `METHODS`; weights have a scale for each output channel, or with
+    `per_channel` off one for each tensor. Raises whatever ONNX Runtime raises.
     """
     import onnx
     from onnxruntime import quantization as ort
@@ -63,15 +52,16 @@ def quantize_model(model: Any, images: Tensor, method: str, *, per_channel: bool
         "minmax": ort.CalibrationMethod.MinMax,
         "entropy": ort.CalibrationMethod.Entropy,
     }
+    # In the residual stream of a transformer, which LayerNorms read, a few channels are far wider
+    # than all others: one scale would round these away, so there only linear operators are INT8.
     norms = any(node.op_type == "LayerNormalization" for node in model.graph.node)
-    reader = _reader(images)
     with tempfile.TemporaryDirectory() as folder, silent():
         source, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, source)  # of a model in memory the quantiser would take the weights out
+        onnx.save(model, source)  # from a model in memory the quantiser would remove the weights
         ort.quantize_static(
             source,
             file,
-            reader,
+            _reader(images),
             quant_format=ort.QuantFormat.QDQ,
             op_types_to_quantize=list(LINEAR) if norms else None,
             per_channel=per_channel,
@@ -88,10 +78,10 @@ def _reader(images: Tensor) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        """Batches from `set_range`'s first to its last."""
+        """Batches of the images, one at a time; `set_range` chooses some of them."""
 
-        def __init__(self, batches: Sequence[Tensor]) -> None:
-            self.batches = [batch.numpy() for batch in batches]
+        def __init__(self) -> None:
+            self.batches = [batch.numpy() for batch in torch.split(images, _BATCH)]
             self.ahead = iter(self.batches)
 
         def __len__(self) -> int:
@@ -104,4 +94,4 @@ def _reader(images: Tensor) -> Any:
             batch = next(self.ahead, None)
             return None if batch is None else {INPUT: batch}
 
-    return Reader(torch.split(images, _BATCH))
+    return Reader()

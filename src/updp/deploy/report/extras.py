@@ -1,4 +1,4 @@
-"""Records that `updp export`, `quantise` and `bench` leave in a run directory, as sections."""
+"""Sections for the records of `updp export`, `updp quantize` and `updp bench`."""
 
 from updp.deploy.bench.bench_record import Bench, Row
 from updp.deploy.export.manifest import Exported
@@ -7,23 +7,21 @@ from updp.deploy.report.parts import Section, Table
 from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import digits, error, sampling_error, share, signed, spread, times
 
-_NOISIEST = 8
+_NOISIEST = 8  # weights in the table
 
 
 def sections(run: ReportedRun) -> list[Section]:
-    """One for each record that is there."""
-    found = []
-    if run.exports is not None:
-        found.append(_exports(run.exports.exports))
-    if run.int8 is not None:
-        found.append(_int8(run.int8))
-    if run.bench is not None:
-        found.append(_bench(run.bench))
-    return found
+    """A section for each record that the run has."""
+    found = [
+        _exports(run.exports.exports) if run.exports else None,
+        _int8(run.int8) if run.int8 else None,
+        _bench(run.bench) if run.bench else None,
+    ]
+    return [section for section in found if section is not None]
 
 
 def absent(run: ReportedRun) -> str:
-    """What the run does not have, and the command that makes it."""
+    """Records that the run does not have, each with the command that makes it."""
     records = {
         "exports (updp export)": run.exports,
         "quantisation (updp quantize)": run.int8,

@@ -1,13 +1,14 @@
-"""The plots of one run's report; None where the run has nothing to draw."""
+"""The plots of one run's report; None where there is nothing to draw."""
 
 import math
 from collections.abc import Sequence
 
 from updp.deploy.report.network import Block
 from updp.deploy.report.plot import Axis, Mark, Plot, Series, linear, logarithmic, named
+from updp.deploy.report.report_tables import Stage
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.stage_losses import Stage
 from updp.deploy.report.words import amount, digits, error, ms, signed, spread
+from updp.measure import Timing
 from updp.search.outcome import ScoredPlan, SearchResult
 
 _AXES = {
@@ -16,6 +17,7 @@ _AXES = {
     "parameters": "parameters",
     "memory": "peak memory",
 }
+_CURVE = 300  # marks of a training curve, at most
 
 
 def stage_plot(stages: Sequence[Stage]) -> Plot:
@@ -40,7 +42,7 @@ def stage_plot(stages: Sequence[Stage]) -> Plot:
 
 
 def front_plot(outcome: SearchResult) -> Plot:
-    """Score over cost of all plans, the front, the refined plans as fitted, the plan taken."""
+    """Score over cost of all plans, the front, the refined plans after fit, and the one taken."""
     axis, base = outcome.axis, outcome.baseline
 
     def mark(point: ScoredPlan, fitted: bool = False) -> Mark:
@@ -88,15 +90,14 @@ def front_plot(outcome: SearchResult) -> Plot:
 
 
 def latency_plot(run: ReportedRun) -> Plot | None:
-    """Shares of the baseline's latency: as predicted and as measured."""
+    """Measured over predicted latency, as shares of the baseline's."""
     outcome, taken = run.outcome, predicted(run)
     series = []
     if outcome is not None:
         base = outcome.baseline.latency
-        timed = [p for p in outcome.points if p.measured is not None and p.choices]
-        marks = tuple(_timed(p, base) for p in timed)
-        if marks:
-            series.append(Series("timed by the search", "c-one", marks))
+        timed = [_timed(p, p.measured, base) for p in outcome.points if p.measured and p.choices]
+        if timed:
+            series.append(Series("timed by the search", "c-one", tuple(timed)))
     if taken is not None:
         s = run.result.speedup
         text = f"the merged model\npredicted share: {taken:.3f}\nmeasured: {1 / s.median:.3f}"
@@ -104,7 +105,7 @@ def latency_plot(run: ReportedRun) -> Plot | None:
         series.append(Series("merged model, final table", "c-drop", (mark,), shape="diamond"))
     if not series:
         return None
-    marks = tuple(m for s in series for m in s.marks)
+    marks = [m for s in series for m in s.marks]
     values = [v for m in marks for v in (m.x, m.y, *(m.across or ()))]
     x = linear("predicted latency, share of the baseline's", values)
     y = Axis("measured (IQR)", x.low, x.high)
@@ -114,7 +115,10 @@ def latency_plot(run: ReportedRun) -> Plot | None:
 
 
 def predicted(run: ReportedRun) -> float | None:
-    """The plan's predicted share of the baseline's latency, from the times of its candidates."""
+    """The plan's predicted latency as a share of the baseline's, from its candidates' times.
+
+    None for a plan from elsewhere, whose candidates were not timed here.
+    """
     if run.survey is None:
         return None
     offers = {row.site: row.offers for row in run.survey.sites}
@@ -122,13 +126,13 @@ def predicted(run: ReportedRun) -> float | None:
     for site, candidate in run.plan.candidates.items():
         taken = [o for o in offers.get(site, ()) if o.candidate.to_json() == candidate]
         if not taken:
-            return None  # a plan from elsewhere, of candidates that were not timed here
-        saved += taken[0].keep_ms - taken[0].ms
+            return None
+        saved += taken[0].saved_ms
     return 1 - run.survey.in_place * saved / run.survey.baseline.ms
 
 
 def fit_plot(found: Sequence[Block]) -> Plot | None:
-    """What the fit left over at each site, and what the guess that it began with does."""
+    """The error of the fit at each site, beside that of the guess it began with."""
     fitted = [(b, b.fit) for b in found if b.fit is not None]
     if not fitted:
         return None
@@ -160,37 +164,62 @@ def merge_plot(run: ReportedRun) -> Plot | None:
     names = list(dict.fromkeys(check.where for check in run.checks))
     series = []
     for dtype, style, shape in (("float64", "c-fuse", "diamond"), ("float32", "c-one", "dot")):
-        worst: dict[str, tuple[float, float]] = {}
-        for c in run.checks:
-            if c.dtype == dtype:
-                before = worst.get(c.where, (0.0, 0.0))
-                worst[c.where] = max(before[0], c.error), max(before[1], c.rounding)
-        marks = tuple(
-            Mark(
-                value,
-                names.index(where),
-                f"{where or 'logits'}\n{dtype}: {error(value)}\n"
-                f"the subnet's own rounding: {error(rounding)}",
-            )
-            for where, (value, rounding) in worst.items()
-        )
-        series.append(Series(dtype, style, marks, shape=shape))
+        marks = []
+        for row, where in enumerate(names):
+            checks = [c for c in run.checks if (c.where, c.dtype) == (where, dtype)]
+            if not checks:
+                continue
+            worst, rounding = max(c.error for c in checks), max(c.rounding for c in checks)
+            text = f"{where or 'logits'}\n{dtype}: {error(worst)}\n"
+            text += f"the subnet's own rounding: {error(rounding)}"
+            marks.append(Mark(worst, row, text))
+        series.append(Series(dtype, style, tuple(marks), shape=shape))
     x = logarithmic("relative error", [m.x for s in series for m in s.marks])
     y = named([name or "logits" for name in names])
-    return Plot(
-        "merge",
-        "Merge error by block",
-        x,
-        y,
-        tuple(series),
-        "The worse of random input and real images; what is exactly 0 is not drawn.",
-        tall=66 + 19 * len(names),
-    )
+    note = "The worse of random input and real images; what is exactly 0 is not drawn."
+    tall = 66 + 19 * len(names)
+    return Plot("merge", "Merge error by block", x, y, tuple(series), note, tall=tall)
 
 
-def _timed(point: ScoredPlan, base: float) -> Mark:
-    m = point.measured
-    assert m is not None
-    text = f"{len(point.choices)} pruned\npredicted: {ms(point.latency)}\nmeasured: {spread(m)} ms"
-    ends = m.low / base, m.high / base
-    return Mark(point.latency / base, m.median / base, text, across=ends)
+def training_plots(run: ReportedRun) -> list[Plot]:
+    """The losses of each stage that trained, and lambda where it has one."""
+    plots = []
+    for stage, rows in run.training.items():
+        names = [n for n in rows[0] if n not in ("step", "lr", "gradient", "lambda")]
+        styles = ("c-one", "c-two", "c-fuse", "c-fold")  # losses beyond these are left out
+        series = [_curve(name, rows, style) for name, style in zip(names, styles, strict=False)]
+        x = linear("step", [row["step"] for row in rows], room=0.02)
+        y = linear("loss", [m.y for s in series for m in s.marks])
+        plots.append(Plot(f"loss-{stage}", f"Training, {stage}: loss", x, y, tuple(series)))
+        progress = [row["lambda"] for row in rows if "lambda" in row]
+        if progress:
+            note = "0 is the block, 1 the pruned block."
+            if min(progress) == 1:
+                note += " Fitted blocks train as they will run: it is 1 throughout."
+            curve = _curve("lambda", rows, "c-fold")
+            y = Axis("lambda", -0.05, 1.05)
+            title = f"Training, {stage}: lambda"
+            plots.append(Plot(f"lambda-{stage}", title, x, y, (curve,), note))
+    return plots
+
+
+def _timed(point: ScoredPlan, measured: Timing, base: float) -> Mark:
+    text = f"{len(point.choices)} pruned\npredicted: {ms(point.latency)}\n"
+    text += f"measured: {spread(measured)} ms"
+    ends = measured.low / base, measured.high / base
+    return Mark(point.latency / base, measured.median / base, text, across=ends)
+
+
+def _curve(name: str, rows: Sequence[dict[str, float]], style: str) -> Series:
+    """A line through all rows; where these are too many, through the means of neighbours."""
+    rows = [row for row in rows if math.isfinite(row.get(name, math.nan))]
+    size = math.ceil(len(rows) / _CURVE) or 1
+    marks = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        value = sum(row[name] for row in part) / len(part)
+        last = part[-1]
+        text = f"step {last['step']:.0f}\n{name}: {digits(value)}"
+        text += "".join(f"\n{k}: {digits(last[k])}" for k in ("lr", "lambda") if k in last)
+        marks.append(Mark(part[0]["step"], value, text))
+    return Series(name, style, tuple(marks), line=True, dots=len(marks) <= 60)

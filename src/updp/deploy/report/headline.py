@@ -1,28 +1,23 @@
-"""What is said first: top-1, speed-up, size; nothing that the noise may have made."""
+"""The headline: top-1, speed-up and size, with no claim inside the noise."""
 
 from updp.deploy.report.parts import Card, Head
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.words import accuracy, amount, digits, sampling_error, share, speed
+from updp.deploy.report.words import accuracy, amount, digits, masked, sampling_error, share, speed
 from updp.run.records import Result
 
 
 def headline(run: ReportedRun) -> Head:
     """Title, one sentence and three cards."""
-    result, sites = run.result, pruned(run)
-    title = speed(result)
-    title = f"{title[0].upper()}{title[1:]}, at {result.merged.top1:.2f} % top-1"
-    return Head(title, f"{sites}; {result.device}.", (_top1(result), _speed(result), _size(result)))
-
-
-def pruned(run: ReportedRun) -> str:
-    """`15 of 27 sites pruned`."""
-    names = set(run.plan.choices) | {row.site for row in run.survey.sites} if run.survey else None
-    return f"{len(run.plan)}{f' of {len(names)}' if names else ''} sites pruned"
-
-
-def with_noise(top1: float, images: int) -> str:
-    """`91.96 ± 1.8`."""
-    return f"{top1:.2f} ± {digits(sampling_error(top1, images), 2)}"
+    result, claim = run.result, speed(run.result)
+    sites = set(run.plan.choices) | {row.site for row in run.survey.sites} if run.survey else None
+    pruned = f"{len(run.plan)}{f' of {len(sites)}' if sites else ''} sites pruned"
+    return Head(
+        model=masked(run.record.model) or "A model from Python",
+        data=masked(run.record.data) or "data from Python",
+        title=f"{claim[0].upper()}{claim[1:]}, at {result.merged.top1:.2f} % top-1",
+        sentence=f"{pruned}; {result.device}.",
+        cards=(_top1(result), _speed(result), _size(result)),
+    )
 
 
 def _top1(result: Result) -> Card:

@@ -9,19 +9,17 @@ from updp.deploy.report.extras import sections
 from updp.deploy.report.headline import headline
 from updp.deploy.report.parts import Table
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.words import masked
 
 
 def one(run: ReportedRun) -> str:
-    """Headline, stages, what was pruned, and the command."""
-    head, about = headline(run), run.record
+    """Headline, stages, what was pruned, and the command of one run."""
+    head = headline(run)
     by_label: dict[str, list[str]] = {}
     for site, label in run.plan.choices.items():
         by_label.setdefault(label, []).append(site)
-    names = masked(about.model) or "A model from Python", masked(about.data) or "data from Python"
     parts = [
         f"### {escape(head.title)}",
-        f"{escape(names[0])} on {escape(names[1])}: {escape(head.sentence)}",
+        f"{escape(head.model)} on {escape(head.data)}: {escape(head.sentence)}",
         table(tables.headline_table(run)),
         f"±: sampling error, 95 %, {run.result.test_images:,} test images. In brackets quartiles.",
         table(tables.stage_table(run)),
@@ -32,13 +30,13 @@ def one(run: ReportedRun) -> str:
     ]
     for section in sections(run):
         parts += [f"#### {escape(section.title)}", *map(escape, section.texts)]
-        for found in section.tables:
-            parts += [f"**{escape(found.title)}**" if found.title else "", table(found)]
+        for each in section.tables:
+            parts += [f"**{escape(each.title)}**" if each.title else "", table(each)]
     return _joined([*parts, _command(tables.command(run))])
 
 
 def many(runs: Sequence[ReportedRun]) -> str:
-    """The runs beside one another."""
+    """A comparison of several runs."""
     parts = [f"### {len(runs)} runs compared", *map(escape, several.warnings(runs))]
     parts += [table(several.headline_table(runs)), several.NOTE]
     parts += ["#### Top-1 after each stage, %", table(several.stage_table(runs))]
@@ -54,14 +52,14 @@ def many(runs: Sequence[ReportedRun]) -> str:
 
 
 def table(found: Table) -> str:
-    """A table as GitHub has it."""
+    """A table in GitHub's Markdown."""
     rule = ["---" if i in found.left else "---:" for i in range(len(found.names))]
     lines = [list(map(escape, found.names)), rule, *(map(escape, row) for row in found.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escape(text: str) -> str:
-    """As plain text on one line, in a table too."""
+    """Escape text so that it stands as it is, on one line, inside or outside of a table."""
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", text)
@@ -69,7 +67,7 @@ def escape(text: str) -> str:
 
 
 def _command(text: str) -> str:
-    """In a fence that is longer than any in the command."""
+    """A code block, whose fence must be longer than any run of backticks in the command."""
     if not text:
         return "It was begun from Python; no command is known."
     longest = max((len(run) for run in re.findall("`+", text)), default=0)

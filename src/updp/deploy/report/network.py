@@ -1,16 +1,14 @@
-"""The network's sites in order, each with what it became and what that cost."""
+"""The sites of the network in order, each with what it became and its cost."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from updp.candidates import Offer
 from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import amount, digits, error
 from updp.supernet import FitRow
 
-# Kind of a box: its words and the class of its colour.
-KINDS = {
+KINDS = {  # of a box, which has a shape and a colour for each: the words for it
     "keep": "kept",
     "one": "one operator",
     "two": "several operators",
@@ -24,21 +22,18 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Block:
-    """A site. `offer` is what it became, or for a kept one any that says the baseline's cost.
-
-    `merge` is the worst merge error of its block by precision, on random input and images.
-    """
+    """A site and what it became."""
 
     site: str
-    became: str
+    became: str  # of `KINDS`
     label: str
-    offer: Offer | None
+    offer: Offer | None  # what it became; for a kept site any, since each says the site's own cost
     fit: FitRow | None
-    merge: dict[str, float]
+    merge: dict[str, float]  # worst merge error of its block by dtype
 
     @property
     def pruned(self) -> bool:
-        """Whether it is another than the baseline's."""
+        """Whether it was replaced."""
         return self.became != "keep"
 
     @property
@@ -48,12 +43,12 @@ class Block:
 
     @property
     def group(self) -> str:
-        """The path above the last number in the site's."""
+        """The path above the last number in the site's: `layer3` of `layer3.2`."""
         return self._split()[0]
 
     @property
     def short(self) -> str:
-        """The path from there on."""
+        """The path from the last number on: `2:mlp` of `blocks.2:mlp`."""
         return self._split()[1]
 
     def _split(self) -> tuple[str, str]:
@@ -64,46 +59,46 @@ class Block:
 
     @property
     def shape(self) -> str:
-        """Of the tensor that it reads, without the batch."""
+        """The shape of the tensor that it reads, without the batch: `64×56×56`."""
         return "×".join(map(str, self.offer.shape)) if self.offer else ""
 
-    def details(self) -> list[tuple[str, str]]:
-        """Names and values, in full."""
+    def change(self, before: str, after: str) -> str:
+        """`before → after`; of a kept site `before` alone."""
+        return f"{before} → {after}" if self.pruned else before
+
+    def tip(self) -> str:
+        """All that is known of the site, a line each."""
         rows = [("became", f"{self.word}: {self.label}" if self.pruned else "kept")]
         if o := self.offer:
-            rows += [("block", o.kind), ("tensor", self.shape)]
-            pairs = [
-                ("ms of a batch, alone", digits(o.keep_ms), digits(o.ms)),
-                ("MACs of an image", amount(o.keep_macs), amount(o.macs)),
-                ("parameters", f"{o.keep_parameters:,}", f"{o.parameters:,}"),
-            ]
-            rows += [(n, f"{a} → {b}" if self.pruned else a) for n, a, b in pairs]
-        if self.fit:
-            what = "fit error" if self.pruned else "error after repair"
+            parameters = self.change(f"{o.keep_parameters:,}", f"{o.parameters:,}")
             rows += [
-                (what, f"{self.fit.error:.4f}"),
+                ("block", o.kind),
+                ("tensor", self.shape),
+                ("ms of a batch, alone", self.change(digits(o.keep_ms), digits(o.ms))),
+                ("MACs of an image", self.change(amount(o.keep_macs), amount(o.macs))),
+                ("parameters", parameters),
+            ]
+        if self.fit:
+            rows += [
+                ("fit error" if self.pruned else "error after repair", f"{self.fit.error:.4f}"),
                 ("before (prior)", f"{self.fit.prior_error:.4f}"),
             ]
         rows += [(f"merge error, {dtype}", error(value)) for dtype, value in self.merge.items()]
-        return rows
-
-    def tip(self) -> str:
-        """The details as text, a line each."""
-        return "\n".join([self.site, *(f"{name}: {value}" for name, value in self.details())])
+        return "\n".join([self.site, *(f"{name}: {value}" for name, value in rows)])
 
 
 def blocks(run: ReportedRun) -> list[Block]:
-    """Every site; those of a plan that the survey does not have come last."""
+    """Every site of the survey; then those of the plan that the survey does not have."""
     rows = {row.site: row.offers for row in run.survey.sites} if run.survey else {}
     fits = {row.site: row for row in run.fits}
     names = [*rows, *(name for name in run.plan.choices if name not in rows)]
     return [_block(run, name, rows.get(name, []), fits.get(name)) for name in names]
 
 
-def groups(found: list[Block]) -> Iterator[tuple[str, list[Block]]]:
-    """Neighbours under one path together."""
-    for name, inside in groupby(found, key=lambda block: block.group):
-        yield name, list(inside)
+def legend(found: Iterable[Block]) -> list[tuple[str, str]]:
+    """Kinds of boxes that occur, with their words."""
+    kinds = {block.became for block in found}
+    return [(kind, word) for kind, word in KINDS.items() if kind in kinds]
 
 
 def _block(run: ReportedRun, name: str, offers: Sequence[Offer], fit: FitRow | None) -> Block:

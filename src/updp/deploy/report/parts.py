@@ -1,46 +1,48 @@
-"""What a page is made of, besides plots."""
+"""Parts of a report besides plots."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from updp.deploy.report.plot import Plot
 
 
 @dataclass(frozen=True)
 class Table:
-    """The first column names the row; those in `left` hold text and the others numbers."""
+    """A table; its first column names the rows."""
 
     title: str
     names: Sequence[str]
     rows: Sequence[Sequence[str]]
-    left: tuple[int, ...] = (0,)
+    left: tuple[int, ...] = (0,)  # columns of text, aligned left; the others are numbers
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with a heading."""
+    """A part of the report with a heading; `key` is its anchor."""
 
     key: str
     title: str
     texts: Sequence[str] = ()
     plots: Sequence[Plot] = ()
-    tables: Sequence[Table] = field(default=())
+    tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
 class Card:
-    """A headline figure; `unsure` where it cannot be told from the baseline's."""
+    """A headline figure."""
 
     name: str
     value: str
     lines: Sequence[str]
-    unsure: bool = False
+    unsure: bool = False  # it cannot be told from the baseline's
 
 
 @dataclass(frozen=True)
 class Head:
-    """The headline."""
+    """The headline: of which model, on which data, and what is claimed."""
 
+    model: str
+    data: str
     title: str
     sentence: str
     cards: Sequence[Card]

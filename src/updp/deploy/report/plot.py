@@ -1,19 +1,19 @@
-"""A plot as data: axes with ticks, series of marks, and where each lies in the drawing.
+"""Plots as data: axes with ticks, series of marks, and their coordinates in the drawing.
 
-The template draws it as SVG: a few kilobytes in the page's own colours, light, dark and on paper,
-which works without a script. See docs/report.md for why it is not a library's.
+A template draws them as SVG; docs/report.md says why no plotting library does.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
-WIDTH, CHARACTER = 460, 6.4  # units of the drawing; a character of its text is so wide
+_CHARACTER = 6.4  # width of a character of the drawing's text, in its units
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A line of numbers from `low` to `high`; `names` stand at 0, 1, ... instead of ticks."""
+    """An axis from `low` to `high`; where there are `names` they stand at 0, 1, ..."""
 
     label: str
     low: float
@@ -22,15 +22,14 @@ class Axis:
     names: tuple[str, ...] = ()
 
     def place(self, value: float) -> float:
-        """0 at `low`, 1 at `high`."""
+        """The position on the axis: 0 at `low`, 1 at `high`."""
+        low, high = self.low, self.high
         if self.log:
-            value, low, high = (math.log10(v) for v in (value, self.low, self.high))
-        else:
-            low, high = self.low, self.high
+            value, low, high = (math.log10(v) for v in (value, low, high))
         return (value - low) / (high - low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Values and their text."""
+        """Values of the ticks and their text."""
         if self.names:
             return [(float(i), name) for i, name in enumerate(self.names)]
         if self.log:
@@ -44,18 +43,18 @@ class Axis:
 
 
 def linear(label: str, values: Iterable[float], *, room: float = 0.06) -> Axis:
-    """An axis that holds the finite ones of `values`, with some room at the ends."""
+    """A linear axis over the finite `values`, longer at each end by this share of their range."""
     known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
     top = max(abs(low), abs(high))
     extra = (high - low) * room
-    if high - low <= max(1e-6 * top, 1e-12):  # as good as equal: numbers have so many digits
+    if high - low <= max(1e-6 * top, 1e-12):  # rounding apart equal: ticks would all read the same
         extra = 0.05 * top if top > 1e-9 else 1.0
     return Axis(label, low - extra, high + extra)
 
 
 def logarithmic(label: str, values: Iterable[float]) -> Axis:
-    """The same for the positive ones, at least a factor of two."""
+    """A logarithmic axis over the finite, positive `values`, of at least a factor of two."""
     known = [v for v in values if math.isfinite(v) and v > 0] or [1.0]
     low, high = min(known), max(known)
     extra = max((high / low) ** 0.06, 2**0.5 if high / low < 2 else 1.0)
@@ -63,36 +62,39 @@ def logarithmic(label: str, values: Iterable[float]) -> Axis:
 
 
 def named(names: Sequence[str]) -> Axis:
-    """A row for each name."""
-    return Axis("", -0.6, len(names) - 0.4, names=tuple(names))
+    """An axis with a row for each name; long ones lose their middle."""
+    return Axis("", -0.6, len(names) - 0.4, names=tuple(map(shortened, names)))
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with its text for hovering; `across` and `along` are ends of its error bars."""
+    """A point; the text appears on hovering."""
 
     x: float
     y: float
     text: str
-    along: tuple[float, float] | None = None  # in x
-    across: tuple[float, float] | None = None  # in y
+    along: tuple[float, float] | None = None  # ends of an error bar in x
+    across: tuple[float, float] | None = None  # and in y
 
 
 @dataclass(frozen=True)
 class Series:
-    """Marks of one look: `style` is the class of their colour, `line` joins them."""
+    """Marks of one look."""
 
     name: str
-    style: str
+    style: str  # CSS class of the colour
     marks: tuple[Mark, ...]
-    line: bool = False
-    dots: bool = True
+    line: bool = False  # joins the marks
+    dots: bool = True  # draws the marks
     shape: str = "dot"  # dot, ring, diamond, star
 
 
 @dataclass(frozen=True)
 class Plot:
-    """`guide` is a line without marks, such as the diagonal, in values: x1, y1, x2, y2."""
+    """A plot; sizes and coordinates are in units of the drawing, from its upper left corner."""
+
+    width: ClassVar[float] = 460
+    right: ClassVar[float] = width - 14.0  # end of the x axis
 
     key: str
     title: str
@@ -100,53 +102,47 @@ class Plot:
     y: Axis
     series: tuple[Series, ...]
     note: str = ""
-    guide: tuple[float, float, float, float] | None = None
+    guide: tuple[float, float, float, float] | None = None  # a line, in values: x1, y1, x2, y2
     tall: int = 290
-    width: int = field(default=WIDTH)
 
     @property
     def left(self) -> float:
-        """Where the axes begin, by the longest text beside them."""
-        longest = max(len(shortened(text)) for _, text in self.y.ticks())
-        return longest * CHARACTER + (14 if self.y.names else 34)
-
-    @property
-    def right(self) -> float:
-        """Where they end."""
-        return self.width - 14.0
+        """Start of the x axis, which leaves room for the longest tick of the y axis."""
+        longest = max(len(text) for _, text in self.y.ticks())
+        return longest * _CHARACTER + (14 if self.y.names else 34)
 
     @property
     def bottom(self) -> float:
-        """The lower end, above ticks and label."""
+        """Start of the y axis, above ticks and label of the x axis."""
         return self.tall - 42.0
 
     def at_x(self, value: float) -> float:
-        """Units from the left."""
+        """Horizontal coordinate of a value."""
         return round(self.left + self.x.place(value) * (self.right - self.left), 1)
 
     def at_y(self, value: float) -> float:
-        """Units from the top: values rise, names fall."""
+        """Vertical coordinate of a value: numbers grow upwards, rows of names downwards."""
         place = self.y.place(value)
         return round(10 + (place if self.y.names else 1 - place) * (self.bottom - 10), 1)
 
     def drawn(self, series: Series) -> list[Mark]:
-        """Its marks that can be drawn: finite, and positive on a logarithm."""
+        """The marks that can be drawn: finite, and positive on a logarithmic axis."""
         return [m for m in series.marks if _fits(self.x, m.x) and _fits(self.y, m.y)]
 
     def path(self, series: Series) -> str:
-        """Its line, as SVG has it."""
-        places = [f"{self.at_x(m.x)} {self.at_y(m.y)}" for m in self.drawn(series)]
-        return "M" + "L".join(places) if len(places) > 1 else ""
+        """The line through the marks as an SVG path, empty for fewer than two."""
+        points = [f"{self.at_x(m.x)} {self.at_y(m.y)}" for m in self.drawn(series)]
+        return "M" + "L".join(points) if len(points) > 1 else ""
 
     def bar(self, ends: tuple[float, float], *, vertical: bool) -> tuple[float, float]:
-        """Where an error bar begins and ends, within the axes."""
+        """Coordinates of an error bar's ends, clipped to the axis."""
         axis = self.y if vertical else self.x
         low, high = (min(max(end, axis.low), axis.high) for end in ends)
         return (self.at_y(low), self.at_y(high)) if vertical else (self.at_x(low), self.at_x(high))
 
 
 def shortened(text: str, most: int = 24) -> str:
-    """At most so many characters, the middle left out."""
+    """The text with its middle left out, at most so many characters."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
@@ -156,12 +152,13 @@ def _fits(axis: Axis, value: float) -> bool:
 
 
 def _step(least: float) -> float:
-    """The round number (1, 2, 5 times a power of ten) from `least` on."""
+    """The smallest round number (1, 2 or 5 times a power of ten) that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(power * m for m in (1, 2, 5, 10) if power * m >= least * (1 - 1e-9))
 
 
 def _decades(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks of a logarithmic axis: powers of ten; over short ranges 1, 2 and 5 times these."""
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
     every = max(1, (last - first) // 6 + 1)
     powers = range(first, last + 1)

@@ -1,16 +1,56 @@
-"""The tables of one run, for page and Markdown alike."""
+"""Tables, stages and facts of one run, for page and Markdown alike."""
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import yaml
 
-from updp.deploy.report.headline import with_noise
 from updp.deploy.report.network import Block
 from updp.deploy.report.parts import Table
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.stage_losses import stages
-from updp.deploy.report.words import amount, digits, error, masked, share, signed, spread, times
+from updp.deploy.report.words import (
+    amount,
+    digits,
+    error,
+    masked,
+    sampling_error,
+    share,
+    signed,
+    spread,
+    times,
+    with_noise,
+)
+from updp.run.records import Result
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Top-1 after one stage; figures are in points."""
+
+    name: str
+    top1: float
+    noise: float  # sampling error
+    change: float | None  # from the stage before
+    worst: bool  # it lost most
+
+
+def stages(result: Result) -> list[Stage]:
+    """The stages in order; the one that lost most, if any lost something, is marked."""
+    values = list(result.top1_by_stage.values())
+    changes = [None, *(after - before for before, after in pairwise(values))]
+    least = min((change for change in changes if change is not None), default=0.0)
+    return [
+        Stage(
+            name,
+            value,
+            sampling_error(value, result.test_images),
+            change,
+            change is not None and change < 0 and change == least,
+        )
+        for (name, value), change in zip(result.top1_by_stage.items(), changes, strict=True)
+    ]
 
 
 def headline_table(run: ReportedRun) -> Table:
@@ -48,32 +88,22 @@ def site_table(found: Sequence[Block]) -> Table:
     rows = []
     for b in found:
         o, f = b.offer, b.fit
-        pairs = ["", "", ""]
+        costs = ["", "", ""]
         if o:
-            both = (
-                (digits(o.keep_ms), digits(o.ms)),
-                (amount(o.keep_macs), amount(o.macs)),
-                (amount(o.keep_parameters), amount(o.parameters)),
-            )
-            pairs = [f"{before} → {after}" if b.pruned else before for before, after in both]
-        rows.append(
-            (
-                b.site,
-                o.kind if o else "",
-                b.shape,
-                b.label,
-                *pairs,
-                f"{f.error:.4f} ({f.prior_error:.4f})" if f else "",
-                " / ".join(error(b.merge.get(d)) for d in ("float32", "float64"))
-                if b.merge
-                else "",
-            )
-        )
+            costs = [
+                b.change(digits(o.keep_ms), digits(o.ms)),
+                b.change(amount(o.keep_macs), amount(o.macs)),
+                b.change(amount(o.keep_parameters), amount(o.parameters)),
+            ]
+        fit = f"{f.error:.4f} ({f.prior_error:.4f})" if f else ""
+        merge = " / ".join(error(b.merge.get(dtype)) for dtype in ("float32", "float64"))
+        kind = o.kind if o else ""
+        rows.append((b.site, kind, b.shape, b.label, *costs, fit, merge if b.merge else ""))
     return Table("All sites", names, rows, left=(0, 1, 2, 3))
 
 
 def unusable_table(run: ReportedRun) -> Table | None:
-    """What cannot be pruned, and why."""
+    """Modules that cannot be pruned, and why; None where there are none."""
     if run.survey is None or not run.survey.unusable:
         return None
     rows = [(u.name, u.kind, u.reason) for u in run.survey.unusable]
@@ -81,20 +111,21 @@ def unusable_table(run: ReportedRun) -> Table | None:
 
 
 def command(run: ReportedRun) -> str:
-    """As a shell takes it, without passwords."""
+    """The command of the run, quoted for a shell, without passwords; empty where unknown."""
     return shlex.join(map(masked, run.record.command))
 
 
 def recipe_text(run: ReportedRun) -> str:
-    """YAML, without passwords."""
-    data = run.recipe.model_dump(mode="json")
-    if data["search"]["storage"]:
-        data["search"]["storage"] = masked(data["search"]["storage"])
-    return yaml.safe_dump(data, sort_keys=False)
+    """The recipe as YAML, without passwords."""
+    recipe = run.recipe.model_dump(mode="json")
+    if recipe["search"]["storage"]:
+        recipe["search"]["storage"] = masked(recipe["search"]["storage"])
+    text: str = yaml.safe_dump(recipe, sort_keys=False)
+    return text
 
 
 def facts(run: ReportedRun) -> list[tuple[str, str]]:
-    """What the numbers depend on."""
+    """Names and values of what the figures depend on."""
     about, most = run.record, 20
     classes = ", ".join(about.classes[:most])
     if len(about.classes) > most:

@@ -1,4 +1,4 @@
-"""A run's files, read and checked: no model, no data."""
+"""The files of a run directory, read and checked; no model, no data."""
 
 import json
 from collections.abc import Sequence
@@ -16,15 +16,12 @@ from updp.search import SearchResult, Survey
 from updp.stages.verify import Check, Checks
 from updp.supernet import FitRecord, FitRow
 
-NEEDED = ("run.json", "recipe.yaml", "plan.json", "result.json")
+_NEEDED = ("run.json", "recipe.yaml", "plan.json", "result.json")
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """All that a report says of one run; what a run may lack is None or empty.
-
-    `training` are the rows of `figures.jsonl` by stage.
-    """
+    """All files of one run; those that it may lack are None or empty."""
 
     path: Path
     name: str
@@ -34,7 +31,7 @@ class ReportedRun:
     result: Result
     survey: Survey | None
     outcome: SearchResult | None
-    training: dict[str, list[dict[str, float]]]
+    training: dict[str, list[dict[str, float]]]  # rows of `figures.jsonl` by stage
     fits: tuple[FitRow, ...]
     checks: tuple[Check, ...]
     exports: Exports | None
@@ -43,7 +40,7 @@ class ReportedRun:
 
 
 def load_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
-    """Read finished runs; their names are those of their folders, or the paths where these agree.
+    """Read finished runs, named after their folders, or by paths where two folders agree.
 
     Raises UserError: a folder holds no finished run, a file is not what `updp` wrote, or a run is
     given twice.
@@ -60,7 +57,7 @@ def load_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
 def _load(path: Path, name: str) -> ReportedRun:
     if not path.is_dir():
         raise UserError(f"'{path}' is no run directory: give the --out of `updp prune`")
-    for file in NEEDED:
+    for file in _NEEDED:
         if not (path / file).exists():
             raise UserError(
                 f"'{path}' holds no finished run: there is no {file}; `updp prune` makes it"
@@ -86,7 +83,7 @@ def _load(path: Path, name: str) -> ReportedRun:
 
 
 def _figures(path: Path) -> list[dict[str, float]]:
-    """The numbers of each whole row; a kill may have torn the last."""
+    """The numbers in each row. Raises UserError on a wrong one, but for the last: kills tear it."""
     try:
         lines = path.read_text().splitlines() if path.exists() else []
     except (OSError, ValueError) as error:

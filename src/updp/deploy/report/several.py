@@ -1,15 +1,22 @@
-"""The page that compares runs."""
+"""The page that compares several runs."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from updp.deploy.report.headline import with_noise
-from updp.deploy.report.network import KINDS, Block, blocks
+from updp.deploy.report.network import Block, blocks, legend
 from updp.deploy.report.parts import Table
 from updp.deploy.report.plot import Mark, Plot, Series, linear
 from updp.deploy.report.report_tables import command
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.words import amount, digits, sampling_error, signed, spread, times
+from updp.deploy.report.words import (
+    amount,
+    digits,
+    sampling_error,
+    signed,
+    spread,
+    times,
+    with_noise,
+)
 from updp.run.records import Result
 
 _LOOKS = ("one", "drop", "fuse", "fold", "narrow", "two", "other", "keep")
@@ -21,9 +28,8 @@ NOTE = (
 
 
 def context(runs: Sequence[ReportedRun]) -> dict[str, Any]:
-    """What the template `several.html` draws."""
+    """Variables of the template `several.html`."""
     rows = matrix(runs)
-    there = {block.became for _, cells in rows for block in cells if block}
     return {
         "runs": runs,
         "warnings": warnings(runs),
@@ -31,14 +37,14 @@ def context(runs: Sequence[ReportedRun]) -> dict[str, Any]:
         "note": NOTE,
         "tradeoff": _tradeoff(runs),
         "stage_table": stage_table(runs),
-        "kinds": [(kind, word) for kind, word in KINDS.items() if kind in there],
+        "kinds": legend(block for _, cells in rows for block in cells if block),
         "matrix": rows,
         "commands": [(run.name, command(run)) for run in runs],
     }
 
 
 def warnings(runs: Sequence[ReportedRun]) -> list[str]:
-    """In what the runs differ that makes their figures hard to compare."""
+    """Differences between the runs that make their figures hard to compare."""
     first, found = runs[0], []
     aspects = {
         "model": lambda run: (run.record.model, run.record.weights),
@@ -53,7 +59,7 @@ def warnings(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def headline_table(runs: Sequence[ReportedRun]) -> Table:
-    """A line for each run."""
+    """A row for each run."""
     names = ("run", "top-1 %", "speed-up (IQR)", "top-1 change", "sites pruned", "ms (IQR)")
     return Table(
         "Headline",
@@ -85,14 +91,14 @@ def stage_table(runs: Sequence[ReportedRun]) -> Table:
 
 
 def matrix(runs: Sequence[ReportedRun]) -> list[tuple[str, list[Block | None]]]:
-    """For each site what each run made of it; None where a run does not have it."""
-    found = [{block.site: block for block in blocks(run)} for run in runs]
-    sites = list(dict.fromkeys(site for each in found for site in each))
-    return [(site, [each.get(site) for each in found]) for site in sites]
+    """For each site its block in each run; None where a run does not have it."""
+    columns = [{block.site: block for block in blocks(run)} for run in runs]
+    sites = dict.fromkeys(site for column in columns for site in column)
+    return [(site, [column.get(site) for column in columns]) for site in sites]
 
 
 def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
-    """Top-1 over the share of the baseline's latency, which the clock's drift leaves alone."""
+    """Top-1 over latency as a share of the baseline's, since runs saw clocks of other speeds."""
     series = [
         Series(
             run.name,
@@ -110,12 +116,10 @@ def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
         text = "baseline" + (f" of {', '.join(names)}" if len(bases) > 1 else "")
         marks.append(Mark(1.0, top1, f"{text}\ntop-1: {top1:.2f} %"))
     series.append(Series("baseline", "c-keep", tuple(marks), shape="ring"))
-    every = [m for s in series for m in s.marks]
-    x = linear(
-        "latency, share of the baseline's",
-        [v for m in every for v in (m.x, *(m.along or ()))],
-    )
-    y = linear("top-1, %", [v for m in every for v in (m.y, *(m.across or ()))])
+    drawn = [m for s in series for m in s.marks]
+    costs = [v for m in drawn for v in (m.x, *(m.along or ()))]
+    x = linear("latency, share of the baseline's", costs)
+    y = linear("top-1, %", [v for m in drawn for v in (m.y, *(m.across or ()))])
     note = "Bars are quartiles, and the sampling error (95 %)."
     return Plot("tradeoff", "Top-1 over latency", x, y, tuple(series), note, tall=320)
 
@@ -123,11 +127,7 @@ def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
 def _mark(name: str, result: Result) -> Mark:
     top1, s = result.merged.top1, result.speedup
     noise = sampling_error(top1, result.test_images)
-    text = f"{name}\ntop-1: {top1:.2f} % ± {digits(noise, 2)}\nspeed-up: {times(s)}"
-    return Mark(
-        1 / s.median,
-        top1,
-        f"{text}\nms: {spread(result.merged.latency)}",
-        along=(1 / s.high, 1 / s.low),
-        across=(top1 - noise, min(top1 + noise, 100.0)),
-    )
+    text = f"{name}\ntop-1: {top1:.2f} % ± {digits(noise, 2)}\nspeed-up: {times(s)}\n"
+    text += f"ms: {spread(result.merged.latency)}"
+    shares, accuracies = (1 / s.high, 1 / s.low), (top1 - noise, min(top1 + noise, 100.0))
+    return Mark(1 / s.median, top1, text, along=shares, across=accuracies)

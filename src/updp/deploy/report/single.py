@@ -1,31 +1,27 @@
-"""The page of one run: what stands in which section."""
+"""The page of one run: which tables, plots and texts stand in which section."""
 
+from itertools import groupby
 from typing import Any
 
 from updp.deploy.report import figures
 from updp.deploy.report import report_tables as tables
 from updp.deploy.report.extras import absent, sections
 from updp.deploy.report.headline import headline
-from updp.deploy.report.network import KINDS, Block, blocks, groups
+from updp.deploy.report.network import Block, blocks, legend
 from updp.deploy.report.parts import Section
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.stage_losses import stages
-from updp.deploy.report.training_curves import training_plots
-from updp.deploy.report.words import error, masked, times
+from updp.deploy.report.words import error, times
 
 
 def context(run: ReportedRun) -> dict[str, Any]:
-    """What the template `run.html` draws."""
+    """Variables of the template `run.html`."""
     found = blocks(run)
-    there = {block.became for block in found}
     result = run.result
     return {
         "run": run,
-        "model": masked(run.record.model) or "A model from Python",
-        "data": masked(run.record.data) or "data from Python",
         "head": headline(run),
-        "kinds": [(kind, word) for kind, word in KINDS.items() if kind in there],
-        "groups": list(groups(found)),
+        "kinds": legend(found),
+        "groups": [(path, list(inside)) for path, inside in groupby(found, lambda b: b.group)],
         "timed": any(b.offer for b in found),
         "longest": max((b.offer.keep_ms for b in found if b.offer), default=1.0) or 1.0,
         "widest": max((len(b.short) for b in found), default=0),
@@ -34,7 +30,7 @@ def context(run: ReportedRun) -> dict[str, Any]:
         "stage_table": tables.stage_table(run),
         "stage_note": f"±: sampling error for {result.test_images:,} test images, 95 %. Every "
         "stage sees the same images, so a change is surer than two such errors make it look.",
-        "stage_plot": figures.stage_plot(stages(result)),
+        "stage_plot": figures.stage_plot(tables.stages(result)),
         "sections": [_search(run), _proof(run, found), _training(run), *sections(run)],
         "command": tables.command(run),
         "facts": tables.facts(run),
@@ -59,13 +55,13 @@ def _search(run: ReportedRun) -> Section:
 
 def _proof(run: ReportedRun, found: list[Block]) -> Section:
     worst = ", ".join(f"{error(v)} in {d}" for d, v in sorted(run.result.merge_error.items()))
-    texts = [f"Merged model against what was trained, the worst relative error: {worst}."]
+    text = f"Merged model against what was trained, the worst relative error: {worst}"
     if run.checks:
-        count = len(run.checks)
         how = "block by block and end to end, on random input and real images"
-        texts[0] = f"{texts[0][:-1]} ({count} comparisons, {how})."
-        if not any(check.error for check in run.checks):
-            texts.append("All are exactly 0: what was trained had the shape that was merged.")
+        text += f" ({len(run.checks)} comparisons, {how})"
+    texts = [f"{text}."]
+    if run.checks and not any(check.error for check in run.checks):
+        texts.append("All are exactly 0: what was trained had the shape that was merged.")
     if not run.fits:
         texts.append("Nothing was fitted.")
     plots = [p for p in (figures.fit_plot(found), figures.merge_plot(run)) if p]
@@ -73,7 +69,7 @@ def _proof(run: ReportedRun, found: list[Block]) -> Section:
 
 
 def _training(run: ReportedRun) -> Section:
-    plots = training_plots(run)
+    plots = figures.training_plots(run)
     texts = [] if plots else ["Nothing was trained: the merged model is what the fit made."]
     if not plots and not run.fits:
         texts = ["No figures of a training were kept."]

@@ -1,4 +1,4 @@
-"""Numbers and times as the report writes them, and what can be claimed of them."""
+"""Numbers, times and claims as a report writes them; URLs without passwords."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from updp.run.records import Result
 
 
 def amount(value: float) -> str:
-    """`1,816`, `853 k`, `90.1 M`, `2.45 G`: three digits, or all of four."""
+    """A count: `1,816`, `853 k`, `90.1 M`, `2.45 G`."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 1e4):
             return f"{digits(value / size)} {unit}"
@@ -16,14 +16,14 @@ def amount(value: float) -> str:
 
 
 def digits(value: float, count: int = 3) -> str:
-    """So many significant digits and no exponent: `0.0312`, `4.34`, `60.1`, `1234`."""
+    """`count` significant digits and no exponent: `0.0312`, `4.34`, `60.1`, `1234`."""
     if not math.isfinite(value) or value == 0:
         return f"{value:.0f}"
     return f"{value:.{min(max(count - 1 - math.floor(math.log10(abs(value))), 0), 9)}f}"
 
 
 def ms(value: float) -> str:
-    """Milliseconds of a batch."""
+    """`4.34 ms`."""
     return f"{digits(value)} ms"
 
 
@@ -33,7 +33,7 @@ def error(value: float | None) -> str:
 
 
 def signed(value: float, places: int = 2) -> str:
-    """With a sign that is as wide as a plus."""
+    """A number with its sign, a minus as wide as a plus: `−1.30`."""
     return f"{value:+.{places}f}".replace("-", "−")
 
 
@@ -53,9 +53,10 @@ def share(new: float, old: float) -> str:
 
 
 def sampling_error(top1: float, images: int) -> float:
-    """Half of the 95 % interval of a share of so many images, in points.
+    """Half of the 95 % confidence interval of `top1` (percent), in points.
 
-    Three images at least, for with none wrong the binomial's own is nothing.
+    The normal approximation of the binomial, 1.96 sqrt(p (1 - p) / n); at least 3 / n, the rule
+    of three, for with no image wrong the approximation would be 0.
     """
     if not images:
         return math.inf
@@ -63,8 +64,13 @@ def sampling_error(top1: float, images: int) -> float:
     return 100 * max(1.96 * math.sqrt(p * (1 - p) / images), 3 / images)
 
 
+def with_noise(top1: float, images: int) -> str:
+    """`91.96 ± 1.8`: top-1 with its sampling error."""
+    return f"{top1:.2f} ± {digits(sampling_error(top1, images), 2)}"
+
+
 def speed(result: Result) -> str:
-    """What may be said of the speed-up: nothing beyond its quartiles."""
+    """The claim about the speed-up, which its quartiles must support."""
     s = result.speedup
     if s.low > 1:
         return f"{s.median:.2f}x faster"
@@ -74,7 +80,7 @@ def speed(result: Result) -> str:
 
 
 def accuracy(result: Result) -> str:
-    """What may be said of top-1 beside the baseline's, by the sampling error."""
+    """The change of top-1 from the baseline's, and whether the sampling error explains it."""
     change = result.merged.top1 - result.baseline.top1
     if change == 0:
         return "the same as the baseline"
@@ -83,11 +89,11 @@ def accuracy(result: Result) -> str:
     return f"{points}, within the sampling error" if inside else points
 
 
-_SECRET = r"passw(?:or)?d|pwd|token|secret|api[_-]?key"  # how such names end: access_token
+_SECRET = r"passw(?:or)?d|pwd|token|secret|api[_-]?key"  # ends of names, as in access_token
 _USER = re.compile(r"(://[^:/@\s]*):\S*@")
 _QUERY = re.compile(rf"([?&][\w-]*(?:{_SECRET})=)[^&\s]*", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
-    """Without the passwords, tokens and keys of the URLs in it."""
+    """The text with passwords, tokens and keys of its URLs replaced by `***`."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1:***@", text))

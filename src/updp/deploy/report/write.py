@@ -1,12 +1,14 @@
-"""Reports as files."""
+"""Report files: HTML with style and script inside and the network forbidden, or Markdown."""
 
+import base64
+import hashlib
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from updp.deploy.report import markdown, several, single
-from updp.deploy.report.render import render
 from updp.deploy.report.run_files import load_runs
-from updp.errors import UserError
+from updp.errors import UserError, needs_extra
 from updp.io.files import write_text
 
 Format = Literal["html", "markdown"]
@@ -16,17 +18,23 @@ _SUFFIXES: dict[str, Format] = {
     ".md": "markdown",
     ".markdown": "markdown",
 }
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def report(*runs: str | Path, out: str | Path | None = None, format: Format | None = None) -> Path:
-    """Write the report of a finished run, or a comparison of several; the file's path.
+    """Write the report of a finished run, or a comparison of several; returns the file's path.
 
-    Only files of the run directories are read; no model and no data. The file is `report.html` (or
-    `report.md`) in the run directory, or for several in the current folder, unless `out` names
-    another one; `format` follows from its name.
+    Only files of the run directories are read: no model, no data.
 
-    Raises UserError: a run has not ended, one of its files is wrong, `out` is of neither format,
-    or jinja2 is missing.
+    Args:
+        runs: Run directories of finished runs.
+        out: File or folder; by default `report.html` (or `.md`) in the run directory, or for
+            several runs in the current folder.
+        format: `html` or `markdown`; by default what the name of `out` says.
+
+    Raises:
+        UserError: A run has not ended, one of its files is wrong, `out` is of neither format, or
+            jinja2 is missing.
     """
     if not runs:
         raise UserError("no run was given: name the run directory of a finished `updp prune`")
@@ -36,9 +44,9 @@ def report(*runs: str | Path, out: str | Path | None = None, format: Format | No
     if chosen == "markdown":
         text = markdown.one(loaded[0]) if len(loaded) == 1 else markdown.many(loaded)
     elif len(loaded) == 1:
-        text = render("run.html", single.context(loaded[0]))
+        text = _render("run.html", single.context(loaded[0]))
     else:
-        text = render("several.html", several.context(loaded))
+        text = _render("several.html", several.context(loaded))
     try:
         write_text(path, text)
     except OSError as error:
@@ -47,7 +55,7 @@ def report(*runs: str | Path, out: str | Path | None = None, format: Format | No
 
 
 def _target(folder: Path, out: Path | None, format: str | None) -> tuple[Path, Format]:
-    """Where to, and in which format. A name of neither could be another file of the run."""
+    """The file to write and its format. Other suffixes are refused: it may be a file of a run."""
     if format not in (None, "html", "markdown", "md"):
         raise UserError(f"--format {format!r} is unknown: there are html and markdown (or md)")
     wanted: Format | None = "markdown" if format == "md" else format  # type: ignore[assignment]
@@ -59,3 +67,27 @@ def _target(folder: Path, out: Path | None, format: str | None) -> tuple[Path, F
         endings = ".md" if wanted == "markdown" else ".html" if wanted else ".html or .md"
         raise UserError(f"--out '{out}': give a folder, or a file that ends in {endings}")
     return out, found
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    """HTML of a template; every value is escaped. Raises UserError without jinja2."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise needs_extra("an HTML report", "jinja2", "report") from error
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    inlined: dict[str, Any] = {}
+    for name, file in (("style", "style.css"), ("script", "script.js")):
+        text = (_TEMPLATES / file).read_text()
+        inlined[name] = Markup(text)  # not escaped: our own file
+        # By its hash the page's security policy lets this text run, and nothing else.
+        digest = hashlib.sha256(text.encode()).digest()
+        inlined[f"{name}_hash"] = f"sha256-{base64.b64encode(digest).decode()}"
+    return environment.get_template(template).render(**context, **inlined, version=version("updp"))
