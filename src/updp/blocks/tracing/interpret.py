@@ -21,7 +21,7 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
     """
     values: dict[str, Any] = {}
 
-    class Record(fx.Interpreter):
+    class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
             values[n.name] = copied(result)  # in-place operations may change the result later
@@ -38,7 +38,7 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
     ]
     try:
         with torch.no_grad():
-            Record(fx.GraphModule(module, graph), garbage_collect_values=False).run(*ordered)
+            Recorder(fx.GraphModule(module, graph), garbage_collect_values=False).run(*ordered)
     except Exception as error:  # user code may raise any
         raise NotTraceable(f"its graph does not run: {first_line(error)}") from error
     return values
