@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import needs_extra, reason
 from updp.io.quiet import quiet
-from updp.measure.importing import import_openvino
+from updp.measure.openvino import import_openvino
 
 _log = logging.getLogger(__name__)
 INPUT, OUTPUT = "images", "logits"  # names of the graph's input and output
