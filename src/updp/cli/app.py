@@ -1,6 +1,6 @@
-"""The app and its entry point: what all commands share.
+"""The typer app with all commands, and its entry point.
 
-Nothing here imports PyTorch: each command does where it is run, so that `--help` is there at once.
+PyTorch takes seconds to import, so commands import it when they run and `--help` does without.
 """
 
 import logging
@@ -52,7 +52,7 @@ def _about(
         ),
     ] = False,
 ) -> None:
-    """What all commands share."""
+    """Options of `updp` itself."""
 
 
 for command in (
@@ -68,12 +68,12 @@ for command in (
     report,
 ):
     app.command()(expand(command))
-app.command("quantise", hidden=True)(expand(quantize))  # as it was called
+app.command("quantise", hidden=True)(expand(quantize))  # its former name
 
 
 def main() -> None:
-    """Entry point: errors that the user can put right are one line and exit code 2."""
-    # A line for each thing that was refused, cached or left is for --verbose alone.
+    """Run the command line; errors are one line, exit code 2 for the user's and 1 for others."""
+    # INFO lines (what was refused, cached or left out) are shown with --verbose only.
     logging.getLogger("updp").setLevel(logging.WARNING)
     try:
         app()

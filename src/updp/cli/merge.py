@@ -10,13 +10,9 @@ def merge(
     fresh: FreshOption = False,
 ) -> None:
     """Stage 4: merge, prove it exact, write the plain model and the final table."""
-    from updp.cli.progress import Bars
     from updp.cli.stage_command import open_run
     from updp.cli.tables import print_result, standard_console
 
-    console = standard_console()
-    with Bars(console) as bars:
-        again = "merge" if fresh else ""
-        opened = open_run(run, recipe, bars, last="merge", fresh=again, pick=pick)
+    with open_run(run, recipe, last="merge", fresh="merge" if fresh else "", pick=pick) as opened:
         opened.only("merge")
-    print_result(console, opened.directory)
+    print_result(standard_console(), opened.directory)

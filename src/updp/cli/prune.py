@@ -22,21 +22,12 @@ def prune(
 
     The same command continues a run that was killed.
     """
-    from updp.cli.progress import Bars
     from updp.cli.stage_command import open_run
     from updp.cli.tables import print_result, standard_console
 
-    console = standard_console()
-    with Bars(console) as bars:
-        opened = open_run(
-            run,
-            recipe,
-            bars,
-            last="merge",
-            fresh="sites" if fresh else "",
-            pick=pick,
-            storage=storage,
-            teacher=teacher,
-        )
+    first = "sites" if fresh else ""
+    with open_run(
+        run, recipe, last="merge", fresh=first, pick=pick, storage=storage, teacher=teacher
+    ) as opened:
         opened.until("merge")
-    print_result(console, opened.directory)
+    print_result(standard_console(), opened.directory)

@@ -25,28 +25,19 @@ def search(
     fresh: FreshOption = False,
 ) -> None:
     """Stage 2: find the plan that keeps most accuracy at the budget."""
-    from updp.cli.progress import Bars
     from updp.cli.stage_command import open_run, say_done
     from updp.cli.tables import print_front, standard_console
 
-    console = standard_console()
-    with Bars(console) as bars:
-        opened = open_run(
-            run,
-            recipe,
-            bars,
-            last="search",
-            fresh="search" if fresh else "",
-            pick=pick,
-            storage=storage,
-        )
+    first = "search" if fresh else ""
+    with open_run(run, recipe, last="search", fresh=first, pick=pick, storage=storage) as opened:
         if worker:
             opened.join_search()
         else:
             opened.only("search")
+    console = standard_console()
     if worker:
         console.print("search: there are enough plans; `updp search` takes the best of them")
         return
     if opened.inputs.plan is None:
         print_front(console, opened.directory.search_result())
-    say_done(console, opened, "search")
+    say_done(opened, "search")

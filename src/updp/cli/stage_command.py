@@ -1,61 +1,95 @@
-"""What `prune` and the commands of the four stages do: open a run, run stages, show what is new."""
+"""A run opened from a command's options and its run directory, under progress bars."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from updp.cli.options import RunOptions, RunRecipeOptions, TeacherOptions
+from updp.cli.progress import Bars
+from updp.cli.tables import standard_console
+from updp.errors import UserError
+from updp.plan import Plan
+from updp.run.inputs import open_inputs
+from updp.run.pipeline import Run, open_run_directory
+from updp.run.records import RunRecord
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
-    from updp.io.progress import Progress
-    from updp.run.pipeline import Run
-
-
+@contextmanager
 def open_run(
-    run: RunOptions,
+    options: RunOptions,
     recipe: RunRecipeOptions,
-    progress: Progress,
     *,
     last: str,
     fresh: str = "",
     pick: str | None = None,
     storage: str | None = None,
     teacher: TeacherOptions | None = None,
-) -> Run:
-    """The run that the options are about; what they leave out the run directory knows.
+) -> Iterator[Run]:
+    """Open the run that the options name, and show progress bars while it works.
 
-    `last` is the last stage that will be asked for, `fresh` one to start over from. Starting over
-    from the beginning forgets the recipe in the run directory too.
+    What the options leave out is taken from the run directory.
+
+    Args:
+        options: model, data and run directory.
+        recipe: the recipe's options. Starting over from the beginning ignores the recipe in the
+            run directory, too.
+        last: the last stage that will be asked for.
+        fresh: a stage to start over from.
+        pick: another point of the search.
+        storage: the search's database, in place of the recipe's.
+        teacher: the teacher's options, of commands that have them.
+
+    Raises:
+        UserError: something is missing, wrong, or of another run.
     """
-    from updp.cli.remembered import Remembered, read_plan
-    from updp.run.inputs import open_inputs
-    from updp.run.pipeline import open_run_directory
+    with Bars(standard_console()) as bars:
+        starts_over = fresh == "sites" and last == "merge" and not pick
+        settings = recipe.settle(None if starts_over else options.out)
+        if storage is not None:
+            search = settings.search.model_copy(update={"storage": storage})
+            settings = settings.model_copy(update={"search": search})
+        record = RunRecord.read_if_there(options.out)
+        weights: str | Path | None = options.weights
+        if weights is None and record is not None:
+            weights = record.weights_for(options.model, None)
+        same_model = record if record and options.model in (None, record.model) else None
+        teacher_name, teacher_weights = _teacher(teacher or TeacherOptions(), same_model)
+        inputs = open_inputs(
+            _required("model", options.model, record),
+            _required("data", options.data, record),
+            settings,
+            weights=weights,
+            device=options.device,
+            plan=None if options.plan is None else Plan.load(options.plan),
+            pick=pick,
+            teacher=teacher_name,
+            teacher_weights=teacher_weights,
+            tensorboard=options.tensorboard,
+            progress=bars,
+        )
+        yield open_run_directory(inputs, options.out, last=last, fresh=fresh)
 
-    forgotten = fresh == "sites" and last == "merge" and not pick
-    settled = recipe.settle(None if forgotten else run.out)
-    if storage is not None:
-        search = settled.search.model_copy(update={"storage": storage})
-        settled = settled.model_copy(update={"search": search})
-    known = Remembered(run.out)
-    taught_by, taught_with = known.teacher(run.model, teacher or TeacherOptions())
-    inputs = open_inputs(
-        known.required("model", run.model),
-        known.required("data", run.data),
-        settled,
-        weights=known.weights(run.model, run.weights),
-        device=run.device,
-        plan=read_plan(run.plan),
-        pick=pick,
-        teacher=taught_by,
-        teacher_weights=taught_with,
-        tensorboard=run.tensorboard,
-        progress=progress,
-    )
-    return open_run_directory(inputs, run.out, last=last, fresh=fresh)
+
+def _required(name: str, option: str | None, record: RunRecord | None) -> str:
+    """An option, else the field of that name in the run's record."""
+    value = option if option is not None else getattr(record, name, "")
+    if not value:
+        raise UserError(f"--{name} is missing: give it, or an --out that holds a run")
+    return str(value)
 
 
-def say_done(console: Console, run: Run, stage: str) -> None:
-    """Where a stage has left what it made."""
-    console.print(f"{stage}: done, in {run.directory.stage(stage)}")
+def _teacher(options: TeacherOptions, record: RunRecord | None) -> tuple[str | None, str | None]:
+    """Name and weights of the teacher; the recorded weights go with the recorded teacher only."""
+    name, weights = options.teacher, options.teacher_weights
+    if record is not None:
+        name = (record.teacher or None) if name is None else name
+        if weights is None and name == record.teacher:
+            weights = record.teacher_weights or None
+    return name, weights
+
+
+def say_done(run: Run, stage: str) -> None:
+    """Print where a stage has left its files."""
+    standard_console().print(f"{stage}: done, in {run.directory.stage(stage)}")

@@ -8,12 +8,8 @@ def supernet(run: RunOptions, recipe: RunRecipeOptions, fresh: FreshOption = Fal
 
     The sites are found and timed first.
     """
-    from updp.cli.progress import Bars
     from updp.cli.stage_command import open_run, say_done
-    from updp.cli.tables import standard_console
 
-    console = standard_console()
-    with Bars(console) as bars:
-        opened = open_run(run, recipe, bars, last="supernet", fresh="sites" if fresh else "")
+    with open_run(run, recipe, last="supernet", fresh="sites" if fresh else "") as opened:
         opened.only("supernet")
-    say_done(console, opened, "supernet")
+    say_done(opened, "supernet")
