@@ -1,8 +1,15 @@
-"""The one error a user is meant to read."""
+"""Errors that users see, each as one line."""
 
 
 class UserError(ValueError):
-    """The user can put this right: shown as one line, exit code 2."""
+    """Something that the user can put right: one line on the command line, exit code 2.
+
+    >>> try:
+    ...     updp.Budget.parse("blocks=many")
+    ... except updp.UserError as error:
+    ...     print(error)
+    budget 'blocks=many' is not understood: write blocks=9 (a whole number), or latency, ...
+    """
 
 
 class MergeError(RuntimeError):

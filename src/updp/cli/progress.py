@@ -15,7 +15,7 @@ _LINE_SECONDS = 20  # between two lines where there is no terminal
 
 
 class Bars:
-    """Implement `Progress` with one bar for the work under way; finished bars stay above it."""
+    """`Progress` on a console: one bar for the work under way, finished ones above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

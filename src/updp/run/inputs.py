@@ -1,8 +1,9 @@
-"""All that the user gave for a run, opened and checked in one call."""
+"""The inputs of a run (model, data, teacher, device), opened and checked in one call."""
 
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from updp.recipe import Recipe
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
-Data = str | Path | tuple[DataLoader, DataLoader]
+Data = str | Path | tuple[DataLoader[Any], DataLoader[Any]]
 
 
 def open_inputs(
@@ -38,15 +39,16 @@ def open_inputs(
     progress: Progress | None = None,
     check: Callable[[nn.Module, Source], None] = lambda model, source: None,
 ) -> RunInputs:
-    """Load the model and the teacher, open the data, and check that all of it goes together.
+    """Load the model and the teacher, open the data, and check that they fit together.
 
-    Nothing is written, and the user's module stays as it is. The arguments are those of
-    `updp.prune`; `check` may refuse model and data before anything is made of them.
+    Nothing is written, and a module of the user's is copied. The arguments are those of
+    `updp.prune`; `check` may refuse model and data before any work.
 
     Raises:
-        UserError: something is not there, cannot be used, or does not go with the rest.
+        UserError: something is missing, unusable, or does not fit the rest.
     """
-    board = Board(tensorboard)  # before anything that takes time
+    # What needs an optional package comes first: loading models and data may take minutes.
+    board = Board(tensorboard)
     if plan is None:
         SEARCHERS[recipe.search.searcher].check_installed()
     target, size = as_device(device), recipe.data.input_size
@@ -98,7 +100,7 @@ def open_inputs(
 
 
 def as_device(name: str | None) -> torch.device:
-    """The device called so, by default CUDA where there is one. Raises UserError."""
+    """The device of that name, by default CUDA where there is one. Raises UserError."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -108,12 +110,13 @@ def as_device(name: str | None) -> torch.device:
 
 
 def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> nn.Module:
-    """The named model with as many classes as the data has, or as its weights have."""
+    """Load a named model with as many classes as the data has, or as its weights have."""
     file = None if weights is None else Path(weights)
     try:
         return load_model(name, weights=file, num_classes=classes, seed=seed)
     except UserError:
-        try:  # weights for other classes: the check of classes says so, better than their keys do
+        # Weights for other classes: `_check_classes` says so more plainly than a list of keys.
+        try:
             return load_model(name, weights=file, seed=seed)
         except UserError:
             pass
@@ -127,7 +130,7 @@ def _open(data: Data, size: tuple[int, int, int] | None) -> Source:
 
 
 def _feed(model: nn.Module, source: Source, recipe: Recipe, device: torch.device) -> Feed:
-    """The data as the recipe splits it and the model takes it."""
+    """The data, split as the recipe says and preprocessed as the model wants it."""
     settings = recipe.data
     preprocess = preprocess_for(
         model,

@@ -1,4 +1,4 @@
-"""A merged model from its run directory, without pickle."""
+"""Load a merged model from its run directory, without pickle."""
 
 import copy
 from pathlib import Path
@@ -49,10 +49,10 @@ def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Module:
-    """The baseline's structure merged under the plan, for inputs of `shape` (C, H, W).
+    """The merged model's structure under `plan`, with weights still to be loaded.
 
-    Its weights are to be loaded; `baseline` is left as it is. Raises UserError when the plan
-    names a site that the model does not have.
+    `shape` is an image's (C, H, W); `baseline` is copied. Raises UserError where the plan names a
+    site that the model does not have.
     """
     model = copy.deepcopy(baseline).eval()
     findings = find(model, seeded_input((2, *shape), next(model.parameters())))
