@@ -37,7 +37,7 @@ def directory(tmp_path: Path) -> RunDirectory:
     made = RunDirectory(tmp_path / "run")
     made.describe(record("m"), Recipe())
     for stage in STAGES[:2]:
-        made.begin(KEYS[stage])
+        KEYS[stage].write(made.path)
         made.done(stage)
     return made
 
