@@ -31,6 +31,15 @@ class Form(nn.Module, ABC):
     Weights that the block also uses are reached, not owned: `parameters()` and `state_dict()`
     list only what the candidate adds. `extras` are the values of the region's extras: a mask, a
     size, or nothing.
+
+    >>> from torchvision.models.resnet import BasicBlock
+    >>> from updp.blocks import find
+    >>> from updp.candidates import Drop
+    >>> block, x = BasicBlock(8, 8).eval(), torch.randn(2, 8, 14, 14)
+    >>> findings = find(nn.Sequential(block), x)
+    >>> form = Drop().build(findings.sites[0], block, findings.graphs["0"])
+    >>> torch.equal(form(x, lam=0.0), block(x))
+    True
     """
 
     @abstractmethod
@@ -66,7 +75,12 @@ class Form(nn.Module, ABC):
 
 
 class Candidate(ABC):
-    """A thing that a site may become. Small, comparable, and written into the plan as JSON."""
+    """A thing that a site may become. Small, comparable, and written into the plan as JSON.
+
+    >>> candidate = updp.inspect(model, (1, 8, 8)).sites[0].candidate
+    >>> candidate.kind, candidate.label, candidate.shallower
+    ('inherit', 'conv1+conv2(1x1)', True)
+    """
 
     kind: ClassVar[str]
     shallower: ClassVar[bool] = (

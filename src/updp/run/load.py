@@ -18,10 +18,14 @@ from updp.supernet import Supernet
 
 
 def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The merged model of a finished run, in evaluation mode. No pickle is involved.
+    """Load the merged model of a finished run, in evaluation mode.
 
-    `model` is the baseline's architecture, for runs that were given a module and not a name; its
-    weights do not matter. Raises UserError.
+    `model` is a module of the baseline's architecture, for runs that were given a module and not a
+    name; its weights do not matter. Raises UserError.
+
+    >>> model = updp.load("runs/mine")
+    >>> model(torch.randn(1, 1, 8, 8)).shape
+    torch.Size([1, 10])
     """
     path = Path(run)
     for name in ("run.json", "plan.json", "model.safetensors"):

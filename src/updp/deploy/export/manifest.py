@@ -22,6 +22,12 @@ class Exported(BaseModel):
     any logit, `max_rel` that over the image's largest logit; `top1_agreement` is in percent.
     Of `images` images, `undecided` have two best logits within twice the `tolerance`; there
     either may win. `baseline_bytes` is the size of the baseline in the same format.
+
+    >>> (record,) = updp.export("runs/mine", "safetensors")
+    >>> record.folder, record.files[0]
+    ('export', 'model.safetensors')
+    >>> record.bytes > 0 and record.parameters < record.baseline_parameters
+    True
     """
 
     format: str

@@ -37,6 +37,10 @@ def quantize(
 ) -> Int8:
     """Quantise baseline and merged model of the finished `run` to INT8 after training.
 
+    >>> record = updp.quantize("runs/mine", calibration_images=64)
+    >>> record.merged.file, record.merged.bytes_int8 > 0
+    ('model.int8.onnx', True)
+
     Writes `model.int8.onnx`, `baseline.int8.onnx` and `int8.json` into `run/export`. Ranges of
     activations come from `calibration_images`, the same for both models, by `method`
     (percentile, minmax, entropy). Weights have a scale per output channel, or one for all where
