@@ -13,13 +13,9 @@ from updp.cli.bench import bench
 from updp.cli.export import export
 from updp.cli.groups import expand
 from updp.cli.inspect import inspect
-from updp.cli.merge import merge
-from updp.cli.prune import prune
 from updp.cli.quantize import quantize
 from updp.cli.report import report
-from updp.cli.search import search
-from updp.cli.subnet import subnet
-from updp.cli.supernet import supernet
+from updp.cli.stages import merge, prune, search, subnet, supernet
 from updp.errors import ExportError, MergeError, UserError
 
 app = typer.Typer(
@@ -55,18 +51,7 @@ def _about(
     """Options of `updp` itself."""
 
 
-for command in (
-    inspect,
-    prune,
-    supernet,
-    search,
-    subnet,
-    merge,
-    export,
-    quantize,
-    bench,
-    report,
-):
+for command in (inspect, prune, supernet, search, subnet, merge, export, quantize, bench, report):
     app.command()(expand(command))
 app.command("quantise", hidden=True)(expand(quantize))  # its former name
 

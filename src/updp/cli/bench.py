@@ -216,12 +216,10 @@ def _cells(row: Row, with_energy: bool) -> list[str]:
 
 
 def _claim(row: Row) -> str:
-    assert row.speedup is not None
     s = row.speedup
-    interval = f"({s.low:.2f}-{s.high:.2f})"
-    if row.verdict == "no difference":
-        return f"no difference {interval}"
-    return f"{s.median:.2f}x {interval}"
+    assert s is not None
+    claim = "no difference" if row.verdict == "no difference" else f"{s.median:.2f}x"
+    return f"{claim} ({s.low:.2f}-{s.high:.2f})"
 
 
 def _joules(side: BenchFigures) -> str:

@@ -11,8 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Say what is refused, cached and left out, and why."),
+    bool, typer.Option("--verbose", "-v", help="Say what is refused, cached and left out, and why.")
 ]
 
 

@@ -8,6 +8,10 @@ from timm.optim import get_optimizer_info, list_optimizers
 
 from updp.recipe.settings import Part
 
+_NORMS = (
+    "BatchNorms take each batch's statistics; or the network trains as it is deployed: they keep "
+    "those they have, and there is no dropout and no stochastic depth"
+)
 DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 
 
@@ -24,8 +28,7 @@ class TrainingSettings(Part):
     weight_decay: float = Field(1e-4, ge=0, description="of weights other than biases and norms")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     decay: str = Field(
-        "cosine",
-        description="decay of the learning rate: cosine, tanh, poly, step or constant",
+        "cosine", description="decay of the learning rate: cosine, tanh, poly, step or constant"
     )
     decay_rate: float | None = Field(
         None, gt=0, description="factor of each step, 0.1; or power of poly, 1 (linear)"
@@ -33,11 +36,7 @@ class TrainingSettings(Part):
     decay_every: float = Field(
         0.3, gt=0, description="share of all steps between two of decay=step"
     )
-    norms: Literal["train", "frozen"] = Field(
-        "train",
-        description="BatchNorms take each batch's statistics; or the network trains as it is "
-        "deployed: they keep those they have, and there is no dropout and no stochastic depth",
-    )
+    norms: Literal["train", "frozen"] = Field("train", description=_NORMS)
     clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(
         0.0,
@@ -118,11 +117,7 @@ class SubnetSettings(TrainingSettings):
 
     epochs: float = Field(8, ge=0, description="passes over the training images, or a fraction")
     lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
-    norms: Literal["train", "frozen"] = Field(
-        "frozen",
-        description="BatchNorms take each batch's statistics; or the network trains as it is "
-        "deployed: they keep those they have, and there is no dropout and no stochastic depth",
-    )
+    norms: Literal["train", "frozen"] = Field("frozen", description=_NORMS)
     gate: Literal["blend", "anneal"] = Field(
         "blend",
         description="from block to pruned block: blend mixes their outputs, "
@@ -140,8 +135,7 @@ class SubnetSettings(TrainingSettings):
         "supernet's as they are; or the baseline's",
     )
     merge: Literal["end", "ramp"] = Field(
-        "end",
-        description="when blocks merge: after training, or once lambda is 1, then trained on",
+        "end", description="when blocks merge: after training, or once lambda is 1, then trained on"
     )
     all_images: bool = Field(
         True, description="train also on the images that were held out for earlier stages"

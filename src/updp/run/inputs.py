@@ -56,22 +56,25 @@ def open_inputs(
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
         module, name = model, ""
-        source = _open(data, size or model_input_size(model))
+        source = _open_source(data, size or model_input_size(model))
     else:
         name = model
-        source = _open(data, size or model_input_size(load_model(model, seed=recipe.seed)))
+        source = _open_source(data, size or model_input_size(load_model(model, seed=recipe.seed)))
         module = _trained(model, weights, len(source.classes), recipe.seed)
     check(module, source)
-    named = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
+    teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
     names = InputNames(
-        name,
-        "" if weights is None else str(weights),
-        "" if isinstance(data, tuple) else str(data),
-        named,
-        "" if teacher_weights is None else str(teacher_weights),
+        model=name,
+        weights="" if weights is None else str(weights),
+        data="" if isinstance(data, tuple) else str(data),
+        teacher=teacher_name,
+        teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
-    feed = _feed(module, source, recipe, target)
+    preprocess = preprocess_for(
+        module, source.image_size, mean=recipe.data.mean, std=recipe.data.std, input_size=size
+    )
+    feed = Feed(source, preprocess, recipe.data, seed=recipe.seed, device=target)
     baseline = copy.deepcopy(module).to(target).eval()
     _check_classes(baseline, source, names)
     hashes = InputHashes(
@@ -88,7 +91,7 @@ def open_inputs(
         pick=pick or "",
         teacher=make_teacher(
             other,
-            named or type(other).__name__,
+            teacher_name or type(other).__name__,
             recipe,
             feed.preprocess,
             len(source.classes),
@@ -123,23 +126,10 @@ def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> 
         raise
 
 
-def _open(data: Data, size: tuple[int, int, int] | None) -> Source:
+def _open_source(data: Data, size: tuple[int, int, int] | None) -> Source:
     if isinstance(data, tuple):
         return from_loaders(*data)
     return open_source(str(data), input_size=size)
-
-
-def _feed(model: nn.Module, source: Source, recipe: Recipe, device: torch.device) -> Feed:
-    """The data, split as the recipe says and preprocessed as the model wants it."""
-    settings = recipe.data
-    preprocess = preprocess_for(
-        model,
-        source.image_size,
-        mean=settings.mean,
-        std=settings.std,
-        input_size=settings.input_size,
-    )
-    return Feed(source, preprocess, settings, seed=recipe.seed, device=device)
 
 
 def _check_classes(model: nn.Module, source: Source, names: InputNames) -> None:
