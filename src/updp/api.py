@@ -177,7 +177,7 @@ def inspect(
     shape = input_shape or settings.data.input_size or model_input_size(module)
     if shape is None:
         raise UserError("the model does not say what images it takes: pass an input size")
-    num_outputs(module, shape)  # fails in one line on a wrong shape
+    num_outputs(module, shape)  # raises UserError on a wrong shape
     findings = find(module, seeded_input((2, *shape)).to(target))
     wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
     report.begin("timing candidates", len(wanted.sites) + 1)

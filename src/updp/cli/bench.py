@@ -141,7 +141,7 @@ def bench(
         print(
             f"updp: stopped after {done} of {total} rows; the command starts again", file=sys.stderr
         )
-        raise typer.Exit(130)
+        raise typer.Exit(130)  # 128 + SIGINT, as shells report an interrupted command
 
 
 def print_bench(console: Console, bench: Bench) -> None:

@@ -47,12 +47,18 @@ StorageOption = Annotated[
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """Run directory, model and data; a run directory remembers its model and data."""
+class FinishedOptions:
+    """Model, data and weights of a finished run, for files that were moved since."""
 
     model: ModelOption = None
     data: DataOption = None
     weights: WeightsOption = None
+
+
+@dataclass(frozen=True)
+class RunOptions(FinishedOptions):
+    """Run directory, model and data; a run directory remembers its model and data."""
+
     out: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/latest")
     device: DeviceOption = None
     plan: Annotated[
@@ -65,15 +71,6 @@ class RunOptions:
             "--tensorboard", help="A folder for the run's curves, to watch in TensorBoard."
         ),
     ] = None
-
-
-@dataclass(frozen=True)
-class FinishedOptions:
-    """Model, data and weights of a finished run, for files that were moved since."""
-
-    model: ModelOption = None
-    data: DataOption = None
-    weights: WeightsOption = None
 
 
 @dataclass(frozen=True)

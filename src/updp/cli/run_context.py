@@ -29,22 +29,11 @@ def open_run(
 ) -> Iterator[Run]:
     """Open the run that the options name, and show progress bars while it works.
 
-    What the options leave out is taken from the run directory.
-
-    Args:
-        options: model, data and run directory.
-        recipe: the recipe's options. Starting over from the beginning ignores the recipe in the
-            run directory, too.
-        last: the last stage that will be asked for.
-        fresh: a stage to start over from.
-        pick: another point of the search.
-        storage: the search's database, in place of the recipe's.
-        teacher: the teacher's options, of commands that have them.
-
-    Raises:
-        UserError: something is missing, wrong, or of another run.
+    What the options leave out is taken from the run directory. `storage` replaces the recipe's;
+    `last` and `fresh` are as for `open_run_directory`. Raises UserError.
     """
     with Bars(standard_console()) as bars:
+        # Starting over from the beginning ignores the recipe in the run directory, too.
         starts_over = fresh == "sites" and last == "merge" and not pick
         settings = recipe.settle(None if starts_over else options.out)
         if storage is not None:

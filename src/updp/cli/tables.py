@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def standard_console() -> Console:
     """Console on stdout, as wide as the terminal, or 140 columns where there is none."""
+    # Into a pipe rich would fold tables at 80 columns.
     return Console(width=None if sys.stdout.isatty() else 140)
 
 
@@ -49,6 +50,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
     for first in found.sites:
         for offer in (first, *found.others[first.site]):
             about = (first.site, first.kind, "x".join(map(str, first.shape)))
+            # By noise a block's saving may exceed the whole model's time.
             whole = found.baseline_ms / max(found.baseline_ms - offer.saved_ms, 1e-9)
             table.add_row(
                 *(escape(text) if offer is first else "" for text in about),

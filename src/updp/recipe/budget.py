@@ -27,6 +27,7 @@ def _check_amount(value: Any) -> Any:
     if value is None:
         return None
     refused = ValueError("write a share below 1, or an amount such as 70%, 1.5x or 12ms")
+    # bool is a subclass of int, and YAML reads `yes` as one.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise refused
     if not (match := _NUMBER.fullmatch(str(value))):

@@ -19,6 +19,7 @@ class TrainingSettings(Part):
     """Optimiser and schedule by timm's names, augmentation of batches, and weight averaging."""
 
     epochs: float = Field(2, ge=0, description="passes over the training images, or a fraction")
+    # Before momentum and betas, whose validators look at it: pydantic validates in this order.
     optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
     lr: float = Field(0.01, gt=0, description="learning rate, at the end of the warm-up")
     momentum: float = Field(0.9, gt=0, lt=1, description="of optimisers that have one, as sgd")

@@ -81,6 +81,7 @@ class RunDirectory:
             key = keys[name].model_dump(mode="json")
             if file.exists() and (difference := _difference(read_json(file), key)):
                 field, found, wanted = difference
+                # No command runs the sites alone, and stage 1 starts over from them.
                 command = "prune" if name in STAGES[:2] else name
                 raise UserError(
                     f"--out '{self.path}' holds another run: {field} is {found} there and {wanted} "
@@ -109,6 +110,7 @@ class RunDirectory:
         for name in names:
             data = (self.stage(stage) / name).read_bytes()
             target = self.path / name
+            # A finished run that is run again keeps its files untouched.
             if not target.exists() or target.read_bytes() != data:
                 write_bytes(target, data)
 
@@ -171,6 +173,7 @@ class RunDirectory:
             raise UserError(f"--out '{self.path}': '{existing}' is a file, give a folder")
         if existing != self.path or (self.path / "run.json").exists():
             return
+        # Hidden files may be the lock, or a file manager's.
         if any(not file.name.startswith(".") for file in self.path.iterdir()):
             raise UserError(
                 f"--out '{self.path}' holds other files and no run: give a new or empty folder"

@@ -59,6 +59,7 @@ def open_inputs(
         source = _open_source(data, size or model_input_size(model))
     else:
         name = model
+        # Loaded twice: the model says its image size, and then the data its number of classes.
         source = _open_source(data, size or model_input_size(load_model(model, seed=recipe.seed)))
         module = _trained(model, weights, len(source.classes), recipe.seed)
     check(module, source)

@@ -144,6 +144,7 @@ def _picked(run: Run) -> Run:
     inputs, context = run.inputs, run.context
     run.directory.claim(context.keys, "search")
     result = pick(run.directory.search_result(), context.space, inputs.pick)
+    # As a folder's name: a budget may hold commas and per cent signs.
     name = "".join(c if c.isalnum() or c in ".=" else "-" for c in inputs.pick)
 
     def fill(folder: Path) -> None:

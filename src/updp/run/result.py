@@ -40,7 +40,7 @@ def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -
     }
     progress.begin("merge: evaluating each stage", len(models) * len(test))
     stages = {name: top1(net, _ticking(test, progress.advance)) for name, net in models.items()}
-    rounds = 2 * measure.rounds
+    rounds = 2 * measure.rounds  # the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
     times = compare_modules(

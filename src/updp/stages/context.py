@@ -39,6 +39,7 @@ class StageKey(Record):
     @property
     def sha256(self) -> str:
         """Hash of this key and, through `after`, of all keys before it."""
+        # Names and order of the fields are in it: to change them makes finished stages stale.
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 

@@ -65,7 +65,7 @@ def survey(context: Context, findings: Findings) -> Survey:
     x = context.example(measure.batch_size)
     times = compare_modules({"baseline": model}, x, settings=measure, rounds=measure.rounds)
     tick()
-    copied = copy.deepcopy(model)
+    copied = copy.deepcopy(model)  # a supernet replaces modules in place
     candidates = {name: [o.candidate for o in found] for name, found in offers.items()}
     net = Supernet(copied, context.findings(copied), candidates)
     outside, sites = live_at(net.eval(), net.switches, x)

@@ -68,6 +68,7 @@ def train_sandwich(context: Context) -> None:
         teacher = net(images)
         loss = classification(teacher, targets, settings.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
+        # Seeded by the step, so that a continued run draws the plans of an uninterrupted one.
         chance = random.Random(mix(seed, 3, number))
         plans = [most_pruned(net)]
         plans += [random_plan(net, chance) for _ in range(settings.random_paths)]

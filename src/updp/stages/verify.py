@@ -84,7 +84,7 @@ def verify(
             x = inputs[source]
             for check in _compare(nets[dtype], merged, nets[other], x.to(dtype), other, source):
                 limit = max(tolerance, ROUNDINGS * check.rounding)
-                if not check.error <= limit:
+                if not check.error <= limit:  # which is true of NaN as well
                     raise MergeError(
                         f"merged {check.where or 'model'} differs from what was trained by "
                         f"{check.error:.1e} ({check.dtype}, {source}; at most {limit:.0e}): "
