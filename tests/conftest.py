@@ -1,15 +1,22 @@
 """Fixtures for every test."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
+import updp
 from tests import tiny
 from updp import Recipe
+from updp.blocks import teach
+from updp.candidates import KINDS
 from updp.measure import use_clock
+from updp.run.records import RunRecord
 
 settings.register_profile("updp", deadline=None)  # no test fails for a busy machine
 settings.load_profile("updp")
@@ -67,3 +74,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = tiny.options(tiny.make_recipe(), tiny.write_model(folder))
     tiny.fresh(tiny.prune_quietly, "prune", *arguments, "--out", str(folder / "run"))
     return folder / "run"
+
+
+@pytest.fixture
+def doctest_namespace(
+    finished: Path, fixed_clock: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, Any]]:
+    """Names that examples in docstrings use, in a folder with a finished run `runs/mine`."""
+    shutil.copytree(finished, tmp_path / "runs/mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(teach, "_operators", {})
+    monkeypatch.setattr(teach, "_forwards", {})
+    kinds = dict(KINDS)
+    model = RunRecord.read(finished).model
+    yield {"updp": updp, "torch": torch, "nn": nn, "model": model, "recipe": tiny.make_recipe()}
+    KINDS.clear()
+    KINDS.update(kinds)

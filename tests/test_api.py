@@ -42,7 +42,9 @@ def outputs_elsewhere(out: Path, spec: str, x: Tensor, tmp_path: Path) -> Tensor
     return torch.load(tmp_path / "outputs.pt")
 
 
-def test_a_module_and_loaders(tiny_model: str, tiny_recipe: updp.Recipe, tmp_path: Path) -> None:
+def test_prune_takes_a_module_and_loaders(
+    tiny_model: str, tiny_recipe: updp.Recipe, tmp_path: Path
+) -> None:
     model = load_model(tiny_model, seed=1).train()
     model.blocks[1].eval()
     state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
@@ -66,7 +68,7 @@ def test_a_module_and_loaders(tiny_model: str, tiny_recipe: updp.Recipe, tmp_pat
         updp.load(pruned.out)
 
 
-def test_names(tmp_path: Path, tiny_recipe: updp.Recipe) -> None:
+def test_prune_takes_names(tmp_path: Path, tiny_recipe: updp.Recipe) -> None:
     spec = tiny.write_model(tmp_path).replace(":tiny", ":tokens")
     pruned = updp.prune(spec, "digits", tiny_recipe, out=tmp_path / "run")
     x = torch.randn(5, 1, 8, 8)
@@ -113,7 +115,7 @@ def test_load_says_what_is_missing(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factory", ["tokens", "five", "plain"])
-def test_load_with_another_architecture(finished: Path, factory: str) -> None:
+def test_load_refuses_another_architecture(finished: Path, factory: str) -> None:
     spec = read_json(finished / "run.json")["model"].replace(":tiny", f":{factory}")
     with pytest.raises(UserError):
         updp.load(finished, load_model(spec))
@@ -126,7 +128,7 @@ def test_load_with_another_architecture(finished: Path, factory: str) -> None:
         ('{"format": 1}', r"run\.json' is not what updp writes: model: "),
     ],
 )
-def test_load_with_a_broken_description(
+def test_load_refuses_a_broken_description(
     text: str, message: str, finished: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
@@ -135,14 +137,14 @@ def test_load_with_a_broken_description(
         updp.load(out)
 
 
-def test_load_with_torn_weights(finished: Path, tmp_path: Path) -> None:
+def test_load_refuses_torn_weights(finished: Path, tmp_path: Path) -> None:
     weights = shutil.copytree(finished, tmp_path / "run") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"model\.safetensors' cannot be read \("):
         updp.load(tmp_path / "run")
 
 
-def test_load_with_a_broken_plan(finished: Path, tmp_path: Path) -> None:
+def test_load_refuses_a_broken_plan(finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     (out / "plan.json").write_text('{"format": 1, "choices": 3}')
     with pytest.raises(UserError, match=r"plan\.json' is not a plan: choices: "):
@@ -166,7 +168,7 @@ def test_inspect_leaves_the_model_alone(tiny_model: str) -> None:
         updp.inspect(model, (3, 8, 8))
 
 
-def test_arguments_that_contradict(tiny_model: str, tiny_recipe: updp.Recipe) -> None:
+def test_arguments_that_contradict_are_refused(tiny_model: str, tiny_recipe: updp.Recipe) -> None:
     model = load_model(tiny_model)
     with pytest.raises(UserError, match="weights are for a model given by name"):
         updp.prune(model, "digits", tiny_recipe, weights="weights.safetensors")

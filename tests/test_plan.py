@@ -13,7 +13,7 @@ PLAN = Plan(
 )
 
 
-def test_there_and_back_in_order() -> None:
+def test_a_plan_survives_json_in_order() -> None:
     again = Plan.from_json(PLAN.to_json())
     assert again == PLAN
     assert list(again.choices) == ["blocks.3", "blocks.1"]
@@ -21,7 +21,7 @@ def test_there_and_back_in_order() -> None:
     assert len(again) == 2
 
 
-def test_frozen() -> None:
+def test_a_plan_is_frozen() -> None:
     with pytest.raises(ValidationError):
         PLAN.budget = "blocks=3"  # type: ignore[misc]
 
@@ -34,7 +34,7 @@ def test_frozen() -> None:
         ({"format": 2}, "its format is 2, and this version reads 1"),
     ],
 )
-def test_what_is_no_plan(change: dict, said: str) -> None:
+def test_what_is_no_plan_is_refused(change: dict, said: str) -> None:
     text = json.dumps(json.loads(PLAN.to_json()) | change)
     with pytest.raises(UserError, match=f"'mine.json' is not a plan: {said}"):
         Plan.from_json(text, "mine.json")

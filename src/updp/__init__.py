@@ -46,7 +46,7 @@ __all__ = [
     "teach_operator",
 ]
 
-# Imported when they are first used: PyTorch takes seconds, which `updp --help` need not wait for.
+# Imported on first use, because PyTorch takes seconds to import and `updp --help` needs none of it.
 _HOMES = {
     "updp.api": ("Inspection", "Pruned", "inspect", "prune"),
     "updp.blocks": ("Linear", "teach_forward", "teach_operator"),
@@ -62,11 +62,12 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
+# A library prints no messages of its own accord; an application adds its own handler.
 logging.getLogger("updp").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    if name == "quantise":  # as it was called
+    if name == "quantise":  # its former name
         name = "quantize"
     if name not in _HOME_OF:
         raise AttributeError(f"module 'updp' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The way in from Python: `prune` and `inspect` (and `load`, in `merged`)."""
+"""The Python API: `prune` and `inspect`; `updp.load` is in `run.load`."""
 
 import copy
 import tempfile
@@ -27,7 +27,14 @@ from updp.run.records import Result
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` returns: the merged module, the plan, the figures, and where they are kept."""
+    """Result of `prune`: the merged module, the plan, the figures, and the run directory.
+
+    >>> pruned = updp.prune(model, "digits", recipe, out="runs/mine")
+    >>> pruned.model.training, pruned.result.test_images
+    (False, 500)
+    >>> pruned.result.merged.macs < pruned.result.baseline.macs
+    True
+    """
 
     model: nn.Module
     plan: Plan
@@ -37,10 +44,15 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` returns: what each site may become, and each unusable block's reason.
+    """Result of `inspect`: the offers of each site, and why other blocks cannot be pruned.
 
-    `sites` has the candidate that takes least away at each site; `others` has each site's further
-    ones by its name. Milliseconds are for one batch, MACs for one image.
+    `sites` has the offer of each site that takes least away, `others` the further ones by the
+    site's name. Milliseconds are for one batch, MACs for one image.
+
+    >>> found = updp.inspect("timm/resnet10t", (3, 64, 64))
+    >>> first = found.sites[1]
+    >>> first.site, first.candidate.label, first.parameters < first.keep_parameters
+    ('layer1.0', 'conv1+conv2(1x1)', True)
     """
 
     sites: tuple[Offer, ...]
@@ -78,35 +90,42 @@ def prune(
 ) -> Pruned:
     """Run all four stages and return the merged model.
 
+    >>> pruned = updp.prune(model, "digits", recipe, out="runs/mine")
+    >>> len(pruned.plan)
+    2
+    >>> pruned.model(torch.randn(1, 1, 8, 8)).shape
+    torch.Size([1, 10])
+
     Args:
         model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`.
         data: `digits`, a folder, or a pair of loaders (training, test) of (image, label).
-        recipe: a recipe with a budget, or a budget alone, such as `blocks=9`; only a `plan` can do
-            without.
+        recipe: a recipe with a budget, or a budget alone, such as `blocks=9`; only with a `plan`
+            neither is needed.
         out: the run directory; called again with the same one, it continues a killed run.
         weights: safetensors file for a model given by name.
         device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
-        fresh: start over, forgetting what is in `out`.
-        plan: prune these sites, without a search; the budget then counts for nothing.
-        pick: another point of the search that has ended in `out`: the number of a line of its
-            front, or a budget. It gets a run directory of its own, in `out`/picks.
-        teacher: whose logits stage 3 follows, a module or a name as for `model`; by default, or
-            called `baseline`, the model as it was brought. It must have the data's classes. How it
-            wants its images is in the recipe (`subnet.teacher_size`, `teacher_mean`,
-            `teacher_std`), else its own configuration.
+        fresh: start over, and remove what is in `out`.
+        plan: prune these sites without a search; the budget is then ignored.
+        pick: another point of the finished search in `out`: the number of a line of its front, or
+            a budget. It gets a run directory of its own, in `out`/picks.
+        teacher: the model whose logits stage 3 follows, a module or a name as for `model`, with
+            the data's classes; by default `baseline`, the model itself. Size and normalisation of
+            its images are in the recipe (`subnet.teacher_size`, `teacher_mean`, `teacher_std`),
+            else in its own configuration.
         teacher_weights: safetensors file for a teacher given by name.
         tensorboard: a folder for the run's curves, the same figures as in `figures.jsonl`.
         progress: where to report to.
 
     Raises:
         UserError: something that the user can put right.
-        MergeError: the merged model is not what was trained (a bug here, or weights with
+        MergeError: the merged model does not compute what was trained (a bug here, or weights with
             infinities); nothing was written.
     """
     if recipe is None or isinstance(recipe, Recipe):
         settings = recipe or Recipe()
     else:
-        settings = Recipe(budget=as_budget(recipe))
+        budget = recipe if isinstance(recipe, Budget) else Budget.parse(recipe)
+        settings = Recipe(budget=budget)
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="updp-"))
     inputs = open_inputs(
         model,
@@ -135,9 +154,23 @@ def inspect(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
-    """List the sites of a model with what each may become, and the blocks that cannot be pruned.
+    """List the sites of a model with their candidates, and the blocks that cannot be pruned.
 
-    `input_shape` is (C, H, W), by default the model's own. The model is left as it was.
+    The model is left as it was.
+
+    >>> found = updp.inspect("timm/resnet10t", (3, 64, 64))
+    >>> [offer.site for offer in found.sites]
+    ['conv1:3', 'layer1.0', 'layer2.0', 'layer3.0', 'layer4.0']
+
+    Args:
+        model: a module, or a name as for `prune`.
+        input_shape: (C, H, W), by default the model's own.
+        recipe: which sites and candidates, and how to time them.
+        device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
+        progress: where to report to.
+
+    Raises:
+        UserError: the model cannot be loaded, or does not take such images.
     """
     settings, report = recipe or Recipe(), progress or Silent()
     target = as_device(device)
@@ -146,7 +179,7 @@ def inspect(
     shape = input_shape or settings.data.input_size or model_input_size(module)
     if shape is None:
         raise UserError("the model does not say what images it takes: pass an input size")
-    num_outputs(module, shape)  # fails in one line on a wrong shape
+    num_outputs(module, shape)  # raises UserError on a wrong shape
     findings = find(module, seeded_input((2, *shape)).to(target))
     wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
     report.begin("timing candidates", len(wanted.sites) + 1)
@@ -161,11 +194,6 @@ def inspect(
         times["baseline"].ms.median,
         count_macs(module, x[:1]),
     )
-
-
-def as_budget(budget: Budget | str) -> Budget:
-    """A budget from its text."""
-    return budget if isinstance(budget, Budget) else Budget.parse(budget)
 
 
 def _plain(offer: Offer) -> dict[str, Any]:

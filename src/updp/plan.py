@@ -1,4 +1,4 @@
-"""The plan: which candidate each pruned site takes. Frozen, plain JSON."""
+"""The plan: which candidate each pruned site takes, as immutable plain data."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict
-
 from updp.errors import UserError, reason
 from updp.io.records import Record
 
 
-class Plan(Record):
-    """The pruned sites, in the model's order, each with its candidate's description and label.
+class Plan(Record, frozen=True, extra="forbid"):
+    """The pruned sites in the model's order, each with its candidate's label and data.
 
-    A site that is not named keeps its baseline form. `hashes` ties the plan to the model, data
-    and recipe that it was made with.
+    Sites that are not named keep their baseline form. `hashes` are those of the model, data and
+    recipe that the plan was made for.
+
+    >>> plan = updp.Plan.load("runs/mine/plan.json")
+    >>> len(plan), list(plan.choices)
+    (2, ['blocks...', 'blocks...'])
+    >>> updp.Plan.from_json(plan.to_json()) == plan
+    True
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     FILE: ClassVar[str] = "plan.json"
     WHAT: ClassVar[str] = "a plan"
@@ -33,7 +35,7 @@ class Plan(Record):
         return len(self.choices)
 
     def to_json(self) -> str:
-        """Text that `from_json` reads."""
+        """JSON text that `from_json` reads."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
     @classmethod

@@ -60,18 +60,18 @@ def spec(run: Path) -> str:
         ("nowhere.py:tiny", "model file 'nowhere.py' is not there"),
     ],
 )
-def test_unknown_model(model: str, said: str, refused: Refused) -> None:
+def test_an_unknown_model_is_one_line(model: str, said: str, refused: Refused) -> None:
     assert refused("prune", "--model", model).startswith(said)
 
 
-def test_unknown_factory(spec: str, refused: Refused) -> None:
+def test_an_unknown_factory_is_one_line(spec: str, refused: Refused) -> None:
     line = refused("prune", "--model", spec.replace(":tiny", ":large"))
     assert line.endswith(
         "has no factory 'large': it has Block, Tiny, Mlp, Tokens, tiny, five, tokens, plain"
     )
 
 
-def test_weights_that_do_not_fit(spec: str, tmp_path: Path, refused: Refused) -> None:
+def test_weights_that_do_not_fit_are_one_line(spec: str, tmp_path: Path, refused: Refused) -> None:
     state = load_model(spec).state_dict()
     state["head.scale"] = state.pop("head.bias")
     save_file(state, tmp_path / "w.safetensors")
@@ -85,13 +85,13 @@ def test_weights_that_do_not_fit(spec: str, tmp_path: Path, refused: Refused) ->
     assert "are not there" in refused("prune", "--weights", tmp_path / "none.safetensors")
 
 
-def test_classes_of_data_and_model_differ(spec: str, refused: Refused) -> None:
+def test_data_with_other_classes_than_the_model_is_refused(spec: str, refused: Refused) -> None:
     five = spec.replace(":tiny", ":five")
     line = refused("prune", "--model", five)
     assert f"model '{five}' has 5 classes and data 'digits' 10" in line
 
 
-def test_data_that_is_not_there(refused: Refused) -> None:
+def test_missing_data_is_one_line(refused: Refused) -> None:
     assert refused("prune", "--data", "nowhere").startswith("data 'nowhere' is not there")
 
 
@@ -102,7 +102,9 @@ def test_data_that_is_not_there(refused: Refused) -> None:
         (b"\x89PNG\r\n\x1a\nbut no image", "cannot be decoded"),
     ],
 )
-def test_bad_image(content: bytes, said: str, tmp_path: Path, refused: Refused) -> None:
+def test_a_broken_image_is_named(
+    content: bytes, said: str, tmp_path: Path, refused: Refused
+) -> None:
     for split in ("train", "test"):
         for name in "ab":
             (folder := tmp_path / "data" / split / name).mkdir(parents=True)
@@ -138,7 +140,7 @@ def test_bad_image(content: bytes, said: str, tmp_path: Path, refused: Refused) 
         "memory=-3MB",
     ],
 )
-def test_malformed_budget(text: str, refused: Refused) -> None:
+def test_a_malformed_budget_is_quoted(text: str, refused: Refused) -> None:
     line = refused("prune", "--budget", text)
     assert line.startswith(f"budget {text!r} is not understood: write blocks=9")
 
@@ -154,7 +156,9 @@ def test_malformed_budget(text: str, refused: Refused) -> None:
         ("blocks=1,macs=0.25", "out of reach as a whole: with the rest of it met, macs comes down"),
     ],
 )
-def test_budget_out_of_reach(budget: str, said: str, run: Path, refused: Refused) -> None:
+def test_a_budget_out_of_reach_is_refused(
+    budget: str, said: str, run: Path, refused: Refused
+) -> None:
     # In the run, another budget is another run; without its search, it is only too large.
     field, kind = ("budget", "blocks=2") if budget == "blocks=5" else ("kind_of_budget", "blocks")
     assert f"{field} is {kind!r} there and" in refused("search", "--budget", budget)
@@ -206,11 +210,11 @@ def test_budget_out_of_reach(budget: str, said: str, run: Path, refused: Refused
         ("measure.rounds=2", "measure.rounds: Input should be greater than or equal to 3, not 2"),
     ],
 )
-def test_bad_setting(setting: str, said: str, refused: Refused) -> None:
+def test_a_wrong_setting_is_quoted(setting: str, said: str, refused: Refused) -> None:
     assert said in refused("prune", "--set", setting)
 
 
-def test_a_glob_that_matches_nothing(
+def test_a_glob_that_matches_nothing_is_refused(
     spec: str, tmp_path: Path, run: Path, refused: Refused
 ) -> None:
     setting = "candidates.include=['layer*']"
@@ -245,7 +249,7 @@ def test_a_glob_that_matches_nothing(
         ("\x00", "cannot be read: "),
     ],
 )
-def test_bad_recipe(text: str, said: str, tmp_path: Path, refused: Refused) -> None:
+def test_a_wrong_recipe_is_named(text: str, said: str, tmp_path: Path, refused: Refused) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     line = refused("prune", "--recipe", path)
@@ -267,7 +271,7 @@ def test_bad_recipe(text: str, said: str, tmp_path: Path, refused: Refused) -> N
         (("--mean", "0.25"), "recipe.data.mean is None there and [0.25] here", "prune"),
     ],
 )
-def test_another_run_is_there(
+def test_the_directory_of_another_run_is_refused(
     arguments: tuple[str, ...], said: str, first: str, run: Path, refused: Refused
 ) -> None:
     line = refused("prune", *arguments)
@@ -277,13 +281,13 @@ def test_another_run_is_there(
     )
 
 
-def test_another_model_is_there(spec: str, refused: Refused) -> None:
+def test_the_directory_of_another_model_is_refused(spec: str, refused: Refused) -> None:
     other = spec.replace(":tiny", ":tokens")
     assert f"model is '{spec}' there and '{other}' here" in refused("prune", "--model", other)
 
 
 @pytest.mark.parametrize("fresh", [(), ("--fresh",)])
-def test_out_is_no_place_for_a_run(
+def test_an_out_with_other_files_is_refused(
     fresh: tuple[str, ...], spec: str, tmp_path: Path, refused: Refused
 ) -> None:
     command = ("prune", *tiny.options(tiny.make_recipe(), spec), *fresh)
@@ -303,7 +307,7 @@ def test_out_is_no_place_for_a_run(
     assert tiny.contents(project.parent) == {"search/engine.py": b"mine"}
 
 
-def test_a_run_json_that_is_none_of_ours(tmp_path: Path, refused: Refused) -> None:
+def test_a_foreign_run_json_is_refused(tmp_path: Path, refused: Refused) -> None:
     (out := tmp_path / "other").mkdir()
     (out / "run.json").write_text("{'single': quotes}")
     assert refused("prune", out=out).startswith(f"'{out / 'run.json'}' cannot be read: ")
@@ -311,7 +315,7 @@ def test_a_run_json_that_is_none_of_ours(tmp_path: Path, refused: Refused) -> No
     assert refused("prune", out=out).startswith(f"'{out / 'run.json'}' is not what")
 
 
-def test_nothing_given(spec: str, tmp_path: Path, refused: Refused) -> None:
+def test_missing_options_are_named(spec: str, tmp_path: Path, refused: Refused) -> None:
     out = tmp_path / "new"
     assert refused("prune", out=out) == "--model is missing: give it, or an --out that holds a run"
     line = refused("prune", "--model", spec, out=out)
@@ -335,11 +339,11 @@ def test_nothing_given(spec: str, tmp_path: Path, refused: Refused) -> None:
         (("--std", "nan"), "data.std.0: Input should be a finite number"),
     ],
 )
-def test_bad_option(arguments: tuple[str, ...], said: str, refused: Refused) -> None:
+def test_a_wrong_option_is_quoted(arguments: tuple[str, ...], said: str, refused: Refused) -> None:
     assert said in refused("prune", *arguments)
 
 
-def test_as_a_shell_sees_it(tmp_path: Path) -> None:
+def test_a_shell_sees_one_line_and_exit_code_2(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

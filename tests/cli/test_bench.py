@@ -61,7 +61,7 @@ def settle_on(low: float, median: float, high: float) -> Iterator[None]:
         yield
 
 
-def test_a_run(run: Path) -> None:
+def test_a_run_is_timed_and_its_rows_are_kept(run: Path) -> None:
     before = tiny.contents(run)
     out = done(run, *EAGER, "--batch", "1,4", "--threads", "1", "--threads", "2")
     assert "baseline against merged, 1x8x8" in out
@@ -101,7 +101,7 @@ def test_rows_of_other_settings_stay(run: Path) -> None:
         (1.001, 1.3, 1.5, "1.30x (1.00-1.50)"),
     ],
 )
-def test_noise_is_no_claim(
+def test_a_speed_up_within_the_noise_is_not_claimed(
     low: float,
     median: float,
     high: float,
@@ -115,7 +115,9 @@ def test_noise_is_no_claim(
 
 
 @needs("onnx")
-def test_two_models_and_a_row_that_cannot_be(tiny_model: str, tmp_path: Path) -> None:
+def test_two_models_are_timed_and_a_row_that_cannot_run_says_why(
+    tiny_model: str, tmp_path: Path
+) -> None:
     file = tmp_path / "rows.json"
     tokens = tiny_model.replace(":tiny", ":tokens")
     given = (tiny_model, tokens, "--input-size", "1x8x8", "--batch", "2", "--rounds", "3")
@@ -193,7 +195,7 @@ def test_json_that_cannot_be_written(
     assert said == f"'{file}' cannot be written: OSError: [Errno 28] No space left on device"
 
 
-def test_what_is_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:
     before = tiny.contents(run)
     for arguments, said in {
         (run, "--runtime", "onnx"): "--runtime 'onnx': did you mean onnxruntime? there are",

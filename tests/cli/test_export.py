@@ -94,7 +94,7 @@ def test_help_says_what_device_is_taken(run: Path, monkeypatch: pytest.MonkeyPat
         (["--to", "pt2", "--device", "abacus"], "device 'abacus' cannot be used here"),
     ],
 )
-def test_what_can_be_put_right(run: Path, arguments: list[str], said: str) -> None:
+def test_mistakes_of_the_user_are_one_line(run: Path, arguments: list[str], said: str) -> None:
     before = tiny.contents(run)
     outcome = tiny.updp("export", run, *arguments)
     assert outcome.code == 2
@@ -103,7 +103,7 @@ def test_what_can_be_put_right(run: Path, arguments: list[str], said: str) -> No
     assert tiny.contents(run) == before
 
 
-def test_no_finished_run(tmp_path: Path) -> None:
+def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     outcome = tiny.updp("export", tmp_path / "none", "--to", "pt2")
     assert outcome.code == 2
     assert "holds no finished run: there is no run.json; `updp prune` makes it" in outcome.err

@@ -59,7 +59,7 @@ def test_time_stops_with_the_last_step() -> None:
         (97200, "1 d 3 h"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_written_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

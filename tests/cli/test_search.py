@@ -76,7 +76,7 @@ def test_a_genetic_search_without_optuna_ends_before_anything_is_trained(
 @pytest.mark.parametrize(
     "budget", [("macs=0.8",), ("latency=1.5x,parameters=90%",), ("blocks=2", "memory=99%")]
 )
-def test_several_budgets(budget: tuple[str, ...], run: Path) -> None:
+def test_several_budgets_hold_together(budget: tuple[str, ...], run: Path) -> None:
     options = [part for text in budget for part in ("--budget", text)]
     without(run, "supernet")  # another kind of budget
     for command in ("supernet", "search"):
@@ -148,19 +148,21 @@ def test_a_worker_scores_and_the_search_concludes(run: Path) -> None:
         ("search", ("--set", "search.searcher=best"), "search.searcher: Input should be 'bayes'"),
     ],
 )
-def test_bad_options(command: str, options: tuple[str, ...], said: str, run: Path) -> None:
+def test_a_bad_storage_or_searcher_is_quoted(
+    command: str, options: tuple[str, ...], said: str, run: Path
+) -> None:
     outcome = tiny.updp(command, "--out", without(run, "search"), *options)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert said in outcome.err
 
 
-def test_a_worker_before_there_is_a_supernet(run: Path) -> None:
+def test_a_worker_needs_a_supernet(run: Path) -> None:
     outcome = tiny.updp("search", "--out", without(run, "supernet"), "--worker")
     assert outcome.code == 2
     assert "has no supernet yet: run `updp supernet` first" in outcome.err
 
 
-def test_storage_elsewhere(run: Path, tmp_path: Path) -> None:
+def test_scores_go_to_the_given_storage(run: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     outcome = tiny.updp("search", "--out", without(run, "search"), "--storage", url)
     assert (outcome.code, outcome.err) == (0, "")

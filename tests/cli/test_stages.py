@@ -97,7 +97,7 @@ def test_weights_are_remembered_with_their_model(finished: Path, tmp_path: Path)
     assert read_json(out / "run.json")["weights"] == ""
 
 
-def test_inspect(tmp_path: Path) -> None:
+def test_inspect_prints_sites_and_json(tmp_path: Path) -> None:
     spec = tiny.write_model(tmp_path).replace(":tiny", ":tokens")
     outcome = tiny.updp("inspect", spec, "--input-size", "1x8x8", "--set", "measure.rounds=3")
     assert outcome.code == 0

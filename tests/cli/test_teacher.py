@@ -30,7 +30,7 @@ def refused(*arguments: str | Path) -> str:
     return outcome.err
 
 
-def test_it_is_chosen_remembered_and_left(run: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_chosen_remembered_and_left(run: Path, finished: Path, tmp_path: Path) -> None:
     spec = str(read_json(run / "run.json")["model"])
     other, weights = spec.replace(":tiny", ":tokens"), tmp_path / "w.safetensors"
     save_file(load_model(other, seed=9).state_dict(), weights)
@@ -73,13 +73,13 @@ def test_it_is_chosen_remembered_and_left(run: Path, finished: Path, tmp_path: P
         (("--teacher-weights", "w.safetensors"), "teacher weights are for a teacher given by name"),
     ],
 )
-def test_wrong_teachers(arguments: tuple[str, ...], said: str, run: Path) -> None:
+def test_wrong_teachers_are_one_line(arguments: tuple[str, ...], said: str, run: Path) -> None:
     before = tiny.contents(run)
     assert refused("prune", *arguments, "--out", run).startswith(f"updp: {said}")
     assert tiny.contents(run) == before
 
 
-def test_classes_and_features(run: Path) -> None:
+def test_a_teacher_with_other_classes_or_for_features_is_refused(run: Path) -> None:
     spec = str(read_json(run / "run.json")["model"])
     five = spec.replace(":tiny", ":five")
     line = refused("prune", "--teacher", five, "--out", run)

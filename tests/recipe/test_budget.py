@@ -18,7 +18,7 @@ BASELINE = {"latency": 80.0, "macs": 4e9, "parameters": 1e7, "memory": 5e8}
         ("latency=70 %,macs=2G,parameters=5M", Budget(latency="70%", macs="2G", parameters="5M")),
     ],
 )
-def test_from_text_and_back(text: str, expected: Budget) -> None:
+def test_a_budget_survives_text(text: str, expected: Budget) -> None:
     assert Budget.parse(text) == expected
     assert Budget.parse(str(expected)) == expected
 
@@ -39,11 +39,11 @@ def test_from_text_and_back(text: str, expected: Budget) -> None:
         ("memory=1.25x", "memory", 4e8),
     ],
 )
-def test_amounts(text: str, unit: str, value: float) -> None:
+def test_amounts_become_limits_in_base_units(text: str, unit: str, value: float) -> None:
     assert Budget.parse(text).limits(BASELINE) == {unit: pytest.approx(value)}
 
 
-def test_several_hold_together() -> None:
+def test_several_limits_hold_together() -> None:
     limits = Budget.parse("blocks=3,latency=1.6x,memory=400MB").limits(BASELINE)
     assert limits == {"latency": pytest.approx(50), "memory": pytest.approx(4e8)}
 

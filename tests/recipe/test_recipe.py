@@ -8,7 +8,7 @@ from updp.recipe import NAMES
 from updp.recipe.budget import Budget
 
 
-def test_yaml_there_and_back(tmp_path: Path) -> None:
+def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
     recipe = Recipe(budget=Budget(latency=0.7)).updated(
         "data.mean=[0.1, 0.2, 0.3]", "subnet.schedule=linear", "data.input_size=[3, 32, 32]"
     )
@@ -39,7 +39,7 @@ def test_recipes_are_frozen() -> None:
         Recipe().seed = 3  # type: ignore[misc]
 
 
-def test_the_hash_is_of_the_content() -> None:
+def test_the_hash_follows_the_content() -> None:
     assert Recipe().hash() == Recipe.model_validate({"seed": 0}).hash()
     assert Recipe().hash() != Recipe(seed=1).hash()
 
@@ -58,7 +58,9 @@ def test_the_hash_is_of_the_content() -> None:
     ],
 )
 @pytest.mark.parametrize("stage", ["supernet", "subnet"])
-def test_training_that_cannot_be(settings: tuple[str, ...], said: str, stage: str) -> None:
+def test_impossible_training_settings_are_refused(
+    settings: tuple[str, ...], said: str, stage: str
+) -> None:
     with pytest.raises(UserError) as raised:
         Recipe().updated(*(f"{stage}.{setting}" for setting in settings))
     assert said in str(raised.value)
@@ -83,7 +85,7 @@ def test_every_field_of_the_training_stages_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("field", ["supernet.lr", "subnet.distill", "merge.tolerance_float32"])
 @pytest.mark.parametrize("value", [".inf", ".nan", "-1"])
-def test_numbers_that_are_none(field: str, value: str) -> None:
+def test_numbers_that_are_not_finite_or_negative_are_refused(field: str, value: str) -> None:
     with pytest.raises(UserError, match=f"--set {field}={value}: {field}: Input should be"):
         Recipe().updated(f"{field}={value}")
 

@@ -37,7 +37,7 @@ def directory(tmp_path: Path) -> RunDirectory:
     made = RunDirectory(tmp_path / "run")
     made.describe(record("m"), Recipe())
     for stage in STAGES[:2]:
-        made.begin(KEYS[stage])
+        KEYS[stage].write(made.path)
         made.done(stage)
     return made
 
@@ -56,7 +56,7 @@ def test_only_the_teacher_changes_without_a_start_from_the_beginning(
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_a_new_or_empty_folder_will_do(make: bool, tmp_path: Path) -> None:
+def test_a_new_or_empty_folder_is_accepted(make: bool, tmp_path: Path) -> None:
     if make:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / ".run.json.17.tmp").write_text("{")  # a kill's first file
@@ -114,7 +114,7 @@ def test_a_run_is_described_once(directory: RunDirectory) -> None:
     assert RunRecord.read(directory.path).model == "another"
 
 
-def test_one_process_at_a_time(directory: RunDirectory) -> None:
+def test_a_second_process_is_refused(directory: RunDirectory) -> None:
     torn = directory.stage("supernet") / ".checkpoint.safetensors.17.tmp"
     torn.touch()
     with directory.lock():
@@ -134,12 +134,12 @@ def test_publishing_again_changes_nothing(directory: RunDirectory) -> None:
     assert (directory.path / "plan.json").stat().st_mtime == 1
 
 
-def test_the_end_of_a_stage_takes_its_checkpoint(directory: RunDirectory) -> None:
+def test_the_end_of_a_stage_removes_its_checkpoint(directory: RunDirectory) -> None:
     (directory.stage("subnet")).mkdir()
     (directory.stage("subnet") / "checkpoint.safetensors").touch()
     directory.done("subnet")
     assert not (directory.stage("subnet") / "checkpoint.safetensors").exists()
 
 
-def test_versions_of_all_that_decides_numbers() -> None:
+def test_versions_of_packages_are_recorded() -> None:
     assert {"python", "updp", "torch", "timm", "optuna"} <= versions().keys()

@@ -64,7 +64,7 @@ def test_the_run_s_weights_go_with_its_model(opened: Open, run: Path, trained: P
 
 
 @BOTH
-def test_what_was_opened_is_blamed(opened: Open, run: Path, trained: Path) -> None:
+def test_the_message_names_what_has_other_weights(opened: Open, run: Path, trained: Path) -> None:
     own, moved = read_json(run / "run.json")["model"], tiny.write_model(run.parent)
     other = run.parent / "other.safetensors"
     save_file(load_model(own, seed=6).state_dict(), other)

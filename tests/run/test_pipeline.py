@@ -120,7 +120,7 @@ def test_the_measured_sites_decide_and_how_they_were_measured_does_not(
     assert results(out) == results(finished)
 
 
-def test_start_over_from_one_stage(finished: Path, tmp_path: Path) -> None:
+def test_fresh_starts_over_from_one_stage(finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     spec = read_json(out / "run.json")["model"]
     kept = {name: (out / name).stat().st_ino for name in ("supernet/done.json", "sites/sites.json")}
@@ -136,7 +136,7 @@ def test_start_over_from_one_stage(finished: Path, tmp_path: Path) -> None:
     assert len(read_json(out / "plan.json")["choices"]) == 3
 
 
-def test_start_over_with_another_model(finished: Path, tmp_path: Path) -> None:
+def test_fresh_starts_over_with_another_model(finished: Path, tmp_path: Path) -> None:
     from updp import load
 
     out = shutil.copytree(finished, tmp_path / "run")
@@ -182,7 +182,7 @@ def test_a_wrong_glob_leaves_no_trace(tiny_model: str, tmp_path: Path) -> None:
     assert list(run.context.offers) == ["blocks.1", "blocks.2", "blocks.3"]
 
 
-def test_a_model_without_blocks(tmp_path: Path, tiny_recipe: Recipe) -> None:
+def test_a_model_without_blocks_is_refused(tmp_path: Path, tiny_recipe: Recipe) -> None:
     spec = tiny.write_model(tmp_path).replace(":tiny", ":plain")
     with pytest.raises(UserError, match="no block that can be pruned"):
         tiny.make_run(spec, tiny_recipe, tmp_path / "run").until("merge")
@@ -296,7 +296,7 @@ def test_a_budget_of_blocks_is_one_of_depth(tiny_model: str, tmp_path: Path) -> 
     assert {option.blocks for site in run.context.space.sites for option in site.options} == {1}
 
 
-def test_a_given_plan_that_does_not_fit(finished: Path, tmp_path: Path) -> None:
+def test_a_given_plan_that_does_not_fit_is_refused(finished: Path, tmp_path: Path) -> None:
     plan = Plan.from_json((finished / "plan.json").read_text())
     spec = read_json(finished / "run.json")["model"].replace(":tiny", ":five")
     tokens = spec.replace(":five", ":tokens")

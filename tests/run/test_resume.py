@@ -70,7 +70,7 @@ def wait_for(path: Path, process: BaseProcess) -> None:
         time.sleep(0.002)
 
 
-def test_killed_once_in_every_stage(whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_every_stage_ends_bit_identically(whole: Path, tmp_path: Path) -> None:
     # The model's name is part of the run, so the file is the same one.
     command = arguments(whole.parent, out := tmp_path / "run")
     hit = []
@@ -103,7 +103,7 @@ def kill_at(number: int, *command: str) -> None:
         tiny.prune_quietly(*command)
 
 
-def test_killed_between_a_file_and_its_name(whole: Path, tmp_path: Path) -> None:
+def test_a_kill_between_a_file_and_its_name_loses_nothing(whole: Path, tmp_path: Path) -> None:
     """Odd ones are of a file not yet renamed, even ones of its folder."""
     command = arguments(whole.parent, out := tmp_path / "run")
     for number in (1, 3, 18, 57, 33):

@@ -33,7 +33,7 @@ def context(root: Path) -> Context:
     return tiny.make_context(tiny.write_model(root), tiny.make_recipe(), root)
 
 
-def test_relative() -> None:
+def test_relative_error_is_that_of_norms() -> None:
     x = torch.tensor([3.0, 4.0])
     assert relative(x, x) == 0
     assert relative(x + torch.tensor([0.3, 0.4]), x) == pytest.approx(0.1)

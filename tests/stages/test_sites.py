@@ -20,7 +20,7 @@ from updp.supernet import Supernet
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.0, 1.3])
-def test_the_factor_is_what_the_clock_says(
+def test_the_in_place_factor_follows_the_clock(
     factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed_clock: None
 ) -> None:
     recipe = tiny.make_recipe()
@@ -56,7 +56,7 @@ def test_the_factor_is_what_the_clock_says(
     assert len(set(chosen)) > 1
 
 
-def test_the_space_is_that_of_the_offers(finished: Path) -> None:
+def test_the_space_has_the_plans_of_the_offers(finished: Path) -> None:
     survey = Survey.read(finished)
     offers = survey.offers()
     space = survey.space(offers)

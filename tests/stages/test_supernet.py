@@ -64,7 +64,9 @@ def test_one_step_reaches_shared_weights_and_every_paths_norms(
     assert all(re.search(r"\.norms\.\d\.bias$", name) for name in still), still
 
 
-def test_the_sandwich(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_trains_the_sandwich_of_paths(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = tiny.make_net(tiny_model, tiny.make_recipe())
     ran: list[tuple[str, ...]] = []
     logits: list[Tensor] = []

@@ -15,6 +15,11 @@ class Linear:
     bias:     (O,) or None
     stride:   (vertical, horizontal), as is dilation
     padding:  zeros, (left, right, top, bottom)
+
+    >>> conv = nn.Conv2d(4, 8, 3, padding=1)
+    >>> operator = updp.Linear(conv.weight, conv.bias, padding=(1, 1, 1, 1))
+    >>> operator.weight.shape, operator.groups
+    (torch.Size([8, 4, 3, 3]), 1)
     """
 
     weight: Tensor
@@ -34,6 +39,14 @@ def teach_operator(kind: type[nn.Module], read: Callable[[Any], Linear]) -> None
 
     `read` returns the operator of a module. It is called whenever the weight is needed, in training
     at every step. The search for blocks checks its result against the module's own forward.
+
+    >>> class Projection(nn.Module):
+    ...     def __init__(self, channels):
+    ...         super().__init__()
+    ...         self.matrix = nn.Parameter(torch.eye(channels))
+    ...     def forward(self, x):
+    ...         return x @ self.matrix
+    >>> updp.teach_operator(Projection, lambda module: updp.Linear(module.matrix.T))
     """
     _operators[kind] = read
 
@@ -43,6 +56,13 @@ def teach_forward(kind: type[nn.Module], forward: Callable[..., Any]) -> None:
 
     `forward(self, ...)` takes the arguments of the class's own forward and computes the same, with
     no branch on a tensor's values. The search for blocks checks it against the class's own.
+
+    >>> class CheckedBlock(nn.Module):
+    ...     def forward(self, x):
+    ...         if not torch.isfinite(x).all():
+    ...             raise ValueError("not finite")
+    ...         return x + self.mlp(x)
+    >>> updp.teach_forward(CheckedBlock, lambda self, x: x + self.mlp(x))
     """
     _forwards[kind] = forward
 

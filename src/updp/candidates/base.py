@@ -35,6 +35,15 @@ class Form(nn.Module, ABC):
     Modules of the block are held in plain lists, so that torch does not register them:
     `parameters()` and `state_dict()` list only what the candidate adds. `extras` are the values of
     the region's further inputs, such as an attention mask or a size.
+
+    >>> from torchvision.models.resnet import BasicBlock
+    >>> from updp.blocks import find
+    >>> from updp.candidates import Drop
+    >>> block, x = BasicBlock(8, 8).eval(), torch.randn(2, 8, 14, 14)
+    >>> findings = find(nn.Sequential(block), x)
+    >>> form = Drop().build(findings.sites[0], block, findings.graphs["0"])
+    >>> torch.equal(form(x, lam=0.0), block(x))
+    True
     """
 
     @abstractmethod
@@ -70,7 +79,12 @@ class Form(nn.Module, ABC):
 
 
 class Candidate(ABC):
-    """A replacement for a site: a small frozen dataclass whose fields are written into the plan."""
+    """A replacement for a site: a small frozen dataclass whose fields are written into the plan.
+
+    >>> candidate = updp.inspect(model, (1, 8, 8)).sites[0].candidate
+    >>> candidate.kind, candidate.label, candidate.shallower
+    ('inherit', 'conv1+conv2(1x1)', True)
+    """
 
     kind: ClassVar[str]
     # Whether it takes depth away: a budget's `blocks` counts only those.

@@ -28,6 +28,13 @@ def register_candidate(kind: K) -> K:
     """Class decorator: offer candidates of this kind too.
 
     Raises ValueError when another class has its `kind` already.
+
+    >>> from updp.candidates import Drop
+    >>> @updp.register_candidate
+    ... class DropWide(Drop):
+    ...     kind = "drop-wide"
+    ...     def fits(self, site):
+    ...         return super().fits(site) and site.channels >= 256
     """
     if KINDS.get(kind.kind, kind) is not kind:
         raise ValueError(f"candidate kind {kind.kind!r} is taken by {KINDS[kind.kind].__name__}")

@@ -1,4 +1,4 @@
-"""The command line: one file per command, over shared groups of options."""
+"""The command line: commands over shared groups of options."""
 
 from updp.cli.app import app, main
 

@@ -1,6 +1,6 @@
-"""The app and its entry point: what all commands share.
+"""The typer app with all commands, and its entry point.
 
-Nothing here imports PyTorch: each command does where it is run, so that `--help` is there at once.
+PyTorch takes seconds to import, so commands import it when they run and `--help` does without.
 """
 
 import logging
@@ -13,13 +13,9 @@ from updp.cli.bench import bench
 from updp.cli.export import export
 from updp.cli.groups import expand
 from updp.cli.inspect import inspect
-from updp.cli.merge import merge
-from updp.cli.prune import prune
 from updp.cli.quantize import quantize
 from updp.cli.report import report
-from updp.cli.search import search
-from updp.cli.subnet import subnet
-from updp.cli.supernet import supernet
+from updp.cli.stages import merge, prune, search, subnet, supernet
 from updp.errors import ExportError, MergeError, UserError
 
 app = typer.Typer(
@@ -52,28 +48,17 @@ def _about(
         ),
     ] = False,
 ) -> None:
-    """What all commands share."""
+    """Options of `updp` itself."""
 
 
-for command in (
-    inspect,
-    prune,
-    supernet,
-    search,
-    subnet,
-    merge,
-    export,
-    quantize,
-    bench,
-    report,
-):
+for command in (inspect, prune, supernet, search, subnet, merge, export, quantize, bench, report):
     app.command()(expand(command))
-app.command("quantise", hidden=True)(expand(quantize))  # as it was called
+app.command("quantise", hidden=True)(expand(quantize))  # its former name
 
 
 def main() -> None:
-    """Entry point: errors that the user can put right are one line and exit code 2."""
-    # A line for each thing that was refused, cached or left is for --verbose alone.
+    """Run the command line; errors are one line, exit code 2 for the user's and 1 for others."""
+    # INFO lines (what was refused, cached or left out) are shown with --verbose only.
     logging.getLogger("updp").setLevel(logging.WARNING)
     try:
         app()

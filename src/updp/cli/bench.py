@@ -21,7 +21,7 @@ _MANY = "(with commas, or repeated)"
 
 @dataclass(frozen=True)
 class GridOptions:
-    """The settings whose combinations are measured."""
+    """The settings; every combination is a row."""
 
     runtime: Annotated[
         list[str] | None,
@@ -52,7 +52,7 @@ class GridOptions:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """What the two models need beside their names."""
+    """Device, image size and weights of the two models."""
 
     device: DeviceOption = None
     input_size: SizeOption = None
@@ -117,7 +117,7 @@ def bench(
         pair.model,
     )
     if out is not None and kept is not None and out.resolve() == kept.resolve():
-        out = None  # it has rows of other commands, too
+        out = None  # kept has rows of earlier commands, which writing `out` would lose
     record: Bench | None = None
     stopped = False
     with Bars(error_console()) as bars:
@@ -141,11 +141,11 @@ def bench(
         print(
             f"updp: stopped after {done} of {total} rows; the command starts again", file=sys.stderr
         )
-        raise typer.Exit(130)
+        raise typer.Exit(130)  # 128 + SIGINT, as shells report an interrupted command
 
 
 def print_bench(console: Console, bench: Bench) -> None:
-    """The rows as a table, what all of them share above it, what the figures are below it."""
+    """Print the rows as a table; settings that all rows share are in its title."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -157,20 +157,19 @@ def print_bench(console: Console, bench: Bench) -> None:
         "precision": [row.setting.precision for row in rows],
         "layout": [row.setting.layout for row in rows],
     }
-    same = {
+    shared = {
         n: v[0] for n, v in fields.items() if len(set(v)) == 1 and n not in ("runtime", "batch")
     }
-    if "threads" in same:
-        same["threads"] += " thread" if same["threads"] == "1" else " threads"
-    said = ", ".join(same.values())
+    if "threads" in shared:
+        shared["threads"] += " thread" if shared["threads"] == "1" else " threads"
+    shared_text = "".join(f", {value}" for value in shared.values())
     shape = "x".join(map(str, bench.input_shape))
     first, second = map(escape, bench.names)
     table = Table(
-        title=f"{first} against {second}, {shape}; {escape(rows[0].setting.device)}"
-        + (f", {said}" if said else ""),
+        title=f"{first} against {second}, {shape}; {escape(rows[0].setting.device)}{shared_text}",
         title_justify="left",
     )
-    varying = {name: values for name, values in fields.items() if name not in same}
+    varying = {name: values for name, values in fields.items() if name not in shared}
     for name in varying:
         table.add_column(name, justify="left" if name in ("runtime", "precision") else "right")
     with_energy = any(row.baseline and row.baseline.energy is not None for row in rows)
@@ -217,12 +216,10 @@ def _cells(row: Row, with_energy: bool) -> list[str]:
 
 
 def _claim(row: Row) -> str:
-    assert row.speedup is not None
     s = row.speedup
-    interval = f"({s.low:.2f}-{s.high:.2f})"
-    if row.verdict == "no difference":
-        return f"no difference {interval}"
-    return f"{s.median:.2f}x {interval}"
+    assert s is not None
+    claim = "no difference" if row.verdict == "no difference" else f"{s.median:.2f}x"
+    return f"{claim} ({s.low:.2f}-{s.high:.2f})"
 
 
 def _joules(side: BenchFigures) -> str:

@@ -75,7 +75,7 @@ def export(
 
 
 def print_exports(console: Console, records: list[Exported], run: Path) -> None:
-    """The exported files, their sizes, and how they compare with the merged model."""
+    """Print a table of the exported files, their sizes and their errors against PyTorch."""
     from rich.markup import escape
 
     from updp.cli.tables import make_table

@@ -1,4 +1,4 @@
-"""Options in groups: a command takes a dataclass, and its fields become options of the command."""
+"""Groups of options: dataclasses whose fields become options of a typer command."""
 
 import functools
 import inspect
@@ -11,57 +11,58 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Say what is refused, cached and left out, and why."),
+    bool, typer.Option("--verbose", "-v", help="Say what is refused, cached and left out, and why.")
 ]
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with its groups written out, as typer wants it, and `--verbose` beside them.
+    """Make a typer command of a function whose parameters may be groups of options.
 
-    Parameters that are annotated with a dataclass give way to the dataclass's fields, which are
-    annotated as typer's options; the command is then called with the dataclass.
+    A parameter annotated with a dataclass is replaced by one option per field; the function is
+    called with an instance of the dataclass. `--verbose` is added.
     """
     hints = get_type_hints(command, include_extras=True)
-    plain: list[inspect.Parameter] = []
+    options: list[inspect.Parameter] = []
     groups: dict[str, type] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         hint = hints[name]
         if isinstance(hint, type) and is_dataclass(hint):
             groups[name] = hint
-            of_field = get_type_hints(hint, include_extras=True)
-            plain += [
+            annotations = get_type_hints(hint, include_extras=True)
+            options += [
                 inspect.Parameter(
-                    f.name, parameter.KEYWORD_ONLY, default=f.default, annotation=of_field[f.name]
+                    f.name,
+                    parameter.KEYWORD_ONLY,
+                    default=f.default,
+                    annotation=annotations[f.name],
                 )
                 for f in fields(hint)
             ]
         else:
-            plain.append(parameter.replace(annotation=hint))
-    plain.append(
+            options.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
+    options.append(
         inspect.Parameter("verbose", parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
     )
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        if given.pop("verbose"):
+    def run(**values: Any) -> None:
+        if values.pop("verbose"):
             log_to_stderr()
-        made = {
-            name: group(**{f.name: given.pop(f.name) for f in fields(group)})
+        instances = {
+            name: group(**{f.name: values.pop(f.name) for f in fields(group)})
             for name, group in groups.items()
         }
-        command(**made, **given)
+        command(**instances, **values)
 
-    plain.sort(key=lambda p: p.default is not p.empty)
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [p.replace(kind=p.KEYWORD_ONLY) for p in plain]
-    )
-    run.__annotations__ = {p.name: p.annotation for p in plain}
+    options.sort(key=lambda p: p.default is not p.empty)
+    # typer reads the signature's parameters and the annotations, each on its own.
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in options}
     return run
 
 
 def log_to_stderr() -> None:
-    """Show the logger `updp`, from INFO on, a line each."""
+    """Print messages of the logger `updp` from INFO on, one line each, to stderr."""
     logger = logging.getLogger("updp")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))

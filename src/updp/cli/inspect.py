@@ -1,4 +1,4 @@
-"""`updp inspect MODEL`: what can be pruned, what it may become, and what cannot, and why."""
+"""`updp inspect MODEL`: the sites with their candidates, and the blocks that cannot be pruned."""
 
 import json
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Options that several commands share; the same flag means the same in each."""
+"""Options shared by several commands, alone and in groups."""
 
 from __future__ import annotations
 
@@ -47,12 +47,18 @@ StorageOption = Annotated[
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """Which run: its directory, and what it was begun with, which the directory remembers."""
+class FinishedOptions:
+    """Model, data and weights of a finished run, for files that were moved since."""
 
     model: ModelOption = None
     data: DataOption = None
     weights: WeightsOption = None
+
+
+@dataclass(frozen=True)
+class RunOptions(FinishedOptions):
+    """Run directory, model and data; a run directory remembers its model and data."""
+
     out: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/latest")
     device: DeviceOption = None
     plan: Annotated[
@@ -68,17 +74,8 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class FinishedOptions:
-    """What a finished run was begun with, where its files were moved."""
-
-    model: ModelOption = None
-    data: DataOption = None
-    weights: WeightsOption = None
-
-
-@dataclass(frozen=True)
 class TeacherOptions:
-    """Whose logits stage 3 follows."""
+    """The teacher of stage 3."""
 
     teacher: Annotated[
         str | None,
@@ -96,7 +93,7 @@ class TeacherOptions:
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """The recipe: a file or a preset, and fields of it."""
+    """A recipe file or preset, and changes of its fields."""
 
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="default, fit-only, quick, paper; or a file.")
@@ -116,7 +113,7 @@ class RecipeOptions:
     input_size: SizeOption = None
 
     def changes(self) -> list[str]:
-        """The fields of the recipe that the options change, as `Recipe.updated` takes them."""
+        """Changes of the recipe as `field=value`, for `Recipe.updated`."""
         found = list(self.settings or [])
         if self.input_size is not None:
             found.append(f"data.input_size={list(parse_size(self.input_size))}")
@@ -126,22 +123,22 @@ class RecipeOptions:
             found.append(f"candidates.exclude={json.dumps(self.exclude)}")
         return found
 
-    def settle(self, kept: Path | None = None) -> Recipe:
-        """The recipe: a file, else the one in the folder `kept`, else the default; then options."""
+    def settle(self, run: Path | None = None) -> Recipe:
+        """Read the recipe, by default the one in the directory `run`, and apply the changes."""
         from updp.recipe import Recipe
 
         recipe = Recipe()
         if self.recipe is not None:
             recipe = Recipe.load(self.recipe)
-        elif kept is not None and (kept / "recipe.yaml").exists():
-            recipe = Recipe.load(kept / "recipe.yaml")
+        elif run is not None and (run / "recipe.yaml").exists():
+            recipe = Recipe.load(run / "recipe.yaml")
         changes = self.changes()
         return recipe.updated(*changes) if changes else recipe
 
 
 @dataclass(frozen=True)
 class RunRecipeOptions(RecipeOptions):
-    """The recipe of a run: with a budget, and how images are normalised."""
+    """A recipe with a budget and the normalisation of images."""
 
     budget: Annotated[
         list[str] | None,
@@ -168,18 +165,18 @@ class RunRecipeOptions(RecipeOptions):
                 found.append(f"data.{name}={_numbers(text, ',', f'--{name} 0.5,0.5,0.5')}")
         return found
 
-    def settle(self, kept: Path | None = None) -> Recipe:
+    def settle(self, run: Path | None = None) -> Recipe:
         """See `RecipeOptions.settle`."""
         from updp.recipe import Budget
 
-        recipe = super().settle(kept)
+        recipe = super().settle(run)
         if self.budget:
             recipe = recipe.model_copy(update={"budget": Budget.parse(",".join(self.budget))})
         return recipe
 
 
 def parse_size(text: str) -> tuple[int, ...]:
-    """(C, H, W) from `3x224x224`. Raises UserError."""
+    """Parse (C, H, W) from `3x224x224`. Raises UserError."""
     return tuple(int(number) for number in _numbers(text, "x", "--input-size 3x224x224"))
 
 

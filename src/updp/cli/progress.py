@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, plain lines elsewhere; both say the time left."""
+"""Progress bars on a terminal, plain lines elsewhere; both show the time left."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.text import Text
 
 from updp.io.progress import Pace, duration
 
-_QUIET_SECONDS = 20  # between lines where there is no terminal
+_LINE_SECONDS = 20  # between two lines where there is no terminal
 
 
 class Bars:
-    """One bar for the work under way; finished ones stay above it."""
+    """`Progress` on a console: one bar for the work under way, finished ones above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,12 +39,13 @@ class Bars:
         self._bars.stop()
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        """A piece of work begins or goes on."""
+        """Start a bar of `total` steps; a bar of 0 steps is not shown."""
         if self._task is not None:
-            self._bars.stop_task(self._task)  # which may have ended before its last step
+            # Work may end before its last step; its bar must not count on.
+            self._bars.stop_task(self._task)
         self._name, self._pace, self._told = name, Pace(total, done), time.monotonic()
         self._task = None
-        if not total:  # no training, say
+        if not total:
             return
         self._task = self._bars.add_task(
             name, total=total, completed=done, note="", pace=self._pace
@@ -53,29 +54,30 @@ class Bars:
             self.say(f"{name}: {done}/{total}" if done else f"{name}: {total}")
 
     def advance(self, note: str = "") -> None:
-        """One step more."""
+        """Count one step."""
         self._pace.step()
         if self._task is not None:
             self._bars.update(self._task, advance=1, note=note)
         ended = self._pace.done == self._pace.total
-        late = time.monotonic() - self._told > _QUIET_SECONDS or ended
+        late = time.monotonic() - self._told > _LINE_SECONDS or ended
         if not self._console.is_terminal and late:
-            parts = [f"{self._name}: {self._pace.done}/{self._pace.total}", note, self._times()]
+            parts = [
+                f"{self._name}: {self._pace.done}/{self._pace.total}",
+                note,
+                _times(self._pace),
+            ]
             self.say(", ".join(part for part in parts if part))
             self._told = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the bars."""
         self._bars.console.print(text, highlight=False, markup=False)
-
-    def _times(self) -> str:
-        return _times(self._pace)
 
 
 class _Times(ProgressColumn):
-    """Time so far and time left, the latter by steps of this process only.
+    """A column with the time so far and the time left.
 
-    What rich would say is by the steps of the last 30 seconds, and a step may take longer.
+    rich estimates from the steps of the last 30 seconds, and one step here may take longer.
     """
 
     max_refresh = 0.5

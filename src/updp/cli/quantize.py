@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from updp.deploy.int8 import Int8, Int8Figures, Int8Operator
 
-_SHOWN = 5
+_WORST = 5  # operators in the second table
 
 
 def quantize(
@@ -53,11 +52,11 @@ def quantize(
     """
     from updp.cli.progress import Bars
     from updp.cli.tables import standard_console
-    from updp.deploy.int8 import quantize as run_it
+    from updp.deploy.int8 import quantize as quantize_run
 
     console = standard_console()
     with Bars(console) as bars:
-        record = run_it(
+        record = quantize_run(
             run,
             calibration_images=calibration_images,
             method=method,
@@ -72,7 +71,7 @@ def quantize(
 
 
 def print_int8(console: Console, record: Int8, run: Path) -> None:
-    """Both models in float32 and INT8, then the merged model's worst weights."""
+    """Print both models in float32 and INT8, then the merged model's least exact weights."""
     from updp.cli.tables import make_table
 
     scales = "per channel" if record.per_channel else "per tensor"
@@ -92,7 +91,13 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
             *("dB per tensor", "dB per channel"),
         ),
     )
-    for operator in sorted(record.merged.operators, key=_noise(record))[:_SHOWN]:
+
+    def signal_to_noise(operator: Int8Operator) -> float:
+        per_channel, per_tensor = operator.noise_per_channel, operator.noise_per_tensor
+        db = per_channel if record.per_channel else per_tensor
+        return math.inf if db is None else db
+
+    for operator in sorted(record.merged.operators, key=signal_to_noise)[:_WORST]:
         worst.add_row(*_weight(operator))
     console.print(worst)
     console.print(
@@ -114,15 +119,6 @@ def _figures(side: Int8Figures) -> tuple[str, ...]:
         f"{side.bytes_float / 1e6:.3f}",
         f"{side.bytes_int8 / 1e6:.3f}",
     )
-
-
-def _noise(record: Int8) -> Callable[[Int8Operator], float]:
-    def key(operator: Int8Operator) -> float:
-        per_channel, per_tensor = operator.noise_per_channel, operator.noise_per_tensor
-        db = per_channel if record.per_channel else per_tensor
-        return math.inf if db is None else db
-
-    return key
 
 
 def _weight(operator: Int8Operator) -> tuple[str, ...]:

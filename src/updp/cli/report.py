@@ -1,4 +1,4 @@
-"""`updp report RUN...`: one page about one run or several."""
+"""`updp report RUN...`: a report of one run, or a comparison of several."""
 
 from pathlib import Path
 from typing import Annotated

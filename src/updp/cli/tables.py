@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables of sites, fronts and results for the terminal, and the consoles they go to."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 
 def standard_console() -> Console:
-    """Where tables and lines go: as wide as the terminal, or fixed where there is none."""
+    """Console on stdout, as wide as the terminal, or 140 columns where there is none."""
+    # Into a pipe rich would fold tables at 80 columns.
     return Console(width=None if sys.stdout.isatty() else 140)
 
 
 def error_console() -> Console:
-    """Where progress goes beside output that another program may read."""
+    """Console on stderr, for progress beside output that another program may read."""
     return Console(stderr=True)
 
 
 def make_table(title: str, names: Sequence[str], left: Sequence[str] = ()) -> Table:
-    """An empty table; the first column and those in `left` hold text, the others numbers."""
+    """Make an empty table; the first column and those in `left` hold text, others numbers."""
     table = Table(title=title, title_justify="left")
     for place, name in enumerate(names):
         text = place == 0 or name in left
@@ -39,7 +40,7 @@ def make_table(title: str, names: Sequence[str], left: Sequence[str] = ()) -> Ta
 
 
 def print_inspection(console: Console, found: Inspection, batch: int) -> None:
-    """Sites with their candidates and costs, then what cannot be pruned and why."""
+    """Print sites with their candidates and costs, then what cannot be pruned and why."""
     title = (
         f"{len(found.sites)} sites; baseline {found.baseline_ms:.1f} ms for a batch of {batch}, "
         f"{found.baseline_macs / 1e6:,.1f} M MACs for one image"
@@ -49,6 +50,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
     for first in found.sites:
         for offer in (first, *found.others[first.site]):
             about = (first.site, first.kind, "x".join(map(str, first.shape)))
+            # By noise a block's saving may exceed the whole model's time.
             whole = found.baseline_ms / max(found.baseline_ms - offer.saved_ms, 1e-9)
             table.add_row(
                 *(escape(text) if offer is first else "" for text in about),
@@ -77,7 +79,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
 
 
 def print_front(console: Console, outcome: SearchResult) -> None:
-    """The front of a finished search, dearest plan first, and the chosen plan."""
+    """Print the front of a finished search, dearest plan first, and the chosen plan."""
     base = outcome.baseline
     table = Table(
         title=f"front of {len(outcome.points)} plans; baseline {base.latency:.1f} ms, "
@@ -124,12 +126,12 @@ def _same_latency(one: ScoredPlan, other: ScoredPlan) -> bool:
 
 
 def spread(t: Timing) -> str:
-    """Median and quartiles, in a table."""
+    """Median and quartiles as a table cell."""
     return f"{t.median:.2f} ({t.low:.2f}-{t.high:.2f})"
 
 
 def result_table(results: dict[str, Result], title: str = "") -> Table:
-    """Baseline and merged model of each run, one table."""
+    """Table of baseline and merged model of each run, by its name."""
     first = next(iter(results.values()))
     table = Table(title=title, title_justify="left")
     table.add_column("model")
@@ -162,7 +164,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
 
 
 def print_result(console: Console, run: RunDirectory) -> None:
-    """The final table of a run, top-1 after each stage, and where the result is."""
+    """Print a run's final table, top-1 after each stage, and where the result is."""
     result, plan, out = run.result(), run.plan(), run.path
     console.print(result_table({"": result}))
     stages = ", ".join(f"{name} {value:.2f}" for name, value in result.top1_by_stage.items())

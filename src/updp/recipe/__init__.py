@@ -1,4 +1,4 @@
-"""What the user asked for: a recipe of checked settings, with its budget."""
+"""The recipe: all settings of a run, with their defaults and limits, and the budget."""
 
 from updp.recipe.budget import Budget
 from updp.recipe.recipe import NAMES, Recipe

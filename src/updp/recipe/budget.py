@@ -1,4 +1,4 @@
-"""What a plan may cost, as a person writes it: `blocks=9`, `latency=1.5x`, `memory=300MB`."""
+"""The budget of a plan, parsed from text such as `blocks=9` or `latency=1.5x,memory=300MB`."""
 
 from __future__ import annotations
 
@@ -8,55 +8,59 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from updp.errors import UserError
 
-# What each unit's own measures are in: ms, MACs of one image, parameters, bytes.
-_MEASURES: dict[str, dict[str, float]] = {
+# Suffixes of each quantity, in ms, MACs of one image, parameters, and bytes.
+_SUFFIXES: dict[str, dict[str, float]] = {
     "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
     "macs": {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     "parameters": {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9},
     "memory": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
 }
-UNITS = tuple(_MEASURES)
 _NUMBER = re.compile(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
 
-def _checked(value: Any) -> Any:
-    """A share, or the text of an amount: it must be a positive number with a known suffix."""
+def _check_amount(value: Any) -> Any:
+    """Validate a share, or the text of an amount: a positive number with a known suffix."""
     if value is None:
         return None
+    refused = ValueError("write a share below 1, or an amount such as 70%, 1.5x or 12ms")
+    # bool is a subclass of int, and YAML reads `yes` as one.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("write a share below 1, or an amount such as 70%, 1.5x or 12ms")
-    text = f"{value}"
-    if not (match := _NUMBER.fullmatch(text)):
-        raise ValueError("write a share below 1, or an amount such as 70%, 1.5x or 12ms")
+        raise refused
+    if not (match := _NUMBER.fullmatch(str(value))):
+        raise refused
     try:
         number = float(match[1])
     except ValueError as error:
         raise ValueError(f"{match[1]} is no number") from error
     suffix = match[2]
-    known = {"", "%", "x"} | {name for names in _MEASURES.values() for name in names}
+    known = {"", "%", "x"} | {name for names in _SUFFIXES.values() for name in names}
     if suffix not in known or not 0 < number < math.inf:
-        raise ValueError("write a share below 1, or an amount such as 70%, 1.5x or 12ms")
+        raise refused
     share = {"": number, "%": number / 100, "x": 1 / number}.get(suffix)
     if share is not None and not share < 1:
         raise ValueError("a share must be below the whole: 0.7, 70% or 1.5x")
     return number if suffix == "" else f"{match[1]}{suffix}"
 
 
-Amount = Annotated[float | str | None, BeforeValidator(_checked)]
+Amount = Annotated[float | str | None, BeforeValidator(_check_amount)]
 
 
-class Budget(BaseModel):
-    """How many blocks to prune, and what the plan may cost at most; several hold together.
+class Budget(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """How many blocks to prune, and upper limits of a plan's cost; all that are given must hold.
 
-    An amount is a share of the baseline's (0.7), the same in percent (70%), as a factor (1.5x), or
-    absolute: ms for a batch, MACs for an image (2G), parameters (5M), peak memory (300MB).
+    A limit is a share of the baseline's cost (0.7), the same in percent (70%), as a factor (1.5x),
+    or absolute: ms for a batch (12ms), MACs for one image (2G), parameters (5M), peak memory
+    (300MB).
+
+    >>> updp.Budget.parse("latency=1.5x,memory=300MB")
+    Budget(blocks=None, latency='1.5x', macs=None, parameters=None, memory='300MB')
+    >>> str(updp.Budget(blocks=9, macs=0.7))
+    'blocks=9,macs=0.7'
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     blocks: int | None = Field(None, ge=1)
     latency: Amount = None
@@ -65,23 +69,20 @@ class Budget(BaseModel):
     memory: Amount = None
 
     @model_validator(mode="after")
-    def _some(self) -> Budget:
+    def _check_suffixes(self) -> Budget:
         given = self.model_dump(exclude_none=True)
         if not given:
             raise ValueError("give some of blocks, latency, macs, parameters, memory")
         for name, value in given.items():
             suffix = _NUMBER.fullmatch(value)[2] if isinstance(value, str) else ""  # type: ignore[index]
-            if suffix not in ("", "%", "x") and suffix not in _MEASURES[name]:
-                units = ", ".join(_MEASURES[name])
+            if suffix not in ("", "%", "x") and suffix not in _SUFFIXES[name]:
+                units = ", ".join(_SUFFIXES[name])
                 raise ValueError(f"{name} is in {units}, not in {suffix!r}")
         return self
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """From `blocks=9`, `latency=0.7`, `macs=60%` or `latency=1.5x,memory=300MB`.
-
-        Raises UserError.
-        """
+        """Parse `blocks=9`, `macs=60%` or `latency=1.5x,memory=300MB`. Raises UserError."""
         try:
             parts: dict[str, Any] = {}
             for part in text.split(","):
@@ -101,17 +102,17 @@ class Budget(BaseModel):
         return ",".join(f"{n}={v}" for n, v in self.model_dump(exclude_none=True).items())
 
     def limits(self, baseline: Mapping[str, float]) -> dict[str, float]:
-        """The amounts in ms, MACs, parameters and bytes, given the baseline's."""
+        """The limits in ms, MACs, parameters and bytes, from the `baseline`'s cost in these."""
         given = self.model_dump(exclude_none=True, exclude={"blocks"})
         return {name: _absolute(value, name, baseline[name]) for name, value in given.items()}
 
 
-def _absolute(value: float | str, unit: str, whole: float) -> float:
+def _absolute(value: float | str, quantity: str, baseline: float) -> float:
     if not isinstance(value, str):
-        return value * whole
+        return value * baseline
     match = _NUMBER.fullmatch(value)
     assert match
     number, suffix = float(match[1]), match[2]
     if suffix == "%":
-        return number / 100 * whole
-    return whole / number if suffix == "x" else number * _MEASURES[unit][suffix]
+        return number / 100 * baseline
+    return baseline / number if suffix == "x" else number * _SUFFIXES[quantity][suffix]

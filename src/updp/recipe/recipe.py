@@ -1,4 +1,4 @@
-"""What the user asked for: checked, readable, and written into the run directory."""
+"""`Recipe`: the settings of a run, read from YAML and written into the run directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ NAMES = tuple(sorted(file.stem for file in _OWN.glob("*.yaml")))
 
 
 class Recipe(Part):
-    """Everything that decides the outcome, besides the model and the data."""
+    """All settings of a run; together with the model and the data they decide its outcome.
+
+    >>> recipe = updp.Recipe(budget=updp.Budget(blocks=6)).updated("subnet.epochs=20")
+    >>> recipe.subnet.epochs
+    20.0
+    >>> recipe.updated("subnet.epochs=-1")
+    Traceback (most recent call last):
+    updp.errors.UserError: --set subnet.epochs=-1: subnet.epochs: Input should be greater ...
+    """
 
     seed: int = Field(0, ge=0, lt=2**32)
     budget: Budget | None = None
@@ -50,12 +58,13 @@ class Recipe(Part):
             data = yaml.safe_load(text)
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             known = f" (there are {', '.join(NAMES)})" if path.suffix == "" else ""
-            raise UserError(f"recipe '{path}' cannot be read: {_line(error)}{known}") from error
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"recipe '{path}' cannot be read: {line}{known}") from error
         return cls.check(data or {}, f"recipe '{path}'")
 
     @classmethod
     def check(cls, data: Any, source: str) -> Recipe:
-        """Validate plain data. Raises UserError that names the source and the first wrong field."""
+        """Validate plain data. Raises UserError that names `source` and the first wrong field."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -64,7 +73,10 @@ class Recipe(Part):
             raise UserError(f"{source}: {field}: {first['msg']}, not {first['input']!r}") from error
 
     def updated(self, *settings: str) -> Recipe:
-        """With settings such as `subnet.epochs=20` (values in YAML) changed."""
+        """Copy with settings such as `subnet.epochs=20` changed; values are YAML.
+
+        Raises UserError: no such field, or a value that it does not take.
+        """
         data = self.model_dump(mode="json")
         for setting in settings:
             path, equals, value = setting.partition("=")
@@ -87,9 +99,10 @@ class Recipe(Part):
 
     @property
     def recalibrates(self) -> bool:
-        """Whether BatchNorm statistics are estimated anew for each plan of the search.
+        """Whether the search estimates BatchNorm statistics anew for each plan.
 
-        Fitted candidates have none of their own, and give what the kept ones were trained on.
+        By default not for fitted candidates: they have no BatchNorms, and their outputs are close
+        to those that later BatchNorms were trained on.
         """
         if self.search.recalibrate is not None:
             return self.search.recalibrate
@@ -97,29 +110,25 @@ class Recipe(Part):
 
     @property
     def refines(self) -> bool:
-        """Whether the search ends with plans as the fit of stage 3 will make them."""
+        """Whether the search scores its best plans again after fit and repair, as in stage 3."""
         fitted = self.supernet.start == self.subnet.start == "fit" and self.supernet.epochs == 0
         return fitted and self.search.refined > 0
 
     @property
     def counts_blocks(self) -> bool:
-        """Whether nothing but blocks is counted: each that is pruned is to lose depth then."""
+        """Whether the budget counts blocks alone; then only candidates that take depth count."""
         return self.budget is None or [*self.budget.model_dump(exclude_none=True)] == ["blocks"]
 
     def decisive(self) -> dict[str, Any]:
-        """Plain data, without what decides no outcome."""
+        """Plain data, without settings that cannot change the outcome."""
         data = self.model_dump(mode="json")
         parts = {name: part for name, part in self if isinstance(part, Part)}
         return data | {name: part.decisive() for name, part in parts.items()}
 
     def hash(self) -> str:
-        """Sha256 of what decides the outcome."""
+        """Sha256 of the settings that decide the outcome."""
         return hashlib.sha256(json.dumps(self.decisive()).encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """As `load` reads it."""
+        """YAML text that `load` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

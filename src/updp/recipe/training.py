@@ -1,4 +1,4 @@
-"""The settings of the two stages that train: an optimiser, a schedule, what is learnt from."""
+"""The settings of the two stages that train: optimiser, schedule, augmentation, losses."""
 
 from difflib import get_close_matches
 from typing import Literal, Self
@@ -8,59 +8,58 @@ from timm.optim import get_optimizer_info, list_optimizers
 
 from updp.recipe.settings import Part
 
+_NORMS = (
+    "BatchNorms take each batch's statistics; or the network trains as it is deployed: they keep "
+    "those they have, and there is no dropout and no stochastic depth"
+)
 DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 
 
 class TrainingSettings(Part):
-    """An optimiser and a schedule (timm's names), what images and labels become, and an average."""
+    """Optimiser and schedule by timm's names, augmentation of batches, and weight averaging."""
 
-    epochs: float = Field(2, ge=0, description="passes over the training images; may be a part")
+    epochs: float = Field(2, ge=0, description="passes over the training images, or a fraction")
+    # Before momentum and betas, whose validators look at it: pydantic validates in this order.
     optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
     lr: float = Field(0.01, gt=0, description="learning rate, at the end of the warm-up")
-    momentum: float = Field(0.9, gt=0, lt=1, description="for optimisers that have one, as sgd")
+    momentum: float = Field(0.9, gt=0, lt=1, description="of optimisers that have one, as sgd")
     betas: tuple[float, ...] | None = Field(
-        None, description="for optimisers that have them, as adamw; the optimiser's own"
+        None, description="of optimisers that have them, as adamw; default: the optimiser's own"
     )
-    weight_decay: float = Field(1e-4, ge=0, description="not of biases and norms")
+    weight_decay: float = Field(1e-4, ge=0, description="of weights other than biases and norms")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     decay: str = Field(
-        "cosine",
-        description="of the learning rate, over all steps: cosine, tanh, poly, step or constant",
+        "cosine", description="decay of the learning rate: cosine, tanh, poly, step or constant"
     )
     decay_rate: float | None = Field(
-        None, gt=0, description="factor of a step, 0.1; power of poly, 1, which is a straight line"
+        None, gt=0, description="factor of each step, 0.1; or power of poly, 1 (linear)"
     )
-    decay_every: float = Field(0.3, gt=0, description="share of the steps between two of `step`")
-    norms: Literal["train", "frozen"] = Field(
-        "train",
-        description="BatchNorms take each batch's statistics; or the network trains as it is "
-        "deployed: they keep those they have, and there is no dropout and no stochastic depth",
+    decay_every: float = Field(
+        0.3, gt=0, description="share of all steps between two of decay=step"
     )
-    clip: float = Field(5.0, gt=0, description="norm to which gradients are clipped")
+    norms: Literal["train", "frozen"] = Field("train", description=_NORMS)
+    clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="decay, per step, of an exponential moving average of the weights, which is "
-        "what the stage then leaves; 0 is off",
+        description="decay per step of an exponential moving average of the weights, which then "
+        "is the stage's result; 0 is off",
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of each label that goes to all classes alike"
+        0.0, ge=0, lt=1, description="share of each label that is spread over all classes"
     )
-    mixup: float = Field(
-        0.0, ge=0, description="batches are blended by Beta(mixup, mixup), such as 0.2; 0 is off"
-    )
+    mixup: float = Field(0.0, ge=0, description="mixup's alpha, such as 0.2; 0 is off")
     cutmix: float = Field(
         0.0,
         ge=0,
-        description="boxes of Beta(cutmix, cutmix) of the area are swapped, such as 1; 0 is off; "
-        "beside mixup each batch takes one of the two",
+        description="cutmix's alpha, such as 1; 0 is off; with mixup each batch takes one of both",
     )
-    checkpoint_seconds: float = Field(20, gt=0, description="between two checkpoints")
+    checkpoint_seconds: float = Field(20, gt=0, description="seconds between two checkpoints")
 
     @field_validator("optimizer")
     @classmethod
-    def _known(cls, name: str) -> str:
+    def _is_known_optimizer(cls, name: str) -> str:
         if name not in list_optimizers():
             close = get_close_matches(name, list_optimizers()) or ["sgd", "adamw", "lamb"]
             raise ValueError(f"timm has no such optimizer (but {', '.join(close)})")
@@ -68,8 +67,8 @@ class TrainingSettings(Part):
 
     @field_validator("momentum")
     @classmethod
-    def _is_used(cls, momentum: float, info: ValidationInfo) -> float:
-        name = info.data.get("optimizer")  # which is missing when it is wrong
+    def _has_momentum(cls, momentum: float, info: ValidationInfo) -> float:
+        name = info.data.get("optimizer")  # None where it was invalid
         default = cls.model_fields["momentum"].default
         if name and momentum != default and not get_optimizer_info(name).has_momentum:
             raise ValueError(f"{name} has no momentum: its betas are `betas`, if it has any")
@@ -77,7 +76,7 @@ class TrainingSettings(Part):
 
     @field_validator("betas")
     @classmethod
-    def _as_many(
+    def _has_betas(
         cls, betas: tuple[float, ...] | None, info: ValidationInfo
     ) -> tuple[float, ...] | None:
         name = info.data.get("optimizer")
@@ -93,7 +92,7 @@ class TrainingSettings(Part):
 
     @field_validator("decay")
     @classmethod
-    def _known_decay(cls, name: str) -> str:
+    def _is_known_decay(cls, name: str) -> str:
         if name not in DECAYS:
             close = get_close_matches(name, DECAYS) or DECAYS
             raise ValueError(f"there is no such decay (but {', '.join(close)})")
@@ -103,56 +102,57 @@ class TrainingSettings(Part):
 class SupernetSettings(TrainingSettings):
     """Stage 1: fit, training by the sandwich rule, or both."""
 
-    epochs: float = Field(0, ge=0, description="passes over the training images; may be a part")
+    epochs: float = Field(0, ge=0, description="passes over the training images, or a fraction")
     lr: float = Field(0.003, gt=0, description="learning rate, at the end of the warm-up")
     start: Literal["fit", "inherit"] = Field(
         "fit",
-        description="every candidate is fitted alone, in closed form; or has the block's weights",
+        description="candidates are fitted alone, in closed form, or keep the block's weights",
     )
-    random_paths: int = Field(2, ge=0, description="random plans per step, beside the two ends")
+    random_paths: int = Field(
+        2, ge=0, description="random plans per step, beside the baseline and the most pruned"
+    )
 
 
 class SubnetSettings(TrainingSettings):
-    """Stage 3: from a fitted start, or progressive, or both."""
+    """Stage 3: the start, the way of lambda, and the losses."""
 
-    epochs: float = Field(8, ge=0, description="passes over the training images; may be a part")
+    epochs: float = Field(8, ge=0, description="passes over the training images, or a fraction")
     lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
-    norms: Literal["train", "frozen"] = Field(
-        "frozen",
-        description="BatchNorms take each batch's statistics; or the network trains as it is "
-        "deployed: they keep those they have, and there is no dropout and no stochastic depth",
-    )
+    norms: Literal["train", "frozen"] = Field("frozen", description=_NORMS)
     gate: Literal["blend", "anneal"] = Field(
         "blend",
-        description="the way from block to pruned block: both mixed, or the block's own "
-        "activations and norms turned into the pruned one's",
+        description="from block to pruned block: blend mixes their outputs, "
+        "anneal turns the block's own activations and norms into the pruned one's",
     )
-    schedule: Literal["linear", "cosine"] = Field("cosine", description="lambda's way from 0 to 1")
+    schedule: Literal["linear", "cosine"] = Field(
+        "cosine", description="curve of lambda from 0 to 1"
+    )
     hold: float = Field(
-        1.0, ge=0, le=1, description="share of the steps after lambda = 1; 1 is direct"
+        1.0, ge=0, le=1, description="share of the steps after lambda reached 1; 1 is direct"
     )
     start: Literal["fit", "supernet", "baseline"] = Field(
         "fit",
-        description="whose weights: the supernet's, and the plan fitted to the baseline, one site "
-        "after another; the supernet's as they are; or the baseline's",
+        description="initial weights: the supernet's, with the plan fitted site after site; the "
+        "supernet's as they are; or the baseline's",
     )
     merge: Literal["end", "ramp"] = Field(
-        "end",
-        description="when blocks merge: after the training, or once lambda is 1, and the merged "
-        "ones are trained on",
+        "end", description="when blocks merge: after training, or once lambda is 1, then trained on"
     )
     all_images: bool = Field(
-        True, description="train on the images too that were held out for the stages before"
+        True, description="train also on the images that were held out for earlier stages"
     )
     distill: float = Field(
-        0.9, ge=0, le=1, description="weight of the teacher's logits; the labels' is the rest"
+        0.9,
+        ge=0,
+        le=1,
+        description="weight of the distillation loss; the label loss gets 1 - distill",
     )
-    temperature: float = Field(2.0, gt=0, description="by which logits are divided to distill them")
+    temperature: float = Field(2.0, gt=0, description="divisor of the logits in distillation")
     features: float = Field(
         0.0,
         ge=0,
-        description="weight of the baseline's features at the ends of the pruned blocks: squared "
-        "error over their variance, added to the rest",
+        description="weight of the feature loss, added to the others: squared error over variance "
+        "of the baseline's features at the ends of the pruned blocks",
     )
     teacher_size: tuple[int, int, int] | None = Field(
         None, description="(C, H, W) of another teacher's images; its own, else the model's"

@@ -1,1 +1,1 @@
-"""One run directory from its inputs to its final table."""
+"""A run in its directory, from its inputs to its final table."""

@@ -1,16 +1,16 @@
-"""The run directory: what each stage was made from, and what it left.
+"""The run directory: stage folders with keys, locking, publishing and clearing.
 
 run.json            model, data, device, versions, command
 recipe.yaml         the recipe
 sites/ supernet/ search/ subnet/ merge/
-    key.json        what the stage was made from
+    key.json        the inputs and settings that decide the stage's outcome
     figures.jsonl   its figures, one JSON object a line
     ...             its weights, study or checks; `done.json` when it has ended
 plan.json  model.safetensors  result.json
-export/ bench/      what `updp export`, `quantize` and `bench` made of them, with their records
+export/ bench/      files and records of `updp export`, `quantize` and `bench`
 picks/              run directories for other points of the search's front
 
-What the JSON files hold is in `records`.
+Schemas of the JSON files are in `records`.
 """
 
 import shutil
@@ -32,11 +32,11 @@ from updp.stages.context import STAGES, StageKey
 
 PLAN = "plan.json"
 RESULTS = (PLAN, MODEL, RESULT)
-SHIPPED = ("export", "bench", "report.html", "report.md")  # what was made of the results
+DERIVED = ("export", "bench", "report.html", "report.md")  # made from the results
 
 
 class RunDirectory:
-    """A folder that belongs to one run."""
+    """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,18 +46,19 @@ class RunDirectory:
         return self.path / name
 
     def is_done(self, name: str) -> bool:
-        """Whether the stage has ended."""
+        """Whether a stage has ended."""
         return (self.stage(name) / "done.json").exists()
 
     def done(self, name: str) -> None:
-        """Mark the stage as ended; its checkpoint has served."""
+        """Mark a stage as ended, and remove its checkpoint."""
         Done().write(self.stage(name))
         (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def describe(self, record: RunRecord, recipe: Recipe) -> None:
-        """Write `run.json`, once for every start from the beginning, and `recipe.yaml`.
+        """Write `recipe.yaml`, and `run.json` when a run starts from its beginning.
 
-        Only the teacher may change without such a start, for stage 3 is the first that it teaches.
+        Later only the teacher in `run.json` may change, because nothing before stage 3 depends on
+        it.
         """
         if self.is_done(STAGES[0]) and RunRecord.path(self.path).exists():
             known = RunRecord.read(self.path)
@@ -69,57 +70,54 @@ class RunDirectory:
         write_text(self.path / "recipe.yaml", recipe.to_yaml())
 
     def claim(self, keys: Mapping[str, StageKey], last: str) -> None:
-        """Check that stages up to `last` were made from `keys`; nothing is changed.
+        """Check that stages up to `last` were made from `keys`, and write nothing.
 
-        Raises:
-            UserError: the folder holds something else, or another run; the first difference is
-                named.
+        Raises UserError: the folder holds other files, or another run; the first difference is
+        named.
         """
         self._check_ours()
         for name in STAGES[: STAGES.index(last) + 1]:
             file = self.stage(name) / "key.json"
             key = keys[name].model_dump(mode="json")
             if file.exists() and (difference := _difference(read_json(file), key)):
-                field, there, here = difference
+                field, found, wanted = difference
+                # No command runs the sites alone, and stage 1 starts over from them.
                 command = "prune" if name in STAGES[:2] else name
                 raise UserError(
-                    f"--out '{self.path}' holds another run: {field} is {there} there and {here} "
+                    f"--out '{self.path}' holds another run: {field} is {found} there and {wanted} "
                     f"here; give another folder, or start over with `updp {command} --fresh`"
                 )
 
-    def begin(self, key: StageKey) -> None:
-        """Make the folder of the key's stage, with the key in it."""
-        key.write(self.path)
-
     def plan(self) -> Plan:
-        """The plan that stage 2 left. Raises UserError before it did."""
+        """The plan of stage 2. Raises UserError where it has not ended."""
         path = self.stage("search") / PLAN
         if not path.exists():
             raise UserError(f"'{self.path}' has no plan yet: run `updp search` first")
         return Plan.read_file(path)
 
     def search_result(self) -> SearchResult:
-        """All that stage 2 scored, and its front. Raises UserError before it ended."""
+        """Scores and front of stage 2. Raises UserError where it has not ended."""
         if not SearchResult.path(self.path).exists():
             raise UserError(f"'{self.path}' has no finished search: run `updp search`")
         return SearchResult.read(self.path)
 
     def result(self) -> Result:
-        """The figures that stage 4 left."""
+        """The figures of stage 4."""
         return Result.read(self.path)
 
     def publish(self, stage: str, *names: str) -> None:
-        """Put a stage's results at the top of the run directory."""
+        """Copy a stage's results to the top of the run directory."""
         for name in names:
             data = (self.stage(stage) / name).read_bytes()
             target = self.path / name
+            # A finished run that is run again keeps its files untouched.
             if not target.exists() or target.read_bytes() != data:
                 write_bytes(target, data)
 
     def branch(self, name: str, stages: Sequence[str], fill: Callable[[Path], None]) -> Path:
-        """A run directory in this one that begins with its finished `stages`.
+        """The run directory `picks/NAME`, made once with copies of these finished `stages`.
 
-        Made once; `fill` may change what is in it before it is there.
+        `fill` may change its content before it gets its name.
         """
         path = self.path / "picks" / name
         if not path.exists():
@@ -127,8 +125,8 @@ class RunDirectory:
                 temporary = path.with_name(f".{name}.tmp")
                 shutil.rmtree(temporary, ignore_errors=True)
                 for stage in stages:
-                    leave = shutil.ignore_patterns("*.db*")  # the search's store has served
-                    shutil.copytree(self.stage(stage), temporary / stage, ignore=leave)
+                    databases = shutil.ignore_patterns("*.db*")  # of a search that has ended
+                    shutil.copytree(self.stage(stage), temporary / stage, ignore=databases)
                 for file in ("run.json", "recipe.yaml"):
                     shutil.copy(self.path / file, temporary)
                 fill(temporary)
@@ -137,9 +135,9 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out; the system lets go when this one ends, however it ends.
+        """Keep other processes out of the directory. Raises UserError where one is at work.
 
-        Raises UserError when another process is at work here.
+        The system releases the lock when this process ends, also by a kill.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -150,17 +148,17 @@ class RunDirectory:
             ) from error
         with lock:
             for folder in (self.path, *map(self.stage, STAGES)):
-                for torn in folder.glob(TEMPORARY):
-                    torn.unlink()
+                for unfinished in folder.glob(TEMPORARY):  # left by a kill
+                    unfinished.unlink()
             yield
 
     def clear(self, first: str) -> None:
-        """Forget the stages from `first` on, and the results.
+        """Remove the stages from `first` on, and all results.
 
-        Raises UserError, and removes nothing, where the folder holds something else.
+        Raises UserError, and removes nothing, where the folder holds other files.
         """
         self._check_ours()
-        for name in (*SHIPPED, *RESULTS):  # first, for they would outlive a kill
+        for name in (*DERIVED, *RESULTS):  # first, or a kill would leave them without their stages
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -170,22 +168,24 @@ class RunDirectory:
             shutil.rmtree(self.stage(name), ignore_errors=True)
 
     def _check_ours(self) -> None:
-        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not there.is_dir():
-            raise UserError(f"--out '{self.path}': '{there}' is a file, give a folder")
-        if there != self.path or (self.path / "run.json").exists():
+        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise UserError(f"--out '{self.path}': '{existing}' is a file, give a folder")
+        if existing != self.path or (self.path / "run.json").exists():
             return
+        # Hidden files may be the lock, or a file manager's.
         if any(not file.name.startswith(".") for file in self.path.iterdir()):
             raise UserError(
                 f"--out '{self.path}' holds other files and no run: give a new or empty folder"
             )
 
 
-def _difference(there: Any, here: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in [*there, *(n for n in here if n not in there)]:
+def _difference(old: Any, new: Any, path: str = "") -> tuple[str, str, str] | None:
+    """The path of the first field that differs between nested dicts, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old | new:
             inner = f"{path}.{name}" if path else name
-            if found := _difference(there.get(name), here.get(name), inner):
-                return found
+            if difference := _difference(old.get(name), new.get(name), inner):
+                return difference
         return None
-    return None if there == here else (path, repr(there), repr(here))
+    return None if old == new else (path, repr(old), repr(new))

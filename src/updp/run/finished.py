@@ -1,4 +1,4 @@
-"""A finished run, opened again: both models, the data, and what was decided and measured."""
+"""A finished run opened again: both models, the data, the plan and the figures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +30,9 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Finished:
-    """Both models are in evaluation mode, on the feed's device.
+    """An opened run; both models are in evaluation mode, on the feed's device.
 
-    `classes` are their names; `shape` is an image's (C, H, W).
+    `classes` are the names of the classes, `shape` is an image's (C, H, W).
     """
 
     path: Path
@@ -48,12 +48,12 @@ class Finished:
 
     @property
     def device(self) -> torch.device:
-        """Where the models and the feed's images are."""
+        """Device of the models and of the feed's images."""
         return self.feed.device
 
 
 def check_finished(run: str | Path) -> Path:
-    """The run directory. Raises UserError when no run has ended there."""
+    """Return the run directory as a path. Raises UserError where no run has ended."""
     path = Path(run)
     for name in _FILES:
         if not (path / name).exists():
@@ -66,10 +66,19 @@ def check_finished(run: str | Path) -> Path:
 def check_weights(
     path: Path, baseline: nn.Module, model: nn.Module | str, file: str | Path | None
 ) -> SitesKey:
-    """What the run was made from, where `baseline` has its weights.
+    """Check that `baseline` has the weights that the run was made from.
 
-    `model` is what the baseline was opened as, and `file` what its weights are from, if they are.
-    Raises UserError that names what has other weights.
+    Args:
+        path: the run directory.
+        baseline: the opened model.
+        model: the module or name that it was opened from, for the message.
+        file: the file of its weights, if there is one, for the message.
+
+    Returns:
+        The key of the run's stage `sites`.
+
+    Raises:
+        UserError: it has other weights.
     """
     key = SitesKey.read(path)
     if key.weights == hash_state(baseline):
@@ -91,12 +100,18 @@ def open_run(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Finished:
-    """Open what `updp prune` left in the folder `run`.
+    """Open the finished run in the folder `run`; nothing is written.
 
-    Model, weights and data are those that the run was begun with; they must be given where those
-    came from Python and have no name. Nothing is written.
+    Args:
+        run: the run directory.
+        model: the baseline, where it came from Python or its file was moved.
+        data: the data, where it came from Python or was moved.
+        weights: safetensors file for a model given by name.
+        device: by default CUDA where there is one.
+        progress: where to report to.
 
-    Raises UserError: the run has not ended, or model or data are not what it was made from.
+    Raises:
+        UserError: the run has not ended, or model or data are not what it was made from.
     """
     path = check_finished(run)
     record, recipe = RunRecord.read(path), Recipe.load(path / "recipe.yaml")
@@ -125,14 +140,14 @@ def open_run(
         check=check,
     )
     return Finished(
-        path,
-        record,
-        recipe,
-        plan,
-        result,
-        inputs.baseline,
-        load(path, inputs.baseline),
-        inputs.feed,
-        inputs.classes,
-        inputs.feed.image_size,
+        path=path,
+        record=record,
+        recipe=recipe,
+        plan=plan,
+        result=result,
+        baseline=inputs.baseline,
+        merged=load(path, inputs.baseline),
+        feed=inputs.feed,
+        classes=inputs.classes,
+        shape=inputs.feed.image_size,
     )

@@ -1,8 +1,9 @@
-"""All that the user gave for a run, opened and checked in one call."""
+"""The inputs of a run (model, data, teacher, device), opened and checked in one call."""
 
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from updp.recipe import Recipe
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
-Data = str | Path | tuple[DataLoader, DataLoader]
+Data = str | Path | tuple[DataLoader[Any], DataLoader[Any]]
 
 
 @random_state()  # a user's data set may draw whenever an image is read
@@ -40,15 +41,16 @@ def open_inputs(
     progress: Progress | None = None,
     check: Callable[[nn.Module, Source], None] = lambda model, source: None,
 ) -> RunInputs:
-    """Load the model and the teacher, open the data, and check that all of it goes together.
+    """Load the model and the teacher, open the data, and check that they fit together.
 
-    Nothing is written, and the user's module stays as it is. The arguments are those of
-    `updp.prune`; `check` may refuse model and data before anything is made of them.
+    Nothing is written, and a module of the user's is copied. The arguments are those of
+    `updp.prune`; `check` may refuse model and data before any work.
 
     Raises:
-        UserError: something is not there, cannot be used, or does not go with the rest.
+        UserError: something is missing, unusable, or does not fit the rest.
     """
-    board = Board(tensorboard)  # before anything that takes time
+    # What needs an optional package comes first: loading models and data may take minutes.
+    board = Board(tensorboard)
     if plan is None:
         SEARCHERS[recipe.search.searcher].check_installed()
     target, size = as_device(device), recipe.data.input_size
@@ -56,22 +58,26 @@ def open_inputs(
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
         module, name = model, ""
-        source = _open(data, size or model_input_size(model))
+        source = _open_source(data, size or model_input_size(model))
     else:
         name = model
-        source = _open(data, size or model_input_size(load_model(model, seed=recipe.seed)))
+        # Loaded twice: the model says its image size, and then the data its number of classes.
+        source = _open_source(data, size or model_input_size(load_model(model, seed=recipe.seed)))
         module = _trained(model, weights, len(source.classes), recipe.seed)
     check(module, source)
-    named = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
+    teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
     names = InputNames(
-        name,
-        "" if weights is None else str(weights),
-        "" if isinstance(data, tuple) else str(data),
-        named,
-        "" if teacher_weights is None else str(teacher_weights),
+        model=name,
+        weights="" if weights is None else str(weights),
+        data="" if isinstance(data, tuple) else str(data),
+        teacher=teacher_name,
+        teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
-    feed = _feed(module, source, recipe, target)
+    preprocess = preprocess_for(
+        module, source.image_size, mean=recipe.data.mean, std=recipe.data.std, input_size=size
+    )
+    feed = Feed(source, preprocess, recipe.data, seed=recipe.seed, device=target)
     baseline = copy.deepcopy(module).to(target).eval()
     _check_classes(baseline, source, names)
     hashes = InputHashes(
@@ -88,7 +94,7 @@ def open_inputs(
         pick=pick or "",
         teacher=make_teacher(
             other,
-            named or type(other).__name__,
+            teacher_name or type(other).__name__,
             recipe,
             feed.preprocess,
             len(source.classes),
@@ -100,7 +106,7 @@ def open_inputs(
 
 
 def as_device(name: str | None) -> torch.device:
-    """The device called so, by default CUDA where there is one. Raises UserError."""
+    """The device of that name, by default CUDA where there is one. Raises UserError."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -110,35 +116,23 @@ def as_device(name: str | None) -> torch.device:
 
 
 def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> nn.Module:
-    """The named model with as many classes as the data has, or as its weights have."""
+    """Load a named model with as many classes as the data has, or as its weights have."""
     file = None if weights is None else Path(weights)
     try:
         return load_model(name, weights=file, num_classes=classes, seed=seed)
     except UserError:
-        try:  # weights for other classes: the check of classes says so, better than their keys do
+        # Weights for other classes: `_check_classes` says so more plainly than a list of keys.
+        try:
             return load_model(name, weights=file, seed=seed)
         except UserError:
             pass
         raise
 
 
-def _open(data: Data, size: tuple[int, int, int] | None) -> Source:
+def _open_source(data: Data, size: tuple[int, int, int] | None) -> Source:
     if isinstance(data, tuple):
         return from_loaders(*data)
     return open_source(str(data), input_size=size)
-
-
-def _feed(model: nn.Module, source: Source, recipe: Recipe, device: torch.device) -> Feed:
-    """The data as the recipe splits it and the model takes it."""
-    settings = recipe.data
-    preprocess = preprocess_for(
-        model,
-        source.image_size,
-        mean=settings.mean,
-        std=settings.std,
-        input_size=settings.input_size,
-    )
-    return Feed(source, preprocess, settings, seed=recipe.seed, device=device)
 
 
 def _check_classes(model: nn.Module, source: Source, names: InputNames) -> None:

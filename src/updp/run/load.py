@@ -1,4 +1,4 @@
-"""A merged model from its run directory, without pickle."""
+"""Load a merged model from its run directory, without pickle."""
 
 import copy
 from pathlib import Path
@@ -18,10 +18,14 @@ from updp.supernet import Supernet
 
 
 def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The merged model of a finished run, in evaluation mode. No pickle is involved.
+    """Load the merged model of a finished run, in evaluation mode.
 
-    `model` is the baseline's architecture, for runs that were given a module and not a name; its
-    weights do not matter. Raises UserError.
+    `model` is a module of the baseline's architecture, for runs that were given a module and not a
+    name; its weights do not matter. Raises UserError.
+
+    >>> model = updp.load("runs/mine")
+    >>> model(torch.randn(1, 1, 8, 8)).shape
+    torch.Size([1, 10])
     """
     path = Path(run)
     for name in ("run.json", "plan.json", "model.safetensors"):
@@ -49,10 +53,10 @@ def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Module:
-    """The baseline's structure merged under the plan, for inputs of `shape` (C, H, W).
+    """The merged model's structure under `plan`, with weights still to be loaded.
 
-    Its weights are to be loaded; `baseline` is left as it is. Raises UserError when the plan
-    names a site that the model does not have.
+    `shape` is an image's (C, H, W); `baseline` is copied. Raises UserError where the plan names a
+    site that the model does not have.
     """
     model = copy.deepcopy(baseline).eval()
     findings = find(model, seeded_input((2, *shape), next(model.parameters())))

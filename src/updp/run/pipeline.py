@@ -1,9 +1,8 @@
-"""The stages in order, on one run directory; one that has ended is skipped."""
+"""Run the stages in order on one run directory, and skip those that have ended."""
 
 import logging
 import time
 from pathlib import Path
-from types import ModuleType
 
 from torch import nn
 
@@ -20,14 +19,15 @@ from updp.stages.context import STAGES, Context, RunInputs, StageKey
 
 _log = logging.getLogger(__name__)
 
-# Each has `make_key`, `check` (what can be refused before anything is written) and `run`.
-_MODULES: dict[str, ModuleType] = {
+_MODULES = {
     "sites": sites,
     "supernet": supernet,
     "search": search,
     "subnet": subnet,
     "merge": merge,
 }
+# What a stage can refuse before anything is written.
+_CHECKS = {"sites": sites.check, "supernet": supernet.check, "search": search.check}
 
 
 class Run:
@@ -39,9 +39,9 @@ class Run:
         self.context.keys = make_keys(self.context)
 
     def until(self, last: str = "merge") -> None:
-        """Run all stages up to `last`, those that have ended left out.
+        """Run all stages up to `last` that have not ended yet.
 
-        Raises UserError for a budget out of reach before anything is fitted or trained.
+        Raises UserError for a budget out of reach, before anything is fitted or trained.
         """
         searches = STAGES.index(last) >= STAGES.index("search")
         if searches:
@@ -53,14 +53,14 @@ class Run:
             self._run(name)
 
     def only(self, name: str) -> None:
-        """Run one stage; stage 1 finds the sites, too. Raises UserError where one is missing."""
+        """Run one stage, for `supernet` after `sites`. Raises UserError where one is missing."""
         self._need(name)
         if name == "supernet":
             self._run("sites")
         self._run(name)
 
     def join_search(self) -> None:
-        """Score plans beside the process that began the search, until there are enough."""
+        """Score plans as a worker beside the process that began the search."""
         self._need("search")
         if not self.directory.is_done("search"):
             search.check(self.context)
@@ -73,18 +73,18 @@ class Run:
 
     def _run(self, name: str) -> None:
         stage = _MODULES[name]
-        if name == "search" or not self.directory.is_done(name):
-            stage.check(self.context)
+        if name in _CHECKS and (name == "search" or not self.directory.is_done(name)):
+            _CHECKS[name](self.context)
         if self.directory.is_done(name):
             _log.info("%s has ended before", name)
         else:
             with self.directory.lock():
                 start = time.monotonic()
                 self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)
-                self.directory.begin(self.context.keys[name])
-                done = stage.run(self.context)
+                self.context.keys[name].write(self.directory.path)
+                merged = stage.run(self.context)
                 if name == "merge":
-                    write_table(self.context, *done)
+                    write_table(self.context, *merged)
                 self.directory.done(name)
                 self.inputs.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
         if name == "merge":
@@ -101,36 +101,36 @@ class Run:
 def open_run_directory(
     inputs: RunInputs, out: Path, *, last: str = "merge", fresh: str = ""
 ) -> Run:
-    """The run of these inputs in the directory `out`; nothing of another run is touched.
+    """Open the run of these inputs in the directory `out`, which may be new.
 
     Args:
-        inputs: opened and checked. With a `pick`, the run goes on in a directory of its own within
-            this one, with another point of this one's search.
-        out: the run directory; it need not be there.
+        inputs: opened and checked. With a `pick`, the run is one in `out`/picks that goes on with
+            another point of the search in `out`.
+        out: the run directory.
         last: the last stage that will be asked for.
-        fresh: a stage to start over from: it and all behind it are removed.
+        fresh: a stage to start over from: it and all later ones are removed.
 
     Raises:
-        UserError: `out` holds another run, or something else.
+        UserError: `out` holds another run, or other files.
     """
     run = Run(inputs, out)
     if inputs.pick:
         run = _picked(run)
-        if fresh in STAGES[:3]:  # which are the other run's
+        if fresh in STAGES[:3]:  # those are copies of the other run's
             fresh = "subnet"
     keys = run.context.keys
     if fresh:
         if before := STAGES.index(fresh):
             run.directory.claim(keys, STAGES[before - 1])
             if inputs.recipe.budget and run.directory.is_done("sites"):
-                run.context.limits()  # before anything is lost
+                run.context.limits()  # refuses a budget out of reach before anything is removed
         run.directory.clear(fresh)
     run.directory.claim(keys, last)
     return run
 
 
 def make_keys(context: Context) -> dict[str, StageKey]:
-    """The key of each stage, each with the hash of the one before."""
+    """The key of each stage, with the hash of the key before it."""
     keys: dict[str, StageKey] = {}
     before = ""
     for name, stage in _MODULES.items():
@@ -140,10 +140,11 @@ def make_keys(context: Context) -> dict[str, StageKey]:
 
 
 def _picked(run: Run) -> Run:
-    """The run in a directory of its own, made once, with another point of the search."""
+    """The run in `picks` that goes on with another point of the search."""
     inputs, context = run.inputs, run.context
     run.directory.claim(context.keys, "search")
     result = pick(run.directory.search_result(), context.space, inputs.pick)
+    # As a folder's name: a budget may hold commas and per cent signs.
     name = "".join(c if c.isalnum() or c in ".=" else "-" for c in inputs.pick)
 
     def fill(folder: Path) -> None:

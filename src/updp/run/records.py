@@ -1,4 +1,4 @@
-"""The schema of the run directory: which JSON file holds what, for writer and reader alike.
+"""Schemas of the JSON files in the run directory.
 
 | file | record |
 | --- | --- |
@@ -11,8 +11,7 @@
 | `merge/checks.json` | `stages.verify.Checks` |
 | `merge/result.json`, `result.json` | `Result` |
 
-Exports, INT8 and benchmarks keep their own records, in `deploy`. Beside these there are
-`recipe.yaml`, weights as safetensors, and `figures.jsonl` of the stages that train.
+Exports, INT8 and benchmarks have their own records, in `deploy`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import nn
 
 from updp.io.records import Record
@@ -33,7 +32,7 @@ from updp.stages.context import RunInputs
 
 
 class RunRecord(Record):
-    """What the run is about; what came from Python has no name."""
+    """Model, data and environment of a run; objects that came from Python have empty names."""
 
     FILE: ClassVar[str] = "run.json"
     model: str
@@ -50,7 +49,7 @@ class RunRecord(Record):
 
     @classmethod
     def of(cls, inputs: RunInputs) -> RunRecord:
-        """Of a run that is begun now, by this command."""
+        """The record of a run that this process begins."""
         return cls(
             **vars(inputs.names),
             classes=inputs.classes,
@@ -64,21 +63,19 @@ class RunRecord(Record):
     def weights_for(
         self, model: nn.Module | str | None, weights: str | Path | None
     ) -> str | Path | None:
-        """The file to open: `weights` if given; the run's own are for the run's own model."""
+        """The file to open: `weights` if given, else the run's own for the run's own model."""
         own = self.weights if model in (None, self.model) else ""
         return weights or own or None
 
 
 class Done(Record):
-    """A stage has ended."""
+    """Mark that a stage has ended."""
 
     FILE: ClassVar[str] = "done.json"
 
 
-class ModelFigures(BaseModel):
-    """One of the two models; latency in ms for a batch."""
-
-    model_config = ConfigDict(frozen=True)
+class ModelFigures(BaseModel, frozen=True):
+    """Figures of one model: top-1 in percent, MACs for one image, latency in ms for a batch."""
 
     top1: float
     parameters: int
@@ -87,7 +84,7 @@ class ModelFigures(BaseModel):
 
 
 class Result(Record):
-    """What a run ends with. Accuracies are top-1 on the test split, in percent."""
+    """The final figures of a run; accuracies are top-1 on the test split, in percent."""
 
     FILE: ClassVar[str] = "result.json"
     baseline: ModelFigures
@@ -106,7 +103,7 @@ class Result(Record):
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers; those that are not installed are left out."""
+    """Versions of Python and of the installed packages that affect the figures."""
     found = {"python": platform.python_version()}
     for name in ("updp", "torch", "torchvision", "timm", "optuna", "numpy"):
         try:

@@ -1,4 +1,4 @@
-"""The final table: baseline against merged model, and top-1 after each stage."""
+"""The final table: baseline and merged model evaluated and timed, and top-1 after each stage."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,20 +20,16 @@ MODEL, RESULT = "model.safetensors", "result.json"
 
 
 def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) -> None:
-    """Write `result.json` into the folder of stage 4: both models, evaluated and timed.
+    """Evaluate and time both models, and write `result.json` into the folder of stage 4.
 
-    The test split is evaluated once, and both models are timed in this process.
+    The context's net must hold the trained subnet.
     """
-    result = make_result(context, merged, checks)
+    result = _make_result(context, merged, checks)
     _draw(context.board.curves("merge"), result)
     write_json(context.folder("merge") / RESULT, result.model_dump(mode="json"))
 
 
-def make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -> Result:
-    """Evaluate each stage on the test split and time baseline and merged model.
-
-    The context's net holds the trained subnet.
-    """
+def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -> Result:
     feed, progress, baseline = context.feed, context.progress, context.baseline
     test, measure = list(feed.test()), context.recipe.measure
     models: dict[str, nn.Module] = {
@@ -44,7 +40,7 @@ def make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) ->
     }
     progress.begin("merge: evaluating each stage", len(models) * len(test))
     stages = {name: top1(net, _ticking(test, progress.advance)) for name, net in models.items()}
-    rounds = 2 * measure.rounds
+    rounds = 2 * measure.rounds  # the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
     times = compare_modules(
@@ -72,7 +68,7 @@ def make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) ->
 
 
 def _before_training(context: Context) -> dict[str, Supernet]:
-    """The subnet with the supernet's weights, and as it was fitted, if it was."""
+    """The subnet with the supernet's weights, and with those after the fit, if there was one."""
     choices = context.found_plan().choices
     searched = context.load_weights(context.make_supernet(), "supernet")
     searched.choose(choices)
@@ -98,14 +94,14 @@ def _figures(model: nn.Module, accuracy: float, x: Tensor, latency: Latency) -> 
 def _ticking(
     batches: Sequence[tuple[Tensor, Tensor]], tick: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches; `tick` is called when each has been used."""
+    """Iterate over batches, and call `tick` after the use of each."""
     for batch in batches:
         yield batch
         tick()
 
 
 def _draw(curves: Curves, result: Result) -> None:
-    """Draw top-1 after each stage, each in a chart of its own name, and the speed-up."""
+    """Draw the speed-up, and top-1 after each stage in a chart of its own."""
     row: dict[str, float] = {"step": 0, "speedup": result.speedup.median}
     for stage, accuracy in result.top1_by_stage.items():
         row[f"top1_{stage.replace(' ', '_')}"] = accuracy

@@ -1,1 +1,1 @@
-"""The four stages, and the survey of sites before them: one file each."""
+"""The survey of sites and the four stages, one file each."""

@@ -1,11 +1,10 @@
-"""What every stage works with: the checked inputs of a run, and the folders of its stages."""
+"""`Context`, shared by all stages: the checked inputs of a run and the folders of its stages."""
 
 import copy
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,31 +21,31 @@ from updp.io.tracking import Board
 from updp.models.teacher import Teacher
 from updp.plan import Plan
 from updp.recipe import Budget, Recipe
-from updp.search import Limits, SearchResult, Space, Survey, limits_of
+from updp.search import Limits, Space, Survey, limits_of
 from updp.supernet import Supernet
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
-WEIGHTS = "weights.safetensors"  # what a stage that fits or trains leaves
+WEIGHTS = "weights.safetensors"  # of a stage that fits or trains
 
 
 class StageKey(Record):
-    """What a stage is made from: its own part of it, and by `after` all that came before.
+    """Everything that decides a stage's outcome; those of earlier stages enter by `after`.
 
-    A stage whose key has changed is never taken up again, so whatever decides its outcome is here.
+    A finished stage is reused only under the same key, so what is missing here makes stale results.
     """
 
-    STAGE: ClassVar[str]
     after: str = ""  # sha256 of the key of the stage before
 
     @property
     def sha256(self) -> str:
-        """Of the key, and so of all keys before it."""
+        """Hash of this key and, through `after`, of all keys before it."""
+        # Names and order of the fields are in it: to change them makes finished stages stale.
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class InputNames:
-    """What the user wrote; empty for what came from Python and has no name."""
+    """Names as the user wrote them; empty for objects that came from Python."""
 
     model: str = ""
     weights: str = ""
@@ -57,7 +56,7 @@ class InputNames:
 
 @dataclass(frozen=True)
 class InputHashes:
-    """Sha256 of the contents of the model's weights, the data and the teacher's weights."""
+    """Sha256 of the model's weights, the data and the teacher's weights."""
 
     weights: str
     data: str
@@ -66,11 +65,11 @@ class InputHashes:
 
 @dataclass
 class RunInputs:
-    """Everything that a run is about, opened and checked; see `run.inputs.open_inputs`.
+    """The inputs of a run, opened and checked by `run.inputs.open_inputs`.
 
-    `baseline` is a copy of the user's model, in evaluation, on the feed's device. `plan` is one
-    that the user gave, which takes the place of the search; `pick` names another point of the front
-    than the search took. A `teacher` of None is the baseline itself.
+    `baseline` is a copy of the user's model in evaluation mode, on the feed's device. A `plan`
+    replaces the search; `pick` names another point of the search's front. A `teacher` of None is
+    the baseline.
     """
 
     names: InputNames
@@ -88,18 +87,18 @@ class RunInputs:
 
 @dataclass
 class Context(RunInputs):
-    """A run's inputs beside its run directory `root`: what every stage works with."""
+    """A run's inputs and its run directory `root`, with what stages derive from them."""
 
     root: Path = Path()
     keys: dict[str, StageKey] = field(default_factory=dict)  # by stage
 
     def folder(self, stage: str) -> Path:
-        """Where a stage keeps its files."""
+        """The folder of a stage."""
         return self.root / stage
 
     @property
     def device(self) -> torch.device:
-        """Where the baseline and the feed's images are."""
+        """Device of the baseline and of the feed's images."""
         return self.feed.device
 
     @property
@@ -108,13 +107,13 @@ class Context(RunInputs):
         return self.feed.image_size
 
     def example(self, images: int) -> torch.Tensor:
-        """Random images (N, C, H, W), the same ones always, to try and time models on."""
+        """Seeded random images (N, C, H, W), to trace and time models on."""
         return seeded_input((images, *self.shape)).to(self.device)
 
     def findings(self, model: nn.Module) -> Findings:
-        """The sites of `model` that the recipe lets be pruned.
+        """The sites of `model` that the recipe selects.
 
-        Raises UserError: a glob of the recipe fits no site.
+        Raises UserError: a glob of the recipe matches no site.
         """
         settings = self.recipe.candidates
         found = find(model, self.example(2))
@@ -122,14 +121,14 @@ class Context(RunInputs):
 
     @cached_property
     def survey(self) -> Survey:
-        """What the stage `sites` found and timed."""
+        """The record of the stage `sites`."""
         return Survey.read(self.root)
 
     @property
     def offers(self) -> Offers:
         """The offers of each site within the budget. Raises UserError when there are none."""
         offers = self.survey.offers(self.recipe)
-        if not offers and self.plan is None:  # a given plan brings its own
+        if not offers and self.plan is None:  # a given plan has candidates of its own
             raise UserError(
                 f"model '{self.names.model}' has no block that can be pruned: "
                 "`updp inspect` says why for each"
@@ -138,11 +137,11 @@ class Context(RunInputs):
 
     @cached_property
     def space(self) -> Space:
-        """All plans, and what each costs."""
+        """All plans within the offers, with their costs."""
         return self.survey.space(self.offers)
 
     def require_budget(self) -> Budget | None:
-        """The budget; None with a given plan, which has met its own. Raises UserError: none."""
+        """The budget, or None with a given plan. Raises UserError where both are missing."""
         if self.plan is not None:
             return None
         if self.recipe.budget is None:
@@ -156,11 +155,11 @@ class Context(RunInputs):
 
     @cached_property
     def net(self) -> Supernet:
-        """The run's supernet, calibrated; made once, its weights are loaded by each stage."""
+        """The run's calibrated supernet, shared by all stages; each loads its own weights."""
         return self.make_supernet()
 
     def make_supernet(self) -> Supernet:
-        """Another supernet of this run, calibrated, with the baseline's weights.
+        """Make another calibrated supernet, with the baseline's weights.
 
         Raises UserError: a given plan does not fit the model.
         """
@@ -168,15 +167,15 @@ class Context(RunInputs):
         findings = self.findings(model)
         candidates = {n: tuple(o.candidate for o in found) for n, found in self.offers.items()}
         if self.plan is not None:
-            for name, given in planned(self.plan, findings).items():
+            for name, wanted in planned(self.plan, findings).items():
                 offered = candidates.get(name, ())
-                candidates[name] = (*offered, *(c for c in given if c not in offered))
+                candidates[name] = (*offered, *(c for c in wanted if c not in offered))
         net = Supernet(model, findings, candidates)
         net.calibrate(torch.cat(self.feed.calibration()))
         return net
 
     def load_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> Supernet:
-        """The net with the weights that a stage left."""
+        """Load the weights that a stage left into `net`, and return it."""
         tensors, notes = read_tensors(self.folder(stage) / name)
         net.load_weights(tensors, notes["shapes"])
         return net
@@ -188,9 +187,3 @@ class Context(RunInputs):
     def found_plan(self) -> Plan:
         """The plan that stage 2 left."""
         return Plan.read_file(self.folder("search") / "plan.json")
-
-    def search_result(self) -> SearchResult:
-        """All that stage 2 scored, and its front. Raises UserError where it did not end."""
-        if not SearchResult.path(self.root).exists():
-            raise UserError(f"'{self.root}' has no finished search: run `updp search`")
-        return SearchResult.read(self.root)

@@ -1,4 +1,4 @@
-"""Stage 4: merge the subnet by reparameterisation, prove it, and write the plain model."""
+"""Stage 4: merge the subnet by reparameterisation, verify it, and write the plain model."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,26 +12,21 @@ from updp.supernet import Supernet
 
 
 class MergeKey(StageKey):
-    """What rounding may cost."""
+    """The tolerances of the verification."""
 
-    STAGE: ClassVar[str] = "merge"
     FILE: ClassVar[str] = "merge/key.json"
     merge: dict[str, Any]
 
 
 def make_key(context: Context) -> MergeKey:
-    """What the merged model is accepted by, after the subnet."""
+    """The key of this stage."""
     return MergeKey(merge=context.recipe.merge.decisive())
-
-
-def check(context: Context) -> None:
-    """Nothing is left to be checked."""
 
 
 def run(context: Context) -> tuple[nn.Module, list[Check]]:
     """Write `model.safetensors` and `checks.json`; return the merged model and its checks.
 
-    Raises MergeError, with nothing written, when the merged model is not what was trained.
+    Raises MergeError, and writes nothing, when the merged model does not compute what was trained.
     """
     net = context.load_weights(context.net, "subnet")
     return merge(context, net, context.found_plan().choices)

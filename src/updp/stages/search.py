@@ -1,4 +1,4 @@
-"""Stage 2: score plans, score the best after fit and repair, time the best, choose one."""
+"""Stage 2: score plans, score the best again after fit and repair, time those, choose one."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -17,9 +17,8 @@ from updp.supernet.timing import time_plans
 
 
 class SearchKey(StageKey):
-    """The budget and the settings of the search; nothing where a plan was given."""
+    """The budget and the settings of the search; empty where a plan was given."""
 
-    STAGE: ClassVar[str] = "search"
     FILE: ClassVar[str] = "search/key.json"
     search: dict[str, Any] | None = None
     refines: bool = False  # whether plans are scored as stage 3 fits them
@@ -27,7 +26,7 @@ class SearchKey(StageKey):
 
 
 def make_key(context: Context) -> SearchKey:
-    """What the plan is chosen by, after the supernet."""
+    """The key of this stage."""
     recipe = context.recipe
     if context.plan is not None:
         return SearchKey()
@@ -42,7 +41,7 @@ def check(context: Context) -> None:
 
 
 def run(context: Context) -> None:
-    """Write `plan.json`; after a search `front.json` and `front.svg`, too."""
+    """Write `plan.json`, and after a search `front.json` and `front.svg`."""
     if context.plan is not None:
         write_text(context.folder("search") / "plan.json", context.plan.to_json())
         return
@@ -61,7 +60,7 @@ def join(context: Context) -> None:
 
 
 def make_task(context: Context) -> Task:
-    """What is searched for, with the supernet's weights loaded."""
+    """Load the supernet's weights and describe the search: space, limits, settings, seed."""
     context.load_weights(context.net, "supernet")
     recipe = context.recipe
     return Task(context.space, context.limits(), recipe.search, recipe.seed)
@@ -70,7 +69,9 @@ def make_task(context: Context) -> Task:
 def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Scores]:
     """Score plans, beside other workers if there are any, until there are enough.
 
-    The second scores are those after fit and repair; there are none where stage 3 does not fit.
+    Returns:
+        Scores of plans as the supernet has them, and scores after fit and repair; the latter are
+        empty where stage 3 does not start from a fit.
     """
     parts = context.net, context.baseline, context.feed, context.recipe
     progress, scorer = context.progress, Scorer(*parts)
@@ -79,17 +80,17 @@ def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Sco
             known = search.search(task, scorer, store, progress, show)
         if not context.recipe.refines:
             return known, {}
-        space = task.space  # not every searcher asks for these
-        alone = [space.keep, *space.singles()]
-        known |= search.complete(alone, task, scorer, store, progress)
-        judge = FittedScorer(*parts)
-        with _store(context, "fitted") as other, _shown(board.curves("refined")) as show:
-            refined = search.refine(task, known, judge, other, progress, show)
+        # Refinement starts from each candidate alone, which not every searcher has scored.
+        singles = [task.space.keep, *task.space.singles()]
+        known |= search.complete(singles, task, scorer, store, progress)
+        fitted_scorer = FittedScorer(*parts)
+        with _store(context, "fitted") as fitted, _shown(board.curves("refined")) as show:
+            refined = search.refine(task, known, fitted_scorer, fitted, progress, show)
         return known | search.complete(refined, task, scorer, store, progress), refined
 
 
 def choose(context: Context) -> SearchResult:
-    """Score plans, time the best end to end, and choose."""
+    """Score plans, time the best end to end, and choose one."""
     task, recipe = make_task(context), context.recipe
     known, refined = score_plans(context, task, context.board)
     plans, measure = search.finalists(known, refined, task), recipe.measure
@@ -121,24 +122,23 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
     plan = result.make_plan(context.offers, budget, hashes)
     try:
         plot_front(result, folder / "front.svg")
-    except UserError as error:  # nobody waits hours to learn that a picture cannot be drawn
+    except UserError as error:  # a missing plotting package must not cost a finished search
         context.progress.say(f"search: {error}")
     write_json(folder / "front.json", result.model_dump(mode="json"))
     write_text(folder / "plan.json", plan.to_json())
 
 
 def _store(context: Context, kind: str) -> Store:
-    """The store of scores of one kind; a search that is another one has another study in it."""
-    made_from = (context.folder("sites") / "sites.json").read_bytes() + context.keys[
-        "search"
-    ].sha256.encode()
-    study = hashlib.sha256(made_from + kind.encode()).hexdigest()
+    """The store of scores of one kind, with a study per survey and search key."""
+    survey = (context.folder("sites") / "sites.json").read_bytes()
+    key = context.keys["search"].sha256
+    study = hashlib.sha256(survey + key.encode() + kind.encode()).hexdigest()
     return Store.in_folder(context.folder("search"), study, context.recipe.search.storage)
 
 
 @contextmanager
 def _shown(curves: Curves) -> Iterator[Callable[[Evaluated, Evaluated | None], None]]:
-    """Draws each plan's score and top-1, and the best within the budget, over evaluations."""
+    """Draw score and top-1 over evaluations, of each plan and of the best within the budget."""
     count = 0
     curves.restart()
 

@@ -1,6 +1,6 @@
-"""Before stage 1: find what can be pruned and time what each site may become.
+"""The survey before stage 1: find the sites of the model and time their candidates.
 
-Decided once for a run, because clocks vary.
+A run keeps its first survey, because another one would measure other times.
 """
 
 import copy
@@ -17,23 +17,22 @@ from updp.stages.context import Context, StageKey
 from updp.supernet import Supernet
 from updp.supernet.timing import time_plans
 
-_WHOLE_STEPS = 3  # of a survey, beside one for each site
+_WHOLE_STEPS = 3  # steps of the progress bar for the whole model, beside one for each site
 
 
 class SitesKey(StageKey):
-    """The model, the data, and how both are looked at."""
+    """The model, the data, and the settings of candidates and measurement."""
 
-    STAGE: ClassVar[str] = "sites"
     FILE: ClassVar[str] = "sites/key.json"
     model: str
-    seed: int  # of untrained weights, too
+    seed: int  # it decides untrained weights, too
     weights: str
     data: str
     recipe: dict[str, Any]
 
 
 def make_key(context: Context) -> SitesKey:
-    """What the sites are found from."""
+    """The key of this stage."""
     hashes, recipe = context.hashes, context.recipe
     return SitesKey(
         model=context.names.model,
@@ -50,30 +49,30 @@ def check(context: Context) -> None:
 
 
 def run(context: Context) -> None:
-    """Write `sites.json`: what each site may become, why others may not, the baseline's cost."""
+    """Write `sites.json`: candidates of each site, refusals with reasons, the baseline's cost."""
     findings = context.findings(context.baseline)
     context.progress.begin("sites: timing candidates", len(findings.sites) + _WHOLE_STEPS)
     survey(context, findings).write(context.root)
 
 
 def survey(context: Context, findings: Findings) -> Survey:
-    """Time the candidates of every site, and the baseline beside some whole plans.
+    """Time the candidates of every site, and the baseline against a few whole plans.
 
-    Raises UserError where the runtime of the recipe does not run the model.
+    Raises UserError where the recipe's runtime cannot run the model.
     """
     model, measure, tick = context.baseline, context.recipe.measure, context.progress.advance
     offers, refused = make_offers(model, findings, context.recipe, context.device, tick)
     x = context.example(measure.batch_size)
     times = compare_modules({"baseline": model}, x, settings=measure, rounds=measure.rounds)
     tick()
-    copied = copy.deepcopy(model)
+    copied = copy.deepcopy(model)  # a supernet replaces modules in place
     candidates = {name: [o.candidate for o in found] for name, found in offers.items()}
     net = Supernet(copied, context.findings(copied), candidates)
     outside, sites = live_at(net.eval(), net.switches, x)
-    # What is kept is the user's own code, which may hold on to more than the block's graph does.
+    # A kept site runs the user's forward, which may hold more tensors than the traced block does.
     blocks = {s.name: s.block for s in net.sites.values()}
-    _, own = live_at(model, {b: model.get_submodule(b) for b in set(blocks.values()) if b}, x)
-    keep = {n: max(s.peak, own[b].peak if (b := blocks[n]) else 0) for n, s in sites.items()}
+    _, originals = live_at(model, {b: model.get_submodule(b) for b in set(blocks.values()) if b}, x)
+    keep = {n: max(s.peak, originals[b].peak if (b := blocks[n]) else 0) for n, s in sites.items()}
     whole = times["baseline"].ms.median
     tick()
     factor = in_place(model, net, offers, whole, x, measure)
@@ -103,11 +102,20 @@ def in_place(
     x: Tensor,
     measure: MeasureSettings,
 ) -> float:
-    """How many times what a candidate saves alone it saves within the model, in the main.
+    """Factor from the sum of what candidates save alone to what a plan saves end to end.
 
-    Caches, and a machine that has become slower since, make a difference. A few plans are timed
-    end to end, interleaved with the model (`whole` ms): all sites with their preferred candidates,
-    all with their fastest, every other one. The factor is that of the least relative error.
+    The two differ by caches, and by a machine that has become slower since. Three plans are timed
+    end to end, interleaved with the model: all sites with their preferred candidates, all with
+    their fastest, every other one with its preferred. The factor is the least-squares solution
+    for the relative error of the predicted times, clipped to [0.5, 2].
+
+    Args:
+        model: the baseline.
+        net: a supernet of it, with the offered candidates.
+        offers: the offers of each site, the preferred one first.
+        whole: the baseline's latency in ms.
+        x: images (N, C, H, W) to time on.
+        measure: how to time.
     """
     preferred = {name: found[0] for name, found in offers.items()}
     fastest = {n: max(found, key=lambda o: o.saved_ms) for n, found in offers.items()}
@@ -116,7 +124,8 @@ def in_place(
         return 1.0
     choices = [{n: o.candidate.label for n, o in plan.items()} for plan in plans]
     times = time_plans(model, net, choices, x, measure)
-    # Sought: f such that 1 - f * saved is the share, each relative to the share.
+    # With s what a plan saves alone and r its measured latency, both as shares of the baseline's:
+    # f minimises the sum of ((1 - f s - r) / r)^2.
     pairs = [
         (sum(o.saved_ms for o in plan.values()) / whole, 1 / latency.speedup.median)
         for plan, latency in zip(plans, times, strict=True)

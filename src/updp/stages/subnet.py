@@ -1,9 +1,8 @@
-"""Stage 3: fit the plan, then train it, at once or progressively: lambda from 0 to 1.
+"""Stage 3: fit the plan, then train it, at once or progressively.
 
-Lambda is 0 for the baseline's block and 1 for the pruned block.
+Progressive training raises lambda from 0 (the baseline's block) to 1 (the pruned block).
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,9 +25,8 @@ START = "start.safetensors"  # the plan's weights after the fit
 
 
 class SubnetKey(StageKey):
-    """The settings of the training, another point of the front, another teacher."""
+    """The settings of the training, the point of the front, the teacher."""
 
-    STAGE: ClassVar[str] = "subnet"
     FILE: ClassVar[str] = "subnet/key.json"
     subnet: dict[str, Any]
     pick: str = ""
@@ -37,7 +35,7 @@ class SubnetKey(StageKey):
 
 
 def make_key(context: Context) -> SubnetKey:
-    """What the subnet is made from, after the plan."""
+    """The key of this stage."""
     return SubnetKey(
         subnet=context.recipe.subnet.decisive(),
         pick=context.pick,
@@ -46,12 +44,8 @@ def make_key(context: Context) -> SubnetKey:
     )
 
 
-def check(context: Context) -> None:
-    """Nothing is left to be checked."""
-
-
 def run(context: Context) -> None:
-    """Write `weights.safetensors`; after a fit `start.safetensors` and `fit.json`, too."""
+    """Write `weights.safetensors`, and after a fit `start.safetensors` and `fit.json`."""
     settings, feed = context.recipe.subnet, context.feed
     net = context.make_supernet() if settings.start == "baseline" else context.net
     if settings.start != "baseline":
@@ -60,14 +54,14 @@ def run(context: Context) -> None:
         _fit(context, net)
     if settings.all_images:
         feed = feed.with_held_out()
-    own = copy.deepcopy(context.baseline)
-    teacher = own if context.teacher is None else context.teacher.to(context.device)
+    other = context.teacher
+    teacher = context.baseline if other is None else other.to(context.device)
     train_progressively(context, net, context.found_plan().choices, teacher, feed)
     context.save_weights(net, "subnet")
 
 
 def _fit(context: Context, net: Supernet) -> None:
-    """The plan's closed-form start: once, for it takes a minute."""
+    """Load the plan's closed-form start, fitted unless an interrupted run has left it."""
     if not (context.folder("subnet") / START).exists():
         progress, settings = context.progress, context.recipe.fit
         images = context.feed.calibration(settings.images)
@@ -87,19 +81,26 @@ def _fit(context: Context, net: Supernet) -> None:
 def train_progressively(
     context: Context, net: Supernet, choices: Mapping[str, str], teacher: nn.Module, feed: Feed
 ) -> None:
-    """Train the net under a plan's `choices`, from lambda 0 to 1 as the settings say.
+    """Train `net` under a plan, lambda from 0 to 1 (UPDP, *Progressive subnet training*).
 
-    `teacher` is the baseline as the user brought it (UPDP, *Progressive subnet training*), or
-    another model that takes the same images; `subnet.features` needs the baseline. The loss is
-    (1 - distill) of the labels' and distill of the teacher's logits', plus `features` of the
-    teacher's features' (see `training.features`) at the ends of the pruned blocks.
+    The loss is (1 - distill) * label loss + distill * distillation loss + features * feature loss,
+    the last at the ends of the pruned blocks (see `training.features`).
+
+    Args:
+        context: settings, progress and curves.
+        net: the supernet; its weights are trained in place.
+        choices: the candidate's label for each pruned site.
+        teacher: the baseline, or another model for the same images; `subnet.features` needs the
+            baseline.
+        feed: the training images.
     """
     settings = context.recipe.subnet
     teacher.eval()
     net.choose(choices)
     forms = [net.switches[name].form(label) for name, label in choices.items()]
-    early = settings.merge == "ramp" and settings.start != "fit"  # which has merged already
+    early = settings.merge == "ramp" and settings.start != "fit"  # fitted forms are merged already
     for form in forms if early else ():
+        # The optimiser is made before the forms collapse, and must hold the parameters of both.
         form.set_shape("reserved")
     paths = _feature_paths(net, teacher, feed, context.progress) if settings.features else []
 
@@ -149,7 +150,7 @@ def _merge_early(step: int, total: int, settings: SubnetSettings, forms: Sequenc
 
 
 def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Progress) -> list[str]:
-    """The pruned blocks whose outputs can be compared with the baseline's."""
+    """Paths of the pruned blocks whose outputs can be compared with the baseline's."""
     blocks = net.pruned_blocks()
     paths = comparable(net.model, teacher, blocks, feed.calibration()[0][:2])
     if left := [block for block in blocks if block not in paths]:
@@ -158,9 +159,9 @@ def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Prog
 
 
 def ramp(step: int, total: int, settings: SubnetSettings) -> float:
-    """Lambda at a step: from 0 to 1 over the first share `1 - hold` of the steps.
+    """Lambda at `step` of `total`: from 0 to 1 over the first share `1 - hold` of the steps.
 
-    Linear, or cosine: (1 - cos(pi t)) / 2.
+    It follows t, or (1 - cos(pi t)) / 2 with the cosine schedule.
     """
     length = (1 - settings.hold) * total
     t = min(1.0, step / length) if length > 0 else 1.0

@@ -1,7 +1,4 @@
-"""Stage 1: fit the candidates of every site, train the supernet, or both.
-
-So its weights serve every plan.
-"""
+"""Stage 1: weights that serve every plan, by fit of each candidate, training, or both."""
 
 import random
 from typing import Any, ClassVar
@@ -16,13 +13,12 @@ from updp.training.losses import classification, distillation
 
 
 class SupernetKey(StageKey):
-    """The settings of fit and training, and what decides which candidates there are.
+    """The settings of fit and training, and what decides which candidates are offered.
 
-    `kind_of_budget` is `blocks` or `costs` where offers follow the budget; `candidates` are a given
-    plan's.
+    `kind_of_budget` is `blocks` or `costs` where offers depend on it; `candidates` are those of a
+    given plan.
     """
 
-    STAGE: ClassVar[str] = "supernet"
     FILE: ClassVar[str] = "supernet/key.json"
     supernet: dict[str, Any]
     fit: dict[str, Any]
@@ -31,7 +27,7 @@ class SupernetKey(StageKey):
 
 
 def make_key(context: Context) -> SupernetKey:
-    """What the supernet is made from, after the sites."""
+    """The key of this stage."""
     recipe, plan = context.recipe, context.plan
     follows = plan is None and recipe.candidates.follow_budget
     return SupernetKey(
@@ -44,7 +40,7 @@ def make_key(context: Context) -> SupernetKey:
 
 def check(context: Context) -> None:
     """Raises UserError for a given plan that does not fit, before anything is written."""
-    assert context.net
+    assert context.net  # made here, on first use
 
 
 def run(context: Context) -> None:
@@ -59,11 +55,10 @@ def run(context: Context) -> None:
 
 
 def train_sandwich(context: Context) -> None:
-    """Train the supernet by the sandwich rule.
+    """Train the supernet by the sandwich rule (UPDP, *Supernet training*; Yu & Huang, 2019, 3.2).
 
-    Each step runs the baseline path on the labels, then the most pruned path and random plans
-    between, which follow the baseline path's logits (UPDP, *Supernet training*; Yu & Huang, 2019,
-    section 3.2). Each path is backpropagated alone, so memory is that of one.
+    Each step trains the baseline path on the labels, then distills its logits into the most pruned
+    path and a few random plans. Each path is backpropagated alone, so memory is that of one.
     """
     net, settings = context.net, context.recipe.supernet
     seed = mix(context.recipe.seed, 10)
@@ -73,6 +68,7 @@ def train_sandwich(context: Context) -> None:
         teacher = net(images)
         loss = classification(teacher, targets, settings.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
+        # Seeded by the step, so that a continued run draws the plans of an uninterrupted one.
         chance = random.Random(mix(seed, 3, number))
         plans = [most_pruned(net)]
         plans += [random_plan(net, chance) for _ in range(settings.random_paths)]
@@ -99,12 +95,12 @@ def train_sandwich(context: Context) -> None:
 
 
 def most_pruned(net: Supernet) -> dict[str, str]:
-    """The plan that prunes every site, to its first candidate."""
+    """The plan of every site's first candidate."""
     return {name: switch.labels[0] for name, switch in net.switches.items()}
 
 
 def random_plan(net: Supernet, chance: random.Random) -> dict[str, str]:
-    """A plan that prunes a random number of random sites to random candidates."""
+    """Draw a plan: a random number of sites, random ones, with random candidates."""
     names = list(net.switches)
     chosen = chance.sample(names, chance.randint(1, len(names)))
     return {name: chance.choice(net.switches[name].labels) for name in names if name in chosen}

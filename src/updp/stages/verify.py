@@ -1,11 +1,11 @@
-"""Proof that a merged model computes what was trained (DESIGN, rule 6)."""
+"""Verification that a merged model computes what was trained."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.utils.hooks import RemovableHandle
@@ -16,18 +16,17 @@ from updp.io.records import Record
 from updp.recipe import MergeSettings
 from updp.supernet import Supernet
 
-# Merging adds up in another order, so it rounds otherwise, but not much more.
+# A merged operator sums in another order, which rounds differently but hardly worse: an error of
+# up to this many times the subnet's own rounding error is accepted.
 ROUNDINGS = 4
 PARTS = 4  # two precisions, each on random inputs and real images
 
 
-class Check(BaseModel):
+class Check(BaseModel, frozen=True):
     """Relative L2 error of one block, or of the logits (`where` is empty), on one input.
 
-    `rounding` is the error that the subnet itself makes there by its own precision.
+    `rounding` estimates the error that the subnet itself makes in this precision.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     where: str
     dtype: str
@@ -39,7 +38,7 @@ class Check(BaseModel):
 
 
 class Checks(Record):
-    """All comparisons of merged model and subnet."""
+    """The comparisons of merged model and subnet."""
 
     FILE: ClassVar[str] = "merge/checks.json"
     rows: tuple[Check, ...]
@@ -56,10 +55,16 @@ def verify(
 ) -> list[Check]:
     """Compare subnet and merged model under the present choices, block by block and end to end.
 
-    On `images` (N, C, H, W) and on random input of that shape, in each of `dtypes`; `sources` may
-    name one of the two. `tick` is called after each. Each merged block is fed what its subnet block
-    was fed. Many layers may round by more than the tolerance, merged or not: an error may also be
-    as large as a few of the subnet's own.
+    Each merged block gets the inputs of its subnet block. Deep networks may round by more than the
+    tolerance, merged or not, so an error of `ROUNDINGS` times the subnet's own is accepted, too.
+
+    Args:
+        net: the supernet, with the plan chosen.
+        images: real images (N, C, H, W); random input has their shape.
+        settings: the tolerance of each precision.
+        dtypes: the precisions to compare in.
+        sources: `random`, `images`, or both.
+        tick: called after each precision and source.
 
     Raises:
         MergeError: an error is above its tolerance; the first is named.
@@ -79,7 +84,7 @@ def verify(
             x = inputs[source]
             for check in _compare(nets[dtype], merged, nets[other], x.to(dtype), other, source):
                 limit = max(tolerance, ROUNDINGS * check.rounding)
-                if not check.error <= limit:
+                if not check.error <= limit:  # which is true of NaN as well
                     raise MergeError(
                         f"merged {check.where or 'model'} differs from what was trained by "
                         f"{check.error:.1e} ({check.dtype}, {source}; at most {limit:.0e}): "
@@ -98,15 +103,16 @@ def _compare(
     other: torch.dtype,
     source: str,
 ) -> list[Check]:
-    """`reference` is the subnet in the `other` precision, to know what rounding does to it."""
+    """Compare on one input; `reference` is the subnet in the `other` precision."""
     dtype = str(x.dtype).removeprefix("torch.")
-    finer = torch.finfo(x.dtype).eps / max(torch.finfo(t).eps for t in (x.dtype, other))
+    # The two precisions differ by the rounding of the coarser one; this scales it to that of x.
+    scale = torch.finfo(x.dtype).eps / max(torch.finfo(t).eps for t in (x.dtype, other))
     blocks = subnet.pruned_blocks()
     calls: dict[str, tuple[Any, Any]] = {}
 
     def record(name: str) -> Iterator[RemovableHandle]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name] = _mapped((args, kwargs), torch.clone), None
+            calls[name] = _mapped((args, kwargs), torch.clone), None  # the block may work in place
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             calls[name] = calls[name][0], _mapped(output, torch.clone)
@@ -122,7 +128,7 @@ def _compare(
         args, kwargs = _mapped(call, torch.clone)
         y, expected = _flat(new(*args, **kwargs)), _flat(expected)
         args, kwargs = _mapped(call, lambda t: t.to(other) if t.is_floating_point() else t.clone())
-        rounding = finer * relative(_flat(old(*args, **kwargs)).to(expected), expected)
+        rounding = scale * relative(_flat(old(*args, **kwargs)).to(expected), expected)
         error = relative(y, expected)
         border, interior = _split(y, expected)
         return Check(
@@ -143,12 +149,12 @@ def _compare(
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Copy a block's arguments or results, for some blocks work in place."""
+    """Apply `function` to each tensor in nested arguments or results."""
     return map_aggregate(value, lambda v: function(v) if isinstance(v, Tensor) else v)
 
 
 def _flat(output: Any) -> Tensor:
-    """A block's one tensor, or all of the several that it returns as one vector."""
+    """A block's only tensor, or all floating-point tensors of its output as one vector."""
     tensors: list[Tensor] = []
     map_aggregate(output, lambda v: tensors.append(v) if isinstance(v, Tensor) else None)
     if len(tensors) == 1:
@@ -160,11 +166,11 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     """||actual - expected|| / ||expected||, infinite when the shapes differ."""
     if actual.shape != expected.shape:
         return float("inf")
-    return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 def _split(actual: Tensor, expected: Tensor, width: int = 3) -> tuple[float | None, float | None]:
-    """Errors of a feature map's outermost pixels and of the rest; None where it has none."""
+    """Errors of a map's (N, C, H, W) border and interior; None for other or small tensors."""
     if actual.ndim != 4 or min(actual.shape[2:]) <= 2 * width:
         return None, None
     inside = torch.zeros_like(actual, dtype=torch.bool)

@@ -36,6 +36,10 @@ def bench(
 ) -> Bench:
     """Time a finished run's merged model against its baseline, or one model against another.
 
+    >>> record = updp.bench("runs/mine", runtimes=["eager"], batch_sizes=[1, 8], rounds=3)
+    >>> [row.setting.batch_size for row in record.rows if row.speedup is not None]
+    [1, 8]
+
     Models are modules, names, or run directories (their merged models). Every combination of the
     settings is a row. A run's rows are kept in `RUN/bench/bench.json`, in place of those of the
     same setting.

@@ -42,6 +42,10 @@ def export(
 
     A format that fails does not keep the others from being written; the error comes at the end.
 
+    >>> (record,) = updp.export("runs/mine", "safetensors", out="exported")
+    >>> record.top1_agreement
+    100.0
+
     Args:
         run: What `updp prune` left.
         to: `onnx`, `pt2`, `safetensors`, `openvino`, or `all`.

@@ -15,7 +15,14 @@ PREPROCESS = "preprocess.json"  # beside the files, in every folder
 
 
 class Exported(BaseModel):
-    """One format, and how its file compares with the PyTorch model on real images."""
+    """One format, and how its file compares with the PyTorch model on real images.
+
+    >>> (record,) = updp.export("runs/mine", "safetensors")
+    >>> record.folder, record.files[0]
+    ('export', 'model.safetensors')
+    >>> record.bytes > 0 and record.parameters < record.baseline_parameters
+    True
+    """
 
     format: str
     folder: str  # relative to the run directory if inside

@@ -42,6 +42,10 @@ def quantize(
     Writes `model.int8.onnx`, `baseline.int8.onnx` and `int8.json` into `run/export`. Both models
     are evaluated on the test split in ONNX Runtime, on the CPU.
 
+    >>> record = updp.quantize("runs/mine", calibration_images=64)
+    >>> record.merged.file, record.merged.bytes_int8 > 0
+    ('model.int8.onnx', True)
+
     Args:
         calibration_images: How many images set the ranges of activations, in both models.
         method: How they do: `percentile`, `minmax` or `entropy`.

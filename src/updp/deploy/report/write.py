@@ -35,6 +35,11 @@ def report(*runs: str | Path, out: str | Path | None = None, format: Format | No
     Raises:
         UserError: A run has not ended, one of its files is wrong, `out` is of neither format, or
             jinja2 is missing.
+
+    >>> path = updp.report("runs/mine", out="report.md")
+    >>> print(path.read_text())
+    ### ...x faster, at ... % top-1
+    ...
     """
     if not runs:
         raise UserError("no run was given: name the run directory of a finished `updp prune`")

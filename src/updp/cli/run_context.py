@@ -1,0 +1,84 @@
+"""A run opened from a command's options and its run directory, under progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from updp.cli.options import RunOptions, RunRecipeOptions, TeacherOptions
+from updp.cli.progress import Bars
+from updp.cli.tables import standard_console
+from updp.errors import UserError
+from updp.plan import Plan
+from updp.run.inputs import open_inputs
+from updp.run.pipeline import Run, open_run_directory
+from updp.run.records import RunRecord
+
+
+@contextmanager
+def open_run(
+    options: RunOptions,
+    recipe: RunRecipeOptions,
+    *,
+    last: str,
+    fresh: str = "",
+    pick: str | None = None,
+    storage: str | None = None,
+    teacher: TeacherOptions | None = None,
+) -> Iterator[Run]:
+    """Open the run that the options name, and show progress bars while it works.
+
+    What the options leave out is taken from the run directory. `storage` replaces the recipe's;
+    `last` and `fresh` are as for `open_run_directory`. Raises UserError.
+    """
+    with Bars(standard_console()) as bars:
+        # Starting over from the beginning ignores the recipe in the run directory, too.
+        starts_over = fresh == "sites" and last == "merge" and not pick
+        settings = recipe.settle(None if starts_over else options.out)
+        if storage is not None:
+            search = settings.search.model_copy(update={"storage": storage})
+            settings = settings.model_copy(update={"search": search})
+        record = RunRecord.read_if_there(options.out)
+        weights: str | Path | None = options.weights
+        if weights is None and record is not None:
+            weights = record.weights_for(options.model, None)
+        same_model = record if record and options.model in (None, record.model) else None
+        teacher_name, teacher_weights = _teacher(teacher or TeacherOptions(), same_model)
+        inputs = open_inputs(
+            _required("model", options.model, record),
+            _required("data", options.data, record),
+            settings,
+            weights=weights,
+            device=options.device,
+            plan=None if options.plan is None else Plan.load(options.plan),
+            pick=pick,
+            teacher=teacher_name,
+            teacher_weights=teacher_weights,
+            tensorboard=options.tensorboard,
+            progress=bars,
+        )
+        yield open_run_directory(inputs, options.out, last=last, fresh=fresh)
+
+
+def _required(name: str, option: str | None, record: RunRecord | None) -> str:
+    """An option, else the field of that name in the run's record."""
+    value = option if option is not None else getattr(record, name, "")
+    if not value:
+        raise UserError(f"--{name} is missing: give it, or an --out that holds a run")
+    return str(value)
+
+
+def _teacher(options: TeacherOptions, record: RunRecord | None) -> tuple[str | None, str | None]:
+    """Name and weights of the teacher; the recorded weights go with the recorded teacher only."""
+    name, weights = options.teacher, options.teacher_weights
+    if record is not None:
+        name = (record.teacher or None) if name is None else name
+        if weights is None and name == record.teacher:
+            weights = record.teacher_weights or None
+    return name, weights
+
+
+def say_done(run: Run, stage: str) -> None:
+    """Print where a stage has left its files."""
+    standard_console().print(f"{stage}: done, in {run.directory.stage(stage)}")

@@ -1,0 +1,106 @@
+"""`updp prune` and the commands of its four stages: supernet, search, subnet, merge."""
+
+from typing import Annotated
+
+import typer
+
+from updp.cli.options import (
+    FreshOption,
+    PickOption,
+    RunOptions,
+    RunRecipeOptions,
+    StorageOption,
+    TeacherOptions,
+)
+
+
+def prune(
+    run: RunOptions,
+    recipe: RunRecipeOptions,
+    teacher: TeacherOptions,
+    pick: PickOption = None,
+    storage: StorageOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Run all four stages: a trained model in, a faster plain model out.
+
+    The same command continues a run that was killed.
+    """
+    from updp.cli.run_context import open_run
+    from updp.cli.tables import print_result, standard_console
+
+    first = "sites" if fresh else ""
+    with open_run(
+        run, recipe, last="merge", fresh=first, pick=pick, storage=storage, teacher=teacher
+    ) as opened:
+        opened.until("merge")
+    print_result(standard_console(), opened.directory)
+
+
+def supernet(run: RunOptions, recipe: RunRecipeOptions, fresh: FreshOption = False) -> None:
+    """Stage 1: fit each candidate of each site, or train them all together, as the recipe says.
+
+    The sites are found and timed first.
+    """
+    from updp.cli.run_context import open_run, say_done
+
+    with open_run(run, recipe, last="supernet", fresh="sites" if fresh else "") as opened:
+        opened.only("supernet")
+    say_done(opened, "supernet")
+
+
+def search(
+    run: RunOptions,
+    recipe: RunRecipeOptions,
+    pick: PickOption = None,
+    storage: StorageOption = None,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Score plans beside the process that began the search.")
+    ] = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Stage 2: find the plan that keeps most accuracy at the budget."""
+    from updp.cli.run_context import open_run, say_done
+    from updp.cli.tables import print_front, standard_console
+
+    first = "search" if fresh else ""
+    with open_run(run, recipe, last="search", fresh=first, pick=pick, storage=storage) as opened:
+        if worker:
+            opened.join_search()
+        else:
+            opened.only("search")
+    console = standard_console()
+    if worker:
+        console.print("search: there are enough plans; `updp search` takes the best of them")
+        return
+    if opened.inputs.plan is None:
+        print_front(console, opened.directory.search_result())
+    say_done(opened, "search")
+
+
+def subnet(
+    run: RunOptions,
+    recipe: RunRecipeOptions,
+    teacher: TeacherOptions,
+    pick: PickOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Stage 3: fit the plan one site after another, repair what stays, and train on."""
+    from updp.cli.run_context import open_run, say_done
+
+    first = "subnet" if fresh else ""
+    with open_run(run, recipe, last="subnet", fresh=first, pick=pick, teacher=teacher) as opened:
+        opened.only("subnet")
+    say_done(opened, "subnet")
+
+
+def merge(
+    run: RunOptions, recipe: RunRecipeOptions, pick: PickOption = None, fresh: FreshOption = False
+) -> None:
+    """Stage 4: merge, prove it exact, write the plain model and the final table."""
+    from updp.cli.run_context import open_run
+    from updp.cli.tables import print_result, standard_console
+
+    with open_run(run, recipe, last="merge", fresh="merge" if fresh else "", pick=pick) as opened:
+        opened.only("merge")
+    print_result(standard_console(), opened.directory)
