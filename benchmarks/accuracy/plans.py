@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from setting import Network
 from torch import nn
+from updp.run.job import Job
 
 from updp.candidates import from_json
 from updp.data import Source
@@ -21,7 +22,6 @@ from updp.io.progress import Progress
 from updp.models import hash_state
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.job import Job
 from updp.run.load import skeleton
 from updp.run.pipeline import Run
 

@@ -1,4 +1,4 @@
-"""A clock that stops a benchmark in time; the same command then goes on."""
+"""A time limit for a benchmark: the same command then continues."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import time
 
 
 class TimeUp(Exception):
-    """The minutes are over. What was finished is kept."""
+    """The time limit was reached. What was finished is kept."""
 
 
 class Clock:
-    """A `updp` progress that prints little, and raises TimeUp when so many minutes are over.
+    """Progress for `updp` that prints at most every 30 seconds and enforces a time limit.
 
-    Training goes on from its last checkpoint, which is seconds old.
+    Its methods raise TimeUp once the minutes are over; training then continues from its last
+    checkpoint, which is seconds old.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -20,9 +21,9 @@ class Clock:
         self.name, self.total, self.done, self.printed = "", 0, 0, 0.0
 
     def check(self) -> None:
-        """Raise TimeUp if it is time."""
+        """Raise TimeUp once the minutes are over."""
         if time.monotonic() > self.end:
-            raise TimeUp("the minutes are over: the same command goes on")
+            raise TimeUp("the minutes are over: the same command continues")
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         """See `updp.io.progress.Progress`."""

@@ -1,58 +1,89 @@
 """Does a search's score say how accurate a plan is after it was trained?
 
-    python benchmarks/correlation.py            # ResNet-56, CIFAR-10; needs ../shared/data
+    python -m benchmarks.search.correlation            # ResNet-56, CIFAR-10; needs ../shared/data
+    python -m benchmarks.search.correlation --each 1 --epochs 0.05 --supernet-epochs 0.05 \\
+        --out DIR/work --output DIR
 
 Random plans of several sizes are scored twice: by the trained supernet (the paper) and by the
 calibrated one without any training. Each plan is then trained alone, from the calibrated baseline,
-merged or not makes no difference, and tested. Kendall's tau between score and error, over all plans
-and within each size. Continues where it was killed. Results: docs/results/correlation.json.
+and tested; merged or not makes no difference. Kendall's tau between score and error, over all plans
+and within each size. Continues where it was killed. Results: results/correlation.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from scipy.stats import kendalltau
 
-from search import DATA, INHERITED, NETWORKS, ROOT
-from updp import subnet
-from updp.io.files import read_json, read_tensors, write_json
-from updp.io.progress import Silent
-from updp.recipe import Recipe
-from updp.run.inputs import make_job
-from updp.run.pipeline import Run
-from updp.run.records import versions
+from benchmarks.common.data import ROOT, check_data
+from benchmarks.common.output import Output, Result, device_name, make_parser
+from benchmarks.search.bank import INHERITED, NETWORKS
+from updp.io.files import read_json, write_json
 from updp.search import Scorer
+from updp.stages.context import Context
+from updp.stages.subnet import train_progressively
 from updp.training.evaluate import top1
 
-SIZES = (3, 6, 9, 12)
+SIZES = (3, 6, 9, 12)  # sites pruned
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def measure(context: Context, plan: dict[str, str], folder: Path) -> Result:
+    """Both scores of a plan, and its test accuracy once it is trained in `folder`."""
+    scores = {}
+    for name in ("supernet", "fitted"):  # trained, or calibrated alone
+        net = context.make_supernet()
+        if name == "supernet":
+            context.load_weights(net, "supernet")
+        scores[name] = Scorer(net, context.baseline, context.feed, context.recipe)(plan).score
+    net, teacher = context.make_supernet(), copy.deepcopy(context.baseline)
+    train_progressively(replace(context, root=folder), net, plan, teacher, context.feed)
+    return {"blocks": len(plan), **scores, "top1": top1(net, context.feed.test()), "plan": plan}
+
+
+def tau(rows: Sequence[Result], name: str) -> dict[str, float]:
+    """Kendall's tau-b of a score with the error, over all rows and the mean within sizes."""
+    sizes = {row["blocks"] for row in rows}
+    groups = [[row for row in rows if row["blocks"] == size] for size in sizes]
+    groups = [group for group in groups if len(group) > 1]
+
+    def of_group(group: Sequence[Result]) -> float:
+        return float(kendalltau([r[name] for r in group], [-r["top1"] for r in group])[0])
+
+    return {"all": of_group(rows), "within": sum(map(of_group, groups)) / max(len(groups), 1)}
+
+
+def write(rows: Sequence[Result], epochs: float, output: Output) -> None:
+    """Write what was measured so far."""
+    taus = {name: tau(rows, name) for name in ("supernet", "fitted")}
+    print(taus, flush=True)
+    device = device_name(torch.device("cpu"))
+    result = {"device": device, "epochs": epochs, "plans": rows, "tau": taus}
+    output.write("correlation", result)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--each", type=int, default=3, help="plans of each size")
     parser.add_argument("--epochs", type=float, default=1.0, help="of subnet training")
+    parser.add_argument("--supernet-epochs", type=float, default=2.0)
     parser.add_argument("--out", type=Path, default=ROOT / "runs/correlation")
-    options = parser.parse_args()
-    assert DATA.exists(), f"{DATA} is not there"
-    about = NETWORKS["resnet56"]
+    options = parser.parse_args(arguments)
+    check_data()
     recipe = INHERITED.updated(
         "budget={blocks: 9}",
-        "supernet.epochs=2",
+        f"supernet.epochs={options.supernet_epochs}",
         "subnet.start=baseline",
         f"subnet.epochs={options.epochs}",
     )
-    job = make_job(about["model"], about["data"], recipe, about["weights"], "cpu")
-    run = Run(job, options.out / "run", last="supernet")
-    run.supernet()
-    offers = run.sites()
+    context = NETWORKS["resnet56"].open_run(recipe, options.out / "run", last="supernet").context
+    offers = context.offers
     chance = random.Random(0)
     plans = [
         {name: chance.choice(offers[name]).candidate.label for name in sorted(sites)}
@@ -64,51 +95,11 @@ def main() -> None:
     for number, plan in enumerate(plans):
         file = options.out / f"plan-{number}.json"
         if not file.exists():
-            write_json(file, measure(run, job, recipe, plan, options.out / f"train-{number}"))
+            write_json(file, measure(context, plan, options.out / f"train-{number}"))
         rows.append(read_json(file))
         print(number, {k: v for k, v in rows[-1].items() if k != "plan"}, flush=True)
         if number:
-            write(rows, options.epochs)
-
-
-def write(rows: list[dict], epochs: float) -> None:
-    """What there is so far."""
-    result: dict[str, Any] = {
-        "device": f"cpu, {torch.get_num_threads()} threads",
-        "versions": versions(),
-        "epochs": epochs,
-        "plans": rows,
-        "tau": {name: tau(rows, name) for name in ("supernet", "fitted")},
-    }
-    print(result["tau"], flush=True)
-    write_json(ROOT / "docs/results/correlation.json", result)
-
-
-def measure(run: Run, job: Any, recipe: Recipe, plan: dict[str, str], folder: Path) -> dict:
-    """Both scores of a plan, and its test accuracy once it is trained."""
-    scores = {}
-    for name in ("supernet", "fitted"):
-        net = run.new_net()
-        if name == "supernet":
-            file = run.directory.stage("supernet") / "weights.safetensors"
-            net.load_weights(read_tensors(file)[0])
-        scores[name] = Scorer(net, run.baseline, run.feed, recipe)(plan).score
-    net = run.new_net()
-    teacher = copy.deepcopy(run.baseline)
-    subnet.train(net, plan, teacher, run.feed, recipe, folder, Silent())
-    return {"blocks": len(plan), **scores, "top1": top1(net, list(run.feed.test())), "plan": plan}
-
-
-def tau(rows: list[dict], name: str) -> dict[str, float]:
-    """Kendall's tau-b of the score with the error, over all and the mean within sizes."""
-    sizes = {r["blocks"] for r in rows}
-    groups = [[r for r in rows if r["blocks"] == size] for size in sizes]
-    groups = [group for group in groups if len(group) > 1]
-
-    def one(some: list[dict]) -> float:
-        return float(kendalltau([r[name] for r in some], [-r["top1"] for r in some])[0])
-
-    return {"all": one(rows), "within": sum(map(one, groups)) / max(len(groups), 1)}
+            write(rows, options.epochs, options.output)
 
 
 if __name__ == "__main__":

@@ -1,165 +1,134 @@
-"""How much faster the paper's four networks become, at random weights and 224 px.
+"""Speed-up of the paper's four networks at random weights and 224 px.
 
-    python benchmarks/speed.py                                # CPU, batch 1 and 16
-    python benchmarks/speed.py --device cuda --batch 128 --half
+    python -m benchmarks.speed.speedup                                # CPU, batch 1 and 16
+    python -m benchmarks.speed.speedup --device cuda --batch 128 --half
+    python -m benchmarks.speed.speedup --network timm/resnet34 --batch 1 --rounds 3 --output DIR
 
 For each network every site is timed with each of its candidates, as `updp inspect` does; the k
 sites that save most milliseconds are pruned with the candidate that takes least away
 ("preferred") and, apart, with the fastest one that keeps an operator ("fastest"). The merged model
 is then timed against the baseline, interleaved in one process: median and quartiles of the ratio,
-beside the ratio of multiply-accumulates. Results: docs/results/speed-DEVICE.json, docs/speed.md.
+beside the ratio of multiply-accumulates. Results: results/speedup-DEVICE.json, docs/speed.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import torch
-from torch import nn
 
-from updp.blocks import Findings, find
-from updp.candidates import Drop, Offer, make_offers
-from updp.io.files import write_json
-from updp.measure import compare_modules, count_macs
-from updp.models import load_model
+import updp
+from benchmarks.common.markdown import quartiles, table
+from benchmarks.common.output import Result, device_name, make_parser, slug
+from benchmarks.speed.pruned_networks import NETWORKS, SIZE, cheapest, load, merged, offers_of
+from updp.blocks import find
+from updp.errors import UserError
+from updp.measure import count_macs
 from updp.recipe import Recipe
-from updp.run.records import versions
-from updp.supernet import Supernet
 
-ROOT = Path(__file__).parent.parent
 INTRO = """# Speed of the paper's four networks
 
-Made by `python benchmarks/speed.py`: random weights, 224 px, merged against baseline, interleaved
-in one process, median (quartiles) of the ratio of times. The MACs ratio is about the limit.
-*preferred*: the candidate that takes least away; *fastest*: that of fewest milliseconds which
-still has an operator.
+Made by `python -m benchmarks.speed.speedup`: random weights, 224 px, merged against baseline,
+interleaved in one process, median (quartiles) of the ratio of times. The MACs ratio is about the
+limit. *preferred*: the candidate that takes least away; *fastest*: that of fewest milliseconds
+which still has an operator.
 """
-HALF = ("measure.precision=float16", "measure.layout=channels_last")
-# Network, blocks to prune, and what the issue asked for.
-PLANS = [
-    ("timm/deit_tiny_patch16_224", 6, 1.26),
-    ("timm/convnext_tiny", 6, 1.25),
-    ("timm/convnext_tiny", 9, 1.45),
-    ("timm/convnext_tiny", 12, 1.8),
-    ("timm/mobilenetv2_140", 6, 1.5),
-    ("timm/resnet34", 6, 1.25),
-]
+# Blocks to prune, and the speed-up that was asked for.
+PLANS = {
+    "timm/deit_tiny_patch16_224": ((6, 1.26),),
+    "timm/convnext_tiny": ((6, 1.25), (9, 1.45), (12, 1.8)),
+    "timm/mobilenetv2_140": ((6, 1.5),),
+    "timm/resnet34": ((6, 1.25),),
+}
 
 
-def cheapest(offers: dict[str, Sequence[Offer]], k: int, fastest: bool) -> dict[str, Offer]:
-    """The k sites that save most, each with one candidate."""
-    chosen = {}
-    for name, found in offers.items():
-        kept = [o for o in found if not isinstance(o.candidate, Drop)]
-        if kept:
-            chosen[name] = max(kept, key=lambda o: o.saved_ms) if fastest else kept[0]
-    best = sorted(chosen.values(), key=lambda o: -o.saved_ms)[:k]
-    return {o.site: o for o in best}
+def measure(network: str, batch: int, options: argparse.Namespace) -> Iterator[Result]:
+    """A row for each plan of one network at one batch size."""
+    device = torch.device(options.device)
+    precision, layout = ("float16", "channels_last") if options.half else ("float32", "contiguous")
+    recipe = Recipe().updated(
+        f"measure.batch_size={batch}", f"measure.precision={precision}", f"measure.layout={layout}"
+    )
+    offers = offers_of(network, recipe, device)
+    x = torch.randn(2, *SIZE, device=device)
+    for blocks, target in PLANS[network]:
+        for candidates in ("preferred", "fastest"):
+            plan = cheapest(offers, blocks, fastest=candidates == "fastest")
+            baseline, model = load(network, device), load(network, device)
+            pruned = merged(model, find(model, x), {n: o.candidate for n, o in plan.items()})
+            macs = count_macs(baseline, x[:1]), count_macs(pruned, x[:1])
+            (row,) = updp.bench(
+                baseline,
+                pruned,
+                runtimes=["eager"],
+                batch_sizes=[batch],
+                precisions=[precision],
+                layouts=[layout],
+                rounds=options.rounds,
+                device=options.device,
+                input_size=SIZE,
+            ).rows
+            if row.baseline is None or row.other is None or row.speedup is None:
+                raise UserError(f"{network} cannot be timed: {row.failure}")
+            print(network, blocks, batch, candidates, f"{macs[0] / macs[1]:.2f}", row.speedup)
+            yield {
+                "network": network,
+                "k": blocks,
+                "target": target,
+                "batch": batch,
+                "candidates": candidates,
+                "plan": {n: o.candidate.label for n, o in plan.items()},
+                "macs": list(macs),
+                "macs_ratio": macs[0] / macs[1],
+                "baseline_ms": asdict(row.baseline.ms),
+                "merged_ms": asdict(row.other.ms),
+                "speedup": asdict(row.speedup),
+            }
 
 
-def merged(model: nn.Module, findings: Findings, chosen: dict[str, Offer]) -> nn.Module:
-    """The model with these sites pruned and merged, and the baseline's own weights intact."""
-    net = Supernet(model, findings, {n: (o.candidate,) for n, o in chosen.items()}).eval()
-    net.choose({n: o.candidate.label for n, o in chosen.items()})
-    return net.merged()
-
-
-def measure(name: str, batches: list[int], device: torch.device, half: bool) -> list[dict]:
-    """Every plan of one network at every batch size."""
-    rows = []
-    for batch in batches:
-        model = load_model(name).to(device).eval()
-        findings = find(model, torch.randn(2, 3, 224, 224, device=device))
-        recipe = Recipe().updated(f"measure.batch_size={batch}", *(HALF if half else ()))
-        offers, _ = make_offers(model, findings, recipe, device)
-        x = torch.randn(batch, 3, 224, 224, device=device)
-        for network, k, target in PLANS:
-            if network != name:
-                continue
-            for fastest in (False, True):
-                plan = cheapest(offers, k, fastest)
-                model = load_model(name).to(device).eval()
-                pruned = merged(model, find(model, x[:2]), plan)
-                baseline = load_model(name).to(device).eval()
-                macs = count_macs(baseline, x[:1]), count_macs(pruned, x[:1])
-                pair = {"baseline": baseline, "merged": pruned}
-                times = compare_modules(pair, x, settings=recipe.measure, rounds=21)
-                ratio = times["merged"].speedup
-                rows.append(
-                    {
-                        "network": name,
-                        "k": k,
-                        "target": target,
-                        "batch": batch,
-                        "candidates": "fastest" if fastest else "preferred",
-                        "plan": {n: o.candidate.label for n, o in plan.items()},
-                        "macs": list(macs),
-                        "macs_ratio": macs[0] / macs[1],
-                        "baseline_ms": vars(times["baseline"].ms),
-                        "merged_ms": vars(times["merged"].ms),
-                        "speedup": vars(ratio),
-                    }
-                )
-                print(name, k, batch, rows[-1]["candidates"], f"{macs[0] / macs[1]:.2f}", ratio)
-    return rows
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-def slug(name: str) -> str:
-    """A device's name as part of a file's."""
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-
-
-def table(results: list[dict[str, Any]]) -> str:
+def page(results: Sequence[Result]) -> str:
+    """The Markdown page, with a table for each device."""
     lines = [INTRO]
+    columns = ("network", "P", "batch", "candidates", "MACs ratio", "speed-up", "asked for")
     for result in results:
-        lines += [
-            f"## {result['device']}{', half precision, channels_last' * result['half']}",
-            "",
-            "| network | P | batch | candidates | MACs ratio | speed-up | asked for |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for r in result["rows"]:
-            s = r["speedup"]
-            lines.append(
-                f"| {r['network'].partition('/')[2]} | {r['k']} | {r['batch']} | {r['candidates']} "
-                f"| {r['macs_ratio']:.2f} | {s['median']:.2f}x ({s['low']:.2f}-{s['high']:.2f}) "
-                f"| {r['target']}x |"
+        rows = [
+            (
+                row["network"].partition("/")[2],
+                row["k"],
+                row["batch"],
+                row["candidates"],
+                f"{row['macs_ratio']:.2f}",
+                quartiles(row["speedup"], "x"),
+                f"{row['target']}x",
             )
-        lines.append("")
+            for row in result["rows"]
+        ]
+        half = ", half precision, channels_last" if result["half"] else ""
+        lines += [f"## {result['device']}{half}", "", *table(columns, rows), ""]
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--half", action="store_true", help="half precision, channels_last")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    rows = []
+    parser.add_argument("--rounds", type=int, default=21, help="interleaved repetitions")
+    options = parser.parse_args(arguments)
+    rows: list[Result] = []
     with warnings.catch_warnings(action="ignore"):
-        for name in dict.fromkeys(network for network, *_ in PLANS):
-            rows += measure(name, options.batch, device, options.half)
-    name = device_name(device)
-    result = {"device": name, "half": options.half, "versions": versions(), "rows": rows}
-    folder = ROOT / "docs/results"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"speed-{slug(name)}.json", result)
-    results = [json.loads(file.read_text()) for file in sorted(folder.glob("speed-*.json"))]
-    (ROOT / "docs/speed.md").write_text(table(results))
+        for network in options.network:
+            for batch in options.batch:
+                rows += measure(network, batch, options)
+    device = device_name(torch.device(options.device))
+    result = {"device": device, "half": options.half, "rows": rows}
+    options.output.write(f"speedup-{slug(device)}", result)
+    options.output.write_page("speed", page(options.output.read("speedup-*")))
 
 
 if __name__ == "__main__":
