@@ -1,36 +1,45 @@
-"""The table and the plot of the ablation."""
+"""Page and plots of the ablation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from methods import METHODS, WHOLE
-from pictures import Line, Panel, draw
+from benchmarks.accuracy.methods import METHODS, WHOLE
+from benchmarks.accuracy.trials import Row
+from benchmarks.common.line_plot import Line, Panel, draw
+from benchmarks.common.markdown import table
+from benchmarks.common.output import Result
 
 INTRO = """# Ways of making and training pruned blocks, compared
 
-Made by `python benchmarks/ablation.py`, which says how. All methods prune the same sites of a
-network to the same shapes; top-1 in percent of the merged model on all test images, mean and
+Made by `python -m benchmarks.accuracy.ablation`, which says how. All methods prune the same sites
+of a network to the same shapes; top-1 in percent of the merged model on all test images, mean and
 standard deviation over seeds. Before training (0 epochs) a method is what it starts from.
 """
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """All networks."""
+def page(results: Sequence[Result]) -> str:
+    """The Markdown page, with a table for each network and number of blocks."""
     lines = [INTRO, *(f"- *{m.name}*: {m.about}." for m in METHODS.values()), ""]
     for result in results:
         lines += _network(result)
     return "\n".join(lines)
 
 
-def _network(result: dict[str, Any]) -> list[str]:
+def _network(result: Result) -> list[str]:
     name, lines = result["network"], []
     epochs = sorted({row["epochs"] for row in result["rows"]})
+    titles = [f"{e:g} epochs" for e in epochs]
     for blocks in sorted({row["blocks"] for row in result["rows"]}):
         rows = [row for row in result["rows"] if row["blocks"] == blocks]
         plan = result["plans"][str(blocks)]
+        table_rows = []
+        for method, distill in _trainings(rows):
+            cells = [_cell(rows, method, distill, e) for e in epochs]
+            rates = [f"{cell[0]['lr']:g}" for cell in cells if cell and cell[0]["epochs"]]
+            table_rows.append((method, distill, *map(_accuracy, cells), ", ".join(rates)))
         lines += [
             f"## {name}, {blocks} blocks pruned",
             "",
@@ -39,55 +48,47 @@ def _network(result: dict[str, Any]) -> list[str]:
             + ", ".join(f"{site} to `{label}`" for site, label in plan.items())
             + f". ![curves](ablation-{name}.svg)",
             "",
-            f"| method | distilled | {' | '.join(f'{e:g} epochs' for e in epochs)} "
-            "| learning rates |",
-            f"| --- | --- |{' ---: |' * len(epochs)} --- |",
+            *table(("method", "distilled", *titles, "learning rates"), table_rows, titles),
+            "",
         ]
-        for method, distill in _kinds(rows):
-            cells = [_of(rows, method, distill, e) for e in epochs]
-            rates = [f"{cell[0]['lr']:g}" for cell in cells if cell and cell[0]["epochs"]]
-            values = " | ".join(_value(cell) for cell in cells)
-            lines.append(f"| {method} | {distill} | {values} | {', '.join(rates)} |")
-        lines.append("")
     return lines
 
 
-def _kinds(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Methods, each with distillation and without, as far as they were trained."""
-    found = {(row["method"], row["distill"]) for row in rows if row["epochs"]}
-    if not found:
-        found = {(row["method"], "no") for row in rows}
+def _trainings(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Methods, each with and without distillation, that were trained; distilled ones first."""
+    trained = {(row["method"], row["distill"]) for row in rows if row["epochs"]}
+    if not trained:
+        trained = {(row["method"], "no") for row in rows}
     order = list(METHODS)
-    return sorted(found, key=lambda kind: (kind[1] == "no", order.index(kind[0])))
+    return sorted(trained, key=lambda pair: (pair[1] == "no", order.index(pair[0])))
 
 
-def _of(
-    rows: list[dict[str, Any]], method: str, distill: str, epochs: float
-) -> list[dict[str, Any]]:
-    """The rows of a cell; before training, those of the method's start."""
+def _cell(rows: Sequence[Row], method: str, distill: str, epochs: float) -> list[Row]:
+    """The rows of all seeds; before training, those of the method's start."""
     if not epochs:
         start = METHODS[method].untrained
         return [r for r in rows if not r["epochs"] and r["method"] == start]
-    kind = (method, distill, epochs)
-    return [r for r in rows if (r["method"], r["distill"], r["epochs"]) == kind]
+    key = (method, distill, epochs)
+    return [r for r in rows if (r["method"], r["distill"], r["epochs"]) == key]
 
 
-def _value(cell: list[dict[str, Any]]) -> str:
+def _accuracy(cell: Sequence[Row]) -> str:
+    """Mean top-1 and its standard deviation over seeds."""
     values = [row["top1"] for row in cell]
     if not values:
         return ""
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def draw_network(result: dict[str, Any], file: Path) -> None:
-    """Top-1 over epochs, a line for each method; dashed without distillation."""
+def draw_network(result: Result, file: Path) -> None:
+    """Draw top-1 over epochs, a line for each method; dashed without distillation."""
     epochs = sorted({row["epochs"] for row in result["rows"]})
     panels = []
     for blocks in sorted({row["blocks"] for row in result["rows"]}):
         rows = [row for row in result["rows"] if row["blocks"] == blocks]
         lines = []
-        for method, distill in _kinds(rows):
-            cells = [(i, _of(rows, method, distill, e)) for i, e in enumerate(epochs)]
+        for method, distill in _trainings(rows):
+            cells = [(i, _cell(rows, method, distill, e)) for i, e in enumerate(epochs)]
             found = [(i, [row["top1"] for row in cell]) for i, cell in cells if cell]
             if not any(epochs[i] for i, _ in found) and any(epochs):
                 continue

@@ -1,4 +1,4 @@
-"""What the accuracy benchmarks prune: networks with their weights, data and ways of training."""
+"""Networks that the accuracy benchmarks prune: weights, data and ways of training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
+from benchmarks.common.data import DATA, ROOT, check_data, cifar_resnet
 from updp.data import Source, open_source
 from updp.data.images import InMemory
 from updp.models import load_model
 from updp.recipe import Recipe, TrainingSettings
 
-ROOT = Path(__file__).parent.parent
-DATA = ROOT.parent / "shared" / "data"
-HERE = Path(__file__).parent
 BASELINES = ROOT / "runs" / "baselines"
 
 SGD = ("subnet.optimizer=sgd", "subnet.weight_decay=0.0005")
@@ -24,10 +22,11 @@ ADAMW = ("subnet.optimizer=adamw", "subnet.weight_decay=0.05")
 
 @dataclass(frozen=True)
 class Network:
-    """One network: `blocks` are sizes of plan, the usual one first, `rates` learning rates to try.
+    """A trained network and how its subnets are trained.
 
-    `training` is how its baseline is trained; None where weights were downloaded. `settings`
-    change the recipe: how its subnets are trained.
+    `blocks` are numbers of blocks to prune, the usual one first; `rates` learning rates to try;
+    `settings` change the recipe. `training` is how the baseline itself is trained; None where its
+    weights were downloaded.
     """
 
     name: str
@@ -40,12 +39,16 @@ class Network:
     training: TrainingSettings | None = None
 
     def load(self) -> nn.Module:
-        """The trained baseline."""
-        assert self.weights.exists(), f"{self.weights}: run benchmarks/train_baseline.py"
+        """The trained baseline. Raises SystemExit where it was not trained yet."""
+        if not self.weights.exists():
+            raise SystemExit(
+                f"{self.weights} is missing: run `python -m benchmarks.accuracy.train_baseline "
+                f"--network {self.name}`"
+            )
         return load_model(self.model, weights=self.weights).eval()
 
     def recipe(self, data: Source, *settings: str) -> Recipe:
-        """The default recipe, with the network's own settings and these.
+        """The default recipe with the network's own settings and these.
 
         A fifth of the training images, up to 2,000, is held out of all training: learning rates are
         chosen by them, and plans, as they are, for no network that was trained here has seen them.
@@ -62,7 +65,7 @@ def _whole(data: str) -> Source:
 
 def source(network: Network, images: int | None = None) -> Source:
     """The network's data, with the first `images` training images at most (files are shuffled)."""
-    assert DATA.exists(), f"{DATA} is not there"
+    check_data()
     whole = _whole(network.data)
     train = whole.train
     if images is None or images >= len(train):
@@ -72,18 +75,22 @@ def source(network: Network, images: int | None = None) -> Source:
     return replace(whole, train=few, fingerprint=f"{whole.fingerprint}-{images}")
 
 
-def _trained(
+def _trained_here(
     factory: str,
     blocks: tuple[int, ...],
-    training: TrainingSettings,
+    lr: float,
+    epochs: int,
     rates: tuple[float, ...],
-    *settings: str,
+    settings: tuple[str, ...],
 ) -> Network:
-    """A network of networks.py that train_baseline.py trains."""
+    """A network of networks.py, which `train_baseline` trains."""
     name = factory.replace("_", "-")
+    training = TrainingSettings(
+        optimizer="adamw", lr=lr, epochs=epochs, weight_decay=0.05, warmup=0.2, label_smoothing=0.1
+    )
     return Network(
         name,
-        f"{HERE / 'networks.py'}:{factory}",
+        f"{Path(__file__).with_name('networks.py')}:{factory}",
         "cifar10",
         BASELINES / f"{name}.safetensors",
         blocks,
@@ -93,39 +100,24 @@ def _trained(
     )
 
 
-def _training(lr: float, epochs: int, mixed: float = 0.0) -> TrainingSettings:
-    return TrainingSettings(
-        optimizer="adamw",
-        lr=lr,
-        epochs=epochs,
-        weight_decay=0.05,
-        warmup=0.2,
-        label_smoothing=0.1,
-        mixup=0.8 * mixed,
-        cutmix=mixed,
-    )
-
-
 _LOW, _HIGH = (0.0001, 0.0003, 0.001, 0.003), (0.001, 0.005, 0.02, 0.05)
+_RESNET56, _RESNET56_WEIGHTS = cifar_resnet("resnet56")
 NETWORKS = {
     network.name: network
     for network in (
         Network(
             "resnet56",
-            f"{ROOT / 'examples/cifar_resnet.py'}:resnet56",
+            _RESNET56,
             "cifar10_lossless",
-            DATA / "weights/cifar10_resnet56.safetensors",
+            _RESNET56_WEIGHTS,
             (9, 15),
             _HIGH,
             ("data.held_out=500", "data.calibration=500", "data.batch_size=64", *SGD),
         ),
-        _trained("resnet_mini", (7, 4), _training(4e-3, 10), _HIGH, *SGD),
-        _trained("mobilenetv2_mini", (6, 4), _training(4e-3, 8), _HIGH, *SGD),
-        _trained("convnext_mini", (6, 4), _training(3e-3, 13), _LOW, *ADAMW),
-        _trained("deit_mini", (7, 5), _training(2e-3, 8), _LOW, *ADAMW),
-        _trained("resnet34", (6, 10), _training(3e-3, 40), _HIGH, *SGD),
-        _trained("mobilenetv2", (6, 10), _training(3e-3, 60), _HIGH, *SGD),
-        _trained("convnext_tiny", (6, 12), _training(2e-3, 60, 1.0), _LOW, *ADAMW),
-        _trained("deit_tiny", (6, 9), _training(1e-3, 100, 1.0), _LOW, *ADAMW),
+        _trained_here("resnet_mini", (7, 4), 4e-3, 10, _HIGH, SGD),
+        _trained_here("mobilenetv2_mini", (6, 4), 4e-3, 8, _HIGH, SGD),
+        _trained_here("convnext_mini", (6, 4), 3e-3, 13, _LOW, ADAMW),
+        _trained_here("deit_mini", (7, 5), 2e-3, 8, _LOW, ADAMW),
     )
 }
+MINI = tuple(name for name in NETWORKS if name.endswith("mini"))

@@ -1,4 +1,4 @@
-"""Channel pruning by torch-pruning (Fang et al., *DepGraph*, CVPR 2023): what to compare with.
+"""Channel pruning by torch-pruning (Fang et al., *DepGraph*, CVPR 2023), for comparison.
 
 pip install 'updp[benchmarks]'
 """
@@ -11,14 +11,10 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-import torch_pruning as tp
 from timm.layers import Attention
 from torch import Tensor, nn
 
-IMPORTANCE = {
-    "magnitude": tp.importance.GroupMagnitudeImportance,
-    "taylor": tp.importance.GroupTaylorImportance,
-}
+IMPORTANCE = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance"}
 _ROUND = 4  # channels come in fours, which kernels like better than odd numbers
 
 
@@ -29,23 +25,34 @@ def prune_channels(
     images: Tensor,
     batches: Iterable[tuple[Tensor, Tensor]],
 ) -> nn.Module:
-    """A copy of `model` without that share of its channels, ranked globally within like layers.
+    """A copy of `model` without the least important share of its channels.
 
-    Groups of one shape compete (Fang et al., *Isomorphic pruning*, ECCV 2024). `images`
-    (N, C, H, W) show how layers depend on each other; `batches` of images and labels give the
-    gradients of the Taylor importance.
+    Channels are ranked over all layers, but only groups of layers of one shape compete (Fang et
+    al., *Isomorphic pruning*, ECCV 2024).
+
+    Args:
+        model: a network with a linear classifier.
+        kind: the importance, `magnitude` or `taylor`.
+        ratio: share of the channels that go, of each group.
+        images: (N, C, H, W), to trace how layers depend on each other.
+        batches: images and labels, for the gradients of the Taylor importance.
+
+    Raises:
+        ImportError: torch-pruning is not installed.
     """
+    import torch_pruning as tp  # an optional package
+
     model = copy.deepcopy(model).cpu().eval()
     if kind == "taylor":
         for x, labels in batches:
             F.cross_entropy(model(x.cpu()), labels.cpu()).backward()
     attentions = [m for m in model.modules() if isinstance(m, Attention)]
     classifier = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    with warnings.catch_warnings(action="ignore"):  # of parameters that no layer owns
+    with warnings.catch_warnings(action="ignore"):  # about parameters that no layer owns
         pruner = tp.pruner.BasePruner(
             model,
             images[:1].cpu(),
-            importance=IMPORTANCE[kind](),
+            importance=getattr(tp.importance, IMPORTANCE[kind])(),
             global_pruning=True,
             isomorphic=True,
             pruning_ratio=ratio,

@@ -1,13 +1,10 @@
-"""The ways of making and training a pruned block that are compared: each is a few settings."""
+"""The compared ways to make and train a pruned block, each as recipe settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from updp.errors import UserError
-from updp.recipe import Recipe
-
-# An activation ends every pruned block and a removed one leaves nothing: recipes/paper.yaml.
+# An activation ends every pruned block and a removed one leaves nothing, as in `--recipe paper`.
 PAPER = ("candidates.end_activation=true", "candidates.linearise=false")
 UNTRAINED = ("supernet.epochs=0",)
 FREE = ("subnet.norms=train",)  # BatchNorms take each batch's statistics, unlike after a fit
@@ -21,21 +18,12 @@ WHOLE = "baseline"  # the method that prunes nothing
 
 @dataclass(frozen=True)
 class Method:
-    """`untrained` is the method whose state before training this one shares."""
+    """A method by name; before training it equals the method called `untrained`."""
 
     name: str
     about: str
     settings: tuple[str, ...]
     untrained: str
-
-    @property
-    def exists(self) -> bool:
-        """Whether this version of updp has it."""
-        try:
-            Recipe().updated(*self.settings)
-        except UserError:
-            return False
-        return True
 
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""Ways to make a network faster, each as a row of models from the largest to the smallest."""
+"""Ways to make a network faster, each as a series of models from the largest to the smallest."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from plans import Choices, Subject, digest, plan_of, planned_run
 from torch import nn
-from trials import Trial
 
-from training import feed_of, train_plan, train_whole
+from benchmarks.accuracy.channels import prune_channels
+from benchmarks.accuracy.plans import Choices, Subject, digest, plan_of, planned_run
+from benchmarks.accuracy.training import train_plan, train_whole
+from benchmarks.accuracy.trials import Trial
 from updp.io.progress import Progress
 from updp.recipe import Recipe
 from updp.run.load import skeleton
+from updp.search import Survey
 
 _BATCHES = 8  # of training images, for gradients
 _RATIOS = [i / 50 for i in range(1, 46)]
 
 
 class Rival(ABC):
-    """`ordered`: a later model is faster; else they come with the best first."""
+    """A series of models: each is faster than the last one or, if not `ordered`, worse."""
 
     ordered = True
 
@@ -35,19 +37,19 @@ class Rival(ABC):
     @property
     @abstractmethod
     def count(self) -> int:
-        """How many models there are."""
+        """Number of models."""
 
     @abstractmethod
     def describe(self, number: int) -> Any:
-        """A model in plain data, from which it follows."""
+        """A model's description in plain data."""
 
     @abstractmethod
     def model(self, number: int) -> nn.Module:
-        """The model as it will be deployed; its weights do not matter."""
+        """The structure of a model as it is deployed; its weights do not matter."""
 
     @abstractmethod
     def trial(self, number: int, folder: Path, clock: Progress) -> Trial:
-        """Its training."""
+        """The training of a model, in `folder`."""
 
 
 class Channels(Rival):
@@ -60,29 +62,27 @@ class Channels(Rival):
 
     @property
     def count(self) -> int:
-        """See `Rival`."""
+        """As in `Rival`."""
         return len(_RATIOS)
 
     def describe(self, number: int) -> Any:
-        """See `Rival`."""
+        """As in `Rival`."""
         return {"ratio": _RATIOS[number]}
 
     @cached_property
     def _images(self) -> list[Any]:
-        feed = feed_of(self.subject, self.subject.recipe())
+        feed = self.subject.feed(self.subject.recipe())
         return list(islice(feed.training(0), _BATCHES))
 
     def model(self, number: int) -> nn.Module:
-        """See `Rival`."""
-        from channels import prune_channels  # here, for only this needs the package
-
+        """As in `Rival`."""
         images = self._images[0][0]
         return prune_channels(
             self.subject.model, self.kind, _RATIOS[number], images, self._images
         ).to(self.subject.device)
 
     def trial(self, number: int, folder: Path, clock: Progress) -> Trial:
-        """See `Rival`."""
+        """As in `Rival`."""
 
         def make(recipe: Recipe, folder: Path) -> nn.Module:
             return train_whole(self.model(number), self.subject, recipe, folder, clock)
@@ -94,7 +94,7 @@ class Channels(Rival):
 
 
 class Plans(Rival):
-    """Plans of updp's own candidates; `sites` is what a run's `sites.json` holds."""
+    """Plans of updp's own candidates, from the survey of a run."""
 
     def __init__(
         self,
@@ -103,34 +103,34 @@ class Plans(Rival):
         subject: Subject,
         settings: Sequence[str],
         plans: Sequence[Choices],
-        sites: dict[str, Any],
+        survey: Survey,
         *,
         ordered: bool = True,
     ) -> None:
         super().__init__(name, about, subject, settings)
-        self.plans, self.sites, self.ordered = plans, sites, ordered
+        self.plans, self.survey, self.ordered = plans, survey, ordered
 
     @property
     def count(self) -> int:
-        """See `Rival`."""
+        """As in `Rival`."""
         return len(self.plans)
 
     def describe(self, number: int) -> Any:
-        """See `Rival`."""
+        """As in `Rival`."""
         return {"plan": self.plans[number]}
 
     def model(self, number: int) -> nn.Module:
-        """See `Rival`."""
+        """As in `Rival`."""
         recipe = self.subject.recipe(*self.settings)
-        plan, _ = plan_of(self.plans[number], self.sites, recipe)
+        plan, _ = plan_of(self.plans[number], self.survey, recipe)
         model = copy.deepcopy(self.subject.model).to(self.subject.device)
         return skeleton(model, self.subject.data.image_size, plan)
 
     def trial(self, number: int, folder: Path, clock: Progress) -> Trial:
-        """See `Rival`."""
+        """As in `Rival`."""
         subject, choices = self.subject, self.plans[number]
 
         def make(recipe: Recipe, folder: Path) -> nn.Module:
-            return train_plan(planned_run(subject, recipe, choices, self.sites, folder, clock))
+            return train_plan(planned_run(subject, recipe, choices, self.survey, folder, clock))
 
         return Trial(folder / digest(choices), subject, self.settings, make, subject.merged)

@@ -1,23 +1,23 @@
-"""The largest model of a rival that is measurably not slower than a share of the baseline."""
+"""Find the largest model of a rival within a share of the baseline's measured latency."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from clock import Clock
-from plans import Subject
-from rivals import Rival
 
+from benchmarks.accuracy.plans import Subject
+from benchmarks.accuracy.rivals import Rival
+from benchmarks.common.clock import Clock
 from updp.io.files import read_json, write_json
 from updp.measure import compare_modules
 
-_NEAR = 0.05  # of a share: what is so near to it is measured for longer
+_NEAR = 0.05  # relative: a latency so near to the wanted share is measured for longer
 _LONGER = 4
 
 
 class Stopwatch:
-    """Latency of a rival's models as shares of the baseline's; what was measured is kept."""
+    """Latency of rivals' models as shares of the baseline's, measured once, kept in a file."""
 
     def __init__(self, subject: Subject, file: Path, clock: Clock) -> None:
         self.subject, self.file, self.clock = subject, file, clock
@@ -27,31 +27,34 @@ class Stopwatch:
         self.x, self.measure = torch.randn(shape, device=subject.device), measure
 
     def largest(self, rival: Rival, share: float) -> int | None:
-        """The first model within the share: by bisection where later ones are faster."""
+        """Number of the first model within the share, by bisection where later ones are faster."""
         if not rival.ordered:
             numbers = range(rival.count)
-            return next((n for n in numbers if self._keeps(rival, n, share)), None)
-        slow, fast = -1, rival.count  # the last known to be slower, the first known to keep to it
+            return next((n for n in numbers if self._within(rival, n, share)), None)
+        slow, fast = (
+            -1,
+            rival.count,
+        )  # the last model known to be slower, the first within the share
         while fast - slow > 1:
             middle = (slow + fast) // 2
-            if self._keeps(rival, middle, share):
+            if self._within(rival, middle, share):
                 fast = middle
             else:
                 slow = middle
         return fast if fast < rival.count else None
 
     def share(self, rival: Rival, number: int, near: float = 0.0) -> float:
-        """Of the baseline's latency; measured for longer where it is near to a share."""
+        """A model's share of the baseline's latency; measured for longer where close to `near`."""
         measured = self._measured(rival, number, 1)
         if abs(measured - near) < _NEAR * near:
             measured = self._measured(rival, number, _LONGER)
         return measured
 
-    def _keeps(self, rival: Rival, number: int, share: float) -> bool:
+    def _within(self, rival: Rival, number: int, share: float) -> bool:
         return self.share(rival, number, share) <= share
 
     def _measured(self, rival: Rival, number: int, longer: int) -> float:
-        """Median of the ratios to the baseline beside it, round by round."""
+        """Median of the ratio to the baseline, interleaved, in `longer` times the usual rounds."""
         key = f"{rival.name} {rival.describe(number)} x{longer}"
         if key not in self.known:
             self.clock.check()

@@ -1,54 +1,52 @@
 """updp and other pruners at equal measured latency: which network keeps most of its accuracy.
 
-    # reduced, for a quiet CPU: an hour a network on one thread, in pieces of 9 minutes
-    for i in $(seq 30); do python benchmarks/versus.py --images 6000; done
-    # in full, on a GPU
-    python benchmarks/versus.py --device cuda --minutes 1000 --epochs 10 --seeds 3 \\
-        --network resnet34 mobilenetv2 convnext-tiny deit-tiny
+    # on a quiet CPU: an hour a network on one thread, in pieces of 9 minutes
+    for i in $(seq 30); do python -m benchmarks.accuracy.versus --images 6000; done
+    # a trial of the program
+    python -m benchmarks.accuracy.versus --network resnet-mini --images 1000 --points 0.8 \\
+        --epochs 0.1 --rates 0.005 --set search.evaluations=5 search.refined=3 \\
+        --out DIR/work --output DIR
 
 For each share of the baseline's latency every method prunes to its largest model that is not
-slower (bisection, each model measured interleaved with the baseline). All are trained the same
-way: the same images, epochs, optimiser, learning rates to choose from (on held-out training
-images, seed 0) and distillation from the baseline. Then all of a network's models are timed
-interleaved in one process, and tested on all test images. --runtime says what runs them;
-`onnxruntime` and `compile` fold BatchNorms for every method.
+slower (bisection, each model measured interleaved with the baseline). All are trained alike: the
+same images, epochs, optimiser, learning rates to choose from (on held-out training images, seed 0)
+and distillation from the baseline. Then all of a network's models are timed interleaved in one
+process, and tested on all test images. --runtime says what runs them; `onnxruntime` and `compile`
+fold BatchNorms for every method.
 
 --minutes stops in time, also within a training; the same command then goes on. --time times the
-final models anew. Needs torch-pruning: pip install 'updp[benchmarks]'. Baselines that are not
-downloaded: benchmarks/train_baseline.py. Results: docs/results/versus-NETWORK.json, docs/versus.md,
-docs/versus-NETWORK.svg.
+final models anew. Channel pruning needs torch-pruning (pip install 'updp[benchmarks]') and is left
+out without it. The small networks must have been trained: `train_baseline`. Results:
+results/versus-NETWORK.json, docs/versus.md, docs/versus-NETWORK.svg.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
-from clock import Clock, TimeUp
-from depth_rivals import adding_up, dropping, searching, shrinking
-from fitting import Stopwatch
-from methods import FREE
-from plans import Subject, digest
-from rivals import Channels, Rival
-from setting import NETWORKS, ROOT, source
-from speed import device_name, slug
 from torch import nn
-from trials import Trial
-from versus_table import draw_network, table
 
-from training import feed_of, train_whole
-from updp.io.files import read_json, write_json, write_text
+from benchmarks.accuracy.baselines import MINI, NETWORKS, source
+from benchmarks.accuracy.depth_rivals import adding_up, dropping, searching, shrinking
+from benchmarks.accuracy.methods import FREE
+from benchmarks.accuracy.plans import Subject, digest
+from benchmarks.accuracy.rivals import Channels, Rival
+from benchmarks.accuracy.stopwatch import Stopwatch
+from benchmarks.accuracy.training import train_whole
+from benchmarks.accuracy.trials import Trial
+from benchmarks.accuracy.versus_page import draw_network, page
+from benchmarks.common.clock import Clock, TimeUp
+from benchmarks.common.data import ROOT
+from benchmarks.common.output import Result, device_name, make_parser, slug
+from updp.io.files import read_json, write_json
 from updp.measure import compare_modules, count_macs, count_parameters
 from updp.recipe import Recipe
-from updp.run.records import versions
 from updp.training.evaluate import top1
-
-RESULTS = ROOT / "docs/results"
 
 
 class Versus:
@@ -63,16 +61,17 @@ class Versus:
         self.subject = Subject(network, network.load().to(device), data, device, tuple(settings))
         self.folder = options.out / f"{self.subject.folder}-{digest(settings)}"
         self.stopwatch = Stopwatch(self.subject, self.folder / "latencies.json", clock)
-        self.left_out: dict[str, str] = {}
-        self.rivals: dict[str, str] = {}
+        self.rates = tuple(options.rates or network.rates)
+        self.left_out: dict[str, str] = {}  # why, by method
+        self.rivals: dict[str, str] = {}  # descriptions, by method
 
     def run(self) -> None:
-        """Everything that was asked for; raises TimeUp."""
+        """Prune, train and time by all methods, and write the results. Raises TimeUp."""
         rows, trials = [], {}
         for point in self.options.points:
             for rival in self.contenders(point):
                 self.rivals[rival.name] = rival.about
-                number = self.fitting(rival, point)
+                number = self.largest(rival, point)
                 if number is None:
                     continue
                 trial = rival.trial(
@@ -87,7 +86,7 @@ class Versus:
         self.write(rows, self.unpruned())
 
     def contenders(self, point: float) -> Iterator[Rival]:
-        """The methods, ready to be sized."""
+        """All methods; how far each prunes is still to be found."""
         subject, clock = self.subject, self.clock
         for kind in ("magnitude", "taylor"):
             yield Channels(kind, subject, FREE)
@@ -95,13 +94,13 @@ class Versus:
             yield make(subject, self.folder / make.__name__, clock)
         yield searching(subject, self.folder / "searching", clock, self.stopwatch, point)
 
-    def fitting(self, rival: Rival, point: float) -> int | None:
-        """The number of the largest model within the point; None, with a note, without one."""
+    def largest(self, rival: Rival, point: float) -> int | None:
+        """The number of the largest model within the point; None, with the reason kept, without."""
         try:
             number = self.stopwatch.largest(rival, point)
         except (TimeUp, KeyboardInterrupt):
             raise
-        except Exception as error:  # of a peer: it does not prune this network
+        except Exception as error:  # torch-pruning is missing, or does not prune this network
             if not isinstance(rival, Channels):
                 raise
             self.left_out[rival.name] = f"{type(error).__name__}: {error}"
@@ -111,7 +110,7 @@ class Versus:
         return number
 
     def unpruned(self) -> float:
-        """Top-1 of the baseline after the same training."""
+        """Mean top-1 of the baseline after the same training."""
         subject = self.subject
 
         def make(recipe: Recipe, folder: Path) -> nn.Module:
@@ -121,12 +120,12 @@ class Versus:
             return copy.deepcopy(subject.model)
 
         trial = Trial(self.folder / "baseline", subject, FREE, make, build)
-        rows = trial.rows(subject.network.rates, self.options.seeds)
+        rows = trial.rows(self.rates, self.options.seeds)
         return mean(row["top1"] for row in rows)
 
-    def figures(self, trial: Trial) -> dict[str, Any]:
-        """What came of the training, at the best of the learning rates."""
-        rows = trial.rows(self.subject.network.rates, self.options.seeds)
+    def figures(self, trial: Trial) -> Result:
+        """Accuracy with the best of the learning rates, MACs of an image, parameters."""
+        rows = trial.rows(self.rates, self.options.seeds)
         model = trial.trained(0, rows[0]["lr"])
         x = self.stopwatch.x[:1]
         return {
@@ -138,8 +137,8 @@ class Versus:
             "parameters": count_parameters(model),
         }
 
-    def time(self, trials: dict[str, tuple[Trial, dict[str, Any]]]) -> None:
-        """All models beside the baseline, interleaved in this process; kept until asked anew."""
+    def time(self, trials: dict[str, tuple[Trial, Result]]) -> None:
+        """Time all models beside the baseline, interleaved in this process, unless done before."""
         file = self.folder / "times.json"
         known = read_json(file) if file.exists() else {}
         models = {name: row["model"] for name, (_, row) in trials.items()}
@@ -157,16 +156,15 @@ class Versus:
             row["ms"] = known["times"][name]["ms"]
             row["speedup"] = known["times"][name]["speedup"]
 
-    def write(self, rows: list[dict[str, Any]], unpruned: float) -> None:
-        """The results with their plot and the table of all networks."""
+    def write(self, rows: Sequence[Result], unpruned: float) -> None:
+        """Write the results, their plot and the page of all networks."""
         name, subject = self.subject.network.name, self.subject
-        recipe, measure = subject.recipe(), self.stopwatch.measure
-        feed = feed_of(subject, recipe)
+        recipe, measure, output = subject.recipe(), self.stopwatch.measure, self.options.output
+        feed = subject.feed(recipe)
         result = {
             "network": name,
             "device": device_name(subject.device),
             "runtime": f"{measure.runtime}, batch {measure.batch_size}",
-            "versions": versions(),
             "data": subject.network.data,
             "epochs": self.options.epochs,
             "distill": recipe.subnet.distill,
@@ -181,20 +179,18 @@ class Versus:
             "left_out": self.left_out,
             "rows": rows,
         }
-        write_json(RESULTS / f"versus-{name}.json", result)
-        results = [read_json(file) for file in sorted(RESULTS.glob("versus-*.json"))]
-        write_text(ROOT / "docs/versus.md", table(results))
-        draw_network(result, ROOT / f"docs/versus-{name}.svg")
+        output.write(f"versus-{name}", result)
+        output.write_page("versus", page(output.read("versus-*")))
+        draw_network(result, output.docs / f"versus-{name}.svg")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    mini = [name for name in NETWORKS if name.endswith("mini")]
-    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=mini)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=MINI)
     parser.add_argument("--points", type=float, nargs="+", default=[0.8, 0.65, 0.5])
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates; the network's")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--images", type=int, help="training images at most, all by default")
     parser.add_argument("--runtime", default="eager", help="eager, compile or onnxruntime")
@@ -204,7 +200,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many")
     parser.add_argument("--time", action="store_true", help="time the final models anew")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/versus")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     clock = Clock(options.minutes)
     torch.manual_seed(0)
     try:

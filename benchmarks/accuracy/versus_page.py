@@ -1,60 +1,70 @@
-"""The table and the plot of updp beside other pruners."""
+"""Page and plots of updp beside other pruners."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-from pictures import Line, Panel, draw
+from benchmarks.common.line_plot import Line, Panel, draw
+from benchmarks.common.markdown import quartiles, table
+from benchmarks.common.output import Result
 
 OWN = "updp"
 INTRO = """# updp beside other pruners, at equal measured latency
 
-Made by `python benchmarks/versus.py`, which says how. Each method prunes to its largest model that
-is not slower than a share of the baseline's latency; all are trained alike. Times are of all models
-of a network interleaved in one process, median (quartiles) in ms; top-1 in percent on all test
-images. The other depth pruners choose among updp's own candidates and are merged by it, for their
-own code does not run on these networks.
+Made by `python -m benchmarks.accuracy.versus`, which says how. Each method prunes to its largest
+model that is not slower than a share of the baseline's latency; all are trained alike. Times are of
+all models of a network interleaved in one process, median (quartiles) in ms; top-1 in percent on
+all test images. The other depth pruners choose among updp's own candidates and are merged by it,
+for their own code does not run on these networks.
 """
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """All networks."""
+def page(results: Sequence[Result]) -> str:
+    """The Markdown page, with a table for each network."""
     lines = [INTRO]
     for result in results:
         lines += _network(result)
     return "\n".join(lines)
 
 
-def _network(result: dict[str, Any]) -> list[str]:
+def _network(result: Result) -> list[str]:
     name, base = result["network"], result["baseline"]
-    lines = [
+    columns = ("point", "method", "ms", "speed-up", "MACs", "parameters", "learning rate", "top-1")
+    rows = [
+        (
+            f"{row['point']:g}",
+            row["method"],
+            quartiles(row["ms"]),
+            quartiles(row["speedup"]),
+            f"{row['macs'] / 1e6:.2f} M",
+            f"{row['parameters'] / 1e3:.0f} K",
+            f"{row['lr']:g}",
+            f"{row['top1']:.2f}",
+        )
+        for row in sorted(result["rows"], key=lambda row: -row["point"])
+    ]
+    return [
         f"## {name}; {result['device']}, {result['runtime']}",
         "",
         f"{result['data']}: {result['training_images']} training and {result['test_images']} test "
         f"images, {result['epochs']:g} epochs. The baseline has {base['top1']:.2f} %, "
-        f"{base['trained']:.2f} % after the same training, and takes {_spread(base['ms'], 2)} ms. "
+        f"{base['trained']:.2f} % after the same training, and takes {quartiles(base['ms'])} ms. "
         f"![top-1 over latency](versus-{name}.svg)",
         "",
         *(f"- *{method}*: {about}." for method, about in result["methods"].items()),
         *(f"- Left out: {what} ({why})." for what, why in result["left_out"].items()),
         "",
-        "| point | method | ms | speed-up | MACs | parameters | learning rate | top-1 |",
-        "| ---: | --- | --- | --- | ---: | ---: | ---: | ---: |",
+        *table(columns, rows, ("point", "MACs", "parameters", "learning rate", "top-1")),
+        "",
+        _summary(result),
+        "",
     ]
-    for point in sorted({row["point"] for row in result["rows"]}, reverse=True):
-        for row in [row for row in result["rows"] if row["point"] == point]:
-            lines.append(
-                f"| {point:g} | {row['method']} | {_spread(row['ms'], 2)} "
-                f"| {_spread(row['speedup'], 2)} | {row['macs'] / 1e6:.2f} M "
-                f"| {row['parameters'] / 1e3:.0f} K | {row['lr']:g} | {row['top1']:.2f} |"
-            )
-    return [*lines, "", _summary(result), ""]
 
 
-def _summary(result: dict[str, Any]) -> str:
-    """updp minus the best of the others, point by point."""
+def _summary(result: Result) -> str:
+    """Top-1 of updp minus that of the best other method, point by point."""
     gaps = {}
     for point in sorted({row["point"] for row in result["rows"]}, reverse=True):
         rows = [row for row in result["rows"] if row["point"] == point]
@@ -68,13 +78,8 @@ def _summary(result: dict[str, Any]) -> str:
     return f"updp minus the best other: {each}; mean {mean(gaps.values()):+.2f} points."
 
 
-def _spread(spread: dict[str, float], digits: int) -> str:
-    low, high = spread["low"], spread["high"]
-    return f"{spread['median']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
-def draw_network(result: dict[str, Any], file: Path) -> None:
-    """Top-1 over measured milliseconds, a line for each method, and the baseline."""
+def draw_network(result: Result, file: Path) -> None:
+    """Draw top-1 over measured milliseconds, a line for each method, and the baseline."""
     base, lines = result["baseline"], []
     for number, method in enumerate(result["methods"]):
         rows = [row for row in result["rows"] if row["method"] == method]
