@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import pytest
-
-import benchmarks
 from benchmarks.accuracy import ablation_page, versus_page
 from benchmarks.common.markdown import quartiles, table
 from benchmarks.common.output import Output, Result
 from benchmarks.coverage import model_zoo
 from benchmarks.search import searchers
 from benchmarks.speed import latency, runtimes, speedup
+
+import benchmarks
 
 MODULES = [m.name for m in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")]
 COMMANDS = [name for name in MODULES if hasattr(import_module(name), "main")]
