@@ -15,13 +15,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import models
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_model
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-import models
 from updp.data import Images, hold_out, open_source, preprocess_for
 
 HERE = Path(__file__).parent

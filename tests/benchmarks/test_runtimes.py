@@ -1,17 +1,16 @@
-"""What the table of benchmarks/runtimes.py claims, and which rows it measures and keeps."""
+"""What the page of benchmarks.speed.runtimes claims, and which rows it measures and keeps."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.speed import runtimes
 from updp.blocks import find
 from updp.candidates import proposals
 from updp.deploy.bench import BenchFigures, Pair, Row, Setting
@@ -19,12 +18,6 @@ from updp.errors import UserError
 from updp.measure import Timing
 from updp.models import load_model
 from updp.recipe import Recipe
-
-
-@pytest.fixture
-def runtimes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module("runtimes")
 
 
 def row(runtime: str, low: float, median: float, high: float) -> Row:
@@ -50,22 +43,20 @@ def row(runtime: str, low: float, median: float, high: float) -> Row:
         ((1.0, 1.1, 1.19), "below"),
     ],
 )
-def test_speed_ups_that_overlap_are_not_ranked(
-    onnx: tuple[float, float, float], said: str, runtimes: ModuleType
-) -> None:
+def test_speed_ups_that_overlap_are_not_ranked(onnx: tuple[float, float, float], said: str) -> None:
     rows = {"eager": row("eager", 1.2, 1.25, 1.3), "onnxruntime": row("onnxruntime", *onnx)}
     assert runtimes.against_eager(rows) == said
     assert runtimes.against_eager({"eager": rows["eager"]}) == ""
 
 
-def test_the_table(runtimes: ModuleType) -> None:
+def test_a_row_that_failed_says_why_and_noise_is_no_difference() -> None:
     failed = row("openvino", 1, 1, 1).model_copy(
         update={"baseline": None, "other": None, "speedup": None, "failure": "no|such"}
     )
     rows = [row("eager", 1.2, 1.25, 1.3), row("onnxruntime", 0.9, 1.1, 1.2), failed]
     bench = {"names": ("baseline", "merged"), "input_shape": (3, 8, 8), "rows": rows}
     entry = {"network": "timm/resnet34", "batch": 1, "macs_ratio": 1.24, "bench": bench}
-    text = runtimes.table([{"device": "CPU", "versions": {"torch": "2"}, "entries": [entry]}])
+    text = runtimes.page([{"device": "CPU", "versions": {"torch": "2"}, "entries": [entry]}])
     assert (
         "| resnet34 | 1 | 1.24 | 1.25x (1.20-1.30) | no difference (0.90-1.20) "
         "| not run: no/such | overlaps |"
@@ -77,17 +68,17 @@ NETWORK = "timm/resnet34"
 
 
 class Script:
-    """The script without its networks and its clock: it notes what it was to measure."""
+    """The benchmark without its networks and its clock: it notes what it was to measure."""
 
-    def __init__(self, module: ModuleType, patch: pytest.MonkeyPatch, docs: Path) -> None:
-        self.module, self.docs = module, docs
+    def __init__(self, patch: pytest.MonkeyPatch, output: Path) -> None:
+        self.output = output
         self.measured: list[str] = []
         self.plans: list[Any] = []  # as the model is pruned
         self.chosen = 0
         self.failing: set[str] = set()
         self.median = 1.5
-        patch.setattr(module, "chosen", self._choose)
-        patch.setattr(module, "pruned", self._prune)
+        patch.setattr(runtimes, "chosen", self._choose)
+        patch.setattr(runtimes, "pruned", self._prune)
         patch.setattr("updp.deploy.bench.benchmark.measure_rows", self._measure)
 
     def _choose(self, *_: object) -> dict[str, str]:
@@ -109,12 +100,12 @@ class Script:
 
     def __call__(self, *arguments: str) -> list[str]:
         self.measured = []
-        self.module.main(["--network", NETWORK, "--docs", str(self.docs), *arguments])
+        runtimes.main(["--network", NETWORK, "--output", str(self.output), *arguments])
         return self.measured
 
     def rows(self, batch: int = 1) -> dict[str, float | None]:
         """The speed-ups that were written."""
-        (file,) = (self.docs / "results").iterdir()
+        (file,) = self.output.glob("*.json")
         entries = {e["batch"]: e for e in json.loads(file.read_text())["entries"]}
         return {
             r["setting"]["runtime"]: r["speedup"] and r["speedup"]["median"]
@@ -123,9 +114,8 @@ class Script:
 
 
 @pytest.fixture
-def script(runtimes: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
-    (tmp_path / "results").mkdir()
-    return Script(runtimes, monkeypatch, tmp_path)
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
+    return Script(monkeypatch, tmp_path)
 
 
 def test_rows_join_those_that_are_there_under_one_plan(script: Script) -> None:
@@ -137,7 +127,7 @@ def test_rows_join_those_that_are_there_under_one_plan(script: Script) -> None:
     assert script.rows() == {"eager": 1.7, "openvino": 1.5}
     assert script.chosen == 1
     assert script.plans == [{"layer1.0": "fuse 1"}] * 3
-    assert "| resnet34 | 1 | 1.20 | 1.70x" in (script.docs / "runtimes.md").read_text()
+    assert "| resnet34 | 1 | 1.20 | 1.70x" in (script.output / "runtimes.md").read_text()
 
 
 def test_only_what_is_missing_is_measured(script: Script) -> None:
@@ -178,13 +168,13 @@ def test_wrong_options_are_told_in_a_line(
     assert script.measured == []
 
 
-def test_versions_of_several_days_are_all_told(runtimes: ModuleType) -> None:
+def test_versions_of_several_days_are_all_told() -> None:
     rows = [{"versions": v} for v in ({"torch": "2.1"}, {}, {"torch": "2.2", "openvino": "1"})]
     found = runtimes.used_versions([{"bench": {"rows": rows}}])
     assert found == {"torch": "2.1 and 2.2", "openvino": "1"}
 
 
-def test_a_plan_is_applied_by_its_labels_alone(runtimes: ModuleType, tiny_model: str) -> None:
+def test_a_plan_is_applied_by_its_labels_alone(tiny_model: str) -> None:
     x = torch.randn(2, 1, 8, 8)
     model = load_model(tiny_model, seed=1).eval()
     findings = find(model, x)

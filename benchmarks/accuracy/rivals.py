@@ -1,0 +1,136 @@
+"""Ways to make a network faster, each as a series of models from the largest to the smallest."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from benchmarks.accuracy.channels import prune_channels
+from benchmarks.accuracy.plans import Choices, Subject, digest, plan_of, planned_run
+from benchmarks.accuracy.training import train_plan, train_whole
+from benchmarks.accuracy.trials import Trial
+from updp.io.progress import Progress
+from updp.recipe import Recipe
+from updp.run.load import skeleton
+from updp.search import Survey
+
+_BATCHES = 8  # of training images, for gradients
+_RATIOS = [i / 50 for i in range(1, 46)]
+
+
+class Rival(ABC):
+    """A series of models: each is faster than the last one or, if not `ordered`, worse."""
+
+    ordered = True
+
+    def __init__(self, name: str, about: str, subject: Subject, settings: Sequence[str]) -> None:
+        self.name, self.about, self.subject = name, about, subject
+        self.settings = tuple(settings)
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of models."""
+
+    @abstractmethod
+    def describe(self, number: int) -> Any:
+        """A model's description in plain data."""
+
+    @abstractmethod
+    def model(self, number: int) -> nn.Module:
+        """The structure of a model as it is deployed; its weights do not matter."""
+
+    @abstractmethod
+    def trial(self, number: int, folder: Path, clock: Progress) -> Trial:
+        """The training of a model, in `folder`."""
+
+
+class Channels(Rival):
+    """Fewer channels, by torch-pruning."""
+
+    def __init__(self, kind: str, subject: Subject, settings: Sequence[str]) -> None:
+        about = f"fewer channels, by torch-pruning: {kind}, global, isomorphic"
+        super().__init__(f"torch-pruning, {kind}", about, subject, settings)
+        self.kind = kind
+
+    @property
+    def count(self) -> int:
+        """As in `Rival`."""
+        return len(_RATIOS)
+
+    def describe(self, number: int) -> Any:
+        """As in `Rival`."""
+        return {"ratio": _RATIOS[number]}
+
+    @cached_property
+    def _images(self) -> list[Any]:
+        feed = self.subject.feed(self.subject.recipe())
+        return list(islice(feed.training(0), _BATCHES))
+
+    def model(self, number: int) -> nn.Module:
+        """As in `Rival`."""
+        images = self._images[0][0]
+        return prune_channels(
+            self.subject.model, self.kind, _RATIOS[number], images, self._images
+        ).to(self.subject.device)
+
+    def trial(self, number: int, folder: Path, clock: Progress) -> Trial:
+        """As in `Rival`."""
+
+        def make(recipe: Recipe, folder: Path) -> nn.Module:
+            return train_whole(self.model(number), self.subject, recipe, folder, clock)
+
+        def build(folder: Path) -> nn.Module:
+            return self.model(number)
+
+        return Trial(folder / f"{_RATIOS[number]:g}", self.subject, self.settings, make, build)
+
+
+class Plans(Rival):
+    """Plans of updp's own candidates, from the survey of a run."""
+
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        subject: Subject,
+        settings: Sequence[str],
+        plans: Sequence[Choices],
+        survey: Survey,
+        *,
+        ordered: bool = True,
+    ) -> None:
+        super().__init__(name, about, subject, settings)
+        self.plans, self.survey, self.ordered = plans, survey, ordered
+
+    @property
+    def count(self) -> int:
+        """As in `Rival`."""
+        return len(self.plans)
+
+    def describe(self, number: int) -> Any:
+        """As in `Rival`."""
+        return {"plan": self.plans[number]}
+
+    def model(self, number: int) -> nn.Module:
+        """As in `Rival`."""
+        recipe = self.subject.recipe(*self.settings)
+        plan, _ = plan_of(self.plans[number], self.survey, recipe)
+        model = copy.deepcopy(self.subject.model).to(self.subject.device)
+        return skeleton(model, self.subject.data.image_size, plan)
+
+    def trial(self, number: int, folder: Path, clock: Progress) -> Trial:
+        """As in `Rival`."""
+        subject, choices = self.subject, self.plans[number]
+
+        def make(recipe: Recipe, folder: Path) -> nn.Module:
+            return train_plan(planned_run(subject, recipe, choices, self.survey, folder, clock))
+
+        return Trial(folder / digest(choices), subject, self.settings, make, subject.merged)

@@ -1,0 +1,1 @@
+"""What several benchmarks share: command line, results, Markdown, plots, a clock."""

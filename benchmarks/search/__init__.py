@@ -1,0 +1,1 @@
+"""What a search finds, how fast, and what its scores say."""

@@ -1,0 +1,1 @@
+"""Latency of merged networks at random weights."""
