@@ -3,10 +3,11 @@
 Nothing here knows a stage: `loop.search` asks a searcher for plans, scores them, and stores them.
 """
 
+from updp.search.choice import choose_plan, finalists, pick
 from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.loop import complete, refine, search
-from updp.search.outcome import ScoredPlan, SearchResult, choose_plan, finalists, pick
+from updp.search.outcome import ScoredPlan, SearchResult
 from updp.search.score import Score
 from updp.search.scorers import FittedScorer, Scorer
 from updp.search.searchers import SEARCHERS, Task

@@ -8,8 +8,9 @@ from updp import UserError
 from updp.measure import Latency, Timing
 from updp.recipe.budget import Budget
 from updp.search import Score, pareto
+from updp.search.choice import choose_plan, finalists, pick
 from updp.search.front_plot import plot_front
-from updp.search.outcome import SearchResult, choose_plan, finalists, pick
+from updp.search.outcome import SearchResult
 
 SPACE = contract.SPACE
 

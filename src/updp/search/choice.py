@@ -1,0 +1,128 @@
+"""The choice of a plan: the best of the scored ones that keeps to the budget as measured."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from updp.errors import UserError
+from updp.measure import Latency, Timing
+from updp.recipe import Budget
+from updp.search.front import pareto, within
+from updp.search.limits import limits_of
+from updp.search.outcome import ScoredPlan, SearchResult
+from updp.search.searchers import Task
+from updp.search.space import Cost, Genome, Limits, Space
+from updp.search.store import Evaluated, Scores
+
+
+def finalists(known: Scores, refined: Scores, task: Task) -> list[Genome]:
+    """The plans to time end to end: the best within the limits, by score after fit and repair.
+
+    By the score before, where no plan within the limits was refined.
+    """
+    best = within(refined.values(), task, task.limits) or within(known.values(), task, task.limits)
+    return [e.genome for e in best[: task.settings.timed]]
+
+
+def choose_plan(
+    known: Scores, refined: Scores, task: Task, budget: Budget, measured: Mapping[Genome, Latency]
+) -> SearchResult:
+    """Choose the best finalist that keeps to the budget as measured end to end.
+
+    A latency whose lower quartile is within the limit keeps to it. Where none does, the fastest
+    plan is chosen.
+
+    Args:
+        known: scores before fit and repair.
+        refined: scores after fit and repair, of some plans or none.
+        task: what was searched for.
+        budget: as the user wrote it, for the record.
+        measured: latencies of the finalists, compared with the baseline.
+    """
+    candidates, space = finalists(known, refined, task), task.space
+    times = {genome: _timing(latency, space) for genome, latency in measured.items()}
+    limit = task.limits.amounts.get("latency", math.inf)
+    nearest = min(candidates, key=lambda g: times[g].median if g in times else 0.0)
+    keeping = (g for g in candidates if g not in times or times[g].low <= limit)
+    chosen = next(keeping, nearest)
+    genomes = list(known)
+    if space.keep in known:
+        baseline = _scored_plan(space, known[space.keep])
+    else:
+        whole = vars(space.baseline)
+        baseline = ScoredPlan(choices={}, score=None, top1=None, complete=False, **whole)
+    return SearchResult(
+        axis=task.axis,
+        budget=str(budget),
+        searcher=task.settings.searcher,
+        baseline=baseline,
+        points=tuple(
+            _scored_plan(space, e, times.get(g), refined.get(g)) for g, e in known.items()
+        ),
+        front=tuple(genomes.index(e.genome) for e in pareto(known.values(), task)),
+        chosen=genomes.index(chosen),
+    )
+
+
+def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
+    """Choose another point of a search, by the number of a line of its front or by a budget.
+
+    Raises UserError when there is no such point.
+    """
+    if text.isdigit():
+        if not 1 <= int(text) <= len(result.front):
+            raise UserError(
+                f"--pick {text}: the front has lines 1 to {len(result.front)} (`updp search` "
+                "shows them)"
+            )
+        return result.model_copy(update={"chosen": result.front[int(text) - 1]})
+    limits = limits_of(Budget.parse(text), space)
+    keeping = [i for i, p in enumerate(result.points) if p.complete and _meets(p, limits)]
+    if not keeping:
+        raise UserError(
+            f"--pick {text!r}: none of the plans that were scored keeps to it; search again with "
+            f"--budget {text}"
+        )
+    repaired = [i for i in keeping if result.points[i].fitted is not None]
+    chosen = min(repaired or keeping, key=lambda i: (result.points[i].last_score, i))
+    return result.model_copy(update={"chosen": chosen})
+
+
+def _meets(point: ScoredPlan, limits: Limits) -> bool:
+    cost = Cost(**{name: getattr(point, name) for name in Cost.__dataclass_fields__})
+    measured = point.measured
+    return limits.met(cost if measured is None else replace(cost, latency=measured.low))
+
+
+def _timing(latency: Latency, space: Space) -> Timing:
+    """Latency in ms, from the speed-up and the baseline's first latency.
+
+    The machine may have become slower since the candidates were timed.
+    """
+    s = latency.speedup
+    return Timing(median=space.ms / s.median, low=space.ms / s.high, high=space.ms / s.low)
+
+
+def _scored_plan(
+    space: Space,
+    evaluated: Evaluated,
+    measured: Timing | None = None,
+    refined: Evaluated | None = None,
+) -> ScoredPlan:
+    score = evaluated.score
+    costs: dict[str, Any] = vars(space.cost(evaluated.genome))
+    return ScoredPlan(
+        choices=space.choices(evaluated.genome),
+        score=_finite(score.score),
+        top1=score.top1,
+        complete=score.complete,
+        fitted=_finite(refined.score.score) if refined else None,
+        fitted_top1=refined.score.top1 if refined else None,
+        measured=measured,
+        **costs,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
