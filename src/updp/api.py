@@ -88,7 +88,7 @@ def prune(
     tensorboard: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
-    """Run all four stages and return the merged model.
+    """Run the survey of sites and all four stages, and return the merged model.
 
     >>> pruned = updp.prune(model, "digits", recipe, out="runs/mine")
     >>> len(pruned.plan)
