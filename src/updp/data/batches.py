@@ -81,7 +81,7 @@ class Batches:
 
     def _load(self, items: "Iterable[list[_Item]]") -> Iterator[Batch]:
         loader = DataLoader(
-            _Reader(self.images, self.seed),
+            _SeededItems(self.images, self.seed),
             batch_sampler=items,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
@@ -103,7 +103,7 @@ class _Item(NamedTuple):
     repeat: int  # number of the reading in its epoch
 
 
-class _Reader(Dataset[Any]):
+class _SeededItems(Dataset[Any]):
     """Reads a batch of items, each in a random state that is a function of the seed and the item.
 
     It is what the loader's workers hold.
