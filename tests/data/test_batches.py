@@ -1,8 +1,12 @@
+import random
+from itertools import islice
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from updp.data import Batches
+from updp.data import Batches, Images
 from updp.data.images import InMemory
 from updp.errors import UserError
 
@@ -82,3 +86,70 @@ def test_impossible_batches_are_refused() -> None:
         Batches(Counting(4), None, 0, seed=0, shuffle=False)
     with pytest.raises(UserError, match="no images"):
         Batches(Counting(4), torch.tensor([], dtype=torch.long), 4, seed=0, shuffle=False)
+
+
+class Drawing(Images):
+    """Image i is its number and what a user's transform drew: by `random`, NumPy and torch."""
+
+    def __init__(self, count: int = 21) -> None:
+        self.targets, self.size = list(range(count)), (1, 2, 2)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        drawn = [index, random.random(), np.random.rand(), torch.rand(()).item()]
+        return torch.tensor(drawn, dtype=torch.float64).view(self.size), index
+
+
+def drawn(start: int, stop: int, *, workers: int = 0, repeats: int = 1, seed: int = 1) -> Tensor:
+    """Steps `start` to `stop` of endless training, (images, 4)."""
+    batches = Batches(
+        Drawing(), None, 4, seed=seed, shuffle=True, num_workers=workers, repeats=repeats
+    )
+    images = [images for images, _ in islice(batches.endless(start), stop - start)]
+    return torch.cat(images).flatten(1)
+
+
+def test_what_images_draw_is_the_same_with_workers_and_from_any_step() -> None:
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    whole = drawn(0, 12)
+    for start, workers in ((0, 2), (3, 0), (5, 2), (11, 0)):
+        torch.manual_seed(start), random.seed(start), np.random.seed(start)
+        assert torch.equal(drawn(start, 12, workers=workers), whole[4 * start :])
+    torch.set_rng_state(state[2]), random.setstate(state[0])
+    drawn(0, 2)
+    assert random.getstate() == state[0]
+    assert torch.equal(torch.get_rng_state(), state[2])
+    draws = whole[:, 1:].flatten().tolist()
+    assert len(set(draws)) == len(draws)  # another view in every epoch
+    assert not set(draws) & set(drawn(0, 12, seed=2)[:, 1:].flatten().tolist())
+
+
+def test_what_an_image_draws_does_not_depend_on_the_others() -> None:
+    alone = Batches(Drawing(), torch.tensor([7]), 1, seed=1, shuffle=False)
+    among = Batches(Drawing(), None, 21, seed=1, shuffle=False)
+    for epoch in (0, 3):
+        (one, _), (all_of_them, _) = next(alone.epoch(epoch)), next(among.epoch(epoch))
+        assert torch.equal(one[0], all_of_them[7])
+
+
+def test_repeated_augmentation_shows_fewer_images_several_times() -> None:
+    views = drawn(0, 5, repeats=3)
+    assert len(views) == 20
+    for first in range(0, 18, 3):
+        same = views[first : first + 3]
+        assert len(set(same[:, 0].tolist())) == 1
+        assert len(set(same[:, 1].tolist())) == 3
+    assert len(set(views[:, 0].tolist())) == 7
+    assert torch.equal(drawn(2, 5, repeats=3, workers=2), views[8:])
+
+
+class Broken(Drawing):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raise UserError(f"image 'number {index}' is broken")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_one_line_from_a_worker_too(workers: int) -> None:
+    batches = Batches(Broken(), None, 4, seed=1, shuffle=False, num_workers=workers)
+    with pytest.raises(UserError) as error:
+        next(batches.epoch(0))
+    assert str(error.value) == "image 'number 0' is broken"

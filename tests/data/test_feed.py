@@ -2,11 +2,11 @@ from itertools import islice
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests import tiny
 from updp import Recipe, UserError
-from updp.data import Preprocess, Source
+from updp.data import Preprocess, Source, preprocess_for
 from updp.data.feed import Feed
 from updp.data.images import InMemory
 
@@ -22,13 +22,14 @@ def numbered(train: int = 60, test: int = 20, channels: int = 1) -> Source:
     return Source(images(0, train), images(train, test), tuple("abcd"), "f", (channels, 8, 8))
 
 
-def make(source: Source, seed: int = 0, **data: object) -> Feed:
+def make(source: Source, seed: int = 0, *, trains: bool = True, **data: object) -> Feed:
     settings = {"held_out": 12, "calibration": 10, "batch_size": 7, "shift": 0, "flip": False}
     recipe = Recipe.model_validate({"data": {**settings, **data}})
     channels = source.image_size[0]
     # Pixels come out as the numbers that they are.
     preprocess = Preprocess((0.0,) * channels, (1 / 255,) * channels, source.image_size)
-    return Feed(source, preprocess, recipe.data, seed=seed, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    return Feed(source, preprocess, recipe.data, seed=seed, device=cpu, trains=trains)
 
 
 def names(batches: list[Tensor]) -> list[int]:
@@ -116,14 +117,20 @@ def test_calibration_batches_never_leave_one_image_alone() -> None:
     assert len(set(names(batches))) == 17
 
 
-def test_holding_out_too_many_images_is_refused() -> None:
-    with pytest.raises(
-        UserError,
-        match=r"data\.held_out=25 and data\.calibration=10 are more than half of the 60",
-    ):
-        make(numbered(), held_out=25)
-    with pytest.raises(UserError, match="hold out fewer than half"):
-        make(numbered(), held_out=20)  # exactly half
+@pytest.mark.parametrize("held_out", [25, 20])  # 20 is exactly half
+def test_holding_out_half_of_what_is_trained_on_is_refused(held_out: int) -> None:
+    with pytest.raises(UserError, match=f"data.held_out={held_out} and .* are half or"):
+        make(numbered(), held_out=held_out)
+
+
+def test_all_images_may_be_held_out_where_nothing_is_trained() -> None:
+    feed = make(numbered(), trains=False, held_out=25, calibration=35)
+    held = names([images for images, _ in feed.held_out()])
+    assert sorted(held + names(feed.calibration())) == list(range(60))
+    assert feed.steps == 0
+    assert feed.with_held_out().steps == 8
+    with pytest.raises(UserError, match="are more than the 60 training images: ask for fewer"):
+        make(numbered(), trains=False, held_out=26, calibration=35)
 
 
 def test_float_images_of_a_loader_are_left_alone_unless_asked() -> None:
@@ -140,3 +147,25 @@ def test_the_digits_of_the_tiny_recipe() -> None:
     feed = tiny.make_feed(tiny.make_recipe())
     assert feed.steps == (1297 - 164) // 32
     assert sum(len(images) for images, _ in feed.test()) == 500
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_tensors_may_have_any_number_of_channels(channels: int) -> None:
+    source = numbered(channels=channels)
+    assert preprocess_for(nn.Identity(), source.image_size).mean == (0.5,) * channels
+    feed = make(source, flip=None)
+    images, _ = next(feed.training(0))
+    assert images.shape == (7, channels, 8, 8)
+    assert feed.augmentation == "images are not augmented"  # not mirrored: no photographs
+    with pytest.raises(UserError, match=f"8-bit grey or colour .* {channels}x8x8 of uint8"):
+        make(source, shift=None, flip=None, scale=[0.5, 1])
+
+
+def test_the_augmentation_is_said() -> None:
+    colour = numbered(channels=3)
+    assert make(colour, shift=None, flip=None).augmentation == (
+        "images are shifted by up to 1 pixels (data.shift) and mirrored at random (data.flip)"
+    )
+    said = make(colour, shift=None, flip=None, auto_augment="rand-m9-mstd0.5", hflip=0)
+    assert "auto_augment rand-m9-mstd0.5" in said.augmentation
+    assert "hflip 0" in said.augmentation

@@ -1,7 +1,18 @@
-import pytest
-import torch
+import io
+from itertools import islice
 
-from updp.data import Augment
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from updp import Recipe
+from updp.data import Augment, Preprocess, Source
+from updp.data.feed import Feed
+from updp.data.images import load_images
+from updp.errors import UserError
+from updp.io.seeds import mix, random_state
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -40,3 +51,103 @@ def test_augmentation_draws_from_its_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(augment(batch, generator(1)), first)
     assert not torch.equal(augment(batch, generator(2)), first)
+
+
+class Noise:
+    """Stored pictures of noise, which are larger than the network's images."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+
+    def picture(self, index: int) -> Image.Image:
+        noise = np.random.default_rng(index).integers(0, 256, (20, 30 + index % 5, 3), np.uint8)
+        return Image.fromarray(noise).convert(self.mode)
+
+    def read(self, index: int) -> bytes:
+        file = io.BytesIO()
+        self.picture(index).save(file, "png")
+        return file.getvalue()
+
+    def where(self, index: int) -> str:
+        return f"image {index}"
+
+
+def noise_feed(mode: str, **settings: object) -> Feed:
+    channels = len(mode)
+    images = load_images(Noise(mode), [i % 4 for i in range(30)], (channels, 16, 16))
+    source = Source(images, images, tuple("abcd"), "f", images.size)
+    preprocess = Preprocess((0.4, 0.5, 0.3)[:channels], (0.2, 0.3, 0.1)[:channels], images.size)
+    data = {"held_out": 4, "calibration": 4, "batch_size": 8, **settings}
+    recipe = Recipe.model_validate({"data": data})
+    return Feed(source, preprocess, recipe.data, seed=3, device=torch.device("cpu"))
+
+
+TRANSFORMS = [
+    ({"scale": [0.3, 1], "hflip": 0.5}, {"scale": (0.3, 1)}),
+    ({"auto_augment": "rand-m9-mstd0.5-inc1", "reprob": 0.9}, {"re_prob": 0.9}),
+    ({"auto_augment": "augmix-m5-w2", "color_jitter": 0.2, "train_interpolation": "bicubic"}, {}),
+    (
+        {"color_jitter": [0.3, 0.2, 0.1, 0.05], "ratio": [1, 1], "reprob": 0.5, "remode": "const"},
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("settings", "expected"), TRANSFORMS)
+def test_training_images_are_those_of_timms_transform(
+    mode: str, settings: dict[str, object], expected: dict[str, object]
+) -> None:
+    feed = noise_feed(mode, **settings)
+    theirs = timm.data.create_transform(
+        16,
+        is_training=True,
+        interpolation=settings.get("train_interpolation", "random"),
+        mean=feed.preprocess.mean,
+        std=feed.preprocess.std,
+        **{
+            "auto_augment": settings.get("auto_augment"),
+            "color_jitter": settings.get("color_jitter", 0.4),
+            "ratio": settings.get("ratio"),
+            "re_prob": settings.get("reprob", 0),
+            "re_mode": settings.get("remode", "pixel"),
+            **expected,
+        },
+    )
+    images = torch.cat([images for images, _ in islice(feed.training(0), 2)])
+    order = np.random.Generator(np.random.PCG64([3, 0])).permutation(feed._train.indices)
+    for image, index in zip(images, order[:16].tolist(), strict=True):
+        with random_state(mix(3, 5, 0, index, 0)):
+            assert torch.equal(image, theirs(Noise(mode).picture(index)))
+    # Held-out images are as they are evaluated.
+    (held, _), (again, _) = next(feed.held_out()), next(noise_feed(mode).held_out())
+    assert torch.equal(held, again)
+
+
+def test_timms_transforms_go_on_where_they_stopped_with_workers_too() -> None:
+    settings = {"auto_augment": "rand-m9-mstd0.5", "reprob": 0.5, "aug_repeats": 2}
+    whole = list(islice(noise_feed("RGB", **settings).training(0), 8))
+    for start, workers in ((5, 0), (2, 2)):
+        feed = noise_feed("RGB", workers=workers, **settings)
+        rest = islice(feed.training(start), 8 - start)
+        for (a, x), (b, y) in zip(whole[start:], rest, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("data.auto_augment=random-m9", "data.auto_augment: .* timm has no such policy"),
+        ("data.color_jitter=[0.1, 0.2]", "give one number, three or four"),
+        ("data.aug_repeats=0", "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_timm_does_not_take_are_refused(setting: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Recipe().updated(setting)
+
+
+def test_shift_and_timms_transforms_do_not_go_together() -> None:
+    with pytest.raises(UserError, match="flip and auto_augment do not go together"):
+        Recipe().updated("data.flip=true", "data.auto_augment=original")

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from updp.training.evaluate import accuracy, predict, top1
+from updp.training.evaluate import accuracy, predict, top1, top1_of_each
 from updp.training.losses import classification, distillation
 
 
@@ -78,3 +78,17 @@ def test_evaluation_is_without_dropout_and_leaves_the_mode() -> None:
 def test_accuracy_is_in_percent() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert accuracy(logits, torch.tensor([0, 1, 0])) == pytest.approx(200 / 3)
+
+
+def test_networks_are_evaluated_in_one_pass_a_batch_at_a_time() -> None:
+    nets = {
+        name: torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(3, 4)) for name in "ab"
+    }
+    x, y = torch.randn(23, 3), torch.arange(23) % 4
+    ticks: list[int] = []
+    batches = zip(x.split(5), y.split(5), strict=True)  # can be read once
+    found, images = top1_of_each(nets, batches, lambda: ticks.append(1))
+    assert (images, len(ticks)) == (23, 5)
+    for name, net in nets.items():
+        assert net.training
+        assert found[name] == accuracy(net[1](x), y)

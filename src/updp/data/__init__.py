@@ -5,9 +5,10 @@
 
 from updp.data.batches import Batches
 from updp.data.images import Images
-from updp.data.preprocess import Preprocess, model_input_size, preprocess_for
+from updp.data.preprocess import Preprocess, model_input_size, preprocess_for, resize_for
 from updp.data.readers import open_source
 from updp.data.readers.loaders import from_loaders
+from updp.data.resizing import ResizeCrop
 from updp.data.source import Source
 from updp.data.split import hold_out
 from updp.data.transforms import Augment
@@ -17,10 +18,12 @@ __all__ = [
     "Batches",
     "Images",
     "Preprocess",
+    "ResizeCrop",
     "Source",
     "from_loaders",
     "hold_out",
     "model_input_size",
     "open_source",
     "preprocess_for",
+    "resize_for",
 ]

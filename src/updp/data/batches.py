@@ -1,39 +1,54 @@
 """Batches in an order that a killed run can resume."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from updp.data.images import Images
 from updp.errors import UserError
+from updp.io.seeds import mix, random_state, set_seed
+
+Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) and labels (N,)
 
 
 class Batches:
-    """Batches of `dataset[indices]` (None: all), in a new order every epoch if `shuffle` is set.
+    """Batches of `images[indices]` (None: all), in a new order every epoch if `shuffle` is set.
 
-    The order is a pure function of (seed, epoch); no global random state is touched. A short last
-    batch is kept, or when shuffling dropped unless it is the only one.
+    Order, and what images draw while they are read, are pure functions of (seed, epoch, index),
+    for any number of workers; no global random state is touched. A short last batch is kept, or
+    when shuffling dropped unless it is the only one.
+
+    Args:
+        repeats: repeated augmentation (Hoffer et al., *Augment your batch*, 2020): so many of each
+            image follow each other, of as many fewer images in an epoch.
+        num_workers: processes that read ahead.
+        pin_memory: batches are in page-locked memory, from which copies to CUDA do not wait.
     """
 
     def __init__(
         self,
-        dataset: Dataset[tuple[Tensor, int]],
+        images: Images,
         indices: Tensor | None,
         batch_size: int,
         *,
         seed: int,
         shuffle: bool,
+        repeats: int = 1,
         num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} must be at least 1")
-        everything = torch.arange(len(dataset))  # type: ignore[arg-type]
-        self.indices = (everything if indices is None else indices).numpy()
+        self.indices = (torch.arange(len(images)) if indices is None else indices).numpy()
         if not len(self.indices):
             raise UserError("there are no images to make batches of")
-        self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
+        self.images, self.batch_size, self.repeats = images, batch_size, repeats
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self.seed, self.shuffle = seed, shuffle
 
     def __len__(self) -> int:
@@ -41,19 +56,76 @@ class Batches:
         full, rest = divmod(len(self.indices), self.batch_size)
         return max(full, 1) if self.shuffle else full + (rest > 0)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches `start`, `start + 1`, ... of an epoch: images (N, C, H, W) and labels (N,)."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of an epoch."""
+        return self._load(self._items(epoch, start))
+
+    def endless(self, step: int) -> Iterator[Batch]:
+        """Batches from `step` on, epoch after epoch; the workers stay and read ahead."""
+        first, start = divmod(step, len(self))
+        return self._load(
+            items
+            for epoch in count(first)
+            for items in self._items(epoch, start if epoch == first else 0)
+        )
+
+    def _items(self, epoch: int, start: int) -> "Iterator[list[_Item]]":
         order = self.indices
         if self.shuffle:
             order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(order)
+        order = np.repeat(order, self.repeats)[: len(order)]
         size = self.batch_size
-        # Left to itself the loader draws a seed for its workers from torch's global state.
-        generator = torch.Generator().manual_seed(self.seed + epoch)
-        yield from DataLoader(
-            self.dataset,
-            batch_sampler=[
-                order[i * size : (i + 1) * size].tolist() for i in range(start, len(self))
-            ],
+        for first in range(start * size, len(self) * size, size):
+            part = order[first : first + size].tolist()
+            yield [_Item(x, epoch, (first + i) % self.repeats) for i, x in enumerate(part)]
+
+    def _load(self, items: "Iterable[list[_Item]]") -> Iterator[Batch]:
+        loader = DataLoader(
+            _SeededItems(self.images, self.seed),
+            batch_sampler=items,
             num_workers=self.num_workers,
-            generator=generator,
+            pin_memory=self.pin_memory,
+            collate_fn=_collate,
+            # Left to itself the loader draws a seed for its workers from torch's global state.
+            generator=torch.Generator().manual_seed(self.seed),
         )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Item(NamedTuple):
+    """One reading of an image."""
+
+    image: int  # its index
+    epoch: int
+    repeat: int  # number of the reading in its epoch
+
+
+class _SeededItems(Dataset[Any]):
+    """Reads a batch of items, each in a random state that is a function of the seed and the item.
+
+    It is what the loader's workers hold.
+    """
+
+    def __init__(self, images: Images, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def __getitems__(self, items: list[_Item]) -> "list[tuple[Tensor, int]] | UserError":
+        """Images and labels, or the error, which a worker would wrap into its traceback."""
+        try:
+            if not self.images.draws:
+                return [self.images[item.image] for item in items]
+            with random_state():
+                return [self._drawn(item) for item in items]
+        except UserError as error:
+            return error
+
+    def _drawn(self, item: _Item) -> tuple[Tensor, int]:
+        set_seed(mix(self.seed, 5, item.epoch, item.image, item.repeat))
+        return self.images[item.image]
+
+
+def _collate(items: "list[tuple[Tensor, int]] | UserError") -> "list[Tensor] | UserError":
+    return items if isinstance(items, UserError) else default_collate(items)

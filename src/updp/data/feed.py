@@ -9,7 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from updp.data import Augment, Batches, Preprocess, Source, hold_out
+from updp.data.batches import Batch, Batches
+from updp.data.preprocess import Preprocess
+from updp.data.source import Source
+from updp.data.split import hold_out
+from updp.data.transforms import Augment, Augmented, training_transform
 from updp.errors import UserError
 from updp.io.seeds import mix
 from updp.recipe import DataSettings
@@ -22,6 +26,17 @@ class Feed:
 
     Calibration, search and recalibration see held-out images only; the test split is for the
     final table. Images are float (N, C, H, W) and labels (N,).
+
+    Args:
+        source: both splits.
+        preprocess: the normalisation.
+        recipe: split, batches and augmentation.
+        seed: decides the split, the order of the batches and the augmentation.
+        device: of the batches.
+        trains: whether anything is trained; else all training images may be held out.
+
+    Raises:
+        UserError: too many images are held out, or timm's transforms do not take such images.
     """
 
     def __init__(
@@ -32,31 +47,27 @@ class Feed:
         *,
         seed: int,
         device: torch.device,
+        trains: bool = True,
     ) -> None:
         self.preprocess, self.device, self.seed = preprocess, device, seed
         self.classes, self.image_size = len(source.classes), source.image_size
-        images = len(source.train)
-        held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
-        count = min(1000, images // 4) if recipe.calibration is None else recipe.calibration
-        if held_out + count > images // 2:
-            raise UserError(
-                f"data.held_out={held_out} and data.calibration={count} are more than half of the "
-                f"{images} training images: ask for fewer"
-            )
-        if min(held_out, count) < 2:
-            raise UserError(f"{images} training images are too few to hold any out")
-        train, held = hold_out(images, source.train.targets, held_out + count, seed)
-        side = min(preprocess.input_size[1:])
-        shift = side // 8 if recipe.shift is None else recipe.shift
-        normalised = source.train[0][0].is_floating_point()
-        flip = source.image_size[0] == 3 if recipe.flip is None else recipe.flip
-        # Users' loaders that normalise usually augment as well.
-        plain = normalised and recipe.shift is None and recipe.flip is None
-        self._augment = Augment() if plain else Augment(shift, flip)
-        size = recipe.batch_size
+        self.resize = source.train.resize
+        # A user's own loaders do; then it is not known how.
+        self.normalised = source.train[0][0].is_floating_point()
+        held_out, count = _held_out(len(source.train), recipe, trains=trains)
+        train, held = hold_out(len(source.train), source.train.targets, held_out + count, seed)
+        images = source.train
+        if recipe.augments_by_timm:
+            images = Augmented(images, training_transform(recipe, preprocess))
+            images[0]  # refuses what has no pictures, or what timm's transforms fail on
+        self._augment, self.augmentation = _augmentation(recipe, self)
         batches = partial(Batches, seed=seed, num_workers=recipe.workers)
-        self._train = batches(source.train, train, size, shuffle=True)
-        self._train_all = batches(source.train, None, size, shuffle=True)
+        shuffled = partial(
+            batches, shuffle=True, repeats=recipe.aug_repeats, pin_memory=device.type == "cuda"
+        )
+        size = recipe.batch_size
+        self._train = shuffled(images, train, size) if len(train) else None
+        self._train_all = shuffled(images, None, size)
         self._calibration = batches(source.train, held[:count], 4 * size, shuffle=False)
         self._held_out = batches(source.train, held[count:], 4 * size, shuffle=False)
         self._test = batches(source.test, None, 4 * size, shuffle=False)
@@ -69,19 +80,21 @@ class Feed:
 
     @property
     def steps(self) -> int:
-        """Training batches per epoch."""
-        return len(self._train)
+        """Training batches per epoch; 0 where all images are held out."""
+        return len(self._train) if self._train else 0
 
-    def training(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def test_steps(self) -> int:
+        """Batches of the test split."""
+        return len(self._test)
+
+    def training(self, step: int) -> Iterator[Batch]:
         """Endless augmented batches from `step` on: a pure function of seed and step."""
-        epoch, start = divmod(step, self.steps)
-        while True:
-            for images, labels in self._train.epoch(epoch, start):
-                generator = torch.Generator().manual_seed(mix(self.seed, 1, step))
-                images, labels = self._move(images, labels)
-                yield self.preprocess(self._augment(images, generator)), labels
-                step += 1
-            epoch, start = epoch + 1, 0
+        assert self._train is not None
+        for number, (images, labels) in enumerate(self._train.endless(step), step):
+            generator = torch.Generator().manual_seed(mix(self.seed, 1, number))
+            images, labels = self._move(images, labels)
+            yield self.preprocess(self._augment(images, generator)), labels
 
     def calibration(self, limit: int = CALIBRATED) -> list[Tensor]:
         """The first `limit` calibration images at most, in batches of almost equal size.
@@ -96,18 +109,66 @@ class Feed:
                 break
         return list(torch.cat(parts).tensor_split(len(parts)))
 
-    def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def held_out(self) -> Iterator[Batch]:
         """Batches of held-out images and labels, for scores."""
         return self._fixed(self._held_out)
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the test split."""
+    def test(self) -> Iterator[Batch]:
+        """Batches of the test split, read one after the other: they need not fit into memory."""
         return self._fixed(self._test)
 
-    def _fixed(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    def _fixed(self, batches: Batches) -> Iterator[Batch]:
         for images, labels in batches.epoch(0):
             images, labels = self._move(images, labels)
             yield self.preprocess(images), labels
 
-    def _move(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return images.to(self.device), labels.to(self.device)
+    def _move(self, images: Tensor, labels: Tensor) -> Batch:
+        images = images.to(self.device, non_blocking=True)
+        return images, labels.to(self.device, non_blocking=True)
+
+
+def _held_out(images: int, recipe: DataSettings, *, trains: bool) -> tuple[int, int]:
+    """How many of the training images are for search scores, and how many for calibration.
+
+    Raises UserError: too few are left to train on, or there are too few to hold any out.
+    """
+    held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
+    count = min(1000, images // 4) if recipe.calibration is None else recipe.calibration
+    if trains and 2 * (held_out + count) >= images:
+        raise UserError(
+            f"data.held_out={held_out} and data.calibration={count} are half or more of the "
+            f"{images} training images, and the others are trained on: ask for fewer"
+        )
+    if held_out + count > images:
+        raise UserError(
+            f"data.held_out={held_out} and data.calibration={count} are more than the {images} "
+            "training images: ask for fewer"
+        )
+    if min(held_out, count) < 2:
+        raise UserError(f"{images} training images are too few to hold any out")
+    return held_out, count
+
+
+def _augmentation(recipe: DataSettings, feed: Feed) -> tuple[Augment, str]:
+    """What is done to whole batches, and in words what is done to training images."""
+    if recipe.augments_by_timm:
+        given = {name: v for name, v in recipe.timm_transform().items() if v is not None}
+        if not given["re_prob"]:
+            given = {name: v for name, v in given.items() if not name.startswith("re_")}
+        words = ", ".join(f"{name} {_short(value)}" for name, value in given.items())
+        return Augment(), f"timm's training transform ({words})"
+    channels, *sides = feed.image_size
+    shift = min(sides) // 8 if recipe.shift is None else recipe.shift
+    flip = channels == 3 if recipe.flip is None else recipe.flip
+    # Users' loaders that normalise usually augment as well.
+    if feed.normalised and recipe.shift is None and recipe.flip is None:
+        return Augment(), "images as the loader gives them"
+    parts = [f"shifted by up to {shift} pixels (data.shift)"] if shift else []
+    parts += ["mirrored at random (data.flip)"] if flip else []
+    return Augment(shift, flip), "images are " + (" and ".join(parts) or "not augmented")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,35 +1,56 @@
-"""Labelled images: bytes are decoded to uint8 (C, H, W), in memory when they fit."""
+"""Labelled images: pictures are resized and cropped to uint8 (C, H, W), in memory when they fit."""
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from updp.errors import UserError, reason
-
-Size = tuple[int, int, int]  # (C, H, W)
+from updp.data.decoding import decode
+from updp.data.resizing import InputSize, ResizeCrop, Size, as_resize, in_channels
+from updp.errors import UserError
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images kept, per split
 
-_GREY = {"1", "L", "LA", "I", "I;16", "F"}
-
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Item i is an image, uint8 (C, H, W), and its label; `targets` are all labels."""
+    """Item i is an image (C, H, W) and its label; `targets` are all labels.
+
+    Images are uint8, or floats that their owner has normalised. `resize` says how whole pictures
+    became images, and is None where that is the owner's doing.
+    """
+
+    # Whether reading an image may draw random numbers; then its random state is set before.
+    draws: ClassVar[bool] = True
 
     targets: Sequence[int]
     size: Size
+    resize: ResizeCrop | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def picture(self, index: int) -> Image.Image:
+        """The whole picture, for training transforms; here the image itself.
+
+        Raises UserError: it is not 8-bit grey or colour.
+        """
+        pixels, _ = self[index]
+        if pixels.dtype != torch.uint8 or len(pixels) not in (1, 3):
+            kind = str(pixels.dtype).removeprefix("torch.")
+            raise UserError(
+                f"timm's training transforms (data.scale, data.auto_augment, ...) take 8-bit grey "
+                f"or colour pictures and the images are {by(pixels.shape)} of {kind}: leave them "
+                "out, and augment in your data set"
+            )
+        array = pixels.numpy()
+        return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
 class Encoded(Protocol):
@@ -44,32 +65,29 @@ class Encoded(Protocol):
         ...
 
 
-class InMemory(Images):
-    """Decoded images, `pixels` uint8 (N, C, H, W)."""
-
-    def __init__(self, pixels: Tensor, targets: Sequence[int]) -> None:
-        assert len(pixels) == len(targets)
-        self.pixels, self.targets = pixels, targets
-        self.size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.pixels[index], self.targets[index]
-
-
 class OnDemand(Images):
-    """Images decoded at every access; without an `input_size`, all as large as the first."""
+    """Pictures decoded at every access; without an `input_size`, all as large as the first."""
 
-    def __init__(self, encoded: Encoded, targets: Sequence[int], input_size: Size | None) -> None:
+    draws: ClassVar[bool] = False
+
+    def __init__(
+        self, encoded: Encoded, targets: Sequence[int], input_size: InputSize | None
+    ) -> None:
         self.encoded, self.targets, self.input_size = encoded, targets, input_size
-        channels, height, width = self._decode(0).shape
+        channels, height, width = self._pixels(0).shape
         self.size = (channels, height, width)
+        self.resize = as_resize(input_size or self.size)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return torch.from_numpy(self.pixels(index)), self.targets[index]
 
+    def picture(self, index: int) -> Image.Image:
+        """The whole upright picture, grey or in colour as the images are."""
+        return in_channels(self._decode(index), self.size[0])
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Image `index`, (C, H, W)."""
-        pixels = self._decode(index)
+        pixels = self._pixels(index)
         if pixels.shape != self.size:
             raise UserError(
                 f"{self.encoded.where(index)} is {by(pixels.shape)} and others are "
@@ -77,11 +95,40 @@ class OnDemand(Images):
             )
         return pixels
 
-    def _decode(self, index: int) -> NDArray[np.uint8]:
-        return decode(self.encoded.read(index), self.encoded.where(index), self.input_size)
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        return resize_and_crop(self._decode(index), self.input_size)
+
+    def _decode(self, index: int) -> Image.Image:
+        return decode(self.encoded.read(index), self.encoded.where(index))
 
 
-def load_images(encoded: Encoded, targets: Sequence[int], input_size: Size | None) -> Images:
+class InMemory(Images):
+    """Images in memory, `pixels` uint8 (N, C, H, W); `whole` reads their pictures again."""
+
+    draws: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        targets: Sequence[int],
+        *,
+        whole: OnDemand | None = None,
+        resize: ResizeCrop | None = None,
+    ) -> None:
+        assert len(pixels) == len(targets)
+        self.pixels, self.targets, self.whole = pixels, targets, whole
+        self.size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
+        self.resize = whole.resize if whole else resize
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.pixels[index], self.targets[index]
+
+    def picture(self, index: int) -> Image.Image:
+        """The whole picture where it can be read again, else the image itself."""
+        return self.whole.picture(index) if self.whole else super().picture(index)
+
+
+def load_images(encoded: Encoded, targets: Sequence[int], input_size: InputSize | None) -> Images:
     """Decode all images now, so that a bad one shows early, unless they exceed the memory limit."""
     images = OnDemand(encoded, targets, input_size)
     if len(images) * prod(images.size) > MEMORY_LIMIT:
@@ -90,37 +137,15 @@ def load_images(encoded: Encoded, targets: Sequence[int], input_size: Size | Non
     with ThreadPoolExecutor() as pool:
         for index, image in enumerate(pool.map(images.pixels, range(len(images)))):
             pixels[index] = image
-    return InMemory(torch.from_numpy(pixels), targets)
+    return InMemory(torch.from_numpy(pixels), targets, whole=images)
 
 
-def decode(data: bytes, where: str, size: Size | None) -> NDArray[np.uint8]:
-    """Decode any format that Pillow reads to (C, H, W); `where` names the image in errors."""
-    if not data:
-        raise UserError(f"{where} is empty (0 bytes): replace or remove it")
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Exception as error:  # Pillow's decoders raise nearly anything on bad bytes
-        # Pillow's own message has the address of our buffer.
-        unknown = isinstance(error, UnidentifiedImageError)
-        why = "no image format" if unknown else reason(error)
-        raise UserError(f"{where} cannot be decoded ({why}): replace or remove it") from error
-    return resize_and_crop(image, size)
-
-
-def resize_and_crop(image: Image.Image, size: Size | None) -> NDArray[np.uint8]:
-    """Scale to cover `size` (bilinear, antialiased), then crop the centre; returns (C, H, W).
-
-    None keeps the image's size, and one channel if it is grey.
-    """
-    channels = size[0] if size else (1 if image.mode in _GREY else 3)
-    if image.mode == "P":  # Pillow warns where palettes with transparency go straight to RGB
-        image = image.convert("RGBA")
-    image = image.convert("L" if channels == 1 else "RGB")
-    if size:
-        image = ImageOps.fit(image, (size[2], size[1]), Image.Resampling.BILINEAR)
-    array = np.asarray(image, np.uint8)
-    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+def resize_and_crop(picture: Image.Image, size: InputSize | None) -> NDArray[np.uint8]:
+    """Pixels (C, H, W) of a picture; None keeps its size, and one channel if it is grey."""
+    if size is None:
+        channels = 1 if picture.mode == "L" else 3
+        size = (channels, picture.height, picture.width)
+    return as_resize(size)(picture)
 
 
 def by(size: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Normalisation of images, as the model was trained with it."""
+"""Resizing, cropping and normalisation of images, as the model was trained with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import timm.data
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from updp.data.images import Size
+from updp.data.resizing import ResizeCrop, Size
 from updp.errors import UserError
 
 
@@ -51,6 +51,39 @@ def model_input_size(model: nn.Module) -> Size | None:
     return tuple(config["input_size"]) if config else None
 
 
+def resize_for(
+    model: nn.Module,
+    *,
+    input_size: Size | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    interpolation: str | None = None,
+    mean: Sequence[float] | None = None,
+) -> ResizeCrop | None:
+    """How pictures become images: each argument, else the model's timm configuration.
+
+    What neither says is as in `ResizeCrop`; None where there is no input size. `mean` fills the
+    border of `crop_mode="border"`.
+
+    >>> resize_for(timm.create_model("deit_tiny_patch16_224"))
+    ResizeCrop(size=(3, 224, 224), crop_pct=0.9, ..., interpolation='bicubic', ...)
+    """
+    size = input_size or model_input_size(model)
+    if size is None:
+        return None
+    config = _config(model)
+    # timm would crop an eighth where the configuration does not say, as for CIFAR's 32x32 pixels.
+    stated = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    default = ResizeCrop(size)
+    return ResizeCrop(
+        size,
+        crop_pct=crop_pct or stated.get("crop_pct") or default.crop_pct,
+        crop_mode=crop_mode or stated.get("crop_mode") or default.crop_mode,
+        interpolation=interpolation or stated.get("interpolation") or default.interpolation,
+        fill=tuple(mean or config.get("mean", default.fill)),
+    )
+
+
 def preprocess_for(
     model: nn.Module,
     source_size: Size | None,
@@ -61,8 +94,8 @@ def preprocess_for(
 ) -> Preprocess:
     """Choose each value: the argument, else the model's timm configuration, else ImageNet's.
 
-    Grey images have 0.5 and 0.5 in place of ImageNet's. The input size falls back on
-    `source_size`, that of the images.
+    Images of other than 3 channels have 0.5 and 0.5 in place of ImageNet's. The input size falls
+    back on `source_size`, that of the images.
 
     Raises:
         UserError: there is no input size, or `mean` or `std` do not suit the channels.
@@ -71,11 +104,10 @@ def preprocess_for(
     if size is None:
         raise UserError("the model does not say what images it takes: pass an input size")
     config = _config(model)
-    if len(config.get("mean", ())) != size[0]:  # none, or an RGB configuration for grey images
-        grey = {"mean": (0.5,), "std": (0.5,)}
-        config = (
-            grey if size[0] == 1 else {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-        )
+    if len(config.get("mean", ())) != size[0]:  # none, or an RGB configuration for others
+        half = (0.5,) * size[0]
+        colour = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+        config = colour if size[0] == 3 else {"mean": half, "std": half}
     return Preprocess(tuple(mean or config["mean"]), tuple(std or config["std"]), size)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from updp.data.images import Images, Size, by
+from updp.data.images import Images, by
+from updp.data.resizing import Size
 from updp.errors import UserError
 
 _HASHED_AT_MOST = 20_000  # files; to read more of them twice takes too long

@@ -16,8 +16,8 @@ def hold_out(n: int, labels: Sequence[int], count: int, seed: int) -> tuple[Tens
     of them is a random sample.
     """
     assert len(labels) == n
-    if not 0 <= count < n / 2:
-        raise UserError(f"cannot hold out {count} of {n} images: hold out fewer than half")
+    if not 0 <= count <= n:
+        raise UserError(f"cannot hold out {count} of {n} images: hold out fewer")
     rng = np.random.Generator(np.random.PCG64(seed))
     _, class_of, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     # Largest remainders: round every class's share down, then hand out what is left.

@@ -1,10 +1,18 @@
-"""Augmentation of whole batches: random shifts and flips."""
+"""Augmentation: random shifts and flips of whole batches, or timm's training transforms."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
+
+from updp.data.images import Images
+from updp.data.preprocess import Preprocess
+from updp.recipe import DataSettings
 
 
 @dataclass(frozen=True)
@@ -33,3 +41,32 @@ class Augment:
         image = torch.arange(count, device=batch.device)[:, None, None, None]
         channel = torch.arange(channels, device=batch.device)[:, None, None]
         return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+class Augmented(Images):
+    """Images of whole pictures under a random `transform`, read anew at every access."""
+
+    draws: ClassVar[bool] = True
+
+    def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.transform = images, transform
+        self.targets, self.size = images.targets, images.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images.picture(index)), self.targets[index]
+
+
+def training_transform(settings: DataSettings, preprocess: Preprocess) -> Any:
+    """timm's training transform, from a picture to an image (C, H, W).
+
+    The image is uint8, or with random erasing, which comes after normalisation, normalised floats.
+    """
+    given = settings.timm_transform()
+    return create_transform(
+        preprocess.input_size[1:],
+        is_training=True,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        normalize=given["re_prob"] > 0,
+        **given,
+    )

@@ -34,10 +34,15 @@ def random_state(seed: int | None = None) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=[]):
             if seed is not None:
-                torch.default_generator.manual_seed(seed)
-                np.random.seed(seed % 2**32)
-                random.seed(seed)
+                set_seed(seed)
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def set_seed(seed: int) -> None:
+    """Seed NumPy, `random` and torch's generator for the CPU, within `random_state`."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

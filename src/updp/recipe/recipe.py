@@ -115,6 +115,11 @@ class Recipe(Part):
         return fitted and self.search.refined > 0
 
     @property
+    def trains(self) -> bool:
+        """Whether a stage trains, and not only fits."""
+        return self.supernet.epochs > 0 or self.subnet.epochs > 0
+
+    @property
     def counts_blocks(self) -> bool:
         """Whether the budget counts blocks alone; then only candidates that take depth count."""
         return self.budget is None or [*self.budget.model_dump(exclude_none=True)] == ["blocks"]

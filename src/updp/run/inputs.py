@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from updp.data import Source, from_loaders, model_input_size, open_source, preprocess_for
+from updp.data import Source, from_loaders, open_source, preprocess_for, resize_for
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
@@ -18,7 +18,7 @@ from updp.io.tracking import Board
 from updp.models import hash_state, load_model, num_outputs
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
-from updp.recipe import Recipe
+from updp.recipe import DataSettings, Recipe
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
@@ -53,16 +53,16 @@ def open_inputs(
     board = Board(tensorboard)
     if plan is None:
         SEARCHERS[recipe.search.searcher].check_installed()
-    target, size = as_device(device), recipe.data.input_size
+    target = as_device(device)
     if isinstance(model, nn.Module):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
         module, name = model, ""
-        source = _open_source(data, size or model_input_size(model))
+        source = _open_source(data, model, recipe.data)
     else:
         name = model
         # Loaded twice: the model says its image size, and then the data its number of classes.
-        source = _open_source(data, size or model_input_size(load_model(model, seed=recipe.seed)))
+        source = _open_source(data, load_model(model, seed=recipe.seed), recipe.data)
         module = _trained(model, weights, len(source.classes), recipe.seed)
     check(module, source)
     teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
@@ -75,9 +75,11 @@ def open_inputs(
     )
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
     preprocess = preprocess_for(
-        module, source.image_size, mean=recipe.data.mean, std=recipe.data.std, input_size=size
+        module, None, mean=recipe.data.mean, std=recipe.data.std, input_size=source.image_size
     )
-    feed = Feed(source, preprocess, recipe.data, seed=recipe.seed, device=target)
+    feed = Feed(
+        source, preprocess, recipe.data, seed=recipe.seed, device=target, trains=recipe.trains
+    )
     baseline = copy.deepcopy(module).to(target).eval()
     _check_classes(baseline, source, names)
     hashes = InputHashes(
@@ -129,10 +131,22 @@ def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> 
         raise
 
 
-def _open_source(data: Data, size: tuple[int, int, int] | None) -> Source:
+def _open_source(data: Data, model: nn.Module, settings: DataSettings) -> Source:
+    """Open the data; pictures are resized and cropped as the recipe says, else as the model does.
+
+    Raises UserError: the recipe says how to crop, and to no size or images of the user's own.
+    """
+    fields = ("crop_pct", "crop_mode", "interpolation")
+    given = {name: getattr(settings, name) for name in fields}
+    said = next((f"data.{name}={value}" for name, value in given.items() if value), "")
     if isinstance(data, tuple):
+        if said:
+            raise UserError(f"{said} is for image files: crop in your loader's data set")
         return from_loaders(*data)
-    return open_source(str(data), input_size=size)
+    resize = resize_for(model, input_size=settings.input_size, mean=settings.mean, **given)
+    if said and resize is None:
+        raise UserError(f"{said} crops to no size: set data.input_size, too")
+    return open_source(str(data), input_size=resize)
 
 
 def _check_classes(model: nn.Module, source: Source, names: InputNames) -> None:

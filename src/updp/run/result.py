@@ -1,6 +1,6 @@
 """The final table: baseline and merged model evaluated and timed, and top-1 after each stage."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from updp.stages.subnet import START
 from updp.stages.verify import Check
 from updp.supernet import Supernet
 from updp.training.batchnorm import recalibrate
-from updp.training.evaluate import top1
+from updp.training.evaluate import top1_of_each
 
 MODEL, RESULT = "model.safetensors", "result.json"
 
@@ -31,15 +31,15 @@ def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) ->
 
 def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -> Result:
     feed, progress, baseline = context.feed, context.progress, context.baseline
-    test, measure = list(feed.test()), context.recipe.measure
+    measure = context.recipe.measure
     models: dict[str, nn.Module] = {
         "baseline": baseline,
         **_before_training(context),
         "after subnet training": context.net,
         "merged": merged,
     }
-    progress.begin("merge: evaluating each stage", len(models) * len(test))
-    stages = {name: top1(net, _ticking(test, progress.advance)) for name, net in models.items()}
+    progress.begin("merge: evaluating each stage", feed.test_steps)
+    stages, images = top1_of_each(models, feed.test(), progress.advance)
     rounds = 2 * measure.rounds  # the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
@@ -56,7 +56,7 @@ def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -
         merged=_figures(merged, stages["merged"], x, times["merged"]),
         speedup=times["merged"].speedup,
         top1_by_stage=stages,
-        test_images=sum(len(labels) for _, labels in test),
+        test_images=images,
         batch_size=measure.batch_size,
         device=f"{feed.device}, {torch.get_num_threads()} threads, "
         f"{measure.runtime}, {measure.layout}, {measure.precision}",
@@ -89,15 +89,6 @@ def _figures(model: nn.Module, accuracy: float, x: Tensor, latency: Latency) -> 
         macs=count_macs(model, x[:1]),
         latency=latency.ms,
     )
-
-
-def _ticking(
-    batches: Sequence[tuple[Tensor, Tensor]], tick: Callable[[], None]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over batches, and call `tick` after the use of each."""
-    for batch in batches:
-        yield batch
-        tick()
 
 
 def _draw(curves: Curves, result: Result) -> None:

@@ -1,6 +1,7 @@
 """Accuracy and logits of a model on batches."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,31 @@ def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[T
 
 def top1(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Top-1 accuracy of `net`, in percent."""
-    logits, labels = predict(net, batches)
-    return accuracy(logits, labels)
+    return top1_of_each({"net": net}, batches)[0]["net"]
+
+
+@torch.no_grad()
+def top1_of_each(
+    nets: Mapping[str, nn.Module],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, float], int]:
+    """Evaluate several networks in one pass, a batch at a time; `tick` is called after each.
+
+    Returns:
+        Top-1 accuracy of each network, in percent, and the number of images.
+    """
+    right: dict[str, Tensor | int] = dict.fromkeys(nets, 0)
+    images = 0
+    with ExitStack() as stack:
+        for net in nets.values():
+            stack.enter_context(evaluating(net))
+        for inputs, labels in batches:
+            for name, net in nets.items():
+                right[name] += (net(inputs).argmax(1) == labels).sum()
+            images += len(labels)
+            tick()
+    return {name: 100 * (int(count) / images) for name, count in right.items()}, images
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

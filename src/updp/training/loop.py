@@ -91,6 +91,8 @@ def train(
     if start:
         _log.info("%s goes on from step %d of %d", name, start, total)
     figures.keep(lambda row: row["step"] < start)
+    if start < total:
+        progress.say(f"{name}: {feed.augmentation}")
     progress.begin(name, total, start)
 
     def run() -> None:

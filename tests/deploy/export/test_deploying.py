@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import nn
 from tests.extras import needs
 from updp.data.images import resize_and_crop
 from updp.data.preprocess import Preprocess
+from updp.data.resizing import ResizeCrop
 from updp.deploy.export import FORMATS
 from updp.deploy.export.describe import describe
 from updp.io.files import write_json
@@ -133,24 +134,32 @@ def test_every_runtime_classifies_without_updp(
     assert ended.stdout.split() == expected * len(names)
 
 
-@pytest.mark.parametrize("size", [(3, 7, 12), (1, 8, 8), (3, 16, 16)])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "interpolation"),
+    [((3, 7, 12), 0.8, "bicubic"), ((1, 8, 8), 1.0, "bilinear"), ((3, 16, 16), 0.875, "bicubic")],
+)
 def test_prepare_does_what_the_data_reader_does(
-    size: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int, int],
+    crop_pct: float,
+    interpolation: str,
+    mode: str,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    about = {
-        "input": {"size": size, "mode": "RGB" if size[0] == 3 else "L"},
-        "mean": [0.5, 0.4, 0.3][: size[0]],
-        "std": [0.2, 0.3, 0.1][: size[0]],
-        "classes": ["a"],
-    }
-    (tmp_path / "preprocess.json").write_text(json.dumps(about))
+    channels = size[0]
+    resize = ResizeCrop(size, crop_pct, mode, interpolation, (0.5, 0.4, 0.3)[:channels])
+    preprocess = Preprocess((0.5, 0.4, 0.3)[:channels], (0.2, 0.3, 0.1)[:channels], size)
+    opened = open_run(finished)
+    opened.feed.resize, opened.feed.preprocess = resize, preprocess
+    write_json(tmp_path / "preprocess.json", describe(replace(opened, shape=size)))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(CODE["prepare.py"], names)
-    preprocess = Preprocess(tuple(about["mean"]), tuple(about["std"]), size)
     for picture in pictures(5):
         Image.fromarray(picture).save("photo.png")
-        expected = preprocess(torch.tensor(resize_and_crop(Image.fromarray(picture), size))[None])
+        expected = preprocess(torch.tensor(resize(Image.fromarray(picture)))[None])
         given = torch.from_numpy(names["prepare"]("photo.png"))  # type: ignore[operator]
         assert given.dtype == torch.float32
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from updp.data.images import InMemory, Size, resize_and_crop
+from updp.data.images import InMemory, resize_and_crop
+from updp.data.resizing import InputSize, as_resize
 from updp.data.source import Source
 from updp.data.split import hold_out
 from updp.errors import needs_extra
@@ -15,7 +16,7 @@ from updp.errors import needs_extra
 _TEST_IMAGES = 500
 
 
-def open_digits(input_size: Size | None) -> Source:
+def open_digits(input_size: InputSize | None) -> Source:
     """Open the digits: always the same 1,297 training and 500 test images."""
     try:
         from sklearn.datasets import load_digits
@@ -30,7 +31,8 @@ def open_digits(input_size: Size | None) -> Source:
     train, test = hold_out(len(targets), targets, _TEST_IMAGES, seed=0)
 
     def part(indices: Tensor) -> InMemory:
-        return InMemory(pixels[indices], [targets[i] for i in indices.tolist()])
+        labels = [targets[i] for i in indices.tolist()]
+        return InMemory(pixels[indices], labels, resize=as_resize(input_size or (1, 8, 8)))
 
     images = part(train)
     return Source(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from updp.data.images import Size, load_images
+from updp.data.images import load_images
+from updp.data.resizing import InputSize
 from updp.data.source import Source, fingerprint_files
 from updp.errors import UserError
 
@@ -27,7 +28,7 @@ class Files:
         return f"image '{self.paths[index].relative_to(self.root).as_posix()}'"
 
 
-def open_folder(root: Path, input_size: Size | None) -> Source:
+def open_folder(root: Path, input_size: InputSize | None) -> Source:
     """Open a folder; the classes are the folders of `train`, sorted by name."""
     folders = [root / name for name in ("test", "val", "validation") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not folders:

@@ -11,7 +11,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from updp.data.images import Size, load_images
+from updp.data.images import load_images
+from updp.data.resizing import InputSize
 from updp.data.source import Source, fingerprint_files
 from updp.errors import UserError, needs_extra, reason
 
@@ -49,7 +50,7 @@ class Rows:
         return self.tables[number], index - self.starts[number]
 
 
-def open_parquet(root: Path, input_size: Size | None) -> Source:
+def open_parquet(root: Path, input_size: InputSize | None) -> Source:
     """Open `train*.parquet` and `test*.parquet`, or else `val*.parquet` (`validation*`)."""
     train_files = sorted(root.glob("train*.parquet"))
     test_files = sorted(root.glob("test*.parquet")) or sorted(root.glob("val*.parquet"))

@@ -7,13 +7,13 @@ from updp.io.records import FORMAT
 from updp.run.finished import Finished
 
 
-def describe(run: Finished, *, prepared: bool = False) -> dict[str, Any]:
+def describe(run: Finished) -> dict[str, Any]:
     """Preprocessing and class names of `run` as plain JSON.
 
-    With `prepared`, the user's own loader resizes and normalises, so neither is known here.
+    Where the user's own loaders resize or normalise, neither is known here and both are null.
     """
     channels, height, width = run.shape
-    preprocess = run.feed.preprocess
+    preprocess, resize, prepared = run.feed.preprocess, run.feed.resize, run.feed.normalised
     return {
         "format": FORMAT,
         "input": {
@@ -23,14 +23,16 @@ def describe(run: Finished, *, prepared: bool = False) -> dict[str, Any]:
             "size": [channels, height, width],
             "mode": {1: "L", 3: "RGB"}.get(channels),
         },
-        # Shorter side scaled to fit, then a centre crop: ImageOps.fit of Pillow.
+        # The fields of `timm.data.create_transform`.
         "resize": None
-        if prepared
+        if resize is None
         else {
             "height": height,
             "width": width,
-            "method": "fit shorter side, crop centre",
-            "filter": "bilinear, antialiased",
+            "crop_pct": resize.crop_pct,
+            "crop_mode": resize.crop_mode,
+            "interpolation": resize.interpolation,  # antialiased
+            "fill": list(resize.fill),  # of crop_mode "border", in [0, 1]
         },
         "range": None if prepared else [0, 1],  # of pixels before mean and std
         "mean": None if prepared else list(preprocess.mean),

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from updp.data.feed import Feed
 from updp.deploy.export.onnx import Onnx
-from updp.deploy.export.parity import logits
 from updp.deploy.int8.int8_model import FloatModel
 from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
@@ -94,15 +94,10 @@ def quantize(
                     progress.advance(f"{name}, equalised" if equalised else name)
         # One choice for both models: else part of the difference between them would be its doing.
         chosen = min(tried, key=lambda choice: sum(quantized[name, choice].lost for name in nets))
-        test = list(opened.feed.test())
-        labels = torch.cat([label for _, label in test])
         for name, net in nets.items():
             int8, new = quantized[name, chosen], new_operators(opened.baseline, net)
             with _failing(name):
-                exact, rounded = (
-                    logits(Onnx().load(file), (batch for batch, _ in test))
-                    for file in (floats[name].file, int8.file)
-                )
+                exact, rounded, labels = _test_logits(opened.feed, floats[name].file, int8.file)
             contents[name] = int8.file.read_bytes()
             figures[name] = Int8Figures(
                 file=_FILES[name],
@@ -130,6 +125,13 @@ def quantize(
         write_bytes(folder / _FILES[name], content)
     record.write(opened.path)
     return record
+
+
+def _test_logits(feed: Feed, *files: Path) -> list[Tensor]:
+    """Logits (N, classes) of each ONNX file on the test split, read once, and the labels (N,)."""
+    networks = [Onnx().load(file) for file in files]
+    rows = ([*(run(images) for run in networks), labels] for images, labels in feed.test())
+    return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
 @contextmanager
