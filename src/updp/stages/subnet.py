@@ -20,6 +20,7 @@ from updp.supernet import FitRecord, Supernet, fit_plan
 from updp.training.features import comparable, feature_loss, tapped
 from updp.training.loop import train
 from updp.training.losses import classification, distillation
+from updp.training.precision import MixedPrecision
 
 START = "start.safetensors"  # the plan's weights after the fit
 
@@ -102,30 +103,40 @@ def train_progressively(
     for form in forms if early else ():
         # The optimiser is made before the forms collapse, and must hold the parameters of both.
         form.set_shape("reserved")
+    net.set_checkpointing(settings.checkpointing)
+    # As one graph, where what runs stays the same; hooks and second runs need calls of their own.
+    is_fixed = settings.hold == 1 and not (settings.features or settings.checkpointing)
+    whole = [net, teacher]
     paths = _feature_paths(net, teacher, feed, context.progress) if settings.features else []
 
     with tapped(net.model, paths) as mine, tapped(teacher, paths) as theirs:
 
-        def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
+        def step(
+            images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
+        ) -> dict[str, float | Tensor]:
             lam = ramp(number, total, settings)
             net.set_lambda(lam, settings.gate)
             if early:
                 _merge_early(number, total, settings, forms)
-            logits = net(images)
-            labels = classification(logits, targets, settings.label_smoothing)
-            loss = (1 - settings.distill) * labels
-            figures = {}
+            with precision.autocast():
+                loss, figures = losses(images, targets)
+            precision.backward(loss)
+            return {"loss": loss.detach(), "lambda": lam, **figures}
+
+        def losses(images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            wanted = None
             if settings.distill or paths:
                 with torch.no_grad():
                     wanted = teacher(images)
-            if settings.distill:
+            logits = net(images)
+            labels = classification(logits, targets, settings.label_smoothing)
+            loss = (1 - settings.distill) * labels
+            if settings.distill and wanted is not None:
                 loss = loss + settings.distill * distillation(logits, wanted, settings.temperature)
-            if paths:
-                apart = feature_loss(mine(), theirs())
-                loss = loss + settings.features * apart
-                figures["features"] = apart.item()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return {"loss": loss.item(), "lambda": lam, **figures}
+            if not paths:
+                return loss, {}
+            apart = feature_loss(mine(), theirs())
+            return loss + settings.features * apart, {"features": apart.detach()}
 
         train(
             net,
@@ -137,6 +148,8 @@ def train_progressively(
             folder=context.folder("subnet"),
             progress=context.progress,
             curves=context.board.curves("subnet"),
+            beside=[teacher],
+            compile=whole if is_fixed else net.paths(),
         )
     net.set_lambda(1.0)
 

@@ -10,6 +10,7 @@ from updp.stages.context import Context, StageKey
 from updp.supernet import Supernet, fit_candidates
 from updp.training.loop import train
 from updp.training.losses import classification, distillation
+from updp.training.precision import MixedPrecision
 
 
 class SupernetKey(StageKey):
@@ -63,24 +64,29 @@ def train_sandwich(context: Context) -> None:
     net, settings = context.net, context.recipe.supernet
     seed = mix(context.recipe.seed, 10)
 
-    def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
+    def step(
+        images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, Tensor]:
         net.choose({})
-        teacher = net(images)
-        loss = classification(teacher, targets, settings.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with precision.autocast():
+            teacher = net(images)
+            loss = classification(teacher, targets, settings.label_smoothing)
+        precision.backward(loss)
+        figures, teacher = {"baseline": loss.detach()}, teacher.detach()
         # Seeded by the step, so that a continued run draws the plans of an uninterrupted one.
         chance = random.Random(mix(seed, 3, number))
         plans = [most_pruned(net)]
         plans += [random_plan(net, chance) for _ in range(settings.random_paths)]
-        figures = {"baseline": loss.item()}
         for name, plan in zip(("pruned", *["random"] * (len(plans) - 1)), plans, strict=True):
             net.choose(plan)
-            loss = distillation(net(images), teacher)
-            (loss / len(plans)).backward()  # type: ignore[no-untyped-call]
-            figures[name] = loss.item()
+            with precision.autocast():
+                loss = distillation(net(images), teacher)
+            precision.backward(loss / len(plans))
+            figures[name] = loss.detach()
         return figures
 
     net.set_lambda(1.0)
+    net.set_checkpointing(settings.checkpointing)
     train(
         net,
         step,
@@ -91,6 +97,7 @@ def train_sandwich(context: Context) -> None:
         folder=context.folder("supernet"),
         progress=context.progress,
         curves=context.board.curves("supernet"),
+        compile=net.paths(),
     )
 
 
