@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from updp.io.seeds import mix
+from updp.recipe import SupernetSettings
 from updp.stages.context import Context, StageKey
 from updp.supernet import Supernet, fit_candidates
-from updp.training.loop import train
+from updp.training.loop import Step, train
 from updp.training.losses import classification, distillation
 from updp.training.precision import MixedPrecision
 
@@ -63,6 +64,24 @@ def train_sandwich(context: Context) -> None:
     """
     net, settings = context.net, context.recipe.supernet
     seed = mix(context.recipe.seed, 10)
+    net.set_lambda(1.0)
+    net.set_checkpointing(settings.checkpointing)
+    train(
+        net,
+        sandwich_step(net, settings, seed),
+        context.feed,
+        settings,
+        name="supernet",
+        seed=seed,
+        folder=context.folder("supernet"),
+        progress=context.progress,
+        curves=context.board.curves("supernet"),
+        compile=net.paths(),
+    )
+
+
+def sandwich_step(net: Supernet, settings: SupernetSettings, seed: int) -> Step:
+    """A micro-batch of `train_sandwich`; `seed` and the step's number decide the random plans."""
 
     def step(
         images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
@@ -85,20 +104,7 @@ def train_sandwich(context: Context) -> None:
             figures[name] = loss.detach()
         return figures
 
-    net.set_lambda(1.0)
-    net.set_checkpointing(settings.checkpointing)
-    train(
-        net,
-        step,
-        context.feed,
-        settings,
-        name="supernet",
-        seed=seed,
-        folder=context.folder("supernet"),
-        progress=context.progress,
-        curves=context.board.curves("supernet"),
-        compile=net.paths(),
-    )
+    return step
 
 
 def most_pruned(net: Supernet) -> dict[str, str]:
