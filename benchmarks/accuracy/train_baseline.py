@@ -30,6 +30,7 @@ from updp.supernet import Supernet
 from updp.training.evaluate import top1
 from updp.training.loop import train
 from updp.training.losses import classification
+from updp.training.precision import MixedPrecision
 
 
 def run(
@@ -49,11 +50,13 @@ def run(
     feed = Feed(data, preprocess, network.recipe(data).data, seed=0, device=device)
     net = Supernet(model, Findings((), (), {}), {})  # nothing in it is switchable
 
-    def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
+    def step(
+        images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, Tensor]:
         logits = net(images.contiguous(memory_format=torch.channels_last))
         loss = classification(logits, targets, training.label_smoothing)
-        loss.backward()
-        return {"loss": loss.item()}
+        precision.backward(loss)
+        return {"loss": loss.detach()}
 
     train(net, step, feed, training, name="baseline", seed=0, folder=folder, progress=clock)
     accuracy = top1(net, feed.test())

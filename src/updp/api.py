@@ -86,6 +86,7 @@ def prune(
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
     tensorboard: str | Path | None = None,
+    log: str | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Run the survey of sites and all four stages, and return the merged model.
@@ -114,6 +115,8 @@ def prune(
             else in its own configuration.
         teacher_weights: safetensors file for a teacher given by name.
         tensorboard: a folder for the run's curves, the same figures as in `figures.jsonl`.
+        log: a tracker for the same curves: `tensorboard` (in `logs`), `wandb`, `mlflow`,
+            `trackio` or another that `accelerate` knows.
         progress: where to report to.
 
     Raises:
@@ -138,6 +141,7 @@ def prune(
         teacher=teacher,
         teacher_weights=teacher_weights,
         tensorboard=tensorboard,
+        log=log,
         progress=progress,
     )
     run = open_run_directory(inputs, path, fresh="sites" if fresh else "")

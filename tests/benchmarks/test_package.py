@@ -34,6 +34,7 @@ def test_there_is_a_command_for_every_benchmark() -> None:
         "speed.latency",
         "speed.runtimes",
         "speed.speedup",
+        "speed.training",
     }
 
 

@@ -10,7 +10,7 @@ from typer.main import get_command
 from tests import tiny
 from updp.cli import app
 
-RUN = "--model --data --weights --out --device --plan --tensorboard"
+RUN = "--model --data --weights --out --device --plan --tensorboard --log"
 RECIPE = "--recipe --set --include --exclude --input-size"
 NORMALISED = "--budget --mean --std"
 TEACHER = "--teacher --teacher-weights"

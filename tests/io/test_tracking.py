@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -189,3 +190,81 @@ def test_a_run_goes_on_with_another_board_or_none(finished: Path, tmp_path: Path
     )
     assert outcome.code == 0, outcome.err
     assert tiny.contents(finished) == before
+
+
+@pytest.fixture
+def tracker_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeTracker]:
+    """Runs of a tracker, under the names by which accelerate's module documents it."""
+    made: list[FakeTracker] = []
+
+    class Kept(FakeTracker):
+        def __init__(self, run_name: str, **options: object) -> None:
+            super().__init__(run_name, **options)
+            made.append(self)
+
+    tracking = SimpleNamespace(
+        LOGGER_TYPE_TO_CLASS={"fake": Kept, "wandb": Kept},
+        get_available_trackers=lambda: ["fake"],
+    )
+    monkeypatch.setitem(
+        sys.modules, "accelerate", SimpleNamespace(tracking=tracking, PartialState=object)
+    )
+    return made
+
+
+class FakeTracker:
+    """A tracker that keeps what it is told, and refuses what accelerate's would."""
+
+    requires_logging_directory = True
+
+    def __init__(self, run_name: str, *, logging_dir: str) -> None:
+        self.name, self.folder = run_name, logging_dir
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.state = "made"
+
+    def start(self) -> None:
+        self.state = "started"
+
+    def log(self, values: dict[str, float], step: int | None = None, **kwargs: object) -> None:
+        assert self.state == "started"
+        assert step is not None
+        self.rows.append((step, values))
+
+    def finish(self) -> None:
+        self.state = "finished"
+
+
+def test_a_continued_run_is_whole_in_a_tracker(
+    tmp_path: Path, tracker_runs: list[FakeTracker]
+) -> None:
+    """Each process has a run of its own there, the last one with every point, once."""
+    for start in (0, 2):
+        curves = Board(log="fake").under("picks", "3").curves("subnet")
+        figures = Figures(tmp_path / "figures.jsonl", curves)
+        figures.keep(lambda row, start=start: row["step"] < start)
+        for step in range(start, start + 3):
+            figures.add(step=step, loss=step / 2, note="not a number")
+        if start:  # the first one is killed
+            curves.close()
+    first, last = tracker_runs
+    assert (first.state, last.state) == ("started", "finished")
+    assert last.name == "updp-picks-3-subnet"
+    assert last.rows == [(step, {"subnet/loss": step / 2}) for step in range(5)]
+
+
+@pytest.mark.usefixtures("tracker_runs")
+def test_a_tracker_that_is_unknown_or_missing_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"--log 'wanb': accelerate has no such .*\(but wandb\)"):
+        Board(log="wanb")
+    with pytest.raises(UserError, match="--log 'wandb' needs wandb: install its package"):
+        Board(log="wandb")
+
+
+def test_missing_accelerate_is_one_line(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    options = tiny.options(tiny.make_recipe(), tiny_model)
+    outcome = tiny.updp("prune", *options, "--out", tmp_path / "run", "--log", "wandb")
+    assert outcome.code == 2
+    assert outcome.err == "updp: --log 'wandb' needs accelerate: pip install 'updp[trackers]'\n"

@@ -92,6 +92,6 @@ def test_each_step_trains_the_sandwich_of_paths(
     assert len(ran) == 5
     assert all(ran[2:])
     assert len(teachers) == 4
-    assert all(teacher is logits[0] for teacher in teachers)
+    assert all(torch.equal(teacher, logits[0]) for teacher in teachers)
     (row,) = Figures(tmp_path / "supernet" / "figures.jsonl").rows()
     assert {"baseline", "pruned", "random", "lr", "gradient", "step"} == row.keys()

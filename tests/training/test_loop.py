@@ -13,6 +13,7 @@ from updp.io.files import Figures, read_tensors
 from updp.io.progress import Silent
 from updp.supernet import Supernet
 from updp.training.loop import train
+from updp.training.precision import MixedPrecision
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -27,7 +28,9 @@ def settings(**changes: object) -> Recipe:
 
 
 def step_of(net: Supernet, stop: int | None = None) -> Callable[..., dict[str, float]]:
-    def step(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+    def step(
+        images: Tensor, labels: Tensor, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, float]:
         loss = F.cross_entropy(net(images), labels)  # through a dropout
         loss.backward()
         if number == stop:
@@ -111,12 +114,14 @@ def test_training_ends_with_an_average_that_does_not_change_it(
         for name, value in net.weights().items():
             expected[name] = decay * expected[name] + (1 - decay) * value.double()
 
-    def watched(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+    def watched(
+        images: Tensor, labels: Tensor, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, float]:
         nonlocal step
         if number:  # what the step before left
             follow()
             step = number
-        return inner(images, labels, number, total)
+        return inner(images, labels, number, total, precision)
 
     feed = tiny.make_feed(recipe)
     train(
@@ -145,7 +150,9 @@ def test_training_ends_with_an_average_that_does_not_change_it(
 def test_mixed_batches_have_shares_of_classes(tiny_model: str, tmp_path: Path) -> None:
     seen: list[Tensor] = []
 
-    def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
+    def step(
+        images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, float]:
         seen.append(targets)
         F.cross_entropy(net(images), targets).backward()
         return {}
@@ -253,7 +260,9 @@ def test_a_gradient_that_is_not_finite_ends_training(tiny_model: str, tmp_path: 
     recipe = settings()
     net = tiny.make_net(tiny_model, recipe)
 
-    def step(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+    def step(
+        images: Tensor, labels: Tensor, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, float]:
         (net(images).sum() * (float("nan") if number == 2 else 1)).backward()
         return {"loss": 0.0}
 
@@ -284,7 +293,9 @@ def test_frozen_norms_mean_that_the_network_trains_as_it_is_deployed(
     statistics = {n: t.clone() for n, t in net.weights().items() if "running_" in n}
     noise: list[bool] = []
 
-    def step(images: Tensor, labels: Tensor, number: int, total: int) -> dict[str, float]:
+    def step(
+        images: Tensor, labels: Tensor, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, float]:
         with torch.no_grad():
             noise.append(not torch.equal(net(images), net(images)))  # dropout
         F.cross_entropy(net(images), labels).backward()

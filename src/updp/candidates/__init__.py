@@ -1,6 +1,6 @@
 """Candidates: what a site may be replaced by, each a small class under one interface."""
 
-from updp.candidates.base import Candidate, Form, FormShape, MergedForm
+from updp.candidates.base import Candidate, Form, FormShape, MergedForm, blend
 from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
@@ -25,6 +25,7 @@ __all__ = [
     "Offer",
     "Offers",
     "baseline_macs",
+    "blend",
     "from_json",
     "make_offers",
     "offers_within",

@@ -78,6 +78,15 @@ class Form(nn.Module, ABC):
         """Merge the form at `lam` 1 in evaluation mode, exactly."""
 
 
+def blend(kept: Tensor, pruned: Tensor, lam: float) -> Tensor:
+    """(1 - lam) * kept + lam * pruned, tensors of one shape, in the wider of their dtypes.
+
+    Under autocast two paths of a block may end in different dtypes, which `torch.lerp` refuses.
+    """
+    dtype = torch.promote_types(kept.dtype, pruned.dtype)
+    return torch.lerp(kept.to(dtype), pruned.to(dtype), lam)
+
+
 class Candidate(ABC):
     """A replacement for a site: a small frozen dataclass whose fields are written into the plan.
 

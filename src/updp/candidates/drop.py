@@ -17,7 +17,7 @@ from updp.algebra import Affine, as_operator
 from updp.blocks import Site
 from updp.blocks.folding import fold_norm
 from updp.blocks.surgery import extract
-from updp.candidates.base import Candidate, Form
+from updp.candidates.base import Candidate, Form, blend
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.merged_block import MergedSkip
 from updp.fit import Fitted, Regression, clamp_of
@@ -82,7 +82,7 @@ class DropForm(Form):
             y = self.post.function(y)
         # After the form, for the block may work in place on x.
         if lam < 1:
-            y = torch.lerp(self._keep[0](x, *extras), y, lam)
+            y = blend(self._keep[0](x, *extras), y, lam)
         return y
 
     def _beside(self, x: Tensor) -> Tensor:

@@ -71,6 +71,14 @@ class RunOptions(FinishedOptions):
             "--tensorboard", help="A folder for the run's curves, to watch in TensorBoard."
         ),
     ] = None
+    log: Annotated[
+        str | None,
+        typer.Option(
+            "--log",
+            help="A tracker for the run's curves: tensorboard (in ./logs), wandb, mlflow, trackio "
+            "or another that accelerate knows.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

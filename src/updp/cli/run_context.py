@@ -56,6 +56,7 @@ def open_run(
             teacher=teacher_name,
             teacher_weights=teacher_weights,
             tensorboard=options.tensorboard,
+            log=options.log,
             progress=bars,
         )
         yield open_run_directory(inputs, options.out, last=last, fresh=fresh)

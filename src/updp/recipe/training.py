@@ -55,6 +55,22 @@ class TrainingSettings(Part):
         ge=0,
         description="cutmix's alpha, such as 1; 0 is off; with mixup each batch takes one of both",
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="autocast of forward and losses; weights stay float32, float16 scales losses",
+    )
+    layout: Literal["contiguous", "channels_last"] = Field(
+        "contiguous", description="memory layout of images and kernels (N, C, H, W) in training"
+    )
+    compile: bool = Field(
+        False, description="torch.compile of what trains; eager where it cannot be compiled"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="batches per step of the optimiser, whose gradients are averaged"
+    )
+    checkpointing: bool = Field(
+        False, description="activations inside of sites are computed again, not kept, for backward"
+    )
     checkpoint_seconds: float = Field(20, gt=0, description="seconds between two checkpoints")
 
     @field_validator("optimizer")

@@ -38,6 +38,7 @@ def open_inputs(
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
     tensorboard: str | Path | None = None,
+    log: str | None = None,
     progress: Progress | None = None,
     check: Callable[[nn.Module, Source], None] = lambda model, source: None,
 ) -> RunInputs:
@@ -50,7 +51,7 @@ def open_inputs(
         UserError: something is missing, unusable, or does not fit the rest.
     """
     # What needs an optional package comes first: loading models and data may take minutes.
-    board = Board(tensorboard)
+    board = Board(tensorboard, log)
     if plan is None:
         SEARCHERS[recipe.search.searcher].check_installed()
     target = as_device(device)

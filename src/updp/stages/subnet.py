@@ -4,22 +4,23 @@ Progressive training raises lambda from 0 (the baseline's block) to 1 (the prune
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from updp.candidates import Form
 from updp.data.feed import Feed
 from updp.io.progress import Progress
 from updp.io.seeds import mix
 from updp.recipe import SubnetSettings
 from updp.stages.context import Context, StageKey
 from updp.supernet import FitRecord, Supernet, fit_plan
-from updp.training.features import comparable, feature_loss, tapped
+from updp.training.features import Features, comparable, feature_loss, tapped
 from updp.training.loop import train
 from updp.training.losses import classification, distillation
+from updp.training.precision import MixedPrecision
 
 START = "start.safetensors"  # the plan's weights after the fit
 
@@ -95,38 +96,12 @@ def train_progressively(
         feed: the training images.
     """
     settings = context.recipe.subnet
-    teacher.eval()
-    net.choose(choices)
-    forms = [net.switches[name].form(label) for name, label in choices.items()]
-    early = settings.merge == "ramp" and settings.start != "fit"  # fitted forms are merged already
-    for form in forms if early else ():
-        # The optimiser is made before the forms collapse, and must hold the parameters of both.
-        form.set_shape("reserved")
+    step = ProgressiveStep(net, choices, teacher, settings)
     paths = _feature_paths(net, teacher, feed, context.progress) if settings.features else []
-
-    with tapped(net.model, paths) as mine, tapped(teacher, paths) as theirs:
-
-        def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
-            lam = ramp(number, total, settings)
-            net.set_lambda(lam, settings.gate)
-            if early:
-                _merge_early(number, total, settings, forms)
-            logits = net(images)
-            labels = classification(logits, targets, settings.label_smoothing)
-            loss = (1 - settings.distill) * labels
-            figures = {}
-            if settings.distill or paths:
-                with torch.no_grad():
-                    wanted = teacher(images)
-            if settings.distill:
-                loss = loss + settings.distill * distillation(logits, wanted, settings.temperature)
-            if paths:
-                apart = feature_loss(mine(), theirs())
-                loss = loss + settings.features * apart
-                figures["features"] = apart.item()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return {"loss": loss.item(), "lambda": lam, **figures}
-
+    net.set_checkpointing(settings.checkpointing)
+    # As one graph, where what runs stays the same; hooks and second runs need calls of their own.
+    is_fixed = settings.hold == 1 and not (paths or settings.checkpointing)
+    with step.tap(paths):
         train(
             net,
             step,
@@ -137,16 +112,70 @@ def train_progressively(
             folder=context.folder("subnet"),
             progress=context.progress,
             curves=context.board.curves("subnet"),
+            beside=[teacher],
+            compile=[net, teacher] if is_fixed else net.paths(),
         )
     net.set_lambda(1.0)
 
 
-def _merge_early(step: int, total: int, settings: SubnetSettings, forms: Sequence[Form]) -> None:
-    """Collapse the forms at the first step at which lambda is 1."""
-    before = ramp(step - 1, total, settings) if step else 0.0
-    if before < 1 and ramp(step, total, settings) == 1:
-        for form in forms:
+class ProgressiveStep:
+    """A micro-batch of `train_progressively`, which has the arguments."""
+
+    def __init__(
+        self,
+        net: Supernet,
+        choices: Mapping[str, str],
+        teacher: nn.Module,
+        settings: SubnetSettings,
+    ) -> None:
+        """Let `net` run the plan from now on."""
+        self.net, self.teacher, self.settings = net, teacher.eval(), settings
+        self._features: tuple[Callable[[], Features], Callable[[], Features]] | None = None
+        net.choose(choices)
+        forms = [net.switches[name].form(label) for name, label in choices.items()]
+        # Fitted forms are merged already.
+        self._early = forms if settings.merge == "ramp" and settings.start != "fit" else []
+        for form in self._early:
+            # The optimiser is made before the forms collapse, and must hold the parameters of both.
+            form.set_shape("reserved")
+
+    @contextmanager
+    def tap(self, paths: Sequence[str]) -> Iterator[None]:
+        """Add the feature loss at the modules at `paths` for a while, if there are any."""
+        with tapped(self.net.model, paths) as mine, tapped(self.teacher, paths) as theirs:
+            self._features = (mine, theirs) if paths else None
+            yield
+            self._features = None
+
+    def __call__(
+        self, images: Tensor, targets: Tensor, step: int, total: int, precision: MixedPrecision
+    ) -> dict[str, float | Tensor]:
+        """See `training.loop.Step`."""
+        lam = ramp(step, total, self.settings)
+        self.net.set_lambda(lam, self.settings.gate)
+        before = ramp(step - 1, total, self.settings) if step else 0.0
+        for form in self._early if before < lam == 1 else ():
             form.set_shape("collapsed")
+        with precision.autocast():
+            loss, figures = self._loss(images, targets)
+        precision.backward(loss)
+        return {"loss": loss.detach(), "lambda": lam, **figures}
+
+    def _loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        settings, wanted = self.settings, None
+        if settings.distill or self._features:
+            with torch.no_grad():  # before the student, whose activations then are not there yet
+                wanted = self.teacher(images)
+        logits = self.net(images)
+        labels = classification(logits, targets, settings.label_smoothing)
+        loss = (1 - settings.distill) * labels
+        if settings.distill and wanted is not None:
+            loss = loss + settings.distill * distillation(logits, wanted, settings.temperature)
+        if self._features is None:
+            return loss, {}
+        mine, theirs = self._features
+        apart = feature_loss(mine(), theirs())
+        return loss + settings.features * apart, {"features": apart.detach()}
 
 
 def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Progress) -> list[str]:

@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from updp.io.seeds import mix
+from updp.recipe import SupernetSettings
 from updp.stages.context import Context, StageKey
 from updp.supernet import Supernet, fit_candidates
-from updp.training.loop import train
+from updp.training.loop import Step, train
 from updp.training.losses import classification, distillation
+from updp.training.precision import MixedPrecision
 
 
 class SupernetKey(StageKey):
@@ -62,28 +64,11 @@ def train_sandwich(context: Context) -> None:
     """
     net, settings = context.net, context.recipe.supernet
     seed = mix(context.recipe.seed, 10)
-
-    def step(images: Tensor, targets: Tensor, number: int, total: int) -> dict[str, float]:
-        net.choose({})
-        teacher = net(images)
-        loss = classification(teacher, targets, settings.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        # Seeded by the step, so that a continued run draws the plans of an uninterrupted one.
-        chance = random.Random(mix(seed, 3, number))
-        plans = [most_pruned(net)]
-        plans += [random_plan(net, chance) for _ in range(settings.random_paths)]
-        figures = {"baseline": loss.item()}
-        for name, plan in zip(("pruned", *["random"] * (len(plans) - 1)), plans, strict=True):
-            net.choose(plan)
-            loss = distillation(net(images), teacher)
-            (loss / len(plans)).backward()  # type: ignore[no-untyped-call]
-            figures[name] = loss.item()
-        return figures
-
     net.set_lambda(1.0)
+    net.set_checkpointing(settings.checkpointing)
     train(
         net,
-        step,
+        sandwich_step(net, settings, seed),
         context.feed,
         settings,
         name="supernet",
@@ -91,7 +76,35 @@ def train_sandwich(context: Context) -> None:
         folder=context.folder("supernet"),
         progress=context.progress,
         curves=context.board.curves("supernet"),
+        compile=net.paths(),
     )
+
+
+def sandwich_step(net: Supernet, settings: SupernetSettings, seed: int) -> Step:
+    """A micro-batch of `train_sandwich`; `seed` and the step's number decide the random plans."""
+
+    def step(
+        images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, Tensor]:
+        net.choose({})
+        with precision.autocast():
+            teacher = net(images)
+            loss = classification(teacher, targets, settings.label_smoothing)
+        precision.backward(loss)
+        figures, teacher = {"baseline": loss.detach()}, teacher.detach()
+        # Seeded by the step, so that a continued run draws the plans of an uninterrupted one.
+        chance = random.Random(mix(seed, 3, number))
+        plans = [most_pruned(net)]
+        plans += [random_plan(net, chance) for _ in range(settings.random_paths)]
+        for name, plan in zip(("pruned", *["random"] * (len(plans) - 1)), plans, strict=True):
+            net.choose(plan)
+            with precision.autocast():
+                loss = distillation(net(images), teacher)
+            precision.backward(loss / len(plans))
+            figures[name] = loss.detach()
+        return figures
+
+    return step
 
 
 def most_pruned(net: Supernet) -> dict[str, str]:

@@ -70,6 +70,15 @@ class Supernet(nn.Module):
         for switch in self.switches.values():
             switch.lam, switch.gate = lam, gate
 
+    def set_checkpointing(self, checkpointing: bool) -> None:
+        """Keep the activations inside of sites for the backward, or compute them again there."""
+        for switch in self.switches.values():
+            switch.checkpointing = checkpointing
+
+    def paths(self) -> list[nn.Module]:
+        """Each path of each site: the baseline's and the candidates' forms."""
+        return [path for s in self.switches.values() for path in (s.keep, *s.forms)]
+
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
         """Initialise every candidate's BatchNorms from a baseline run on `images` (N, C, H, W)."""

@@ -1,11 +1,15 @@
 """A site in the supernet: the baseline's path or one of its candidates."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from updp.candidates import Form
+from updp.candidates import Form, blend
 
 KEEP = "keep"
 GATES = ("blend", "anneal")
@@ -16,7 +20,8 @@ class Switch(nn.Module):
 
     `lam` is lambda, from the baseline block (0) to the pruned block (1). Of the two gates `blend`
     mixes the outputs of both, and `anneal` turns the block's own activations and norms into the
-    pruned block's (UPDP, *Progressive subnet training*).
+    pruned block's (UPDP, *Progressive subnet training*). With `checkpointing` the activations
+    inside of it are not kept for the backward, which computes them again.
     """
 
     def __init__(self, keep: nn.Module, forms: dict[str, Form]) -> None:
@@ -27,6 +32,7 @@ class Switch(nn.Module):
         self.choice = KEEP
         self.gate = "blend"
         self.lam = 1.0
+        self.checkpointing = False
 
     def form(self, label: str) -> Form:
         """The form of the candidate called `label`."""
@@ -36,6 +42,22 @@ class Switch(nn.Module):
 
     def forward(self, x: Tensor, *extras: Any) -> Tensor:
         """The site's output under the present choice."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self._run(x, *extras)
+        output: Tensor = checkpoint(
+            self._run_on_copy, x, *extras, use_reentrant=False, context_fn=self._contexts
+        )
+        return output
+
+    def _run_on_copy(self, x: Tensor, *extras: Any) -> Tensor:
+        # The path may work in place on x, from which the second run starts, too.
+        return self._run(x.clone(), *extras)
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts of the first and of the second run, which may not count in statistics again."""
+        return nullcontext(), _statistics_kept(self)
+
+    def _run(self, x: Tensor, *extras: Any) -> Tensor:
         output: Tensor
         if self.choice == KEEP:
             output = self.keep(x, *extras)
@@ -45,5 +67,22 @@ class Switch(nn.Module):
             # The form first: the baseline's path may work in place on x.
             output = self.form(self.choice)(x, *extras)
             if self.lam != 1:
-                output = torch.lerp(self.keep(x, *extras), output, self.lam)
+                output = blend(self.keep(x, *extras), output, self.lam)
         return output
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let the BatchNorms in `module` normalise as before, but leave their statistics alone."""
+    found = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    momenta = [norm.momentum for norm in found]
+    counts = [(c, c.clone()) for norm in found if (c := norm.num_batches_tracked) is not None]
+    try:
+        for norm in found:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(found, momenta, strict=True):
+            norm.momentum = momentum
+        for count, value in counts:
+            count.copy_(value)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.blocks.modules import hooks
+from updp.training.losses import at_least_float32
 
 # Outputs of each module, by path, in one forward: one tensor for each of its calls.
 Features = Mapping[str, Sequence[Tensor]]
@@ -65,7 +66,8 @@ def feature_loss(student: Features, teacher: Features) -> Tensor:
     losses = []
     for path, targets in teacher.items():
         for feature, target in zip(student[path], targets, strict=True):
-            error = F.mse_loss(feature, target)
+            target = at_least_float32(target)
+            error = F.mse_loss(at_least_float32(feature), target)
             variance = target.var(correction=0)
             losses.append(error / variance.clamp_min(torch.finfo(variance.dtype).eps))
     return torch.stack(losses).mean() if losses else torch.zeros(())

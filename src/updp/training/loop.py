@@ -1,14 +1,15 @@
 """The training loop: a run killed at any moment resumes bit by bit.
 
-All state is in the weights, their moving average, the optimiser and the step's number. The order of
-images, augmentation, mixing, sampled plans, dropout, the learning rate and the decay of the
-average are pure functions of seed and step.
+All state is in the weights, their moving average, the optimiser, the scale of float16 losses and
+the step's number. The order of images, augmentation, mixing, sampled plans, dropout, the learning
+rate and the decay of the average are pure functions of seed and step.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -16,22 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from updp.data.feed import Feed
-from updp.errors import UserError
 from updp.io.files import Figures, read_tensors, write_tensors
 from updp.io.progress import Progress
 from updp.io.seeds import mix
 from updp.io.tracking import Curves
 from updp.recipe import TrainingSettings
 from updp.training.ema import WeightAverage
+from updp.training.execution import compiled, laid_out
 from updp.training.mixup import mixed
 from updp.training.optim import make_optimizer, make_schedule
+from updp.training.precision import MixedPrecision
 
 _log = logging.getLogger(__name__)
 
-# Runs forward and backward on images (N, C, H, W) and targets (labels (N,), or class probabilities
-# (N, classes) where images are mixed), given the step's number and the number of steps; returns
-# figures for the log.
-Step = Callable[[Tensor, Tensor, int, int], dict[str, float]]
+# Runs forward and backward, by `MixedPrecision`, on images (N, C, H, W) and targets, labels (N,) or
+# class probabilities (N, classes) where images are mixed, given the number of the optimiser's step
+# and the number of steps; returns figures for the log, as numbers or scalars.
+_Row = dict[str, float]
+Step = Callable[[Tensor, Tensor, int, int, MixedPrecision], Mapping[str, float | Tensor]]
 
 
 class Trainable(Protocol):
@@ -66,70 +69,103 @@ def train(
     folder: Path,
     progress: Progress,
     curves: Curves | None = None,
+    beside: Sequence[nn.Module] = (),
+    compile: Sequence[nn.Module] = (),
 ) -> None:
     """Train `net`, resuming from the checkpoint in `folder` if there is one.
 
     The net ends in evaluation mode, with `recipe.ema` with the moving average of its weights.
 
     Args:
-        step_function: forward, backward and figures of one step.
+        step_function: forward, backward and figures of one micro-batch.
         name: the stage, for messages.
         seed: for dropout, drop path and mixing.
         folder: where `checkpoint.safetensors` and `figures.jsonl` are written.
         curves: show the rows of `figures.jsonl`, too.
+        beside: further modules that a step runs, such as a teacher.
+        compile: the modules to compile with `recipe.compile`.
 
     Raises:
-        UserError: a gradient is not finite, or the optimiser cannot be used here.
+        UserError: a loss or a gradient is not finite, or optimiser or precision cannot be used
+            here.
     """
-    total = round(recipe.epochs * feed.steps)
+    with ExitStack() as stack:
+        stack.enter_context(laid_out([cast(nn.Module, net), *beside], recipe.layout))
+        stack.enter_context(compiled(compile if recipe.compile else ()))
+        if curves is not None:
+            stack.callback(curves.close)
+        devices = [feed.device] if feed.device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices))
+        _train(net, step_function, feed, recipe, name, seed, folder, progress, curves)
+
+
+def _train(
+    net: Trainable,
+    step_function: Step,
+    feed: Feed,
+    recipe: TrainingSettings,
+    name: str,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    curves: Curves | None,
+) -> None:
+    """See `train`."""
+    parts = recipe.accumulate
+    total = round(recipe.epochs * feed.steps / parts)
     optimizer = make_optimizer(cast(nn.Module, net), recipe)
+    precision = MixedPrecision(cast(nn.Module, net), recipe, feed.device, name)
     schedule = make_schedule(optimizer, recipe, total)
     average = WeightAverage(net.weights(), recipe.ema) if recipe.ema else None
     path = folder / "checkpoint.safetensors"
     figures = Figures(folder / "figures.jsonl", curves)
-    start = _restore(path, net, optimizer, average) if path.exists() else 0
+    start = _restore(path, net, optimizer, average, precision) if path.exists() else 0
     if start:
         _log.info("%s goes on from step %d of %d", name, start, total)
     figures.keep(lambda row: row["step"] < start)
     if start < total:
         progress.say(f"{name}: {feed.augmentation}")
     progress.begin(name, total, start)
+    layout = torch.channels_last if recipe.layout == "channels_last" else torch.preserve_format
 
-    def run() -> None:
-        saved = time.monotonic()
-        for step, (images, labels) in zip(range(start, total), feed.training(start), strict=False):
-            torch.manual_seed(mix(seed, 2, step))  # dropout, drop path
-            schedule.step_update(step)
-            optimizer.zero_grad()
-            images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, step))
-            row = step_function(images, targets, step, total)
-            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
-            if not math.isfinite(norm):
-                raise UserError(
-                    f"{name} training broke down at step {step + 1}: a gradient is {norm:.0f}; "
-                    f"lower {name}.lr={recipe.lr} (and --fresh)"
-                )
-            optimizer.step()
-            if average is not None:
-                average.update(step)
-            if step % 10 == 0 or step == total - 1:
-                rate = optimizer.param_groups[0]["lr"]
-                figures.add(step=step, lr=rate, gradient=float(norm), **row)
-            progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
-            if time.monotonic() - saved > recipe.checkpoint_seconds:
-                _save(path, net, optimizer, average, step + 1)
-                saved = time.monotonic()
+    def micro_batch(batches: Iterator[tuple[Tensor, Tensor]], step: int, part: int) -> _Row:
+        images, labels = next(batches)
+        position = step * parts + part
+        torch.manual_seed(mix(seed, 2, position))  # dropout, drop path
+        images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, position))
+        images = images.to(memory_format=layout)
+        row = step_function(images, targets, step, total, precision)
+        # As numbers only now: on a GPU the first one waits for the whole step.
+        return {key: float(value) for key, value in row.items()}
 
     net.train(recipe.norms == "train")
-    try:
-        with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
-            run()
-    finally:
-        if curves is not None:
-            curves.close()
+    saved, batches = time.monotonic(), feed.training(start * parts)
+    for step in range(start, total):
+        schedule.step_update(step)
+        optimizer.zero_grad()
+        precision.begin()
+        row = _mean([micro_batch(batches, step, part) for part in range(parts)])
+        norm = precision.step(optimizer, net.parameters())
+        precision.check(row, norm, step)
+        if average is not None:
+            average.update(step)
+        if step % 10 == 0 or step == total - 1:
+            rate = optimizer.param_groups[0]["lr"]
+            everything = {"lr": rate, "gradient": norm, **row}
+            # A skipped step of float16 has none, and JSON no infinity.
+            figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
+        progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
+        if time.monotonic() - saved > recipe.checkpoint_seconds:
+            _save(path, net, optimizer, average, precision, step + 1)
+            saved = time.monotonic()
     if average is not None:
         net.load_weights(average.tensors)
     net.train(False)
+
+
+def _mean(rows: Sequence[_Row]) -> _Row:
+    """Mean of each figure over micro-batches, which are of one size."""
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
 def _save(
@@ -137,6 +173,7 @@ def _save(
     net: Trainable,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
+    precision: MixedPrecision,
     step: int,
 ) -> None:
     tensors = {f"net.{name}": t for name, t in net.weights().items()}
@@ -158,15 +195,16 @@ def _save(
         }
         for group in optimizer.param_groups
     ]
-    write_tensors(
-        path,
-        tensors,
-        {"step": step, "optimizer": numbers, "groups": groups, "shapes": net.shapes()},
-    )
+    notes = {"step": step, "optimizer": numbers, "groups": groups, "scaler": precision.state()}
+    write_tensors(path, tensors, {**notes, "shapes": net.shapes()})
 
 
 def _restore(
-    path: Path, net: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+    path: Path,
+    net: Trainable,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    precision: MixedPrecision,
 ) -> int:
     """Load a checkpoint; return the number of steps done."""
     tensors, notes = read_tensors(path)
@@ -185,4 +223,10 @@ def _restore(
     groups = optimizer.state_dict()["param_groups"]
     groups = [group | saved for group, saved in zip(groups, notes["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, own_state in optimizer.state.items():
+        for key, value in own_state.items():
+            # Laid out as in the run before: kernels for other strides may round differently.
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                own_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    precision.load(notes["scaler"])
     return int(notes["step"])

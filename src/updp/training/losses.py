@@ -10,8 +10,8 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
     The mean over images, a scalar. `teacher` are logits, too; no gradient reaches them. Hinton et
     al., *Distilling the Knowledge in a Neural Network*, 2015, section 2.
     """
-    student = F.log_softmax(logits / temperature, dim=1)
-    target = F.log_softmax(teacher.detach() / temperature, dim=1)
+    student = F.log_softmax(at_least_float32(logits) / temperature, dim=1)
+    target = F.log_softmax(at_least_float32(teacher.detach()) / temperature, dim=1)
     return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -22,4 +22,9 @@ def classification(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> T
     target that is spread over all classes (Szegedy et al., *Rethinking the Inception architecture*,
     2016, section 7).
     """
-    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    return F.cross_entropy(at_least_float32(logits), targets, label_smoothing=smoothing)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32, in which losses are summed; other tensors as they are."""
+    return x.float() if x.dtype.itemsize < 4 else x

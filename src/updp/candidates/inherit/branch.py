@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from updp.algebra import Padding, centre_tap
 from updp.blocks import ActStep, Chain, LinearStep, ScaleStep
+from updp.candidates.base import blend
 from updp.candidates.inherit.placement import Placed, place
 from updp.candidates.parts.channel_norm import ChannelNorm
 
@@ -88,7 +89,7 @@ class LinearBranch(nn.Module):
             return pruned
         # The baseline computes on its own map, which has no border.
         kept = _pad(step.keep(_crop(h, placed.border), layout), placed.border)
-        return torch.lerp(kept, pruned, lam)
+        return blend(kept, pruned, lam)
 
     def _linear(self, placed: Placed, step: LinearStep, h: Tensor, lam: float) -> Tensor:
         weight, bias = step.weight, step.bias

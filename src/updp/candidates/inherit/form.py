@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from updp import algebra
 from updp.blocks import ActStep, Site, to_layout
 from updp.blocks.folding import fold_norm
-from updp.candidates.base import Form, FormShape
+from updp.candidates.base import Form, FormShape, blend
 from updp.candidates.inherit.branch import LinearBranch
 from updp.candidates.inherit.collapsed import Collapsed
 from updp.candidates.inherit.merging import merge_branch, merge_skip
@@ -61,7 +61,7 @@ class InheritForm(Form):
             y = self.activation.function(y)
         if lam < 1 and self._shape != "collapsed":
             kept = h if self.post is None else self.post.keep(h, self.chain.layout)
-            y = torch.lerp(kept, y, lam)
+            y = blend(kept, y, lam)
         return to_layout(y, self.chain.layout, self.chain.layout_out) if x.ndim == 4 else y
 
     @torch.no_grad()

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Site
 from updp.blocks.modules import seeded_input
 from updp.blocks.surgery import Emit, extract, substitute
 from updp.blocks.tracing.region import Region
-from updp.candidates.base import Form
+from updp.candidates.base import Form, blend
 
 
 class RewiredForm(Form):
@@ -29,7 +28,7 @@ class RewiredForm(Form):
         """See `Form.forward`."""
         y: Tensor = self._pruned[0](x.clone(), *extras)
         if lam < 1:
-            y = torch.lerp(self._keep[0](x, *extras), y, lam)
+            y = blend(self._keep[0](x, *extras), y, lam)
         return y
 
 

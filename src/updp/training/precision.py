@@ -1,0 +1,121 @@
+"""Mixed precision: from the losses of a step's micro-batches to one step of the optimiser."""
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from updp.errors import UserError, reason
+from updp.recipe import TrainingSettings
+from updp.training.batchnorm import norms
+
+
+class MixedPrecision:
+    """Autocast, loss scaling and gradient accumulation of one stage's training.
+
+    Weights, gradients and optimiser state stay float32. In float16 the losses are scaled, so that
+    small gradients do not vanish; a step whose gradients overflow is skipped and the scale halved
+    (Micikevicius et al., *Mixed precision training*, 2018, section 3.2).
+    """
+
+    def __init__(
+        self, net: nn.Module, recipe: TrainingSettings, device: torch.device, name: str
+    ) -> None:
+        """Prepare for the training of stage `name`.
+
+        Raises:
+            UserError: the device does not compute in this precision.
+        """
+        self._recipe, self._device, self._name = recipe, device.type, name
+        self._is_half = recipe.precision == "float16"
+        self._scaler = torch.amp.GradScaler(self._device, enabled=self._is_half)
+        # An overflow within a forward would stay in the running statistics for good.
+        tracked = norms(net) if self._is_half and recipe.norms == "train" else []
+        self._statistics = [buffer for norm in tracked for buffer in norm.buffers(False)]
+        self._saved: list[Tensor] = []
+        self._skipped = False
+        if recipe.precision != "float32":
+            self._check_device()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context for the forward and the losses of a step; not for its backward."""
+        if self._recipe.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self._device, getattr(torch, self._recipe.precision))
+
+    def begin(self) -> None:
+        """Start a step of the optimiser."""
+        self._saved = [buffer.clone() for buffer in self._statistics]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch's mean loss, a scalar; its graph is freed."""
+        scaled = self._scaler.scale(loss / self._recipe.accumulate)
+        scaled.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> float:
+        """Clip the gradients and take the optimiser's step; return their norm before.
+
+        Nothing changes where the norm is not finite.
+        """
+        self._scaler.unscale_(optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._recipe.clip))
+        if math.isfinite(norm):
+            self._scaler.step(optimizer)
+        else:
+            for buffer, saved in zip(self._statistics, self._saved, strict=True):
+                buffer.copy_(saved)
+        before = self._scaler.get_scale()
+        self._scaler.update()
+        self._skipped = self._scaler.get_scale() < before
+        return norm
+
+    def check(self, figures: Mapping[str, float], norm: float, step: int) -> None:
+        """Check the losses and the gradients' norm of a step, numbered from 0, after `step`.
+
+        Raises:
+            UserError: one is not finite, but for a step that was skipped with a sound scale.
+        """
+        field = f"{self._name}.lr={self._recipe.lr}"
+        begin = f"{self._name} training broke down at step {step + 1}"
+        if self._skipped:
+            # Halved each time, and doubled only after thousands of good steps: a long row.
+            if self._scaler.get_scale() < 1:
+                raise UserError(
+                    f"{begin}: gradients overflow float16 though their scale fell below 1; take "
+                    f"{self._name}.precision=bfloat16 or float32, or lower {field} (and --fresh)"
+                )
+            return
+        for figure, value in figures.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{begin}: the figure '{figure}' is {value}; lower {field} (and --fresh)"
+                )
+        if not math.isfinite(norm):
+            raise UserError(f"{begin}: a gradient is {norm}; lower {field} (and --fresh)")
+
+    def state(self) -> dict[str, float]:
+        """Plain data for a checkpoint."""
+        return self._scaler.state_dict()
+
+    def load(self, state: dict[str, float]) -> None:
+        """Continue from the `state` of a run with the same precision."""
+        if self._is_half:
+            self._scaler.load_state_dict(state)
+
+    def _check_device(self) -> None:
+        """Try the two operators that all models have, forward and backward."""
+        x = torch.ones(2, 2, 4, 4, device=self._device, requires_grad=True)
+        try:
+            with self.autocast():
+                maps = F.conv2d(x, torch.ones(2, 2, 3, 3, device=self._device))
+                rows = F.linear(maps.flatten(1), torch.ones(2, 8, device=self._device))
+            rows.float().sum().backward()  # type: ignore[no-untyped-call]
+        except (RuntimeError, NotImplementedError) as error:
+            raise UserError(
+                f"{self._name}.precision={self._recipe.precision} does not work on "
+                f"{self._device} ({reason(error)}): take float32"
+            ) from error
