@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from updp.data import images
-from updp.data.images import InMemory, OnDemand, decode, load_images, resize_and_crop
+from updp.data.decoding import decode
+from updp.data.images import InMemory, OnDemand, load_images, resize_and_crop
 from updp.errors import UserError
 
 
@@ -48,10 +49,10 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
     ("mode", "own"), [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)]
 )
 def test_images_become_grey_or_colour_as_asked(mode: str, own: int) -> None:
-    data = png(5, 4, mode)
-    assert decode(data, "x", None).shape == (own, 4, 5)
-    assert decode(data, "x", (1, 4, 5)).shape == (1, 4, 5)
-    assert decode(data, "x", (3, 4, 5)).shape == (3, 4, 5)
+    image = decode(png(5, 4, mode), "x")
+    assert resize_and_crop(image, None).shape == (own, 4, 5)
+    assert resize_and_crop(image, (1, 4, 5)).shape == (1, 4, 5)
+    assert resize_and_crop(image, (3, 4, 5)).shape == (3, 4, 5)
 
 
 @pytest.mark.parametrize(

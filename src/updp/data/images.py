@@ -1,6 +1,5 @@
 """Labelled images: bytes are decoded to uint8 (C, H, W), in memory when they fit."""
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -9,17 +8,16 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from updp.errors import UserError, reason
+from updp.data.decoding import decode
+from updp.errors import UserError
 
 Size = tuple[int, int, int]  # (C, H, W)
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images kept, per split
-
-_GREY = {"1", "L", "LA", "I", "I;16", "F"}
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -78,7 +76,8 @@ class OnDemand(Images):
         return pixels
 
     def _decode(self, index: int) -> NDArray[np.uint8]:
-        return decode(self.encoded.read(index), self.encoded.where(index), self.input_size)
+        image = decode(self.encoded.read(index), self.encoded.where(index))
+        return resize_and_crop(image, self.input_size)
 
 
 def load_images(encoded: Encoded, targets: Sequence[int], input_size: Size | None) -> Images:
@@ -93,29 +92,12 @@ def load_images(encoded: Encoded, targets: Sequence[int], input_size: Size | Non
     return InMemory(torch.from_numpy(pixels), targets)
 
 
-def decode(data: bytes, where: str, size: Size | None) -> NDArray[np.uint8]:
-    """Decode any format that Pillow reads to (C, H, W); `where` names the image in errors."""
-    if not data:
-        raise UserError(f"{where} is empty (0 bytes): replace or remove it")
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Exception as error:  # Pillow's decoders raise nearly anything on bad bytes
-        # Pillow's own message has the address of our buffer.
-        unknown = isinstance(error, UnidentifiedImageError)
-        why = "no image format" if unknown else reason(error)
-        raise UserError(f"{where} cannot be decoded ({why}): replace or remove it") from error
-    return resize_and_crop(image, size)
-
-
 def resize_and_crop(image: Image.Image, size: Size | None) -> NDArray[np.uint8]:
     """Scale to cover `size` (bilinear, antialiased), then crop the centre; returns (C, H, W).
 
     None keeps the image's size, and one channel if it is grey.
     """
-    channels = size[0] if size else (1 if image.mode in _GREY else 3)
-    if image.mode == "P":  # Pillow warns where palettes with transparency go straight to RGB
-        image = image.convert("RGBA")
+    channels = size[0] if size else (1 if image.mode == "L" else 3)
     image = image.convert("L" if channels == 1 else "RGB")
     if size:
         image = ImageOps.fit(image, (size[2], size[1]), Image.Resampling.BILINEAR)

@@ -1,0 +1,67 @@
+"""Decoding of image files to upright 8-bit pictures."""
+
+import io
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from updp.errors import UserError, reason
+
+_GREY = {"1", "L", "LA", "La"}
+
+
+def decode(data: bytes, where: str) -> Image.Image:
+    """Decode any format that Pillow reads to a whole, upright picture of mode `L` or `RGB`.
+
+    The EXIF orientation is applied. Of 16 bits the upper 8 are kept, as torchvision does; floats
+    are grey values in [0, 1]. Transparency is ignored, and of an animation the first frame is read.
+
+    Args:
+        data: the encoded image.
+        where: the image's name for errors, such as `image 'train/cat/1.png'`.
+
+    Raises:
+        UserError: the bytes are no image, or its values have no known range.
+    """
+    if not data:
+        raise UserError(f"{where} is empty (0 bytes): replace or remove it")
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise nearly anything on bad bytes
+        # Pillow's own message has the address of our buffer.
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "no image format" if unknown else reason(error)
+        raise UserError(f"{where} cannot be decoded ({why}): replace or remove it") from error
+    with suppress(Exception):  # broken metadata beside sound pixels: the picture stays as it lies
+        ImageOps.exif_transpose(image, in_place=True)
+    return to_eight_bits(image, where)
+
+
+def to_eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """Convert a picture of any of Pillow's modes to `L` or `RGB`; errors name it as `where`."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "I":  # 16 bits in older Pillow and in PGM files, else 32
+        values = np.asarray(image)
+        _check_range(values, 0, 65535, "32-bit integers", where)
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        values = np.asarray(image)
+        _check_range(values, 0, 1, "floats", where)
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if image.mode in ("P", "PA"):  # Pillow warns where transparent palettes go straight to RGB
+        image = image.convert("RGBA")
+    mode = "L" if image.mode in _GREY else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _check_range(values: NDArray[np.generic], low: int, high: int, kind: str, where: str) -> None:
+    least, most = values.min(), values.max()
+    if not (low <= least and most <= high):  # or not a number
+        raise UserError(
+            f"{where} holds {kind} from {least:g} to {most:g}: updp reads {low} to {high}, "
+            "save it with 8 or 16 bits a channel"
+        )
