@@ -1,15 +1,23 @@
 """The inputs of a run (model, data, teacher, device), opened and checked in one call."""
 
 import copy
+import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from updp.data import Source, from_loaders, model_input_size, open_source, preprocess_for
+from updp.data import (
+    Loader,
+    Source,
+    from_loaders,
+    match_classes,
+    model_input_size,
+    open_source,
+    preprocess_for,
+)
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
@@ -22,7 +30,11 @@ from updp.recipe import Recipe
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
-Data = str | Path | tuple[DataLoader[Any], DataLoader[Any]]
+Data = str | Path | tuple[Loader, Loader]
+
+_log = logging.getLogger(__name__)
+
+_LOOKED_AT = 64  # held-out images, to see whether the model knows the data
 
 
 @random_state()  # a user's data set may draw whenever an image is read
@@ -64,22 +76,26 @@ def open_inputs(
         # Loaded twice: the model says its image size, and then the data its number of classes.
         source = _open_source(data, size or model_input_size(load_model(model, seed=recipe.seed)))
         module = _trained(model, weights, len(source.classes), recipe.seed)
-    check(module, source)
     teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
     names = InputNames(
         model=name,
         weights="" if weights is None else str(weights),
-        data="" if isinstance(data, tuple) else str(data),
+        data=str(data) if isinstance(data, str | Path) else "",
         teacher=teacher_name,
         teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
+    outputs = num_outputs(module, source.image_size)
+    source = match_classes(source, outputs, model=names.model, data=names.data)
+    check(module, source)
+    _check_labels_suffice(source, recipe, names.data)
+    recipe = _with_loader_settings(recipe, source)
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
     preprocess = preprocess_for(
         module, source.image_size, mean=recipe.data.mean, std=recipe.data.std, input_size=size
     )
     feed = Feed(source, preprocess, recipe.data, seed=recipe.seed, device=target)
     baseline = copy.deepcopy(module).to(target).eval()
-    _check_classes(baseline, source, names)
+    _warn_at_chance(baseline, feed, source)
     hashes = InputHashes(
         hash_state(module), source.fingerprint, "" if other is None else hash_state(other)
     )
@@ -130,15 +146,46 @@ def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> 
 
 
 def _open_source(data: Data, size: tuple[int, int, int] | None) -> Source:
-    if isinstance(data, tuple):
-        return from_loaders(*data)
-    return open_source(str(data), input_size=size)
-
-
-def _check_classes(model: nn.Module, source: Source, names: InputNames) -> None:
-    outputs = num_outputs(model, source.image_size)
-    if outputs != len(source.classes):
+    if isinstance(data, str | Path):
+        return open_source(str(data), input_size=size)
+    if not isinstance(data, tuple | list) or len(data) != 2:
         raise UserError(
-            f"model '{names.model}' has {outputs} classes and data '{names.data}' "
-            f"{len(source.classes)}: give a model made for these classes"
+            f"data is a {type(data).__name__}: give a name, a folder, or a pair of loaders or data "
+            "sets (training, test)"
+        )
+    return from_loaders(*data)
+
+
+def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe with the training loader's batch size and workers, where it has none itself."""
+    given = {"batch_size": source.batch_size, "workers": source.workers}
+    own = recipe.data.model_fields_set
+    new = {name: value for name, value in given.items() if value and name not in own}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=new)})
+
+
+def _check_labels_suffice(source: Source, recipe: Recipe, data: str) -> None:
+    """Raise UserError where images have no labels."""
+    # The final table, scores and the training loss would be of labels that nobody gave.
+    if not source.labelled:
+        raise UserError(
+            f"data '{data}' has no labels: put its images into a folder per class, such as "
+            "train/CLASS and test/CLASS"
+        )
+
+
+def _warn_at_chance(baseline: nn.Module, feed: Feed, source: Source) -> None:
+    """Warn where the baseline is not better than a guess on held-out images."""
+    images, labels = next(feed.held_out())
+    images, labels = images[:_LOOKED_AT], labels[:_LOOKED_AT]
+    with torch.no_grad():
+        right = int((baseline(images).argmax(1) == labels).sum())
+    guessed = len(labels) / len(source.classes)
+    if right <= guessed + 2 * math.sqrt(guessed):  # two standard deviations of a guess
+        _log.warning(
+            "the model is right on %d of %d held-out images, as a guess would be: are its weights "
+            "loaded, and are its classes in the order of the data's (%s, ...)?",
+            right,
+            len(labels),
+            ", ".join(source.classes[:3]),
         )
