@@ -48,10 +48,11 @@ class Feed:
         train, held = hold_out(images, source.train.targets, held_out + count, seed)
         side = min(preprocess.input_size[1:])
         shift = side // 8 if recipe.shift is None else recipe.shift
-        normalised = source.train[0][0].is_floating_point()
+        # A user's own loaders do; then it is not known how.
+        self.normalised = source.train[0][0].is_floating_point()
         flip = source.image_size[0] == 3 if recipe.flip is None else recipe.flip
         # Users' loaders that normalise usually augment as well.
-        plain = normalised and recipe.shift is None and recipe.flip is None
+        plain = self.normalised and recipe.shift is None and recipe.flip is None
         self._augment = Augment() if plain else Augment(shift, flip)
         size = recipe.batch_size
         batches = partial(Batches, seed=seed, num_workers=recipe.workers)

@@ -23,10 +23,10 @@ from updp.errors import UserError
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.tracking import Board
-from updp.models import hash_state, load_model, num_outputs
+from updp.models import hash_state, load_model, num_outputs, read_shapes
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
-from updp.recipe import Recipe
+from updp.recipe import DataSettings, Recipe
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
@@ -74,8 +74,9 @@ def open_inputs(
     else:
         name = model
         # Loaded twice: the model says its image size, and then the data its number of classes.
-        source = _open_source(data, size or model_input_size(load_model(model, seed=recipe.seed)))
-        module = _trained(model, weights, len(source.classes), recipe.seed)
+        blank = load_model(model, seed=recipe.seed)
+        source = _open_source(data, size or model_input_size(blank))
+        module = _trained(model, weights, blank, len(source.classes), recipe.seed)
     teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
     names = InputNames(
         model=name,
@@ -131,18 +132,26 @@ def as_device(name: str | None) -> torch.device:
     return device
 
 
-def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> nn.Module:
-    """Load a named model with as many classes as the data has, or as its weights have."""
-    file = None if weights is None else Path(weights)
-    try:
-        return load_model(name, weights=file, num_classes=classes, seed=seed)
-    except UserError:
-        # Weights for other classes: `_check_classes` says so more plainly than a list of keys.
-        try:
+def _trained(
+    name: str, weights: str | Path | None, blank: nn.Module, classes: int, seed: int
+) -> nn.Module:
+    """Load a named model with as many classes as its weights have, or without any as the data.
+
+    `blank` is the model with the classes that it has by itself.
+    """
+    if weights is None:
+        return load_model(name, num_classes=classes, seed=seed)
+    file = Path(weights)
+    if shapes := read_shapes(file):
+        own = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
+        shared = own.keys() & shapes.keys()
+        # A head of other classes differs in its first dimension, and nothing else does.
+        heads = {shapes[key][:1] for key in shared if shapes[key] != own[key]}
+        if len(heads) == 1 and (head := heads.pop()):
+            return load_model(name, weights=file, num_classes=head[0], seed=seed)
+        if shared and not heads:
             return load_model(name, weights=file, seed=seed)
-        except UserError:
-            pass
-        raise
+    return load_model(name, weights=file, num_classes=classes, seed=seed)
 
 
 def _open_source(data: Data, size: tuple[int, int, int] | None) -> Source:
@@ -159,8 +168,12 @@ def _open_source(data: Data, size: tuple[int, int, int] | None) -> Source:
 def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
     """The recipe with the training loader's batch size and workers, where it has none itself."""
     given = {"batch_size": source.batch_size, "workers": source.workers}
-    own = recipe.data.model_fields_set
-    new = {name: value for name, value in given.items() if value and name not in own}
+    default, own = DataSettings(), recipe.data
+    new = {
+        name: value
+        for name, value in given.items()
+        if value and getattr(own, name) == getattr(default, name)
+    }
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=new)})
 
 

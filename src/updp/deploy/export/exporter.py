@@ -69,9 +69,8 @@ def export(
         raise UserError(f"--test-images {test_images}: compare on 1 at least")
     folder = check_place(check_finished(run), out, formats)
     opened = open_run(run, model, data, weights=weights, device=device or "cpu", progress=progress)
-    prepared = isinstance(data, tuple) and data[1].dataset[0][0].is_floating_point()
     exporter = _Exporter(opened, folder, test_images, progress)
-    preprocess = describe(opened, prepared=prepared)
+    preprocess = describe(opened, prepared=opened.feed.normalised)
     records: list[Exported] = []
     failures: dict[str, UserError | ExportError] = {}
     progress.begin("export", len(formats))
