@@ -37,7 +37,7 @@ def read_class_file(root: Path) -> list[Names] | None:
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             classes = lines if file.suffix == ".txt" else _listed(json.loads(text))
             return [_aliases(names) for names in classes]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"'{file}' cannot be read ({reason(error)}): write the names of the classes in the "
                 'order of the model\'s outputs, one a line (classes.txt) or as ["name", ...]'
@@ -88,12 +88,10 @@ def match_classes(source: Source, outputs: int, *, model: str, data: str) -> Sou
     if source.indexed or not source.labelled:
         more = tuple(str(index) for index in range(count, outputs))
         return replace(source, classes=source.classes + more)
+    numbers = [str(int(name)) if name.isdecimal() else name for name in source.classes]
     by_index = [(str(index),) for index in range(outputs)]
-    for order in (by_index, _imagenet(outputs)):
-        found = _find([name.lstrip("0") or name[-1:] for name in source.classes], order)
-        if order is not by_index:
-            found = _find(source.classes, order)
-        mapping = [index for index in found if index is not None]
+    for names, order in ((numbers, by_index), (source.classes, _imagenet(outputs))):
+        mapping = [index for index in _find(names, order) if index is not None]
         if len(set(mapping)) == count:
             return _renumbered(source, mapping, tuple(aliases[0] for aliases in order))
     raise UserError(

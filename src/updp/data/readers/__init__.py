@@ -4,7 +4,7 @@ from pathlib import Path
 
 from updp.data.classes import FILES, order_classes, read_class_file
 from updp.data.images import Size, by
-from updp.data.readers import digits, folder, parquet
+from updp.data.readers import arrow, digits, folder, parquet, tar
 from updp.data.readers.encoded import has_shards
 from updp.data.source import Source
 from updp.errors import UserError
@@ -27,11 +27,16 @@ def open_source(spec: str, *, input_size: Size | None) -> Source:
     if not root.is_dir():
         raise UserError(
             f"data '{spec}' is not there: give digits, a folder with train/CLASS and test/CLASS "
-            "folders of images, or a folder with train*.parquet and test*.parquet"
+            "folders of images, one with train*.parquet and test*.parquet (or .tar), or one that "
+            "`datasets` saved"
         )
     order = read_class_file(root)
     if has_shards(root, "parquet"):
         source = parquet.open_parquet(root, input_size)
+    elif has_shards(root, "tar"):
+        source = tar.open_tar(root, input_size)
+    elif arrow.is_saved(root):
+        source = arrow.open_arrow(root, input_size)
     else:
         source = folder.open_folder(root, input_size)
     if order is None:
