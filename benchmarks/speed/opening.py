@@ -11,11 +11,13 @@ import argparse
 import io
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +45,8 @@ def main() -> None:
     for form, write in (("parquet", write_parquet), ("tar", write_tar)):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            write(root, "train", options.rows)
-            write(root, "validation", TESTED)
+            write_shards(root, "train", form, options.rows, write)
+            write_shards(root, "validation", form, TESTED, write)
             gigabytes = sum(file.stat().st_size for file in root.iterdir()) / 1e9
             command = [sys.executable, "-m", "benchmarks.speed.opening", "--opened", folder]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -93,36 +95,42 @@ def labels(count: int) -> list[int]:
     return drawn
 
 
-def write_parquet(root: Path, split: str, count: int) -> None:
+def write_shards(
+    root: Path, split: str, extension: str, count: int, write: Callable[[Path, int], None]
+) -> None:
+    """Shards of SHARD images and one of the rest; the full ones are copies of the first."""
+    full, rest = divmod(count, SHARD)
+    for shard in range(full):
+        file = root / f"{split}-{shard:05}.{extension}"
+        if shard:
+            shutil.copyfile(root / f"{split}-00000.{extension}", file)
+        else:
+            write(file, SHARD)
+    if rest:
+        write(root / f"{split}-{full:05}.{extension}", rest)
+
+
+def write_parquet(file: Path, count: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     files, numbers = jpegs(), labels(count)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    for shard, start in enumerate(range(0, count, SHARD)):
-        rows = range(start, min(start + SHARD, count))
-        images = [{"bytes": files[i % DIFFERENT], "path": f"{i}.jpeg"} for i in rows]
-        table = pa.table(
-            {"image": pa.array(images, kind), "label": pa.array([numbers[i] for i in rows])}
-        )
-        file = root / f"{split}-{shard:05}.parquet"
-        # Photographs differ and do not compress.
-        pq.write_table(table, file, row_group_size=GROUP, use_dictionary=False, compression="none")
+    images = [{"bytes": files[i % DIFFERENT], "path": f"{i}.jpeg"} for i in range(count)]
+    table = pa.table({"image": pa.array(images, kind), "label": pa.array(numbers)})
+    # Photographs differ and do not compress.
+    pq.write_table(table, file, row_group_size=GROUP, use_dictionary=False, compression="none")
 
 
-def write_tar(root: Path, split: str, count: int) -> None:
+def write_tar(file: Path, count: int) -> None:
     """As webdataset's writer names and orders the members."""
     files, numbers = jpegs(), labels(count)
-    for shard, start in enumerate(range(0, count, SHARD)):
-        with tarfile.open(root / f"{split}-{shard:05}.tar", "w") as archive:
-            for i in range(start, min(start + SHARD, count)):
-                for name, data in (
-                    ("cls", str(numbers[i]).encode()),
-                    ("jpg", files[i % DIFFERENT]),
-                ):
-                    member = tarfile.TarInfo(f"{i:08}.{name}")
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
+    with tarfile.open(file, "w") as archive:
+        for i, label in enumerate(numbers):
+            for name, data in (("cls", str(label).encode()), ("jpg", files[i % DIFFERENT])):
+                member = tarfile.TarInfo(f"{i:08}.{name}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
 
 
 if __name__ == "__main__":
