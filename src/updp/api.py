@@ -99,7 +99,8 @@ def prune(
 
     Args:
         model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`.
-        data: `digits`, a folder, or a pair of loaders (training, test) of (image, label).
+        data: `digits`, a folder, or a pair (training, test) of loaders or data sets of items
+            (image, label), or of dictionaries.
         recipe: a recipe with a budget, or a budget alone, such as `blocks=9`; only with a `plan`
             neither is needed.
         out: the run directory; called again with the same one, it continues a killed run.

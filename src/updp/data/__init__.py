@@ -1,13 +1,15 @@
 """Data: a `Source` of images, split by `hold_out`, served in `Batches`, scaled by `Preprocess`.
 
-`open_source` reads a data set by name, `from_loaders` takes a user's own data loaders.
+`open_source` reads a data set by name, `from_loaders` takes a user's own data loaders, and
+`match_classes` finds the classes of either among the model's.
 """
 
 from updp.data.batches import Batches
+from updp.data.classes import match_classes
 from updp.data.images import Images
 from updp.data.preprocess import Preprocess, model_input_size, preprocess_for, resize_for
 from updp.data.readers import open_source
-from updp.data.readers.loaders import from_loaders
+from updp.data.readers.loaders import Loader, from_loaders
 from updp.data.resizing import ResizeCrop
 from updp.data.source import Source
 from updp.data.split import hold_out
@@ -17,11 +19,13 @@ __all__ = [
     "Augment",
     "Batches",
     "Images",
+    "Loader",
     "Preprocess",
     "ResizeCrop",
     "Source",
     "from_loaders",
     "hold_out",
+    "match_classes",
     "model_input_size",
     "open_source",
     "preprocess_for",

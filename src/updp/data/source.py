@@ -1,22 +1,33 @@
 """Data sets: two splits, their classes, and a fingerprint of the contents."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from updp.data.images import Images, by
 from updp.data.resizing import Size
-from updp.errors import UserError
+from updp.errors import UserError, reason
 
-_HASHED_AT_MOST = 20_000  # files; to read more of them twice takes too long
+_HASHED_FILES = 20_000  # at most; to read more of them twice takes too long
+_HASHED_BYTES = 1024**3  # at most; of larger data both ends of each file are hashed
+_END = 64 * 1024  # bytes of such an end
 
 
 @dataclass
 class Source:
     """A data set with images of `image_size` (C, H, W).
 
-    `fingerprint` is stable across runs and copies of the data.
+    Args:
+        train, test: the splits.
+        classes: names; a label is a position among them.
+        fingerprint: stable across runs and copies of the data.
+        image_size: (C, H, W).
+        indexed: labels are indices of the model's outputs, whether all of them occur or not; else
+            they are positions among classes that have only names in common with the model's.
+        labelled: images have labels; else all are 0.
+        batch_size, workers: what the user's training loader has, if it says so.
     """
 
     train: Images
@@ -24,6 +35,10 @@ class Source:
     classes: tuple[str, ...]
     fingerprint: str
     image_size: Size
+    indexed: bool = False
+    labelled: bool = True
+    batch_size: int | None = None
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.train.size != self.test.size:
@@ -33,12 +48,34 @@ class Source:
             )
 
 
-def fingerprint_files(root: Path, files: Sequence[Path]) -> str:
-    """Sha256 of names below `root`, sizes and (of up to 20,000 files) contents."""
+def fingerprint_files(root: Path, files: Sequence[str]) -> str:
+    """Sha256 of the names of files, relative to `root`, sizes and contents.
+
+    Of more than 1 GiB only both ends of each file are read, of more than 20,000 files nothing.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size} ".encode())
-        if len(files) <= _HASHED_AT_MOST:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    try:
+        ordered = sorted(files, key=lambda name: name.split("/"))
+        sizes = [(root / name).stat().st_size for name in ordered]
+        whole = sum(sizes) <= _HASHED_BYTES
+        for name, size in zip(ordered, sizes, strict=True):
+            digest.update(os.fsencode(f"{name} {size} "))
+            if len(files) <= _HASHED_FILES:
+                with (root / name).open("rb") as file:
+                    if whole:
+                        digest.update(hashlib.file_digest(file, "sha256").digest())
+                        continue
+                    digest.update(file.read(_END))
+                    file.seek(max(0, size - _END))
+                    digest.update(file.read(_END))
+    except OSError as error:
+        raise UserError(f"a file of data '{root}' cannot be read: {reason(error)}") from error
     return digest.hexdigest()
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that any terminal and file takes, bytes that are no UTF-8 as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -13,7 +13,7 @@ from types import ModuleType
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -86,6 +86,15 @@ def num_outputs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
             f"the model maps {shape} to {got}: updp needs a classifier with (N, classes) output"
         )
     return output.shape[1]
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a safetensors file; empty where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}
 
 
 def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:

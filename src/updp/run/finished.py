@@ -126,7 +126,7 @@ def open_run(
         key = check_weights(path, opened, model or record.model, file)
         if key.data != source.fingerprint:
             what, advice = f"'{data or record.data}' has", "give that with --data"
-            if isinstance(data, tuple):
+            if data is not None and not isinstance(data, str | Path):
                 what, advice = "the loaders have", "give those that it was made from"
             raise UserError(f"'{path}' was made from other data than {what}: {advice}")
 

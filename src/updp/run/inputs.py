@@ -1,28 +1,40 @@
 """The inputs of a run (model, data, teacher, device), opened and checked in one call."""
 
 import copy
+import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from updp.data import Source, from_loaders, open_source, preprocess_for, resize_for
+from updp.data import (
+    Loader,
+    Source,
+    from_loaders,
+    match_classes,
+    open_source,
+    preprocess_for,
+    resize_for,
+)
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.tracking import Board
-from updp.models import hash_state, load_model, num_outputs
+from updp.models import hash_state, load_model, num_outputs, read_shapes
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import DataSettings, Recipe
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
-Data = str | Path | tuple[DataLoader[Any], DataLoader[Any]]
+Data = str | Path | tuple[Loader, Loader]
+
+_log = logging.getLogger(__name__)
+
+_LOOKED_AT = 64  # held-out images, to see whether the model knows the data
 
 
 @random_state()  # a user's data set may draw whenever an image is read
@@ -63,17 +75,22 @@ def open_inputs(
     else:
         name = model
         # Loaded twice: the model says its image size, and then the data its number of classes.
-        source = _open_source(data, load_model(model, seed=recipe.seed), recipe.data)
-        module = _trained(model, weights, len(source.classes), recipe.seed)
-    check(module, source)
+        blank = load_model(model, seed=recipe.seed)
+        source = _open_source(data, blank, recipe.data)
+        module = _trained(model, weights, blank, len(source.classes), recipe.seed)
     teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
     names = InputNames(
         model=name,
         weights="" if weights is None else str(weights),
-        data="" if isinstance(data, tuple) else str(data),
+        data=str(data) if isinstance(data, str | Path) else "",
         teacher=teacher_name,
         teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
+    outputs = num_outputs(module, source.image_size)
+    source = match_classes(source, outputs, model=names.model, data=names.data)
+    check(module, source)
+    _check_labels_suffice(source, recipe, names.data)
+    recipe = _with_loader_settings(recipe, source)
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
     preprocess = preprocess_for(
         module, None, mean=recipe.data.mean, std=recipe.data.std, input_size=source.image_size
@@ -82,7 +99,7 @@ def open_inputs(
         source, preprocess, recipe.data, seed=recipe.seed, device=target, trains=recipe.trains
     )
     baseline = copy.deepcopy(module).to(target).eval()
-    _check_classes(baseline, source, names)
+    _warn_at_chance(baseline, feed, source)
     hashes = InputHashes(
         hash_state(module), source.fingerprint, "" if other is None else hash_state(other)
     )
@@ -118,18 +135,26 @@ def as_device(name: str | None) -> torch.device:
     return device
 
 
-def _trained(name: str, weights: str | Path | None, classes: int, seed: int) -> nn.Module:
-    """Load a named model with as many classes as the data has, or as its weights have."""
-    file = None if weights is None else Path(weights)
-    try:
-        return load_model(name, weights=file, num_classes=classes, seed=seed)
-    except UserError:
-        # Weights for other classes: `_check_classes` says so more plainly than a list of keys.
-        try:
+def _trained(
+    name: str, weights: str | Path | None, blank: nn.Module, classes: int, seed: int
+) -> nn.Module:
+    """Load a named model with as many classes as its weights have, or without any as the data.
+
+    `blank` is the model with the classes that it has by itself.
+    """
+    if weights is None:
+        return load_model(name, num_classes=classes, seed=seed)
+    file = Path(weights)
+    if shapes := read_shapes(file):
+        own = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
+        shared = own.keys() & shapes.keys()
+        # A head of other classes differs in its first dimension, and nothing else does.
+        heads = {shapes[key][:1] for key in shared if shapes[key] != own[key]}
+        if len(heads) == 1 and (head := heads.pop()):
+            return load_model(name, weights=file, num_classes=head[0], seed=seed)
+        if shared and not heads:
             return load_model(name, weights=file, seed=seed)
-        except UserError:
-            pass
-        raise
+    return load_model(name, weights=file, num_classes=classes, seed=seed)
 
 
 def _open_source(data: Data, model: nn.Module, settings: DataSettings) -> Source:
@@ -140,20 +165,55 @@ def _open_source(data: Data, model: nn.Module, settings: DataSettings) -> Source
     fields = ("crop_pct", "crop_mode", "interpolation")
     given = {name: getattr(settings, name) for name in fields}
     said = next((f"data.{name}={value}" for name, value in given.items() if value), "")
-    if isinstance(data, tuple):
-        if said:
-            raise UserError(f"{said} is for image files: crop in your loader's data set")
-        return from_loaders(*data)
-    resize = resize_for(model, input_size=settings.input_size, mean=settings.mean, **given)
-    if said and resize is None:
-        raise UserError(f"{said} crops to no size: set data.input_size, too")
-    return open_source(str(data), input_size=resize)
-
-
-def _check_classes(model: nn.Module, source: Source, names: InputNames) -> None:
-    outputs = num_outputs(model, source.image_size)
-    if outputs != len(source.classes):
+    if isinstance(data, str | Path):
+        resize = resize_for(model, input_size=settings.input_size, mean=settings.mean, **given)
+        if said and resize is None:
+            raise UserError(f"{said} crops to no size: set data.input_size, too")
+        return open_source(str(data), input_size=resize)
+    if said:
+        raise UserError(f"{said} is for image files: crop in your loader's data set")
+    if not isinstance(data, tuple | list) or len(data) != 2:
         raise UserError(
-            f"model '{names.model}' has {outputs} classes and data '{names.data}' "
-            f"{len(source.classes)}: give a model made for these classes"
+            f"data is a {type(data).__name__}: give a name, a folder, or a pair of loaders or data "
+            "sets (training, test)"
+        )
+    return from_loaders(*data)
+
+
+def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe with the training loader's batch size and workers, where it has none itself."""
+    given = {"batch_size": source.batch_size, "workers": source.workers}
+    default, own = DataSettings(), recipe.data
+    new = {
+        name: value
+        for name, value in given.items()
+        if value and getattr(own, name) == getattr(default, name)
+    }
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=new)})
+
+
+def _check_labels_suffice(source: Source, recipe: Recipe, data: str) -> None:
+    """Raise UserError where images have no labels."""
+    # The final table, scores and the training loss would be of labels that nobody gave.
+    if not source.labelled:
+        raise UserError(
+            f"data '{data}' has no labels: put its images into a folder per class, such as "
+            "train/CLASS and test/CLASS"
+        )
+
+
+def _warn_at_chance(baseline: nn.Module, feed: Feed, source: Source) -> None:
+    """Warn where the baseline is not better than a guess on held-out images."""
+    images, labels = next(feed.held_out())
+    images, labels = images[:_LOOKED_AT], labels[:_LOOKED_AT]
+    with torch.no_grad():
+        right = int((baseline(images).argmax(1) == labels).sum())
+    guessed = len(labels) / len(source.classes)
+    if right <= guessed + 2 * math.sqrt(guessed):  # two standard deviations of a guess
+        _log.warning(
+            "the model is right on %d of %d held-out images, as a guess would be: are its weights "
+            "loaded, and are its classes in the order of the data's (%s, ...)?",
+            right,
+            len(labels),
+            ", ".join(source.classes[:3]),
         )

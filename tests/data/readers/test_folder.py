@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 from PIL import Image
 
 from updp.data import open_source
+from updp.data.classes import match_classes
 from updp.errors import UserError
 
 
@@ -52,16 +54,98 @@ def test_bad_image_is_named(root: Path, content: bytes) -> None:
         open_source(str(root), input_size=None)
 
 
-def test_a_class_without_training_images_is_refused(root: Path) -> None:
-    (root / "val/emu").mkdir()
-    with pytest.raises(UserError, match="class 'emu'"):
+def test_classes_are_those_of_both_splits(root: Path) -> None:
+    shutil.copytree(root / "val/dog", root / "val/bee")
+    source = open_source(str(root), input_size=None)
+    assert source.classes == ("bee", "cat", "dog")
+    assert sorted(source.train.targets) == [1, 1, 2]
+
+
+def test_a_missing_split_says_what_to_do(root: Path) -> None:
+    shutil.move(root / "val", root / "elsewhere")
+    with pytest.raises(UserError, match=r"has no test split: move some .* to '.*/data/test'"):
+        open_source(str(root), input_size=None)
+    shutil.move(root / "train", root / "test")
+    with pytest.raises(UserError, match="has a test split alone: updp needs train/CLASS"):
         open_source(str(root), input_size=None)
 
 
-def test_a_folder_with_one_split_is_refused(root: Path) -> None:
-    shutil.rmtree(root / "val")
-    with pytest.raises(UserError, match="needs train/CLASS"):
+def count(root: Path) -> int:
+    return len(open_source(str(root), input_size=None).train)
+
+
+def test_leftovers_are_no_classes_and_no_images(root: Path) -> None:
+    for name in (
+        ".ipynb_checkpoints",
+        "cat/.ipynb_checkpoints",
+        "@eaDir",
+        "__MACOSX",
+        "dog/@eaDir",
+    ):
+        shutil.copytree(root / "train/cat/deep", root / "train" / name)
+    shutil.copy(root / "train/cat/1.png", root / "train/cat/._1.png")
+    source = open_source(str(root), input_size=None)
+    assert source.classes == ("cat", "dog")
+    assert len(source.train) == 3
+
+
+def test_links_are_followed_once(root: Path, tmp_path: Path) -> None:
+    shutil.move(root / "train/cat/deep", tmp_path / "far")
+    (root / "train/cat/far").symlink_to(tmp_path / "far")
+    (root / "train/cat/again").symlink_to(tmp_path / "far")
+    assert count(root) == 3
+    (tmp_path / "far/up").symlink_to(root / "train/cat")
+    (root / "train/cat/self").symlink_to(".")
+    (root / "train/dog/up").symlink_to("..")
+    (root / "train/dog/root").symlink_to(root)
+    assert count(root) == 3
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".avif", ".webp", ".tiff", ".JPG"])
+def test_usual_extensions_are_read(root: Path, suffix: str) -> None:
+    if suffix.lower() not in Image.registered_extensions():
+        pytest.skip(f"this Pillow has no {suffix}")
+    Image.new("L", (4, 3)).save(root / f"train/dog/2{suffix}")
+    assert open_source(str(root), input_size=(1, 3, 4)).train.targets == [0, 0, 1, 1]
+
+
+def test_files_that_are_left_out_are_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "train/dog/2.heic").write_bytes(b"x")
+    shutil.copy(root / "train/cat/1.png", root / "train/1.png")
+    assert count(root) == 3
+    assert "3 files of" in caplog.text
+    assert "(.heic, .png, .txt)" in caplog.text
+
+
+def test_names_need_not_be_utf8(root: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    shutil.copytree(root / "train/dog", root / "train" / name)
+    (root / "train" / name / "1.png").rename(root / "train" / name / f"{name}.png")
+    source = open_source(str(root), input_size=None)
+    assert source.classes == ("caf\\xe9", "cat", "dog")
+    assert len(source.train) == 4
+    (root / "train" / name / f"{name}.png").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"image 'train/caf\\xe9/caf\\xe9\.png' cannot") as error:
         open_source(str(root), input_size=None)
+    str(error.value).encode()
+
+
+def test_images_in_no_class_folder_have_no_labels(root: Path) -> None:
+    for split in ("train", "val"):
+        for number, path in enumerate(sorted((root / split).rglob("*.png"))):
+            path.rename(root / split / f"{number}.png")
+        for entry in (root / split).iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+    source = open_source(str(root), input_size=None)
+    assert not source.labelled
+    assert (len(source.train), len(source.test)) == (3, 1)
+    assert match_classes(source, 10, model="m", data="d").classes[9] == "9"
+
+
+def test_images_in_both_splits_are_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_source(str(root), input_size=None)
+    assert "1 of 1 test images looked at are among 2 of the training images" in caplog.text
 
 
 def test_a_split_without_images_is_refused(root: Path) -> None:

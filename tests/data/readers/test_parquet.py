@@ -1,12 +1,16 @@
 import json
+import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.data.test_images import png
 from updp.data import open_source
+from updp.data.readers import parquet
 from updp.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -93,5 +97,44 @@ def test_a_folder_with_one_split_is_refused(root: Path, shared_data: Path) -> No
 
 def test_missing_pyarrow_says_what_to_install(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"pip install 'updp\[parquet\]'"):
+    with pytest.raises(UserError, match=r"train-00000.*' needs pyarrow: pip install 'updp\[parqu"):
         open_source(str(root), input_size=None)
+
+
+def test_opening_reads_labels_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are read a row group at a time, and no more of them are kept than the cache takes."""
+    path = root / "train-00000-of-00002.parquet"
+    noise = np.random.default_rng(0).bytes(1000)
+    write(path, [(noise + bytes([i]), 0) for i in range(100)], NAMES)
+    pq.write_table(pq.read_table(path), path, row_group_size=7)
+    monkeypatch.setattr(parquet, "_CACHE_BYTES", 20_000)
+    shard = parquet._read_shard(path)
+    images = parquet.RowGroups([path], [shard.rows])
+    assert shard.rows == [7] * 14 + [2]
+    assert not images._cache
+    for index in (99, 0, 6, 7, 55, 98):
+        assert images.read(index) == noise + bytes([index])
+        assert sum(group.nbytes for group in images._cache.values()) <= 20_000
+    assert images.where(55) == f"image '55.png' (row 55 of '{path.name}')"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_with_files_of_their_own(root: Path, method: str) -> None:
+    path = root / "train-00001-of-00002.parquet"
+    images = parquet.RowGroups([path], [parquet._read_shard(path).rows])
+    expected = images.read(1)  # the file is open when the worker starts
+    if method == "spawn":
+        assert pickle.loads(pickle.dumps(images)).read(1) == expected
+        return
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if images.read(1) == expected and images._process == os.getpid() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_files_in_a_data_folder_are_found(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name, label in (("train-0", 0), ("validation-0", 1), ("retrieval", 1)):
+        write(tmp_path / "data" / f"{name}.parquet", [(png(4, 3, colour=label), label)])
+    source = open_source(str(tmp_path), input_size=None)
+    assert (len(source.train), list(source.test.targets)) == (1, [1])

@@ -1,19 +1,21 @@
-"""Readers of data sets: digits, folders and Parquet files by name, and a user's own loaders."""
+"""Readers of data sets by name, and of a user's own loaders."""
 
 from pathlib import Path
 
+from updp.data.classes import FILES, order_classes, read_class_file
 from updp.data.images import by
-from updp.data.readers import digits, folder, parquet
+from updp.data.readers import arrow, digits, folder, parquet, tar
+from updp.data.readers.encoded import has_shards
 from updp.data.resizing import InputSize, as_resize
 from updp.data.source import Source
 from updp.errors import UserError
 
 
 def open_source(spec: str, *, input_size: InputSize | None) -> Source:
-    """Open 'digits', a folder of class folders or a folder of Parquet files.
+    """Open 'digits', a folder of class folders, or one of Parquet files, tar files or `datasets`.
 
-    Images are resized to `input_size`, (C, H, W) or a way to get there; None keeps their own size,
-    the same for all.
+    Images are resized to `input_size` (C, H, W); None keeps their own size, the same for all. A
+    file `classes.txt` or `classes.json` in the folder says which output of the model a class is.
 
     Raises:
         UserError: there is no such data, or an image of it cannot be used.
@@ -27,8 +29,18 @@ def open_source(spec: str, *, input_size: InputSize | None) -> Source:
     if not root.is_dir():
         raise UserError(
             f"data '{spec}' is not there: give digits, a folder with train/CLASS and test/CLASS "
-            "folders of images, or a folder with train*.parquet and test*.parquet"
+            "folders of images, one with train*.parquet and test*.parquet (or .tar), or one that "
+            "`datasets` saved"
         )
-    if any(root.glob("*.parquet")):
-        return parquet.open_parquet(root, input_size)
-    return folder.open_folder(root, input_size)
+    order = read_class_file(root)
+    if has_shards(root, "parquet"):
+        source = parquet.open_parquet(root, input_size)
+    elif has_shards(root, "tar"):
+        source = tar.open_tar(root, input_size)
+    elif arrow.is_saved(root):
+        source = arrow.open_arrow(root, input_size)
+    else:
+        source = folder.open_folder(root, input_size)
+    if order is None:
+        return source
+    return order_classes(source, order, next(name for name in FILES if (root / name).is_file()))

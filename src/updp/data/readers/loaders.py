@@ -1,76 +1,201 @@
-"""Data sets from a user's own data loaders."""
+"""Data sets from a user's own data loaders, or from data sets alone."""
 
 import hashlib
+import logging
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from updp.data.images import Images
+from updp.data.images import Images, by
+from updp.data.overlap import warn_of_shared_images
+from updp.data.readers.items import as_image, as_label, describe, split_item
+from updp.data.readers.samplers import settings_of
 from updp.data.source import Source
 from updp.errors import UserError
 from updp.io.seeds import random_state
 
+_log = logging.getLogger(__name__)
+
 _HASHED_ITEMS = 64
+_MANY = 10_000  # items whose labels take a while, as each image is read for it
+Loader = DataLoader[Any] | Dataset[Any]
 
 
 class Wrapped(Images):
-    """A map-style data set of (tensor (C, H, W), label); float tensors are normalised already."""
+    """The items of a map-style data set that its loader's sampler gives, through its `collate_fn`.
 
-    def __init__(self, dataset: Dataset[Any], split: str) -> None:
-        if isinstance(dataset, IterableDataset):
+    The module `items` says what they may be; an image is uint8, or float32 and normalised already.
+    """
+
+    def __init__(self, given: Loader, split: str) -> None:
+        self.dataset: Any = given.dataset if isinstance(given, DataLoader) else given
+        if isinstance(self.dataset, IterableDataset) or not (
+            hasattr(self.dataset, "__getitem__") and hasattr(self.dataset, "__len__")
+        ):
             raise UserError(
-                f"the {split} loader's {type(dataset).__name__} is iterable: a killed run resumes "
-                "in the order it had, which needs a map-style data set (__len__ and __getitem__)"
+                f"the {split} loader's {type(self.dataset).__name__} is iterable: a killed run "
+                "resumes in the order it had, which needs a map-style data set (__len__ and "
+                "__getitem__)"
             )
-        self.dataset = dataset
-        self.targets = [0] * len(dataset)  # type: ignore[arg-type]
-        if not self.targets:
+        self.split, self.settings = split, settings_of(given, f"the {split} loader")
+        self.indices = self.settings.indices
+        if not len(self.indices):
             raise UserError(f"the {split} loader's data set is empty")
-        item = dataset[0]
-        image = item[0] if isinstance(item, tuple | list) and len(item) == 2 else item
-        if image is item or not isinstance(image, Tensor) or image.ndim != 3:
-            raise UserError(
-                f"the {split} loader's data set gives {_describe(item)}: "
-                "updp needs (tensor (C, H, W), label)"
-            )
-        self.size = (image.shape[0], image.shape[1], image.shape[2])
-        labels = getattr(dataset, "targets", None)
-        if labels is None or getattr(dataset, "target_transform", None) is not None:
-            labels = [dataset[index][1] for index in range(len(self))]
-        self.targets = [int(label) for label in labels]
+        self.targets = [0] * len(self.indices)  # until they are known: the length is theirs
+        image, _ = self._item(0)
+        self.size, self._dtype = (image.shape[0], image.shape[1], image.shape[2]), image.dtype
+        self.targets = self._labels()
+
+    @property
+    def normalised(self) -> bool:
+        """Whether images are floats, which the loader has normalised."""
+        return self._dtype != torch.uint8
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
-        return image, int(label)
+        image, label = self._item(index)
+        if image.dtype != self._dtype or image.shape != self.size:
+            kinds = [str(dtype).removeprefix("torch.") for dtype in (image.dtype, self._dtype)]
+            raise UserError(
+                f"{self._where(index)} is {kinds[0]} {by(image.shape)}, the first one {kinds[1]} "
+                f"{by(self.size)}: give all images one size and type"
+            )
+        return image, label
+
+    def _where(self, index: int) -> str:
+        return f"item {self.indices[index]} of the {self.split} loader"
+
+    def _item(self, index: int) -> tuple[Tensor, int]:
+        where = self._where(index)
+        item = self.dataset[int(self.indices[index])]
+        if self.settings.collate is None:
+            image, label = split_item(item, where)
+        else:
+            batch = self.settings.collate([item])
+            images, labels = split_item(batch, f"the collate_fn's batch of {where}")
+            try:
+                image, label = images[0], labels[0]
+            except (TypeError, IndexError, KeyError) as error:
+                raise UserError(
+                    f"{where}: the loader's collate_fn gives {describe(batch)}, which is no batch"
+                ) from error
+        return as_image(image, where), as_label(label, where)
+
+    def _labels(self) -> list[int]:
+        """All labels: as the data set lists them where its first items agree, else item by item."""
+        listed = _listed_labels(self.dataset)
+        if listed is not None:
+            try:
+                labels = [as_label(listed[i], self._where(n)) for n, i in enumerate(self.indices)]
+                first = [self._item(n)[1] for n in range(min(_HASHED_ITEMS, len(labels)))]
+            except (UserError, TypeError, IndexError, KeyError):
+                labels, first = [], [-1]  # such as the targets of a detection data set
+            if labels[: len(first)] == first:
+                return labels
+        if len(self) > _MANY:
+            _log.warning(
+                "each of %d images of the %s loader is read for its label: "
+                "a list `targets` of all labels in the data set avoids this",
+                len(self),
+                self.split,
+            )
+        return [self._item(index)[1] for index in range(len(self))]
 
 
-def from_loaders(train: DataLoader[Any], test: DataLoader[Any]) -> Source:
-    """Take the data sets of two loaders; batching, order and collation are updp's own.
+def from_loaders(train: Loader, test: Loader) -> Source:
+    """Take the images of two loaders or data sets, with their batch size and workers.
 
-    Classes are '0' up to the largest label.
+    The order of training is updp's own, a function of the seed, so that a killed run goes on as it
+    was. Labels are indices of the model's outputs. Images that both have are warned of.
 
     Raises:
-        UserError: a data set is iterable or empty, or its items are not (tensor, label).
+        UserError: a data set is iterable or empty, its items are not images with labels, or one
+            has uint8 images and the other floats.
     """
-    with random_state(0):  # so that random transforms hash alike in every run
-        splits = Wrapped(train.dataset, "training"), Wrapped(test.dataset, "test")
-        digest = hashlib.sha256()
-        for images in splits:
-            digest.update(f"{len(images)} {images.targets}".encode())
-            for index in range(min(_HASHED_ITEMS, len(images))):
-                digest.update(images[index][0].contiguous().numpy().data)
+    with random_state(0):
+        splits = Wrapped(train, "training"), Wrapped(test, "test")
+        digests = [[_fingerprint(images) for images in splits] for _ in range(2)]
+        if splits[0].normalised != splits[1].normalised:
+            kinds = ["floats" if images.normalised else "uint8" for images in splits]
+            raise UserError(
+                f"the training loader gives {kinds[0]} and the test loader {kinds[1]}: floats are "
+                "taken as normalised and uint8 is normalised by updp, so give both alike"
+            )
+        _warn_of_overlap(*splits)
+    # A transform with a generator of its own gives other pixels each time; labels remain.
+    parts = [
+        digest if digest == again else hashlib.sha256(_description(images)).hexdigest()
+        for digest, again, images in zip(*digests, splits, strict=True)
+    ]
     classes = 1 + max(*splits[0].targets, *splits[1].targets)
+    settings = splits[0].settings
     return Source(
         train=splits[0],
         test=splits[1],
         classes=tuple(str(label) for label in range(classes)),
-        fingerprint=digest.hexdigest(),
+        fingerprint=hashlib.sha256("".join(parts).encode()).hexdigest(),
         image_size=splits[0].size,
+        indexed=True,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
     )
 
 
-def _describe(item: object) -> str:
-    if isinstance(item, tuple | list):
-        return f"({', '.join(_describe(part) for part in item)})"
-    return f"tensor {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
+def _listed_labels(dataset: Any) -> Any:
+    """The labels that a data set knows without reading its images, else None."""
+    if isinstance(dataset, Subset):
+        whole = _listed_labels(dataset.dataset)
+        return None if whole is None else [whole[int(index)] for index in dataset.indices]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1] if len(dataset.tensors) == 2 else None
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    for name in ("targets", "labels"):
+        labels = getattr(dataset, name, None)
+        if isinstance(labels, Sequence | Tensor | np.ndarray) and len(labels) == len(dataset):
+            return labels
+    return None
+
+
+def _description(images: Wrapped) -> bytes:
+    return f"{len(images)} {images.targets} {images.size}".encode()
+
+
+def _fingerprint(images: Wrapped) -> str:
+    """Sha256 of labels and first images; transforms draw from one and the same random state."""
+    digest = hashlib.sha256(_description(images))
+    with random_state(0):
+        for index in range(min(_HASHED_ITEMS, len(images))):
+            digest.update(images[index][0].numpy().data)
+    return digest.hexdigest()
+
+
+def _warn_of_overlap(train: Wrapped, test: Wrapped) -> None:
+    (one, first), (other, second) = _origin(train), _origin(test)
+    if one is other:
+        shared = len(np.intersect1d(first, second))
+        if shared:
+            _log.warning(
+                "%d of %d test images are among the training images, too (one data set, the same "
+                "indices): the accuracy of this test split is not one of unseen images",
+                shared,
+                len(test),
+            )
+        return
+
+    def contents(images: Wrapped) -> Any:
+        return lambda index: images[index][0].numpy().tobytes()
+
+    warn_of_shared_images(contents(train), len(train), contents(test), len(test))
+
+
+def _origin(images: Wrapped) -> tuple[object, Any]:
+    """The data set below all subsets, and the indices in it."""
+    dataset, indices = images.dataset, images.indices
+    while isinstance(dataset, Subset):
+        indices = np.asarray(dataset.indices)[indices]
+        dataset = dataset.dataset
+    return dataset, indices

@@ -1,120 +1,116 @@
-"""Parquet files in the Hugging Face image layout.
+"""Parquet files in the Hugging Face image layout, whose columns `columns` describes.
 
-Columns: `image`, struct(bytes, path), and `label`, an integer. Class names are in the schema
-metadata, key `huggingface`. The encoded bytes are held in memory.
+Opening reads the labels alone; images are read a row group at a time.
 """
 
-import json
-from bisect import bisect_right
-from dataclasses import dataclass
-from itertools import accumulate
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from updp.data.images import load_images
+from updp.data.readers.columns import Shard, image_of, make_shard, read_shards
+from updp.data.readers.encoded import Numbering, find_shards, make_source
 from updp.data.resizing import InputSize
-from updp.data.source import Source, fingerprint_files
+from updp.data.source import Source, printable
 from updp.errors import UserError, needs_extra, reason
 
-
-@dataclass
-class ParquetTable:
-    """One file: `data` and `paths` are Arrow columns of encoded images and of their names."""
-
-    file: Path
-    data: Any
-    paths: Any
-    targets: list[int]
-    names: tuple[str, ...]
+_CACHE_BYTES = 64 * 1024**2  # of row groups, for each split and each process that reads it
+_RUN = 64  # images in a row that are compared, where splits are
 
 
-class Rows:
-    """Encoded images of several tables, numbered consecutively."""
+class RowGroups:
+    """Encoded images of several files, of which the row groups used last are kept in memory.
 
-    def __init__(self, tables: list[ParquetTable]) -> None:
-        self.tables = tables
-        self.starts = [0, *accumulate(len(table.targets) for table in tables)]
+    Threads may share it, and worker processes get a copy with files and memory of their own.
+    """
+
+    def __init__(self, files: Sequence[Path], rows: Sequence[Sequence[int]]) -> None:
+        """`rows` has those of each row group of each file."""
+        self.files = files
+        self._rows = Numbering([count for file in rows for count in file])
+        self._groups = Numbering([len(file) for file in rows])
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._opened: dict[int, Any] = {}
+        self._cache: OrderedDict[int, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {"files", "_rows", "_groups"}
+        return {name: value for name, value in vars(self).items() if name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
 
     def read(self, index: int) -> bytes:
         """The encoded image, empty where the row has none."""
-        table, row = self._locate(index)
-        return table.data[row].as_py() or b""
+        group, row = self._rows.locate(index)
+        return image_of(self._read_group(group)[row])["bytes"] or b""
 
     def where(self, index: int) -> str:
         """`image '7.png' (row 7 of 'train.parquet')`."""
-        table, row = self._locate(index)
-        return f"image '{table.paths[row].as_py()}' (row {row} of '{table.file.name}')"
+        group, row = self._rows.locate(index)
+        number, _ = self._groups.locate(group)
+        path = image_of(self._read_group(group)[row])["path"]
+        inside = index - self._rows.starts[self._groups.starts[number]]
+        return f"image '{path}' (row {inside} of '{printable(self.files[number].name)}')"
 
-    def _locate(self, index: int) -> tuple[ParquetTable, int]:
-        number = bisect_right(self.starts, index) - 1
-        return self.tables[number], index - self.starts[number]
+    def _read_group(self, group: int) -> Any:
+        """The image column of a row group, an Arrow array."""
+        if self._process != os.getpid():  # a forked worker must not share files and lock
+            self._reset()
+        with self._lock:
+            if group in self._cache:
+                self._cache.move_to_end(group)
+                return self._cache[group]
+            number, inside = self._groups.locate(group)
+            try:
+                if number not in self._opened:
+                    self._opened.clear()  # as there may be thousands of files
+                    self._opened[number] = _open(self.files[number])
+                table = self._opened[number].read_row_group(
+                    inside, columns=["image"], use_threads=False
+                )
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"'{self.files[number]}' cannot be read any more: {reason(error)}"
+                ) from error
+            self._cache[group] = table["image"].combine_chunks()
+            while (
+                len(self._cache) > 1 and sum(x.nbytes for x in self._cache.values()) > _CACHE_BYTES
+            ):
+                self._cache.popitem(last=False)
+            return self._cache[group]
 
 
 def open_parquet(root: Path, input_size: InputSize | None) -> Source:
     """Open `train*.parquet` and `test*.parquet`, or else `val*.parquet` (`validation*`)."""
-    train_files = sorted(root.glob("train*.parquet"))
-    test_files = sorted(root.glob("test*.parquet")) or sorted(root.glob("val*.parquet"))
-    for wanted, files in (("train", train_files), ("test", test_files)):
-        if not files:
-            raise UserError(f"data '{root}' has no {wanted}*.parquet: updp needs both splits")
-    train, train_targets = _split(train_files)
-    test, test_targets = _split(test_files)
-    classes = train.tables[0].names or tuple(
-        str(label) for label in range(max(train_targets + test_targets) + 1)
+    train, test = (
+        read_shards(root, files, _read_shard, RowGroups) for files in find_shards(root, "parquet")
     )
-    for table in train.tables + test.tables:
-        bad = next((t for t in table.targets if not 0 <= t < len(classes)), None)
-        if bad is not None:
-            raise UserError(
-                f"'{table.file}' has label {bad}: labels must be 0 to {len(classes) - 1}"
-            )
-    images = load_images(train, train_targets, input_size)
-    return Source(
-        train=images,
-        test=load_images(test, test_targets, input_size),
-        classes=classes,
-        fingerprint=fingerprint_files(root, train_files + test_files),
-        image_size=images.size,
-    )
+    return make_source(root, train, test, train.names or None, input_size, run=_RUN)
 
 
-def _split(files: list[Path]) -> tuple[Rows, list[int]]:
-    tables = [_read(file) for file in files]
-    targets = [target for table in tables for target in table.targets]
-    if not targets:
-        raise UserError(f"'{files[0]}' has no rows")
-    return Rows(tables), targets
-
-
-def _read(file: Path) -> ParquetTable:
+def _read_shard(file: Path) -> Shard:
     try:
-        import pyarrow as pa
-        import pyarrow.compute as pc
+        with _open(file) as opened:
+            meta, schema = opened.metadata, opened.schema_arrow
+            rows = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+            label = opened.read(columns=["label"])["label"] if "label" in schema.names else None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # Arrow's own errors are among them
+        raise UserError(f"'{file}' is not a readable Parquet file: {reason(error)}") from error
+    return make_shard(file, rows, schema, label)
+
+
+def _open(file: Path) -> Any:
+    try:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise needs_extra(f"'{file}'", "pyarrow", "parquet") from error
-    try:
-        opened = pq.ParquetFile(file)
-        schema = opened.schema_arrow
-        table = opened.read(columns=["image", "label"])
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"'{file}' is not a readable Parquet file: {reason(error)}") from error
-    try:
-        image, label = table["image"], table["label"]
-        data, paths = pc.struct_field(image, "bytes"), pc.struct_field(image, "path")
-        if label.null_count or not pa.types.is_integer(label.type):
-            raise TypeError("labels")
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        columns = ", ".join(f"{field.name} {field.type}" for field in schema)
-        raise UserError(
-            f"'{file}' has the columns {columns}: "
-            "updp reads image struct<bytes: binary, path: string> and label int64, none null"
-        ) from error
-    return ParquetTable(file, data, paths, label.to_pylist(), _class_names(schema.metadata or {}))
-
-
-def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
-    try:
-        return tuple(json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"])
-    except (KeyError, TypeError, ValueError):
-        return ()  # not written by `datasets`, or labels are plain integers
+    return pq.ParquetFile(file)

@@ -1,0 +1,103 @@
+"""Data sets that Hugging Face `datasets` saved with `save_to_disk`: folders of Arrow files.
+
+The files are mapped, so that an image costs memory only while it is read. `columns` says what they
+hold.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from updp.data.readers.columns import Shard, image_of, make_shard, read_shards
+from updp.data.readers.encoded import TESTS, EncodedSplit, Numbering, make_source
+from updp.data.resizing import InputSize
+from updp.data.source import Source, printable
+from updp.errors import UserError, needs_extra, reason
+
+_STATE = "state.json"  # in the folder of each split
+
+
+class ArrowImages:
+    """Encoded images of several mapped Arrow files; worker processes map them anew."""
+
+    def __init__(self, files: Sequence[Path], rows: Sequence[Sequence[int]]) -> None:
+        """`rows` has those of each record batch of each file."""
+        self.files, self._rows = files, Numbering([sum(part) for part in rows])
+        self._reset()
+
+    def _reset(self) -> None:
+        self._columns: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": self.files, "_rows": self._rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+    def read(self, index: int) -> bytes:
+        """The encoded image, empty where the row has none."""
+        number, row = self._rows.locate(index)
+        return self._image(number, row)["bytes"] or b""
+
+    def where(self, index: int) -> str:
+        """`image '7.png' (row 7 of 'data-00000-of-00001.arrow')`."""
+        number, row = self._rows.locate(index)
+        name = printable(self.files[number].name)
+        return f"image '{self._image(number, row)['path']}' (row {row} of '{name}')"
+
+    def _image(self, number: int, row: int) -> dict[str, Any]:
+        with self._lock:
+            if number not in self._columns:
+                self._columns[number] = _open(self.files[number]).read_all()["image"]
+        return image_of(self._columns[number][row])
+
+
+def is_saved(root: Path) -> bool:
+    """Whether a folder is a data set saved to disk, of any splits."""
+    return (root / "dataset_dict.json").is_file() or (root / _STATE).is_file()
+
+
+def open_arrow(root: Path, input_size: InputSize | None) -> Source:
+    """Open the splits `train` and `test` (or `validation`, `valid`, `val`) of a saved data set."""
+    test = next((name for name in TESTS if (root / name / _STATE).is_file()), None)
+    if not (root / "train" / _STATE).is_file() or test is None:
+        raise UserError(
+            f"data '{root}' lacks a split: save a DatasetDict with train and test, such as "
+            "dataset.train_test_split(test_size=0.1).save_to_disk(...)"
+        )
+    first, second = (_split(root, name) for name in ("train", test))
+    return make_source(root, first, second, first.names or None, input_size)
+
+
+def _split(root: Path, name: str) -> EncodedSplit:
+    state = root / name / _STATE
+    try:
+        about = json.loads(state.read_text())["_data_files"]
+        files = [state.parent / file["filename"] for file in about]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{state}' is not as `datasets` writes it: {reason(error)}") from error
+    return read_shards(root, files, _read_shard, ArrowImages)
+
+
+def _read_shard(file: Path) -> Shard:
+    try:
+        table = _open(file).read_all()  # mapped, not read
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # Arrow's own errors are among them
+        raise UserError(f"'{file}' is not a readable Arrow file: {reason(error)}") from error
+    label = table["label"] if "label" in table.column_names else None
+    return make_shard(file, [table.num_rows], table.schema, label)
+
+
+def _open(file: Path) -> Any:
+    try:
+        import pyarrow as pa
+        from pyarrow import ipc
+    except ImportError as error:
+        raise needs_extra(f"'{file}'", "pyarrow", "parquet") from error
+    return ipc.open_stream(pa.memory_map(str(file)))

@@ -1,0 +1,83 @@
+"""Columns of the Hugging Face image layout, in Parquet and in Arrow files.
+
+`image` is a struct(bytes, path), `label` an integer. Class names are in the schema metadata, key
+`huggingface`.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from updp.data.images import Encoded
+from updp.data.readers.encoded import EncodedSplit, check_labels
+from updp.errors import UserError
+
+
+@dataclass
+class Shard:
+    """What opening reads of a file: rows of its parts, labels, and names of the classes."""
+
+    rows: list[int]
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+def make_shard(file: Path, rows: list[int], schema: Any, label: Any) -> Shard:
+    """Check a file's columns; `label` is its Arrow column, None where it has none.
+
+    Raises:
+        UserError: the columns are others, or a label is out of range.
+    """
+    from pyarrow import types
+
+    whole = label is not None and not label.null_count and types.is_integer(label.type)
+    if not whole or not _is_image(schema):
+        columns = ", ".join(f"{field.name} {field.type}" for field in schema)
+        raise UserError(
+            f"'{file}' has the columns {columns}: "
+            "updp reads image struct<bytes: binary, path: string> and label int64, none null"
+        )
+    shard = Shard(rows, label.to_numpy().astype(np.int64), _class_names(schema.metadata or {}))
+    check_labels(shard.labels.tolist(), shard.names, file)
+    return shard
+
+
+def read_shards(
+    root: Path,
+    files: Sequence[Path],
+    read: Callable[[Path], Shard],
+    images: Callable[[Sequence[Path], Sequence[Sequence[int]]], Encoded],
+) -> EncodedSplit:
+    """Join the files of one split; `images` takes them and the rows of each file's parts."""
+    shards = [read(file) for file in files]
+    labels = [label for shard in shards for label in shard.labels.tolist()]
+    if not labels:
+        raise UserError(f"'{files[0] if files else root}' has no rows")
+    paths = [path.relative_to(root).as_posix() for path in files]
+    rows = [shard.rows for shard in shards]
+    return EncodedSplit(images(files, rows), labels, paths, shards[0].names)
+
+
+def image_of(value: Any) -> dict[str, Any]:
+    """Bytes and path of an Arrow scalar; None each where the row is null."""
+    image: dict[str, Any] | None = value.as_py()
+    return image or {"bytes": None, "path": None}
+
+
+def _is_image(schema: Any) -> bool:
+    if "image" not in schema.names:
+        return False
+    kind = schema.field("image").type
+    return {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
+    try:
+        return tuple(json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()  # not written by `datasets`, or labels are plain integers

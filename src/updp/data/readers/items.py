@@ -1,0 +1,126 @@
+"""What the items of a user's data set mean: one meaning for each type of image and label.
+
+====================== =============================================================================
+an item                a pair (image, label), or a dictionary with `pixel_values`, `image` or `img`,
+                       and `label` or `labels`
+Pillow image           as an image file: `L` or `RGB`, uint8
+uint8                  pixels; updp normalises them
+uint16                 pixels of 65,536 levels: the upper 8 bits are kept, as of files
+floats of 16 to 64 bit normalised already; becomes float32
+other types            refused: their range is not known
+shape                  (C, H, W), or (H, W, C) where only the last axis has at most 4; where both
+                       ends have, tensors are (C, H, W) and NumPy arrays (H, W, C); a NumPy array
+                       (H, W) is grey
+label                  a whole number: Python's, NumPy's or a tensor with one element
+====================== =============================================================================
+"""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from updp.data.decoding import to_eight_bits
+from updp.errors import UserError
+
+_IMAGES = ("pixel_values", "image", "img")
+_LABELS = ("labels", "label")
+_MOST_CHANNELS = 4  # beyond that the first axis of an image with channels last is its height
+
+
+def split_item(item: object, where: str) -> tuple[Any, Any]:
+    """Image and label of a data set's item; `where` names it in errors.
+
+    Raises:
+        UserError: the item is neither a pair nor a dictionary with an image and a label.
+    """
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    if isinstance(item, Mapping):
+        image = next((item[key] for key in _IMAGES if key in item), None)
+        label = next((item[key] for key in _LABELS if key in item), None)
+        if image is not None and label is not None:
+            return image, label
+    raise _unlike(item, where)
+
+
+def as_image(value: object, where: str) -> Tensor:
+    """A data set's image as uint8 or float32 (C, H, W), by the table above.
+
+    Raises:
+        UserError: the image is of no such type or shape.
+    """
+    if isinstance(value, Image.Image):
+        value = np.array(to_eight_bits(value, where))
+    last = isinstance(value, np.ndarray)
+    if isinstance(value, np.ndarray):
+        if value.ndim == 2:
+            value = value[..., None]
+        native = value.dtype.newbyteorder("=")
+        try:
+            value = torch.from_numpy(np.ascontiguousarray(value, native))
+        except TypeError as error:
+            raise _unlike(value, where) from error
+    if not isinstance(value, Tensor) or value.ndim != 3:
+        raise _unlike(value, where)
+    first_few, last_few = (value.shape[axis] <= _MOST_CHANNELS for axis in (0, 2))
+    if last_few and (last or not first_few):
+        value = value.permute(2, 0, 1)
+    if value.dtype == torch.uint16:  # torch has few operations on it
+        value = (value.to(torch.int32) >> 8).to(torch.uint8)
+    if value.dtype != torch.uint8 and not value.is_floating_point():
+        raise UserError(
+            f"{where} is {str(value.dtype).removeprefix('torch.')}, whose range is not known: give "
+            "uint8 (0 to 255), uint16 (0 to 65,535) or floats that are normalised"
+        )
+    value = value.detach().as_subclass(Tensor)
+    return (value.float() if value.is_floating_point() else value).contiguous()
+
+
+def as_label(value: object, where: str) -> int:
+    """A data set's label as an index of the model's outputs.
+
+    Raises:
+        UserError: it is no whole number of at least 0.
+    """
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        if math.prod(value.shape) != 1:
+            raise UserError(
+                f"{where} has a label of shape {tuple(value.shape)}: labels are class indices, of "
+                "one-hot or soft labels label.argmax()"
+            )
+        value = value.item()
+    if not isinstance(value, Integral):
+        shown = f"{value:g}" if isinstance(value, float) else repr(value)
+        raise UserError(
+            f"{where} has the label {shown} ({type(value).__name__}): "
+            "labels are class indices, whole numbers from 0 on"
+        )
+    if int(value) < 0:
+        raise UserError(f"{where} has the label {value}: class indices start at 0")
+    return int(value)
+
+
+def describe(value: object) -> str:
+    """Type and shape of an item, such as `(tensor (3, 8, 8), int)`."""
+    if isinstance(value, tuple | list):
+        return f"({', '.join(describe(part) for part in value)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {describe(part)}' for key, part in value.items())}}}"
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(value, Tensor) else f"array of {value.dtype}"
+        return f"{kind} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _unlike(value: object, where: str) -> UserError:
+    return UserError(
+        f"{where} is {describe(value)}: updp reads pairs (image, label) or dictionaries with "
+        "pixel_values or image, and label, where an image is a tensor (C, H, W), a NumPy array "
+        "or a Pillow image"
+    )

@@ -1,0 +1,167 @@
+"""Tar shards in the layout of webdataset: `KEY.jpg` beside `KEY.cls` or `KEY.json`.
+
+`KEY.cls` is the label as text, `KEY.json` an object with `label` or `cls`. Opening reads headers
+and labels; where each image begins is kept, 12 bytes of memory an image.
+"""
+
+import json
+import mmap
+import os
+import tarfile
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from updp.data.readers.encoded import (
+    EncodedSplit,
+    Numbering,
+    check_labels,
+    find_shards,
+    make_source,
+)
+from updp.data.readers.folder import EXTENSIONS
+from updp.data.resizing import InputSize
+from updp.data.source import Source, printable
+from updp.errors import UserError, reason
+
+_BLOCK = 512  # bytes: tar's unit
+_RUN = 64  # images in a row that are compared, where splits are
+
+
+class TarIndex:
+    """Images of one shard: where each begins and how many bytes it has."""
+
+    def __init__(self) -> None:
+        self.offsets, self.sizes, self.labels = array("q"), array("i"), array("q")
+
+
+class TarImages:
+    """Encoded images of several uncompressed tar files, read where they lie."""
+
+    def __init__(self, files: Sequence[Path], indices: Sequence[TarIndex]) -> None:
+        self.files, self.indices = files, indices
+        self._numbering = Numbering([len(index.offsets) for index in indices])
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        number, row = self._numbering.locate(index)
+        shard = self.indices[number]
+        try:
+            with self.files[number].open("rb") as file:
+                return os.pread(file.fileno(), shard.sizes[row], shard.offsets[row])
+        except OSError as error:
+            raise UserError(f"{self.where(index)} cannot be read: {error.strerror}") from error
+
+    def where(self, index: int) -> str:
+        """`image 3 of 'train-0.tar' (at byte 4608)`."""
+        number, row = self._numbering.locate(index)
+        name = printable(self.files[number].name)
+        return f"image {row} of '{name}' (at byte {self.indices[number].offsets[row]})"
+
+
+def open_tar(root: Path, input_size: InputSize | None) -> Source:
+    """Open `*train*.tar` and `*test*.tar`, or else `*val*.tar`; labels are outputs of the model."""
+    train, test = (_split(root, files) for files in find_shards(root, "tar"))
+    return make_source(root, train, test, None, input_size, run=_RUN)
+
+
+def _split(root: Path, files: list[Path]) -> EncodedSplit:
+    indices = [_read_index(file) for file in files]
+    labels = array("q")
+    for file, index in zip(files, indices, strict=True):
+        check_labels(index.labels, (), file)
+        labels.extend(index.labels)
+    if not labels:
+        raise UserError(f"'{files[0]}' holds no images: updp reads KEY.jpg beside KEY.cls")
+    paths = [path.relative_to(root).as_posix() for path in files]
+    return EncodedSplit(TarImages(files, indices), labels.tolist(), paths)
+
+
+def _read_index(file: Path) -> TarIndex:
+    """Find the images of a shard and their labels. Raises UserError where one has none."""
+    index = TarIndex()
+    key, image, label = "", (0, 0), -1
+
+    def close() -> None:
+        """Take the sample up, if it has an image."""
+        if image[0]:
+            if label < 0:
+                raise UserError(
+                    f"'{file}' has an image '{key}' without a label: updp reads KEY.cls with a "
+                    'whole number, or KEY.json with {"label": 3}'
+                )
+            index.offsets.append(image[0])
+            index.sizes.append(image[1])
+            index.labels.append(label)
+
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as data:
+            for name, start, size in _members(data, file):
+                folder, slash, base = name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if f"{folder}{slash}{stem}" != key:  # all files of a sample lie together
+                    close()
+                    key, image, label = f"{folder}{slash}{stem}", (0, 0), -1
+                if suffix == "cls":
+                    label = int(data[start : start + size])
+                elif suffix == "json":
+                    label = _label_of(data[start : start + size], label)
+                elif f".{suffix.rpartition('.')[2].lower()}" in EXTENSIONS:
+                    image = (start, size)
+            close()
+    except UserError:
+        raise
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise UserError(f"'{file}' is not a readable tar file: {reason(error)}") from error
+    return index
+
+
+def _label_of(text: bytes, label: int) -> int:
+    about = json.loads(text)
+    for name in ("label", "cls"):
+        if isinstance(about.get(name), int):
+            return int(about[name])
+    return label
+
+
+def _members(data: mmap.mmap, file: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and size of each regular file of a tar file.
+
+    Usual headers are read here, for `tarfile` takes 20 times as long, which is a minute for
+    ImageNet; a file that has others is left to it.
+    """
+    found = _plain_members(data)
+    if found is not None:
+        yield from found
+        return
+    with tarfile.open(file, "r:") as archive:
+        for member in archive:
+            if member.isfile():
+                yield member.name, member.offset_data, member.size
+
+
+def _plain_members(data: mmap.mmap) -> list[tuple[str, int, int]] | None:
+    """As `_members`, of headers as POSIX ustar has them; None where there are others."""
+    found, position, end = list[tuple[str, int, int]](), 0, len(data)
+    while position + _BLOCK <= end:
+        header = data[position : position + _BLOCK]
+        if not header[0]:  # the end of the archive
+            return found
+        kind, digits, prefix = header[156:157], header[124:135], header[345:500]
+        posix = header[257:263] == b"ustar\0"
+        if kind not in (b"0", b"5", b"x") or not (posix or prefix[0] == 0) or digits[0] >= 0x80:
+            return None
+        start, size = position + _BLOCK, int(digits.rstrip(b"\0 "), 8)
+        if start + size > end:
+            raise tarfile.ReadError(f"it ends within the member at byte {position}")
+        if kind == b"x":  # further fields of the next header: only its time is of no concern
+            fields = data[start : start + size]
+            if any(f" {name}=".encode() in fields for name in ("path", "size", "GNU.sparse.major")):
+                return None
+        elif kind == b"0":
+            name = header[:100].partition(b"\0")[0]
+            if prefix[0]:
+                name = prefix.partition(b"\0")[0] + b"/" + name
+            found.append((name.decode(errors="backslashreplace"), start, size))
+        position = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+    raise tarfile.ReadError("it has no end")

@@ -1,0 +1,99 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests import tiny
+from updp import UserError
+from updp.models import load_model
+from updp.run.inputs import open_inputs
+from updp.stages.context import RunInputs
+
+
+def data(classes: int = 10, count: int = 120, first: int = 0) -> TensorDataset:
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(first))
+    return TensorDataset(images, torch.arange(count) % classes)
+
+
+def opened(model: Any, given: Any, **settings: Any) -> RunInputs:
+    defaults = {"held_out": 20, "calibration": 20}
+    return open_inputs(model, given, tiny.make_recipe(data={**defaults, **settings}))
+
+
+def test_the_number_of_classes_is_the_models(tiny_model: str) -> None:
+    module = load_model(tiny_model)
+    inputs = opened(module, (data(classes=3), data(classes=4, first=1)))
+    assert inputs.classes == tuple(map(str, range(10)))
+    assert inputs.feed.classes == 10
+    with pytest.raises(UserError, match="has label 10 and model '' 10 classes: labels must be 0"):
+        opened(module, (data(classes=11), data(first=1)))
+
+
+def test_weights_say_how_many_classes_a_named_model_has(tmp_path: Path) -> None:
+    for split, grey in (("train", 0), ("test", 100)):
+        for name in ("3", "11"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for number in range(20):
+                Image.new("RGB", (32, 32), (grey, number, int(name))).save(folder / f"{number}.png")
+    save_file(load_model("timm/resnet10t", num_classes=12).state_dict(), tmp_path / "w.safetensors")
+    inputs = open_inputs(
+        "timm/resnet10t",
+        str(tmp_path / "data"),
+        tiny.make_recipe(data={"held_out": 8, "calibration": 8, "input_size": (3, 32, 32)}),
+        weights=tmp_path / "w.safetensors",
+    )
+    assert len(inputs.classes) == 12
+    assert {int(y) for _, labels in inputs.feed.test() for y in labels} == {3, 11}
+
+
+def test_the_training_loaders_settings_are_used_unless_the_recipe_has_its_own(
+    tiny_model: str,
+) -> None:
+    loaders = DataLoader(data(), batch_size=8, num_workers=1), DataLoader(data(first=1))
+    settings = opened(tiny_model, loaders).recipe.data
+    assert (settings.batch_size, settings.workers) == (8, 1)
+    settings = opened(tiny_model, loaders, batch_size=16).recipe.data
+    assert (settings.batch_size, settings.workers) == (16, 1)
+
+
+@pytest.mark.parametrize("given", [3, (data(),), DataLoader(data())])
+def test_data_that_is_no_pair_says_what_to_give(tiny_model: str, given: Any) -> None:
+    with pytest.raises(UserError, match="give a name, a folder, or a pair of loaders or data sets"):
+        opened(tiny_model, given)
+
+
+def test_a_model_that_guesses_is_warned_of(
+    tiny_model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Knowing(torch.nn.Module):
+        """Reads the label, which the data below has in its first pixel."""
+
+        def __init__(self, shift: int) -> None:
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.tensor(float(shift)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            classes = torch.arange(10)
+            return -((x[:, 0, 0, :1] + self.shift) % 10 - classes).abs()
+
+    splits = data(), data(first=1)
+    for split in splits:
+        split.tensors[0][:, 0, 0, 0] = split.tensors[1].float()
+    opened(Knowing(0), list(splits))
+    assert "as a guess would be" not in caplog.text
+    opened(Knowing(1), list(splits))
+    assert "right on 0 of 20 held-out images, as a guess would be" in caplog.text
+
+
+def test_images_without_labels_say_what_is_missing(tiny_model: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for number in range(60):
+            Image.new("L", (8, 8), number).save(tmp_path / split / f"{number}.png")
+    with pytest.raises(UserError, match=r"has no labels: put its images into a folder per class"):
+        opened(tiny_model, str(tmp_path))
