@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,12 @@ DIFFERENT = 512  # JPEGs
 BATCH = 64
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--rows", type=int, default=ROWS, help="training images")
     parser.add_argument("--opened", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.opened:
         print(json.dumps(measure(options.opened)))
         return

@@ -32,6 +32,7 @@ def test_there_is_a_command_for_every_benchmark() -> None:
         "search.scores",
         "search.searchers",
         "speed.latency",
+        "speed.opening",
         "speed.runtimes",
         "speed.speedup",
         "speed.training",

@@ -218,7 +218,7 @@ def test_a_block_without_one_tensor_is_left_out_and_named(tiny_model: str, tmp_p
     teacher.blocks = Chain(first, Listed(second), *others)
     choices = {name: net.switches[name].labels[0] for name in ("blocks.1", "blocks.2")}
     (row,) = train(tiny_model, net, choices, teacher, recipe, tmp_path, Told())
-    assert lines == ["subnet.features: no one tensor to compare at blocks.1"]
+    assert "subnet.features: no one tensor to compare at blocks.1" in lines
     assert row["features"] > 0
 
 
