@@ -86,6 +86,13 @@ class FitSettings(Part):
     repair: bool = Field(
         True, description="layers kept behind a pruned block are fitted to the baseline again"
     )
+    judged: float = Field(
+        0.15,
+        ge=0,
+        le=0.5,
+        description="share of the calibration images that no fit sees: of each repair as much is "
+        "kept as brings their logits nearer to the baseline's; 0 keeps every repair",
+    )
     rows: int = Field(100, ge=1, description="pixels sampled per unknown of the regression")
     rows_mb: int = Field(
         1024, ge=16, description="MB for the sampled rows of one fit, and for the targets of all"
