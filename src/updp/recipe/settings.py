@@ -87,11 +87,11 @@ class FitSettings(Part):
         True, description="layers kept behind a pruned block are fitted to the baseline again"
     )
     judged: float = Field(
-        0.15,
+        0.1,
         ge=0,
         le=0.5,
-        description="share of the calibration images that no fit sees: of each repair as much is "
-        "kept as brings their logits nearer to the baseline's; 0 keeps every repair",
+        description="share of the calibration images that no fit sees: of a repair that takes "
+        "their logits away from the baseline's a part is kept, or nothing; 0 keeps every repair",
     )
     rows: int = Field(100, ge=1, description="pixels sampled per unknown of the regression")
     rows_mb: int = Field(

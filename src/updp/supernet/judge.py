@@ -19,54 +19,64 @@ _SHARES = (1.0, 0.5, 0.25)  # of the way from the weights before a repair to tho
 
 
 class Judge:
-    """Keeps of each repair the share that brings the logits nearest to the baseline's.
+    """Keeps of each repair as much as does not clearly take the logits away from the baseline's.
 
-    The distance is KL(baseline || network), a mean over the images of the walk from batch
-    `first` on, which must not be used by any fit. While sites are pruned one after another, those
-    that are not yet pruned are the baseline's, so that each repair is judged by what it can change.
+    The distance is KL(baseline || network) for each image of the walk's batches from `first` on,
+    which must not be used by any fit. Kept is the largest share of a repair that is not worse than
+    the best share by more than the standard error of their difference: most repairs change little
+    by themselves, and are what later ones build on. While sites are pruned one after another, those
+    not yet pruned are the baseline's, so that each repair is judged by what it can change.
     """
 
     def __init__(self, net: Supernet, baseline: Sequence[Tensor], walk: Walk, first: int) -> None:
         """Prepare to judge repairs of `net`; `baseline` are its logits before any change."""
-        self._net, self._baseline, self._walk, self._first = net, baseline, walk, first
-        self._error = 0.0
-
-    def measure(self, place: nn.Module) -> float:
-        """The divergence from the baseline; nothing before `place` may have changed."""
-        total, count = 0.0, 0
-        for number, target in enumerate(self._baseline, self._first):
-            logits = self._walk.output(place, number).double().log_softmax(1)
-            wanted = target.double().log_softmax(1)
-            total += F.kl_div(logits, wanted, reduction="sum", log_target=True).item()
-            count += len(target)
-        return total / count
+        self._net, self._walk, self._first = net, walk, first
+        self._baseline = [logits.double().log_softmax(1) for logits in baseline]
+        self._errors = torch.zeros(sum(map(len, baseline)))
 
     def pruned(self, place: nn.Module) -> float:
-        """Take the network as it is, after a site was pruned, as what a repair has to improve."""
-        self._error = self.measure(place)
-        return self._error
+        """The mean divergence after a site was pruned, which its repairs have to improve."""
+        self._errors = self._divergences(place)
+        return self._errors.mean().item()
 
     def repaired(
         self, place: nn.Module, repair: Callable[[], Fitted]
     ) -> tuple[Fitted, float, float]:
-        """Run `repair`, and keep the best share of its change of the weights, or nothing of it.
+        """Run `repair`, and keep a share of its change of the weights, or nothing of it.
 
         Returns:
-            What was fitted, the share that was kept, and the divergence with it.
+            What was fitted, the share that was kept, and the mean divergence with it.
         """
         tensors = [t for t in self._net.weights().values() if t.is_floating_point()]
         before = [t.clone() for t in tensors]
         fitted = repair()
         pairs = zip(tensors, before, strict=True)
         changes = [(t, old, t.clone()) for t, old in pairs if not torch.equal(t, old)]
-        errors = {0.0: self._error}
+        errors = {}
         for share in _SHARES:
             _interpolate(changes, share)
-            errors[share] = self.measure(place)
-        best = min(errors, key=errors.__getitem__)
-        _interpolate(changes, best)
-        self._error = errors[best]
-        return fitted, best, self._error
+            errors[share] = self._divergences(place)
+        errors[0.0] = self._errors
+        best = min(errors.values(), key=lambda each: each.mean().item())
+        kept = next(share for share in errors if not _is_worse(errors[share], best))
+        _interpolate(changes, kept)
+        self._errors = errors[kept]
+        return fitted, kept, self._errors.mean().item()
+
+    def _divergences(self, place: nn.Module) -> Tensor:
+        """KL from the baseline, (N,) in float64; nothing before `place` may have changed."""
+        parts = []
+        for number, wanted in enumerate(self._baseline, self._first):
+            logits = self._walk.output(place, number).double().log_softmax(1)
+            parts.append(F.kl_div(logits, wanted, reduction="none", log_target=True).sum(1))
+        return torch.cat(parts)
+
+
+def _is_worse(errors: Tensor, best: Tensor) -> bool:
+    """Whether the mean is larger by more than the standard error of the paired difference."""
+    difference = errors - best
+    noise = difference.std() / len(difference) ** 0.5
+    return bool(difference.mean() > noise)
 
 
 def _interpolate(changes: Sequence[tuple[Tensor, Tensor, Tensor]], share: float) -> None:
