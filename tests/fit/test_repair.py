@@ -192,7 +192,7 @@ def test_the_targets_of_all_fits_share_the_memory() -> None:
     for megabytes in (1024, 0.1):
         net = supernet(copy.deepcopy(model), x)
         name, switch = next(iter(net.switches.items()))
-        settings = FIT.model_copy(update={"rows_mb": megabytes})
+        settings = FIT.model_copy(update={"rows_mb": megabytes, "judged": 0.0})
         figures = fit_plan(net, {name: switch.labels[0]}, [x[:15], x[15:]], settings)
         rows.append(sum(row.rows for row in figures))
     assert rows[0] == 5 * 30 * 9 * 7

@@ -187,6 +187,13 @@ class FitSettings(Part):
     repair: bool = Field(
         True, description="layers kept behind a pruned block are fitted to the baseline again"
     )
+    judged: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="share of the calibration images that no fit sees: of a repair that takes "
+        "their logits away from the baseline's a part is kept, or nothing; 0 keeps every repair",
+    )
     rows: int = Field(100, ge=1, description="pixels sampled per unknown of the regression")
     rows_mb: int = Field(
         1024, ge=16, description="MB for the sampled rows of one fit, and for the targets of all"

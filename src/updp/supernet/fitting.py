@@ -18,6 +18,7 @@ from updp.blocks.modules import hooks
 from updp.fit import FitTask, operator_repair, site_repairs
 from updp.io.records import Record
 from updp.recipe import FitSettings
+from updp.supernet.judge import Judge, split
 from updp.supernet.partial import Walk, tapped
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
@@ -35,6 +36,8 @@ class FitRow(BaseModel, frozen=True):
     prior_error: float
     strength: float | None
     rows: int
+    kept: float = 1.0  # share of a repair that was kept
+    divergence: float | None = None  # KL from the baseline afterwards, on images of no fit
 
 
 class FitRecord(Record):
@@ -56,7 +59,8 @@ def fit_plan(
     """Fit the candidates of a plan, and repair what is kept behind its first pruned site.
 
     A repair changes the model's own weights, of kept sites and of linear operators outside of all
-    sites. The forms end collapsed, and the net in evaluation mode under `choices`.
+    sites; as much of it is kept as the logits of held-out images say (see `Judge`). The forms end
+    collapsed, and the net in evaluation mode under `choices`.
 
     Args:
         choices: the candidate of each pruned site.
@@ -70,18 +74,33 @@ def fit_plan(
     net.eval()
     net.set_lambda(1.0)
     net.choose({})
+    batches, judged = split(batches, settings.judged if settings.repair else 0)
     places = _places(net, choices, batches, settings)
     begin(1 + sum(len(place.fit_tasks) for place in places))
     _gather_targets(net, places, batches, settings.rows_mb * 2**20)
+    baseline = [net(images) for images in judged]
     tick("targets")
-    net.choose(choices)
     modules = [place.module for place in places]
-    walk, figures = Walk(net, modules, batches, settings.rows_mb), []
+    walk, figures = Walk(net, modules, [*batches, *judged], settings.rows_mb), []
+    judge = Judge(net, baseline, walk, len(batches)) if judged else None
+    chosen: dict[str, str] = {}
     for place in places:
+        if pruned := place.name in choices:
+            chosen[place.name] = choices[place.name]
+            net.choose(chosen)
         for fitting in place.fit_tasks:
+            # Batches of the judge are walked along, for their logits are computed from here.
             for number, inputs in enumerate(walk.to(place.module)):
-                fitting.add_input(number, *inputs)
-            fitted = fitting.finish()
+                if number < len(batches):
+                    fitting.add_input(number, *inputs)
+            kept, divergence = 1.0, None
+            if judge is None:
+                fitted = fitting.finish()
+            elif pruned:
+                fitted = fitting.finish()
+                divergence = judge.pruned(place.module)
+            else:
+                fitted, kept, divergence = judge.repaired(place.module, fitting.finish)
             figures.append(
                 FitRow(
                     site=place.name,
@@ -91,9 +110,12 @@ def fit_plan(
                     prior_error=fitted.prior_error,
                     strength=fitted.strength,
                     rows=fitted.rows,
+                    kept=kept,
+                    divergence=divergence,
                 )
             )
             tick(place.name)
+    net.choose(choices)
     return figures
 
 

@@ -143,6 +143,16 @@ class Walk:
             self._cached[number] = wanted if others + bytes_of(wanted) <= self.room else cached
             yield copied(reached[1])
 
+    def output(self, module: nn.Module, number: int) -> Tensor:
+        """The network's output for batch `number`, resumed from `module` or before it.
+
+        The module must be the one visited last.
+        """
+        entries = [(self._calls[m], x) for m, x in self._cached[number] if m in self._enterable]
+        return self._net.run(
+            self.batches[number], lambda *_: None, *(entries[-1] if entries else ())
+        )
+
     def _find_entries(self, modules: set[nn.Module], images: Tensor) -> None:
         """Try which of the modules the network can be resumed at."""
         found: dict[nn.Module, Inputs] = {}

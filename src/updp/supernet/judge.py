@@ -1,0 +1,102 @@
+"""Repairs judged by the logits of the whole network, on images that no fit has seen.
+
+A repair is fitted to what one operator gave before, which stands in for what counts. A classifier
+that is fitted to a few hundred images, or a last block of whose tokens only one is read, may come
+nearer to its own target and take the logits away from the baseline's.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from updp.fit import Fitted
+from updp.supernet.partial import Walk
+from updp.supernet.supernet import Supernet
+
+_SHARES = (1.0, 0.5, 0.25)  # of the way from the weights before a repair to those after it
+
+
+class Judge:
+    """Keeps of each repair as much as does not clearly take the logits away from the baseline's.
+
+    The distance is KL(baseline || network) for each image of the walk's batches from `first` on,
+    which must not be used by any fit. Kept is the largest share of a repair that is not worse than
+    the best share by more than the standard error of their difference: most repairs change little
+    by themselves, and are what later ones build on. While sites are pruned one after another, those
+    not yet pruned are the baseline's, so that each repair is judged by what it can change.
+    """
+
+    def __init__(self, net: Supernet, baseline: Sequence[Tensor], walk: Walk, first: int) -> None:
+        """Prepare to judge repairs of `net`; `baseline` are its logits before any change."""
+        self._net, self._walk, self._first = net, walk, first
+        self._baseline = [logits.double().log_softmax(1) for logits in baseline]
+        self._errors = torch.zeros(sum(map(len, baseline)))
+
+    def pruned(self, place: nn.Module) -> float:
+        """The mean divergence after a site was pruned, which its repairs have to improve."""
+        self._errors = self._divergences(place)
+        return self._errors.mean().item()
+
+    def repaired(
+        self, place: nn.Module, repair: Callable[[], Fitted]
+    ) -> tuple[Fitted, float, float]:
+        """Run `repair`, and keep a share of its change of the weights, or nothing of it.
+
+        Returns:
+            What was fitted, the share that was kept, and the mean divergence with it.
+        """
+        tensors = [t for t in self._net.weights().values() if t.is_floating_point()]
+        before = [t.clone() for t in tensors]
+        fitted = repair()
+        pairs = zip(tensors, before, strict=True)
+        changes = [(t, old, t.clone()) for t, old in pairs if not torch.equal(t, old)]
+        errors = {}
+        for share in _SHARES:
+            _interpolate(changes, share)
+            errors[share] = self._divergences(place)
+        errors[0.0] = self._errors
+        best = min(errors.values(), key=lambda each: each.mean().item())
+        kept = next(share for share in errors if not _is_worse(errors[share], best))
+        _interpolate(changes, kept)
+        self._errors = errors[kept]
+        return fitted, kept, self._errors.mean().item()
+
+    def _divergences(self, place: nn.Module) -> Tensor:
+        """KL from the baseline, (N,) in float64; nothing before `place` may have changed."""
+        parts = []
+        for number, wanted in enumerate(self._baseline, self._first):
+            logits = self._walk.output(place, number).double().log_softmax(1)
+            parts.append(F.kl_div(logits, wanted, reduction="none", log_target=True).sum(1))
+        return torch.cat(parts)
+
+
+def _is_worse(errors: Tensor, best: Tensor) -> bool:
+    """Whether the mean is larger by more than the standard error of the paired difference."""
+    difference = errors - best
+    noise = difference.std() / len(difference) ** 0.5
+    return bool(difference.mean() > noise)
+
+
+def _interpolate(changes: Sequence[tuple[Tensor, Tensor, Tensor]], share: float) -> None:
+    """Set tensors to a share of the way from their old to their new values; 0 and 1 are exact."""
+    for tensor, old, new in changes:
+        tensor.copy_(torch.lerp(old, new, share))
+
+
+def split(batches: Sequence[Tensor], share: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Split batches of images (N, C, H, W) into those to fit to and a share to judge by.
+
+    The last images are those of the judge; none, where that would be a single one.
+    """
+    wanted = round(share * sum(map(len, batches)))
+    fitted, judged = list(batches), list[Tensor]()
+    while wanted and (judged or wanted > 1):
+        last = fitted.pop()
+        kept = max(len(last) - wanted, 0)
+        if kept:
+            fitted.append(last[:kept])
+        judged.insert(0, last[kept:])
+        wanted -= len(judged[0])
+    return fitted, judged
