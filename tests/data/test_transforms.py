@@ -99,7 +99,7 @@ def test_training_images_are_those_of_timms_transform(
     mode: str, settings: dict[str, object], expected: dict[str, object]
 ) -> None:
     if mode == "L" and "augmix" in str(settings.get("auto_augment")):
-        pytest.skip("timm before 1.0.21 cannot mix grey images")
+        pytest.skip("older versions of timm (1.0.20) cannot mix grey images")
     feed = noise_feed(mode, **settings)
     theirs = timm.data.create_transform(
         16,
