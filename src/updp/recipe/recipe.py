@@ -24,7 +24,9 @@ from updp.recipe.settings import (
 from updp.recipe.training import SubnetSettings, SupernetSettings
 
 _OWN = Path(__file__).parent / "presets"
-NAMES = tuple(sorted(file.stem for file in _OWN.glob("*.yaml")))
+NAMES = tuple(
+    sorted(file.relative_to(_OWN).with_suffix("").as_posix() for file in _OWN.rglob("*.yaml"))
+)
 
 
 class Recipe(Part):
