@@ -16,7 +16,7 @@ from updp.candidates import propose
 from updp.recipe import FitSettings
 from updp.supernet import Supernet, fit_candidates, fit_plan
 
-FIT = FitSettings(ridge=(1e-8, 1e-4), rows=10_000)
+FIT = FitSettings(ridge=(1e-8, 1e-4), rows=10_000, judged=0)
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
