@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.data
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -148,6 +149,9 @@ def test_prepare_does_what_the_data_reader_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    first = timm.data.create_transform((3, 7, 12), interpolation="bicubic").transforms[0]
+    if size[1] != size[2] and "bicubic" not in str(first):
+        pytest.skip("this version of timm resizes to oblongs by bilinear interpolation alone")
     channels = size[0]
     resize = ResizeCrop(size, crop_pct, mode, interpolation, (0.5, 0.4, 0.3)[:channels])
     preprocess = Preprocess((0.5, 0.4, 0.3)[:channels], (0.2, 0.3, 0.1)[:channels], size)
