@@ -93,13 +93,24 @@ TRANSFORMS = [
 ]
 
 
+def mixes_grey() -> bool:
+    """Whether timm's AugMix takes grey images; that of 1.0.20 fails on them."""
+    try:
+        timm.data.create_transform(16, is_training=True, auto_augment="augmix-m5-w2")(
+            Noise("L").picture(0)
+        )
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("settings", "expected"), TRANSFORMS)
 def test_training_images_are_those_of_timms_transform(
     mode: str, settings: dict[str, object], expected: dict[str, object]
 ) -> None:
-    if mode == "L" and "augmix" in str(settings.get("auto_augment")):
-        pytest.skip("older versions of timm (1.0.20) cannot mix grey images")
+    if mode == "L" and "augmix" in str(settings.get("auto_augment")) and not mixes_grey():
+        pytest.skip("this version of timm cannot mix grey images")
     feed = noise_feed(mode, **settings)
     theirs = timm.data.create_transform(
         16,
