@@ -96,9 +96,9 @@ TRANSFORMS = [
 def mixes_grey() -> bool:
     """Whether timm's AugMix takes grey images; that of 1.0.20 fails on them."""
     try:
-        timm.data.create_transform(16, is_training=True, auto_augment="augmix-m5-w2")(
-            Noise("L").picture(0)
-        )
+        timm.data.create_transform(
+            16, is_training=True, auto_augment="augmix-m5-w2", mean=(0.5,), std=(0.5,)
+        )(Noise("L").picture(0))
     except ValueError:
         return False
     return True
