@@ -96,71 +96,56 @@ def train(
             stack.callback(curves.close)
         devices = [feed.device] if feed.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices))
-        _train(net, step_function, feed, recipe, name, seed, folder, progress, curves)
+        parts = recipe.accumulate
+        total = round(recipe.epochs * feed.steps / parts)
+        optimizer = make_optimizer(cast(nn.Module, net), recipe)
+        precision = MixedPrecision(cast(nn.Module, net), recipe, feed.device, name)
+        schedule = make_schedule(optimizer, recipe, total)
+        average = WeightAverage(net.weights(), recipe.ema) if recipe.ema else None
+        path = folder / "checkpoint.safetensors"
+        figures = Figures(folder / "figures.jsonl", curves)
+        start = _restore(path, net, optimizer, average, precision) if path.exists() else 0
+        if start:
+            _log.info("%s goes on from step %d of %d", name, start, total)
+        figures.keep(lambda row: row["step"] < start)
+        if start < total:
+            progress.say(f"{name}: {feed.augmentation}")
+        progress.begin(name, total, start)
+        layout = torch.channels_last if recipe.layout == "channels_last" else torch.preserve_format
 
+        def micro_batch(batches: Iterator[tuple[Tensor, Tensor]], step: int, part: int) -> _Row:
+            images, labels = next(batches)
+            position = step * parts + part
+            torch.manual_seed(mix(seed, 2, position))  # dropout, drop path
+            images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, position))
+            images = images.to(memory_format=layout)
+            row = step_function(images, targets, step, total, precision)
+            # As numbers only now: on a GPU the first one waits for the whole step.
+            return {key: float(value) for key, value in row.items()}
 
-def _train(
-    net: Trainable,
-    step_function: Step,
-    feed: Feed,
-    recipe: TrainingSettings,
-    name: str,
-    seed: int,
-    folder: Path,
-    progress: Progress,
-    curves: Curves | None,
-) -> None:
-    """See `train`."""
-    parts = recipe.accumulate
-    total = round(recipe.epochs * feed.steps / parts)
-    optimizer = make_optimizer(cast(nn.Module, net), recipe)
-    precision = MixedPrecision(cast(nn.Module, net), recipe, feed.device, name)
-    schedule = make_schedule(optimizer, recipe, total)
-    average = WeightAverage(net.weights(), recipe.ema) if recipe.ema else None
-    path = folder / "checkpoint.safetensors"
-    figures = Figures(folder / "figures.jsonl", curves)
-    start = _restore(path, net, optimizer, average, precision) if path.exists() else 0
-    if start:
-        _log.info("%s goes on from step %d of %d", name, start, total)
-    figures.keep(lambda row: row["step"] < start)
-    if start < total:
-        progress.say(f"{name}: {feed.augmentation}")
-    progress.begin(name, total, start)
-    layout = torch.channels_last if recipe.layout == "channels_last" else torch.preserve_format
-
-    def micro_batch(batches: Iterator[tuple[Tensor, Tensor]], step: int, part: int) -> _Row:
-        images, labels = next(batches)
-        position = step * parts + part
-        torch.manual_seed(mix(seed, 2, position))  # dropout, drop path
-        images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, position))
-        images = images.to(memory_format=layout)
-        row = step_function(images, targets, step, total, precision)
-        # As numbers only now: on a GPU the first one waits for the whole step.
-        return {key: float(value) for key, value in row.items()}
-
-    net.train(recipe.norms == "train")
-    saved, batches = time.monotonic(), feed.training(start * parts)
-    for step in range(start, total):
-        schedule.step_update(step)
-        optimizer.zero_grad()
-        precision.begin()
-        row = _mean([micro_batch(batches, step, part) for part in range(parts)])
-        norm = precision.step(optimizer, net.parameters())
-        precision.check(row, norm, step)
+        net.train(recipe.norms == "train")
+        saved, batches = time.monotonic(), feed.training(start * parts)
+        for step in range(start, total):
+            schedule.step_update(step)
+            optimizer.zero_grad()
+            precision.begin()
+            row = _mean([micro_batch(batches, step, part) for part in range(parts)])
+            norm = precision.step(optimizer, net.parameters())
+            precision.check(row, norm, step)
+            if average is not None:
+                average.update(step)
+            if step % 10 == 0 or step == total - 1:
+                rate = optimizer.param_groups[0]["lr"]
+                everything = {"lr": rate, "gradient": norm, **row}
+                # A skipped step of float16 has none, and JSON no infinity.
+                figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
+            progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
+            if time.monotonic() - saved > recipe.checkpoint_seconds:
+                _save(path, net, optimizer, average, precision, step + 1)
+                saved = time.monotonic()
         if average is not None:
-            average.update(step)
-        if step % 10 == 0 or step == total - 1:
-            rate = optimizer.param_groups[0]["lr"]
-            everything = {"lr": rate, "gradient": norm, **row}
-            # A skipped step of float16 has none, and JSON no infinity.
-            figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
-        progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
-        if time.monotonic() - saved > recipe.checkpoint_seconds:
-            _save(path, net, optimizer, average, precision, step + 1)
-            saved = time.monotonic()
-    if average is not None:
-        net.load_weights(average.tensors)
-    net.train(False)
+            net.load_weights(average.tensors)
+        net.train(False)
 
 
 def _mean(rows: Sequence[_Row]) -> _Row:
