@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = logits_of(model, images[FITTED:])
     print(f"baseline: {figures(wanted, wanted, labels[FITTED:])}", flush=True)
     net = supernet(model, images[:2])
-    choices = {name: switch.labels[0] for name, switch in net.switches.items()}
+    linear = [f"blocks.{number}:mlp" for number in LINEAR]
+    choices = {name: net.switches[name].labels[0] for name in linear}
     settings = FitSettings(repair=options.repair, judged=options.judged)
     rows = fit_plan(net, choices, list(images[:FITTED].split(BATCH)), settings)
     for row in rows:
@@ -66,11 +67,15 @@ def read_images(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def supernet(model: nn.Module, images: Tensor) -> Supernet:
-    """The model with the feed-forward parts of `LINEAR` blocks switchable to one linear layer."""
+    """The model with every feed-forward part switchable to one linear layer.
+
+    As in a run, those that are kept are sites, too: their last layer makes up for what the skip
+    brings along, which a layer that no site has cannot.
+    """
     findings, settings = find(model, images), Recipe().candidates
     candidates = {}
     for site in findings.sites:
-        if site.name in {f"blocks.{number}:mlp" for number in LINEAR}:
+        if site.name.endswith(":mlp"):
             block, graph = model.get_submodule(site.block), findings.graphs[site.block]
             found = proposals(site, block, graph, settings)
             candidates[site.name] = [c for c in found if isinstance(c, Inherit)][:1]
