@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -93,6 +94,12 @@ def five():
     return Tiny(classes=5)
 
 
+def calm():
+    model = Tiny()
+    model.dropout.p = 0.0
+    return model
+
+
 def tokens():
     return Tokens()
 
@@ -175,9 +182,7 @@ def fixed_times(
 
 _context = multiprocessing.get_context("forkserver")
 # All that a run imports, so that a process is there at once.
-_context.set_forkserver_preload(
-    ["tests.tiny", "updp.cli", "optuna.storages._rdb.models", "alembic.config", "sklearn.datasets"]
-)
+_context.set_forkserver_preload(["tests.tiny", "updp.cli", "sklearn.datasets"])
 
 
 def start(function: Callable[..., None], *args: Any) -> BaseProcess:
@@ -215,6 +220,32 @@ def run_main(*arguments: str) -> None:
         main()
     finally:
         sys.argv = before
+
+
+def start_together(count: int, function: Callable[..., None], *args: Any) -> list[BaseProcess]:
+    """Begin it in as many processes as `torchrun` would, with what it tells them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        start(_member, told | {"RANK": n, "LOCAL_RANK": n}, function, args) for n in range(count)
+    ]
+
+
+def together(count: int, function: Callable[..., None], *args: Any) -> None:
+    """Run it in several processes to a good end."""
+    processes = start_together(count, function, *args)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * count
+
+
+def _member(
+    told: Mapping[str, object], function: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    os.environ.update({name: str(value) for name, value in told.items()})
+    function(*args)
 
 
 # -- the command line, in this process ------------------------------------------------------------

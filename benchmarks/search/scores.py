@@ -33,8 +33,8 @@ from updp.run.pipeline import open_run_directory
 from updp.search import (
     Evaluated,
     FittedScorer,
+    ScoreFile,
     Scorer,
-    Store,
     Task,
     complete,
     refine,
@@ -85,17 +85,17 @@ class Case:
         """Scores of plans whose candidates were fitted alone."""
         scorer = Scorer(self.net, self.context.baseline, self.context.feed, self.recipe)
         space = self.task.space
-        with Store.in_folder(self.folder, "alone") as store:
-            known = search(self.task, scorer, store, Silent())
-            singles = [space.keep, *space.singles()]
-            return known | complete(singles, self.task, scorer, store, Silent())
+        file = ScoreFile(self.folder / "alone.jsonl")
+        known = search(self.task, scorer, file, Silent())
+        singles = [space.keep, *space.singles()]
+        return known | complete(singles, self.task, scorer, file, Silent())
 
     def measure(self, blended: bool) -> Result:
         """The plan that is chosen, and its figures once it is fitted on all calibration images."""
         recipe, feed = self.recipe.updated(f"search.blended={blended}"), self.context.feed
         judge = FittedScorer(self.net, self.context.baseline, feed, recipe)
-        with Store.in_folder(self.folder, f"blended {blended}") as store:
-            refined = refine(self.task, self.alone, judge, store, Silent())
+        file = ScoreFile(self.folder / f"blended {blended}.jsonl")
+        refined = refine(self.task, self.alone, judge, file, Silent())
         chosen = within(refined.values(), self.task, self.task.limits)[0]
         choices = self.task.space.choices(chosen.genome)
         fit_plan(self.net, choices, feed.calibration(recipe.fit.images), recipe.fit)

@@ -28,7 +28,7 @@ from benchmarks.common.output import Output, Result, device_name, make_parser
 from benchmarks.search.bank import NETWORKS, Bank
 from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.search import SEARCHERS, Score, Store, Task, search
+from updp.search import SEARCHERS, Score, ScoreFile, Task, search
 from updp.search.space import Genome
 
 Best = dict[str, float]  # a best plan so far: its score, after how many evaluations and seconds
@@ -64,8 +64,8 @@ def run(bank: Bank, name: str, seed: int, evaluations: int) -> list[Best]:
         return score
 
     order: list[tuple[Genome, float]] = []
-    with tempfile.TemporaryDirectory() as folder, Store.in_folder(Path(folder), "run") as store:
-        known = search(task, judge, store, Silent())
+    with tempfile.TemporaryDirectory() as folder:
+        known = search(task, judge, ScoreFile(Path(folder) / "scores.jsonl"), Silent())
     rows: list[Best] = []
     best = float("inf")
     for number, (genome, seconds) in enumerate(order, 1):

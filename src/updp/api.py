@@ -13,6 +13,7 @@ from updp.blocks.modules import seeded_input
 from updp.candidates import Offer, make_offers
 from updp.data import model_input_size
 from updp.errors import UserError
+from updp.io import processes
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.measure import compare_modules, count_macs
@@ -130,7 +131,6 @@ def prune(
     else:
         budget = recipe if isinstance(recipe, Budget) else Budget.parse(recipe)
         settings = Recipe(budget=budget)
-    path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="updp-"))
     inputs = open_inputs(
         model,
         data,
@@ -145,6 +145,7 @@ def prune(
         log=log,
         progress=progress,
     )
+    path = processes.agree(Path(out if out is not None else tempfile.mkdtemp(prefix="updp-")))
     run = open_run_directory(inputs, path, fresh="sites" if fresh else "")
     run.until("merge")
     return Pruned(*run.results(), run.directory.path)

@@ -32,6 +32,10 @@ class ExportError(RuntimeError):
     """
 
 
+class ProcessLostError(RuntimeError):
+    """Another process of the run has ended before its work was done."""
+
+
 def needs_extra(what: str, package: str | None, extra: str) -> UserError:
     """The error for a missing optional package, with the command that installs it."""
     return UserError(f"{what} needs {package}: pip install 'updp[{extra}]'")

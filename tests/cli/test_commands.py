@@ -18,9 +18,9 @@ FINISHED = "--model --data --weights"
 
 FLAGS = {
     "inspect": f"{RECIPE} --device --json",
-    "prune": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --storage --fresh",
+    "prune": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
     "supernet": f"{RUN} {RECIPE} {NORMALISED} --fresh",
-    "search": f"{RUN} {RECIPE} {NORMALISED} --pick --storage --worker --fresh",
+    "search": f"{RUN} {RECIPE} {NORMALISED} --pick --fresh",
     "subnet": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
     "merge": f"{RUN} {RECIPE} {NORMALISED} --pick --fresh",
     "export": f"{FINISHED} --to --out --test-images --device",

@@ -1,8 +1,6 @@
 """Budgets, fronts, picks and workers, as a user meets them."""
 
-import json
 import shutil
-import sqlite3
 import sys
 from pathlib import Path
 
@@ -29,9 +27,9 @@ def without(run: Path, first: str) -> Path:
     return run
 
 
-def plans(database: Path) -> int:
-    with sqlite3.connect(database) as connection:
-        return connection.execute("select count(finished) from updp_plans").fetchone()[0]
+def scored(run: Path) -> int:
+    """How many plans are in the file of scores."""
+    return len((run / "search" / "scores.jsonl").read_text().splitlines())
 
 
 def test_a_search_ends_with_its_front(run: Path) -> None:
@@ -43,7 +41,7 @@ def test_a_search_ends_with_its_front(run: Path) -> None:
     assert "*" in outcome.out
     assert "<svg" in (run / "search" / "front.svg").read_text()
     assert found["points"][found["chosen"]]["choices"] == read_json(run / "plan.json")["choices"]
-    assert plans(run / "search" / "plans.db") == len(found["points"])
+    assert scored(run) == len(found["points"])
 
 
 def test_a_search_without_matplotlib_ends_without_a_picture_and_says_why(
@@ -130,42 +128,8 @@ def test_a_pick_that_is_not_there_leaves_no_trace(run: Path) -> None:
     assert "has no finished search" in outcome.err
 
 
-def test_a_worker_scores_and_the_search_concludes(run: Path) -> None:
-    outcome = tiny.updp("search", "--out", without(run, "search"), "--worker")
-    assert (outcome.code, outcome.err) == (0, "")
-    assert not (run / "search" / "plan.json").exists()
-    done = plans(run / "search" / "plans.db")
-    outcome = tiny.updp("search", "--out", run)
-    assert (outcome.code, outcome.err) == (0, "")
-    assert plans(run / "search" / "plans.db") == done
-    assert read_json(run / "search" / "plan.json") == read_json(run / "plan.json")
-
-
-@pytest.mark.parametrize(
-    ("command", "options", "said"),
-    [
-        ("search", ("--storage", "mysql"), "storage 'mysql' cannot be used: "),
-        ("search", ("--set", "search.searcher=best"), "search.searcher: Input should be 'bayes'"),
-    ],
-)
-def test_a_bad_storage_or_searcher_is_quoted(
-    command: str, options: tuple[str, ...], said: str, run: Path
-) -> None:
-    outcome = tiny.updp(command, "--out", without(run, "search"), *options)
+def test_a_bad_searcher_is_quoted(run: Path) -> None:
+    options = "--set", "search.searcher=best"
+    outcome = tiny.updp("search", "--out", without(run, "search"), *options)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert said in outcome.err
-
-
-def test_a_worker_needs_a_supernet(run: Path) -> None:
-    outcome = tiny.updp("search", "--out", without(run, "supernet"), "--worker")
-    assert outcome.code == 2
-    assert "has no supernet yet: run `updp supernet` first" in outcome.err
-
-
-def test_scores_go_to_the_given_storage(run: Path, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
-    outcome = tiny.updp("search", "--out", without(run, "search"), "--storage", url)
-    assert (outcome.code, outcome.err) == (0, "")
-    assert plans(tmp_path / "shared.db") == len(read_json(run / "search" / "front.json")["points"])
-    assert not (run / "search" / "plans.db").exists()
-    assert json.loads((run / "search" / "plan.json").read_text()) == read_json(run / "plan.json")
+    assert "search.searcher: Input should be 'bayes'" in outcome.err

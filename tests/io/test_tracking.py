@@ -154,7 +154,7 @@ def test_a_killed_run_draws_what_it_logs(tmp_path: Path) -> None:
     hits = 0
     for stage in ("supernet", "search", "subnet"):
         process = tiny.start(tiny.prune_quietly, *command)
-        sign = {"search": "search/plans.db"}.get(stage, f"{stage}/checkpoint.safetensors")
+        sign = {"search": "search/scores.jsonl"}.get(stage, f"{stage}/checkpoint.safetensors")
         while not (out / sign).exists() and process.is_alive():
             time.sleep(0.002)
         process.kill()

@@ -246,7 +246,7 @@ def test_a_given_plan_takes_the_place_of_the_search(finished: Path, tmp_path: Pa
     run = tiny.make_run(spec, recipe, tmp_path / "run", plan=plan)
     run.until("merge")
     assert run.directory.plan() == plan
-    assert not (tmp_path / "run" / "search" / "plans.db").exists()
+    assert not (tmp_path / "run" / "search" / "scores.jsonl").exists()
     assert results(tmp_path / "run") == results(finished)
 
 

@@ -15,7 +15,7 @@ STAGES = ("supernet", "search", "subnet", "merge")
 # What tells that a stage is well under way.
 SIGNS = {
     "supernet": "supernet/checkpoint.safetensors",
-    "search": "search/plans.db",
+    "search": "search/scores.jsonl",
     "subnet": "subnet/checkpoint.safetensors",
     "merge": "merge/key.json",
 }

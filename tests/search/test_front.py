@@ -12,14 +12,8 @@ def scored(draw: st.DrawFn) -> tuple[Space, dict]:
     space = draw(spaces())
     genomes = draw(st.lists(st.sampled_from(plans(space)), unique=True, max_size=12))
     known = {
-        g: Evaluated(
-            g,
-            Score(draw(st.integers(0, 8)), 50.0, 10, complete=draw(st.booleans())),
-            i,
-            0.1,
-            "w",
-        )
-        for i, g in enumerate(genomes)
+        g: Evaluated(g, Score(draw(st.integers(0, 8)), 50.0, 10, complete=draw(st.booleans())))
+        for g in genomes
     }
     return space, known
 
@@ -50,7 +44,7 @@ def test_a_certainly_dominated_plan_changes_neither_front_nor_choice(
     plan = data.draw(st.sampled_from(plans(space)))
     if plan in known or not certainly_dominated(plan, known, asked)(score):
         return
-    new = {**known, plan: Evaluated(plan, Score(score, 50.0, 10), len(known), 0.1, "w")}
+    new = {**known, plan: Evaluated(plan, Score(score, 50.0, 10))}
     before, after = (pareto(k.values(), asked) for k in (known, new))
     assert before == after
     choices = [within(k.values(), asked, asked.limits) for k in (known, new)]

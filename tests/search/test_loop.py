@@ -1,13 +1,15 @@
 """The contract of every searcher, and of the loop around it."""
 
+import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.search.spaces import plans, task
+from updp.io import processes
 from updp.io.progress import Silent
 from updp.recipe import Recipe
 from updp.recipe.budget import Budget
@@ -17,8 +19,8 @@ from updp.search import (
     Evaluated,
     Option,
     Score,
+    ScoreFile,
     Space,
-    Store,
     Task,
     limits_of,
     search,
@@ -78,7 +80,7 @@ def make_task(
 
 
 def run(asked: Task, judge: Judge, folder: Path) -> dict[Genome, Evaluated]:
-    return search(asked, judge, Store.in_folder(folder, "s"), Silent())
+    return search(asked, judge, ScoreFile(folder / "scores.jsonl"), Silent())
 
 
 def scores(known: Mapping[Genome, Evaluated]) -> list[tuple[Genome, Score]]:
@@ -129,23 +131,27 @@ def test_a_stopped_search_resumes_with_the_same_scores(searcher: str, tmp_path: 
     assert scores(run(asked, again, tmp_path / "parts")) == scores(expected)
 
 
-@pytest.mark.parametrize("searcher", SEARCHERS)
-def test_workers_share_the_plans_and_end_alike(searcher: str, tmp_path: Path) -> None:
-    asked = make_task(searcher, evaluations=25)
-    alone = run(asked, Judge(), tmp_path / "alone")
-    judges = [Judge() for _ in range(3)]
-    with ThreadPoolExecutor(3) as pool:
-        ends = list(pool.map(lambda judge: run(asked, judge, tmp_path / "shared"), judges))
-    assert all(scores(end) == scores(alone) for end in ends)
-    done = [plan for judge in judges for plan in judge.asked]
-    assert len(done) == len(set(done)) == len(alone)
+def search_together(folder: str) -> None:
+    """Each of three processes asks for its own share of the plans, and all end alike."""
+    processes.join(cuda=False)
+    judge, asked = Judge(), make_task("bayes", evaluations=25)
+    with processes.on_its_own():
+        alone = run(asked, Judge(), Path(folder) / f"{os.environ['RANK']}")
+    assert scores(run(asked, judge, Path(folder) / "shared")) == scores(alone)
+    counts = processes.gather(len(judge.asked))
+    assert sum(counts) == len(alone)
+    assert max(counts) - min(counts) <= 8  # rounds of eight cannot be shared evenly
+
+
+def test_processes_share_the_plans_and_end_alike(tmp_path: Path) -> None:
+    tiny.together(3, search_together, str(tmp_path))
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_a_search_ends_when_a_small_space_is_exhausted(searcher: str, tmp_path: Path) -> None:
     small = Space(SPACE.sites[:2], SPACE.ms, SPACE.macs)
     asked = task(small, limits_of(Budget.parse("blocks=2"), small), searcher, evaluations=500)
-    known = search(asked, Judge(), Store.in_folder(tmp_path, "s"), Silent())
+    known = search(asked, Judge(), ScoreFile(tmp_path / "scores.jsonl"), Silent())
     assert {g for g in known if asked.meets(g)} == {(1, 1), (1, 2), (2, 1), (2, 2)}
 
 
@@ -156,7 +162,7 @@ def test_infinite_scores_are_never_best(searcher: str, tmp_path: Path) -> None:
         return Score(float("inf") if bad else damage(choices), 0.0, 10)
 
     asked = make_task(searcher, evaluations=30)
-    known = search(asked, judge, Store.in_folder(tmp_path, "s"), Silent())
+    known = search(asked, judge, ScoreFile(tmp_path / "scores.jsonl"), Silent())
     assert "e" not in SPACE.choices(within(known.values(), asked, asked.limits)[0].genome)
 
 

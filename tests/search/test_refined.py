@@ -8,7 +8,7 @@ import pytest
 
 from tests.search.spaces import plans, task
 from updp.io.progress import Silent
-from updp.search import Choice, Evaluated, Limits, Option, Score, Space, Store, Task, refine
+from updp.search import Choice, Evaluated, Limits, Option, Score, ScoreFile, Space, Task, refine
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
 
@@ -45,7 +45,7 @@ def scored(score: Callable[[Genome], float]) -> dict[Genome, Evaluated]:
     """By a search that knows single candidates, and a few plans."""
     few = [g for g in plans(SPACE)[::97] if asked(0).meets(g)]
     genomes = [SPACE.keep, *SPACE.singles(), *few]
-    return {g: Evaluated(g, Score(score(g), 0.0, 1), i, 0.0, "w") for i, g in enumerate(genomes)}
+    return {g: Evaluated(g, Score(score(g), 0.0, 1)) for g in genomes}
 
 
 class Judge:
@@ -58,8 +58,8 @@ class Judge:
 
 
 def run(refined: int, folder: Path) -> tuple[dict[Genome, Evaluated], Judge]:
-    judge, store = Judge(), Store.in_folder(folder, "s")
-    return refine(asked(refined), scored(alone), judge, store, Silent()), judge
+    judge, file = Judge(), ScoreFile(folder / "scores.jsonl")
+    return refine(asked(refined), scored(alone), judge, file, Silent()), judge
 
 
 def test_the_best_plan_after_repair_is_found(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_refinement_ends_the_same_after_a_kill(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             return super().__call__(choices, hopeless)
 
-    store = Store.in_folder(tmp_path / "parts", "s")
+    file = ScoreFile(tmp_path / "parts" / "scores.jsonl")
     with pytest.raises(KeyboardInterrupt):
-        refine(asked(14), scored(alone), Killed(), store, Silent())
+        refine(asked(14), scored(alone), Killed(), file, Silent())
     again, judge = run(14, tmp_path / "parts")
     assert {g: e.score for g, e in again.items()} == {g: e.score for g, e in whole.items()}
     assert len(judge.seen) == 5

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from updp.training.batchnorm import preserved, recalibrate
+from tests import tiny
+from updp.io import processes
+from updp.training.batchnorm import preserved, recalibrate, synchronised
 
 
 def make_net() -> nn.Sequential:
@@ -98,3 +100,33 @@ def test_a_net_without_norms_is_left_alone() -> None:
     with preserved(net):
         recalibrate(net, [torch.randn(2, 3)])
     assert net.training
+
+
+def whole_and_half(seed: int) -> None:
+    """One BatchNorm sees all images here, another one this process' half of them."""
+    processes.join(cuda=False)
+    generator = torch.Generator().manual_seed(seed)
+    shape = [4, 3, *torch.randint(1, 5, (seed % 3,), generator=generator).tolist()]
+    images = torch.randn(shape, generator=generator, dtype=torch.float64) * 3 + 100
+    slopes = torch.randn(shape, generator=generator, dtype=torch.float64)
+    kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[seed % 3]
+    norm, whole = (kind(3, momentum=0.3).double() for _ in range(2))
+    mine = slice(2, None) if processes.rank() else slice(2)
+    half, images = images[mine].clone().requires_grad_(), images.requires_grad_()
+    with synchronised():
+        output = norm(half)
+        (output * slopes[mine]).sum().backward()
+    expected = whole(images)
+    (expected * slopes).sum().backward()
+    torch.testing.assert_close(output, expected[mine], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(half.grad, images.grad[mine], rtol=1e-9, atol=1e-9)
+    for own, other in zip(norm.parameters(), whole.parameters(), strict=True):
+        processes.add_up(own.grad)
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-9, atol=1e-9)
+    for own, other in zip(norm.buffers(), whole.buffers(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_processes_normalise_by_what_all_of_them_see(seed: int) -> None:
+    tiny.together(2, whole_and_half, seed)

@@ -4,7 +4,9 @@ PyTorch takes seconds to import, so commands import it when they run and `--help
 """
 
 import logging
+import os
 import sys
+from contextlib import ExitStack, redirect_stdout
 from typing import Annotated
 
 import typer
@@ -16,7 +18,7 @@ from updp.cli.inspect import inspect
 from updp.cli.quantize import quantize
 from updp.cli.report import report
 from updp.cli.stages import merge, prune, search, subnet, supernet
-from updp.errors import ExportError, MergeError, UserError
+from updp.errors import ExportError, MergeError, ProcessLostError, UserError
 
 app = typer.Typer(
     name="updp",
@@ -57,14 +59,23 @@ app.command("quantise", hidden=True)(expand(quantize))  # its former name
 
 
 def main() -> None:
-    """Run the command line; errors are one line, exit code 2 for the user's and 1 for others."""
+    """Run the command line; errors are one line, exit code 2 for the user's and 1 for others.
+
+    Of several processes of a run the first reports; of the others only their errors are said.
+    """
+    number = os.environ.get("RANK", "0")  # as torchrun and accelerate set it
+    is_first = number == "0"
     # INFO lines (what was refused, cached or left out) are shown with --verbose only.
-    logging.getLogger("updp").setLevel(logging.WARNING)
-    try:
-        app()
-    except UserError as error:
-        print(f"updp: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (ExportError, MergeError) as error:
-        print(f"updp: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    logging.getLogger("updp").setLevel(logging.WARNING if is_first else logging.ERROR)
+    name = "updp" if is_first else f"updp (process {number})"
+    with ExitStack() as stack:
+        if not is_first:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            app()
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except (ExportError, MergeError, ProcessLostError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None

@@ -38,12 +38,6 @@ PickOption = Annotated[
         "or a budget.",
     ),
 ]
-StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--storage", help="Database URL where the search is kept; by default a file in --out."
-    ),
-]
 
 
 @dataclass(frozen=True)

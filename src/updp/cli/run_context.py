@@ -24,21 +24,17 @@ def open_run(
     last: str,
     fresh: str = "",
     pick: str | None = None,
-    storage: str | None = None,
     teacher: TeacherOptions | None = None,
 ) -> Iterator[Run]:
     """Open the run that the options name, and show progress bars while it works.
 
-    What the options leave out is taken from the run directory. `storage` replaces the recipe's;
-    `last` and `fresh` are as for `open_run_directory`. Raises UserError.
+    What the options leave out is taken from the run directory. `last` and `fresh` are as for
+    `open_run_directory`. Raises UserError.
     """
     with Bars(standard_console()) as bars:
         # Starting over from the beginning ignores the recipe in the run directory, too.
         starts_over = fresh == "sites" and last == "merge" and not pick
         settings = recipe.settle(None if starts_over else options.out)
-        if storage is not None:
-            search = settings.search.model_copy(update={"storage": storage})
-            settings = settings.model_copy(update={"search": search})
         record = RunRecord.read_if_there(options.out)
         weights: str | Path | None = options.weights
         if weights is None and record is not None:

@@ -1,15 +1,10 @@
 """`updp prune` and the commands of its four stages: supernet, search, subnet, merge."""
 
-from typing import Annotated
-
-import typer
-
 from updp.cli.options import (
     FreshOption,
     PickOption,
     RunOptions,
     RunRecipeOptions,
-    StorageOption,
     TeacherOptions,
 )
 
@@ -19,7 +14,6 @@ def prune(
     recipe: RunRecipeOptions,
     teacher: TeacherOptions,
     pick: PickOption = None,
-    storage: StorageOption = None,
     fresh: FreshOption = False,
 ) -> None:
     """Run all four stages: a trained model in, a faster plain model out.
@@ -30,9 +24,7 @@ def prune(
     from updp.cli.tables import print_result, standard_console
 
     first = "sites" if fresh else ""
-    with open_run(
-        run, recipe, last="merge", fresh=first, pick=pick, storage=storage, teacher=teacher
-    ) as opened:
+    with open_run(run, recipe, last="merge", fresh=first, pick=pick, teacher=teacher) as opened:
         opened.until("merge")
     print_result(standard_console(), opened.directory)
 
@@ -53,10 +45,6 @@ def search(
     run: RunOptions,
     recipe: RunRecipeOptions,
     pick: PickOption = None,
-    storage: StorageOption = None,
-    worker: Annotated[
-        bool, typer.Option("--worker", help="Score plans beside the process that began the search.")
-    ] = False,
     fresh: FreshOption = False,
 ) -> None:
     """Stage 2: find the plan that keeps most accuracy at the budget."""
@@ -64,17 +52,10 @@ def search(
     from updp.cli.tables import print_front, standard_console
 
     first = "search" if fresh else ""
-    with open_run(run, recipe, last="search", fresh=first, pick=pick, storage=storage) as opened:
-        if worker:
-            opened.join_search()
-        else:
-            opened.only("search")
-    console = standard_console()
-    if worker:
-        console.print("search: there are enough plans; `updp search` takes the best of them")
-        return
+    with open_run(run, recipe, last="search", fresh=first, pick=pick) as opened:
+        opened.only("search")
     if opened.inputs.plan is None:
-        print_front(console, opened.directory.search_result())
+        print_front(standard_console(), opened.directory.search_result())
     say_done(opened, "search")
 
 

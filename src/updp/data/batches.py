@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from updp.data.images import Images
 from updp.errors import UserError
+from updp.io import processes
 from updp.io.seeds import mix, random_state, set_seed
 
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) and labels (N,)
@@ -22,6 +23,9 @@ class Batches:
     Order, and what images draw while they are read, are pure functions of (seed, epoch, index),
     for any number of workers; no global random state is touched. A short last batch is kept, or
     when shuffling dropped unless it is the only one.
+
+    Several processes share each batch if `shuffle` is set, so that all take the same steps; else
+    with `shared` they take turns at the batches, and else all read everything.
 
     Args:
         repeats: repeated augmentation (Hoffer et al., *Augment your batch*, 2020): so many of each
@@ -39,6 +43,7 @@ class Batches:
         seed: int,
         shuffle: bool,
         repeats: int = 1,
+        shared: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
@@ -49,7 +54,12 @@ class Batches:
             raise UserError("there are no images to make batches of")
         self.images, self.batch_size, self.repeats = images, batch_size, repeats
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self.seed, self.shuffle = seed, shuffle
+        self.seed, self.shuffle, self.shared = seed, shuffle, shared
+        if shuffle and min(batch_size, len(self.indices)) < processes.count():
+            raise UserError(
+                f"{processes.count()} processes cannot share a batch of "
+                f"{min(batch_size, len(self.indices))} images: start fewer"
+            )
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -58,7 +68,8 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of an epoch."""
-        return self._load(self._items(epoch, start))
+        items = self._items(epoch, start)
+        return self._load((own for _, own in processes.share(items)) if self.shared else items)
 
     def endless(self, step: int) -> Iterator[Batch]:
         """Batches from `step` on, epoch after epoch; the workers stay and read ahead."""
@@ -77,7 +88,13 @@ class Batches:
         size = self.batch_size
         for first in range(start * size, len(self) * size, size):
             part = order[first : first + size].tolist()
-            yield [_Item(x, epoch, (first + i) % self.repeats) for i, x in enumerate(part)]
+            items = [_Item(x, epoch, (first + i) % self.repeats) for i, x in enumerate(part)]
+            yield self._share_of(items) if self.shuffle else items
+
+    def _share_of(self, batch: "list[_Item]") -> "list[_Item]":
+        """The images of a training batch that this process reads: as many as every other does."""
+        each = len(batch) // processes.count()
+        return batch[each * processes.rank() :][:each]
 
     def _load(self, items: "Iterable[list[_Item]]") -> Iterator[Batch]:
         loader = DataLoader(

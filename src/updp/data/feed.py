@@ -15,6 +15,7 @@ from updp.data.source import Source
 from updp.data.split import hold_out
 from updp.data.transforms import Augment, Augmented, training_transform
 from updp.errors import UserError
+from updp.io import processes
 from updp.io.seeds import mix
 from updp.recipe import DataSettings
 
@@ -66,11 +67,12 @@ class Feed:
             batches, shuffle=True, repeats=recipe.aug_repeats, pin_memory=device.type == "cuda"
         )
         size = recipe.batch_size
+        _check_shares(size)
         self._train = shuffled(images, train, size) if len(train) else None
         self._train_all = shuffled(images, None, size)
         self._calibration = batches(source.train, held[:count], 4 * size, shuffle=False)
         self._held_out = batches(source.train, held[count:], 4 * size, shuffle=False)
-        self._test = batches(source.test, None, 4 * size, shuffle=False)
+        self._test = batches(source.test, None, 4 * size, shuffle=False, shared=True)
 
     def with_held_out(self) -> Feed:
         """A feed whose training batches take in the held-out images."""
@@ -89,7 +91,10 @@ class Feed:
         return len(self._test)
 
     def training(self, step: int) -> Iterator[Batch]:
-        """Endless augmented batches from `step` on: a pure function of seed and step."""
+        """Endless augmented batches from `step` on: a pure function of seed and step.
+
+        Each process has its share of a batch's images.
+        """
         assert self._train is not None
         for number, (images, labels) in enumerate(self._train.endless(step), step):
             generator = torch.Generator().manual_seed(mix(self.seed, 1, number))
@@ -114,7 +119,10 @@ class Feed:
         return self._fixed(self._held_out)
 
     def test(self) -> Iterator[Batch]:
-        """Batches of the test split, read one after the other: they need not fit into memory."""
+        """Batches of the test split, read one after the other: they need not fit into memory.
+
+        Several processes take turns at the batches, so that each image is evaluated once.
+        """
         return self._fixed(self._test)
 
     def _fixed(self, batches: Batches) -> Iterator[Batch]:
@@ -125,6 +133,15 @@ class Feed:
     def _move(self, images: Tensor, labels: Tensor) -> Batch:
         images = images.to(self.device, non_blocking=True)
         return images, labels.to(self.device, non_blocking=True)
+
+
+def _check_shares(size: int) -> None:
+    """Raises UserError where processes cannot have as many images of a batch each."""
+    if size % (count := processes.count()):
+        raise UserError(
+            f"data.batch_size={size} is for all {count} processes together, which share it: take a "
+            f"multiple of {count}"
+        )
 
 
 def _held_out(images: int, recipe: DataSettings, *, trains: bool) -> tuple[int, int]:

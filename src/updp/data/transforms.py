@@ -12,6 +12,7 @@ from torch import Tensor
 
 from updp.data.images import Images
 from updp.data.preprocess import Preprocess
+from updp.io import processes
 from updp.recipe import DataSettings
 
 
@@ -23,13 +24,17 @@ class Augment:
     flip: bool = False
 
     def __call__(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment (N, C, H, W) of any dtype; all randomness comes from `generator`."""
+        """Augment (N, C, H, W) of any dtype; all randomness comes from `generator`.
+
+        Several processes draw for all of a batch, and each takes what is for its own images.
+        """
         count, channels, height, width = batch.shape
+        total, first = count * processes.count(), count * processes.rank()
 
         def draw(end: int) -> Tensor:
             """Integers below `end`, (N, 1)."""
-            drawn = torch.randint(end, (count, 1), generator=generator, device=generator.device)
-            return drawn.to(batch.device)
+            drawn = torch.randint(end, (total, 1), generator=generator, device=generator.device)
+            return drawn[first : first + count].to(batch.device)
 
         steps = 2 * self.shift + 1
         rows = torch.arange(height, device=batch.device) + draw(steps)  # (N, H)

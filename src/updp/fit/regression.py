@@ -1,4 +1,8 @@
-"""Regression of one operator on one target, from rows that are gathered batch by batch."""
+"""Regression of one operator on one target, from rows that are gathered batch by batch.
+
+Several processes gather the rows of different batches; what is summed over rows is summed over
+processes.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +15,7 @@ from updp.fit.channels import select_channels
 from updp.fit.clamp import Clamp
 from updp.fit.ridge import Ridge
 from updp.fit.rows import Sample, weights_of, with_weights
+from updp.io import processes
 from updp.recipe import FitSettings
 
 _CHUNK = 4096  # rows that are in float64 at a time
@@ -48,7 +53,7 @@ class Regression:
     Args:
         operator: the prior, and the shape of the result.
         clamp: the end activation.
-        batches: number of calibration batches.
+        batches: number of calibration batches, of all processes.
         biased: whether the bias may change; otherwise it stays the prior's.
         keep: number of input channels that stay (one group only); None for all.
     """
@@ -124,7 +129,7 @@ class Regression:
         strength = min(errors, key=errors.__getitem__)
         weights = self._follow(self._ridge(gram, prior, strength), cross, _TRAIN)
         error, prior_error = self._error(weights), self._error(prior)
-        rows = sum(len(t) for t in self._targets.values())
+        rows = int(self._sum(sum(len(t) for t in self._targets.values())))
         if prior_error <= error:
             return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
         ridge = self._ridge(gram + gram_held, prior, strength)
@@ -160,13 +165,14 @@ class Regression:
 
     def _moments(self, part: str) -> tuple[Tensor, Tensor]:
         """X'X (g, D, D) and X'T (g, D, O / g) of a part of the rows."""
-        unknowns, device = next(iter(self._inputs.values())).shape[2], self._device
+        unknowns, device = self.operator.weight[0].numel() + 1, self._device
         groups, outputs = self.operator.groups, self.operator.out_channels
         gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64, device=device)
         cross = gram.new_zeros(groups, unknowns, outputs // groups)
         for x, target, beside in self._rows(part):
             gram.baddbmm_(x.mT, x)
             cross.baddbmm_(x.mT, target - beside)
+        processes.add_up(gram, cross)
         return gram, cross
 
     def _cross(self, weights: Tensor, part: str) -> Tensor:
@@ -175,20 +181,23 @@ class Regression:
         for x, target, beside in self._rows(part):
             target = self.clamp.nearest(target, x @ weights + beside)
             total.baddbmm_(x.mT, target - beside)
+        processes.add_up(total)
         return total
 
     def _error(self, weights: Tensor) -> float:
         """Mean squared error on held-out rows; as in `Fitted`."""
-        wrong, count = 0.0, 0
-        total, squares = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
-        held = any(samples[1] < len(self._targets[n]) for n, samples in self._samples.items())
-        for x, target, beside in self._rows(_HELD if held else _ALL):
+        held = sum(samples[1] < len(self._targets[n]) for n, samples in self._samples.items())
+        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        for x, target, beside in self._rows(_HELD if self._sum(held) else _ALL):
             target, value = self.clamp(target), self.clamp(x @ weights + beside)
-            wrong += (value - target).square().sum().item()
-            total, squares = total + target.sum(), squares + target.square().sum()
-            count += target.numel()
-        variance = (squares / count - (total / count).square()).item()
-        return wrong / count / max(variance, 1e-12)
+            wrong = (value - target).square().sum()
+            parts = wrong, target.sum(), target.square().sum(), wrong.new_tensor(target.numel())
+            sums += torch.stack(parts)
+        processes.add_up(sums)
+        error, mean, square, count = sums.tolist()
+        variance = square / count - (mean / count) ** 2
+        share: float = error / count / max(variance, 1e-12)
+        return share
 
     def _rows(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Chunks of rows in float64: inputs (g, m, D), targets and what is added (g, m, O / g)."""
@@ -208,10 +217,16 @@ class Regression:
                 x64, target64, beside64 = (t.to(self._device).double() for t in parts)
                 yield x64, target64, beside64
 
+    def _sum(self, number: float) -> float:
+        """The sum of a number over all processes."""
+        total = torch.tensor(number, dtype=torch.float64, device=self._device)
+        processes.add_up(total)
+        return total.item()
+
     def _grouped(self, values: Tensor) -> Tensor:
         return values.reshape(len(values), self.operator.groups, -1).transpose(0, 1)
 
     @property
     def _device(self) -> torch.device:
-        device = next(iter(self._inputs.values())).device
+        device = self.operator.weight.device
         return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64

@@ -1,4 +1,7 @@
-"""Atomic file writes: a temporary name, fsync, rename."""
+"""Atomic file writes: a temporary name, fsync, rename.
+
+Of several processes only the first writes.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from updp.io import processes
 from updp.io.tracking import Curves
 
 TEMPORARY = ".*.tmp"  # what a kill may leave
@@ -17,6 +21,8 @@ TEMPORARY = ".*.tmp"  # what a kill may leave
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically; missing folders are made."""
+    if not processes.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -88,6 +94,8 @@ class Figures:
 
     def add(self, **row: Any) -> None:
         """Append a row."""
+        if not processes.is_first():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -38,7 +38,9 @@ class DataSettings(Part):
         ge=2,
         description="held-out images for fits and statistics; 1000, at most a quarter of all",
     )
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(
+        64, ge=2, description="images of a training step, of all processes together"
+    )
     shift: int | None = Field(None, ge=0, description="random shift, pixels; an eighth of the side")
     flip: bool | None = Field(None, description="mirror at random; by default colour images")
     workers: int = Field(0, ge=0, description="processes that read ahead; they change no batch")
@@ -221,7 +223,16 @@ class MeasureSettings(Part):
 class SearchSettings(Part):
     """Stage 2: how plans are proposed, scored and chosen."""
 
-    ASIDE: ClassVar[frozenset[str]] = frozenset({"storage", "reuse_mb"})
+    ASIDE: ClassVar[frozenset[str]] = frozenset({"reuse_mb"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_storage(cls, data: Any) -> Any:
+        """Drop a field that runs of earlier versions have, if nothing is in it."""
+        if isinstance(data, dict) and data.get("storage", "") is None:
+            return {name: value for name, value in data.items() if name != "storage"}
+        return data
+
     searcher: Literal["bayes", "genetic", "greedy", "milp", "random"] = "bayes"
     evaluations: int = Field(
         200, ge=1, description="plans scored at most, beside those of a single candidate"
@@ -253,9 +264,6 @@ class SearchSettings(Part):
     )
     refined_images: int = Field(256, ge=2, description="calibration images for these, at most")
     timed: int = Field(5, ge=1, description="the best plans timed end to end before one is chosen")
-    storage: str | None = Field(
-        None, description="URL of a database, such as postgresql://host/name; a file by default"
-    )
 
 
 class MergeSettings(Part):

@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from updp.errors import UserError
+from updp.io import processes
 from updp.io.files import TEMPORARY, read_json, write_bytes, write_text
 from updp.plan import Plan
 from updp.recipe import Recipe
@@ -29,6 +30,7 @@ from updp.run.records import Done, Result, RunRecord
 from updp.run.result import MODEL, RESULT
 from updp.search import SearchResult
 from updp.stages.context import STAGES, StageKey
+from updp.stages.search import FITTED, SCORES
 
 PLAN = "plan.json"
 RESULTS = (PLAN, MODEL, RESULT)
@@ -46,13 +48,14 @@ class RunDirectory:
         return self.path / name
 
     def is_done(self, name: str) -> bool:
-        """Whether a stage has ended."""
-        return (self.stage(name) / "done.json").exists()
+        """Whether a stage has ended: every process asks, and is told the same."""
+        return processes.agree((self.stage(name) / "done.json").exists())
 
     def done(self, name: str) -> None:
         """Mark a stage as ended, and remove its checkpoint."""
         Done().write(self.stage(name))
-        (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
+        if processes.is_first():
+            (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def describe(self, record: RunRecord, recipe: Recipe) -> None:
         """Write `recipe.yaml`, and `run.json` when a run starts from its beginning.
@@ -107,7 +110,7 @@ class RunDirectory:
 
     def publish(self, stage: str, *names: str) -> None:
         """Copy a stage's results to the top of the run directory."""
-        for name in names:
+        for name in names if processes.is_first() else ():
             data = (self.stage(stage) / name).read_bytes()
             target = self.path / name
             # A finished run that is run again keeps its files untouched.
@@ -120,25 +123,30 @@ class RunDirectory:
         `fill` may change its content before it gets its name.
         """
         path = self.path / "picks" / name
-        if not path.exists():
+        if processes.is_first() and not path.exists():
             with self.lock():
                 temporary = path.with_name(f".{name}.tmp")
                 shutil.rmtree(temporary, ignore_errors=True)
                 for stage in stages:
-                    databases = shutil.ignore_patterns("*.db*")  # of a search that has ended
-                    shutil.copytree(self.stage(stage), temporary / stage, ignore=databases)
+                    scores = shutil.ignore_patterns(SCORES, FITTED)  # of a search that has ended
+                    shutil.copytree(self.stage(stage), temporary / stage, ignore=scores)
                 for file in ("run.json", "recipe.yaml"):
                     shutil.copy(self.path / file, temporary)
                 fill(temporary)
                 temporary.rename(path)
+        processes.wait()
         return path
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes out of the directory. Raises UserError where one is at work.
 
-        The system releases the lock when this process ends, also by a kill.
+        The system releases the lock when this process ends, also by a kill. Of several processes
+        of one run the first has it.
         """
+        if not processes.is_first():
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(self.path / ".lock").acquire(blocking=False)
@@ -158,6 +166,8 @@ class RunDirectory:
         Raises UserError, and removes nothing, where the folder holds other files.
         """
         self._check_ours()
+        if not processes.is_first():
+            return
         for name in (*DERIVED, *RESULTS):  # first, or a kill would leave them without their stages
             path = self.path / name
             if path.is_dir() and not path.is_symlink():

@@ -20,6 +20,7 @@ from updp.data import (
 )
 from updp.data.feed import Feed
 from updp.errors import UserError
+from updp.io import processes
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.tracking import Board
@@ -63,10 +64,13 @@ def open_inputs(
         UserError: something is missing, unusable, or does not fit the rest.
     """
     # What needs an optional package comes first: loading models and data may take minutes.
+    target = as_device(device)
+    processes.join(cuda=target.type == "cuda")
+    if not processes.is_first():
+        tensorboard = log = progress = None
     board = Board(tensorboard, log)
     if plan is None:
         SEARCHERS[recipe.search.searcher].check_installed()
-    target = as_device(device)
     if isinstance(model, nn.Module):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
@@ -126,9 +130,14 @@ def open_inputs(
 
 
 def as_device(name: str | None) -> torch.device:
-    """The device of that name, by default CUDA where there is one. Raises UserError."""
+    """The device of that name, by default CUDA where there is one. Raises UserError.
+
+    Of several processes on a machine each has the CUDA device of its own number.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None and (number := processes.local_rank()):
+            device = torch.device("cuda", number)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: try cpu") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from updp.errors import UserError
+from updp.io import processes
 from updp.io.progress import duration
 from updp.plan import Plan
 from updp.run.directory import PLAN, RunDirectory
@@ -59,13 +60,6 @@ class Run:
             self._run("sites")
         self._run(name)
 
-    def join_search(self) -> None:
-        """Score plans as a worker beside the process that began the search."""
-        self._need("search")
-        if not self.directory.is_done("search"):
-            search.check(self.context)
-            search.join(self.context)
-
     def results(self) -> tuple[nn.Module, Plan, Result]:
         """The merged model, the plan and the figures, once stage 4 has ended."""
         model = load(self.directory.path, self.context.baseline)
@@ -73,9 +67,10 @@ class Run:
 
     def _run(self, name: str) -> None:
         stage = _MODULES[name]
-        if name in _CHECKS and (name == "search" or not self.directory.is_done(name)):
+        is_done = self.directory.is_done(name)
+        if name in _CHECKS and (name == "search" or not is_done):
             _CHECKS[name](self.context)
-        if self.directory.is_done(name):
+        if is_done:
             _log.info("%s has ended before", name)
         else:
             with self.directory.lock():
@@ -90,6 +85,7 @@ class Run:
         if name == "merge":
             self.directory.publish("search", PLAN)
             self.directory.publish("merge", MODEL, RESULT)
+        processes.wait()  # for the files that the others go on from
 
     def _need(self, name: str) -> None:
         for before in STAGES[1 : STAGES.index(name)]:
@@ -124,8 +120,11 @@ def open_run_directory(
             run.directory.claim(keys, STAGES[before - 1])
             if inputs.recipe.budget and run.directory.is_done("sites"):
                 run.context.limits()  # refuses a budget out of reach before anything is removed
+        processes.wait()  # until all have read what is removed now
         run.directory.clear(fresh)
+        processes.wait()
     run.directory.claim(keys, last)
+    processes.wait()
     return run
 
 

@@ -26,6 +26,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from updp.io import processes
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.stages.context import RunInputs
@@ -44,6 +45,7 @@ class RunRecord(Record):
     input_shape: tuple[int, ...]
     device: str = ""
     threads: int = 0
+    processes: int = 1
     versions: dict[str, str] = {}  # noqa: RUF012
     command: tuple[str, ...] = ()
 
@@ -56,6 +58,7 @@ class RunRecord(Record):
             input_shape=inputs.feed.image_size,
             device=str(inputs.feed.device),
             threads=torch.get_num_threads(),
+            processes=processes.count(),
             versions=versions(),
             command=tuple(sys.argv),
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from updp.io import processes
 from updp.io.files import write_json
 from updp.io.tracking import Curves
 from updp.measure import Latency, compare_modules, count_macs, count_parameters
@@ -24,14 +25,7 @@ def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) ->
 
     The context's net must hold the trained subnet.
     """
-    result = _make_result(context, merged, checks)
-    _draw(context.board.curves("merge"), result)
-    write_json(context.folder("merge") / RESULT, result.model_dump(mode="json"))
-
-
-def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -> Result:
     feed, progress, baseline = context.feed, context.progress, context.baseline
-    measure = context.recipe.measure
     models: dict[str, nn.Module] = {
         "baseline": baseline,
         **_before_training(context),
@@ -40,6 +34,21 @@ def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -
     }
     progress.begin("merge: evaluating each stage", feed.test_steps)
     stages, images = top1_of_each(models, feed.test(), progress.advance)
+    if processes.is_first():
+        result = _make_result(context, merged, checks, stages, images)
+        _draw(context.board.curves("merge"), result)
+        write_json(context.folder("merge") / RESULT, result.model_dump(mode="json"))
+
+
+def _make_result(
+    context: Context,
+    merged: nn.Module,
+    checks: Sequence[Check],
+    stages: dict[str, float],
+    images: int,
+) -> Result:
+    """Time both models, of whose accuracy after each of the `stages` all is known."""
+    progress, baseline, measure = context.progress, context.baseline, context.recipe.measure
     rounds = 2 * measure.rounds  # the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
@@ -58,7 +67,7 @@ def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -
         top1_by_stage=stages,
         test_images=images,
         batch_size=measure.batch_size,
-        device=f"{feed.device}, {torch.get_num_threads()} threads, "
+        device=f"{context.device}, {torch.get_num_threads()} threads, "
         f"{measure.runtime}, {measure.layout}, {measure.precision}",
         merge_error={
             dtype: max(c.error for c in checks if c.dtype == dtype)

@@ -10,9 +10,9 @@ from updp.search.loop import complete, refine, search
 from updp.search.outcome import ScoredPlan, SearchResult
 from updp.search.score import Score
 from updp.search.scorers import FittedScorer, Scorer
+from updp.search.scores import Evaluated, ScoreFile, Scores
 from updp.search.searchers import SEARCHERS, Task
 from updp.search.space import Choice, Cost, Limits, Option, Space
-from updp.search.store import Evaluated, Scores, Store
 from updp.search.survey import BaselineCost, Survey, SurveyedSite
 
 __all__ = [
@@ -25,12 +25,12 @@ __all__ = [
     "Limits",
     "Option",
     "Score",
+    "ScoreFile",
     "ScoredPlan",
     "Scorer",
     "Scores",
     "SearchResult",
     "Space",
-    "Store",
     "Survey",
     "SurveyedSite",
     "Task",

@@ -11,9 +11,9 @@ from updp.recipe import Budget
 from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.outcome import ScoredPlan, SearchResult
+from updp.search.scores import Evaluated, Scores
 from updp.search.searchers import Task
 from updp.search.space import Cost, Genome, Limits, Space
-from updp.search.store import Evaluated, Scores
 
 
 def finalists(known: Scores, refined: Scores, task: Task) -> list[Genome]:

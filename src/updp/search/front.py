@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 
 from updp.search.score import Hopeless
+from updp.search.scores import Evaluated, Scores
 from updp.search.searchers import Task
 from updp.search.space import Genome, Limits
-from updp.search.store import Evaluated, Scores
 
 
 def pareto(known: Iterable[Evaluated], task: Task) -> list[Evaluated]:

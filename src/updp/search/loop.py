@@ -1,73 +1,70 @@
 """The search loop: ask the searcher, score what it proposes, tell it, until there are enough plans.
 
-Any number of processes run this loop on one store. Each asks the same questions, scores those
-plans of a round that nobody has claimed yet, and goes on when all of the round are scored. So the
-outcome depends neither on the number of processes nor on when any of them was killed.
+Several processes ask the same questions, score other plans of the same round, and go on when all of
+it are scored. So the outcome depends neither on their number nor on when a search was killed.
 """
 
 import math
-import time
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from updp.io import processes
 from updp.io.progress import Progress
 from updp.search.front import certainly_dominated
 from updp.search.score import Hopeless, Score, never
+from updp.search.scores import Evaluated, ScoreFile, Scores
 from updp.search.searchers import SEARCHERS, Task
 from updp.search.searchers.base import Searcher
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
-from updp.search.store import Evaluated, Scores, Store
 
 Judge = Callable[[Mapping[str, str], Hopeless], Score]
 # Called with a plan that was scored, and the best so far within the limits.
 Show = Callable[[Evaluated, Evaluated | None], None]
-_POLL = 0.05  # seconds between looks at the scores of other workers
 
 
 def _hide(plan: Evaluated, best: Evaluated | None) -> None: ...
 
 
 def search(
-    task: Task, judge: Judge, store: Store, progress: Progress, show: Show = _hide
+    task: Task, judge: Judge, file: ScoreFile, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
     """Score plans by the searcher, and as many, as `task.settings` say.
 
     Args:
         task: what is searched for.
         judge: scores a plan, given its choices by site.
-        store: where scores are kept and shared with other workers.
+        file: where scores are kept, those that were scored before a kill included.
         progress: told of each plan that is scored from now on.
-        show: told of each plan, those that were scored before a kill included.
+        show: told of each plan, those of the file included.
 
     Returns:
         All scored plans, in the order of the search.
     """
     searcher = SEARCHERS[task.settings.searcher](task)
     headings = "search: each candidate alone", "search"
-    return _run(searcher, task.settings.evaluations, headings, judge, store, progress, show)
+    return _run(searcher, task.settings.evaluations, headings, judge, file, progress, show)
 
 
 def refine(
-    task: Task, known: Scores, judge: Judge, store: Store, progress: Progress, show: Show = _hide
+    task: Task, known: Scores, judge: Judge, file: ScoreFile, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
     """Score plans after fit and repair, beginning from the scores `known` of `search`.
 
-    `judge` is a scorer of that kind; `store` is not that of the search, because a plan has a score
+    `judge` is a scorer of that kind; `file` is not that of the search, because a plan has a score
     of each kind.
     """
     searcher = Refined(task, {g: e.score.score for g, e in known.items()})
     headings = "search: candidates fitted and repaired", "search: plans fitted and repaired"
     evaluations = max(0, task.settings.refined - len(searcher.preliminaries()))
-    return _run(searcher, evaluations, headings, judge, store, progress, show)
+    return _run(searcher, evaluations, headings, judge, file, progress, show)
 
 
 def complete(
-    plans: Iterable[Genome], task: Task, judge: Judge, store: Store, progress: Progress
+    plans: Iterable[Genome], task: Task, judge: Judge, file: ScoreFile, progress: Progress
 ) -> dict[Genome, Evaluated]:
-    """The scores of these plans in the store, from `judge` where it has none."""
-    wanted, past = [*plans], store.results().keys()
+    """The scores of these plans in the file, from `judge` where it has none."""
+    wanted, past = [*plans], {*file.scored}
     if missing := [plan for plan in wanted if plan not in past]:
         progress.begin("search: single candidates and repaired plans", len(missing))
 
@@ -75,10 +72,9 @@ def complete(
         if plan.genome not in past:
             progress.advance()
 
-    worker = _Worker(task, judge, store, report)
-    if wanted:
-        worker.score_round(wanted)
-    return worker.known
+    rounds = _Rounds(task, judge, file, report)
+    rounds.score(wanted)
+    return rounds.known
 
 
 def _run(
@@ -86,17 +82,17 @@ def _run(
     evaluations: int,
     headings: tuple[str, str],
     judge: Judge,
-    store: Store,
+    file: ScoreFile,
     progress: Progress,
     show: Show,
 ) -> dict[Genome, Evaluated]:
     """Score the searcher's preliminaries, and then `evaluations` plans that it proposes."""
-    task, past = searcher.task, store.results().keys()
-    worker = _Worker(task, judge, store, _Reporter(task, progress, show, past))
-    known = worker.known
+    task, past = searcher.task, {*file.scored}
+    rounds = _Rounds(task, judge, file, _Reporter(task, progress, show, past))
+    known = rounds.known
     if first := searcher.preliminaries():
         progress.begin(headings[0], len(first), len(past & {*first}))
-        worker.score_round(first)
+        rounds.score(first)
     before, wanted = len(known), min(evaluations, task.space.size - len(known))
     progress.begin(headings[1], wanted, min(wanted, len(past - {*first})))
     while len(known) < before + wanted:
@@ -104,7 +100,7 @@ def _run(
         plans = plans[: before + wanted - len(known)]
         if not plans:
             break
-        worker.score_round(plans)
+        rounds.score(plans)
     return known
 
 
@@ -130,48 +126,37 @@ class _Reporter:
 
 
 @dataclass
-class _Worker:
-    """This process's part in a search; `known` are the scores of all rounds that have ended."""
+class _Rounds:
+    """Scores plans round by round; `known` are the scores of all rounds that have ended."""
 
     task: Task
     judge: Judge
-    store: Store
+    file: ScoreFile
     report: Callable[[Evaluated], None]
     known: dict[Genome, Evaluated] = field(default_factory=dict)
 
-    def score_round(self, plans: Sequence[Genome]) -> None:
-        """Have all of the plans scored, here or by other workers."""
-        done: dict[Genome, Evaluated] = {}
-        waiting = sorted(plans)
-        # Workers begin at different plans.
-        last = waiting[zlib.crc32(self.store.worker.encode()) % len(waiting)]
-        while waiting:
-            results = self.store.results()
-            for plan in [plan for plan in waiting if plan in results]:
-                waiting.remove(plan)
-                done[plan] = results[plan]
-                self.report(results[plan])
-            # The plan that begins most like the last one shares most activations with it.
-            waiting.sort(key=lambda plan: (-_common_prefix(plan, last), plan))
-            mine = next((plan for plan in waiting if self.store.claim(plan)), None)
-            if mine is not None:
-                last = mine
-                self._score(mine)
-            elif waiting:
-                time.sleep(_POLL)
+    def score(self, plans: Sequence[Genome]) -> None:
+        """Score those of the plans that are not in the file, here or in another process."""
+        done = {plan: self.file.scored[plan] for plan in plans if plan in self.file.scored}
+        for plan in sorted(done):
+            self.report(done[plan])
+        # Neighbours share most activations, so each process has a row of them.
+        waiting = sorted(set(plans) - done.keys())
+        length = -(-len(waiting) // processes.count())
+        rows = [waiting[start : start + length] for start in range(0, len(waiting), length or 1)]
+        mine = rows[rank] if (rank := processes.rank()) < len(rows) else []
+        for number in range(length):
+            own = self._evaluate(mine[number]) if number < len(mine) else None
+            new = [plan for plan in processes.gather(own) if plan is not None]
+            self.file.add(new)
+            for each in new:
+                done[each.genome] = each
+                self.report(each)
         # Only now, and in an order of their own: no score may depend on how the round was shared.
         self.known.update(sorted(done.items()))
 
-    def _score(self, plan: Genome) -> None:
+    def _evaluate(self, plan: Genome) -> Evaluated:
         stop_early = self.task.settings.stop_early
         hopeless = certainly_dominated(plan, self.known, self.task) if stop_early else never
-        with self.store.scoring(plan):
-            start = time.perf_counter()
-            score = self.judge(self.task.space.choices(plan), hopeless)
-            self.store.finish(plan, score, time.perf_counter() - start)
-
-
-def _common_prefix(plan: Genome, other: Genome) -> int:
-    """The number of sites at which two plans begin alike."""
-    pairs = enumerate(zip(plan, other, strict=True))
-    return next((i for i, (a, b) in pairs if a != b), len(plan))
+        with processes.on_its_own():
+            return Evaluated(plan, self.judge(self.task.space.choices(plan), hopeless))

@@ -1,6 +1,5 @@
 """Stage 2: score plans, score the best again after fit and repair, time those, choose one."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,12 +7,16 @@ from typing import Any, ClassVar
 
 from updp import search
 from updp.errors import UserError
+from updp.io import processes
 from updp.io.files import write_json, write_text
 from updp.io.tracking import Board, Curves
-from updp.search import Evaluated, FittedScorer, Scorer, Scores, SearchResult, Store, Task
+from updp.search import Evaluated, FittedScorer, ScoreFile, Scorer, Scores, SearchResult, Task
 from updp.search.front_plot import plot_front
 from updp.stages.context import Context, StageKey
 from updp.supernet.timing import time_plans
+
+# What was scored, as it is and after fit and repair.
+SCORES, FITTED = "scores.jsonl", "fitted.jsonl"
 
 
 class SearchKey(StageKey):
@@ -45,18 +48,11 @@ def run(context: Context) -> None:
     if context.plan is not None:
         write_text(context.folder("search") / "plan.json", context.plan.to_json())
         return
-    result = choose(context)
-    write_result(context, result, str(context.recipe.budget), context.folder("search"))
-
-
-def join(context: Context) -> None:
-    """Score plans beside the process that began the search, until there are enough.
-
-    That process ends the stage; where there is none, the next `updp search` does.
-    """
-    if context.plan is not None:
-        raise UserError("--worker: a run with a --plan does not search")
-    score_plans(context, make_task(context), Board())
+    task = make_task(context)
+    scores = score_plans(context, task, context.board)
+    if processes.is_first():
+        result = choose(context, task, *scores)
+        write_result(context, result, str(context.recipe.budget), context.folder("search"))
 
 
 def make_task(context: Context) -> Task:
@@ -67,7 +63,7 @@ def make_task(context: Context) -> Task:
 
 
 def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Scores]:
-    """Score plans, beside other workers if there are any, until there are enough.
+    """Score plans until there are enough.
 
     Returns:
         Scores of plans as the supernet has them, and scores after fit and repair; the latter are
@@ -75,24 +71,24 @@ def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Sco
     """
     parts = context.net, context.baseline, context.feed, context.recipe
     progress, scorer = context.progress, Scorer(*parts)
-    with _store(context, "") as store:
-        with _shown(board.curves("search")) as show:
-            known = search.search(task, scorer, store, progress, show)
-        if not context.recipe.refines:
-            return known, {}
-        # Refinement starts from each candidate alone, which not every searcher has scored.
-        singles = [task.space.keep, *task.space.singles()]
-        known |= search.complete(singles, task, scorer, store, progress)
-        fitted_scorer = FittedScorer(*parts)
-        with _store(context, "fitted") as fitted, _shown(board.curves("refined")) as show:
-            refined = search.refine(task, known, fitted_scorer, fitted, progress, show)
-        return known | search.complete(refined, task, scorer, store, progress), refined
+    file = ScoreFile(context.folder("search") / SCORES)
+    with _shown(board.curves("search")) as show:
+        known = search.search(task, scorer, file, progress, show)
+    if not context.recipe.refines:
+        return known, {}
+    # Refinement starts from each candidate alone, which not every searcher has scored.
+    singles = [task.space.keep, *task.space.singles()]
+    known |= search.complete(singles, task, scorer, file, progress)
+    fitted_scorer = FittedScorer(*parts)
+    fitted = ScoreFile(context.folder("search") / FITTED)
+    with _shown(board.curves("refined")) as show:
+        refined = search.refine(task, known, fitted_scorer, fitted, progress, show)
+    return known | search.complete(refined, task, scorer, file, progress), refined
 
 
-def choose(context: Context) -> SearchResult:
-    """Score plans, time the best end to end, and choose one."""
-    task, recipe = make_task(context), context.recipe
-    known, refined = score_plans(context, task, context.board)
+def choose(context: Context, task: Task, known: Scores, refined: Scores) -> SearchResult:
+    """Time the best of the scored plans end to end, and choose one."""
+    recipe = context.recipe
     plans, measure = search.finalists(known, refined, task), recipe.measure
     context.progress.begin("search: timing the best plans", measure.rounds)
     x = context.example(measure.batch_size)
@@ -126,14 +122,6 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
         context.progress.say(f"search: {error}")
     write_json(folder / "front.json", result.model_dump(mode="json"))
     write_text(folder / "plan.json", plan.to_json())
-
-
-def _store(context: Context, kind: str) -> Store:
-    """The store of scores of one kind, with a study per survey and search key."""
-    survey = (context.folder("sites") / "sites.json").read_bytes()
-    key = context.keys["search"].sha256
-    study = hashlib.sha256(survey + key.encode() + kind.encode()).hexdigest()
-    return Store.in_folder(context.folder("search"), study, context.recipe.search.storage)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from updp.blocks import Findings
 from updp.candidates import Offers, make_offers
+from updp.io import processes
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory
 from updp.recipe import MeasureSettings
 from updp.search import BaselineCost, Survey, SurveyedSite
@@ -49,8 +50,13 @@ def check(context: Context) -> None:
 
 
 def run(context: Context) -> None:
-    """Write `sites.json`: candidates of each site, refusals with reasons, the baseline's cost."""
+    """Write `sites.json`: candidates of each site, refusals with reasons, the baseline's cost.
+
+    Of several processes one times, and the others wait.
+    """
     findings = context.findings(context.baseline)
+    if not processes.is_first():
+        return
     context.progress.begin("sites: timing candidates", len(findings.sites) + _WHOLE_STEPS)
     survey(context, findings).write(context.root)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.data.feed import Feed
+from updp.io import processes
 from updp.io.progress import Progress
 from updp.io.seeds import mix
 from updp.recipe import SubnetSettings
@@ -63,7 +64,7 @@ def run(context: Context) -> None:
 
 def _fit(context: Context, net: Supernet) -> None:
     """Load the plan's closed-form start, fitted unless an interrupted run has left it."""
-    if not (context.folder("subnet") / START).exists():
+    if not processes.agree((context.folder("subnet") / START).exists()):
         progress, settings = context.progress, context.recipe.fit
         images = context.feed.calibration(settings.images)
         rows = fit_plan(
@@ -76,6 +77,7 @@ def _fit(context: Context, net: Supernet) -> None:
         )
         FitRecord(rows=tuple(rows)).write(context.root)
         context.save_weights(net, "subnet", START)
+        processes.wait()
     context.load_weights(net, "subnet", START)
 
 

@@ -1,7 +1,8 @@
 """Fit of candidates in the supernet: closed-form regressions, one after another, no gradient.
 
 Targets are the baseline's outputs on its own activations; inputs come from the prefix fitted so
-far. So each fit also corrects the error that the ones before it left.
+far. So each fit also corrects the error that the ones before it left. Several processes share the
+batches of calibration images.
 """
 
 from collections import Counter
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from updp.blocks.modules import hooks
 from updp.fit import FitTask, operator_repair, site_repairs
+from updp.io import processes
 from updp.io.records import Record
 from updp.recipe import FitSettings
 from updp.supernet.judge import Judge, split
@@ -78,11 +80,14 @@ def fit_plan(
     places = _places(net, choices, batches, settings)
     begin(1 + sum(len(place.fit_tasks) for place in places))
     _gather_targets(net, places, batches, settings.rows_mb * 2**20)
-    baseline = [net(images) for images in judged]
+    numbered = list(processes.share(batches))
+    mine = [images for _, images in processes.share(judged)]
+    baseline = [net(images) for images in mine]
     tick("targets")
-    modules = [place.module for place in places]
-    walk, figures = Walk(net, modules, [*batches, *judged], settings.rows_mb), []
-    judge = Judge(net, baseline, walk, len(batches)) if judged else None
+    modules, images = [place.module for place in places], [images for _, images in numbered]
+    walk = Walk(net, modules, [*images, *mine], settings.rows_mb, batches[0])
+    judge = Judge(net, baseline, walk, len(numbered)) if judged else None
+    figures = list[FitRow]()
     chosen: dict[str, str] = {}
     for place in places:
         if pruned := place.name in choices:
@@ -90,9 +95,9 @@ def fit_plan(
             net.choose(chosen)
         for fitting in place.fit_tasks:
             # Batches of the judge are walked along, for their logits are computed from here.
-            for number, inputs in enumerate(walk.to(place.module)):
-                if number < len(batches):
-                    fitting.add_input(number, *inputs)
+            for position, inputs in enumerate(walk.to(place.module)):
+                if position < len(numbered):
+                    fitting.add_input(numbered[position][0], *inputs)
             kept, divergence = 1.0, None
             if judge is None:
                 fitted = fitting.finish()
@@ -194,7 +199,7 @@ def fit_candidates(
     net.choose({})
     for group in _groups(net, settings, len(batches)):
         left: dict[str, list[_FitTasks]] = dict(group)
-        for number, images in enumerate(batches):
+        for number, images in processes.share(batches):
             with tapped(
                 {
                     net.switches[name]: _observer(number, list(chain(*forms)), _first(forms))
@@ -205,7 +210,7 @@ def fit_candidates(
             for name in group:
                 tick(name)
         while left := {name: rest for name, forms in left.items() if (rest := _finished(forms))}:
-            for number, images in enumerate(batches):
+            for number, images in processes.share(batches):
                 with tapped(
                     {
                         net.switches[name]: _observer(number, [], _first(forms))
@@ -255,13 +260,17 @@ def _gather_targets(
         with tapped({p.module: _observer(number, p.fit_tasks, []) for p in places}):
             net(batches[number])
 
-    for number in range(len(batches)):
-        gather(number)
-        needed = len(batches) * sum(regression.gathered for regression in regressions)
-        if number == 0 and needed > room:  # the first batch says how much all will take
-            for regression in regressions:
-                regression.thin(room / needed)
-            gather(0)
+    gather(0)
+    needed = len(batches) * sum(regression.gathered for regression in regressions)
+    is_large = needed > room  # the first batch says how much all will take, to every process
+    for regression in regressions:
+        if is_large:
+            regression.thin(room / needed)
+        if processes.rank():
+            regression.clear()
+    for number, _ in processes.share(batches):
+        if number or is_large:
+            gather(number)
 
 
 def _observer(number: int, targets: _FitTasks, inputs: _FitTasks) -> Callable[..., None]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.fit import Fitted
+from updp.io import processes
 from updp.supernet.partial import Walk
 from updp.supernet.supernet import Supernet
 
@@ -22,17 +23,18 @@ class Judge:
     """Keeps of each repair as much as does not clearly take the logits away from the baseline's.
 
     The distance is KL(baseline || network) for each image of the walk's batches from `first` on,
-    which must not be used by any fit. Kept is the largest share of a repair that is not worse than
-    the best share by more than the standard error of their difference: most repairs change little
-    by themselves, and are what later ones build on. While sites are pruned one after another, those
-    not yet pruned are the baseline's, so that each repair is judged by what it can change.
+    and of those of other processes; no fit may use them. Kept is the largest share of a repair that
+    is not worse than the best share by more than the standard error of their difference: most
+    repairs change little by themselves, and are what later ones build on. While sites are pruned
+    one after another, those not yet pruned are the baseline's, so that each repair is judged by
+    what it can change.
     """
 
     def __init__(self, net: Supernet, baseline: Sequence[Tensor], walk: Walk, first: int) -> None:
         """Prepare to judge repairs of `net`; `baseline` are its logits before any change."""
         self._net, self._walk, self._first = net, walk, first
         self._baseline = [logits.double().log_softmax(1) for logits in baseline]
-        self._errors = torch.zeros(sum(map(len, baseline)))
+        self._errors = torch.zeros(0)
 
     def pruned(self, place: nn.Module) -> float:
         """The mean divergence after a site was pruned, which its repairs have to improve."""
@@ -68,8 +70,8 @@ class Judge:
         parts = []
         for number, wanted in enumerate(self._baseline, self._first):
             logits = self._walk.output(place, number).double().log_softmax(1)
-            parts.append(F.kl_div(logits, wanted, reduction="none", log_target=True).sum(1))
-        return torch.cat(parts)
+            parts.append(F.kl_div(logits, wanted, reduction="none", log_target=True).sum(1).cpu())
+        return torch.cat([part for parts in processes.gather(parts) for part in parts])
 
 
 def _is_worse(errors: Tensor, best: Tensor) -> bool:

@@ -1,17 +1,21 @@
 """BatchNorm statistics: re-estimated for a plan, and restored afterwards.
 
 A plan is scored on statistics of its own, since those of the shared network belong to no plan in
-particular (Yu & Huang, *Universally Slimmable Networks*, 2019).
+particular (Yu & Huang, *Universally Slimmable Networks*, 2019). Several processes train with the
+statistics of the whole batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks.modules import evaluating
+from updp.io import processes
 
 
 @contextmanager
@@ -58,3 +62,51 @@ def recalibrate(
 def norms(net: nn.Module) -> list[_BatchNorm]:
     """BatchNorms that track statistics."""
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextmanager
+def synchronised() -> Iterator[None]:
+    """Let BatchNorms in training mode normalise by mean and variance of all processes' images.
+
+    torch's SyncBatchNorm does so too, but on CUDA alone, and as another module. Here the function
+    is replaced that all kinds of BatchNorm call, such as those with an activation in them.
+    """
+    plain = F.batch_norm
+    F.batch_norm = plain if processes.count() == 1 else partial(_batch_norm, plain)
+    try:
+        yield
+    finally:
+        F.batch_norm = plain
+
+
+def _batch_norm(
+    plain: Callable[..., Tensor],
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm` with the statistics of as many images in every process."""
+    if not training:
+        return plain(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    axes, every = [axis for axis in range(x.ndim) if axis != 1], processes.count()
+    values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    own = values.mean(axes)
+    mean = processes.summed(own) / every
+    # Of the variance in each process, and of the distance between their means.
+    spread = values.var(axes, correction=0) + (own - mean).square()
+    variance = processes.summed(spread) / every
+    if running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1] * every
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_var.lerp_((variance * count / max(count - 1, 1)).to(running_var), momentum)
+    scale = (variance + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+    return (values * scale.view(shape) + shift.view(shape)).to(x.dtype)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks.modules import evaluating
+from updp.io import processes
 
 
 @torch.no_grad()
@@ -30,20 +31,25 @@ def top1_of_each(
 ) -> tuple[dict[str, float], int]:
     """Evaluate several networks in one pass, a batch at a time; `tick` is called after each.
 
+    Several processes have batches of their own each.
+
     Returns:
         Top-1 accuracy of each network, in percent, and the number of images.
     """
-    right: dict[str, Tensor | int] = dict.fromkeys(nets, 0)
-    images = 0
+    counts = torch.zeros(len(nets) + 1, dtype=torch.int64)  # of right answers, and of images
     with ExitStack() as stack:
         for net in nets.values():
             stack.enter_context(evaluating(net))
         for inputs, labels in batches:
-            for name, net in nets.items():
-                right[name] += (net(inputs).argmax(1) == labels).sum()
-            images += len(labels)
+            counts = counts.to(inputs.device)
+            for number, net in enumerate(nets.values()):
+                counts[number] += (net(inputs).argmax(1) == labels).sum()
+            counts[-1] += len(labels)
             tick()
-    return {name: 100 * (int(count) / images) for name, count in right.items()}, images
+    counts = counts.cpu()
+    processes.add_up(counts)
+    *right, images = counts.tolist()
+    return {n: 100 * (count / images) for n, count in zip(nets, right, strict=True)}, images
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

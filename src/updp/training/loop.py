@@ -2,7 +2,8 @@
 
 All state is in the weights, their moving average, the optimiser, the scale of float16 losses and
 the step's number. The order of images, augmentation, mixing, sampled plans, dropout, the learning
-rate and the decay of the average are pure functions of seed and step.
+rate and the decay of the average are pure functions of seed and step. Several processes train
+alike, each on its share of every batch, with gradients and BatchNorm statistics of all of it.
 """
 
 import logging
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from updp.data.feed import Feed
+from updp.io import processes
 from updp.io.files import Figures, read_tensors, write_tensors
 from updp.io.progress import Progress
 from updp.io.seeds import mix
 from updp.io.tracking import Curves
 from updp.recipe import TrainingSettings
+from updp.training.batchnorm import synchronised
 from updp.training.ema import WeightAverage
 from updp.training.execution import compiled, laid_out
 from updp.training.mixup import mixed
@@ -96,6 +99,7 @@ def train(
             stack.callback(curves.close)
         devices = [feed.device] if feed.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(synchronised())
         parts = recipe.accumulate
         total = round(recipe.epochs * feed.steps / parts)
         optimizer = make_optimizer(cast(nn.Module, net), recipe)
@@ -116,7 +120,8 @@ def train(
         def micro_batch(batches: Iterator[tuple[Tensor, Tensor]], step: int, part: int) -> _Row:
             images, labels = next(batches)
             position = step * parts + part
-            torch.manual_seed(mix(seed, 2, position))  # dropout, drop path
+            # Dropout and drop path; each process draws for images of its own.
+            torch.manual_seed(mix(seed, 2, position, *([own] if (own := processes.rank()) else [])))
             images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, position))
             images = images.to(memory_format=layout)
             row = step_function(images, targets, step, total, precision)
@@ -129,7 +134,8 @@ def train(
             schedule.step_update(step)
             optimizer.zero_grad()
             precision.begin()
-            row = _mean([micro_batch(batches, step, part) for part in range(parts)])
+            rows = [micro_batch(batches, step, part) for part in range(parts)]
+            row = _mean([row for own in processes.gather(rows) for row in own])
             norm = precision.step(optimizer, net.parameters())
             precision.check(row, norm, step)
             if average is not None:
@@ -140,7 +146,7 @@ def train(
                 # A skipped step of float16 has none, and JSON no infinity.
                 figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
             progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
-            if time.monotonic() - saved > recipe.checkpoint_seconds:
+            if processes.is_first() and time.monotonic() - saved > recipe.checkpoint_seconds:
                 _save(path, net, optimizer, average, precision, step + 1)
                 saved = time.monotonic()
         if average is not None:
@@ -149,7 +155,7 @@ def train(
 
 
 def _mean(rows: Sequence[_Row]) -> _Row:
-    """Mean of each figure over micro-batches, which are of one size."""
+    """Mean of each figure over micro-batches, of all processes, which are of one size."""
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.errors import UserError, reason
+from updp.io import processes
 from updp.recipe import TrainingSettings
 from updp.training.batchnorm import norms
 
@@ -59,8 +60,12 @@ class MixedPrecision:
     def step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> float:
         """Clip the gradients and take the optimiser's step; return their norm before.
 
-        Nothing changes where the norm is not finite.
+        The gradients are the mean over all processes. DistributedDataParallel would take it during
+        the backward, but a step has several, of paths with different parameters. Nothing changes
+        where the norm is not finite.
         """
+        parameters = list(parameters)
+        processes.average([p.grad for p in parameters if p.grad is not None])
         self._scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._recipe.clip))
         if math.isfinite(norm):

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.deploy.report.reading import Page, change
 from updp import UserError, report
@@ -191,10 +190,7 @@ def test_merge_errors_are_drawn_where_there_are_any(run: Path) -> None:
 
 def test_a_password_is_not_in_the_report(run: Path) -> None:
     url = "postgresql+psycopg://ann:s3cret/word@db.example/search?password=s3cret"
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    recipe["search"]["storage"] = url
-    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    more = ["--storage", url, f"--set=search.storage={url}"]
+    more = ["--data", url, f"--set=search.storage={url}"]
     change(run / "run.json", lambda about: about["command"].extend(more))
     for path in (report(run), report(run, format="markdown")):
         text = path.read_text()

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import yaml
-
 from updp.deploy.report.network import Block
 from updp.deploy.report.parts import Table
 from updp.deploy.report.run_files import ReportedRun
@@ -116,12 +114,8 @@ def command(run: ReportedRun) -> str:
 
 
 def recipe_text(run: ReportedRun) -> str:
-    """The recipe as YAML, without passwords."""
-    recipe = run.recipe.model_dump(mode="json")
-    if recipe["search"]["storage"]:
-        recipe["search"]["storage"] = masked(recipe["search"]["storage"])
-    text: str = yaml.safe_dump(recipe, sort_keys=False)
-    return text
+    """The recipe as YAML."""
+    return run.recipe.to_yaml()
 
 
 def facts(run: ReportedRun) -> list[tuple[str, str]]:

@@ -1,0 +1,173 @@
+"""The processes of a run: one, or those that `torchrun` or `accelerate launch` started.
+
+All of them run the same code on the same inputs. Pieces of work are shared out, and results brought
+together, by the functions here; with one process each does nothing. The first process alone times,
+reports and writes.
+"""
+
+import atexit
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from updp.errors import ProcessLostError, UserError, reason
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)  # others wait while one of them times; a dead one is noticed at once
+_on_its_own: ContextVar[bool] = ContextVar("_on_its_own", default=False)
+
+
+def join(*, cuda: bool) -> None:
+    """Meet the other processes, if a launcher started several; call it once before any work.
+
+    Args:
+        cuda: whether they compute on CUDA, each on the device of its local rank.
+
+    Raises:
+        UserError: the others cannot be reached.
+    """
+    if not _is_launched() or dist.is_initialized():
+        return
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the other processes of this run cannot be reached ({reason(error)}): start it by "
+            "torchrun or accelerate launch"
+        ) from error
+    atexit.register(dist.destroy_process_group)
+
+
+def local_rank() -> int:
+    """Number of this process among those of its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def count() -> int:
+    """Number of processes that share the work; 1 within `on_its_own`."""
+    return dist.get_world_size() if _is_shared() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0; 0 within `on_its_own`."""
+    return dist.get_rank() if _is_shared() else 0
+
+
+def is_first() -> bool:
+    """Whether this process times, reports and writes."""
+    if dist.is_initialized():
+        return dist.get_rank() == 0
+    return not _is_launched() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def on_its_own() -> Iterator[None]:
+    """Share no work for a while: each process does something else, or one something alone."""
+    token = _on_its_own.set(True)
+    try:
+        yield
+    finally:
+        _on_its_own.reset(token)
+
+
+def share(items: Iterable[T]) -> Iterator[tuple[int, T]]:
+    """The items that are this process' to do, in turn, with their numbers among all."""
+    own, every = rank(), count()
+    return ((number, item) for number, item in enumerate(items) if number % every == own)
+
+
+def add_up(*tensors: Tensor) -> None:
+    """Replace each tensor by its sum over all processes."""
+    if _is_shared():
+        with _together():
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, through which gradients flow."""
+    total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return total
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes; all are sent at once."""
+    if not (_is_shared() and tensors):
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    add_up(flat)
+    flat /= count()
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in order."""
+    if not _is_shared():
+        return [value]
+    values: list[Any] = [None] * count()
+    with _together():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def agree(value: T) -> T:
+    """The first process' value; the others wait for it."""
+    if not _is_shared():
+        return value
+    values = [value]
+    with _together():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def wait() -> None:
+    """Go on when all processes are here."""
+    agree(None)
+    gather(None)
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over processes; so the gradient of each part is the sum of all their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        add_up(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        total: Tensor = gradients[0].clone()
+        add_up(total)
+        return total
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What all processes do at once. Raises ProcessLostError where one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's and NCCL's are of no finer type
+        raise ProcessLostError(
+            "another process of this run has ended before its work was done: see what it said, and "
+            "start the same command again, which goes on from here"
+        ) from error
+
+
+def _is_shared() -> bool:
+    return dist.is_initialized() and not _on_its_own.get()
+
+
+def _is_launched() -> bool:
+    wanted = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}
+    return wanted <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1

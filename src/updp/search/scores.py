@@ -1,0 +1,42 @@
+"""The scores of a search: plans that were scored, in a file from which a killed search goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from updp.io import processes
+from updp.io.files import Figures
+from updp.search.score import Score
+from updp.search.space import Genome
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A plan that was scored."""
+
+    genome: Genome
+    score: Score
+
+
+Scores = Mapping[Genome, Evaluated]
+
+
+class ScoreFile:
+    """Scored plans, one JSON object a line; the first process writes, for all of them."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file, which may not be there yet; a line that a kill cut short is dropped."""
+        self._figures = Figures(path)
+        if path.exists():
+            self._figures.keep(lambda row: True)
+        rows = processes.agree(self._figures.rows())
+        plans = (Evaluated(tuple(row.pop("genome")), Score(**row)) for row in rows)
+        self.scored: dict[Genome, Evaluated] = {plan.genome: plan for plan in plans}
+
+    def add(self, plans: Iterable[Evaluated]) -> None:
+        """Append plans."""
+        for plan in plans:
+            self._figures.add(genome=plan.genome, **asdict(plan.score))
+            self.scored[plan.genome] = plan
