@@ -67,7 +67,7 @@ def test_an_unknown_model_is_one_line(model: str, said: str, refused: Refused) -
 def test_an_unknown_factory_is_one_line(spec: str, refused: Refused) -> None:
     line = refused("prune", "--model", spec.replace(":tiny", ":large"))
     assert line.endswith(
-        "has no factory 'large': it has Block, Tiny, Mlp, Tokens, tiny, five, tokens, plain"
+        "has no factory 'large': it has Block, Tiny, Mlp, Tokens, tiny, five, calm, tokens, plain"
     )
 
 

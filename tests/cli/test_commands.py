@@ -64,7 +64,7 @@ def test_version_and_help() -> None:
     for flag in ("-h", "--help"):
         outcome = tiny.updp("search", flag)
         assert outcome.code == 0
-        assert "--worker" in outcome.out
+        assert "--pick" in outcome.out
 
 
 def test_help_imports_nothing_heavy() -> None:

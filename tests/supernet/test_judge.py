@@ -117,3 +117,13 @@ def test_a_split_keeps_all_images_in_order(sizes: list[int], share: float) -> No
     wanted = round(share * len(images))
     assert sum(map(len, judged)) == (wanted if wanted > 1 else 0)
     assert fitted
+
+
+@torch.no_grad()
+def test_a_repair_is_compared_with_what_a_dropped_site_has_left(case: Any) -> None:
+    change = torch.randn(3, 4).double()
+    case.judge.pruned(case.head)
+    case.head.weight += change  # as a site without a fit would change what comes behind it
+    case.judge.forget()
+    _, kept, _ = case.judge.repaired(case.head, moved(case.head, -0.6 * change))
+    assert kept == 1

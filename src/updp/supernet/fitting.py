@@ -93,6 +93,8 @@ def fit_plan(
         if pruned := place.name in choices:
             chosen[place.name] = choices[place.name]
             net.choose(chosen)
+            if judge is not None:
+                judge.forget()
         for fitting in place.fit_tasks:
             # Batches of the judge are walked along, for their logits are computed from here.
             for position, inputs in enumerate(walk.to(place.module)):

@@ -34,7 +34,11 @@ class Judge:
         """Prepare to judge repairs of `net`; `baseline` are its logits before any change."""
         self._net, self._walk, self._first = net, walk, first
         self._baseline = [logits.double().log_softmax(1) for logits in baseline]
-        self._errors = torch.zeros(0)
+        self._errors: Tensor | None = None  # of the net as it is; None where not known
+
+    def forget(self) -> None:
+        """The net has changed otherwise: a site was pruned that is not fitted."""
+        self._errors = None
 
     def pruned(self, place: nn.Module) -> float:
         """The mean divergence after a site was pruned, which its repairs have to improve."""
@@ -51,6 +55,7 @@ class Judge:
         """
         tensors = [t for t in self._net.weights().values() if t.is_floating_point()]
         before = [t.clone() for t in tensors]
+        unrepaired = self._divergences(place) if self._errors is None else self._errors
         fitted = repair()
         pairs = zip(tensors, before, strict=True)
         changes = [(t, old, t.clone()) for t, old in pairs if not torch.equal(t, old)]
@@ -58,7 +63,7 @@ class Judge:
         for share in _SHARES:
             _interpolate(changes, share)
             errors[share] = self._divergences(place)
-        errors[0.0] = self._errors
+        errors[0.0] = unrepaired
         best = min(errors.values(), key=lambda each: each.mean().item())
         kept = next(share for share in errors if not _is_worse(errors[share], best))
         _interpolate(changes, kept)

@@ -116,15 +116,19 @@ class Walk:
         modules: Collection[nn.Module],
         batches: Sequence[Tensor],
         megabytes: int,
-        example: Tensor,
+        example: Tensor | None = None,
     ) -> None:
-        """Prepare to visit `modules` on `batches` of images (N, C, H, W), such as `example`."""
+        """Prepare to visit `modules` on `batches` of images (N, C, H, W).
+
+        Without any batches, such an `example` tells what can be entered.
+        """
         self.batches, self.room = batches, megabytes * 2**20
         self._net = Resumable(net, modules)
         self._calls: dict[nn.Module, int] = {}  # the number of each module's first call
         self._enterable: set[nn.Module] = set()
         # By batch: the last module at which it can be entered, and a later one asked for.
         self._cached: list[list[tuple[nn.Module, Inputs]]] = [[] for _ in batches]
+        example = batches[0] if example is None else example
         self._find_entries(set(modules), example[:2])
 
     def to(self, module: nn.Module) -> Iterator[Inputs]:
