@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from updp.api import Inspection
     from updp.measure import Timing
     from updp.run.directory import RunDirectory
+    from updp.run.estimates import Estimate
     from updp.run.records import ModelFigures, Result
     from updp.search import ScoredPlan, SearchResult
 
@@ -76,6 +77,30 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
             mine = tuple(u.name for u in found.unusable if (u.kind, u.reason) == (kind, reason))
             shown = ", ".join(mine[:3]) + (f" and {count - 3} more" if count > 3 else "")
             console.print(f"  {escape(shown)} ({escape(kind)}): {escape(reason)}", highlight=False)
+
+
+def print_estimate(console: Console, found: Estimate, device: str) -> None:
+    """Print time and memory of each stage, and which steps they were measured on."""
+    on_device = any(stage.memory.device is not None for stage in found.stages)
+    names = ["stage", "minutes", "MiB", *(["MiB, GPU"] if on_device else []), "measured"]
+    table = make_table(f"updp prune on {device}", names, left=("measured",))
+    for stage in found.stages:
+        memory = [stage.memory.process, *([stage.memory.device] if on_device else [])]
+        works = [f"{w.measured:,} of {w.steps:,} {w.name}" for w in stage.works]
+        table.add_row(
+            stage.stage,
+            f"{stage.seconds / 60:.2f}",
+            *("" if mib is None else f"{mib:,}" for mib in memory),
+            "it has ended" if stage.done else ", ".join(works) or "nothing to do",
+        )
+    table.add_section()
+    table.add_row("all", f"{found.minutes:.2f}", style="bold")
+    console.print(table)
+    console.print(
+        "MiB: the peak of the whole process. Latencies of candidates were timed in full, and are "
+        "in the cache now, if measure.cache is on.",
+        highlight=False,
+    )
 
 
 def print_front(console: Console, outcome: SearchResult) -> None:

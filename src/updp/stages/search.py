@@ -75,7 +75,7 @@ def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Sco
     """
     parts = context.net, context.baseline, context.feed, context.recipe
     progress, scorer = context.progress, Scorer(*parts)
-    with _store(context, "") as store:
+    with open_store(context, "") as store:
         with _shown(board.curves("search")) as show:
             known = search.search(task, scorer, store, progress, show)
         if not context.recipe.refines:
@@ -84,7 +84,7 @@ def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Sco
         singles = [task.space.keep, *task.space.singles()]
         known |= search.complete(singles, task, scorer, store, progress)
         fitted_scorer = FittedScorer(*parts)
-        with _store(context, "fitted") as fitted, _shown(board.curves("refined")) as show:
+        with open_store(context, "fitted") as fitted, _shown(board.curves("refined")) as show:
             refined = search.refine(task, known, fitted_scorer, fitted, progress, show)
         return known | search.complete(refined, task, scorer, store, progress), refined
 
@@ -128,7 +128,7 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
     write_text(folder / "plan.json", plan.to_json())
 
 
-def _store(context: Context, kind: str) -> Store:
+def open_store(context: Context, kind: str) -> Store:
     """The store of scores of one kind, with a study per survey and search key."""
     survey = (context.folder("sites") / "sites.json").read_bytes()
     key = context.keys["search"].sha256
