@@ -13,7 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from updp.api import Inspection
-    from updp.measure import Timing
+    from updp.measure import PeakMemory, Timing
     from updp.run.directory import RunDirectory
     from updp.run.estimates import Estimate
     from updp.run.records import ModelFigures, Result
@@ -84,21 +84,23 @@ def print_estimate(console: Console, found: Estimate, device: str) -> None:
     on_device = any(stage.memory.device is not None for stage in found.stages)
     names = ["stage", "minutes", "MiB", *(["MiB, GPU"] if on_device else []), "measured"]
     table = make_table(f"updp prune on {device}", names, left=("measured",))
+
+    def row(name: str, minutes: float, memory: PeakMemory, *last: str, style: str = "") -> None:
+        mib = [memory.process, *([memory.device] if on_device else [])]
+        cells = ("" if value is None else f"{value:,}" for value in mib)
+        table.add_row(name, f"{minutes:.2f}", *cells, *last, style=style)
+
     for stage in found.stages:
-        memory = [stage.memory.process, *([stage.memory.device] if on_device else [])]
         works = [f"{w.measured:,} of {w.steps:,} {w.name}" for w in stage.works]
-        table.add_row(
-            stage.stage,
-            f"{stage.seconds / 60:.2f}",
-            *("" if mib is None else f"{mib:,}" for mib in memory),
-            "it has ended" if stage.done else ", ".join(works) or "nothing to do",
-        )
+        measured = "it has ended" if stage.done else ", ".join(works) or "nothing to do"
+        row(stage.stage, stage.seconds / 60, stage.memory, measured)
     table.add_section()
-    table.add_row("all", f"{found.minutes:.2f}", style="bold")
+    row("all", found.minutes, found.memory, style="bold")
     console.print(table)
     console.print(
-        "MiB: the peak of the whole process. Latencies of candidates were timed in full, and are "
-        "in the cache now, if measure.cache is on.",
+        "minutes: from the steps that were measured, out of so many. MiB: the peak of the whole "
+        "process.\nLatencies of candidates were timed in full; with measure.cache they are in the "
+        "cache now, and the run does not time them again.",
         highlight=False,
     )
 

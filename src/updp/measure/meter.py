@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 _FEWEST = 3  # steps after the first, which also warms up
-_SECONDS = 1.0  # quick steps are measured for about so long
+_SECONDS = 2.0  # quick steps are measured for about so long
 _MIB = 2**20
 
 

@@ -55,6 +55,14 @@ class Estimate:
         """Minutes of all stages that have not ended."""
         return sum(stage.seconds for stage in self.stages) / 60
 
+    @property
+    def memory(self) -> PeakMemory:
+        """The highest of all stages."""
+        return PeakMemory(
+            max((s.memory.process for s in self.stages if s.memory.process), default=None),
+            max((s.memory.device for s in self.stages if s.memory.device), default=None),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; memory in MiB."""
         stages = [{**asdict(s), "seconds": s.seconds} for s in self.stages]

@@ -26,7 +26,7 @@ from updp.training.evaluate import top1_of_each
 _SITES = 6  # whose candidates are fitted
 _ALONE = 6  # single candidates that are scored, beside the baseline
 _PLANS = 4  # proposed plans that are scored
-_REFINED = 2  # single candidates that are fitted, repaired and scored, and as many plans
+_REFINED = 3  # single candidates that are fitted, repaired and scored, and as many plans
 _LONG = 10.0  # seconds: a fit that takes longer on its first images is not measured on all
 T = TypeVar("T")
 
