@@ -166,7 +166,7 @@ def estimate(
 
     >>> found = updp.estimate(model, "digits", recipe, out="runs/mine")
     >>> [stage.stage for stage in found.stages if stage.done], found.minutes
-    (['sites', 'supernet', 'search', 'subnet', 'merge'], 0)
+    (['sites', 'supernet', 'search', 'subnet', 'merge'], 0.0)
 
     Args:
         out: a run directory, whose finished stages are not measured. Nothing is written there.

@@ -3,32 +3,22 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
-from typing import TypeVar
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from updp.candidates import make_offers
-from updp.io.seeds import mix
 from updp.measure import Meter, Work, compare_modules
-from updp.search import SEARCHERS, FittedScorer, Scorer, Task, complete
-from updp.search.searchers.base import Known, Searcher
-from updp.search.searchers.refined import Refined
-from updp.search.space import Genome
-from updp.stages import search, sites, subnet, supernet
+from updp.run.search_rehearsal import SearchRehearsal, spread
+from updp.stages import sites, subnet, supernet
 from updp.stages.context import Context
 from updp.stages.verify import verify
 from updp.supernet import fit_candidates, fit_plan
-from updp.supernet.timing import time_plans
 from updp.training.evaluate import top1_of_each
 
 _SITES = 6  # whose candidates are fitted
-_ALONE = 6  # single candidates that are scored, beside the baseline
-_PLANS = 4  # proposed plans that are scored
-_REFINED = 3  # single candidates that are fitted, repaired and scored, and as many plans
 _LONG = 10.0  # seconds: a fit that takes longer on its first images is not measured on all
-T = TypeVar("T")
 
 
 class Rehearsal:
@@ -96,7 +86,7 @@ class Rehearsal:
         """Fit at a few sites from all over the network; a pass of the baseline serves all."""
         net, settings = self.context.net, self.context.recipe.fit
         images = self.context.feed.calibration(settings.images)
-        some = _spread([*net.switches], _SITES)
+        some = spread([*net.switches], _SITES)
         net.eval()
         net.choose({})
         once = self.meter.time("batches", lambda: [net(batch) for batch in images])
@@ -109,15 +99,8 @@ class Rehearsal:
         return Work("sites fitted", len(net.switches), len(some), whole)
 
     @cached_property
-    def _task(self) -> Task:
-        context = self.context
-        recipe = context.recipe
-        return Task(context.space, context.limits(), recipe.search, recipe.seed)
-
-    @cached_property
-    def _scorer(self) -> Scorer:
-        context = self.context
-        return Scorer(context.net, context.baseline, context.feed, context.recipe)
+    def _searching(self) -> SearchRehearsal:
+        return SearchRehearsal(self.context, self.meter)
 
     @cached_property
     def choices(self) -> Mapping[str, str]:
@@ -126,77 +109,15 @@ class Rehearsal:
             return self._choices
         if self.context.plan is not None:
             return self.context.plan.choices
-        return self._task.space.choices(self._task.random(0))
+        task = self._searching.task
+        return task.space.choices(task.random(0))
 
     def _search(self) -> list[Work]:
-        context, task, meter = self.context, self._task, self.meter
-        if context.plan is not None:
+        if self.context.plan is not None:
             return []
-        refines, space = context.recipe.refines, task.space
-        searcher = SEARCHERS[task.settings.searcher](task)
-        first = searcher.preliminaries()
-        wanted = max(0, min(task.settings.evaluations, space.size - len(first)))
-        singles = [space.keep, *space.singles()]
-        alone = singles if refines else first
-        some = [*alone[:1], *_spread(alone[1:], _ALONE)]
-        works = [meter.sample("single candidates", lambda: self._score(some), len(alone))]
-        # What is known half-way; scores do not matter to how long it takes to propose plans.
-        half = [task.random(number) for number in range(wanted // 2)]
-        proposing, plans = self._propose(searcher, [*first, *half], wanted)
-        refining = self._refine(Refined(task, _assumed(task, singles))) if refines else []
-        again = sum(work.steps for work in refining)  # scored as the others are, too
-        score = partial(self._score, plans[:_PLANS])
-        works += [proposing, meter.sample("plans", score, wanted + again), *refining]
-        self.growth = self._scorer.cache.growth(len(some) + _PLANS, len(alone) + wanted)
-        return [*works, self._time_plans()]
-
-    def _propose(
-        self, searcher: Searcher, known: Sequence[Genome], wanted: int
-    ) -> tuple[Work, list[Genome]]:
-        """The time of all rounds of proposals, and the plans of one round."""
-        plans: list[Genome] = []
-
-        def propose() -> None:
-            plans.extend(searcher.propose(_assumed(searcher.task, known)))
-            self.meter.advance()
-
-        size = searcher.task.settings.population
-        work = self.meter.sample("proposals", propose, math.ceil(wanted / size))
-        return work, plans
-
-    def _score(self, plans: Sequence[Genome]) -> None:
-        with search.open_store(self.context, "") as store:
-            complete(plans, self._task, self._scorer, store, self.meter)
-
-    def _refine(self, searcher: Refined) -> list[Work]:
-        """Time of fitted and repaired plans: of single candidates, and of proposals."""
-        context, task = self.context, self._task
-        first = searcher.preliminaries()
-        left = max(0, task.settings.refined - len(first))
-        _, plans = self._propose(searcher, first, left)
-
-        def score(plans: Sequence[Genome]) -> None:
-            judge = FittedScorer(context.net, context.baseline, context.feed, context.recipe)
-            with search.open_store(context, "fitted") as store:
-                complete(plans, task, judge, store, self.meter)
-
-        return [
-            self.meter.sample(
-                "refined candidates", lambda: score(_spread(first, _REFINED)), len(first)
-            ),
-            self.meter.sample("refined plans", lambda: score(plans[:_REFINED]), left),
-        ]
-
-    def _time_plans(self) -> Work:
-        context, measure = self.context, self.context.recipe.measure
-        plans = [self.choices] * min(self._task.settings.timed, self._task.space.size)
-        x = context.example(measure.batch_size)
-        net = context.net.eval()
-
-        def run() -> None:
-            time_plans(context.baseline, net, plans, x, measure, self.meter.advance)
-
-        return self.meter.time("rounds of timing", run, measure.rounds)
+        works = self._searching.measure(self.choices)
+        self.growth = self._searching.growth
+        return works
 
     def _subnet(self) -> list[Work]:
         context, settings = self.context, self.context.recipe.subnet
@@ -288,18 +209,3 @@ class Rehearsal:
     def _make_another(self) -> None:
         self.context.make_supernet()
         self.meter.advance()
-
-
-def _spread(values: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the values, evenly from beginning to end."""
-    count = min(count, len(values))
-    return [values[(2 * i + 1) * len(values) // (2 * count)] for i in range(count)]
-
-
-def _assumed(task: Task, plans: Sequence[Genome]) -> Known:
-    """Scores in place of real ones: the share of MACs that a plan saves, and some noise."""
-    whole = task.space.baseline.macs
-    return {
-        plan: (1 - task.space.cost(plan).macs / whole) * (0.5 + mix(*plan) / 2**63)
-        for plan in plans
-    }
