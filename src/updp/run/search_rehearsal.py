@@ -87,7 +87,7 @@ class SearchRehearsal:
         context, task = self.context, self.task
         first = searcher.preliminaries()
         left = max(0, min(task.settings.refined, task.space.size) - len(first))
-        _, plans = self._propose(searcher, first, left)
+        plans = dict.fromkeys(task.random(number) for number in range(_REFINED))
 
         def score(plans: Sequence[Genome]) -> None:
             judge = FittedScorer(context.net, context.baseline, context.feed, context.recipe)
@@ -98,7 +98,7 @@ class SearchRehearsal:
             self.meter.sample(
                 "refined candidates", lambda: score(spread(first, _REFINED)), len(first)
             ),
-            self.meter.sample("refined plans", lambda: score(plans[:_REFINED]), left),
+            self.meter.sample("refined plans", lambda: score([*plans]), left),
         ]
 
     def _time_plans(self, choices: Mapping[str, str]) -> Work:
