@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from updp.api import Inspection, Pruned, inspect, prune
+    from updp.api import Inspection, Pruned, estimate, inspect, prune
     from updp.blocks import Linear, teach_forward, teach_operator
     from updp.candidates import Candidate, Form, register_candidate
     from updp.deploy.bench import bench
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from updp.errors import ExportError, MergeError, UserError
     from updp.plan import Plan
     from updp.recipe import Budget, Recipe
+    from updp.run.estimates import Estimate
     from updp.run.load import load
 
 __all__ = [
     "Budget",
     "Candidate",
+    "Estimate",
     "ExportError",
     "Exported",
     "Form",
@@ -34,6 +36,7 @@ __all__ = [
     "Recipe",
     "UserError",
     "bench",
+    "estimate",
     "export",
     "inspect",
     "load",
@@ -48,7 +51,7 @@ __all__ = [
 
 # Imported on first use, because PyTorch takes seconds to import and `updp --help` needs none of it.
 _HOMES = {
-    "updp.api": ("Inspection", "Pruned", "inspect", "prune"),
+    "updp.api": ("Inspection", "Pruned", "estimate", "inspect", "prune"),
     "updp.blocks": ("Linear", "teach_forward", "teach_operator"),
     "updp.candidates": ("Candidate", "Form", "register_candidate"),
     "updp.deploy.bench": ("bench",),
@@ -58,6 +61,7 @@ _HOMES = {
     "updp.errors": ("ExportError", "MergeError", "UserError"),
     "updp.plan": ("Plan",),
     "updp.recipe": ("Budget", "Recipe"),
+    "updp.run.estimates": ("Estimate",),
     "updp.run.load": ("load",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,4 +1,4 @@
-"""The Python API: `prune` and `inspect`; `updp.load` is in `run.load`."""
+"""The Python API: `prune`, `estimate` and `inspect`; `updp.load` is in `run.load`."""
 
 import copy
 import tempfile
@@ -21,6 +21,7 @@ from updp.models import load_model, num_outputs
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.recipe.budget import Budget
+from updp.run.estimates import Estimate, estimate_run
 from updp.run.inputs import Data, as_device, open_inputs
 from updp.run.pipeline import open_run_directory
 from updp.run.records import Result
@@ -126,15 +127,10 @@ def prune(
         MergeError: the merged model does not compute what was trained (a bug here, or weights with
             infinities); nothing was written.
     """
-    if recipe is None or isinstance(recipe, Recipe):
-        settings = recipe or Recipe()
-    else:
-        budget = recipe if isinstance(recipe, Budget) else Budget.parse(recipe)
-        settings = Recipe(budget=budget)
     inputs = open_inputs(
         model,
         data,
-        settings,
+        _settle(recipe),
         weights=weights,
         device=device,
         plan=plan,
@@ -149,6 +145,50 @@ def prune(
     run = open_run_directory(inputs, path, fresh="sites" if fresh else "")
     run.until("merge")
     return Pruned(*run.results(), run.directory.path)
+
+
+def estimate(
+    model: nn.Module | str,
+    data: Data,
+    recipe: Recipe | Budget | str | None = None,
+    *,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    plan: Plan | None = None,
+    teacher: nn.Module | str | None = None,
+    teacher_weights: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """Measure how long each stage of `prune` will take here, and how much memory.
+
+    A few steps of each stage are run and thrown away. Latencies of candidates are timed in full,
+    because a run finds them in the cache.
+
+    >>> found = updp.estimate(model, "digits", recipe, out="runs/mine")
+    >>> [stage.stage for stage in found.stages if stage.done], found.minutes
+    (['sites', 'supernet', 'search', 'subnet', 'merge'], 0.0)
+
+    Args:
+        out: a run directory, whose finished stages are not measured. Nothing is written there.
+
+    The other arguments are those of `prune`.
+
+    Raises:
+        UserError: something that the user can put right.
+    """
+    inputs = open_inputs(
+        model,
+        data,
+        _settle(recipe),
+        weights=weights,
+        device=device,
+        plan=plan,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        progress=progress,
+    )
+    return estimate_run(inputs, None if out is None else Path(out), progress)
 
 
 @random_state()  # building a candidate draws its initial weights
@@ -200,6 +240,13 @@ def inspect(
         times["baseline"].ms.median,
         count_macs(module, x[:1]),
     )
+
+
+def _settle(recipe: Recipe | Budget | str | None) -> Recipe:
+    """A recipe, from what stands for one."""
+    if recipe is None or isinstance(recipe, Recipe):
+        return recipe or Recipe()
+    return Recipe(budget=recipe if isinstance(recipe, Budget) else Budget.parse(recipe))
 
 
 def _plain(offer: Offer) -> dict[str, Any]:

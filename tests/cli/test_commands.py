@@ -19,6 +19,7 @@ FINISHED = "--model --data --weights"
 FLAGS = {
     "inspect": f"{RECIPE} --device --json",
     "prune": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
+    "estimate": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --fresh --json",
     "supernet": f"{RUN} {RECIPE} {NORMALISED} --fresh",
     "search": f"{RUN} {RECIPE} {NORMALISED} --pick --fresh",
     "subnet": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from updp.cli.bench import bench
+from updp.cli.estimate import estimate
 from updp.cli.export import export
 from updp.cli.groups import expand
 from updp.cli.inspect import inspect
@@ -27,7 +28,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make a trained vision model shallower, and so faster, with little loss of accuracy.\n\n"
-    "[b]updp inspect[/b] shows what can be pruned; [b]updp prune[/b] does all of it; "
+    "[b]updp inspect[/b] shows what can be pruned; [b]updp estimate[/b] says how long that takes; "
+    "[b]updp prune[/b] does all of it; "
     "[b]supernet[/b], [b]search[/b], [b]subnet[/b] and [b]merge[/b] are its four stages, each on "
     "the same run directory; the others work on a finished run.",
 )
@@ -53,7 +55,19 @@ def _about(
     """Options of `updp` itself."""
 
 
-for command in (inspect, prune, supernet, search, subnet, merge, export, quantize, bench, report):
+for command in (
+    inspect,
+    estimate,
+    prune,
+    supernet,
+    search,
+    subnet,
+    merge,
+    export,
+    quantize,
+    bench,
+    report,
+):
     app.command()(expand(command))
 app.command("quantise", hidden=True)(expand(quantize))  # its former name
 

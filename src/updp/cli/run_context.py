@@ -10,10 +10,12 @@ from updp.cli.options import RunOptions, RunRecipeOptions, TeacherOptions
 from updp.cli.progress import Bars
 from updp.cli.tables import standard_console
 from updp.errors import UserError
+from updp.io.progress import Progress
 from updp.plan import Plan
 from updp.run.inputs import open_inputs
 from updp.run.pipeline import Run, open_run_directory
 from updp.run.records import RunRecord
+from updp.stages.context import RunInputs
 
 
 @contextmanager
@@ -34,28 +36,51 @@ def open_run(
     with Bars(standard_console()) as bars:
         # Starting over from the beginning ignores the recipe in the run directory, too.
         starts_over = fresh == "sites" and last == "merge" and not pick
-        settings = recipe.settle(None if starts_over else options.out)
-        record = RunRecord.read_if_there(options.out)
-        weights: str | Path | None = options.weights
-        if weights is None and record is not None:
-            weights = record.weights_for(options.model, None)
-        same_model = record if record and options.model in (None, record.model) else None
-        teacher_name, teacher_weights = _teacher(teacher or TeacherOptions(), same_model)
-        inputs = open_inputs(
-            _required("model", options.model, record),
-            _required("data", options.data, record),
-            settings,
-            weights=weights,
-            device=options.device,
-            plan=None if options.plan is None else Plan.load(options.plan),
+        inputs = read_inputs(
+            options,
+            recipe,
+            bars,
+            starts_over=starts_over,
             pick=pick,
-            teacher=teacher_name,
-            teacher_weights=teacher_weights,
-            tensorboard=options.tensorboard,
-            log=options.log,
-            progress=bars,
+            teacher=teacher,
         )
         yield open_run_directory(inputs, options.out, last=last, fresh=fresh)
+
+
+def read_inputs(
+    options: RunOptions,
+    recipe: RunRecipeOptions,
+    progress: Progress,
+    *,
+    starts_over: bool = False,
+    pick: str | None = None,
+    teacher: TeacherOptions | None = None,
+) -> RunInputs:
+    """Open the inputs that the options name; what they leave out is taken from the run directory.
+
+    The recipe is not, where a run `starts_over`. Raises UserError.
+    """
+    settings = recipe.settle(None if starts_over else options.out)
+    record = RunRecord.read_if_there(options.out)
+    weights: str | Path | None = options.weights
+    if weights is None and record is not None:
+        weights = record.weights_for(options.model, None)
+    same_model = record if record and options.model in (None, record.model) else None
+    teacher_name, teacher_weights = _teacher(teacher or TeacherOptions(), same_model)
+    return open_inputs(
+        _required("model", options.model, record),
+        _required("data", options.data, record),
+        settings,
+        weights=weights,
+        device=options.device,
+        plan=None if options.plan is None else Plan.load(options.plan),
+        pick=pick,
+        teacher=teacher_name,
+        teacher_weights=teacher_weights,
+        tensorboard=options.tensorboard,
+        log=options.log,
+        progress=progress,
+    )
 
 
 def _required(name: str, option: str | None, record: RunRecord | None) -> str:

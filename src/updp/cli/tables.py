@@ -13,8 +13,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from updp.api import Inspection
-    from updp.measure import Timing
+    from updp.measure import PeakMemory, Timing
     from updp.run.directory import RunDirectory
+    from updp.run.estimates import Estimate
     from updp.run.records import ModelFigures, Result
     from updp.search import ScoredPlan, SearchResult
 
@@ -76,6 +77,32 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
             mine = tuple(u.name for u in found.unusable if (u.kind, u.reason) == (kind, reason))
             shown = ", ".join(mine[:3]) + (f" and {count - 3} more" if count > 3 else "")
             console.print(f"  {escape(shown)} ({escape(kind)}): {escape(reason)}", highlight=False)
+
+
+def print_estimate(console: Console, found: Estimate, device: str) -> None:
+    """Print time and memory of each stage, and which steps they were measured on."""
+    on_device = any(stage.memory.device is not None for stage in found.stages)
+    names = ["stage", "minutes", "MiB", *(["MiB, GPU"] if on_device else []), "measured"]
+    table = make_table(f"updp prune on {device}", names, left=("measured",))
+
+    def row(name: str, minutes: float, memory: PeakMemory, *last: str, style: str = "") -> None:
+        mib = [memory.process, *([memory.device] if on_device else [])]
+        cells = ("" if value is None else f"{value:,}" for value in mib)
+        table.add_row(name, f"{minutes:.2f}", *cells, *last, style=style)
+
+    for stage in found.stages:
+        works = [f"{w.measured:,} of {w.steps:,} {w.name}" for w in stage.works]
+        measured = "it has ended" if stage.done else ", ".join(works) or "nothing to do"
+        row(stage.stage, stage.seconds / 60, stage.memory, measured)
+    table.add_section()
+    row("all", found.minutes, found.memory, style="bold")
+    console.print(table)
+    console.print(
+        "minutes: from the steps that were measured, out of so many. MiB: the peak of the whole "
+        "process.\nLatencies of candidates were timed in full; with measure.cache they are in the "
+        "cache now, and the run does not time them again.",
+        highlight=False,
+    )
 
 
 def print_front(console: Console, outcome: SearchResult) -> None:

@@ -76,6 +76,11 @@ class PrefixCache:
         while total > self.bound:
             total -= self._known.popitem(last=False)[1].bytes
 
+    def growth(self, plans: int, total: int) -> int:
+        """Bytes that activations will take beside those there are, of `plans`, after `total`."""
+        used = sum(entrance.bytes for entrance in self._known.values())
+        return max(0, min(self.bound, used * total // max(plans, 1)) - used)
+
     def __call__(self, key: Hashable, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
         if not self._kept:

@@ -48,17 +48,13 @@ def make_key(context: Context) -> SubnetKey:
 
 def run(context: Context) -> None:
     """Write `weights.safetensors`, and after a fit `start.safetensors` and `fit.json`."""
-    settings, feed = context.recipe.subnet, context.feed
+    settings = context.recipe.subnet
     net = context.make_supernet() if settings.start == "baseline" else context.net
     if settings.start != "baseline":
         context.load_weights(net, "supernet")
     if settings.start == "fit":
         _fit(context, net)
-    if settings.all_images:
-        feed = feed.with_held_out()
-    other = context.teacher
-    teacher = context.baseline if other is None else other.to(context.device)
-    train_progressively(context, net, context.found_plan().choices, teacher, feed)
+    train_plan(context, net, context.found_plan().choices)
     context.save_weights(net, "subnet")
 
 
@@ -79,6 +75,15 @@ def _fit(context: Context, net: Supernet) -> None:
         context.save_weights(net, "subnet", START)
         processes.wait()
     context.load_weights(net, "subnet", START)
+
+
+def train_plan(context: Context, net: Supernet, choices: Mapping[str, str]) -> None:
+    """Train `net` under a plan with the run's own teacher and images; see `train_progressively`."""
+    feed, other = context.feed, context.teacher
+    if context.recipe.subnet.all_images:
+        feed = feed.with_held_out()
+    teacher = context.baseline if other is None else other.to(context.device)
+    train_progressively(context, net, choices, teacher, feed)
 
 
 def train_progressively(

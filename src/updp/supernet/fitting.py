@@ -6,7 +6,7 @@ batches of calibration images.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
@@ -190,16 +190,18 @@ def fit_candidates(
     batches: Sequence[Tensor],
     settings: FitSettings,
     tick: Callable[[str], None] = lambda site: None,
+    sites: Collection[str] | None = None,
 ) -> None:
     """Fit every candidate of every site alone, on the baseline's activations, for a search.
 
     The baseline runs once for as many sites as `settings.rows_mb` allows, and again where a form
     has a further regression. `batches` are calibration images (N, C, H, W). `tick` is called for
-    each batch of each site, and once more when the site's candidates are fitted.
+    each batch of each site, and once more when the site's candidates are fitted. `sites` are all
+    by default.
     """
     net.eval()
     net.choose({})
-    for group in _groups(net, settings, len(batches)):
+    for group in _groups(net, sites, settings, len(batches)):
         left: dict[str, list[_FitTasks]] = dict(group)
         for number, images in processes.share(batches):
             with tapped(
@@ -225,12 +227,14 @@ def fit_candidates(
 
 
 def _groups(
-    net: Supernet, settings: FitSettings, batches: int
+    net: Supernet, sites: Collection[str] | None, settings: FitSettings, batches: int
 ) -> Iterator[dict[str, list[_FitTasks]]]:
     """Groups of sites whose regressions fit into memory together, by candidate."""
     group: dict[str, list[_FitTasks]] = {}
     room = settings.rows_mb * 2**20
     for name, switch in net.switches.items():
+        if sites is not None and name not in sites:
+            continue
         forms = [switch.form(label).fit_tasks(settings, batches) for label in switch.labels]
         needed = sum(fitting.regression.bytes for form in forms for fitting in form)
         if group and needed > room:

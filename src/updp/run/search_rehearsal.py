@@ -1,0 +1,128 @@
+"""A rehearsal of the search: a few plans of each kind, scored as the search scores them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import TypeVar
+
+from updp.io.seeds import mix
+from updp.measure import Meter, Work
+from updp.search import SEARCHERS, FittedScorer, ScoreFile, Scorer, Task, complete
+from updp.search.searchers.base import Known, Searcher
+from updp.search.searchers.refined import Refined
+from updp.search.space import Genome
+from updp.stages import search
+from updp.stages.context import Context
+from updp.supernet.timing import time_plans
+
+_ALONE = 6  # single candidates that are scored, beside the baseline
+_PLANS = 4  # proposed plans that are scored
+_REFINED = 3  # single candidates that are fitted, repaired and scored, and as many plans
+T = TypeVar("T")
+
+
+class SearchRehearsal:
+    """Measures a search, whose scores are thrown away.
+
+    `growth` are the bytes of activations that the whole search will keep beside those of `measure`.
+    """
+
+    def __init__(self, context: Context, meter: Meter) -> None:
+        """The context's root is a temporary directory with the survey of the sites."""
+        self.context, self.meter, self.growth = context, meter, 0
+
+    @cached_property
+    def task(self) -> Task:
+        """What is searched for. Raises UserError for a budget out of reach."""
+        context = self.context
+        recipe = context.recipe
+        return Task(context.space, context.limits(), recipe.search, recipe.seed)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        context = self.context
+        return Scorer(context.net, context.baseline, context.feed, context.recipe)
+
+    def measure(self, choices: Mapping[str, str]) -> list[Work]:
+        """Score a few plans of each kind; `choices` are a plan to time."""
+        context, task, meter = self.context, self.task, self.meter
+        refines, space = context.recipe.refines, task.space
+        searcher = SEARCHERS[task.settings.searcher](task)
+        first = searcher.preliminaries()
+        wanted = max(0, min(task.settings.evaluations, space.size - len(first)))
+        singles = [space.keep, *space.singles()]
+        alone = singles if refines else first
+        some = [*alone[:1], *spread(alone[1:], _ALONE)]
+        works = [meter.sample("single candidates", lambda: self._score(some), len(alone))]
+        # What is known half-way; scores do not matter to how long it takes to propose plans.
+        half = [task.random(number) for number in range(wanted // 2)]
+        proposing, plans = self._propose(searcher, [*first, *half], wanted)
+        refining = self._refine(Refined(task, _assumed(task, singles))) if refines else []
+        again = sum(work.steps for work in refining)  # scored as the others are, too
+        score = partial(self._score, plans[:_PLANS])
+        works += [proposing, meter.sample("plans", score, wanted + again), *refining]
+        self.growth = self._scorer.cache.growth(len(some) + _PLANS, len(alone) + wanted)
+        return [*works, self._time_plans(choices)]
+
+    def _propose(
+        self, searcher: Searcher, known: Sequence[Genome], wanted: int
+    ) -> tuple[Work, list[Genome]]:
+        """The time of all rounds of proposals, and the plans of one round."""
+        plans: list[Genome] = []
+
+        def propose() -> None:
+            plans.extend(searcher.propose(_assumed(searcher.task, known)))
+            self.meter.advance()
+
+        size = searcher.task.settings.population
+        work = self.meter.sample("proposals", propose, math.ceil(wanted / size))
+        return work, plans
+
+    def _score(self, plans: Sequence[Genome]) -> None:
+        file = ScoreFile(self.context.folder("search") / search.SCORES)
+        complete(plans, self.task, self._scorer, file, self.meter)
+
+    def _refine(self, searcher: Refined) -> list[Work]:
+        """Time of fitted and repaired plans: of single candidates, and of proposals."""
+        context, task = self.context, self.task
+        first = searcher.preliminaries()
+        left = max(0, min(task.settings.refined, task.space.size) - len(first))
+        plans = dict.fromkeys(task.random(number) for number in range(_REFINED))
+
+        def score(plans: Sequence[Genome]) -> None:
+            judge = FittedScorer(context.net, context.baseline, context.feed, context.recipe)
+            file = ScoreFile(context.folder("search") / search.FITTED)
+            complete(plans, task, judge, file, self.meter)
+
+        return [
+            self.meter.sample(
+                "refined candidates", lambda: score(spread(first, _REFINED)), len(first)
+            ),
+            self.meter.sample("refined plans", lambda: score([*plans]), left),
+        ]
+
+    def _time_plans(self, choices: Mapping[str, str]) -> Work:
+        context, measure = self.context, self.context.recipe.measure
+        plans = [choices] * min(self.task.settings.timed, self.task.space.size)
+        x = context.example(measure.batch_size)
+        net = context.net.eval()
+
+        def run() -> None:
+            time_plans(context.baseline, net, plans, x, measure, self.meter.advance)
+
+        return self.meter.time("rounds of timing", run, measure.rounds)
+
+
+def spread(values: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the values, evenly from beginning to end."""
+    count = min(count, len(values))
+    return [values[(2 * i + 1) * len(values) // (2 * count)] for i in range(count)]
+
+
+def _assumed(task: Task, plans: Sequence[Genome]) -> Known:
+    """Scores in place of real ones: the share of MACs that a plan saves, and some noise."""
+    whole = task.space.baseline.macs
+    return {
+        plan: (1 - task.space.cost(plan).macs / whole) * (0.5 + mix(*plan) / 2**63)
+        for plan in plans
+    }
