@@ -2,10 +2,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import tiny
+from updp import UserError
 from updp.io.files import read_json
+from updp.run.finished import open_run
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -47,6 +51,30 @@ def test_fresh_starts_over(finished: Path, tmp_path: Path) -> None:
     assert read_json(out / "sites" / "key.json")["seed"] == 3
     weights = "supernet/weights.safetensors"
     assert (out / weights).read_bytes() != (finished / weights).read_bytes()
+
+
+def test_a_test_split_given_apart_is_remembered_and_part_of_the_run(
+    finished: Path, tmp_path: Path
+) -> None:
+    greys = np.random.default_rng(0).integers(0, 255, (3, 400, 8, 8), np.uint8)
+    for name, pixels in zip(("data", "test", "other"), greys, strict=True):
+        for number, grey in enumerate(pixels[: None if name == "data" else 20]):
+            folder = tmp_path / name / str(number % 10)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey).save(folder / f"{number}.png")
+    out, given = tmp_path / "run", tiny.options(tiny.make_recipe(), tiny.write_model(tmp_path))
+    given[given.index("digits")] = str(tmp_path / "data")
+    outcome = tiny.updp("prune", *given, "--test", tmp_path / "test", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "split off" not in outcome.err
+    assert read_json(out / "result.json")["test_images"] == 20
+    assert tiny.updp("merge", "--out", out).code == 0
+    assert open_run(out).record.test == str(tmp_path / "test")
+    refused = tiny.updp("merge", "--test", tmp_path / "other", "--out", out)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "holds another run: data is " in refused.err
+    with pytest.raises(UserError, match=r"was made from other data than .*\(and --test\)"):
+        open_run(out, test=tmp_path / "other")
 
 
 @pytest.mark.parametrize(

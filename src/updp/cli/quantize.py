@@ -64,6 +64,7 @@ def quantize(
             equalize=equalize,
             model=finished.model,
             data=finished.data,
+            test=finished.test,
             weights=finished.weights,
             progress=bars,
         )

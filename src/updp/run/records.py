@@ -40,6 +40,7 @@ class RunRecord(Record):
     teacher: str = ""
     teacher_weights: str = ""
     data: str
+    test: str = ""
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
     device: str = ""
