@@ -127,7 +127,9 @@ def open_run(
     def check(opened: nn.Module, source: Source) -> None:
         key = check_weights(path, opened, model or record.model, file)
         if key.data != source.fingerprint:
-            what, advice = f"'{data or record.data}' has", "give that with --data (and --test)"
+            what, advice = f"'{data or record.data}' has", "give that with --data"
+            if test or record.test:
+                what, advice = f"{what[:-4]} and --test have", f"{advice} and --test"
             if data is not None and not isinstance(data, str | Path):
                 what, advice = "the loaders have", "give those that it was made from"
             raise UserError(f"'{path}' was made from other data than {what}: {advice}")

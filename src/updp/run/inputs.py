@@ -211,17 +211,28 @@ def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
 
 
 def _check_labels_suffice(source: Source, recipe: Recipe, data: str) -> None:
-    """Raise UserError where images have no labels."""
-    # The final table, scores and the training loss would be of labels that nobody gave.
-    if not source.labelled:
+    """Say what stands for labels that images lack. Raises UserError where they are trained on."""
+    if not source.train.labelled and recipe.learns_labels:
         raise UserError(
-            f"data '{data}' has no labels: put its images into a folder per class, such as "
-            "train/CLASS and test/CLASS"
+            f"data '{data}' has no labels, and {recipe.learns_labels} trains on them: take "
+            "--recipe fit-only, which trains nothing, or set supernet.epochs=0 and "
+            "subnet.distill=1; or put the images into a folder per class, such as train/CLASS"
+        )
+    without = {"data": source.train, "test split": source.test}
+    names = " and ".join(name for name, images in without.items() if not images.labelled)
+    if names:
+        _log.warning(
+            "the %s of '%s' has no labels: in place of top-1 stands the agreement with the "
+            "baseline, the share of images that it puts into the same class",
+            names,
+            data,
         )
 
 
 def _warn_at_chance(baseline: nn.Module, feed: Feed, source: Source) -> None:
-    """Warn where the baseline is not better than a guess on held-out images."""
+    """Warn where the baseline is not better than a guess on held-out images with labels."""
+    if not feed.labelled:
+        return
     images, labels = next(feed.held_out())
     images, labels = images[:_LOOKED_AT], labels[:_LOOKED_AT]
     with torch.no_grad():

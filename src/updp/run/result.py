@@ -39,7 +39,11 @@ def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -
         "merged": merged,
     }
     progress.begin("merge: evaluating each stage", feed.test_steps)
-    stages, images = top1_of_each(models, feed.test(), progress.advance)
+    labelled = feed.test_labelled
+    stages, images = top1_of_each(
+        models, feed.test(), progress.advance, reference=None if labelled else "baseline"
+    )
+    percent = {name: {"top1" if labelled else "agreement": stages[name]} for name in models}
     rounds = 2 * measure.rounds  # the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
@@ -52,10 +56,11 @@ def _make_result(context: Context, merged: nn.Module, checks: Sequence[Check]) -
         tick=progress.advance,
     )
     return Result(
-        baseline=_figures(baseline, stages["baseline"], x, times["baseline"]),
-        merged=_figures(merged, stages["merged"], x, times["merged"]),
+        baseline=_figures(baseline, percent["baseline"], x, times["baseline"]),
+        merged=_figures(merged, percent["merged"], x, times["merged"]),
         speedup=times["merged"].speedup,
-        top1_by_stage=stages,
+        top1_by_stage=stages if labelled else {},
+        agreement_by_stage={} if labelled else stages,
         test_images=images,
         batch_size=measure.batch_size,
         device=f"{feed.device}, {torch.get_num_threads()} threads, "
@@ -82,9 +87,12 @@ def _before_training(context: Context) -> dict[str, Supernet]:
     return nets
 
 
-def _figures(model: nn.Module, accuracy: float, x: Tensor, latency: Latency) -> ModelFigures:
+def _figures(
+    model: nn.Module, percent: dict[str, float], x: Tensor, latency: Latency
+) -> ModelFigures:
     return ModelFigures(
-        top1=accuracy,
+        top1=percent.get("top1"),
+        agreement=percent.get("agreement"),
         parameters=count_parameters(model),
         macs=count_macs(model, x[:1]),
         latency=latency.ms,
@@ -92,9 +100,10 @@ def _figures(model: nn.Module, accuracy: float, x: Tensor, latency: Latency) -> 
 
 
 def _draw(curves: Curves, result: Result) -> None:
-    """Draw the speed-up, and top-1 after each stage in a chart of its own."""
+    """Draw the speed-up, and top-1 (or agreement) after each stage in a chart of its own."""
     row: dict[str, float] = {"step": 0, "speedup": result.speedup.median}
-    for stage, accuracy in result.top1_by_stage.items():
-        row[f"top1_{stage.replace(' ', '_')}"] = accuracy
+    name = result.measure.replace("-", "")
+    for stage, percent in result.by_stage.items():
+        row[f"{name}_{stage.replace(' ', '_')}"] = percent
     curves.restart([row])
     curves.close()

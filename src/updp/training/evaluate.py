@@ -27,11 +27,16 @@ def top1_of_each(
     nets: Mapping[str, nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
     tick: Callable[[], None] = lambda: None,
+    *,
+    reference: str | None = None,
 ) -> tuple[dict[str, float], int]:
     """Evaluate several networks in one pass, a batch at a time; `tick` is called after each.
 
+    `reference` is a network whose predictions take the place of the labels.
+
     Returns:
-        Top-1 accuracy of each network, in percent, and the number of images.
+        Top-1 accuracy of each network, or its agreement with `reference`, in percent, and the
+        number of images.
     """
     right: dict[str, Tensor | int] = dict.fromkeys(nets, 0)
     images = 0
@@ -39,8 +44,10 @@ def top1_of_each(
         for net in nets.values():
             stack.enter_context(evaluating(net))
         for inputs, labels in batches:
-            for name, net in nets.items():
-                right[name] += (net(inputs).argmax(1) == labels).sum()
+            found = {name: net(inputs).argmax(1) for name, net in nets.items()}
+            wanted = labels if reference is None else found[reference]
+            for name, classes in found.items():
+                right[name] += (classes == wanted).sum()
             images += len(labels)
             tick()
     return {name: 100 * (int(count) / images) for name, count in right.items()}, images

@@ -57,7 +57,7 @@ class EncodedSplit:
         """A split of these images, by ascending indices."""
         return replace(
             self,
-            images=_Part(self.images, indices),
+            images=_PartOfSplit(self.images, indices),
             targets=[self.targets[index] for index in indices],
             run=1,
             groups=self.groups and self.groups.of(indices),
@@ -67,7 +67,7 @@ class EncodedSplit:
 Splits = tuple[EncodedSplit | None, EncodedSplit | None]  # training and test, where there are any
 
 
-class _Part:
+class _PartOfSplit:
     """Some of the images of a split."""
 
     def __init__(self, images: Encoded, indices: NDArray[np.int64]) -> None:

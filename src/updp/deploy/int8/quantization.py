@@ -102,8 +102,8 @@ def quantize(
             contents[name] = int8.file.read_bytes()
             figures[name] = Int8Figures(
                 file=_FILES[name],
-                top1_float=accuracy(exact, labels),
-                top1_int8=accuracy(rounded, labels),
+                top1_float=accuracy(exact, labels) if opened.feed.test_labelled else None,
+                top1_int8=accuracy(rounded, labels) if opened.feed.test_labelled else None,
                 agreement=accuracy(rounded, exact.argmax(1)),
                 bytes_float=floats[name].bytes,
                 bytes_int8=len(contents[name]),
