@@ -49,9 +49,7 @@ def shortened(name: str) -> tuple[Recipe, str]:
         epochs = min(getattr(recipe, part).epochs, 1)
         changes[part] = {"epochs": epochs, "accumulate": 1}
     changes["subnet"]["all_images"] = False
-    changes["fit"] = {
-        "repair": False
-    }  # of each layer behind the sites: it takes minutes
+    changes["fit"] = {"repair": False}  # of each layer behind the sites: it takes minutes
     sets = [f"{part}.{k}={v}" for part, fields in changes.items() for k, v in fields.items()]
     return recipe.updated(*sets), command[1]
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+BUFFER = 8192  # images among which training draws at a time: more hardly mix better
+
 
 @dataclass(frozen=True)
 class Groups:

@@ -3,6 +3,7 @@
 Opening reads the labels alone; images are read a row group at a time.
 """
 
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from updp.data.order import Groups
+from updp.data.order import BUFFER, Groups
 from updp.data.readers.columns import Shard, image_of, make_shard, read_shards
 from updp.data.readers.encoded import EncodedSplit, Numbering
 from updp.data.source import printable
@@ -26,15 +27,18 @@ _RUN = 64  # images in a row that are compared, where splits are
 class RowGroups:
     """Encoded images of several files, of which the row groups used last are kept in memory.
 
-    So many are kept as fit into the cache, and at least one; training stays within them. Threads
-    may share it, and worker processes get a copy with files and memory of their own.
+    So many are kept as training draws from at a time, but no more than fit into the cache, and at
+    least one. Threads may share it, and worker processes get a copy with files and memory of their
+    own.
     """
 
     def __init__(self, files: Sequence[Path], shards: Sequence[Shard]) -> None:
         self.files = files
         self._rows = Numbering([count for shard in shards for count in shard.rows])
         self._groups = Numbering([len(shard.rows) for shard in shards])
-        self._kept = max(1, _CACHE_BYTES // max(1, *(shard.largest for shard in shards)))
+        rows = max(count for shard in shards for count in shard.rows)
+        largest = max(shard.largest for shard in shards)
+        self._kept = max(1, min(_CACHE_BYTES // largest, math.ceil(BUFFER / rows)))
         self._reset()
 
     @property

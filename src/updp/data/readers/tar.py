@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updp.data.images import NO_LABEL
-from updp.data.order import Groups
+from updp.data.order import BUFFER, Groups
 from updp.data.readers.encoded import EncodedSplit, Numbering, check_all_labelled, check_labels
 from updp.data.readers.folder import EXTENSIONS
 from updp.data.source import printable
@@ -24,8 +24,7 @@ from updp.errors import UserError, reason
 
 _BLOCK = 512  # bytes: tar's unit
 _RUN = 64  # images in a row that are compared, where splits are
-_PART = 256  # images in a row that training reads from at a time, of each of `_TOGETHER` places
-_TOGETHER = 32
+_PART = 256  # images in a row that training reads from at a time
 
 
 class TarIndex:
@@ -77,7 +76,7 @@ def read_tar(root: Path, files: Sequence[Path]) -> EncodedSplit:
     paths = [path.relative_to(root).as_posix() for path in files]
     images = TarImages(files, indices)
     return EncodedSplit(
-        images, labels, root, paths, run=_RUN, groups=Groups(images.starts(), _TOGETHER)
+        images, labels, root, paths, run=_RUN, groups=Groups(images.starts(), BUFFER // _PART)
     )
 
 
