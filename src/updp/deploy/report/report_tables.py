@@ -138,6 +138,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         ("weights", about.weights),
         ("teacher", about.teacher),
         ("data", about.data),
+        ("test split", about.test),
         ("classes", f"{len(about.classes)}: {classes}" if classes else ""),
         ("image", "×".join(map(str, about.input_shape))),
         ("seed", str(run.recipe.seed)),
