@@ -22,7 +22,7 @@ from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.recipe.budget import Budget
 from updp.run.estimates import Estimate, estimate_run
-from updp.run.inputs import Data, as_device, open_inputs
+from updp.run.inputs import Data, Test, as_device, open_inputs
 from updp.run.pipeline import open_run_directory
 from updp.run.records import Result
 
@@ -79,6 +79,7 @@ def prune(
     data: Data,
     recipe: Recipe | Budget | str | None = None,
     *,
+    test: Test | None = None,
     out: str | Path | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
@@ -102,9 +103,12 @@ def prune(
     Args:
         model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`.
         data: `digits`, a folder, or a pair (training, test) of loaders or data sets of items
-            (image, label), or of dictionaries.
+            (image, label), or of dictionaries; or one of them, with or without `test`.
         recipe: a recipe with a budget, or a budget alone, such as `blocks=9`; only with a `plan`
             neither is needed.
+        test: the test split, where `data` has none or another is wanted: a path of any form that
+            `data` may have, or a loader or data set beside one. Where there is none at all, a tenth
+            of the images is split off, and a warning says so.
         out: the run directory; called again with the same one, it continues a killed run.
         weights: safetensors file for a model given by name.
         device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
@@ -131,6 +135,7 @@ def prune(
         model,
         data,
         _settle(recipe),
+        test=test,
         weights=weights,
         device=device,
         plan=plan,
@@ -152,6 +157,7 @@ def estimate(
     data: Data,
     recipe: Recipe | Budget | str | None = None,
     *,
+    test: Test | None = None,
     out: str | Path | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
@@ -181,6 +187,7 @@ def estimate(
         model,
         data,
         _settle(recipe),
+        test=test,
         weights=weights,
         device=device,
         plan=plan,

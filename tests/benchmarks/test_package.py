@@ -33,6 +33,7 @@ def test_there_is_a_command_for_every_benchmark() -> None:
         "search.scores",
         "search.searchers",
         "speed.latency",
+        "speed.memory",
         "speed.opening",
         "speed.runtimes",
         "speed.speedup",

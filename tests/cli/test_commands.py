@@ -10,11 +10,11 @@ from typer.main import get_command
 from tests import tiny
 from updp.cli import app
 
-RUN = "--model --data --weights --out --device --plan --tensorboard --log"
+RUN = "--model --data --test --weights --out --device --plan --tensorboard --log"
 RECIPE = "--recipe --set --include --exclude --input-size"
 NORMALISED = "--budget --mean --std"
 TEACHER = "--teacher --teacher-weights"
-FINISHED = "--model --data --weights"
+FINISHED = "--model --data --test --weights"
 
 FLAGS = {
     "inspect": f"{RECIPE} --device --json",

@@ -2,10 +2,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests import tiny
+from updp import UserError
 from updp.io.files import read_json
+from updp.run.finished import open_run
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -47,6 +52,78 @@ def test_fresh_starts_over(finished: Path, tmp_path: Path) -> None:
     assert read_json(out / "sites" / "key.json")["seed"] == 3
     weights = "supernet/weights.safetensors"
     assert (out / weights).read_bytes() != (finished / weights).read_bytes()
+
+
+def test_a_test_split_given_apart_is_remembered_and_part_of_the_run(
+    finished: Path, tmp_path: Path
+) -> None:
+    greys = np.random.default_rng(0).integers(0, 255, (3, 400, 8, 8), np.uint8)
+    for name, pixels in zip(("data", "test", "other"), greys, strict=True):
+        for number, grey in enumerate(pixels[: None if name == "data" else 20]):
+            folder = tmp_path / name / str(number % 10)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey).save(folder / f"{number}.png")
+    out, given = tmp_path / "run", tiny.options(tiny.make_recipe(), tiny.write_model(tmp_path))
+    given[given.index("digits")] = str(tmp_path / "data")
+    outcome = tiny.updp("prune", *given, "--test", tmp_path / "test", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "split off" not in outcome.err
+    assert read_json(out / "result.json")["test_images"] == 20
+    assert tiny.updp("merge", "--out", out).code == 0
+    assert open_run(out).record.test == str(tmp_path / "test")
+    refused = tiny.updp("merge", "--test", tmp_path / "other", "--out", out)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "holds another run: data is " in refused.err
+    with pytest.raises(UserError, match=r"other data than .*' and --test have: give that with"):
+        open_run(out, test=tmp_path / "other")
+
+
+def test_images_without_labels_are_enough_to_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Top-1 is then of a test split with labels alone; else there is agreement in its place."""
+    greys = np.random.default_rng(0).integers(0, 255, (400, 8, 8), np.uint8)
+    for name in ("flat", *(f"test/{label}" for label in range(10))):
+        (tmp_path / name).mkdir(parents=True)
+    for number, grey in enumerate(greys):
+        Image.fromarray(grey).save(tmp_path / "flat" / f"{number}.png")
+        Image.fromarray(255 - grey).save(tmp_path / f"test/{number % 10}/{number}.png")
+    out, spec = tmp_path / "run", tiny.write_model(tmp_path)
+    options = tiny.options(tiny.make_recipe(), spec)
+    options[options.index("digits")] = str(tmp_path / "flat")
+    refused = tiny.updp("prune", *options, "--out", out)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "has no labels, and supernet.epochs=0.3 trains on them: take" in refused.err
+    fits = (*options, "--set=supernet.epochs=0", "--set=subnet.epochs=0")
+
+    outcome = tiny.updp("prune", *fits, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "the data and test split of" in caplog.text
+    caplog.clear()
+    assert "top-1" not in outcome.out  # which has the progress and both tables
+    assert "agreement with the baseline on 40 test images, %: baseline 100.00" in outcome.out
+    result = read_json(out / "result.json")
+    figures = [result[name] for name in ("baseline", "merged")]
+    assert [side["top1"] for side in figures] == [None, None]
+    assert result["top1_by_stage"] == {}
+    run = open_run(out)
+    with torch.no_grad():
+        same = [run.baseline(x).argmax(1) == run.merged(x).argmax(1) for x, _ in run.feed.test()]
+    assert figures[1]["agreement"] == pytest.approx(100 * torch.cat(same).double().mean().item())
+    front = read_json(out / "search" / "front.json")
+    assert (front["reference"], front["baseline"]["top1"]) == ("baseline", 100)
+    page = tiny.updp("report", out, "--format", "markdown")
+    assert page.code == 0, page.err
+
+    tested = ("--test", tmp_path / "test", "--out", tmp_path / "tested")
+    assert tiny.updp("prune", *fits, *tested, "--plan", out / "plan.json").code == 0
+    assert "the data of" in caplog.text
+    figures = read_json(tmp_path / "tested/result.json")["baseline"]
+    run = open_run(tmp_path / "tested")
+    with torch.no_grad():
+        right = [run.baseline(x).argmax(1) == labels for x, labels in run.feed.test()]
+    assert figures["top1"] == pytest.approx(100 * torch.cat(right).double().mean().item())
+    assert figures["agreement"] is None
 
 
 @pytest.mark.parametrize(

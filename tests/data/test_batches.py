@@ -8,6 +8,7 @@ from torch import Tensor
 
 from updp.data import Batches, Images
 from updp.data.images import InMemory
+from updp.data.order import Groups
 from updp.errors import UserError
 
 
@@ -38,6 +39,29 @@ def test_resuming_gives_the_tail_and_decodes_nothing_else() -> None:
     assert labels(Batches(data, None, 8, seed=1, shuffle=True), 3, start=5) == whole[5:]
     assert data.asked == flat(whole[5:])
     assert labels(Batches(data, None, 8, seed=1, shuffle=True), 3, start=len(whole)) == []
+
+
+def test_images_stored_together_are_trained_on_together() -> None:
+    """Each window of two groups is two whole batches here; windows differ from epoch to epoch."""
+    data, groups = Counting(100), Groups(np.arange(0, 100, 10), 2)
+    chosen = torch.arange(0, 100, 2)  # the others are held out
+
+    def order(epoch: int, start: int = 0) -> list[list[int]]:
+        return labels(Batches(data, chosen, 5, seed=1, shuffle=True), epoch, start)
+
+    def windows(batches: list[list[int]]) -> list[set[int]]:
+        pairs = zip(batches[::2], batches[1::2], strict=True)
+        return [{image // 10 for image in one + other} for one, other in pairs]
+
+    assert {len(window) for window in windows(order(0))} != {2}
+    data.groups = groups
+    first, second = order(0), order(1)
+    for each in (first, second):
+        assert sorted(flat(each)) == chosen.tolist()
+        assert [len(window) for window in windows(each)] == [2] * 5
+    assert windows(first) != windows(second)
+    assert any(len({image // 10 for image in batch}) == 2 for batch in first)
+    assert order(1, start=3) == second[3:]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,8 +13,13 @@ def test_unknown_data_names_the_forms() -> None:
         open_source("no/such", input_size=None)
 
 
+def test_digits_keep_their_test_split(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot take the place of the digits' own 500 test images"):
+        open_source("digits", input_size=None, test=str(tmp_path))
+
+
 def test_empty_folder_names_the_layout(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"needs train/CLASS/.* and test/CLASS"):
+    with pytest.raises(UserError, match=r"holds no images: .*train/CLASS/.* and test/CLASS"):
         open_source(str(tmp_path), input_size=None)
 
 

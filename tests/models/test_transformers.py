@@ -6,14 +6,17 @@ import json
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.families import error
 from updp.blocks import find
 from updp.candidates import proposals
-from updp.data import preprocess_for
+from updp.data import preprocess_for, resize_for
 from updp.errors import UserError
 from updp.models import load_model, num_outputs
 from updp.recipe import CandidateSettings
@@ -108,6 +111,42 @@ def test_a_saved_folder_brings_weights_preprocessing_and_a_new_head(tmp_path: Pa
         assert torch.equal(tensor, model.model.vit.state_dict()[name])
     images = preprocess_for(again, None)
     assert (images.input_size, images.mean) == ((3, 16, 16), (0, 0.1, 0.2))
+
+
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "vit": {"size": 16, "resample": 2},
+    "deit": {"size": 18, "crop_size": 16, "do_center_crop": True, "resample": 3},
+    "convnext": {"size": {"shortest_edge": 32}, "crop_pct": 0.875, "resample": 3},
+    "resnet": {"size": 400, "crop_pct": 0.9, "resample": 2},
+    "swin": {"size": {"height": 32, "width": 32}, "resample": 3},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_images_are_prepared_as_the_folders_processor_does(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    processors = pytest.importorskip("transformers")
+    stated = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], **PROCESSORS[name]}
+    kind = {"resnet": "ConvNext", "swin": "ViT", "vit": "ViT", "deit": "DeiT"}.get(name, "ConvNext")
+    stated["image_processor_type"] = f"{kind}ImageProcessor"
+    (folder(tmp_path, name) / "preprocessor_config.json").write_text(json.dumps(stated))
+    model = load_model(f"hf/{tmp_path}")
+    y, x = np.mgrid[:90, :140]
+    picture = Image.fromarray(np.stack([x, 2 * y, (x + y) % 256], 2).astype(np.uint8))
+    processor = processors.AutoImageProcessor.from_pretrained(tmp_path, local_files_only=True)
+    wanted = processor(picture, return_tensors="pt")["pixel_values"]
+    resize = resize_for(model)
+    assert resize is not None
+    found = preprocess_for(model, None)(torch.from_numpy(resize(picture))[None])
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().mean() < 0.02  # their resize rounds otherwise
+    (tmp_path / "preprocessor_config.json").write_text('{"resample": "large"}')
+    with pytest.raises(UserError, match=r"preprocessor_config\.json' is not understood"):
+        load_model(f"hf/{tmp_path}")
+    (tmp_path / "preprocessor_config.json").write_text('{"size": "large"}')
+    load_model(f"hf/{tmp_path}")
+    assert "preprocessor_config.json' is not used: " in caplog.text
 
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:

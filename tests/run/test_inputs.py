@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
 from updp import UserError
+from updp.data import Images, Source
 from updp.models import load_model
 from updp.run.inputs import open_inputs
 from updp.stages.context import RunInputs
@@ -61,10 +62,35 @@ def test_the_training_loaders_settings_are_used_unless_the_recipe_has_its_own(
     assert (settings.batch_size, settings.workers) == (16, 1)
 
 
-@pytest.mark.parametrize("given", [3, (data(),), DataLoader(data())])
-def test_data_that_is_no_pair_says_what_to_give(tiny_model: str, given: Any) -> None:
-    with pytest.raises(UserError, match="give a name, a folder, or a pair of loaders or data sets"):
+@pytest.mark.parametrize("given", [3, (data(),)])
+def test_data_of_another_form_says_what_to_give(tiny_model: str, given: Any) -> None:
+    with pytest.raises(UserError, match="give a name, a folder, a loader or data set, or a pair"):
         opened(tiny_model, given)
+
+
+def test_a_loader_alone_is_split_and_may_have_a_test_split_beside_it(
+    tiny_model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def numbers(split: Images) -> set[int]:
+        return {int(1e6 * image.sum()) for image, _ in split}
+
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    seen: list[Source] = []
+
+    def look(model: object, source: Source) -> None:
+        seen.append(source)
+
+    open_inputs(tiny_model, DataLoader(data()), recipe, check=look)
+    assert "12 of the training loader's 120 images are split off for it" in caplog.text
+    whole = {int(1e6 * image.sum()) for image, _ in data()}
+    assert numbers(seen[0].train) | numbers(seen[0].test) == whole
+    assert (len(seen[0].train), len(seen[0].test)) == (108, 12)
+    open_inputs(tiny_model, data(), recipe, test=data(first=1), check=look)
+    open_inputs(tiny_model, (data(), data(first=1)), recipe, check=look)
+    assert seen[1].fingerprint == seen[2].fingerprint != seen[0].fingerprint
+    for given, test in ((data(), "digits"), ("digits", data()), ((data(), data()), data())):
+        with pytest.raises(UserError, match=r"give (two paths|one of them)"):
+            open_inputs(tiny_model, given, recipe, test=test)
 
 
 def test_a_model_that_guesses_is_warned_of(
@@ -95,5 +121,5 @@ def test_images_without_labels_say_what_is_missing(tiny_model: str, tmp_path: Pa
         (tmp_path / split).mkdir()
         for number in range(60):
             Image.new("L", (8, 8), number).save(tmp_path / split / f"{number}.png")
-    with pytest.raises(UserError, match=r"has no labels: put its images into a folder per class"):
+    with pytest.raises(UserError, match=r"has no labels, and supernet.epochs=0.3 trains on them"):
         opened(tiny_model, str(tmp_path))

@@ -63,6 +63,7 @@ def export(
                 out=out,
                 model=finished.model,
                 data=finished.data,
+                test=finished.test,
                 weights=finished.weights,
                 device=device,
                 test_images=test_images,

@@ -15,10 +15,18 @@ if TYPE_CHECKING:
     from updp.recipe import Recipe
 
 MODEL = "timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory."
-DATA = "digits, a folder of class folders, or a folder of Parquet files."
+DATA = "digits, a folder of class folders, or one of Parquet files, tar files or `datasets`."
 
 ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL)]
 DataOption = Annotated[str | None, typer.Option("--data", help=DATA)]
+TestOption = Annotated[
+    str | None,
+    typer.Option(
+        "--test",
+        help="Data of the same forms whose test split is used; by default that of --data, or a "
+        "tenth of its images where it has none.",
+    ),
+]
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", help="Safetensors file with the model's weights.")
 ]
@@ -46,6 +54,7 @@ class FinishedOptions:
 
     model: ModelOption = None
     data: DataOption = None
+    test: TestOption = None
     weights: WeightsOption = None
 
 

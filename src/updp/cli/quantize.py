@@ -64,6 +64,7 @@ def quantize(
             equalize=equalize,
             model=finished.model,
             data=finished.data,
+            test=finished.test,
             weights=finished.weights,
             progress=bars,
         )
@@ -112,8 +113,7 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
 
 def _figures(side: Int8Figures) -> tuple[str, ...]:
     return (
-        f"{side.top1_float:.2f}",
-        f"{side.top1_int8:.2f}",
+        *("" if top1 is None else f"{top1:.2f}" for top1 in (side.top1_float, side.top1_int8)),
         f"{side.loss:+.2f}",
         f"{side.agreement:.2f}",
         f"{side.bytes_float / 1e6:.3f}",

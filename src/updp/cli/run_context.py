@@ -66,11 +66,15 @@ def read_inputs(
     if weights is None and record is not None:
         weights = record.weights_for(options.model, None)
     same_model = record if record and options.model in (None, record.model) else None
+    test = options.test
+    if test is None and record is not None and options.data in (None, record.data):
+        test = record.test or None
     teacher_name, teacher_weights = _teacher(teacher or TeacherOptions(), same_model)
     return open_inputs(
         _required("model", options.model, record),
         _required("data", options.data, record),
         settings,
+        test=test,
         weights=weights,
         device=options.device,
         plan=None if options.plan is None else Plan.load(options.plan),

@@ -113,7 +113,7 @@ def print_front(console: Console, outcome: SearchResult) -> None:
         f"{base.macs / 1e6:,.1f} M MACs",
         title_justify="left",
     )
-    names = ("line", "pruned", "score", "repaired", "top-1 %", "ms, predicted")
+    names = ("line", "pruned", "score", "repaired", f"{outcome.measure} %", "ms, predicted")
     for name in (*names, "ms, measured (IQR)", "MACs", "parameters", "memory"):
         table.add_column(name, justify="right")
     lines = [*enumerate(outcome.front, 1)]
@@ -140,8 +140,8 @@ def print_front(console: Console, outcome: SearchResult) -> None:
     console.print(
         f"*: the plan that is taken, the best for the budget {outcome.budget}. =: its latency "
         "cannot be told from the line above.\nrepaired: the score of those that were fitted whole, "
-        "and top-1 is then theirs. Shares are of the baseline's.\nTake another one with "
-        "--pick LINE or --pick BUDGET.",
+        f"and {outcome.measure} is then theirs. Shares are of the baseline's.\n"
+        "Take another one with --pick LINE or --pick BUDGET.",
         highlight=False,
     )
 
@@ -163,7 +163,14 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("model")
     ms = f"ms, batch {first.batch_size}: median (IQR)"
-    for name in ("top-1 %", "parameters", "MACs", ms, "speed-up (IQR)", "merge error f32 / f64"):
+    for name in (
+        f"{first.measure} %",
+        "parameters",
+        "MACs",
+        ms,
+        "speed-up (IQR)",
+        "merge error f32 / f64",
+    ):
         table.add_column(name, justify="right")
     for name, result in results.items():
 
@@ -171,7 +178,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
             t = side.latency
             table.add_row(
                 label,
-                f"{side.top1:.2f}",
+                f"{side.percent:.2f}",
                 f"{side.parameters:,}",
                 f"{side.macs / 1e6:.2f} M",
                 spread(t),
@@ -194,9 +201,10 @@ def print_result(console: Console, run: RunDirectory) -> None:
     """Print a run's final table, top-1 after each stage, and where the result is."""
     result, plan, out = run.result(), run.plan(), run.path
     console.print(result_table({"": result}))
-    stages = ", ".join(f"{name} {value:.2f}" for name, value in result.top1_by_stage.items())
+    stages = ", ".join(f"{name} {value:.2f}" for name, value in result.by_stage.items())
+    what = "top-1" if result.measure == "top-1" else "agreement with the baseline"
     console.print(
-        f"top-1 on {result.test_images} test images, %: {stages}\n"
+        f"{what} on {result.test_images} test images, %: {stages}\n"
         f"pruned {len(plan)} sites: {', '.join(plan.choices)}\n"
         f"device: {result.device}"
         + ("" if result.faster else "; the speed-up is within the noise")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from updp.data.images import Images
+from updp.data.order import shuffled
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.seeds import mix, random_state, set_seed
@@ -21,8 +22,9 @@ class Batches:
     """Batches of `images[indices]` (None: all), in a new order every epoch if `shuffle` is set.
 
     Order, and what images draw while they are read, are pure functions of (seed, epoch, index),
-    for any number of workers; no global random state is touched. A short last batch is kept, or
-    when shuffling dropped unless it is the only one.
+    for any number of workers; no global random state is touched. Images that are stored in groups
+    (`Images.groups`) are shuffled within a few of them at a time, see `order`. A short last batch
+    is kept, or when shuffling dropped unless it is the only one.
 
     Several processes share each batch if `shuffle` is set, so that all take the same steps; else
     with `shared` they take turns at the batches, and else all read everything.
@@ -83,7 +85,8 @@ class Batches:
     def _items(self, epoch: int, start: int) -> "Iterator[list[_Item]]":
         order = self.indices
         if self.shuffle:
-            order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(order)
+            rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+            order = shuffled(order, self.images.groups, rng)
         order = np.repeat(order, self.repeats)[: len(order)]
         size = self.batch_size
         for first in range(start * size, len(self) * size, size):

@@ -48,7 +48,7 @@ def read_class_file(root: Path) -> list[Names] | None:
 def order_classes(source: Source, order: Sequence[Names], file: str) -> Source:
     """Number the classes as a file says. Raises UserError where it lacks one of the data's."""
     names = tuple(aliases[0] for aliases in order)
-    if source.indexed:  # the data has numbers alone
+    if source.indexed or not source.classes:  # the data has numbers alone, or no labels
         return replace(source, classes=names) if len(names) >= len(source.classes) else source
     found = _find(source.classes, order)
     missing = [name for name, index in zip(source.classes, found, strict=True) if index is None]
@@ -85,7 +85,7 @@ def match_classes(source: Source, outputs: int, *, model: str, data: str) -> Sou
         )
     if count == outputs:
         return source
-    if source.indexed or not source.labelled:
+    if source.indexed or not source.classes:
         more = tuple(str(index) for index in range(count, outputs))
         return replace(source, classes=source.classes + more)
     numbers = [str(int(name)) if name.isdecimal() else name for name in source.classes]
@@ -106,7 +106,8 @@ def _renumbered(source: Source, mapping: Sequence[int], classes: tuple[str, ...]
     if list(mapping) == list(range(len(source.classes))):
         return replace(source, classes=classes, indexed=True)
     for images in (source.train, source.test):
-        images.targets = [mapping[label] for label in images.targets]
+        if images.labelled:
+            images.targets = [mapping[label] for label in images.targets]
     text = f"{source.fingerprint} {list(mapping)}"
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     return replace(source, classes=classes, indexed=True, fingerprint=fingerprint)

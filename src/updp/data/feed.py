@@ -26,7 +26,8 @@ class Feed:
     """Training batches, images held out of the training split, and the test split.
 
     Calibration, search and recalibration see held-out images only; the test split is for the
-    final table. Images are float (N, C, H, W) and labels (N,).
+    final table. Images are float (N, C, H, W) and labels (N,), `NO_LABEL` where there are none:
+    `labelled` says so of the training images, `test_labelled` of the test split.
 
     Args:
         source: both splits.
@@ -52,6 +53,7 @@ class Feed:
     ) -> None:
         self.preprocess, self.device, self.seed = preprocess, device, seed
         self.classes, self.image_size = len(source.classes), source.image_size
+        self.labelled, self.test_labelled = source.train.labelled, source.test.labelled
         self.resize = source.train.resize
         # A user's own loaders do; then it is not known how.
         self.normalised = source.train[0][0].is_floating_point()

@@ -13,17 +13,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from updp.data.decoding import decode
+from updp.data.order import Groups
 from updp.data.resizing import InputSize, ResizeCrop, Size, as_resize, in_channels
 from updp.errors import UserError
 
+NO_LABEL = -1  # the target of an image without a label
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images kept, per split
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Item i is an image (C, H, W) and its label; `targets` are all labels.
+    """Item i is an image (C, H, W) and its label; `targets` are all labels, or all `NO_LABEL`.
 
     Images are uint8, or floats that their owner has normalised. `resize` says how whole pictures
-    became images, and is None where that is the owner's doing.
+    became images, and is None where that is the owner's doing. `groups` are images that are stored
+    together, a few of which training reads at a time; None where any order costs the same.
     """
 
     # Whether reading an image may draw random numbers; then its random state is set before.
@@ -32,9 +35,15 @@ class Images(Dataset[tuple[Tensor, int]]):
     targets: Sequence[int]
     size: Size
     resize: ResizeCrop | None = None
+    groups: Groups | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images have labels."""
+        return self.targets[0] != NO_LABEL
 
     def picture(self, index: int) -> Image.Image:
         """The whole picture, for training transforms; here the image itself.
@@ -71,9 +80,14 @@ class OnDemand(Images):
     draws: ClassVar[bool] = False
 
     def __init__(
-        self, encoded: Encoded, targets: Sequence[int], input_size: InputSize | None
+        self,
+        encoded: Encoded,
+        targets: Sequence[int],
+        input_size: InputSize | None,
+        groups: Groups | None = None,
     ) -> None:
         self.encoded, self.targets, self.input_size = encoded, targets, input_size
+        self.groups = groups
         channels, height, width = self._pixels(0).shape
         self.size = (channels, height, width)
         self.resize = as_resize(input_size or self.size)
@@ -128,9 +142,14 @@ class InMemory(Images):
         return self.whole.picture(index) if self.whole else super().picture(index)
 
 
-def load_images(encoded: Encoded, targets: Sequence[int], input_size: InputSize | None) -> Images:
+def load_images(
+    encoded: Encoded,
+    targets: Sequence[int],
+    input_size: InputSize | None,
+    groups: Groups | None = None,
+) -> Images:
     """Decode all images now, so that a bad one shows early, unless they exceed the memory limit."""
-    images = OnDemand(encoded, targets, input_size)
+    images = OnDemand(encoded, targets, input_size, groups)
     if len(images) * prod(images.size) > MEMORY_LIMIT:
         return images
     pixels = np.empty((len(images), *images.size), np.uint8)

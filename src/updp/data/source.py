@@ -26,7 +26,6 @@ class Source:
         image_size: (C, H, W).
         indexed: labels are indices of the model's outputs, whether all of them occur or not; else
             they are positions among classes that have only names in common with the model's.
-        labelled: images have labels; else all are 0.
         batch_size, workers: what the user's training loader has, if it says so.
     """
 
@@ -36,9 +35,13 @@ class Source:
     fingerprint: str
     image_size: Size
     indexed: bool = False
-    labelled: bool = True
     batch_size: int | None = None
     workers: int | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether training images have labels."""
+        return self.train.labelled
 
     def __post_init__(self) -> None:
         if self.train.size != self.test.size:

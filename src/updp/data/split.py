@@ -1,12 +1,26 @@
-"""Held-out images of the training split, for calibration, fit and search."""
+"""Images held out of the training split: for calibration, fit and search, or as a test split."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from updp.errors import UserError
+
+_TEST_IMAGES = 10_000  # at most: enough to know top-1 to a point
+
+
+def hold_out_test(labels: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split off a test split for images that have none: a tenth, always the same ones.
+
+    Returns:
+        Training and test indices, both ascending.
+    """
+    count = min(max(1, len(labels) // 10), _TEST_IMAGES)
+    train, test = hold_out(len(labels), labels, count, seed=0)
+    return train.numpy(), np.sort(test.numpy())
 
 
 def hold_out(n: int, labels: Sequence[int], count: int, seed: int) -> tuple[Tensor, Tensor]:

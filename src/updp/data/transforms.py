@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from updp.data.images import Images
+from updp.data.images import Images, InMemory
 from updp.data.preprocess import Preprocess
 from updp.io import processes
 from updp.recipe import DataSettings
@@ -56,6 +56,9 @@ class Augmented(Images):
     def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images, self.transform = images, transform
         self.targets, self.size = images.targets, images.size
+        # Whole pictures are read from their files again, also of images in memory.
+        stored = images.whole if isinstance(images, InMemory) and images.whole else images
+        self.groups = stored.groups
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(self.images.picture(index)), self.targets[index]

@@ -1,12 +1,19 @@
 """Image classifiers of the transformers library, from a folder; nothing is downloaded."""
 
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 
 from updp.errors import UserError, needs_extra, reason
+
+_log = logging.getLogger(__name__)
+
+_CROPPED_BELOW = 384  # pixels; transformers' ConvNextImageProcessor
 
 
 class Classifier(nn.Module):
@@ -63,7 +70,7 @@ def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
 
 
 def _preprocessing(folder: Path, config: Any) -> dict[str, Any]:
-    """Input size, mean and std from the configuration files, where they have them."""
+    """Input size, crop and normalisation from the configuration files, in timm's words."""
     found: dict[str, Any] = {}
     side = getattr(config, "image_size", None)
     channels = getattr(config, "num_channels", 3)
@@ -72,8 +79,58 @@ def _preprocessing(folder: Path, config: Any) -> dict[str, Any]:
         found["input_size"] = (channels, height, width)
     file = folder / "preprocessor_config.json"
     if file.is_file():
-        settings = json.loads(file.read_text())
-        for key, name in (("mean", "image_mean"), ("std", "image_std")):
-            if name in settings:
-                found[key] = tuple(settings[name])
+        try:
+            stated = json.loads(file.read_text())
+            for key, name in (("mean", "image_mean"), ("std", "image_std")):
+                if name in stated:
+                    found[key] = tuple(stated[name])
+            if "resample" in stated:
+                found["interpolation"] = Image.Resampling(stated["resample"]).name.lower()
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"'{file}' is not understood: {reason(error)}") from error
+        if {"size", "crop_size", "crop_pct"} & stated.keys():
+            try:
+                cropped = _crop(folder, config)
+            except Exception as error:  # the library's own code for any processor there is
+                _log.warning("the crop of '%s' is not used: %s", file, reason(error))
+                cropped = {}
+            size = (channels, *cropped.pop("size", found.get("input_size", ())[1:]))
+            if len(size) == 3 and found.setdefault("input_size", size) == size:
+                found |= cropped
     return found if "input_size" in found else {}
+
+
+def _crop(folder: Path, config: Any) -> dict[str, Any]:
+    """Size (H, W), `crop_pct` and `crop_mode` of what the folder's image processor does.
+
+    The library reads the file, whose form has changed: a `size` of one number is a square of some
+    processors, and the shorter edge of others.
+    """
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder, config=config, local_files_only=True)
+
+    def sides(name: str, *keys: str) -> tuple[int, ...] | None:
+        size = getattr(processor, name, None)
+        found = [size.get(k) if isinstance(size, dict) else getattr(size, k, None) for k in keys]
+        return None if None in found else tuple(int(side or 0) for side in found)
+
+    edge, whole = sides("size", "shortest_edge"), sides("size", "height", "width")
+    share = getattr(processor, "crop_pct", None)
+    if share is not None and edge is not None:  # ConvNeXt's: small images are cropped, others not
+        small = edge[0] < _CROPPED_BELOW
+        mode = "center" if small else "squash"
+        return {"size": edge * 2, "crop_pct": share if small else 1.0, "crop_mode": mode}
+    crop = (
+        sides("crop_size", "height", "width")
+        if getattr(processor, "do_center_crop", False)
+        else None
+    )
+    size = crop or whole or (edge or ()) * 2
+    if not size:
+        raise ValueError(f"size {processor.size} has neither height and width nor a shortest edge")
+    scaled = (whole or edge or size)[0]
+    share = size[0] / scaled
+    if int(size[0] / share) < scaled:  # timm rounds this down
+        share = math.nextafter(share, 0)
+    return {"size": size, "crop_pct": share, "crop_mode": "squash" if whole else "center"}

@@ -122,6 +122,15 @@ class Recipe(Part):
         return self.supernet.epochs > 0 or self.subnet.epochs > 0
 
     @property
+    def learns_labels(self) -> str:
+        """The setting by which a stage trains with labels, such as `subnet.distill=0.9`, if any."""
+        if self.supernet.epochs > 0:
+            return f"supernet.epochs={self.supernet.epochs:g}"
+        if self.subnet.epochs > 0 and self.subnet.distill < 1:
+            return f"subnet.distill={self.subnet.distill:g}"
+        return ""
+
+    @property
     def counts_blocks(self) -> bool:
         """Whether the budget counts blocks alone; then only candidates that take depth count."""
         return self.budget is None or [*self.budget.model_dump(exclude_none=True)] == ["blocks"]

@@ -13,7 +13,7 @@ from updp.io.progress import Progress
 from updp.models import hash_state
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.inputs import Data, open_inputs
+from updp.run.inputs import Data, Test, open_inputs
 from updp.run.load import load
 from updp.run.records import Result, RunRecord
 from updp.stages.sites import SitesKey
@@ -96,6 +96,7 @@ def open_run(
     model: nn.Module | str | None = None,
     data: Data | None = None,
     *,
+    test: Test | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
@@ -106,6 +107,7 @@ def open_run(
         run: the run directory.
         model: the baseline, where it came from Python or its file was moved.
         data: the data, where it came from Python or was moved.
+        test: its test split, where that was given apart and was moved.
         weights: safetensors file for a model given by name.
         device: by default CUDA where there is one.
         progress: where to report to.
@@ -126,6 +128,8 @@ def open_run(
         key = check_weights(path, opened, model or record.model, file)
         if key.data != source.fingerprint:
             what, advice = f"'{data or record.data}' has", "give that with --data"
+            if test or record.test:
+                what, advice = f"{what[:-4]} and --test have", f"{advice} and --test"
             if data is not None and not isinstance(data, str | Path):
                 what, advice = "the loaders have", "give those that it was made from"
             raise UserError(f"'{path}' was made from other data than {what}: {advice}")
@@ -134,6 +138,7 @@ def open_run(
         model or record.model,
         data or record.data,
         recipe,
+        test=record.test or None if test is None else test,
         weights=file,
         device=device,
         progress=progress,

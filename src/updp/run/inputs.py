@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,8 @@ from updp.recipe import DataSettings, Recipe
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
-Data = str | Path | tuple[Loader, Loader]
+Data = str | Path | Loader | tuple[Loader, Loader]
+Test = str | Path | Loader
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def open_inputs(
     data: Data,
     recipe: Recipe,
     *,
+    test: Test | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
     plan: Plan | None = None,
@@ -75,18 +78,19 @@ def open_inputs(
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
         module, name = model, ""
-        source = _open_source(data, model, recipe.data)
+        source = _open_source(data, test, model, recipe.data)
     else:
         name = model
         # Loaded twice: the model says its image size, and then the data its number of classes.
         blank = load_model(model, seed=recipe.seed)
-        source = _open_source(data, blank, recipe.data)
-        module = _trained(model, weights, blank, len(source.classes), recipe.seed)
+        source = _open_source(data, test, blank, recipe.data)
+        module = _trained(model, weights, blank, len(source.classes) or None, recipe.seed)
     teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
     names = InputNames(
         model=name,
         weights="" if weights is None else str(weights),
         data=str(data) if isinstance(data, str | Path) else "",
+        test=str(test) if isinstance(test, str | Path) else "",
         teacher=teacher_name,
         teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
@@ -145,9 +149,11 @@ def as_device(name: str | None) -> torch.device:
 
 
 def _trained(
-    name: str, weights: str | Path | None, blank: nn.Module, classes: int, seed: int
+    name: str, weights: str | Path | None, blank: nn.Module, classes: int | None, seed: int
 ) -> nn.Module:
     """Load a named model with as many classes as its weights have, or without any as the data.
+
+    Without labels the data has None, and the model those that it has by itself.
 
     `blank` is the model with the classes that it has by itself.
     """
@@ -166,7 +172,7 @@ def _trained(
     return load_model(name, weights=file, num_classes=classes, seed=seed)
 
 
-def _open_source(data: Data, model: nn.Module, settings: DataSettings) -> Source:
+def _open_source(data: Data, test: Test | None, model: nn.Module, settings: DataSettings) -> Source:
     """Open the data; pictures are resized and cropped as the recipe says, else as the model does.
 
     Raises UserError: the recipe says how to crop, and to no size or images of the user's own.
@@ -178,15 +184,27 @@ def _open_source(data: Data, model: nn.Module, settings: DataSettings) -> Source
         resize = resize_for(model, input_size=settings.input_size, mean=settings.mean, **given)
         if said and resize is None:
             raise UserError(f"{said} crops to no size: set data.input_size, too")
-        return open_source(str(data), input_size=resize)
+        if not isinstance(test, str | Path | None):
+            raise UserError(
+                f"test is a {type(test).__name__} and data the path '{data}': give two paths, or "
+                "two loaders"
+            )
+        return open_source(str(data), input_size=resize, test=None if test is None else str(test))
     if said:
         raise UserError(f"{said} is for image files: crop in your loader's data set")
-    if not isinstance(data, tuple | list) or len(data) != 2:
+    train: Any = data
+    if isinstance(data, tuple | list) and len(data) == 2:
+        if test is not None:
+            raise UserError("data is a pair with a test split, and test another: give one of them")
+        train, test = data
+    if isinstance(test, str | Path):
+        raise UserError(f"test is the path '{test}' and data none: give two paths, or two loaders")
+    if isinstance(train, tuple | list) or not hasattr(train, "__len__"):
         raise UserError(
-            f"data is a {type(data).__name__}: give a name, a folder, or a pair of loaders or data "
-            "sets (training, test)"
+            f"data is a {type(train).__name__}: give a name, a folder, a loader or data set, or a "
+            "pair of these (training, test)"
         )
-    return from_loaders(*data)
+    return from_loaders(train, test)
 
 
 def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
@@ -202,17 +220,28 @@ def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
 
 
 def _check_labels_suffice(source: Source, recipe: Recipe, data: str) -> None:
-    """Raise UserError where images have no labels."""
-    # The final table, scores and the training loss would be of labels that nobody gave.
-    if not source.labelled:
+    """Say what stands for labels that images lack. Raises UserError where they are trained on."""
+    if not source.train.labelled and recipe.learns_labels:
         raise UserError(
-            f"data '{data}' has no labels: put its images into a folder per class, such as "
-            "train/CLASS and test/CLASS"
+            f"data '{data}' has no labels, and {recipe.learns_labels} trains on them: take "
+            "--recipe fit-only, which trains nothing, or set supernet.epochs=0 and "
+            "subnet.distill=1; or put the images into a folder per class, such as train/CLASS"
+        )
+    without = {"data": source.train, "test split": source.test}
+    names = " and ".join(name for name, images in without.items() if not images.labelled)
+    if names:
+        _log.warning(
+            "the %s of '%s' has no labels: in place of top-1 stands the agreement with the "
+            "baseline, the share of images that it puts into the same class",
+            names,
+            data,
         )
 
 
 def _warn_at_chance(baseline: nn.Module, feed: Feed, source: Source) -> None:
-    """Warn where the baseline is not better than a guess on held-out images."""
+    """Warn where the baseline is not better than a guess on held-out images with labels."""
+    if not feed.labelled:
+        return
     images, labels = next(feed.held_out())
     images, labels = images[:_LOOKED_AT], labels[:_LOOKED_AT]
     with torch.no_grad():

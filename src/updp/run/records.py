@@ -41,6 +41,7 @@ class RunRecord(Record):
     teacher: str = ""
     teacher_weights: str = ""
     data: str
+    test: str = ""
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
     device: str = ""
@@ -78,26 +79,52 @@ class Done(Record):
 
 
 class ModelFigures(BaseModel, frozen=True):
-    """Figures of one model: top-1 in percent, MACs for one image, latency in ms for a batch."""
+    """Figures of one model: top-1 in percent, MACs for one image, latency in ms for a batch.
 
-    top1: float
+    Where the test images have no labels, there is no top-1 but the agreement: percent of the images
+    that the model puts into the same class as the baseline.
+    """
+
+    top1: float | None
+    agreement: float | None = None
     parameters: int
     macs: int
     latency: Timing
 
+    @property
+    def percent(self) -> float:
+        """Top-1, or else the agreement with the baseline."""
+        value = self.agreement if self.top1 is None else self.top1
+        assert value is not None
+        return value
+
 
 class Result(Record):
-    """The final figures of a run; accuracies are top-1 on the test split, in percent."""
+    """The final figures of a run; accuracies are top-1 on the test split, in percent.
+
+    Without labels agreement stands in their place, see `ModelFigures`.
+    """
 
     FILE: ClassVar[str] = "result.json"
     baseline: ModelFigures
     merged: ModelFigures
     speedup: Timing
-    top1_by_stage: dict[str, float]
+    top1_by_stage: dict[str, float]  # empty where there are no labels
+    agreement_by_stage: dict[str, float] = {}  # noqa: RUF012
     test_images: int
     batch_size: int
     device: str
     merge_error: dict[str, float]
+
+    @property
+    def measure(self) -> str:
+        """What `percent` and `by_stage` are: top-1, or agreement with the baseline."""
+        return "agreement" if self.baseline.top1 is None else "top-1"
+
+    @property
+    def by_stage(self) -> dict[str, float]:
+        """Top-1, or else the agreement with the baseline, after each stage."""
+        return self.top1_by_stage or self.agreement_by_stage
 
     @property
     def faster(self) -> bool:

@@ -33,7 +33,10 @@ def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) ->
         "merged": merged,
     }
     progress.begin("merge: evaluating each stage", feed.test_steps)
-    stages, images = top1_of_each(models, feed.test(), progress.advance)
+    labelled = feed.test_labelled
+    stages, images = top1_of_each(
+        models, feed.test(), progress.advance, reference=None if labelled else "baseline"
+    )
     if processes.is_first():
         result = _make_result(context, merged, checks, stages, images)
         _draw(context.board.curves("merge"), result)
@@ -47,8 +50,10 @@ def _make_result(
     stages: dict[str, float],
     images: int,
 ) -> Result:
-    """Time both models, of whose accuracy after each of the `stages` all is known."""
+    """Time both models, of which `stages` has top-1 or agreement after each stage, in percent."""
     progress, baseline, measure = context.progress, context.baseline, context.recipe.measure
+    labelled = context.feed.test_labelled
+    percent = {n: {"top1" if labelled else "agreement": stages[n]} for n in ("baseline", "merged")}
     rounds = 2 * measure.rounds  # the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
@@ -61,10 +66,11 @@ def _make_result(
         tick=progress.advance,
     )
     return Result(
-        baseline=_figures(baseline, stages["baseline"], x, times["baseline"]),
-        merged=_figures(merged, stages["merged"], x, times["merged"]),
+        baseline=_figures(baseline, percent["baseline"], x, times["baseline"]),
+        merged=_figures(merged, percent["merged"], x, times["merged"]),
         speedup=times["merged"].speedup,
-        top1_by_stage=stages,
+        top1_by_stage=stages if labelled else {},
+        agreement_by_stage={} if labelled else stages,
         test_images=images,
         batch_size=measure.batch_size,
         device=f"{context.device}, {torch.get_num_threads()} threads, "
@@ -91,9 +97,12 @@ def _before_training(context: Context) -> dict[str, Supernet]:
     return nets
 
 
-def _figures(model: nn.Module, accuracy: float, x: Tensor, latency: Latency) -> ModelFigures:
+def _figures(
+    model: nn.Module, percent: dict[str, float], x: Tensor, latency: Latency
+) -> ModelFigures:
     return ModelFigures(
-        top1=accuracy,
+        top1=percent.get("top1"),
+        agreement=percent.get("agreement"),
         parameters=count_parameters(model),
         macs=count_macs(model, x[:1]),
         latency=latency.ms,
@@ -101,9 +110,10 @@ def _figures(model: nn.Module, accuracy: float, x: Tensor, latency: Latency) -> 
 
 
 def _draw(curves: Curves, result: Result) -> None:
-    """Draw the speed-up, and top-1 after each stage in a chart of its own."""
+    """Draw the speed-up, and top-1 (or agreement) after each stage in a chart of its own."""
     row: dict[str, float] = {"step": 0, "speedup": result.speedup.median}
-    for stage, accuracy in result.top1_by_stage.items():
-        row[f"top1_{stage.replace(' ', '_')}"] = accuracy
+    name = result.measure.replace("-", "")
+    for stage, percent in result.by_stage.items():
+        row[f"{name}_{stage.replace(' ', '_')}"] = percent
     curves.restart([row])
     curves.close()

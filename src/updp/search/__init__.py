@@ -8,7 +8,7 @@ from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.loop import complete, refine, search
 from updp.search.outcome import ScoredPlan, SearchResult
-from updp.search.score import Score
+from updp.search.score import Score, measure_of
 from updp.search.scorers import FittedScorer, Scorer
 from updp.search.scores import Evaluated, ScoreFile, Scores
 from updp.search.searchers import SEARCHERS, Task
@@ -38,6 +38,7 @@ __all__ = [
     "complete",
     "finalists",
     "limits_of",
+    "measure_of",
     "pareto",
     "pick",
     "refine",

@@ -62,6 +62,7 @@ def choose_plan(
         ),
         front=tuple(genomes.index(e.genome) for e in pareto(known.values(), task)),
         chosen=genomes.index(chosen),
+        reference=task.reference,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from updp.io import processes
 from updp.io.progress import Progress
 from updp.search.front import certainly_dominated
-from updp.search.score import Hopeless, Score, never
+from updp.search.score import Hopeless, Score, measure_of, never
 from updp.search.scores import Evaluated, ScoreFile, Scores
 from updp.search.searchers import SEARCHERS, Task
 from updp.search.searchers.base import Searcher
@@ -121,7 +121,8 @@ class _Reporter:
         self.show(plan, self.best)
         if plan.genome not in self.past:
             score = self.best and self.best.score
-            note = f"best {score.score:.4f}, top-1 {score.top1:.2f} %" if score else ""
+            what = measure_of(self.task.reference)
+            note = f"best {score.score:.4f}, {what} {score.top1:.2f} %" if score else ""
             self.progress.advance(note)
 
 

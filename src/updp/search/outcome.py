@@ -10,6 +10,7 @@ from updp.candidates import Offers
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.plan import Plan
+from updp.search.score import Reference, measure_of
 
 
 class ScoredPlan(BaseModel, extra="forbid", frozen=True):
@@ -17,7 +18,7 @@ class ScoredPlan(BaseModel, extra="forbid", frozen=True):
 
     choices: dict[str, str]
     score: float | None  # None if it was infinite
-    top1: float | None
+    top1: float | None  # on held-out images, see `SearchResult.reference`
     complete: bool
     fitted: float | None = None  # score after fit and repair, of plans that were refined
     fitted_top1: float | None = None
@@ -44,7 +45,8 @@ class ScoredPlan(BaseModel, extra="forbid", frozen=True):
 class SearchResult(Record):
     """All plans of a search in the order of scoring; `front` and `chosen` are indices of `points`.
 
-    `axis` is the unit of cost of the front.
+    `axis` is the unit of cost of the front. `reference` says what the top-1 of plans is measured
+    against: labels, or the predictions of the baseline where there are none.
     """
 
     FILE: ClassVar[str] = "search/front.json"
@@ -55,6 +57,12 @@ class SearchResult(Record):
     points: tuple[ScoredPlan, ...]
     front: tuple[int, ...]
     chosen: int
+    reference: Reference = "labels"
+
+    @property
+    def measure(self) -> str:
+        """What the figures called `top1` are."""
+        return measure_of(self.reference)
 
     @model_validator(mode="after")
     def _indices_exist(self) -> Self:

@@ -3,17 +3,21 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.data.feed import Feed
+from updp.data.images import NO_LABEL
 from updp.training.evaluate import predict
 
 _CHUNK = 64  # images scored at once; scoring may stop after each chunk
 _BATCH = 256  # images in a batch of the baseline
-_NO_LABEL = -1
+
+# What accuracies are measured against; the baseline's predictions where there are no labels.
+Reference = Literal["labels", "baseline"]
 
 # Whether a score that cannot fall below this bound is useless.
 Hopeless = Callable[[float], bool]
@@ -24,18 +28,26 @@ def never(bound: float) -> bool:
     return False
 
 
+def measure_of(reference: Reference) -> str:
+    """The name of accuracies that are measured against it."""
+    return "top-1" if reference == "labels" else "agreement"
+
+
 @dataclass(frozen=True)
 class Score:
     """The score of a plan."""
 
     score: float  # mean loss; lower is better, 0 is best
-    top1: float  # accuracy in percent, of the images that have a label
+    top1: float  # accuracy in percent; without any labels, agreement with the baseline
     images: int  # that were scored
     complete: bool = True  # whether these are all; else score and accuracy are estimates
 
 
 class HeldOut:
-    """Held-out images with the baseline's logits; scores are means of a loss over them."""
+    """Held-out images with the baseline's logits; scores are means of a loss over them.
+
+    Where they have no labels, the baseline's predictions are taken for them.
+    """
 
     def __init__(
         self, baseline: nn.Module, feed: Feed, kind: str, *, blended: bool = False
@@ -54,9 +66,11 @@ class HeldOut:
         labels = torch.cat([labels for _, labels in held_out])
         if blended and kind == "divergence":
             images = torch.cat([images, (images + images.roll(1, 0)) / 2])
-            labels = torch.cat([labels, torch.full_like(labels, _NO_LABEL)])
+            labels = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
         batches = zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
         logits, _ = predict(baseline, batches)
+        if not feed.labelled:
+            labels = logits.argmax(1)
         # Least certain first: they have most of the loss, so a hopeless plan shows soon.
         unsure = 1 - logits.double().softmax(1).square().sum(1)
         order = unsure.argsort(descending=True, stable=True)
@@ -80,7 +94,7 @@ class HeldOut:
             logits = run(number, images)
             loss += self._loss(logits, labels, reference).double().sum().item()
             right += int((logits.argmax(1) == labels).sum())
-            labelled += int((labels != _NO_LABEL).sum())
+            labelled += int((labels != NO_LABEL).sum())
             seen += len(labels)
             if not math.isfinite(loss) or (seen < self.images and hopeless(loss / self.images)):
                 break

@@ -50,6 +50,7 @@ class InputNames:
     model: str = ""
     weights: str = ""
     data: str = ""
+    test: str = ""
     teacher: str = ""
     teacher_weights: str = ""
 

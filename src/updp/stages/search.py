@@ -10,7 +10,16 @@ from updp.errors import UserError
 from updp.io import processes
 from updp.io.files import write_json, write_text
 from updp.io.tracking import Board, Curves
-from updp.search import Evaluated, FittedScorer, ScoreFile, Scorer, Scores, SearchResult, Task
+from updp.search import (
+    Evaluated,
+    FittedScorer,
+    ScoreFile,
+    Scorer,
+    Scores,
+    SearchResult,
+    Task,
+    measure_of,
+)
 from updp.search.front_plot import plot_front
 from updp.stages.context import Context, StageKey
 from updp.supernet.timing import time_plans
@@ -59,7 +68,13 @@ def make_task(context: Context) -> Task:
     """Load the supernet's weights and describe the search: space, limits, settings, seed."""
     context.load_weights(context.net, "supernet")
     recipe = context.recipe
-    return Task(context.space, context.limits(), recipe.search, recipe.seed)
+    return Task(
+        context.space,
+        context.limits(),
+        recipe.search,
+        recipe.seed,
+        reference="labels" if context.feed.labelled else "baseline",
+    )
 
 
 def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Scores]:
@@ -72,7 +87,7 @@ def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Sco
     parts = context.net, context.baseline, context.feed, context.recipe
     progress, scorer = context.progress, Scorer(*parts)
     file = ScoreFile(context.folder("search") / SCORES)
-    with _shown(board.curves("search")) as show:
+    with _shown(board.curves("search"), task) as show:
         known = search.search(task, scorer, file, progress, show)
     if not context.recipe.refines:
         return known, {}
@@ -81,7 +96,7 @@ def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Sco
     known |= search.complete(singles, task, scorer, file, progress)
     fitted_scorer = FittedScorer(*parts)
     fitted = ScoreFile(context.folder("search") / FITTED)
-    with _shown(board.curves("refined")) as show:
+    with _shown(board.curves("refined"), task) as show:
         refined = search.refine(task, known, fitted_scorer, fitted, progress, show)
     return known | search.complete(refined, task, scorer, file, progress), refined
 
@@ -100,9 +115,10 @@ def choose(context: Context, task: Task, known: Scores, refined: Scores) -> Sear
     measured = dict(zip(plans, times, strict=True))
     result = search.choose_plan(known, refined, task, recipe.budget, measured)
     chosen = result.plan
+    how = "right" if context.feed.labelled else "as the baseline has them"
     context.progress.say(
         f"search: {len(known)} plans scored, {len(refined)} fitted and repaired; the chosen "
-        f"one has {chosen.last_top1:.2f} % of held-out images right and prunes "
+        f"one has {chosen.last_top1:.2f} % of held-out images {how} and prunes "
         f"{', '.join(chosen.choices)}"
     )
     return result
@@ -125,16 +141,16 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
 
 
 @contextmanager
-def _shown(curves: Curves) -> Iterator[Callable[[Evaluated, Evaluated | None], None]]:
+def _shown(curves: Curves, task: Task) -> Iterator[Callable[[Evaluated, Evaluated | None], None]]:
     """Draw score and top-1 over evaluations, of each plan and of the best within the budget."""
-    count = 0
+    count, name = 0, measure_of(task.reference).replace("-", "")
     curves.restart()
 
     def show(plan: Evaluated, best: Evaluated | None) -> None:
         nonlocal count
-        row: dict[str, float] = {"step": count, "score": plan.score.score, "top1": plan.score.top1}
+        row: dict[str, float] = {"step": count, "score": plan.score.score, name: plan.score.top1}
         if best is not None:
-            row |= {"best": best.score.score, "best_top1": best.score.top1}
+            row |= {"best": best.score.score, f"best_{name}": best.score.top1}
         curves.add(row)
         count += 1
 

@@ -173,9 +173,10 @@ class ProgressiveStep:
         if settings.distill or self._features:
             with torch.no_grad():  # before the student, whose activations then are not there yet
                 wanted = self.teacher(images)
-        logits = self.net(images)
-        labels = classification(logits, targets, settings.label_smoothing)
-        loss = (1 - settings.distill) * labels
+        logits, loss = self.net(images), images.new_zeros(())
+        if settings.distill < 1:  # else images need no labels
+            labels = classification(logits, targets, settings.label_smoothing)
+            loss = (1 - settings.distill) * labels
         if settings.distill and wanted is not None:
             loss = loss + settings.distill * distillation(logits, wanted, settings.temperature)
         if self._features is None:

@@ -28,13 +28,17 @@ def top1_of_each(
     nets: Mapping[str, nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
     tick: Callable[[], None] = lambda: None,
+    *,
+    reference: str | None = None,
 ) -> tuple[dict[str, float], int]:
     """Evaluate several networks in one pass, a batch at a time; `tick` is called after each.
 
-    Several processes have batches of their own each.
+    Several processes have batches of their own each. `reference` is a network whose predictions
+    take the place of the labels.
 
     Returns:
-        Top-1 accuracy of each network, in percent, and the number of images.
+        Top-1 accuracy of each network, or its agreement with `reference`, in percent, and the
+        number of images.
     """
     counts = torch.zeros(len(nets) + 1, dtype=torch.int64)  # of right answers, and of images
     with ExitStack() as stack:
@@ -42,8 +46,10 @@ def top1_of_each(
             stack.enter_context(evaluating(net))
         for inputs, labels in batches:
             counts = counts.to(inputs.device)
-            for number, net in enumerate(nets.values()):
-                counts[number] += (net(inputs).argmax(1) == labels).sum()
+            found = {name: net(inputs).argmax(1) for name, net in nets.items()}
+            wanted = labels if reference is None else found[reference]
+            for number, classes in enumerate(found.values()):
+                counts[number] += (classes == wanted).sum()
             counts[-1] += len(labels)
             tick()
     counts = counts.cpu()

@@ -23,6 +23,7 @@ def mixed(
     """
     if not (recipe.mixup or recipe.cutmix):
         return images, labels
+    labels = labels.clamp(min=0)  # of images without any, whose loss is another's: they blend alike
     with random_state(seed):  # both draw on the CPU, wherever the images are
         cut = bool(recipe.cutmix) and (not recipe.mixup or torch.rand(()).item() < 0.5)
         if cut:

@@ -63,6 +63,12 @@ def test_what_is_missing_is_said(root: Path) -> None:
     (root / "train/state.json").write_text("{}")
     with pytest.raises(UserError, match=r"state\.json' is not as `datasets` writes it: KeyError"):
         open_source(str(root), input_size=None)
-    (root / "test/state.json").unlink()
-    with pytest.raises(UserError, match="lacks a split: save a DatasetDict with train and test"):
+    (root / "train/state.json").unlink()
+    with pytest.raises(UserError, match="has a test split alone: updp needs images to prune with"):
         open_source(str(root), input_size=None)
+
+
+def test_a_data_set_saved_alone_is_a_training_split(root: Path) -> None:
+    source = open_source(str(root / "train"), input_size=None, test=str(root))
+    assert (len(source.train), len(source.test)) == (6, 1)
+    assert source.classes == ("cat", "dog")

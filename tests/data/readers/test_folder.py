@@ -7,6 +7,7 @@ from PIL import Image
 
 from updp.data import open_source
 from updp.data.classes import match_classes
+from updp.data.images import NO_LABEL
 from updp.errors import UserError
 
 
@@ -61,13 +62,42 @@ def test_classes_are_those_of_both_splits(root: Path) -> None:
     assert sorted(source.train.targets) == [1, 1, 2]
 
 
-def test_a_missing_split_says_what_to_do(root: Path) -> None:
-    shutil.move(root / "val", root / "elsewhere")
-    with pytest.raises(UserError, match=r"has no test split: move some .* to '.*/data/test'"):
-        open_source(str(root), input_size=None)
+def test_a_missing_test_split_is_split_off(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(root / "val")
+    for number in range(3, 40):
+        name = "cat" if number % 2 else "dog"
+        Image.new("L", (4, 3), number).save(root / f"train/{name}/{number}.png")
+    source = open_source(str(root), input_size=None)
+    assert f"data '{root}' has no test split: 4 of its 40 images are split off" in caplog.text
+    assert (len(source.train), sorted(source.test.targets)) == (36, [0, 0, 1, 1])
+    greys = [int(image[0, 0, 0]) for split in (source.train, source.test) for image, _ in split]
+    assert sorted(greys) == sorted([10, 10, 90, *range(3, 40)])
+    again = open_source(str(root), input_size=None)
+    assert again.fingerprint == source.fingerprint
+    assert [int(image[0, 0, 0]) for image, _ in again.test] == greys[36:]
     shutil.move(root / "train", root / "test")
-    with pytest.raises(UserError, match="has a test split alone: updp needs train/CLASS"):
+    with pytest.raises(UserError, match="has a test split alone: updp needs images to prune with"):
         open_source(str(root), input_size=None)
+
+
+def test_another_test_split_takes_the_place_of_the_own(root: Path, tmp_path: Path) -> None:
+    own = open_source(str(root), input_size=None)
+    apart = open_source(str(root / "train"), input_size=None, test=str(root / "val"))
+    assert (apart.classes, apart.train.targets, apart.test.targets) == (
+        own.classes,
+        own.train.targets,
+        own.test.targets,
+    )
+    other = tmp_path / "other"
+    for name in ("dog", "bee"):
+        shutil.copytree(root / "val/dog", other / "test" / name)
+    source = open_source(str(root), input_size=None, test=str(other))
+    assert source.classes == ("bee", "cat", "dog")
+    assert (source.train.targets, source.test.targets) == ([1, 1, 2], [0, 2])
+    alone = open_source(str(root / "train"), input_size=None)
+    assert len({each.fingerprint for each in (own, apart, source, alone)}) == 4
+    with pytest.raises(UserError, match=r"--test 'nowhere' is not there: give a folder with train"):
+        open_source(str(root), input_size=None, test="nowhere")
 
 
 def count(root: Path) -> int:
@@ -141,6 +171,22 @@ def test_images_in_no_class_folder_have_no_labels(root: Path) -> None:
     assert not source.labelled
     assert (len(source.train), len(source.test)) == (3, 1)
     assert match_classes(source, 10, model="m", data="d").classes[9] == "9"
+    flat = open_source(str(root / "train"), input_size=None)
+    assert (len(flat.train), list(flat.test.targets)) == (2, [NO_LABEL])
+
+
+def test_unlabelled_images_may_have_a_labelled_test_split(root: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number in range(3):
+        Image.new("L", (4, 3), number).save(flat / f"{number}.png")
+    source = open_source(str(flat), input_size=None, test=str(root / "train"))
+    (tmp_path / "flat/classes.txt").write_text("dog\nowl\ncat\n")
+    ordered = open_source(str(flat), input_size=None, test=str(root / "train"))
+    assert source.classes == ("cat", "dog")
+    assert (source.train.targets, source.test.targets) == ([NO_LABEL] * 3, [0, 0, 1])
+    assert ordered.classes == ("dog", "owl", "cat")
+    assert (ordered.train.targets, ordered.test.targets) == ([NO_LABEL] * 3, [2, 2, 0])
 
 
 def test_images_in_both_splits_are_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:

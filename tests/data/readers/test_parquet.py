@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from tests.data.test_images import png
-from updp.data import open_source
+from updp.data import Batches, Images, open_source
+from updp.data.order import Groups
 from updp.data.readers import parquet
+from updp.data.readers.encoded import EncodedSplit
 from updp.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -87,12 +91,88 @@ def test_other_columns_are_listed(root: Path, columns: dict) -> None:
         open_source(str(root), input_size=None)
 
 
-def test_a_folder_with_one_split_is_refused(root: Path, shared_data: Path) -> None:
-    with pytest.raises(UserError, match=r"has no train\*\.parquet"):
-        open_source(str(shared_data / "imagenet_sample"), input_size=(3, 8, 8))
-    (root / "validation.parquet").unlink()
-    with pytest.raises(UserError, match=r"has no test\*\.parquet"):
+def test_one_split_alone_serves_as_what_it_is_named(root: Path) -> None:
+    """With a test split of its own a validation split may be pruned with; files may be named."""
+    (root / "alone").mkdir()
+    one, alone = root / "alone/one.parquet", root / "alone"
+    write(one, [(png(4, 3, colour=n), n % 2) for n in range(9)], NAMES)
+    for path in (one, alone):
+        split = open_source(str(path), input_size=None)
+        assert (len(split.train), len(split.test)) == (8, 1)
+    (root / "validation.parquet").rename(alone / "val.parquet")
+    with pytest.raises(UserError, match="has a test split alone: updp needs images to prune with"):
+        open_source(str(alone), input_size=None)
+    source = open_source(str(alone), input_size=None, test=str(one))
+    assert (len(source.train), len(source.test)) == (1, 9)
+
+
+def test_class_names_in_another_order_are_the_same_classes(root: Path) -> None:
+    names = {"info": {"features": {"label": {"names": ["dog", "ant", "cat"]}}}}
+    rows, path = [(png(4, 3, colour=n), n) for n in range(3)], root / "b.parquet"
+    write(path, rows, {"huggingface": json.dumps(names)})
+    source = open_source(str(root), input_size=None, test=str(path))
+    assert source.classes == ("cat", "dog", "ant")
+    assert source.test.targets == [1, 2, 0]
+    write(path, rows)
+    with pytest.raises(UserError, match="one names its classes and the other has numbers"):
+        open_source(str(root), input_size=None, test=str(path))
+
+
+def test_a_file_without_labels_is_unlabelled(root: Path) -> None:
+    for path in root.glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns("label"), path)
+    assert not open_source(str(root), input_size=None).labelled
+    write(root / "train-00001-of-00002.parquet", [(png(4, 3), 0)])
+    with pytest.raises(UserError, match=r"1 of 2 images of a split of .* have no label"):
         open_source(str(root), input_size=None)
+
+
+class Counted(Images):
+    """Encoded images without decoding, read in the order of some groups."""
+
+    def __init__(self, split: EncodedSplit, groups: Groups | None) -> None:
+        self.encoded, self.targets, self.groups = split.images, split.targets, groups
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.tensor([len(self.encoded.read(index))]), index
+
+
+def test_an_epoch_opens_each_row_group_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An order over all rows opens nearly as many row groups in each step as it has images."""
+    path = tmp_path / "train.parquet"
+    write(path, [(bytes(20), 0)] * 2000, NAMES)
+    pq.write_table(pq.read_table(path), path, row_group_size=10)
+    about = pq.read_metadata(path)
+    size = max(about.row_group(group).total_byte_size for group in range(200))
+    monkeypatch.setattr(parquet, "_CACHE_BYTES", 20 * size)
+    split = parquet.read_parquet(tmp_path, [path])
+    assert split.groups is not None
+    assert (len(split.groups.starts), split.groups.together) == (200, 20)
+    opened: list[int] = []
+    real = parquet._open
+    monkeypatch.setattr(parquet, "_open", lambda file: Noting(real(file), opened))
+    counts = []
+    for groups in (split.groups, None):
+        opened.clear()
+        batches = Batches(Counted(split, groups), None, 32, seed=1, shuffle=True)
+        seen = [int(index) for _, labels in batches.epoch(0) for index in labels]
+        assert len(set(seen)) == len(seen) == 32 * 62
+        counts.append(len(opened))
+    assert counts[0] <= 200  # 3.2 a step
+    assert counts[1] > 25 * 62
+
+
+class Noting:
+    """A Parquet file that notes which row groups are read."""
+
+    def __init__(self, file: Any, opened: list[int]) -> None:
+        self.file, self.opened = file, opened
+
+    def read_row_group(self, number: int, **given: Any) -> Any:
+        self.opened.append(number)
+        return self.file.read_row_group(number, **given)
 
 
 def test_missing_pyarrow_says_what_to_install(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +189,7 @@ def test_opening_reads_labels_alone(root: Path, monkeypatch: pytest.MonkeyPatch)
     pq.write_table(pq.read_table(path), path, row_group_size=7)
     monkeypatch.setattr(parquet, "_CACHE_BYTES", 20_000)
     shard = parquet._read_shard(path)
-    images = parquet.RowGroups([path], [shard.rows])
+    images = parquet.RowGroups([path], [shard])
     assert shard.rows == [7] * 14 + [2]
     assert not images._cache
     for index in (99, 0, 6, 7, 55, 98):
@@ -121,7 +201,7 @@ def test_opening_reads_labels_alone(root: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_with_files_of_their_own(root: Path, method: str) -> None:
     path = root / "train-00001-of-00002.parquet"
-    images = parquet.RowGroups([path], [parquet._read_shard(path).rows])
+    images = parquet.RowGroups([path], [parquet._read_shard(path)])
     expected = images.read(1)  # the file is open when the worker starts
     if method == "spawn":
         assert pickle.loads(pickle.dumps(images)).read(1) == expected

@@ -57,9 +57,9 @@ def test_samples_are_images_with_labels(
 @pytest.mark.parametrize(
     ("members", "says"),
     [
-        ({"1.png": b"x"}, "has an image '1' without a label: updp reads KEY.cls"),
+        ({"1.png": b"x", "2.png": b"x", "2.cls": b"1"}, "has an image '1' without a label and"),
         ({"1.png": b"x", "1.cls": b"cat"}, "is not a readable tar file: ValueError"),
-        ({"1.png": b"x", "1.cls": b"-2"}, "without a label"),
+        ({"1.png": b"x", "1.cls": b"-2"}, "has label -2: labels must be 0 or more"),
         ({"1.txt": b"x"}, "holds no images"),
         ({"1.png": b"junk", "1.cls": b"1"}, r"image 0 of 'train\.tar' \(at byte 512\) cannot be"),
     ],

@@ -5,17 +5,29 @@ from pathlib import Path
 from updp.data.classes import FILES, order_classes, read_class_file
 from updp.data.images import by
 from updp.data.readers import arrow, digits, folder, parquet, tar
-from updp.data.readers.encoded import has_shards
+from updp.data.readers.encoded import Splits, find_shards, make_source
 from updp.data.resizing import InputSize, as_resize
 from updp.data.source import Source
 from updp.errors import UserError
 
+_FORMS = (
+    "a folder with train/CLASS and test/CLASS folders of images, one with train*.parquet and "
+    "test*.parquet (or .tar), or one that `datasets` saved"
+)
+_SHARDS = {"parquet": parquet.read_parquet, "tar": tar.read_tar}
 
-def open_source(spec: str, *, input_size: InputSize | None) -> Source:
+
+def open_source(spec: str, *, input_size: InputSize | None, test: str | None = None) -> Source:
     """Open 'digits', a folder of class folders, or one of Parquet files, tar files or `datasets`.
 
     Images are resized to `input_size` (C, H, W); None keeps their own size, the same for all. A
     file `classes.txt` or `classes.json` in the folder says which output of the model a class is.
+
+    Args:
+        spec: the data, or one Parquet or tar file of it.
+        input_size: see above.
+        test: more data, whose test split is used, or all of it where it has one split alone. By
+            default the data's own; where there is none, a part of the training images is split off.
 
     Raises:
         UserError: there is no such data, or an image of it cannot be used.
@@ -23,24 +35,42 @@ def open_source(spec: str, *, input_size: InputSize | None) -> Source:
     size = as_resize(input_size).size if input_size else None
     if size is not None and (size[0] not in (1, 3) or min(size) < 1):
         raise UserError(f"input size {by(size)}: give 1 or 3 channels, a height and a width")
-    root = Path(spec).expanduser()
     if spec == "digits":
+        if test is not None:
+            raise UserError(
+                f"--test '{test}' cannot take the place of the digits' own 500 test images: leave "
+                "it out, or give a folder as data"
+            )
         return digits.open_digits(input_size)
-    if not root.is_dir():
+    train, own = _read(spec, "data", f"digits, {_FORMS}")
+    if test is not None:
+        # Of data with one split alone that is what to prune with, whatever it is called.
+        train, (other, named) = train or own, _read(test, "--test", _FORMS)
+        own = named or other
+    if train is None:
         raise UserError(
-            f"data '{spec}' is not there: give digits, a folder with train/CLASS and test/CLASS "
-            "folders of images, one with train*.parquet and test*.parquet (or .tar), or one that "
-            "`datasets` saved"
+            f"data '{spec}' has a test split alone: updp needs images to prune with, in train/ "
+            "(or in train*.parquet or train*.tar); or give the test split as --test"
         )
-    order = read_class_file(root)
-    if has_shards(root, "parquet"):
-        source = parquet.open_parquet(root, input_size)
-    elif has_shards(root, "tar"):
-        source = tar.open_tar(root, input_size)
-    elif arrow.is_saved(root):
-        source = arrow.open_arrow(root, input_size)
-    else:
-        source = folder.open_folder(root, input_size)
-    if order is None:
-        return source
-    return order_classes(source, order, next(name for name in FILES if (root / name).is_file()))
+    source = make_source(train, own, input_size)
+    for split in (train, own):
+        if split is not None and (order := read_class_file(split.root)) is not None:
+            return order_classes(
+                source, order, next(name for name in FILES if (split.root / name).is_file())
+            )
+    return source
+
+
+def _read(spec: str, option: str, forms: str) -> Splits:
+    """Training and test split below a path. Raises UserError where there are no images."""
+    root = Path(spec).expanduser()
+    extension = root.suffix.removeprefix(".")
+    if root.is_file() and extension in _SHARDS:
+        return _SHARDS[extension](root.parent, [root]), None
+    if not root.is_dir():
+        raise UserError(f"{option} '{spec}' is not there: give {forms}")
+    for extension, read in _SHARDS.items():
+        if any(files := find_shards(root, extension)):
+            train, test = (read(root, part) if part else None for part in files)
+            return train, test
+    return arrow.read_arrow(root) if arrow.is_saved(root) else folder.read_folder(root)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from updp.data.readers.columns import Shard, image_of, make_shard, read_shards
-from updp.data.readers.encoded import TESTS, EncodedSplit, Numbering, make_source
-from updp.data.resizing import InputSize
-from updp.data.source import Source, printable
+from updp.data.readers.encoded import TESTS, EncodedSplit, Numbering, Splits
+from updp.data.source import printable
 from updp.errors import UserError, needs_extra, reason
 
 _STATE = "state.json"  # in the folder of each split
@@ -22,9 +21,8 @@ _STATE = "state.json"  # in the folder of each split
 class ArrowImages:
     """Encoded images of several mapped Arrow files; worker processes map them anew."""
 
-    def __init__(self, files: Sequence[Path], rows: Sequence[Sequence[int]]) -> None:
-        """`rows` has those of each record batch of each file."""
-        self.files, self._rows = files, Numbering([sum(part) for part in rows])
+    def __init__(self, files: Sequence[Path], shards: Sequence[Shard]) -> None:
+        self.files, self._rows = files, Numbering([sum(shard.rows) for shard in shards])
         self._reset()
 
     def _reset(self) -> None:
@@ -61,16 +59,16 @@ def is_saved(root: Path) -> bool:
     return (root / "dataset_dict.json").is_file() or (root / _STATE).is_file()
 
 
-def open_arrow(root: Path, input_size: InputSize | None) -> Source:
-    """Open the splits `train` and `test` (or `validation`, `valid`, `val`) of a saved data set."""
-    test = next((name for name in TESTS if (root / name / _STATE).is_file()), None)
-    if not (root / "train" / _STATE).is_file() or test is None:
-        raise UserError(
-            f"data '{root}' lacks a split: save a DatasetDict with train and test, such as "
-            "dataset.train_test_split(test_size=0.1).save_to_disk(...)"
-        )
-    first, second = (_split(root, name) for name in ("train", test))
-    return make_source(root, first, second, first.names or None, input_size)
+def read_arrow(root: Path) -> Splits:
+    """Read the splits `train` and `test` (or `validation`, `valid`, `val`) of a saved data set.
+
+    A single one, saved without splits, is a training split.
+    """
+    if (root / _STATE).is_file():
+        return _split(root, ""), None
+    there = [name for name in ("train", *TESTS) if (root / name / _STATE).is_file()]
+    test = next((name for name in there if name != "train"), None)
+    return _split(root, "train") if "train" in there else None, _split(root, test) if test else None
 
 
 def _split(root: Path, name: str) -> EncodedSplit:

@@ -1,7 +1,7 @@
 """Columns of the Hugging Face image layout, in Parquet and in Arrow files.
 
-`image` is a struct(bytes, path), `label` an integer. Class names are in the schema metadata, key
-`huggingface`.
+`image` is a struct(bytes, path), `label` an integer, or missing in all files. Class names are in
+the schema metadata, key `huggingface`.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from updp.data.images import Encoded
-from updp.data.readers.encoded import EncodedSplit, check_labels
+from updp.data.images import NO_LABEL, Encoded
+from updp.data.readers.encoded import EncodedSplit, check_all_labelled, check_labels
 from updp.errors import UserError
 
 
@@ -25,23 +25,26 @@ class Shard:
     rows: list[int]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
+    largest: int = 0  # bytes of the largest part, where they are known
 
 
 def make_shard(file: Path, rows: list[int], schema: Any, label: Any) -> Shard:
-    """Check a file's columns; `label` is its Arrow column, None where it has none.
+    """Check a file's columns; `label` is its Arrow column, None where images have no labels.
 
     Raises:
         UserError: the columns are others, or a label is out of range.
     """
     from pyarrow import types
 
-    whole = label is not None and not label.null_count and types.is_integer(label.type)
+    whole = label is None or (not label.null_count and types.is_integer(label.type))
     if not whole or not _is_image(schema):
         columns = ", ".join(f"{field.name} {field.type}" for field in schema)
         raise UserError(
             f"'{file}' has the columns {columns}: "
             "updp reads image struct<bytes: binary, path: string> and label int64, none null"
         )
+    if label is None:
+        return Shard(rows, np.full(sum(rows), NO_LABEL, np.int64), ())
     shard = Shard(rows, label.to_numpy().astype(np.int64), _class_names(schema.metadata or {}))
     check_labels(shard.labels.tolist(), shard.names, file)
     return shard
@@ -51,16 +54,16 @@ def read_shards(
     root: Path,
     files: Sequence[Path],
     read: Callable[[Path], Shard],
-    images: Callable[[Sequence[Path], Sequence[Sequence[int]]], Encoded],
+    images: Callable[[Sequence[Path], Sequence[Shard]], Encoded],
 ) -> EncodedSplit:
-    """Join the files of one split; `images` takes them and the rows of each file's parts."""
+    """Join the files of one split; `images` makes an object that reads them."""
     shards = [read(file) for file in files]
     labels = [label for shard in shards for label in shard.labels.tolist()]
     if not labels:
         raise UserError(f"'{files[0] if files else root}' has no rows")
+    check_all_labelled(labels, root)
     paths = [path.relative_to(root).as_posix() for path in files]
-    rows = [shard.rows for shard in shards]
-    return EncodedSplit(images(files, rows), labels, paths, shards[0].names)
+    return EncodedSplit(images(files, shards), labels, root, paths, shards[0].names)
 
 
 def image_of(value: Any) -> dict[str, Any]:

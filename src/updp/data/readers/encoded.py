@@ -1,29 +1,85 @@
 """A source of encoded images: what folders, Parquet, tar and Arrow files have in common."""
 
+import hashlib
+import logging
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
-from updp.data.images import Encoded, load_images
+import numpy as np
+from numpy.typing import NDArray
+
+from updp.data.images import NO_LABEL, Encoded, load_images
+from updp.data.order import Groups
 from updp.data.overlap import warn_of_shared_images
 from updp.data.resizing import InputSize
 from updp.data.source import Source, fingerprint_files
+from updp.data.split import hold_out_test
 from updp.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 TESTS = ("test", "validation", "valid", "val")  # names of the test split; the first there is taken
 
 
-@dataclass
+@dataclass(frozen=True)
 class EncodedSplit:
-    """Encoded images with a label each, and the files below the data's folder that hold them."""
+    """Encoded images of one split, and the files below the folder `root` that hold them.
+
+    Args:
+        images: the images.
+        targets: a label each; all `NO_LABEL` where there are none.
+        root: the data's folder.
+        files: paths relative to it.
+        names: names of the classes; empty where labels are numbers, which are indices of the
+            model's outputs.
+        run: images in a row that are read together cheaply.
+        groups: where training should stay within a few of them.
+    """
 
     images: Encoded
     targets: Sequence[int]
+    root: Path
     files: Sequence[str]
-    names: tuple[str, ...] = field(default=())  # of the classes, where the files have them
+    names: tuple[str, ...] = ()
+    run: int = 1
+    groups: Groups | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images have labels."""
+        return self.targets[0] != NO_LABEL
+
+    def part(self, indices: NDArray[np.int64]) -> "EncodedSplit":
+        """A split of these images, by ascending indices."""
+        return replace(
+            self,
+            images=_PartOfSplit(self.images, indices),
+            targets=[self.targets[index] for index in indices],
+            run=1,
+            groups=self.groups and self.groups.of(indices),
+        )
+
+
+Splits = tuple[EncodedSplit | None, EncodedSplit | None]  # training and test, where there are any
+
+
+class _PartOfSplit:
+    """Some of the images of a split."""
+
+    def __init__(self, images: Encoded, indices: NDArray[np.int64]) -> None:
+        self.images, self.indices = images, indices
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        return self.images.read(int(self.indices[index]))
+
+    def where(self, index: int) -> str:
+        """The image's name for an error message."""
+        return self.images.where(int(self.indices[index]))
 
 
 class Numbering:
@@ -39,40 +95,92 @@ class Numbering:
 
 
 def make_source(
-    root: Path,
-    train: EncodedSplit,
-    test: EncodedSplit,
-    classes: tuple[str, ...] | None,
-    input_size: InputSize | None,
-    *,
-    labelled: bool = True,
-    run: int = 1,
+    train: EncodedSplit, test: EncodedSplit | None, input_size: InputSize | None
 ) -> Source:
     """Open the images of two splits, and warn of those that are in both.
 
+    Without a test split a part of the training images becomes it, the same of each class and in
+    every run; a warning says how many.
+
     Args:
-        root: the data's folder.
         train: the training split.
-        test: the test split.
-        classes: names; None where labels are numbers, which are indices of the model's outputs.
+        test: the test split, which may lie elsewhere.
         input_size: (C, H, W) to resize to; None keeps the images' own size.
-        labelled: whether the labels say anything.
-        run: images that are read together cheaply.
+
+    Raises:
+        UserError: one split has names of classes and the other numbers, or an image is unusable.
     """
+    if test is None:
+        fingerprint = _combined(fingerprint_files(train.root, train.files), "split")
+        train, test = _split_off(train)
+    elif train.root == test.root:
+        fingerprint = fingerprint_files(train.root, [*train.files, *test.files])
+    else:
+        fingerprint = _combined(
+            *(fingerprint_files(part.root, part.files) for part in (train, test))
+        )
+    classes, targets = _join_classes(train, test)
     warn_of_shared_images(
-        train.images.read, len(train.targets), test.images.read, len(test.targets), run=run
+        train.images.read,
+        len(train.targets),
+        test.images.read,
+        len(test.targets),
+        run=min(train.run, test.run),
     )
-    images = load_images(train.images, train.targets, input_size)
-    numbered = range(1 + max(max(train.targets), max(test.targets)))
+    images = load_images(train.images, targets[0], input_size, train.groups)
     return Source(
         train=images,
-        test=load_images(test.images, test.targets, input_size),
-        classes=tuple(str(label) for label in numbered) if classes is None else classes,
-        fingerprint=fingerprint_files(root, [*train.files, *test.files]),
+        test=load_images(test.images, targets[1], input_size),
+        classes=classes,
+        fingerprint=fingerprint,
         image_size=images.size,
-        indexed=classes is None,
-        labelled=labelled,
+        indexed=not (train.names or test.names),
     )
+
+
+def _combined(*digests: str) -> str:
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _split_off(split: EncodedSplit) -> tuple[EncodedSplit, EncodedSplit]:
+    """Training and test split of one that has no test split beside it."""
+    count = len(split.targets)
+    train, test = hold_out_test(split.targets)
+    _log.warning(
+        "data '%s' has no test split: %d of its %d images are split off for it "
+        "(give one with --test)",
+        split.root,
+        len(test),
+        count,
+    )
+    return split.part(train), split.part(test)
+
+
+def _join_classes(
+    train: EncodedSplit, test: EncodedSplit
+) -> tuple[tuple[str, ...], list[Sequence[int]]]:
+    """The classes of both splits, and the labels of each as positions among them."""
+    splits = (train, test)
+    labelled = [split for split in splits if split.labelled]
+    if labelled and not any(split.names for split in labelled):
+        count = 1 + max(max(split.targets) for split in labelled)
+        return tuple(map(str, range(count))), [split.targets for split in splits]
+    if not all(split.names for split in labelled):
+        raise UserError(
+            f"of '{train.root}' and '{test.root}' one names its classes and the other has numbers: "
+            "give both splits in one form"
+        )
+    names = dict.fromkeys(name for split in labelled for name in split.names)
+    given = [list(split.names) for split in labelled]
+    # Folders have no order of their own but that of their names.
+    classes = sorted(names) if all(each == sorted(each) for each in given) else list(names)
+    position = {name: index for index, name in enumerate(classes)}
+    targets = []
+    for split in splits:
+        moved = [position[name] for name in split.names]
+        same = moved == list(range(len(moved)))
+        targets.append(split.targets if same else [moved[label] for label in split.targets])
+    return tuple(classes), targets
 
 
 def check_labels(labels: Sequence[int], names: Sequence[str], file: Path) -> None:
@@ -85,41 +193,28 @@ def check_labels(labels: Sequence[int], names: Sequence[str], file: Path) -> Non
         raise UserError(f"'{file}' has label {bad}: labels must be {ends}")
 
 
+def check_all_labelled(labels: Sequence[int], root: Path) -> None:
+    """Raise UserError where some images of a split have labels and others have none."""
+    if min(labels) == NO_LABEL < max(labels):
+        raise UserError(
+            f"{labels.count(NO_LABEL)} of {len(labels)} images of a split of '{root}' have no "
+            "label: give all of them one, or none"
+        )
+
+
 def find_shards(root: Path, extension: str) -> tuple[list[Path], list[Path]]:
     """The files of training and test split, by their names, in `root` or in its folder `data`.
 
-    Such as `train-00000-of-00002.parquet`, `imagenet1k-validation-00.tar` or `test/000.tar`.
-
-    Raises:
-        UserError: a split has no files.
+    Such as `train-00000-of-00002.parquet`, `imagenet1k-validation-00.tar` or `test/000.tar`. Files
+    of other names are a training split, where there is nothing else in `root`.
     """
-    files = _shards(root, extension)
-    test = next((files[name] for name in TESTS if files[name]), [])
-    for wanted, found in (("train", files["train"]), ("test", test)):
-        if not found:
-            advice = (
-                "split some of its rows off into a file of that name"
-                if wanted == "test"
-                else "name the files of the training split so"
-            )
-            raise UserError(
-                f"data '{root}' has no {wanted}*.{extension}: updp needs both splits, {advice}"
-            )
-    return files["train"], test
-
-
-def has_shards(root: Path, extension: str) -> bool:
-    """Whether a folder holds files of such shards, of any split."""
-    return any(_shards(root, extension).values())
-
-
-def _shards(root: Path, extension: str) -> dict[str, list[Path]]:
-    files = {}
     for folder in (root, root / "data"):
         files = {name: _named(folder, name, extension) for name in ("train", *TESTS)}
         if any(files.values()):
-            break
-    return files
+            test = next((files[name] for name in TESTS if files[name]), [])
+            return files["train"], test
+    others = any(path.is_dir() for path in root.iterdir() if not path.name.startswith("."))
+    return [] if others else sorted(root.glob(f"*.{extension}")), []
 
 
 def _named(folder: Path, split: str, extension: str) -> list[Path]:

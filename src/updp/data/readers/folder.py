@@ -1,4 +1,7 @@
-"""A folder of image files: `train/CLASS/...` and `test/CLASS/...` (or `val`, `validation`)."""
+"""A folder of image files: `train/CLASS/...` and `test/CLASS/...` (or `val`, `validation`).
+
+Or `CLASS/...` alone, and without `CLASS` where images have no labels.
+"""
 
 import logging
 import os
@@ -6,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from updp.data.readers.encoded import TESTS, EncodedSplit, make_source
-from updp.data.resizing import InputSize
-from updp.data.source import Source, printable
+from updp.data.images import NO_LABEL
+from updp.data.readers.encoded import TESTS, EncodedSplit, Splits
+from updp.data.source import printable
 from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -61,45 +64,33 @@ class Files:
         return f"image '{printable(self.paths[index])}'"
 
 
-def open_folder(root: Path, input_size: InputSize | None) -> Source:
-    """Open a folder; the classes are the folders of both splits, sorted by name.
+def read_folder(root: Path) -> Splits:
+    """Read the names in a folder; a split's classes are its folders, sorted by name.
 
-    Without class folders, where the images lie in `train` and `test` themselves, the source has no
-    labels.
+    Without the folders `train` and `test` all of it is a training split. Without class folders,
+    where the images lie in the split itself, images have no labels.
     """
-    test = next((name for name in TESTS if (root / name).is_dir()), None)
-    if not (root / "train").is_dir() or test is None:
-        raise UserError(_missing(root, test))
-    splits = ("train", test)
-    names = sorted({*_class_folders(root / "train"), *_class_folders(root / test)})
-    parts = [_find(root, split, names) for split in splits]
-    labelled = all(parts)
-    if not labelled:
-        parts = [
-            _find(root, split, None) or part for split, part in zip(splits, parts, strict=True)
-        ]
-    for split, part in zip(splits, parts, strict=True):
-        if not part:
-            raise UserError(f"'{root / split}' holds no images: put them into a folder per class")
-    first, second = (
-        EncodedSplit(Files(root, list(part)), list(part.values()), list(part)) for part in parts
-    )
-    classes = tuple(printable(name) for name in names) if labelled else ("0",)
-    return make_source(root, first, second, classes, input_size, labelled=labelled)
+    there = [name for name in ("train", *TESTS) if (root / name).is_dir()]
+    if not there:
+        return _read_split(root, ""), None
+    test = next((name for name in there if name != "train"), None)
+    train = _read_split(root, "train") if "train" in there else None
+    return train, _read_split(root, test) if test else None
 
 
-def _missing(root: Path, test: str | None) -> str:
-    """What to do where a split is missing."""
-    if (root / "train").is_dir():
-        return (
-            f"data '{root}' has no test split: move some of its images, such as a tenth of each "
-            f"class, from '{root / 'train'}' to '{root / 'test'}'"
+def _read_split(root: Path, split: str) -> EncodedSplit:
+    """Read one split, a folder in `root` or with an empty name `root` itself."""
+    classes = sorted(_class_folders(root / split))
+    names = tuple(printable(name) for name in classes)
+    if not (found := _find(root, split, classes)):
+        found, names = _find(root, split, None), ()
+    if not found:
+        raise UserError(
+            f"'{root / split}' holds no images: put them into a folder per class, such as "
+            "train/CLASS/*.png and test/CLASS/*.png (or val/), or give train*.parquet and "
+            "test*.parquet, or train*.tar and test*.tar"
         )
-    has = "a test split alone" if test else "images" if any(_images(root, False)) else "no splits"
-    return (
-        f"data '{root}' has {has}: updp needs train/CLASS/*.png and test/CLASS/*.png (or val/) "
-        "inside, train*.parquet and test*.parquet, or train*.tar and test*.tar"
-    )
+    return EncodedSplit(Files(root, list(found)), list(found.values()), root, list(found), names)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -108,14 +99,14 @@ def _class_folders(folder: Path) -> list[str]:
 
 def _find(root: Path, split: str, classes: list[str] | None) -> dict[str, int]:
     """Label of each image of a split by its path; with `classes` None, of those in no class."""
-    folder, found = root / split, {}
+    folder, found, split = root / split, {}, f"{split}/" if split else ""
     left_out: Counter[str] = Counter()
     if classes is None:
-        found = {f"{split}/{path}": 0 for path in _images(folder, False)}
+        found = {f"{split}{path}": NO_LABEL for path in _images(folder, False)}
     for label, name in enumerate(classes or []):
         if (folder / name).is_dir():
             for path in _images(folder / name, True, left_out, (root, folder)):
-                found[f"{split}/{name}/{path}"] = label
+                found[f"{split}{name}/{path}"] = label
     if classes and found:
         left_out.update(Path(path).suffix.lower() for path in _images(folder, False))
     if left_out:

@@ -1,5 +1,6 @@
 """Data sets from a user's own data loaders, or from data sets alone."""
 
+import copy
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
@@ -15,6 +17,7 @@ from updp.data.overlap import warn_of_shared_images
 from updp.data.readers.items import as_image, as_label, describe, split_item
 from updp.data.readers.samplers import settings_of
 from updp.data.source import Source
+from updp.data.split import hold_out_test
 from updp.errors import UserError
 from updp.io.seeds import random_state
 
@@ -65,6 +68,13 @@ class Wrapped(Images):
             )
         return image, label
 
+    def part(self, indices: NDArray[np.int64]) -> "Wrapped":
+        """Some of these images, by their indices."""
+        part = copy.copy(self)
+        part.indices = self.indices[indices]
+        part.targets = [self.targets[index] for index in indices]
+        return part
+
     def _where(self, index: int) -> str:
         return f"item {self.indices[index]} of the {self.split} loader"
 
@@ -105,18 +115,20 @@ class Wrapped(Images):
         return [self._item(index)[1] for index in range(len(self))]
 
 
-def from_loaders(train: Loader, test: Loader) -> Source:
+def from_loaders(train: Loader, test: Loader | None) -> Source:
     """Take the images of two loaders or data sets, with their batch size and workers.
 
-    The order of training is updp's own, a function of the seed, so that a killed run goes on as it
-    was. Labels are indices of the model's outputs. Images that both have are warned of.
+    Without a test loader a tenth of the images is split off, and a warning says so. The order of
+    training is updp's own, a function of the seed, so that a killed run goes on as it was. Labels
+    are indices of the model's outputs. Images that both have are warned of.
 
     Raises:
         UserError: a data set is iterable or empty, its items are not images with labels, or one
             has uint8 images and the other floats.
     """
     with random_state(0):
-        splits = Wrapped(train, "training"), Wrapped(test, "test")
+        first = Wrapped(train, "training")
+        splits = _split_off(first) if test is None else (first, Wrapped(test, "test"))
         digests = [[_fingerprint(images) for images in splits] for _ in range(2)]
         if splits[0].normalised != splits[1].normalised:
             kinds = ["floats" if images.normalised else "uint8" for images in splits]
@@ -142,6 +154,17 @@ def from_loaders(train: Loader, test: Loader) -> Source:
         batch_size=settings.batch_size,
         workers=settings.workers,
     )
+
+
+def _split_off(images: Wrapped) -> tuple[Wrapped, Wrapped]:
+    """Training and test split of a loader that has no other beside it."""
+    train, test = (images.part(indices) for indices in hold_out_test(images.targets))
+    _log.warning(
+        "there is no test loader: %d of the training loader's %d images are split off for it",
+        len(test),
+        len(images),
+    )
+    return train, test
 
 
 def _listed_labels(dataset: Any) -> Any:

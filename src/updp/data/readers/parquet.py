@@ -3,35 +3,48 @@
 Opening reads the labels alone; images are read a row group at a time.
 """
 
+import math
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from updp.data.order import BUFFER, Groups
 from updp.data.readers.columns import Shard, image_of, make_shard, read_shards
-from updp.data.readers.encoded import Numbering, find_shards, make_source
-from updp.data.resizing import InputSize
-from updp.data.source import Source, printable
+from updp.data.readers.encoded import EncodedSplit, Numbering
+from updp.data.source import printable
 from updp.errors import UserError, needs_extra, reason
 
-_CACHE_BYTES = 64 * 1024**2  # of row groups, for each split and each process that reads it
+_CACHE_BYTES = 256 * 1024**2  # of row groups, for each split and each process that reads it
 _RUN = 64  # images in a row that are compared, where splits are
 
 
 class RowGroups:
     """Encoded images of several files, of which the row groups used last are kept in memory.
 
-    Threads may share it, and worker processes get a copy with files and memory of their own.
+    So many are kept as training draws from at a time, but no more than fit into the cache, and at
+    least one. Threads may share it, and worker processes get a copy with files and memory of their
+    own.
     """
 
-    def __init__(self, files: Sequence[Path], rows: Sequence[Sequence[int]]) -> None:
-        """`rows` has those of each row group of each file."""
+    def __init__(self, files: Sequence[Path], shards: Sequence[Shard]) -> None:
         self.files = files
-        self._rows = Numbering([count for file in rows for count in file])
-        self._groups = Numbering([len(file) for file in rows])
+        self._rows = Numbering([count for shard in shards for count in shard.rows])
+        self._groups = Numbering([len(shard.rows) for shard in shards])
+        rows = max(count for shard in shards for count in shard.rows)
+        largest = max(shard.largest for shard in shards)
+        self._kept = max(1, min(_CACHE_BYTES // largest, math.ceil(BUFFER / rows)))
         self._reset()
+
+    @property
+    def groups(self) -> Groups:
+        """The rows of each row group."""
+        return Groups(np.asarray(self._rows.starts[:-1]), self._kept)
 
     def _reset(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
@@ -39,7 +52,7 @@ class RowGroups:
         self._cache: OrderedDict[int, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"files", "_rows", "_groups"}
+        kept = {"files", "_rows", "_groups", "_kept"}
         return {name: value for name, value in vars(self).items() if name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -80,32 +93,31 @@ class RowGroups:
                     f"'{self.files[number]}' cannot be read any more: {reason(error)}"
                 ) from error
             self._cache[group] = table["image"].combine_chunks()
-            while (
-                len(self._cache) > 1 and sum(x.nbytes for x in self._cache.values()) > _CACHE_BYTES
-            ):
+            if len(self._cache) > self._kept:
                 self._cache.popitem(last=False)
             return self._cache[group]
 
 
-def open_parquet(root: Path, input_size: InputSize | None) -> Source:
-    """Open `train*.parquet` and `test*.parquet`, or else `val*.parquet` (`validation*`)."""
-    train, test = (
-        read_shards(root, files, _read_shard, RowGroups) for files in find_shards(root, "parquet")
-    )
-    return make_source(root, train, test, train.names or None, input_size, run=_RUN)
+def read_parquet(root: Path, files: Sequence[Path]) -> EncodedSplit:
+    """Read the labels of one split's files."""
+    split = read_shards(root, files, _read_shard, RowGroups)
+    assert isinstance(split.images, RowGroups)
+    return replace(split, run=_RUN, groups=split.images.groups)
 
 
 def _read_shard(file: Path) -> Shard:
     try:
         with _open(file) as opened:
             meta, schema = opened.metadata, opened.schema_arrow
-            rows = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+            groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+            rows = [group.num_rows for group in groups]
+            largest = max((group.total_byte_size for group in groups), default=0)
             label = opened.read(columns=["label"])["label"] if "label" in schema.names else None
     except UserError:
         raise
     except (OSError, ValueError) as error:  # Arrow's own errors are among them
         raise UserError(f"'{file}' is not a readable Parquet file: {reason(error)}") from error
-    return make_shard(file, rows, schema, label)
+    return replace(make_shard(file, rows, schema, label), largest=largest)
 
 
 def _open(file: Path) -> Any:

@@ -1,7 +1,7 @@
 """Tar shards in the layout of webdataset: `KEY.jpg` beside `KEY.cls` or `KEY.json`.
 
-`KEY.cls` is the label as text, `KEY.json` an object with `label` or `cls`. Opening reads headers
-and labels; where each image begins is kept, 12 bytes of memory an image.
+`KEY.cls` is the label as text, `KEY.json` an object with `label` or `cls`; or no image has one.
+Opening reads headers and labels; where each image begins is kept, 12 bytes of memory an image.
 """
 
 import json
@@ -12,20 +12,19 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from updp.data.readers.encoded import (
-    EncodedSplit,
-    Numbering,
-    check_labels,
-    find_shards,
-    make_source,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from updp.data.images import NO_LABEL
+from updp.data.order import BUFFER, Groups
+from updp.data.readers.encoded import EncodedSplit, Numbering, check_all_labelled, check_labels
 from updp.data.readers.folder import EXTENSIONS
-from updp.data.resizing import InputSize
-from updp.data.source import Source, printable
+from updp.data.source import printable
 from updp.errors import UserError, reason
 
 _BLOCK = 512  # bytes: tar's unit
 _RUN = 64  # images in a row that are compared, where splits are
+_PART = 256  # images in a row that training reads from at a time
 
 
 class TarIndex:
@@ -52,6 +51,14 @@ class TarImages:
         except OSError as error:
             raise UserError(f"{self.where(index)} cannot be read: {error.strerror}") from error
 
+    def starts(self) -> NDArray[np.int64]:
+        """The first image of each part of a shard that training reads from a while."""
+        parts = [
+            np.arange(first, first + len(index.offsets), _PART)
+            for first, index in zip(self._numbering.starts[:-1], self.indices, strict=True)
+        ]
+        return np.concatenate(parts)
+
     def where(self, index: int) -> str:
         """`image 3 of 'train-0.tar' (at byte 4608)`."""
         number, row = self._numbering.locate(index)
@@ -59,37 +66,35 @@ class TarImages:
         return f"image {row} of '{name}' (at byte {self.indices[number].offsets[row]})"
 
 
-def open_tar(root: Path, input_size: InputSize | None) -> Source:
-    """Open `*train*.tar` and `*test*.tar`, or else `*val*.tar`; labels are outputs of the model."""
-    train, test = (_split(root, files) for files in find_shards(root, "tar"))
-    return make_source(root, train, test, None, input_size, run=_RUN)
-
-
-def _split(root: Path, files: list[Path]) -> EncodedSplit:
+def read_tar(root: Path, files: Sequence[Path]) -> EncodedSplit:
+    """Read the headers of one split's files; labels are indices of the model's outputs."""
     indices = [_read_index(file) for file in files]
-    labels = array("q")
-    for file, index in zip(files, indices, strict=True):
-        check_labels(index.labels, (), file)
-        labels.extend(index.labels)
+    labels = [label for index in indices for label in index.labels]
     if not labels:
         raise UserError(f"'{files[0]}' holds no images: updp reads KEY.jpg beside KEY.cls")
+    check_all_labelled(labels, root)
     paths = [path.relative_to(root).as_posix() for path in files]
-    return EncodedSplit(TarImages(files, indices), labels.tolist(), paths)
+    images = TarImages(files, indices)
+    return EncodedSplit(
+        images, labels, root, paths, run=_RUN, groups=Groups(images.starts(), BUFFER // _PART)
+    )
 
 
 def _read_index(file: Path) -> TarIndex:
-    """Find the images of a shard and their labels. Raises UserError where one has none."""
+    """Find the images of a shard and their labels.
+
+    Raises UserError where the file is broken, or some images have labels and others have none.
+    """
     index = TarIndex()
-    key, image, label = "", (0, 0), -1
+    key, image, label = "", (0, 0), NO_LABEL
+    unlabelled = ""  # the first of these
 
     def close() -> None:
         """Take the sample up, if it has an image."""
+        nonlocal unlabelled
         if image[0]:
-            if label < 0:
-                raise UserError(
-                    f"'{file}' has an image '{key}' without a label: updp reads KEY.cls with a "
-                    'whole number, or KEY.json with {"label": 3}'
-                )
+            if label == NO_LABEL:
+                unlabelled = unlabelled or key
             index.offsets.append(image[0])
             index.sizes.append(image[1])
             index.labels.append(label)
@@ -101,11 +106,12 @@ def _read_index(file: Path) -> TarIndex:
                 stem, _, suffix = base.partition(".")
                 if f"{folder}{slash}{stem}" != key:  # all files of a sample lie together
                     close()
-                    key, image, label = f"{folder}{slash}{stem}", (0, 0), -1
+                    key, image, label = f"{folder}{slash}{stem}", (0, 0), NO_LABEL
                 if suffix == "cls":
                     label = int(data[start : start + size])
+                    check_labels([label], (), file)
                 elif suffix == "json":
-                    label = _label_of(data[start : start + size], label)
+                    label = _label_of(data[start : start + size], label, file)
                 elif f".{suffix.rpartition('.')[2].lower()}" in EXTENSIONS:
                     image = (start, size)
             close()
@@ -113,13 +119,19 @@ def _read_index(file: Path) -> TarIndex:
         raise
     except (OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"'{file}' is not a readable tar file: {reason(error)}") from error
+    if unlabelled and max(index.labels) != NO_LABEL:
+        raise UserError(
+            f"'{file}' has an image '{unlabelled}' without a label and others with one: updp reads "
+            'KEY.cls with a whole number, or KEY.json with {"label": 3}'
+        )
     return index
 
 
-def _label_of(text: bytes, label: int) -> int:
+def _label_of(text: bytes, label: int, file: Path) -> int:
     about = json.loads(text)
     for name in ("label", "cls"):
         if isinstance(about.get(name), int):
+            check_labels([about[name]], (), file)
             return int(about[name])
     return label
 

@@ -20,7 +20,7 @@ from updp.io.files import replace, write_json
 from updp.io.progress import Progress, Silent
 from updp.measure import count_parameters
 from updp.run.finished import Finished, check_finished, open_run
-from updp.run.inputs import Data
+from updp.run.inputs import Data, Test
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ def export(
     out: str | Path | None = None,
     model: nn.Module | str | None = None,
     data: Data | None = None,
+    test: Test | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
     test_images: int = 1000,
@@ -51,7 +52,7 @@ def export(
         to: `onnx`, `pt2`, `safetensors`, `openvino`, or `all`.
         out: Folder for the files; by default `export` in the run directory. The records are in
             the run directory always. No file there is replaced but this run's earlier exports.
-        model, data, weights: Of the run, where those came from Python and have no name.
+        model, data, test, weights: Of the run, where those came from Python and have no name.
         device: Where the run's images are prepared; the comparison is made on the CPU.
         test_images: How many test images to compare on, at most.
         each: Called with every record as soon as its files are there.
@@ -68,7 +69,9 @@ def export(
     if test_images < 1:
         raise UserError(f"--test-images {test_images}: compare on 1 at least")
     folder = check_place(check_finished(run), out, formats)
-    opened = open_run(run, model, data, weights=weights, device=device or "cpu", progress=progress)
+    opened = open_run(
+        run, model, data, test=test, weights=weights, device=device or "cpu", progress=progress
+    )
     exporter = _Exporter(opened, folder, test_images, progress)
     preprocess = describe(opened)
     records: list[Exported] = []

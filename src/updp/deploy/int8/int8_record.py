@@ -22,11 +22,14 @@ class Int8Operator(BaseModel, extra="forbid", frozen=True):
 
 
 class Int8Figures(BaseModel, extra="forbid", frozen=True):
-    """INT8 figures of one model. Accuracies are top-1 on the test split, in percent."""
+    """INT8 figures of one model. Accuracies are top-1 on the test split, in percent.
+
+    They are None where the test images have no labels.
+    """
 
     file: str
-    top1_float: float
-    top1_int8: float
+    top1_float: float | None
+    top1_int8: float | None
     agreement: float  # percent of test images that float and INT8 put into the same class
     bytes_float: int  # of the ONNX files
     bytes_int8: int
@@ -36,7 +39,9 @@ class Int8Figures(BaseModel, extra="forbid", frozen=True):
 
     @property
     def loss(self) -> float:
-        """Points of top-1 that INT8 costs; negative where it gains."""
+        """Points of top-1 that INT8 costs, negative where it gains; or of agreement with float."""
+        if self.top1_float is None or self.top1_int8 is None:
+            return 100 - self.agreement
         return self.top1_float - self.top1_int8
 
 

@@ -19,7 +19,7 @@ from updp.errors import ExportError, UserError, reason
 from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
 from updp.run.finished import check_finished, open_run
-from updp.run.inputs import Data
+from updp.run.inputs import Data, Test
 from updp.training.evaluate import accuracy
 
 _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
@@ -34,6 +34,7 @@ def quantize(
     equalize: bool | None = None,
     model: nn.Module | str | None = None,
     data: Data | None = None,
+    test: Test | None = None,
     weights: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Int8:
@@ -53,7 +54,7 @@ def quantize(
         equalize: Whether channels are equalised across layers first, in both models. By default
             only without `per_channel`, and where it lowers the noise-to-signal ratio of the
             calibration images' logits, summed over both models.
-        model, data, weights: Of the run, where those came from Python and have no name.
+        model, data, test, weights: Of the run, where those came from Python and have no name.
 
     Raises:
         UserError: A package is missing, no run has ended there, it has fewer images, or a file
@@ -72,7 +73,7 @@ def quantize(
         raise UserError(f"'{folder}' is a file where the folder of exports belongs: move it away")
     Onnx().check("INT8")
     progress = progress or Silent()
-    opened = open_run(run, model, data, weights=weights, device="cpu", progress=progress)
+    opened = open_run(run, model, data, test=test, weights=weights, device="cpu", progress=progress)
     calibration = torch.cat(opened.feed.calibration(calibration_images))
     if len(calibration) < calibration_images:
         raise UserError(
@@ -101,8 +102,8 @@ def quantize(
             contents[name] = int8.file.read_bytes()
             figures[name] = Int8Figures(
                 file=_FILES[name],
-                top1_float=accuracy(exact, labels),
-                top1_int8=accuracy(rounded, labels),
+                top1_float=accuracy(exact, labels) if opened.feed.test_labelled else None,
+                top1_int8=accuracy(rounded, labels) if opened.feed.test_labelled else None,
                 agreement=accuracy(rounded, exact.argmax(1)),
                 bytes_float=floats[name].bytes,
                 bytes_int8=len(contents[name]),

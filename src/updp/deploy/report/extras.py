@@ -60,8 +60,7 @@ def _int8(found: Int8) -> Section:
     rows = [
         (
             name,
-            f"{side.top1_float:.2f}",
-            f"{side.top1_int8:.2f}",
+            *("" if top1 is None else f"{top1:.2f}" for top1 in (side.top1_float, side.top1_int8)),
             signed(-side.loss) if side.loss else "0",
             f"{side.agreement:.2f}",
             f"{side.bytes_float / 1e6:.2f} → {side.bytes_int8 / 1e6:.2f}",
@@ -69,7 +68,9 @@ def _int8(found: Int8) -> Section:
         for name, side in (("baseline", found.baseline), ("merged", found.merged))
     ]
     names = ("model", "top-1 %, float", "INT8", "change", "same class, %", "MB")
-    noise = sampling_error(found.merged.top1_int8, found.test_images)
+    percent = found.merged.top1_int8
+    percent = found.merged.agreement if percent is None else percent
+    noise = sampling_error(percent, found.test_images)
     what = f"costs the merged model {signed(found.excess)} points more than the baseline"
     if abs(found.excess) <= noise:
         what = "costs the merged model as much as the baseline, within the sampling error"

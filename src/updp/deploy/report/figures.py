@@ -20,25 +20,26 @@ _AXES = {
 _CURVE = 300  # marks of a training curve, at most
 
 
-def stage_plot(stages: Sequence[Stage]) -> Plot:
-    """Top-1 after each stage with its sampling error."""
+def stage_plot(stages: Sequence[Stage], what: str) -> Plot:
+    """`what` (top-1 or agreement) after each stage with its sampling error."""
     marks = tuple(
         Mark(
-            s.top1,
+            s.percent,
             i,
-            f"{s.name}\ntop-1: {s.top1:.2f} % (± {s.noise:.1f})"
+            f"{s.name}\n{what}: {s.percent:.2f} % (± {s.noise:.1f})"
             + (f"\nchange: {signed(s.change)} points" if s.change is not None else ""),
-            along=(s.top1 - s.noise, min(s.top1 + s.noise, 100.0)),
+            along=(s.percent - s.noise, min(s.percent + s.noise, 100.0)),
         )
         for i, s in enumerate(stages)
     )
     ends = [end for m in marks if m.along for end in m.along]
-    series = [Series("top-1, bar: sampling error (95 %)", "c-one", marks, line=True)]
+    series = [Series(f"{what}, bar: sampling error (95 %)", "c-one", marks, line=True)]
     worst = tuple(m for m, s in zip(marks, stages, strict=True) if s.worst)
     if worst:
         series.append(Series("lost most", "c-drop", worst, shape="diamond"))
-    x, y = linear("top-1, %", ends), named([s.name for s in stages])
-    return Plot("stages", "Top-1 after each stage", x, y, tuple(series), tall=66 + 36 * len(stages))
+    x, y = linear(f"{what}, %", ends), named([s.name for s in stages])
+    title = f"{what.capitalize()} after each stage"
+    return Plot("stages", title, x, y, tuple(series), tall=66 + 36 * len(stages))
 
 
 def front_plot(outcome: SearchResult) -> Plot:
@@ -50,11 +51,11 @@ def front_plot(outcome: SearchResult) -> Plot:
         text = [f"{len(point.choices)} pruned" if point.choices else "the baseline"]
         text.append(f"score: {digits(point.score or 0.0)}")
         if point.top1 is not None:
-            text.append(f"top-1, held-out images: {point.top1:.2f} %")
+            text.append(f"{outcome.measure}, held-out images: {point.top1:.2f} %")
         if point.fitted is not None:
             text.append(f"score after fit and repair: {digits(point.fitted)}")
         if point.fitted_top1 is not None:
-            text.append(f"top-1 after fit and repair: {point.fitted_top1:.2f} %")
+            text.append(f"{outcome.measure} after fit and repair: {point.fitted_top1:.2f} %")
         text.append(f"latency, predicted: {ms(point.latency)} ± {digits(point.noise, 2)}")
         if point.measured is not None:
             text.append(f"measured: {spread(point.measured)} ms")

@@ -14,19 +14,21 @@ def headline(run: ReportedRun) -> Head:
     return Head(
         model=masked(run.record.model) or "A model from Python",
         data=masked(run.record.data) or "data from Python",
-        title=f"{claim[0].upper()}{claim[1:]}, at {result.merged.top1:.2f} % top-1",
+        title=f"{claim[0].upper()}{claim[1:]}, at {result.merged.percent:.2f} % {result.measure}",
         sentence=f"{pruned}; {result.device}.",
         cards=(_top1(result), _speed(result), _size(result)),
     )
 
 
 def _top1(result: Result) -> Card:
-    noise = digits(sampling_error(result.merged.top1, result.test_images), 2)
-    lines = (
-        f"± {noise}: sampling error, {result.test_images:,} test images",
-        f"baseline {result.baseline.top1:.2f} %: {accuracy(result)}",
-    )
-    return Card("Top-1 of the merged model", f"{result.merged.top1:.2f} %", lines)
+    noise = digits(sampling_error(result.merged.percent, result.test_images), 2)
+    error = f"± {noise}: sampling error, {result.test_images:,} test images"
+    value = f"{result.merged.percent:.2f} %"
+    if result.measure != "top-1":
+        lines = (error, "without labels: images in the class that the baseline has")
+        return Card("Agreement with the baseline", value, lines)
+    lines = (error, f"baseline {result.baseline.percent:.2f} %: {accuracy(result)}")
+    return Card("Top-1 of the merged model", value, lines)
 
 
 def _speed(result: Result) -> Card:

@@ -25,10 +25,10 @@ from updp.run.records import Result
 
 @dataclass(frozen=True)
 class Stage:
-    """Top-1 after one stage; figures are in points."""
+    """Top-1, or agreement with the baseline, after one stage; figures are in points."""
 
     name: str
-    top1: float
+    percent: float
     noise: float  # sampling error
     change: float | None  # from the stage before
     worst: bool  # it lost most
@@ -36,7 +36,7 @@ class Stage:
 
 def stages(result: Result) -> list[Stage]:
     """The stages in order; the one that lost most, if any lost something, is marked."""
-    values = list(result.top1_by_stage.values())
+    values = list(result.by_stage.values())
     changes = [None, *(after - before for before, after in pairwise(values))]
     least = min((change for change in changes if change is not None), default=0.0)
     return [
@@ -47,7 +47,7 @@ def stages(result: Result) -> list[Stage]:
             change,
             change is not None and change < 0 and change == least,
         )
-        for (name, value), change in zip(result.top1_by_stage.items(), changes, strict=True)
+        for (name, value), change in zip(result.by_stage.items(), changes, strict=True)
     ]
 
 
@@ -55,9 +55,9 @@ def headline_table(run: ReportedRun) -> Table:
     """Baseline beside merged model."""
     r = run.result
     b, m = r.baseline, r.merged
-    change = signed(m.top1 - b.top1)
+    change = signed(m.percent - b.percent)
     rows = (
-        ("top-1 %", *(with_noise(s.top1, r.test_images) for s in (b, m)), change),
+        (f"{r.measure} %", *(with_noise(s.percent, r.test_images) for s in (b, m)), change),
         (f"ms, batch {r.batch_size} (IQR)", spread(b.latency), spread(m.latency), times(r.speedup)),
         ("parameters", f"{b.parameters:,}", f"{m.parameters:,}", share(m.parameters, b.parameters)),
         ("MACs", amount(b.macs), amount(m.macs), share(m.macs, b.macs)),
@@ -66,17 +66,19 @@ def headline_table(run: ReportedRun) -> Table:
 
 
 def stage_table(run: ReportedRun) -> Table:
-    """Top-1 after each stage; the one that lost most is marked."""
+    """Top-1 or agreement after each stage; the one that lost most is marked."""
     rows = [
         (
             s.name,
-            f"{s.top1:.2f} ± {digits(s.noise, 2)}",
+            f"{s.percent:.2f} ± {digits(s.noise, 2)}",
             "" if s.change is None else signed(s.change) if s.change else "0",
             "lost most" if s.worst else "",
         )
         for s in stages(run.result)
     ]
-    return Table("Top-1 after each stage", ("", "top-1 %", "change", ""), rows, left=(0, 3))
+    what = run.result.measure
+    title = f"{what.capitalize()} after each stage"
+    return Table(title, ("", f"{what} %", "change", ""), rows, left=(0, 3))
 
 
 def site_table(found: Sequence[Block]) -> Table:
@@ -130,6 +132,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         ("weights", about.weights),
         ("teacher", about.teacher),
         ("data", about.data),
+        ("test split", about.test),
         ("classes", f"{len(about.classes)}: {classes}" if classes else ""),
         ("image", "×".join(map(str, about.input_shape))),
         ("seed", str(run.recipe.seed)),

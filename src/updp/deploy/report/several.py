@@ -48,7 +48,7 @@ def warnings(runs: Sequence[ReportedRun]) -> list[str]:
     first, found = runs[0], []
     aspects = {
         "model": lambda run: (run.record.model, run.record.weights),
-        "data": lambda run: (run.record.data, run.result.test_images),
+        "data": lambda run: (run.record.data, run.record.test, run.result.test_images),
         "device, runtime or batch size": lambda run: (run.result.device, run.result.batch_size),
     }
     for what, aspect in aspects.items():
@@ -67,9 +67,10 @@ def headline_table(runs: Sequence[ReportedRun]) -> Table:
         [
             (
                 run.name,
-                with_noise(run.result.merged.top1, run.result.test_images),
+                with_noise(run.result.merged.percent, run.result.test_images)
+                + (" (agreement)" if run.result.measure != "top-1" else ""),
                 times(run.result.speedup) + ("" if run.result.faster else " within the noise"),
-                signed(run.result.merged.top1 - run.result.baseline.top1),
+                signed(run.result.merged.percent - run.result.baseline.percent),
                 str(len(run.plan)),
                 spread(run.result.merged.latency),
                 amount(run.result.merged.parameters),
@@ -82,10 +83,10 @@ def headline_table(runs: Sequence[ReportedRun]) -> Table:
 
 def stage_table(runs: Sequence[ReportedRun]) -> Table:
     """Stages as rows, runs as columns."""
-    stages = list(dict.fromkeys(s for run in runs for s in run.result.top1_by_stage))
+    stages = list(dict.fromkeys(s for run in runs for s in run.result.by_stage))
     rows = []
     for stage in stages:
-        values = [run.result.top1_by_stage.get(stage) for run in runs]
+        values = [run.result.by_stage.get(stage) for run in runs]
         rows.append((stage, *("" if v is None else f"{v:.2f}" for v in values)))
     return Table("Top-1 after each stage, %", ("stage", *(run.name for run in runs)), rows)
 
@@ -110,7 +111,7 @@ def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
     ]
     bases: dict[float, list[str]] = {}
     for run in runs:
-        bases.setdefault(run.result.baseline.top1, []).append(run.name)
+        bases.setdefault(run.result.baseline.percent, []).append(run.name)
     marks = []
     for top1, names in bases.items():
         text = "baseline" + (f" of {', '.join(names)}" if len(bases) > 1 else "")
@@ -125,9 +126,9 @@ def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
 
 
 def _mark(name: str, result: Result) -> Mark:
-    top1, s = result.merged.top1, result.speedup
+    top1, s = result.merged.percent, result.speedup
     noise = sampling_error(top1, result.test_images)
-    text = f"{name}\ntop-1: {top1:.2f} % ± {digits(noise, 2)}\nspeed-up: {times(s)}\n"
+    text = f"{name}\n{result.measure}: {top1:.2f} % ± {digits(noise, 2)}\nspeed-up: {times(s)}\n"
     text += f"ms: {spread(result.merged.latency)}"
     shares, accuracies = (1 / s.high, 1 / s.low), (top1 - noise, min(top1 + noise, 100.0))
     return Mark(1 / s.median, top1, text, along=shares, across=accuracies)

@@ -30,7 +30,7 @@ def context(run: ReportedRun) -> dict[str, Any]:
         "stage_table": tables.stage_table(run),
         "stage_note": f"±: sampling error for {result.test_images:,} test images, 95 %. Every "
         "stage sees the same images, so a change is surer than two such errors make it look.",
-        "stage_plot": figures.stage_plot(tables.stages(result)),
+        "stage_plot": figures.stage_plot(tables.stages(result), result.measure),
         "sections": [_search(run), _proof(run, found), _training(run), *sections(run)],
         "command": tables.command(run),
         "facts": tables.facts(run),

@@ -81,10 +81,10 @@ def speed(result: Result) -> str:
 
 def accuracy(result: Result) -> str:
     """The change of top-1 from the baseline's, and whether the sampling error explains it."""
-    change = result.merged.top1 - result.baseline.top1
+    change = result.merged.percent - result.baseline.percent
     if change == 0:
         return "the same as the baseline"
-    inside = abs(change) <= sampling_error(result.merged.top1, result.test_images)
+    inside = abs(change) <= sampling_error(result.merged.percent, result.test_images)
     points = f"{signed(change)} points"
     return f"{points}, within the sampling error" if inside else points
 

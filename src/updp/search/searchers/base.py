@@ -15,6 +15,7 @@ from typing import ClassVar
 from updp.io.seeds import mix
 from updp.recipe import SearchSettings
 from updp.search.integer_program import IntegerProgram, Row
+from updp.search.score import Reference
 from updp.search.space import Genome, Limits, Space
 
 _PATIENCE = 200  # random plans without a new one, beside as many as are known
@@ -24,12 +25,16 @@ Known = Mapping[Genome, float]  # scores, lower is better
 
 @dataclass(frozen=True)
 class Task:
-    """What is searched for: the plan of the best score within the limits."""
+    """What is searched for: the plan of the best score within the limits.
+
+    `reference` says what the top-1 of plans is measured against, see `SearchResult`.
+    """
 
     space: Space
     limits: Limits
     settings: SearchSettings
     seed: int = 0
+    reference: Reference = "labels"
 
     @cached_property
     def program(self) -> IntegerProgram:
