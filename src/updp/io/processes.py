@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from updp.errors import ProcessLostError, UserError, reason
 
 T = TypeVar("T")
 
+_MEETING = timedelta(minutes=10)  # until all are there, and later until all are connected
 _PATIENCE = timedelta(days=7)  # others wait while one of them times; a dead one is noticed at once
 _on_its_own: ContextVar[bool] = ContextVar("_on_its_own", default=False)
 
@@ -37,7 +39,9 @@ def join(*, cuda: bool) -> None:
     if not _is_launched() or dist.is_initialized():
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the other processes of this run cannot be reached ({reason(error)}): start it by "
