@@ -13,6 +13,7 @@ from torch import Tensor
 from updp.algebra import Operator
 from updp.fit.channels import select_channels
 from updp.fit.clamp import Clamp
+from updp.fit.moments import Moments
 from updp.fit.ridge import Ridge
 from updp.fit.rows import Sample, weights_of, with_weights
 from updp.io import processes
@@ -74,11 +75,20 @@ class Regression:
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
         self.quota = max(1, total // max(batches, 1))
-        self.bytes = self.quota * batches * width  # of all rows, at most
+        # Without an end activation only sums over rows are kept.
+        self.bytes = (
+            self.quota * batches * width if self._keeps_rows else 16 * operator.groups * unknowns**2
+        )
         self._samples: dict[int, tuple[Sample, int]] = {}
         self._targets: dict[int, Tensor] = {}
         self._inputs: dict[int, Tensor] = {}
         self._beside: dict[int, Tensor] = {}
+        self._sums: dict[str, Moments] = {}
+        self._count = 0  # of rows in the sums
+
+    @property
+    def _keeps_rows(self) -> bool:
+        return not self.clamp.is_identity
 
     @property
     def gathered(self) -> int:
@@ -93,6 +103,7 @@ class Regression:
     def clear(self) -> None:
         """Forget all rows."""
         self._samples, self._targets, self._inputs, self._beside = {}, {}, {}, {}
+        self._sums, self._count = {}, 0
 
     def target(self, batch: int, maps: Tensor) -> None:
         """Add the targets of one batch: the block's maps (N, O, H, W) before its end activation."""
@@ -112,9 +123,46 @@ class Regression:
         self._inputs[batch] = sample.patches(maps, self.operator)
         if beside is not None:
             self._beside[batch] = sample.of(beside)
+        if not self._keeps_rows:
+            self._add_to_sums(batch)
 
     def solve(self) -> Fitted:
         """Solve for the operator: choose the ridge on held-out rows, then fit to all rows."""
+        return self._solve_from_rows() if self._keeps_rows else self._solve_from_sums()
+
+    def _solve_from_sums(self) -> Fitted:
+        """See `solve`; the prior is that of the first row, and narrowing takes weights from it."""
+        train, held = self._part(_TRAIN), self._part(_HELD)
+        for sums in (train, held):
+            sums.add_up()
+        every = train + held
+        judged = held if held.count else every
+        whole = weights_of(self.operator).to(self._device)
+        channels, left = None, torch.arange(whole.shape[1], device=self._device)
+        if self.keep is not None:
+            cross = every.cross + every.gram @ whole
+            channels, left = self._narrow(self.keep, every.gram, cross)
+        prior = weights_of(self.operator).to(self._device)
+
+        def solved(sums: Moments, strength: float) -> Tensor:
+            gram, cross = sums.gram[:, left], sums.cross[:, left] + sums.gram[:, left] @ whole
+            return self._ridge(gram[:, :, left], prior, strength).solve(cross)
+
+        def error(weights: Tensor) -> float:
+            change = -whole
+            change[:, left] += weights
+            return judged.error(change)
+
+        errors = {s: error(solved(train, s)) for s in self.settings.ridge}
+        strength = min(errors, key=errors.__getitem__)
+        best, prior_error, rows = errors[strength], error(prior), int(self._sum(self._count))
+        if prior_error <= best:
+            return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
+        weights = solved(every, strength)
+        return Fitted(self._with(weights), best, prior_error, strength, rows, channels)
+
+    def _solve_from_rows(self) -> Fitted:
+        """See `solve`; the end activation sets targets free, which changes with the weights."""
         (gram, cross), (gram_held, cross_held) = self._moments(_TRAIN), self._moments(_HELD)
         channels = None
         if self.keep is not None:
@@ -135,6 +183,25 @@ class Regression:
         ridge = self._ridge(gram + gram_held, prior, strength)
         weights = self._follow(ridge, cross + cross_held, _ALL)
         return Fitted(self._with(weights), error, prior_error, strength, rows, channels)
+
+    def _part(self, part: str) -> Moments:
+        """The sums of a part of the rows."""
+        if part not in self._sums:
+            operator = self.operator
+            unknowns = operator.weight[0].numel() + 1
+            sizes = operator.groups, unknowns, operator.out_channels
+            self._sums[part] = Moments.of(*sizes, self._device)
+        return self._sums[part]
+
+    def _add_to_sums(self, batch: int) -> None:
+        """Take the rows of a batch into the sums, and forget them."""
+        prior = weights_of(self.operator).to(self._device)
+        for part in (_TRAIN, _HELD):
+            for x, target, beside in self._rows(part):
+                self._part(part).add(x, target - beside - x @ prior, target)
+        self._count += len(self._targets.pop(batch))
+        self._inputs.pop(batch)
+        self._beside.pop(batch, None)
 
     def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
         """Reduce operator and rows to `keep` input channels; indices of them and their unknowns."""
@@ -159,7 +226,7 @@ class Regression:
     def _follow(self, ridge: Ridge, cross: Tensor, part: str) -> Tensor:
         """Solve, then again with the targets that the end activation clamps alike; see `Clamp`."""
         weights = ridge.solve(cross)
-        for _ in range(0 if self.clamp.is_identity else self.settings.rounds):
+        for _ in range(self.settings.rounds):
             weights = ridge.solve(self._cross(weights, part))
         return weights
 
