@@ -4,7 +4,7 @@
     python -m benchmarks.accuracy.precision --only digits
 
 The plan is searched once and given to all. Top-1 of the merged model on the test split, in percent;
-on CIFAR-10 each training is half an epoch. Results: results/precision.json.
+on CIFAR-10 each training is half an epoch. Results: results/precision-NETWORK.json.
 """
 
 from __future__ import annotations
@@ -81,12 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.only != "digits":
         check_data()
-    found = {}
     for name in [options.only] if options.only else CASES:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = compare(name, options.seeds, Path(folder))
-    result = {"device": device_name(torch.device("cpu")), "networks": found}
-    options.output.write("precision", result)
+            found = compare(name, options.seeds, Path(folder))
+        device = device_name(torch.device("cpu"))
+        options.output.write(f"precision-{name}", {"device": device, **found})
 
 
 if __name__ == "__main__":
