@@ -146,8 +146,8 @@ def prune(
         log=log,
         progress=progress,
     )
-    path = processes.agree(Path(out if out is not None else tempfile.mkdtemp(prefix="updp-")))
-    run = open_run_directory(inputs, path, fresh="sites" if fresh else "")
+    path = processes.agree(str(out if out is not None else tempfile.mkdtemp(prefix="updp-")))
+    run = open_run_directory(inputs, Path(path), fresh="sites" if fresh else "")
     run.until("merge")
     return Pruned(*run.results(), run.directory.path)
 

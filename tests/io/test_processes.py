@@ -39,7 +39,7 @@ def share_out() -> None:
     rank, _ = join()
     mine = list(processes.share("abcdefg"))
     assert mine == [(n, c) for n, c in enumerate("abcdefg") if n % COUNT == rank]
-    everything = sorted(pair for own in processes.gather(mine) for pair in own)
+    everything = sorted(tuple(pair) for own in processes.gather(mine) for pair in own)
     assert everything == list(enumerate("abcdefg"))
     assert list(processes.share("a")) == ([(0, "a")] if rank == 0 else [])
 

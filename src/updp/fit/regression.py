@@ -84,7 +84,6 @@ class Regression:
         self._inputs: dict[int, Tensor] = {}
         self._beside: dict[int, Tensor] = {}
         self._sums: dict[str, Moments] = {}
-        self._count = 0  # of rows in the sums
 
     @property
     def _keeps_rows(self) -> bool:
@@ -103,7 +102,7 @@ class Regression:
     def clear(self) -> None:
         """Forget all rows."""
         self._samples, self._targets, self._inputs, self._beside = {}, {}, {}, {}
-        self._sums, self._count = {}, 0
+        self._sums = {}
 
     def target(self, batch: int, maps: Tensor) -> None:
         """Add the targets of one batch: the block's maps (N, O, H, W) before its end activation."""
@@ -155,7 +154,8 @@ class Regression:
 
         errors = {s: error(solved(train, s)) for s in self.settings.ridge}
         strength = min(errors, key=errors.__getitem__)
-        best, prior_error, rows = errors[strength], error(prior), int(self._sum(self._count))
+        best, prior_error = errors[strength], error(prior)
+        rows = every.count // self.operator.out_channels
         if prior_error <= best:
             return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
         weights = solved(every, strength)
@@ -199,9 +199,8 @@ class Regression:
         for part in (_TRAIN, _HELD):
             for x, target, beside in self._rows(part):
                 self._part(part).add(x, target - beside - x @ prior, target)
-        self._count += len(self._targets.pop(batch))
-        self._inputs.pop(batch)
-        self._beside.pop(batch, None)
+        for values in (self._targets, self._inputs, self._beside):
+            values.pop(batch, None)
 
     def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
         """Reduce operator and rows to `keep` input channels; indices of them and their unknowns."""

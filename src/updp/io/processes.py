@@ -6,6 +6,7 @@ reports and writes.
 """
 
 import atexit
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -115,28 +117,28 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in order."""
+    """The plain data that all processes have, in order: what JSON knows."""
     if not _is_shared():
         return [value]
-    values: list[Any] = [None] * count()
+    # torch's own functions for objects load pickles.
+    data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
     with _together():
-        dist.all_gather_object(values, value)
-    return values
+        dist.all_gather(sizes, torch.tensor([len(data)]))
+        longest = int(max(sizes))
+        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(parts, F.pad(data, (0, longest - len(data))))
+    pairs = zip(parts, sizes, strict=True)
+    return [json.loads(bytes(part[: int(size)].tolist())) for part, size in pairs]
 
 
 def agree(value: T) -> T:
-    """The first process' value; the others wait for it."""
-    if not _is_shared():
-        return value
-    values = [value]
-    with _together():
-        dist.broadcast_object_list(values)
-    return values[0]
+    """The first process' value, plain data; the others wait for it."""
+    return gather(value)[0]
 
 
 def wait() -> None:
     """Go on when all processes are here."""
-    agree(None)
     gather(None)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from updp.errors import UserError
+from updp.io import processes
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.tracking import Board
@@ -85,8 +87,10 @@ def estimate_run(
 
     Raises:
         UserError: what the run itself would refuse before its first stage or after `sites`; `out`
-            holds another run.
+            holds another run; this is one of several processes.
     """
+    if processes.count() > 1:
+        raise UserError("updp estimate measures one process: start it without torchrun")
     report = progress or Silent()
     meter = Meter(inputs.feed.device, clock)
     before = Context(**vars(inputs), root=out or Path())

@@ -33,10 +33,8 @@ class SearchRehearsal:
 
     @cached_property
     def task(self) -> Task:
-        """What is searched for. Raises UserError for a budget out of reach."""
-        context = self.context
-        recipe = context.recipe
-        return Task(context.space, context.limits(), recipe.search, recipe.seed)
+        """See `stages.search.make_task`."""
+        return search.make_task(self.context)
 
     @cached_property
     def _scorer(self) -> Scorer:

@@ -147,8 +147,8 @@ class _Rounds:
         rows = [waiting[start : start + length] for start in range(0, len(waiting), length or 1)]
         mine = rows[rank] if (rank := processes.rank()) < len(rows) else []
         for number in range(length):
-            own = self._evaluate(mine[number]) if number < len(mine) else None
-            new = [plan for plan in processes.gather(own) if plan is not None]
+            own = [self._evaluate(plan).to_json() for plan in mine[number : number + 1]]
+            new = [Evaluated.from_json(row) for rows in processes.gather(own) for row in rows]
             self.file.add(new)
             for each in new:
                 done[each.genome] = each

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from updp.io import processes
 from updp.io.files import Figures
@@ -19,6 +20,16 @@ class Evaluated:
     genome: Genome
     score: Score
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"genome": self.genome, **asdict(self.score)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluated:
+        """The inverse of `to_json`."""
+        score = {name: value for name, value in data.items() if name != "genome"}
+        return cls(tuple(data["genome"]), Score(**score))
+
 
 Scores = Mapping[Genome, Evaluated]
 
@@ -31,12 +42,11 @@ class ScoreFile:
         self._figures = Figures(path)
         if path.exists():
             self._figures.keep(lambda row: True)
-        rows = processes.agree(self._figures.rows())
-        plans = (Evaluated(tuple(row.pop("genome")), Score(**row)) for row in rows)
+        plans = map(Evaluated.from_json, processes.agree(self._figures.rows()))
         self.scored: dict[Genome, Evaluated] = {plan.genome: plan for plan in plans}
 
     def add(self, plans: Iterable[Evaluated]) -> None:
         """Append plans."""
         for plan in plans:
-            self._figures.add(genome=plan.genome, **asdict(plan.score))
+            self._figures.add(**plan.to_json())
             self.scored[plan.genome] = plan

@@ -57,6 +57,7 @@ def run(context: Context) -> None:
     if context.plan is not None:
         write_text(context.folder("search") / "plan.json", context.plan.to_json())
         return
+    context.load_weights(context.net, "supernet")
     task = make_task(context)
     scores = score_plans(context, task, context.board)
     if processes.is_first():
@@ -65,8 +66,7 @@ def run(context: Context) -> None:
 
 
 def make_task(context: Context) -> Task:
-    """Load the supernet's weights and describe the search: space, limits, settings, seed."""
-    context.load_weights(context.net, "supernet")
+    """What is searched for. Raises UserError for a budget out of reach."""
     recipe = context.recipe
     return Task(
         context.space,

@@ -75,8 +75,9 @@ class Judge:
         parts = []
         for number, wanted in enumerate(self._baseline, self._first):
             logits = self._walk.output(place, number).double().log_softmax(1)
-            parts.append(F.kl_div(logits, wanted, reduction="none", log_target=True).sum(1).cpu())
-        return torch.cat([part for parts in processes.gather(parts) for part in parts])
+            parts += F.kl_div(logits, wanted, reduction="none", log_target=True).sum(1).tolist()
+        every = [error for own in processes.gather(parts) for error in own]
+        return torch.tensor(every, dtype=torch.float64)
 
 
 def _is_worse(errors: Tensor, best: Tensor) -> bool:
