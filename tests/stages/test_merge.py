@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,13 @@ def test_weights_that_are_no_numbers_are_never_written(net: Supernet, tmp_path: 
     with pytest.raises(MergeError, match="differs from what was trained by nan"):
         merge(context(tmp_path), net, choices(net))
     assert not (tmp_path / "merge").exists()
+
+
+def test_a_pickled_model_computes_the_same(net: Supernet) -> None:
+    net.choose(choices(net))
+    merged = net.eval().merged()
+    again = pickle.loads(pickle.dumps(merged))
+    assert torch.equal(again(images()), merged(images()))
 
 
 def test_a_net_in_training_mode_is_not_merged(net: Supernet) -> None:

@@ -118,4 +118,5 @@ def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> f
             root[node.target] = attrgetter(node.target)(block) if own else added[node.target]
     module = fx.GraphModule(root, graph, class_name=type(block).__name__)
     module.training = block.training
+    module._tracer_cls = None  # a pickle would name our tracer, which fx cannot call
     return module
