@@ -1,3 +1,4 @@
+import itertools
 from itertools import islice
 
 import pytest
@@ -22,14 +23,14 @@ def numbered(train: int = 60, test: int = 20, channels: int = 1) -> Source:
     return Source(images(0, train), images(train, test), tuple("abcd"), "f", (channels, 8, 8))
 
 
-def make(source: Source, seed: int = 0, *, trains: bool = True, **data: object) -> Feed:
+def make(source: Source, seed: int = 0, *, sets_aside: bool = True, **data: object) -> Feed:
     settings = {"held_out": 12, "calibration": 10, "batch_size": 7, "shift": 0, "flip": False}
     recipe = Recipe.model_validate({"data": {**settings, **data}})
     channels = source.image_size[0]
     # Pixels come out as the numbers that they are.
     preprocess = Preprocess((0.0,) * channels, (1 / 255,) * channels, source.image_size)
     cpu = torch.device("cpu")
-    return Feed(source, preprocess, recipe.data, seed=seed, device=cpu, trains=trains)
+    return Feed(source, preprocess, recipe.data, seed=seed, device=cpu, sets_aside=sets_aside)
 
 
 def names(batches: list[Tensor]) -> list[int]:
@@ -124,13 +125,31 @@ def test_holding_out_half_of_what_is_trained_on_is_refused(held_out: int) -> Non
 
 
 def test_all_images_may_be_held_out_where_nothing_is_trained() -> None:
-    feed = make(numbered(), trains=False, held_out=25, calibration=35)
+    feed = make(numbered(), sets_aside=False, held_out=25, calibration=35)
     held = names([images for images, _ in feed.held_out()])
     assert sorted(held + names(feed.calibration())) == list(range(60))
     assert feed.steps == 0
     assert feed.with_held_out().steps == 8
     with pytest.raises(UserError, match="are more than the 60 training images: ask for fewer"):
-        make(numbered(), trains=False, held_out=26, calibration=35)
+        make(numbered(), sets_aside=False, held_out=26, calibration=35)
+
+
+def test_what_no_stage_trains_on_is_for_calibration() -> None:
+    feed = make(numbered(), sets_aside=False, held_out=None, calibration=None)
+    held = names([images for images, _ in feed.held_out()])
+    assert len(held) == 12  # a fifth
+    assert sorted(held + names(feed.calibration())) == list(range(60))
+
+
+def test_calibration_images_are_trained_on_without_those_of_scores() -> None:
+    feed = make(numbered())
+    held = {*names([images for images, _ in feed.held_out()])}
+    other = feed.with_held_out(scored=False)
+    batches = (images for images, _ in itertools.islice(other.training(0), other.steps))
+    seen = names(list(batches))
+    assert len(seen) == 48 // 7 * 7
+    assert not held & {*seen}
+    assert {*names(feed.calibration())} & {*seen}
 
 
 def test_float_images_of_a_loader_are_left_alone_unless_asked() -> None:

@@ -25,15 +25,24 @@ class Net(nn.Module):
 
 def test_outputs_are_collected_call_by_call_and_once() -> None:
     net, x = Net(), torch.randn(5, 3)
-    with tapped(net, ["first", "second", "pair", "third"]) as take:
+    with tapped(net, ["first", "second", "pair", "third"]) as tap:
         net(x)
-        taken = take()
-        assert take() == {}
+        taken = tap.take()
+        assert tap.take() == {}
     assert {path: len(outputs) for path, outputs in taken.items()} == {"first": 1, "second": 2}
     assert torch.equal(taken["first"][0], net.first(x))
     assert taken["first"][0].min() < 0
     net(x)
-    assert take() == {}  # the hooks are gone
+    assert tap.take() == {}  # the hooks are gone
+
+
+def test_a_closed_tap_collects_nothing() -> None:
+    net, x = Net(), torch.randn(5, 3)
+    with tapped(net, ["first"]) as tap:
+        tap.is_open = False
+        net(x)
+        tap.is_open = True
+        assert tap.take() == {}
 
 
 def test_hooks_go_when_training_fails() -> None:
@@ -79,8 +88,8 @@ def test_the_loss_is_zero_for_oneself_and_one_for_a_constant() -> None:
     with tapped(net, ["first", "second"]) as mine, tapped(twin, ["first", "second"]) as theirs:
         net(x)
         twin(x)
-        features = theirs()
-        assert feature_loss(mine(), features).item() == 0
+        features = theirs.take()
+        assert feature_loss(mine.take(), features).item() == 0
     constant = {path: [t.mean().expand_as(t) for t in ts] for path, ts in features.items()}
     assert feature_loss(constant, features).item() == pytest.approx(1, rel=1e-4)
     assert feature_loss({}, {}).item() == 0

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,14 @@ def step_of(net: Supernet, stop: int | None = None) -> Callable[..., dict[str, f
     return step
 
 
-def run(spec: str, recipe: Recipe, folder: Path, *stops: int) -> dict[str, Tensor]:
+def run(
+    spec: str,
+    recipe: Recipe,
+    folder: Path,
+    *stops: int,
+    checks: int = 0,
+    score: Callable[[Supernet], float] | None = None,
+) -> dict[str, Tensor]:
     """Train to the end, in a process (or so) of its own after every stop; returns the weights."""
     for stop in (*stops, None):
         torch.manual_seed(stop or 0)
@@ -57,6 +65,8 @@ def run(spec: str, recipe: Recipe, folder: Path, *stops: int) -> dict[str, Tenso
                 seed=3,
                 folder=folder,
                 progress=Silent(),
+                checks=checks,
+                score=None if score is None else partial(score, net),
             )
         except Stopped:
             continue
@@ -96,6 +106,52 @@ def test_ema_weights_and_mixed_images_survive_a_restart(
     # Killed after the last checkpoint, before the stage's weights were written.
     again = run(tiny_model, recipe, tmp_path / "whole")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def norm(net: Supernet) -> float:
+    """A score that depends on the weights, and says when it is asked in training mode."""
+    assert not net.training
+    return sum(t.double().square().sum().item() for t in net.weights().values())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_checks_survive_a_restart_and_do_not_change_the_training(
+    ema: float, tiny_model: str, tmp_path: Path
+) -> None:
+    recipe = settings(ema=ema)
+    whole = run(tiny_model, recipe, tmp_path / "whole", checks=5, score=norm)
+    parts = run(tiny_model, recipe, tmp_path / "parts", 0, 4, 9, checks=5, score=norm)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    for name in ("figures.jsonl", "checkpoint.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    run(tiny_model, recipe, tmp_path / "plain")
+    plain, _ = read_tensors(tmp_path / "plain" / "checkpoint.safetensors")
+    checked, _ = read_tensors(tmp_path / "whole" / "checkpoint.safetensors")
+    assert all(torch.equal(plain[name], checked[name]) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"), [((3, 2, 1, 2, 3), 2), ((1, 2, 3, 1, 1), 0), ((4, 4, 4, 3, 2), 4)]
+)
+def test_the_weights_of_the_lowest_score_are_kept(
+    scores: tuple[float, ...], kept: int, tiny_model: str, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Tensor]] = []
+
+    def score(net: Supernet) -> float:
+        asked.append({name: t.clone() for name, t in net.weights().items()})
+        return scores[len(asked) - 1]
+
+    result = run(tiny_model, settings(), tmp_path, checks=4, score=score)
+    assert len(asked) == 5
+    assert all(torch.equal(result[name], asked[kept][name]) for name in result)
+    others = [weights for place, weights in enumerate(asked) if place != kept]
+    for weights in others:
+        assert any(not torch.equal(result[name], weights[name]) for name in result)
+    rows = [
+        row["held_out"] for row in Figures(tmp_path / "figures.jsonl").rows() if "held_out" in row
+    ]
+    assert rows == list(scores)
 
 
 def test_training_ends_with_an_average_that_does_not_change_it(

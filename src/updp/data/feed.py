@@ -35,7 +35,8 @@ class Feed:
         recipe: split, batches and augmentation.
         seed: decides the split, the order of the batches and the augmentation.
         device: of the batches.
-        trains: whether anything is trained; else all training images may be held out.
+        sets_aside: whether images are needed that are not held out, as some are trained on that no
+            fit has seen; else all training images may be held out.
 
     Raises:
         UserError: too many images are held out, or timm's transforms do not take such images.
@@ -49,7 +50,7 @@ class Feed:
         *,
         seed: int,
         device: torch.device,
-        trains: bool = True,
+        sets_aside: bool = True,
     ) -> None:
         self.preprocess, self.device, self.seed = preprocess, device, seed
         self.classes, self.image_size = len(source.classes), source.image_size
@@ -57,7 +58,7 @@ class Feed:
         self.resize = source.train.resize
         # A user's own loaders do; then it is not known how.
         self.normalised = source.train[0][0].is_floating_point()
-        held_out, count = _held_out(len(source.train), recipe, trains=trains)
+        held_out, count = _held_out(len(source.train), recipe, sets_aside=sets_aside)
         train, held = hold_out(len(source.train), source.train.targets, held_out + count, seed)
         images = source.train
         if recipe.augments_by_timm:
@@ -72,14 +73,16 @@ class Feed:
         _check_shares(size)
         self._train = shuffled(images, train, size) if len(train) else None
         self._train_all = shuffled(images, None, size)
+        unscored = torch.cat([train, held[:count]]).sort().values
+        self._train_unscored = shuffled(images, unscored, size)
         self._calibration = batches(source.train, held[:count], 4 * size, shuffle=False)
         self._held_out = batches(source.train, held[count:], 4 * size, shuffle=False)
         self._test = batches(source.test, None, 4 * size, shuffle=False, shared=True)
 
-    def with_held_out(self) -> Feed:
-        """A feed whose training batches take in the held-out images."""
+    def with_held_out(self, *, scored: bool = True) -> Feed:
+        """A feed whose training batches take in the calibration images, and the `scored` ones."""
         other = copy.copy(self)
-        other._train = self._train_all
+        other._train = self._train_all if scored else self._train_unscored
         return other
 
     @property
@@ -146,14 +149,16 @@ def _check_shares(size: int) -> None:
         )
 
 
-def _held_out(images: int, recipe: DataSettings, *, trains: bool) -> tuple[int, int]:
+def _held_out(images: int, recipe: DataSettings, *, sets_aside: bool) -> tuple[int, int]:
     """How many of the training images are for search scores, and how many for calibration.
 
     Raises UserError: too few are left to train on, or there are too few to hold any out.
     """
     held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
-    count = min(1000, images // 4) if recipe.calibration is None else recipe.calibration
-    if trains and 2 * (held_out + count) >= images:
+    count = recipe.calibration
+    if count is None:
+        count = min(1000, images // 4 if sets_aside else images - held_out)
+    if sets_aside and 2 * (held_out + count) >= images:
         raise UserError(
             f"data.held_out={held_out} and data.calibration={count} are half or more of the "
             f"{images} training images, and the others are trained on: ask for fewer"

@@ -117,9 +117,9 @@ class Recipe(Part):
         return fitted and self.search.refined > 0
 
     @property
-    def trains(self) -> bool:
-        """Whether a stage trains, and not only fits."""
-        return self.supernet.epochs > 0 or self.subnet.epochs > 0
+    def sets_aside(self) -> bool:
+        """Whether a stage trains on images of its own, not on those of the fits."""
+        return self.supernet.epochs > 0 or (self.subnet.epochs > 0 and not self.subnet.all_images)
 
     @property
     def learns_labels(self) -> str:

@@ -155,7 +155,15 @@ class SubnetSettings(TrainingSettings):
         "end", description="when blocks merge: after training, or once lambda is 1, then trained on"
     )
     all_images: bool = Field(
-        True, description="train also on the images that were held out for earlier stages"
+        True,
+        description="train also on the images that were held out for earlier stages, but those of "
+        "`checks`",
+    )
+    checks: int = Field(
+        0,
+        ge=0,
+        description="times that the training is checked by its divergence from the baseline on "
+        "held-out images; the best weights are kept, be they those before it. 0: the last are kept",
     )
     distill: float = Field(
         0.9,
@@ -177,6 +185,15 @@ class SubnetSettings(TrainingSettings):
         None, description="another teacher's normalisation; its own, else the model's"
     )
     teacher_std: tuple[float, ...] | None = Field(None, description="as teacher_mean")
+
+    @model_validator(mode="after")
+    def _checks_the_pruned_network(self) -> Self:
+        if self.checks and self.hold < 1:
+            raise ValueError(
+                f"checks={self.checks} compares weights of the pruned network, which with "
+                f"hold={self.hold:g} is there only at the end: take hold=1, or checks=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_a_gate(self) -> Self:

@@ -103,8 +103,9 @@ def open_inputs(
     preprocess = preprocess_for(
         module, None, mean=recipe.data.mean, std=recipe.data.std, input_size=source.image_size
     )
+    sets_aside = recipe.sets_aside
     feed = Feed(
-        source, preprocess, recipe.data, seed=recipe.seed, device=target, trains=recipe.trains
+        source, preprocess, recipe.data, seed=recipe.seed, device=target, sets_aside=sets_aside
     )
     baseline = copy.deepcopy(module).to(target).eval()
     _warn_at_chance(baseline, feed, source)

@@ -16,9 +16,10 @@ from updp.io import processes
 from updp.io.progress import Progress
 from updp.io.seeds import mix
 from updp.recipe import SubnetSettings
+from updp.search.score import HeldOut
 from updp.stages.context import Context, StageKey
 from updp.supernet import FitRecord, Supernet, fit_plan
-from updp.training.features import Features, comparable, feature_loss, tapped
+from updp.training.features import Tap, comparable, feature_loss, tapped
 from updp.training.loop import train
 from updp.training.losses import classification, distillation
 from updp.training.precision import MixedPrecision
@@ -79,9 +80,9 @@ def _fit(context: Context, net: Supernet) -> None:
 
 def train_plan(context: Context, net: Supernet, choices: Mapping[str, str]) -> None:
     """Train `net` under a plan with the run's own teacher and images; see `train_progressively`."""
-    feed, other = context.feed, context.teacher
-    if context.recipe.subnet.all_images:
-        feed = feed.with_held_out()
+    feed, other, settings = context.feed, context.teacher, context.recipe.subnet
+    if settings.all_images:
+        feed = feed.with_held_out(scored=not settings.checks)
     teacher = context.baseline if other is None else other.to(context.device)
     train_progressively(context, net, choices, teacher, feed)
 
@@ -108,6 +109,7 @@ def train_progressively(
     net.set_checkpointing(settings.checkpointing)
     # As one graph, where what runs stays the same; hooks and second runs need calls of their own.
     is_fixed = settings.hold == 1 and not (paths or settings.checkpointing)
+    score = _held_out_divergence(context, step) if settings.checks else None
     with step.tap(paths):
         train(
             net,
@@ -121,6 +123,8 @@ def train_progressively(
             curves=context.board.curves("subnet"),
             beside=[teacher],
             compile=[net, teacher] if is_fixed else net.paths(),
+            score=score,
+            checks=settings.checks,
         )
     net.set_lambda(1.0)
 
@@ -137,7 +141,7 @@ class ProgressiveStep:
     ) -> None:
         """Let `net` run the plan from now on."""
         self.net, self.teacher, self.settings = net, teacher.eval(), settings
-        self._features: tuple[Callable[[], Features], Callable[[], Features]] | None = None
+        self._taps: tuple[Tap, ...] = ()
         net.choose(choices)
         forms = [net.switches[name].form(label) for name, label in choices.items()]
         # Fitted forms are merged already.
@@ -150,9 +154,18 @@ class ProgressiveStep:
     def tap(self, paths: Sequence[str]) -> Iterator[None]:
         """Add the feature loss at the modules at `paths` for a while, if there are any."""
         with tapped(self.net.model, paths) as mine, tapped(self.teacher, paths) as theirs:
-            self._features = (mine, theirs) if paths else None
+            self._taps = (mine, theirs) if paths else ()
             yield
-            self._features = None
+            self._taps = ()
+
+    @contextmanager
+    def untapped(self) -> Iterator[None]:
+        """Run the network for a while for something else than a step."""
+        for tap in self._taps:
+            tap.is_open = False
+        yield
+        for tap in self._taps:
+            tap.is_open = True
 
     def __call__(
         self, images: Tensor, targets: Tensor, step: int, total: int, precision: MixedPrecision
@@ -170,7 +183,7 @@ class ProgressiveStep:
 
     def _loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         settings, wanted = self.settings, None
-        if settings.distill or self._features:
+        if settings.distill or self._taps:
             with torch.no_grad():  # before the student, whose activations then are not there yet
                 wanted = self.teacher(images)
         logits, loss = self.net(images), images.new_zeros(())
@@ -179,11 +192,24 @@ class ProgressiveStep:
             loss = (1 - settings.distill) * labels
         if settings.distill and wanted is not None:
             loss = loss + settings.distill * distillation(logits, wanted, settings.temperature)
-        if self._features is None:
+        if not self._taps:
             return loss, {}
-        mine, theirs = self._features
-        apart = feature_loss(mine(), theirs())
+        mine, theirs = self._taps
+        apart = feature_loss(mine.take(), theirs.take())
         return loss + settings.features * apart, {"features": apart.detach()}
+
+
+def _held_out_divergence(context: Context, step: ProgressiveStep) -> Callable[[], float]:
+    """The mean divergence of the net from the baseline's logits on the images of the search."""
+    blended = context.recipe.search.blended
+    held_out = HeldOut(context.baseline, context.feed, "divergence", blended=blended)
+
+    @torch.no_grad()
+    def score() -> float:
+        with step.untapped():
+            return processes.agree(held_out.score(lambda _, images: step.net(images)).score)
+
+    return score
 
 
 def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Progress) -> list[str]:

@@ -1,6 +1,6 @@
 """Feature distillation between two models that share their module paths."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,29 +16,33 @@ from updp.training.losses import at_least_float32
 Features = Mapping[str, Sequence[Tensor]]
 
 
-@contextmanager
-def tapped(model: nn.Module, paths: Sequence[str]) -> Iterator[Callable[[], Features]]:
-    """Collect the outputs of the modules at `paths`, those that are floating-point tensors.
+class Tap:
+    """Collects outputs of modules by path, those that are floating-point tensors."""
 
-    Yields a function that returns what was collected since it was last called.
-    """
-    found: dict[str, list[Tensor]] = {}
-    modules = dict(model.named_modules(remove_duplicate=False))
+    def __init__(self) -> None:
+        self.is_open = True  # while it is not, nothing is collected
+        self._found: dict[str, list[Tensor]] = {}
 
-    def collect(path: str, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point():
+    def collect(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        """A forward hook of the module at `path`."""
+        if self.is_open and isinstance(output, Tensor) and output.is_floating_point():
             # The next module may work in place on it.
-            found.setdefault(path, []).append(output.clone())
+            self._found.setdefault(path, []).append(output.clone())
 
-    def take() -> Features:
-        taken = dict(found)
-        found.clear()
+    def take(self) -> Features:
+        """What was collected since the last call."""
+        taken, self._found = self._found, {}
         return taken
 
+
+@contextmanager
+def tapped(model: nn.Module, paths: Sequence[str]) -> Iterator[Tap]:
+    """Collect the outputs of the modules at `paths` for a while."""
+    tap, modules = Tap(), dict(model.named_modules(remove_duplicate=False))
     # Other paths led into a branch that was rewritten or left out.
     known = [path for path in paths if path in modules]
-    with hooks(modules[path].register_forward_hook(partial(collect, path)) for path in known):
-        yield take
+    with hooks(modules[path].register_forward_hook(partial(tap.collect, path)) for path in known):
+        yield tap
 
 
 @torch.no_grad()
@@ -49,9 +53,9 @@ def comparable(
     shapes = []
     for model in (student, teacher):
         model.eval()
-        with tapped(model, paths) as take:
+        with tapped(model, paths) as tap:
             model(images)
-            shapes.append({path: [t.shape for t in outputs] for path, outputs in take().items()})
+        shapes.append({path: [t.shape for t in outputs] for path, outputs in tap.take().items()})
     first, second = shapes
     return [path for path in paths if path in first and first[path] == second.get(path)]
 
