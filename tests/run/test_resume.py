@@ -36,6 +36,9 @@ def arguments(folder: Path, out: Path) -> list[str]:
         "--set=supernet.ema=0.9",
         "--set=subnet.ema=0.9",
         "--set=search.evaluations=6",
+        "--set=reconstruct.epochs=1",
+        "--set=reconstruct.images=48",
+        "--set=subnet.checks=3",
     )
     spec = tiny.write_model(folder)
     return ["prune", *tiny.options(recipe, spec), *changes, "--out", str(out)]
@@ -53,7 +56,7 @@ def assert_same(out: Path, whole: Path) -> None:
     for name in (
         *("plan.json", "model.safetensors", "result.json", "recipe.yaml", "merge/checks.json"),
         *("supernet/figures.jsonl", "supernet/weights.safetensors"),
-        *("subnet/figures.jsonl", "subnet/weights.safetensors"),
+        *("subnet/figures.jsonl", "subnet/weights.safetensors", "subnet/reconstruct.json"),
     ):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     assert searched(out) == searched(whole)

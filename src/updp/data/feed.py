@@ -106,6 +106,18 @@ class Feed:
             images, labels = self._move(images, labels)
             yield self.preprocess(self._augment(images, generator)), labels
 
+    def training_images(self, limit: int) -> Tensor:
+        """The first augmented training images, (N, C, H, W), `limit` of all processes together.
+
+        Each process has its share. Beyond an epoch images come again, augmented otherwise.
+        """
+        wanted, parts = -(-limit // processes.count()), list[Tensor]()
+        for images, _ in self.training(0):
+            parts.append(images)
+            if sum(map(len, parts)) >= wanted:
+                break
+        return torch.cat(parts)[:wanted]
+
     def calibration(self, limit: int = CALIBRATED) -> list[Tensor]:
         """The first `limit` calibration images at most, in batches of almost equal size.
 

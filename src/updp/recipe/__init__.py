@@ -10,7 +10,13 @@ from updp.recipe.settings import (
     MergeSettings,
     SearchSettings,
 )
-from updp.recipe.training import SubnetSettings, SupernetSettings, TrainingSettings
+from updp.recipe.training import (
+    OptimizerSettings,
+    ReconstructSettings,
+    SubnetSettings,
+    SupernetSettings,
+    TrainingSettings,
+)
 
 __all__ = [
     "NAMES",
@@ -20,7 +26,9 @@ __all__ = [
     "FitSettings",
     "MeasureSettings",
     "MergeSettings",
+    "OptimizerSettings",
     "Recipe",
+    "ReconstructSettings",
     "SearchSettings",
     "SubnetSettings",
     "SupernetSettings",

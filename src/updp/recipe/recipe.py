@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from updp.errors import UserError
 from updp.recipe.budget import Budget
@@ -21,7 +21,7 @@ from updp.recipe.settings import (
     Part,
     SearchSettings,
 )
-from updp.recipe.training import SubnetSettings, SupernetSettings
+from updp.recipe.training import ReconstructSettings, SubnetSettings, SupernetSettings
 
 _OWN = Path(__file__).parent / "presets"
 NAMES = tuple(
@@ -48,8 +48,18 @@ class Recipe(Part):
     measure: MeasureSettings = MeasureSettings()
     supernet: SupernetSettings = SupernetSettings()
     search: SearchSettings = SearchSettings()
+    reconstruct: ReconstructSettings = ReconstructSettings()
     subnet: SubnetSettings = SubnetSettings()
     merge: MergeSettings = MergeSettings()
+
+    @model_validator(mode="after")
+    def _reconstructs_what_is_fitted(self) -> Recipe:
+        if self.reconstruct.epochs and self.subnet.start != "fit":
+            raise ValueError(
+                f"reconstruct.epochs={self.reconstruct.epochs:g} trains what was fitted, but "
+                f"subnet.start={self.subnet.start}: take subnet.start=fit, or reconstruct.epochs=0"
+            )
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

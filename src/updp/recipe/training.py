@@ -15,8 +15,8 @@ _NORMS = (
 DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 
 
-class TrainingSettings(Part):
-    """Optimiser and schedule by timm's names, augmentation of batches, and weight averaging."""
+class OptimizerSettings(Part):
+    """Optimiser and schedule by timm's names."""
 
     epochs: float = Field(2, ge=0, description="passes over the training images, or a fraction")
     # Before momentum and betas, whose validators look at it: pydantic validates in this order.
@@ -37,41 +37,7 @@ class TrainingSettings(Part):
     decay_every: float = Field(
         0.3, gt=0, description="share of all steps between two of decay=step"
     )
-    norms: Literal["train", "frozen"] = Field("train", description=_NORMS)
     clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
-    ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay per step of an exponential moving average of the weights, which then "
-        "is the stage's result; 0 is off",
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of each label that is spread over all classes"
-    )
-    mixup: float = Field(0.0, ge=0, description="mixup's alpha, such as 0.2; 0 is off")
-    cutmix: float = Field(
-        0.0,
-        ge=0,
-        description="cutmix's alpha, such as 1; 0 is off; with mixup each batch takes one of both",
-    )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32",
-        description="autocast of forward and losses; weights stay float32, float16 scales losses",
-    )
-    layout: Literal["contiguous", "channels_last"] = Field(
-        "contiguous", description="memory layout of images and kernels (N, C, H, W) in training"
-    )
-    compile: bool = Field(
-        False, description="torch.compile of what trains; eager where it cannot be compiled"
-    )
-    accumulate: int = Field(
-        1, ge=1, description="batches per step of the optimiser, whose gradients are averaged"
-    )
-    checkpointing: bool = Field(
-        False, description="activations inside of sites are computed again, not kept, for backward"
-    )
-    checkpoint_seconds: float = Field(20, gt=0, description="seconds between two checkpoints")
 
     @field_validator("optimizer")
     @classmethod
@@ -113,6 +79,57 @@ class TrainingSettings(Part):
             close = get_close_matches(name, DECAYS) or DECAYS
             raise ValueError(f"there is no such decay (but {', '.join(close)})")
         return name
+
+
+class ReconstructSettings(OptimizerSettings):
+    """Stage 3, between fit and training: each site trained alone to its output in the baseline."""
+
+    epochs: float = Field(0, ge=0, description="passes over the images, for each site; 0 is off")
+    optimizer: str = Field("adamw", description="such as sgd, adamw, lamb")
+    lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
+    images: int = Field(
+        1000, ge=2, description="augmented training images, without those of the search's scores"
+    )
+    batch_size: int = Field(16, ge=1, description="images of a step, of all processes together")
+
+
+class TrainingSettings(OptimizerSettings):
+    """Optimiser, augmentation of batches, precision, and weight averaging."""
+
+    norms: Literal["train", "frozen"] = Field("train", description=_NORMS)
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay per step of an exponential moving average of the weights, which then "
+        "is the stage's result; 0 is off",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that is spread over all classes"
+    )
+    mixup: float = Field(0.0, ge=0, description="mixup's alpha, such as 0.2; 0 is off")
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description="cutmix's alpha, such as 1; 0 is off; with mixup each batch takes one of both",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="autocast of forward and losses; weights stay float32, float16 scales losses",
+    )
+    layout: Literal["contiguous", "channels_last"] = Field(
+        "contiguous", description="memory layout of images and kernels (N, C, H, W) in training"
+    )
+    compile: bool = Field(
+        False, description="torch.compile of what trains; eager where it cannot be compiled"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="batches per step of the optimiser, whose gradients are averaged"
+    )
+    checkpointing: bool = Field(
+        False, description="activations inside of sites are computed again, not kept, for backward"
+    )
+    checkpoint_seconds: float = Field(20, gt=0, description="seconds between two checkpoints")
 
 
 class SupernetSettings(TrainingSettings):

@@ -11,7 +11,7 @@ from updp.io.tracking import Curves
 from updp.measure import Latency, compare_modules, count_macs, count_parameters
 from updp.run.records import ModelFigures, Result
 from updp.stages.context import Context
-from updp.stages.subnet import START
+from updp.stages.subnet import RECONSTRUCTED, START
 from updp.stages.verify import Check
 from updp.supernet import Supernet
 from updp.training.batchnorm import recalibrate
@@ -90,10 +90,10 @@ def _before_training(context: Context) -> dict[str, Supernet]:
     if context.recipe.recalibrates:
         recalibrate(searched, context.feed.calibration())
     nets = {"after search": searched}
-    if (context.folder("subnet") / START).exists():
-        fitted = context.load_weights(context.make_supernet(), "subnet", START)
-        fitted.choose(choices)
-        nets["after fit"] = fitted
+    for label, name in (("after fit", START), ("after reconstruction", RECONSTRUCTED)):
+        if (context.folder("subnet") / name).exists():
+            nets[label] = context.load_weights(context.make_supernet(), "subnet", name)
+            nets[label].choose(choices)
     return nets
 
 

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from updp.data.feed import Feed
 from updp.io import processes
+from updp.io.files import read_tensors, write_tensors
 from updp.io.progress import Progress
 from updp.io.seeds import mix
 from updp.recipe import SubnetSettings
@@ -23,8 +25,11 @@ from updp.training.features import Tap, comparable, feature_loss, tapped
 from updp.training.loop import train
 from updp.training.losses import classification, distillation
 from updp.training.precision import MixedPrecision
+from updp.training.reconstruct import ReconstructRecord, ReconstructRow, reconstruct
 
 START = "start.safetensors"  # the plan's weights after the fit
+RECONSTRUCTED = "reconstructed.safetensors"  # and as far as sites were trained alone
+_JUDGED = 64  # images judged at once
 
 
 class SubnetKey(StageKey):
@@ -32,6 +37,7 @@ class SubnetKey(StageKey):
 
     FILE: ClassVar[str] = "subnet/key.json"
     subnet: dict[str, Any]
+    reconstruct: dict[str, Any] = Field({})
     pick: str = ""
     teacher: str = ""
     teacher_weights: str = ""
@@ -41,6 +47,7 @@ def make_key(context: Context) -> SubnetKey:
     """The key of this stage."""
     return SubnetKey(
         subnet=context.recipe.subnet.decisive(),
+        reconstruct=context.recipe.reconstruct.decisive(),
         pick=context.pick,
         teacher=context.names.teacher,
         teacher_weights=context.hashes.teacher,
@@ -55,6 +62,8 @@ def run(context: Context) -> None:
         context.load_weights(net, "supernet")
     if settings.start == "fit":
         _fit(context, net)
+    if context.recipe.reconstruct.epochs:
+        _reconstruct(context, net)
     train_plan(context, net, context.found_plan().choices)
     context.save_weights(net, "subnet")
 
@@ -76,6 +85,40 @@ def _fit(context: Context, net: Supernet) -> None:
         context.save_weights(net, "subnet", START)
         processes.wait()
     context.load_weights(net, "subnet", START)
+
+
+def _reconstruct(context: Context, net: Supernet) -> None:
+    """Train the plan's sites alone; those that an interrupted run has trained are loaded."""
+    settings, recipe = context.recipe.reconstruct, context.recipe
+    path = context.folder("subnet") / RECONSTRUCTED
+    rows: list[ReconstructRow] = []
+    if processes.agree(path.exists()):
+        notes = read_tensors(path)[1]
+        rows = [ReconstructRow.model_validate(row) for row in notes["rows"]]
+        context.load_weights(net, "subnet", RECONSTRUCTED)
+
+    def save(rows: Sequence[ReconstructRow]) -> None:
+        notes = {"shapes": net.shapes(), "rows": [row.model_dump() for row in rows]}
+        write_tensors(path, net.weights(), notes)
+        processes.wait()
+
+    net.choose(context.found_plan().choices)
+    own = max(1, settings.batch_size // processes.count())
+    feed, baseline = context.feed.with_held_out(scored=False), context.make_supernet()
+    held_out = [images for images, _ in context.feed.held_out()]
+    rows = reconstruct(
+        net,
+        baseline,
+        torch.split(feed.training_images(settings.images), own),
+        torch.split(torch.cat(held_out), _JUDGED),
+        settings,
+        seed=mix(recipe.seed, 31),
+        megabytes=recipe.fit.rows_mb,
+        progress=context.progress,
+        done=rows,
+        save=save,
+    )
+    ReconstructRecord(rows=tuple(rows)).write(context.root)
 
 
 def train_plan(context: Context, net: Supernet, choices: Mapping[str, str]) -> None:

@@ -6,15 +6,17 @@ nearer to its own target and take the logits away from the baseline's.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from updp.fit import Fitted
 from updp.io import processes
 from updp.supernet.partial import Walk
 from updp.supernet.supernet import Supernet
+
+T = TypeVar("T")
 
 _SHARES = (1.0, 0.5, 0.25)  # of the way from the weights before a repair to those after it
 
@@ -45,13 +47,11 @@ class Judge:
         self._errors = self._divergences(place)
         return self._errors.mean().item()
 
-    def repaired(
-        self, place: nn.Module, repair: Callable[[], Fitted]
-    ) -> tuple[Fitted, float, float]:
+    def repaired(self, place: nn.Module, repair: Callable[[], T]) -> tuple[T, float, float]:
         """Run `repair`, and keep a share of its change of the weights, or nothing of it.
 
         Returns:
-            What was fitted, the share that was kept, and the mean divergence with it.
+            What `repair` returned, the share that was kept, and the mean divergence with it.
         """
         tensors = [t for t in self._net.weights().values() if t.is_floating_point()]
         before = [t.clone() for t in tensors]

@@ -40,6 +40,11 @@ class Switch(nn.Module):
         assert isinstance(form, Form)
         return form
 
+    @property
+    def running(self) -> nn.Module:
+        """The path that runs at lambda 1."""
+        return self.keep if self.choice == KEEP else self.form(self.choice)
+
     def forward(self, x: Tensor, *extras: Any) -> Tensor:
         """The site's output under the present choice."""
         if not (self.checkpointing and torch.is_grad_enabled()):

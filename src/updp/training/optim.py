@@ -7,12 +7,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from updp.errors import UserError, reason
-from updp.recipe import TrainingSettings
+from updp.recipe import OptimizerSettings
 
 _RATES = {"step": 0.1, "poly": 1.0}  # by kind of decay, where the recipe has no decay_rate
 
 
-def make_optimizer(net: nn.Module, recipe: TrainingSettings) -> Optimizer:
+def make_optimizer(net: nn.Module, recipe: OptimizerSettings) -> Optimizer:
     """Make the recipe's optimiser over the net's parameters; biases and norms do not decay.
 
     Raises:
@@ -36,7 +36,7 @@ def make_optimizer(net: nn.Module, recipe: TrainingSettings) -> Optimizer:
     return optimizer
 
 
-def make_schedule(optimizer: Optimizer, recipe: TrainingSettings, total: int) -> Scheduler:
+def make_schedule(optimizer: Optimizer, recipe: OptimizerSettings, total: int) -> Scheduler:
     """Make the learning rate a pure function of the step, which `step_update(step)` sets.
 
     It rises in a straight line from lr / 100 over the first `warmup` of the `total` steps; then,

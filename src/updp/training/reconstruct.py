@@ -1,0 +1,220 @@
+"""Block reconstruction: train each site alone to give what it gives in the baseline.
+
+Between the closed form, which finds the best of one linear operator, and training of the whole
+network, which a thousand images overfit: a site sees all pixels or tokens of every image, and has
+as many targets. After Li et al., *BRECQ*, 2021, section 3.2, there for quantised blocks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from updp.blocks.modules import hooks
+from updp.io import processes
+from updp.io.progress import Progress
+from updp.io.records import Record
+from updp.io.seeds import mix
+from updp.recipe import ReconstructSettings
+from updp.supernet import KEEP, Inputs, Supernet, Switch, bytes_of, copied
+from updp.supernet.judge import Judge
+from updp.supernet.partial import Walk
+from updp.training.optim import make_optimizer, make_schedule
+
+
+class ReconstructRow(BaseModel, frozen=True):
+    """A site's mean squared error, as a share of its target's variance, before and after."""
+
+    site: str
+    prior_error: float
+    error: float
+    kept: float  # share of the change of its weights that was kept
+    divergence: float  # KL from the baseline afterwards, on images that nothing was trained on
+
+
+class ReconstructRecord(Record):
+    """All sites that were reconstructed, in order."""
+
+    FILE: ClassVar[str] = "subnet/reconstruct.json"
+    rows: tuple[ReconstructRow, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A site of the net, and the same one of the baseline."""
+
+    name: str
+    own: Switch
+    baseline: Switch
+
+
+# Called with the rows so far whenever another site is done.
+_Save = Callable[[Sequence[ReconstructRow]], None]
+
+
+def reconstruct(
+    net: Supernet,
+    baseline: Supernet,
+    images: Sequence[Tensor],
+    judged: Sequence[Tensor],
+    settings: ReconstructSettings,
+    *,
+    seed: int,
+    megabytes: int,
+    progress: Progress,
+    done: Sequence[ReconstructRow] = (),
+    save: _Save = lambda rows: None,
+) -> list[ReconstructRow]:
+    """Train the sites of `net` from the first pruned one on, in order, each by itself.
+
+    A site is given what those before it leave, which are trained already, and its target is its
+    output in the baseline: so it also makes good what they fall short of. BatchNorms keep
+    their statistics. As much of each change is kept as the logits of `judged` images say.
+
+    Args:
+        net: the supernet under the plan's choices; its weights change in place.
+        baseline: another supernet of the same sites, with the weights before pruning.
+        images: this process' batches to train on, each (N, C, H, W).
+        judged: batches that nothing is trained on, the same in every process.
+        seed: of the order of the batches.
+        megabytes: for inputs and targets of a site; of a site with more, fewer batches are used.
+        done: the rows of sites that an earlier process has trained; `net` has their weights.
+        save: called with the rows so far after each site.
+
+    Returns:
+        The figures of each site, in order.
+    """
+    net.eval()
+    net.set_lambda(1.0)
+    baseline.eval()
+    baseline.choose({})
+    with torch.no_grad():
+        places = _places(net, baseline, images[0][:2])
+        mine = [batch for _, batch in processes.share(judged)]
+        own = Walk(net, [p.own for p in places], [*images, *mine], megabytes)
+        theirs = Walk(baseline, [p.baseline for p in places], images, megabytes)
+        judge = Judge(net, [baseline(batch) for batch in mine], own, len(images))
+    rows, steps = list(done), round(settings.epochs * len(images))
+    progress.begin("subnet: sites trained alone", len(places) * steps, len(rows) * steps)
+    for number, place in enumerate(places[len(rows) :], len(rows)):
+        with torch.no_grad():
+            inputs, targets = _gather(place, own, theirs, megabytes * 2**20 // 2)
+        task = _Task(place.own, inputs, targets, settings, steps, mix(seed, number))
+
+        with torch.no_grad():
+            run = partial(task.run, progress.advance)
+            (before, after), kept, divergence = judge.repaired(place.own, run)
+        row = ReconstructRow(
+            site=place.name, prior_error=before, error=after, kept=kept, divergence=divergence
+        )
+        rows.append(row)
+        save(rows)
+    return rows
+
+
+def _places(net: Supernet, baseline: Supernet, images: Tensor) -> list[_Place]:
+    """The sites from the first pruned one on that run once and have weights, in order."""
+    order = dict[str, None]()
+
+    def seen(name: str, *call: Any) -> None:
+        order.setdefault(name)
+
+    with hooks(
+        switch.register_forward_pre_hook(partial(seen, name))
+        for name, switch in net.switches.items()
+    ):
+        net(images)
+    pruned = [net.switches[name].choice != KEEP for name in order]
+    return [
+        _Place(name, net.switches[name], baseline.switches[name])
+        for number, name in enumerate(order)
+        if any(pruned[: number + 1])
+        and net.sites[name].calls == 1
+        and any(p.requires_grad for p in net.switches[name].running.parameters())
+    ]
+
+
+def _gather(place: _Place, own: Walk, theirs: Walk, room: int) -> tuple[list[Inputs], list[Tensor]]:
+    """Inputs and targets of the first batches, as many as fit into `room` bytes, at least one."""
+    inputs, targets = list[Inputs](), list[Tensor]()
+    batches = len(theirs.batches)
+    used = 0
+    for position, (x, wanted) in enumerate(_together(own.to(place.own), theirs.to(place.baseline))):
+        if position < batches and (not inputs or used <= room):
+            inputs.append(x)
+            targets.append(place.baseline(*wanted))
+            used += bytes_of(x) + bytes_of(targets[-1])
+    return inputs, targets
+
+
+def _together(own: Iterator[Inputs], theirs: Iterator[Inputs]) -> Iterator[tuple[Inputs, Inputs]]:
+    """Pairs of inputs; the judge's batches, which come last, have no second one."""
+    for x in own:
+        yield x, next(theirs, ())
+
+
+class _Task:
+    """A site with its inputs and targets, batch by batch."""
+
+    def __init__(
+        self,
+        site: Switch,
+        inputs: Sequence[Inputs],
+        targets: Sequence[Tensor],
+        settings: ReconstructSettings,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self._site, self._inputs, self._targets = site, inputs, targets
+        self._settings, self._steps, self._seed = settings, steps, seed
+        moments = torch.stack([torch.stack([t.mean(), t.square().mean()]) for t in targets]).mean(0)
+        processes.average([moments])
+        mean, square = moments.double()
+        self._variance = max(float(square - mean.square()), torch.finfo(moments.dtype).tiny)
+
+    def run(self, tick: Callable[[str], None]) -> tuple[float, float]:
+        """Train; return the errors before and after."""
+        before = self.error()
+        self.train(tick)
+        return before, self.error()
+
+    @torch.no_grad()
+    def error(self) -> float:
+        """Mean squared error over all batches and processes, as a share of the variance."""
+        total = torch.stack([self._loss(place) for place in range(len(self._inputs))]).mean()
+        processes.average([total])
+        return float(total)
+
+    @torch.enable_grad()
+    def train(self, tick: Callable[[str], None]) -> None:
+        """Take all steps; each process' batches are its own, the gradients are of all."""
+        parameters = [p for p in self._site.parameters() if p.requires_grad]
+        optimizer = make_optimizer(self._site, self._settings)
+        schedule = make_schedule(optimizer, self._settings, self._steps)
+        order = _order(len(self._inputs), self._seed)
+        for step in range(self._steps):
+            schedule.step_update(step)
+            optimizer.zero_grad()
+            loss = self._loss(next(order))
+            loss.backward()  # type: ignore[no-untyped-call]
+            # Paths that do not run have none.
+            processes.average([p.grad for p in parameters if p.grad is not None])
+            torch.nn.utils.clip_grad_norm_(parameters, self._settings.clip)
+            optimizer.step()
+            tick(f"error {loss.item():.4f}")
+        optimizer.zero_grad()
+
+    def _loss(self, place: int) -> Tensor:
+        output: Tensor = self._site(*copied(self._inputs[place]))
+        return (output - self._targets[place]).square().mean() / self._variance
+
+
+def _order(count: int, seed: int) -> Iterator[int]:
+    """Endless numbers of batches, each once an epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
