@@ -166,7 +166,7 @@ class CandidateSettings(Part):
         4, ge=1, description="merged forms timed per site at most, beside the widths"
     )
     widths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.75, 0.5, 0.25),
+        (0.875, 0.75, 0.625, 0.5, 0.375, 0.25),
         description="shares of its inner channels that a block may keep, where the budget has "
         "latency, macs, parameters or memory",
     )
