@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from benchmarks.common.data import DATA, ROOT, check_data, cifar_resnet
-from updp.data import Source, open_source
+from updp.data import Source, match_classes, open_source, resize_for
 from updp.data.images import InMemory
 from updp.models import load_model
 from updp.recipe import Recipe, TrainingSettings
@@ -17,6 +17,7 @@ from updp.recipe import Recipe, TrainingSettings
 BASELINES = ROOT / "runs" / "baselines"
 
 SGD = ("subnet.optimizer=sgd", "subnet.weight_decay=0.0005")
+_FILE = Path(__file__).with_name("networks.py")
 ADAMW = ("subnet.optimizer=adamw", "subnet.weight_decay=0.05")
 
 
@@ -26,7 +27,7 @@ class Network:
 
     `blocks` are numbers of blocks to prune, the usual one first; `rates` learning rates to try;
     `settings` change the recipe. `training` is how the baseline itself is trained; None where its
-    weights were downloaded.
+    weights were downloaded. `test` are images for the final tables, where `data` has no split.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Network:
     rates: tuple[float, ...]
     settings: tuple[str, ...]
     training: TrainingSettings | None = None
+    test: str = ""
 
     def load(self) -> nn.Module:
         """The trained baseline. Raises SystemExit where it was not trained yet."""
@@ -63,10 +65,19 @@ def _whole(data: str) -> Source:
     return open_source(str(DATA / data), input_size=(3, 32, 32))
 
 
+@cache
+def _pictures(network: Network) -> Source:
+    """Image files, resized and cropped as the network's own configuration says."""
+    resize = resize_for(load_model(network.model))
+    data, test = DATA / network.data, DATA / network.test
+    source = open_source(str(data), input_size=resize, test=str(test))
+    return match_classes(source, 1000, model=network.model, data=network.data)
+
+
 def source(network: Network, images: int | None = None) -> Source:
     """The network's data, with the first `images` training images at most (files are shuffled)."""
     check_data()
-    whole = _whole(network.data)
+    whole = _pictures(network) if network.test else _whole(network.data)
     train = whole.train
     if images is None or images >= len(train):
         return whole
@@ -90,13 +101,33 @@ def _trained_here(
     )
     return Network(
         name,
-        f"{Path(__file__).with_name('networks.py')}:{factory}",
+        f"{_FILE}:{factory}",
         "cifar10",
         BASELINES / f"{name}.safetensors",
         blocks,
         rates,
         ("data.batch_size=128", *settings),
         training,
+    )
+
+
+def _on_imagenet(name: str, model: str, weights: str) -> Network:
+    """A pretrained network, pruned from a thousand images by `--recipe repair`."""
+    settings = Recipe.load(Path("repair")).subnet
+    wanted = ("epochs", "optimizer", "weight_decay", "distill", "temperature", "features", "checks")
+    return Network(
+        name,
+        model,
+        "imagenet_sample",
+        DATA / f"weights/imagenet_{weights}.safetensors",
+        (6, 3),
+        (settings.lr,),
+        (
+            *("data.held_out=200", "search.blended=true", "subnet.all_images=true"),
+            *(f"subnet.{field}={getattr(settings, field)}" for field in wanted),
+            *("search.evaluations=40", "search.refined=9"),
+        ),
+        test="imagenet_val",
     )
 
 
@@ -118,6 +149,14 @@ NETWORKS = {
         _trained_here("mobilenetv2_mini", (6, 4), 4e-3, 8, _HIGH, SGD),
         _trained_here("convnext_mini", (6, 4), 3e-3, 13, _LOW, ADAMW),
         _trained_here("deit_mini", (7, 5), 2e-3, 8, _LOW, ADAMW),
+    )
+}
+IMAGENET = {
+    network.name: network
+    for network in (
+        _on_imagenet("deit-tiny", "timm/deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+        _on_imagenet("mobilenetv2", f"{_FILE}:mobilenetv2_same", "mobilenetv2_100_same"),
+        _on_imagenet("efficientnet-lite0", "timm/tf_efficientnet_lite0", "tf_efficientnet_lite0"),
     )
 }
 MINI = tuple(name for name in NETWORKS if name.endswith("mini"))

@@ -1,8 +1,8 @@
-"""Small networks for 32 px and ten classes, from timm's and torchvision's own classes.
+"""Small networks for 32 px and ten classes, from timm's and torchvision's classes, and a large one.
 
     updp inspect benchmarks/accuracy/networks.py:convnext_mini
 
-Each trains to its accuracy on one CPU thread in minutes; `baselines.py` says how.
+The small ones train to their accuracy on one CPU thread in minutes; `baselines.py` says how.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 
+import timm
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -69,6 +70,11 @@ def deit_mini() -> nn.Module:
         embed_layer=partial(HybridEmbed, backbone=_stem(3, 24, 48, 80)),
     )
     return _configured(_for_narrow(model))
+
+
+def mobilenetv2_same() -> nn.Module:
+    """MobileNetV2-1.0 with TensorFlow's padding, as its public weights want. 300 MMACs."""
+    return timm.create_model("mobilenetv2_100", pad_type="same")
 
 
 def _stem(*channels: int) -> nn.Module:

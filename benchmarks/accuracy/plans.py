@@ -61,7 +61,14 @@ class Subject:
     def feed(self, recipe: Recipe) -> Feed:
         """The images as the recipe splits them."""
         preprocess = preprocess_for(self.model, self.data.image_size)
-        return Feed(self.data, preprocess, recipe.data, seed=recipe.seed, device=self.device)
+        return Feed(
+            self.data,
+            preprocess,
+            recipe.data,
+            seed=recipe.seed,
+            device=self.device,
+            sets_aside=recipe.sets_aside,
+        )
 
     def inputs(self, recipe: Recipe, progress: Progress, plan: Plan | None = None) -> RunInputs:
         """Inputs of a run. (`open_inputs` takes no data set that was cut in memory.)"""

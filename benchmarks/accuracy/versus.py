@@ -31,7 +31,7 @@ from statistics import mean
 import torch
 from torch import nn
 
-from benchmarks.accuracy.baselines import MINI, NETWORKS, source
+from benchmarks.accuracy.baselines import MINI, NETWORKS, Network, source
 from benchmarks.accuracy.depth_rivals import adding_up, dropping, searching, shrinking
 from benchmarks.accuracy.methods import FREE
 from benchmarks.accuracy.plans import Subject, digest
@@ -52,9 +52,8 @@ from updp.training.evaluate import top1
 class Versus:
     """All methods on one network."""
 
-    def __init__(self, name: str, options: argparse.Namespace, clock: Clock) -> None:
-        self.options, self.clock = options, clock
-        network, device = NETWORKS[name], torch.device(options.device)
+    def __init__(self, network: Network, options: argparse.Namespace, clock: Clock) -> None:
+        self.options, self.clock, device = options, clock, torch.device(options.device)
         settings = [f"measure.runtime={options.runtime}", f"measure.batch_size={options.batch}"]
         settings += [f"subnet.epochs={options.epochs}", *options.set]
         data = source(network, options.images)
@@ -184,28 +183,33 @@ class Versus:
         draw_network(result, output.docs / f"versus-{name}.svg")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = make_parser(__file__, __doc__)
-    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=MINI)
-    parser.add_argument("--points", type=float, nargs="+", default=[0.8, 0.65, 0.5])
-    parser.add_argument("--epochs", type=float, default=3)
+def add_options(parser: argparse.ArgumentParser, points: Sequence[float]) -> None:
+    """Add the options of every comparison at equal latency."""
+    parser.add_argument("--points", type=float, nargs="+", default=points)
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates; the network's")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--images", type=int, help="training images at most, all by default")
     parser.add_argument("--runtime", default="eager", help="eager, compile or onnxruntime")
-    parser.add_argument("--batch", type=int, default=32, help="images timed at once")
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings for all methods")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many")
     parser.add_argument("--time", action="store_true", help="time the final models anew")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=MINI)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--batch", type=int, default=32, help="images timed at once")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/versus")
+    add_options(parser, (0.8, 0.65, 0.5))
     options = parser.parse_args(arguments)
     clock = Clock(options.minutes)
     torch.manual_seed(0)
     try:
         for name in options.network:
-            Versus(name, options, clock).run()
+            Versus(NETWORKS[name], options, clock).run()
     except TimeUp as stop:
         print(stop, flush=True)
 

@@ -78,6 +78,16 @@ def test_it_counts_the_steps_and_plans_that_a_run_has(finished: Path) -> None:
     assert found["merge"]["rounds of timing"][0] == 2 * 3
 
 
+def test_sites_trained_alone_are_counted(finished: Path) -> None:
+    plan = Plan.load(finished / "plan.json")
+    sites = 4 - int(min(plan.choices).removeprefix("blocks."))  # from the first pruned one on
+    settings = {"epochs": 2, "images": 40, "batch_size": 8}
+    recipe = tiny.make_recipe(reconstruct=settings)
+    found = estimated(RunRecord.read(finished).model, recipe, plan=plan)
+    assert found["subnet"]["steps of sites trained alone"][0] == sites * 2 * 5
+    assert found["merge"]["test batches"][1] == pytest.approx(6 * 5 / 3)
+
+
 def test_it_counts_the_plans_that_a_search_scores(tiny_model: str, tmp_path: Path) -> None:
     recipe = tiny.make_recipe(
         budget={"blocks": 1},

@@ -23,8 +23,14 @@ CHANGES = (
     "--set=subnet.optimizer=adamw",
     "--set=subnet.distill=0.5",
     "--set=search.evaluations=6",
+    "--set=reconstruct.epochs=2",
+    "--set=reconstruct.images=48",
+    "--set=reconstruct.batch_size=12",
+    "--set=subnet.checks=2",
 )
-TRAINED = ("supernet/weights", "subnet/start", "subnet/weights", "model")
+TRAINED = (
+    *("supernet/weights", "subnet/start", "subnet/reconstructed", "subnet/weights", "model"),
+)
 
 
 def arguments(folder: Path, out: Path, model: str = "calm") -> list[str]:

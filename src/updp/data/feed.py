@@ -106,17 +106,19 @@ class Feed:
             images, labels = self._move(images, labels)
             yield self.preprocess(self._augment(images, generator)), labels
 
-    def training_images(self, limit: int) -> Tensor:
-        """The first augmented training images, (N, C, H, W), `limit` of all processes together.
+    def training_batches(self, limit: int, parts: int) -> list[Tensor]:
+        """Augmented training batches (N, C, H, W) of `limit` images or a few more, each in parts.
 
-        Each process has its share. Beyond an epoch images come again, augmented otherwise.
+        Of all processes together; each has its share. Beyond an epoch images come again.
         """
-        wanted, parts = -(-limit // processes.count()), list[Tensor]()
+        found, seen = list[Tensor](), 0
         for images, _ in self.training(0):
-            parts.append(images)
-            if sum(map(len, parts)) >= wanted:
+            # Every so many-th image: so parts are the same whether a batch is shared or not.
+            found += [images[part::parts] for part in range(min(parts, len(images)))]
+            seen += len(images) * processes.count()
+            if seen >= limit:
                 break
-        return torch.cat(parts)[:wanted]
+        return found
 
     def calibration(self, limit: int = CALIBRATED) -> list[Tensor]:
         """The first `limit` calibration images at most, in batches of almost equal size.

@@ -1,6 +1,6 @@
 """Fit tasks: a regression with the functions that compute its rows and set its result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ class FitTask:
     inputs:      the operator's input and what is added to its output (or None), from the input
                  that the site has behind the pruned prefix
     take:        puts the fitted operator in place
+    rows:        tasks of a site with the same one have the same rows before any of them is solved
     """
 
     operator: str
@@ -26,6 +27,13 @@ class FitTask:
     target: Callable[..., Tensor]
     inputs: Callable[..., tuple[Tensor, Tensor | None]]
     take: Callable[[Fitted], None]
+    rows: Hashable = None
+
+    def shares(self, other: "FitTask") -> bool:
+        """Whether the rows are the other task's, whose sums are then used, too."""
+        if self.rows is None or self.rows != other.rows:
+            return False
+        return self.regression.share(other.regression)
 
     def add_target(self, batch: int, x: Tensor, *extras: Any) -> None:
         """Add the targets of one batch, for the baseline's input `x` of the site."""
@@ -41,6 +49,20 @@ class FitTask:
         self.regression.clear()
         self.take(fitted)
         return fitted
+
+
+def observer(
+    number: int, targets: Sequence[FitTask], inputs: Sequence[FitTask]
+) -> Callable[..., None]:
+    """Hand what a site is called with to tasks that want its target, its input or both."""
+
+    def observe(x: Tensor, *extras: Any) -> None:
+        for task in targets:
+            task.add_target(number, x, *extras)
+        for task in inputs:
+            task.add_input(number, x, *extras)
+
+    return observe
 
 
 def as_maps(x: Tensor, layout: str) -> Tensor:

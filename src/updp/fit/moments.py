@@ -24,6 +24,7 @@ class Moments:
     gram: Tensor
     cross: Tensor
     sums: Tensor
+    is_total: bool = False  # of all processes
 
     @classmethod
     def of(cls, groups: int, unknowns: int, outputs: int, device: torch.device) -> Moments:
@@ -39,8 +40,10 @@ class Moments:
         self.sums += torch.stack([*values, values[0].new_tensor(float(target.numel()))])
 
     def add_up(self) -> None:
-        """Take in the rows of all processes."""
-        processes.add_up(self.gram, self.cross, self.sums)
+        """Take in the rows of all processes, once."""
+        if not self.is_total:
+            processes.add_up(self.gram, self.cross, self.sums)
+            self.is_total = True
 
     @property
     def count(self) -> int:

@@ -73,7 +73,8 @@ class OperatorFit:
             self.set(fitted)
             again.operator = fitted.operator
 
-        tasks = [self._task(regression, take), self._task(again, self.set)]
+        first = replace(self._task(regression, take), rows=(self._own.name, self.place))
+        tasks = [first, self._task(again, self.set)]
         return tasks if gated else tasks[:1]
 
     @torch.no_grad()

@@ -76,9 +76,8 @@ class Regression:
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
         self.quota = max(1, total // max(batches, 1))
         # Without an end activation only sums over rows are kept.
-        self.bytes = (
-            self.quota * batches * width if self._keeps_rows else 16 * operator.groups * unknowns**2
-        )
+        sums = 16 * operator.groups * unknowns**2
+        self.bytes = self.quota * batches * width if self._keeps_rows else sums
         self._samples: dict[int, tuple[Sample, int]] = {}
         self._targets: dict[int, Tensor] = {}
         self._inputs: dict[int, Tensor] = {}
@@ -88,6 +87,12 @@ class Regression:
     @property
     def _keeps_rows(self) -> bool:
         return not self.clamp.is_identity
+
+    def share(self, other: "Regression") -> bool:
+        """Use the sums of another regression of the same rows; False where rows are kept."""
+        if not self._keeps_rows:
+            self._sums = other._sums
+        return not self._keeps_rows
 
     @property
     def gathered(self) -> int:

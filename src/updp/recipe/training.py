@@ -90,7 +90,9 @@ class ReconstructSettings(OptimizerSettings):
     images: int = Field(
         1000, ge=2, description="augmented training images, without those of the search's scores"
     )
-    batch_size: int = Field(16, ge=1, description="images of a step, of all processes together")
+    batch_size: int = Field(
+        16, ge=1, description="images of a step, of all processes together: a part of a batch"
+    )
 
 
 class TrainingSettings(OptimizerSettings):

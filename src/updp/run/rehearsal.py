@@ -127,6 +127,8 @@ class Rehearsal:
             works.append(self._whole("networks", lambda: context.net))
         if settings.start == "fit":
             works.append(self._fit_plan())
+        if context.recipe.reconstruct.epochs:
+            works.append(self._reconstruct())
         # Both paths of a block run until lambda is 1.
         shares = {settings.hold: 1 - settings.hold, 1.0: settings.hold}
         parts = {hold: self._train(hold) for hold, share in shares.items() if share}
@@ -145,6 +147,14 @@ class Rehearsal:
         other = replace(context, recipe=recipe, root=context.root / f"hold {hold}")
         return self.meter.time(
             "training steps", lambda: subnet.train_plan(other, context.net, self.choices)
+        )
+
+    def _reconstruct(self) -> Work:
+        """Train the first sites alone."""
+        context = self.context
+        return self.meter.time(
+            "steps of sites trained alone",
+            lambda: subnet.reconstruct_plan(context, context.net, self.choices),
         )
 
     def _fit_plan(self) -> Work:
@@ -182,11 +192,12 @@ class Rehearsal:
         merged = net.merged()
         models = {"baseline": context.baseline, "subnet": net, "merged": merged}
         fitted = context.recipe.subnet.start == "fit"
+        starts = fitted + (context.recipe.reconstruct.epochs > 0)  # networks tested beside the last
         tests = meter.time(
             "test batches",
             lambda: top1_of_each(models, context.feed.test(), meter.advance),
             context.feed.test_steps,
-        ).times((5 if fitted else 4) / len(models))
+        ).times((4 + starts) / len(models))
         measure = context.recipe.measure
         pair = {"baseline": context.baseline.eval(), "merged": merged}
         x = context.example(measure.batch_size)
@@ -202,8 +213,8 @@ class Rehearsal:
             ),
             2 * measure.rounds,
         )
-        # The networks after the search and after the fit are made anew.
-        nets = self.meter.sample("networks", self._make_another, 2 if fitted else 1)
+        # The networks after the search, the fit and the reconstruction are made anew.
+        nets = self.meter.sample("networks", self._make_another, 1 + starts)
         return [checks, tests, timing, nets]
 
     def _make_another(self) -> None:

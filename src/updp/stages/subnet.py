@@ -63,7 +63,7 @@ def run(context: Context) -> None:
     if settings.start == "fit":
         _fit(context, net)
     if context.recipe.reconstruct.epochs:
-        _reconstruct(context, net)
+        reconstruct_plan(context, net, context.found_plan().choices)
     train_plan(context, net, context.found_plan().choices)
     context.save_weights(net, "subnet")
 
@@ -87,8 +87,8 @@ def _fit(context: Context, net: Supernet) -> None:
     context.load_weights(net, "subnet", START)
 
 
-def _reconstruct(context: Context, net: Supernet) -> None:
-    """Train the plan's sites alone; those that an interrupted run has trained are loaded."""
+def reconstruct_plan(context: Context, net: Supernet, choices: Mapping[str, str]) -> None:
+    """Train a plan's sites alone; those that an interrupted run has trained are loaded."""
     settings, recipe = context.recipe.reconstruct, context.recipe
     path = context.folder("subnet") / RECONSTRUCTED
     rows: list[ReconstructRow] = []
@@ -102,14 +102,14 @@ def _reconstruct(context: Context, net: Supernet) -> None:
         write_tensors(path, net.weights(), notes)
         processes.wait()
 
-    net.choose(context.found_plan().choices)
-    own = max(1, settings.batch_size // processes.count())
+    net.choose(choices)
+    parts = max(1, recipe.data.batch_size // settings.batch_size)
     feed, baseline = context.feed.with_held_out(scored=False), context.make_supernet()
     held_out = [images for images, _ in context.feed.held_out()]
     rows = reconstruct(
         net,
         baseline,
-        torch.split(feed.training_images(settings.images), own),
+        feed.training_batches(settings.images, parts),
         torch.split(torch.cat(held_out), _JUDGED),
         settings,
         seed=mix(recipe.seed, 31),

@@ -6,9 +6,8 @@ batches of calibration images.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from updp.blocks.modules import hooks
-from updp.fit import FitTask, operator_repair, site_repairs
+from updp.fit import FitTask, observer, operator_repair, site_repairs
 from updp.io import processes
 from updp.io.records import Record
 from updp.recipe import FitSettings
@@ -184,78 +183,6 @@ def _execution_order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module
     ]
 
 
-@torch.no_grad()
-def fit_candidates(
-    net: Supernet,
-    batches: Sequence[Tensor],
-    settings: FitSettings,
-    tick: Callable[[str], None] = lambda site: None,
-    sites: Collection[str] | None = None,
-) -> None:
-    """Fit every candidate of every site alone, on the baseline's activations, for a search.
-
-    The baseline runs once for as many sites as `settings.rows_mb` allows, and again where a form
-    has a further regression. `batches` are calibration images (N, C, H, W). `tick` is called for
-    each batch of each site, and once more when the site's candidates are fitted. `sites` are all
-    by default.
-    """
-    net.eval()
-    net.choose({})
-    for group in _groups(net, sites, settings, len(batches)):
-        left: dict[str, list[_FitTasks]] = dict(group)
-        for number, images in processes.share(batches):
-            with tapped(
-                {
-                    net.switches[name]: _observer(number, list(chain(*forms)), _first(forms))
-                    for name, forms in left.items()
-                }
-            ):
-                net(images)
-            for name in group:
-                tick(name)
-        while left := {name: rest for name, forms in left.items() if (rest := _finished(forms))}:
-            for number, images in processes.share(batches):
-                with tapped(
-                    {
-                        net.switches[name]: _observer(number, [], _first(forms))
-                        for name, forms in left.items()
-                    }
-                ):
-                    net(images)
-        for name in group:
-            tick(name)
-
-
-def _groups(
-    net: Supernet, sites: Collection[str] | None, settings: FitSettings, batches: int
-) -> Iterator[dict[str, list[_FitTasks]]]:
-    """Groups of sites whose regressions fit into memory together, by candidate."""
-    group: dict[str, list[_FitTasks]] = {}
-    room = settings.rows_mb * 2**20
-    for name, switch in net.switches.items():
-        if sites is not None and name not in sites:
-            continue
-        forms = [switch.form(label).fit_tasks(settings, batches) for label in switch.labels]
-        needed = sum(fitting.regression.bytes for form in forms for fitting in form)
-        if group and needed > room:
-            yield group
-            group, room = {}, settings.rows_mb * 2**20
-        group[name] = [form for form in forms if form]
-        room -= needed
-    yield group
-
-
-def _first(forms: list[_FitTasks]) -> _FitTasks:
-    return [form[0] for form in forms]
-
-
-def _finished(forms: list[_FitTasks]) -> list[_FitTasks]:
-    """Solve the first regression of each form; return the remaining ones."""
-    for form in forms:
-        form[0].finish()
-    return [form[1:] for form in forms if form[1:]]
-
-
 def _gather_targets(
     net: Supernet, places: list[_Place], batches: Sequence[Tensor], room: float
 ) -> None:
@@ -263,7 +190,7 @@ def _gather_targets(
     regressions = [fitting.regression for place in places for fitting in place.fit_tasks]
 
     def gather(number: int) -> None:
-        with tapped({p.module: _observer(number, p.fit_tasks, []) for p in places}):
+        with tapped({p.module: observer(number, p.fit_tasks, []) for p in places}):
             net(batches[number])
 
     gather(0)
@@ -277,15 +204,3 @@ def _gather_targets(
     for number, _ in processes.share(batches):
         if number or is_large:
             gather(number)
-
-
-def _observer(number: int, targets: _FitTasks, inputs: _FitTasks) -> Callable[..., None]:
-    """Hand what a site is called with to tasks that want its target, its input or both."""
-
-    def observe(x: Tensor, *extras: Any) -> None:
-        for task in targets:
-            task.add_target(number, x, *extras)
-        for task in inputs:
-            task.add_input(number, x, *extras)
-
-    return observe
