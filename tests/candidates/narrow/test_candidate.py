@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.families import Net, error, images, network
@@ -112,6 +113,36 @@ def test_a_fit_brings_a_narrow_transformer_nearer() -> None:
     before = error(net(x), wanted)
     fit_plan(net, choices(net), [x], FIT)
     assert error(net(x), wanted) < before
+
+
+class FeedForward(nn.Module):
+    """What reads the inner channels has no activation behind it, so its fit needs sums only."""
+
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 32), nn.Linear(32, 4)
+        self.norm = nn.LayerNorm(32) if gated else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(self.norm(F.gelu(self.fc1(x))))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_widths_fitted_together_are_those_fitted_alone(gated: bool) -> None:
+    x = torch.randn(40, 9, 4, generator=torch.Generator().manual_seed(0)).double()
+
+    def fitted(*widths: float) -> Supernet:
+        torch.manual_seed(1)
+        net, _ = supernet(nn.Sequential(FeedForward(gated), FeedForward(gated)).eval(), x, *widths)
+        fit_candidates(net, [x[:20], x[20:]], FIT)
+        return net
+
+    together = fitted(0.75, 0.5, 0.25)
+    for place, width in enumerate((0.75, 0.5, 0.25)):
+        alone = fitted(width)
+        for net, number in ((together, place), (alone, 0)):
+            net.choose(choices(net, number))
+        assert torch.equal(together(x), alone(x))
 
 
 def test_no_two_widths_leave_the_same_channels_and_none_all() -> None:
