@@ -90,8 +90,7 @@ class Regression:
 
     def share(self, other: "Regression") -> bool:
         """Use the sums of another regression of the same rows; False where rows are kept."""
-        if not self._keeps_rows:
-            self._sums = other._sums
+        self._sums = other._sums
         return not self._keeps_rows
 
     @property
@@ -282,9 +281,8 @@ class Regression:
             beside = torch.zeros_like(target)
             if batch in self._beside:
                 beside = self._grouped(self._beside[batch][start:end])
-            for parts in zip(
-                *(torch.split(t, _CHUNK, 1) for t in (x, target, beside)), strict=True
-            ):
+            chunks = (torch.split(t, _CHUNK, 1) for t in (x, target, beside))
+            for parts in zip(*chunks, strict=True):
                 x64, target64, beside64 = (t.to(self._device).double() for t in parts)
                 yield x64, target64, beside64
 

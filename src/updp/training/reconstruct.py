@@ -44,7 +44,7 @@ class ReconstructRecord(Record):
 
 
 @dataclass(frozen=True)
-class _Place:
+class _SitePair:
     """A site of the net, and the same one of the baseline."""
 
     name: str
@@ -116,7 +116,7 @@ def reconstruct(
     return rows
 
 
-def _places(net: Supernet, baseline: Supernet, images: Tensor) -> list[_Place]:
+def _places(net: Supernet, baseline: Supernet, images: Tensor) -> list[_SitePair]:
     """The sites from the first pruned one on that run once and have weights, in order."""
     order = dict[str, None]()
 
@@ -130,7 +130,7 @@ def _places(net: Supernet, baseline: Supernet, images: Tensor) -> list[_Place]:
         net(images)
     pruned = [net.switches[name].choice != KEEP for name in order]
     return [
-        _Place(name, net.switches[name], baseline.switches[name])
+        _SitePair(name, net.switches[name], baseline.switches[name])
         for number, name in enumerate(order)
         if any(pruned[: number + 1])
         and net.sites[name].calls == 1
@@ -138,7 +138,7 @@ def _places(net: Supernet, baseline: Supernet, images: Tensor) -> list[_Place]:
     ]
 
 
-def _gather(place: _Place, own: Walk, theirs: Walk, room: int) -> tuple[list[Inputs], list[Tensor]]:
+def _gather(place: _SitePair, own: Walk, theirs: Walk, room: int) -> tuple[list[Inputs], list[Tensor]]:
     """Inputs and targets of the first batches, as many as fit into `room` bytes, at least one."""
     inputs, targets = list[Inputs](), list[Tensor]()
     batches = len(theirs.batches)
