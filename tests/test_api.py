@@ -138,14 +138,15 @@ def test_load_refuses_a_broken_description(
 
 
 def test_load_refuses_torn_weights(finished: Path, tmp_path: Path) -> None:
-    weights = shutil.copytree(finished, tmp_path / "run") / "model.safetensors"
+    run = tiny.unsealed(shutil.copytree(finished, tmp_path / "run"))
+    weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"model\.safetensors' cannot be read \("):
+    with pytest.raises(UserError, match=r"model\.safetensors' cannot be read: "):
         updp.load(tmp_path / "run")
 
 
 def test_load_refuses_a_broken_plan(finished: Path, tmp_path: Path) -> None:
-    out = shutil.copytree(finished, tmp_path / "run")
+    out = tiny.unsealed(shutil.copytree(finished, tmp_path / "run"))
     (out / "plan.json").write_text('{"format": 1, "choices": 3}')
     with pytest.raises(UserError, match=r"plan\.json' is not a plan: choices: "):
         updp.load(out)

@@ -10,10 +10,11 @@ from updp.errors import UserError
 from updp.io import processes
 from updp.io.progress import duration
 from updp.plan import Plan
-from updp.run.directory import PLAN, RunDirectory
+from updp.run.directory import RunDirectory
+from updp.run.integrity import explained
 from updp.run.load import load
 from updp.run.records import Result, RunRecord
-from updp.run.result import MODEL, RESULT, write_table
+from updp.run.result import write_table
 from updp.search import pick
 from updp.stages import merge, search, sites, subnet, supernet
 from updp.stages.context import STAGES, Context, RunInputs, StageKey
@@ -66,26 +67,33 @@ class Run:
         return model, self.directory.plan(), self.directory.result()
 
     def _run(self, name: str) -> None:
-        stage = _MODULES[name]
         is_done = self.directory.is_done(name)
         if name in _CHECKS and (name == "search" or not is_done):
             _CHECKS[name](self.context)
-        if is_done:
-            _log.info("%s has ended before", name)
-        else:
-            with self.directory.lock():
-                start = time.monotonic()
-                self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)
-                self.context.keys[name].write(self.directory.path)
-                merged = stage.run(self.context)
-                if name == "merge":
-                    write_table(self.context, *merged)
-                self.directory.done(name)
-                self.inputs.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
-        if name == "merge":
-            self.directory.publish("search", PLAN)
-            self.directory.publish("merge", MODEL, RESULT)
+        with explained(self.directory.path):
+            if is_done:
+                _log.info("%s has ended before", name)
+            else:
+                with self.directory.lock():
+                    self._work(name)
+            if name == "merge":
+                self.directory.publish()
         processes.wait()  # for the files that the others go on from
+
+    def _work(self, name: str) -> None:
+        """Run a stage, unless another process has, before this one had the lock."""
+        self.directory.claim(self.context.keys, name)
+        if self.directory.is_done(name):
+            return
+        start = time.monotonic()
+        self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)
+        self.directory.make_stage(name)
+        self.context.keys[name].write(self.directory.path)
+        merged = _MODULES[name].run(self.context)
+        if name == "merge":
+            write_table(self.context, *merged)
+        self.directory.done(name)
+        self.inputs.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
 
     def _need(self, name: str) -> None:
         for before in STAGES[1 : STAGES.index(name)]:
@@ -118,12 +126,14 @@ def open_run_directory(
     if fresh:
         if before := STAGES.index(fresh):
             run.directory.claim(keys, STAGES[before - 1])
+            run.directory.verify(STAGES[before - 1])
             if inputs.recipe.budget and run.directory.is_done("sites"):
                 run.context.limits()  # refuses a budget out of reach before anything is removed
         processes.wait()  # until all have read what is removed now
         run.directory.clear(fresh)
         processes.wait()
     run.directory.claim(keys, last)
+    run.directory.verify(last)
     processes.wait()
     return run
 
@@ -142,6 +152,7 @@ def _picked(run: Run) -> Run:
     """The run in `picks` that goes on with another point of the search."""
     inputs, context = run.inputs, run.context
     run.directory.claim(context.keys, "search")
+    run.directory.verify("search")
     result = pick(run.directory.search_result(), context.space, inputs.pick)
     # As a folder's name: a budget may hold commas and per cent signs.
     name = "".join(c if c.isalnum() or c in ".=" else "-" for c in inputs.pick)

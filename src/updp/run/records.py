@@ -72,10 +72,21 @@ class RunRecord(Record):
         return weights or own or None
 
 
+class StoredFile(BaseModel, frozen=True):
+    """Length and checksum of a file."""
+
+    bytes: int
+    sha256: str
+
+
 class Done(Record):
-    """Mark that a stage has ended."""
+    """Mark that a stage has ended; `files` are those that it left, by name.
+
+    Stages that an earlier version of updp ended have none.
+    """
 
     FILE: ClassVar[str] = "done.json"
+    files: dict[str, StoredFile] | None = None
 
 
 class ModelFigures(BaseModel, frozen=True):
