@@ -118,3 +118,11 @@ def unreadable(path: Path, error: BaseException) -> UserError:
     if isinstance(error, OSError) and is_machines(error):
         return explain(error)
     return DamagedError(path, f"cannot be read: {reason(error)}")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text for a terminal: control characters but those in `keep` are written as `\\x1b`.
+
+    Names from files and what users type may hold them, and would be obeyed.
+    """
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)

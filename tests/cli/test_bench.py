@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_ctrl_c_leaves_the_rows_so_far(run: Path) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return tiny.fixed_times(functions, *round)
 
     with use_clock(clock):

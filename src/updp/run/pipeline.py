@@ -2,12 +2,15 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
-from updp.errors import UserError
+from updp.errors import MachineError, UserError
 from updp.io import processes
+from updp.io.interrupts import Stopped
 from updp.io.progress import duration
 from updp.plan import Plan
 from updp.run.directory import RunDirectory
@@ -89,9 +92,10 @@ class Run:
         self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)
         self.directory.make_stage(name)
         self.context.keys[name].write(self.directory.path)
-        merged = _MODULES[name].run(self.context)
-        if name == "merge":
-            write_table(self.context, *merged)
+        with _naming(name):
+            merged = _MODULES[name].run(self.context)
+            if name == "merge":
+                write_table(self.context, *merged)
         self.directory.done(name)
         self.inputs.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
 
@@ -100,6 +104,43 @@ class Run:
             if not self.directory.is_done(before):
                 path = self.directory.path
                 raise UserError(f"'{path}' has no {before} yet: run `updp {before}` first")
+
+
+# What lowers the memory of each stage.
+_LIGHTER = {
+    "sites": "measure.batch_size",
+    "supernet": "fit.rows_mb, fit.images or data.batch_size, or set supernet.checkpointing=true",
+    "search": "search.reuse_mb, search.refined_images or fit.rows_mb",
+    "subnet": "fit.rows_mb or data.batch_size (with subnet.accumulate as many images are in a "
+    "step), or set subnet.checkpointing=true",
+    "merge": "measure.batch_size or data.batch_size",
+}
+
+
+@contextmanager
+def _naming(stage: str) -> Iterator[None]:
+    """Name the stage where it is stopped, and where memory does not suffice, what it can do with.
+
+    Raises MachineError.
+    """
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.stage = stage
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise MachineError(
+            f"memory does not suffice for the stage {stage}: lower {_LIGHTER[stage]}; "
+            "`updp estimate` says what each stage needs"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    names = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(name in str(error) for name in names)
 
 
 def open_run_directory(
@@ -117,7 +158,12 @@ def open_run_directory(
     Raises:
         UserError: `out` holds another run, or other files.
     """
-    run = Run(inputs, out)
+    with explained(out):
+        return _open(Run(inputs, out), last, fresh)
+
+
+def _open(run: Run, last: str, fresh: str) -> Run:
+    inputs = run.inputs
     if inputs.pick:
         run = _picked(run)
         if fresh in STAGES[:3]:  # those are copies of the other run's
