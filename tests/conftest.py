@@ -16,6 +16,7 @@ from updp import Recipe
 from updp.blocks import teach
 from updp.candidates import KINDS
 from updp.measure import use_clock
+from updp.run import records
 from updp.run.records import RunRecord
 
 settings.register_profile("updp", deadline=None)  # no test fails for a busy machine
@@ -37,6 +38,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UPDP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_model_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that a run of a test names is the test's own, as if each call named it again.
+
+    That no call runs one which it does not name is for `tests/faults`.
+    """
+    if "faults" not in request.node.path.parts:
+        monkeypatch.setattr(records, "is_code", lambda name: False)
 
 
 @pytest.fixture

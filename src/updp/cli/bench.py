@@ -60,7 +60,7 @@ class PairOptions:
         str | None,
         typer.Option(
             "--model",
-            help="The baseline of a run, if its model file was moved: path/file.py:factory.",
+            help="The baseline of a run, if it is a model file: path/file.py:factory.",
         ),
     ] = None
     weights_a: Annotated[

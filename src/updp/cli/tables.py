@@ -209,7 +209,12 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
 
 def print_result(console: Console, run: RunDirectory) -> None:
     """Print a run's final table, top-1 after each stage, and where the result is."""
+    from updp.models import is_code
+    from updp.run.records import RunRecord
+
     result, plan, out = run.result(), run.plan(), run.path
+    name = RunRecord.read(out).model
+    arguments = ", ".join(map(repr, [str(out), *([name] if is_code(name) else [])]))
     console.print(result_table({"": result}))
     stages = ", ".join(f"{name} {value:.2f}" for name, value in result.by_stage.items())
     what = "top-1" if result.measure == "top-1" else "agreement with the baseline"
@@ -218,7 +223,7 @@ def print_result(console: Console, run: RunDirectory) -> None:
         f"pruned {len(plan)} sites: {', '.join(plan.choices)}\n"
         f"device: {result.device}"
         + ("" if result.faster else "; the speed-up is within the noise")
-        + f"\nresult: {out} (load it with updp.load({str(out)!r}))",
+        + f"\nresult: {out} (load it with updp.load({arguments}))",
         highlight=False,
         soft_wrap=True,
     )

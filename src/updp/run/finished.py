@@ -137,7 +137,7 @@ def open_run(
             raise UserError(f"'{path}' was made from other data than {what}: {advice}")
 
     inputs = open_inputs(
-        model or record.model,
+        model or record.trusted("model", path),
         data or record.data,
         recipe,
         test=record.test or None if test is None else test,

@@ -10,7 +10,7 @@ from updp.blocks.modules import seeded_input
 from updp.candidates import planned
 from updp.errors import UserError
 from updp.io.files import read_tensors
-from updp.models import load_model
+from updp.models import load_model, num_outputs
 from updp.plan import Plan
 from updp.run.integrity import check_published, explained
 from updp.run.records import RunRecord
@@ -18,14 +18,15 @@ from updp.run.result import MODEL
 from updp.supernet import Supernet
 
 
-def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Load the merged model of a finished run, in evaluation mode.
 
-    `model` is a module of the baseline's architecture, for runs that were given a module and not a
-    name; its weights do not matter. Raises UserError.
+    `model` is a module of the baseline's architecture, for runs that were given a module, or its
+    name, for runs of a model file; its weights do not matter. A model file is run only where it is
+    named here: a run directory may be a stranger's. Raises UserError.
 
-    >>> model = updp.load("runs/mine")
-    >>> model(torch.randn(1, 1, 8, 8)).shape
+    >>> merged = updp.load("runs/mine", model)
+    >>> merged(torch.randn(1, 1, 8, 8)).shape
     torch.Size([1, 10])
     """
     path = Path(run)
@@ -33,7 +34,7 @@ def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
         return _load(path, model)
 
 
-def _load(path: Path, model: nn.Module | None) -> nn.Module:
+def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
     for name in ("run.json", Plan.FILE, MODEL):
         if not (path / name).exists():
             raise UserError(f"'{path}' holds no finished run: there is no {name}")
@@ -42,7 +43,10 @@ def _load(path: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
         if not record.model:
             raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
-        model = load_model(record.model, num_classes=len(record.classes))
+        model = record.trusted("model", path)
+    if isinstance(model, str):
+        model = load_model(model, num_classes=len(record.classes))
+    num_outputs(model, record.input_shape)  # raises UserError where it takes no such images
     merged = skeleton(model, record.input_shape, Plan.read(path))
     tensors, _ = read_tensors(path / MODEL)
     try:
