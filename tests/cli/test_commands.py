@@ -29,6 +29,7 @@ FLAGS = {
     "bench": "--runtime --batch --threads --precision --layout --rounds --device --input-size "
     "--model --weights --weights-a --weights-b --out --json",
     "report": "--out --format",
+    "doctor": "",
 }
 ALIASES = {"quantise": "quantize"}  # hidden
 

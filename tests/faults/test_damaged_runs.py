@@ -320,3 +320,26 @@ def test_a_run_of_an_earlier_version_has_no_checksums_and_is_opened(run: Path) -
         write_json(run / name / "done.json", {"format": 1})
     RunDirectory(run).verify("merge")
     updp.load(run, tiny.load_model(RunRecord.read(run).model))
+
+
+def test_the_doctor_says_what_is_whole_and_what_mends_the_rest(run: Path) -> None:
+    from updp.run.doctor import examine
+
+    found = examine(run)
+    assert found.is_whole
+    assert found.commands == ()
+    assert {f.state for f in found.findings} == {"whole"}
+    cut(run / "subnet/weights.safetensors")
+    (run / "result.json").unlink()
+    before = tiny.contents(run)
+    outcome = tiny.updp("doctor", run)
+    assert (outcome.code, outcome.err) == (1, "")
+    states = {f.where: f.state for f in examine(run).findings}
+    assert {name for name, state in states.items() if state == "broken"} == {"subnet"}
+    assert states["result.json"] == "missing"
+    assert examine(run).commands == ("updp subnet --fresh", "updp prune")
+    assert tiny.contents(run) == before
+    (run / "search/done.json").unlink()
+    assert {f.where: f.state for f in examine(run).findings}["search"] == "unfinished"
+    with pytest.raises(updp.UserError, match="holds no run"):
+        examine(run / "merge")

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from updp.cli.bench import bench
+from updp.cli.doctor import doctor
 from updp.cli.estimate import estimate
 from updp.cli.export import export
 from updp.cli.groups import expand
@@ -77,6 +78,7 @@ for command in (
     quantize,
     bench,
     report,
+    doctor,
 ):
     app.command()(expand(command))
 app.command("quantise", hidden=True)(expand(quantize))  # its former name
