@@ -40,14 +40,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def own_model_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def own_model_files(request: pytest.FixtureRequest) -> Iterator[None]:
     """The file that a run of a test names is the test's own, as if each call named it again.
 
     That no call runs one which it does not name is for `tests/faults`.
     """
-    if "faults" not in request.node.path.parts:
-        monkeypatch.setattr(records, "is_code", lambda name: False)
+    with pytest.MonkeyPatch.context() as patch:
+        if "faults" not in request.path.parts:
+            patch.setattr(records, "is_code", lambda name: False)
+        yield
 
 
 @pytest.fixture
