@@ -16,6 +16,7 @@ from updp import Recipe
 from updp.blocks import teach
 from updp.candidates import KINDS
 from updp.measure import use_clock
+from updp.run import records
 from updp.run.records import RunRecord
 
 settings.register_profile("updp", deadline=None)  # no test fails for a busy machine
@@ -36,6 +37,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No latency of the user's, nor of another test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UPDP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_model_files(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The file that a run of a test names is the test's own, as if each call named it again.
+
+    That no call runs one which it does not name is for `tests/faults`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "faults" not in request.path.parts:
+            patch.setattr(records, "is_code", lambda name: False)
         yield
 
 

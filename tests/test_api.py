@@ -29,16 +29,18 @@ def digit_loaders() -> tuple[DataLoader, DataLoader]:
     return loader(source.train), loader(source.test)
 
 
-def save_outputs(out: Path, spec: str, x: Tensor, target: Path) -> None:
+def save_outputs(out: Path, spec: str, by_name: bool, x: Tensor, target: Path) -> None:
     """In another process: what the loaded model makes of `x`."""
-    model = updp.load(out, load_model(spec, seed=7) if spec else None)
+    model = updp.load(out, spec if by_name else load_model(spec, seed=7))
     assert not model.training
     with torch.no_grad():
         torch.save(model(x), target)
 
 
-def outputs_elsewhere(out: Path, spec: str, x: Tensor, tmp_path: Path) -> Tensor:
-    tiny.fresh(save_outputs, out, spec, x, tmp_path / "outputs.pt")
+def outputs_elsewhere(
+    out: Path, spec: str, x: Tensor, tmp_path: Path, by_name: bool = False
+) -> Tensor:
+    tiny.fresh(save_outputs, out, spec, by_name, x, tmp_path / "outputs.pt")
     return torch.load(tmp_path / "outputs.pt")
 
 
@@ -74,7 +76,7 @@ def test_prune_takes_names(tmp_path: Path, tiny_recipe: updp.Recipe) -> None:
     x = torch.randn(5, 1, 8, 8)
     with torch.no_grad():
         expected = pruned.model(x)
-    assert torch.equal(outputs_elsewhere(pruned.out, "", x, tmp_path), expected)
+    assert torch.equal(outputs_elsewhere(pruned.out, spec, x, tmp_path, by_name=True), expected)
 
 
 def test_a_budget_alone_is_the_default_recipe(tiny_model: str) -> None:
@@ -138,14 +140,15 @@ def test_load_refuses_a_broken_description(
 
 
 def test_load_refuses_torn_weights(finished: Path, tmp_path: Path) -> None:
-    weights = shutil.copytree(finished, tmp_path / "run") / "model.safetensors"
+    run = tiny.unsealed(shutil.copytree(finished, tmp_path / "run"))
+    weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"model\.safetensors' cannot be read \("):
+    with pytest.raises(UserError, match=r"model\.safetensors' cannot be read: "):
         updp.load(tmp_path / "run")
 
 
 def test_load_refuses_a_broken_plan(finished: Path, tmp_path: Path) -> None:
-    out = shutil.copytree(finished, tmp_path / "run")
+    out = tiny.unsealed(shutil.copytree(finished, tmp_path / "run"))
     (out / "plan.json").write_text('{"format": 1, "choices": 3}')
     with pytest.raises(UserError, match=r"plan\.json' is not a plan: choices: "):
         updp.load(out)

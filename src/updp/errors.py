@@ -1,5 +1,35 @@
 """Errors that users see, each as one line."""
 
+import errno
+import os
+from pathlib import Path
+
+# Faults of the disk, of permissions and of the system's limits, each with what helps.
+_MACHINE = {
+    errno.ENOSPC: "make room, and the same command goes on",
+    errno.EDQUOT: "make room, and the same command goes on",
+    errno.EFBIG: "this file system takes no file so large: give a folder on another",
+    errno.EROFS: "give a folder that can be written to",
+    errno.EACCES: "change its permissions, or give another place",
+    errno.EPERM: "change its permissions, or give another place",
+    errno.EIO: "the disk fails: copy what can be read to another",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "other programs have too many files open",
+    errno.ENOMEM: "free some memory",
+    errno.ETXTBSY: "another program uses it",
+    errno.EBUSY: "another program uses it",
+    errno.ESTALE: "the network folder has changed: mount it again",
+}
+_IN_THE_WAY = "move away what is there, or give another place"
+_ASKED = {
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ELOOP: _IN_THE_WAY,
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "give a shorter one",
+}
+
 
 class UserError(ValueError):
     """Something that the user can put right: one line on the command line, exit code 2.
@@ -10,6 +40,27 @@ class UserError(ValueError):
     ...     print(error)
     budget 'blocks=many' is not understood: write blocks=9 (a whole number), or latency, ...
     """
+
+
+class MachineError(UserError):
+    """A fault of the machine, such as a full disk or a missing permission; exit code 3.
+
+    >>> isinstance(updp.errors.MachineError("runs/mine: No space left on device"), updp.UserError)
+    True
+    """
+
+
+class DamagedError(UserError):
+    """A file is not what updp wrote; in a run directory some stage makes it anew.
+
+    >>> error = updp.errors.DamagedError("runs/mine/plan.json", "is empty")
+    >>> str(error)
+    "'runs/mine/plan.json' is empty"
+    """
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        super().__init__(f"'{path}' {why}")
+        self.path = Path(path)
 
 
 class MergeError(RuntimeError):
@@ -45,3 +96,33 @@ def reason(error: BaseException) -> str:
     """Type and first line of a foreign error, as `KeyError: 'x'`, to quote in a `UserError`."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def is_machines(error: BaseException) -> bool:
+    """Whether an error is the machine's fault and not that of a file's content or of a name."""
+    return isinstance(error, OSError) and error.errno in _MACHINE
+
+
+def explain(error: OSError) -> UserError:
+    """The error of the operating system as one line: the path, the reason, what to do."""
+    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    if error.errno is None or error.strerror is None:  # a library's own
+        return UserError(f"{place}{reason(error)}")
+    kind = MachineError if is_machines(error) else UserError
+    advice = _MACHINE.get(error.errno) or _ASKED.get(error.errno)
+    return kind(f"{place}{error.strerror}" + (f"; {advice}" if advice else ""))
+
+
+def unreadable(path: Path, error: BaseException) -> UserError:
+    """The error for a file of ours that cannot be read: the machine's fault, or a damaged file."""
+    if isinstance(error, OSError) and is_machines(error):
+        return explain(error)
+    return DamagedError(path, f"cannot be read: {reason(error)}")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text for a terminal: control characters but those in `keep` are written as `\\x1b`.
+
+    Names from files and what users type may hold them, and would be obeyed.
+    """
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)

@@ -43,7 +43,7 @@ class Plan(Record, frozen=True, extra="forbid"):
         """Read a plan. Raises UserError naming `source`."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"'{source}' is not a plan: {reason(error)}") from error
         return cls.checked(data, f"'{source}'")
 

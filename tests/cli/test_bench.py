@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_ctrl_c_leaves_the_rows_so_far(run: Path) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return tiny.fixed_times(functions, *round)
 
     with use_clock(clock):
@@ -164,7 +165,7 @@ def test_a_run_whose_model_file_is_elsewhere(run: Path, tmp_path: Path) -> None:
     said = refused(run, *EAGER, "--model", moved, "--weights", weights)
     assert said.startswith(f"'{run}' was made from other weights than '{weights}' has: give those")
     said = refused(moved, moved, "--model", moved, "--input-size", "1x8x8", *EAGER)
-    assert said.startswith(f"--model '{moved}' is for a run")
+    assert said.startswith(f"--model '{moved}' is for runs")
 
 
 def test_json_takes_the_place_of_a_record_only(run: Path, tmp_path: Path) -> None:

@@ -20,15 +20,16 @@ FLAGS = {
     "inspect": f"{RECIPE} --device --json",
     "prune": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
     "estimate": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --fresh --json",
-    "supernet": f"{RUN} {RECIPE} {NORMALISED} --fresh",
-    "search": f"{RUN} {RECIPE} {NORMALISED} --pick --fresh",
+    "supernet": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --fresh",
+    "search": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
     "subnet": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
-    "merge": f"{RUN} {RECIPE} {NORMALISED} --pick --fresh",
+    "merge": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
     "export": f"{FINISHED} --to --out --test-images --device",
     "quantize": f"{FINISHED} --calibration-images --method --per-tensor --equalize",
     "bench": "--runtime --batch --threads --precision --layout --rounds --device --input-size "
     "--model --weights --weights-a --weights-b --out --json",
     "report": "--out --format",
+    "doctor": "",
 }
 ALIASES = {"quantise": "quantize"}  # hidden
 

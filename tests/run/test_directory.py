@@ -8,6 +8,7 @@ from tests import tiny
 from updp import UserError
 from updp.recipe import Recipe
 from updp.run.directory import RunDirectory
+from updp.run.integrity import PUBLISHED
 from updp.run.records import RunRecord, versions
 from updp.stages.context import STAGES, StageKey
 
@@ -102,7 +103,7 @@ def test_clear_forgets_from_a_stage_on(directory: RunDirectory) -> None:
     assert directory.is_done("sites")
     assert not directory.stage("supernet").exists()
     kept = set(tiny.contents(directory.path))
-    assert kept == {"run.json", "recipe.yaml", "sites/key.json", "sites/done.json"}
+    assert kept == {"run.json", "recipe.yaml", "sites/key.json", "sites/done.json", ".lock"}
 
 
 def test_a_run_is_described_once(directory: RunDirectory) -> None:
@@ -126,11 +127,12 @@ def test_a_second_process_is_refused(directory: RunDirectory) -> None:
 
 
 def test_publishing_again_changes_nothing(directory: RunDirectory) -> None:
-    (directory.stage("search") / "plan.json").parent.mkdir()
-    (directory.stage("search") / "plan.json").write_text("{}")
-    directory.publish("search", "plan.json")
+    for name, stage in PUBLISHED.items():
+        directory.stage(stage).mkdir(exist_ok=True)
+        (directory.stage(stage) / name).write_text("{}")
+    directory.publish()
     os.utime(directory.path / "plan.json", (1, 1))
-    directory.publish("search", "plan.json")
+    directory.publish()
     assert (directory.path / "plan.json").stat().st_mtime == 1
 
 

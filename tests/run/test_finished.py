@@ -101,14 +101,6 @@ def test_a_broken_file_is_one_line(opened: Open, name: str, text: str, run: Path
     )
 
 
-@pytest.mark.parametrize("name", ["plan.json", "result.json"])
-@pytest.mark.parametrize("text", ["{", "{}", "\xff"])
-def test_a_broken_result_is_one_line(name: str, text: str, run: Path) -> None:
-    (run / name).write_bytes(text.encode("latin-1"))
-    said = refused(open_run, run)
-    assert said.startswith((f"'{run / name}' is not ", f"'{run / name}' cannot"))
-
-
 @pytest.mark.parametrize("name", ["run.json", "result.json", "sites/key.json"])
 def test_what_is_missing_is_named(name: str, run: Path) -> None:
     check_finished(run)

@@ -11,6 +11,7 @@ from updp.io.files import read_json, read_tensors, write_json
 from updp.models import load_model
 from updp.plan import Plan
 from updp.recipe import Recipe
+from updp.run.directory import RunDirectory
 from updp.run.load import load
 from updp.search import SEARCHERS
 from updp.stages import merge, search, sites, subnet, supernet
@@ -273,6 +274,7 @@ def test_blocks_become_narrower_through_all_stages(tiny_model: str, tmp_path: Pa
     for row in data["sites"]:  # as where nothing that is shallower is faster
         row["offers"] = [o for o in row["offers"] if o["candidate"]["kind"] == "narrow"]
     write_json(file, data)
+    RunDirectory(tmp_path / "run").done("sites")
     run = tiny.make_run(tiny_model, free, tmp_path / "run", plan=plan)
     run.until("merge")
     model, taken, _ = run.results()

@@ -18,7 +18,7 @@ class UserCodeError(Exception):
 
 
 def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call user code; raise `UserCodeError` for any exception.
+    """Call user code; raise `UserCodeError` for any exception, and where it ends the program.
 
     Only user code belongs in the call, so that our own bugs are not caught with it.
     """
@@ -27,7 +27,7 @@ def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         function = function.forward  # type: ignore[assignment]
     try:
         return function(*args, **kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserCodeError(reason(error)) from error
 
 

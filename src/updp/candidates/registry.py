@@ -52,7 +52,7 @@ def proposals(
 
 def from_json(data: dict[str, Any]) -> Candidate:
     """Read what `Candidate.to_json` wrote. Raises UserError for an unknown kind or wrong data."""
-    kind = KINDS.get(data.get("kind", ""))
+    kind = KINDS.get(str(data.get("kind")))
     if kind is None:
         known = ", ".join(map(repr, KINDS))
         raise UserError(f"candidate kind {data.get('kind')!r} is unknown: there are {known}")

@@ -6,12 +6,14 @@ PyTorch takes seconds to import, so commands import it when they run and `--help
 import logging
 import os
 import sys
+import traceback
 from contextlib import ExitStack, redirect_stdout
 from typing import Annotated
 
 import typer
 
 from updp.cli.bench import bench
+from updp.cli.doctor import doctor
 from updp.cli.estimate import estimate
 from updp.cli.export import export
 from updp.cli.groups import expand
@@ -19,7 +21,16 @@ from updp.cli.inspect import inspect
 from updp.cli.quantize import quantize
 from updp.cli.report import report
 from updp.cli.stages import merge, prune, search, subnet, supernet
-from updp.errors import ExportError, MergeError, ProcessLostError, UserError
+from updp.errors import (
+    ExportError,
+    MachineError,
+    MergeError,
+    ProcessLostError,
+    UserError,
+    explain,
+    printable,
+)
+from updp.io import interrupts
 
 app = typer.Typer(
     name="updp",
@@ -67,13 +78,17 @@ for command in (
     quantize,
     bench,
     report,
+    doctor,
 ):
     app.command()(expand(command))
 app.command("quantise", hidden=True)(expand(quantize))  # its former name
 
 
 def main() -> None:
-    """Run the command line; errors are one line, exit code 2 for the user's and 1 for others.
+    """Run the command line; errors are one line.
+
+    Exit codes: 2 for what the user can put right, 3 for the machine's faults (a full disk, no
+    permission), 1 for others, 130 and 143 after Ctrl-C and SIGTERM.
 
     Of several processes of a run the first reports; of the others only their errors are said.
     """
@@ -86,10 +101,35 @@ def main() -> None:
         if not is_first:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
+            stack.enter_context(interrupts.handled())
             app()
-        except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+        except interrupts.Stopped as stopped:
+            if is_first:
+                _say(name, _how_to_go_on(stopped))
+            raise SystemExit(stopped.exit_code) from None
+        except (UserError, OSError) as error:
+            told = error if isinstance(error, UserError) else explain(error)
+            _say(name, str(told))
+            raise SystemExit(3 if isinstance(told, MachineError) else 2) from None
         except (ExportError, MergeError, ProcessLostError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            _say(name, str(error))
             raise SystemExit(1) from None
+        except Exception:
+            traceback.print_exc()
+            _say(name, "this is a bug of updp: report it with the lines above and `updp --version`")
+            raise SystemExit(1) from None
+
+
+def _say(name: str, text: str) -> None:
+    print(f"{name}: {printable(text)}", file=sys.stderr)
+
+
+def _how_to_go_on(stopped: interrupts.Stopped) -> str:
+    """The line for a command that was stopped by a signal."""
+    if not stopped.stage:
+        return "stopped; the same command starts again"
+    fresh = ", without --fresh," if "--fresh" in sys.argv else ""
+    return (
+        f"stopped in the stage {stopped.stage}{stopped.detail}: the same command{fresh} goes on "
+        "from there"
+    )

@@ -60,7 +60,7 @@ class PairOptions:
         str | None,
         typer.Option(
             "--model",
-            help="The baseline of a run, if its model file was moved: path/file.py:factory.",
+            help="The baseline of a run, if it is a model file: path/file.py:factory.",
         ),
     ] = None
     weights_a: Annotated[
@@ -103,6 +103,7 @@ def bench(
     from updp.cli.progress import Bars
     from updp.cli.tables import error_console, standard_console
     from updp.deploy.bench import Grid, check_place, measure, open_pair
+    from updp.io.interrupts import Stopped
     from updp.run.inputs import as_device
 
     lists = (grid.runtime, grid.batch, grid.threads, grid.precision, grid.layout)
@@ -119,14 +120,14 @@ def bench(
     if out is not None and kept is not None and out.resolve() == kept.resolve():
         out = None  # kept has rows of earlier commands, which writing `out` would lose
     record: Bench | None = None
-    stopped = False
+    stopped: Stopped | None = None
     with Bars(error_console()) as bars:
         try:
             for record in measure(models, wanted, target, kept, grid.rounds, bars):
                 if out is not None and record.measured:
                     record.save(out)
-        except KeyboardInterrupt:
-            stopped = True
+        except Stopped as stop:
+            stopped = stop
     if record is not None and as_json:
         print(record.model_dump_json(indent=2))
     elif record is not None:
@@ -141,12 +142,11 @@ def bench(
         print(
             f"updp: stopped after {done} of {total} rows; the command starts again", file=sys.stderr
         )
-        raise typer.Exit(130)  # 128 + SIGINT, as shells report an interrupted command
+        raise typer.Exit(stopped.exit_code)
 
 
 def print_bench(console: Console, bench: Bench) -> None:
     """Print the rows as a table; settings that all rows share are in its title."""
-    from rich.markup import escape
     from rich.table import Table
 
     rows = bench.rows
@@ -164,9 +164,9 @@ def print_bench(console: Console, bench: Bench) -> None:
         shared["threads"] += " thread" if shared["threads"] == "1" else " threads"
     shared_text = "".join(f", {value}" for value in shared.values())
     shape = "x".join(map(str, bench.input_shape))
-    first, second = map(escape, bench.names)
+    first, second = bench.names
     table = Table(
-        title=f"{first} against {second}, {shape}; {escape(rows[0].setting.device)}{shared_text}",
+        title=f"{first} against {second}, {shape}; {rows[0].setting.device}{shared_text}",
         title_justify="left",
     )
     varying = {name: values for name, values in fields.items() if name not in shared}
@@ -184,7 +184,7 @@ def print_bench(console: Console, bench: Bench) -> None:
         table.add_row(*(values[index] for values in varying.values()), *cells)
     console.print(table)
     for number, reason in enumerate(reasons, 1):
-        console.print(f"({number}) {reason}", highlight=False, markup=False)
+        console.print(f"({number}) {reason}", highlight=False)
     sources = dict.fromkeys(row.energy_from for row in rows if row.energy_from)
     console.print(
         "ms: median (quartiles) of a batch; speed-up: of the ratios of each round, and no "
@@ -192,7 +192,6 @@ def print_bench(console: Console, bench: Bench) -> None:
         "worst moment, the images among them; - where the runtime does not say.\n"
         f"energy: {'; '.join(sources)}",
         highlight=False,
-        markup=False,
     )
 
 

@@ -77,7 +77,6 @@ def export(
 
 def print_exports(console: Console, records: list[Exported], run: Path) -> None:
     """Print a table of the exported files, their sizes and their errors against PyTorch."""
-    from rich.markup import escape
 
     from updp.cli.tables import make_table
 
@@ -93,7 +92,7 @@ def print_exports(console: Console, records: list[Exported], run: Path) -> None:
     for record in records:
         base = record.baseline_bytes
         table.add_row(
-            escape(", ".join(record.files)),
+            ", ".join(record.files),
             f"{record.bytes / 1e6:.3f}",
             "" if base is None else f"{base / 1e6:.3f} ({record.bytes / base:.2f})",
             f"{record.max_abs:.0e}",

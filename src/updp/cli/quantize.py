@@ -122,14 +122,13 @@ def _figures(side: Int8Figures) -> tuple[str, ...]:
 
 
 def _weight(operator: Int8Operator) -> tuple[str, ...]:
-    from rich.markup import escape
 
     def db(value: float | None) -> str:
         return "exact" if value is None else f"{value:.1f}"
 
     return (
-        escape(operator.name),
-        escape(operator.site),
+        operator.name,
+        operator.site,
         operator.kind,
         str(operator.channels),
         f"{operator.lowest:.2g} to {operator.highest:.2g}",

@@ -62,6 +62,9 @@ def read_inputs(
     """
     settings = recipe.settle(None if starts_over else options.out)
     record = RunRecord.read_if_there(options.out)
+    model = options.model
+    if model is None and record is not None:
+        model = record.trusted("model", options.out)
     weights: str | Path | None = options.weights
     if weights is None and record is not None:
         weights = record.weights_for(options.model, None)
@@ -69,9 +72,9 @@ def read_inputs(
     test = options.test
     if test is None and record is not None and options.data in (None, record.data):
         test = record.test or None
-    teacher_name, teacher_weights = _teacher(teacher or TeacherOptions(), same_model)
+    teacher_name, teacher_weights = _teacher(teacher or TeacherOptions(), same_model, options.out)
     return open_inputs(
-        _required("model", options.model, record),
+        _required("model", model, record),
         _required("data", options.data, record),
         settings,
         test=test,
@@ -95,11 +98,14 @@ def _required(name: str, option: str | None, record: RunRecord | None) -> str:
     return str(value)
 
 
-def _teacher(options: TeacherOptions, record: RunRecord | None) -> tuple[str | None, str | None]:
+def _teacher(
+    options: TeacherOptions, record: RunRecord | None, run: Path
+) -> tuple[str | None, str | None]:
     """Name and weights of the teacher; the recorded weights go with the recorded teacher only."""
     name, weights = options.teacher, options.teacher_weights
     if record is not None:
-        name = (record.teacher or None) if name is None else name
+        if name is None:
+            name = record.trusted("teacher", run) or None
         if weights is None and name == record.teacher:
             weights = record.teacher_weights or None
     return name, weights

@@ -29,14 +29,20 @@ def prune(
     print_result(standard_console(), opened.directory)
 
 
-def supernet(run: RunOptions, recipe: RunRecipeOptions, fresh: FreshOption = False) -> None:
+def supernet(
+    run: RunOptions,
+    recipe: RunRecipeOptions,
+    teacher: TeacherOptions,
+    fresh: FreshOption = False,
+) -> None:
     """Stage 1: fit each candidate of each site, or train them all together, as the recipe says.
 
     The sites are found and timed first.
     """
     from updp.cli.run_context import open_run, say_done
 
-    with open_run(run, recipe, last="supernet", fresh="sites" if fresh else "") as opened:
+    first = "sites" if fresh else ""
+    with open_run(run, recipe, last="supernet", fresh=first, teacher=teacher) as opened:
         opened.only("supernet")
     say_done(opened, "supernet")
 
@@ -44,6 +50,7 @@ def supernet(run: RunOptions, recipe: RunRecipeOptions, fresh: FreshOption = Fal
 def search(
     run: RunOptions,
     recipe: RunRecipeOptions,
+    teacher: TeacherOptions,
     pick: PickOption = None,
     fresh: FreshOption = False,
 ) -> None:
@@ -52,7 +59,7 @@ def search(
     from updp.cli.tables import print_front, standard_console
 
     first = "search" if fresh else ""
-    with open_run(run, recipe, last="search", fresh=first, pick=pick) as opened:
+    with open_run(run, recipe, last="search", fresh=first, pick=pick, teacher=teacher) as opened:
         opened.only("search")
     if opened.inputs.plan is None:
         print_front(standard_console(), opened.directory.search_result())
@@ -76,12 +83,17 @@ def subnet(
 
 
 def merge(
-    run: RunOptions, recipe: RunRecipeOptions, pick: PickOption = None, fresh: FreshOption = False
+    run: RunOptions,
+    recipe: RunRecipeOptions,
+    teacher: TeacherOptions,
+    pick: PickOption = None,
+    fresh: FreshOption = False,
 ) -> None:
     """Stage 4: merge, prove it exact, write the plain model and the final table."""
     from updp.cli.run_context import open_run
     from updp.cli.tables import print_result, standard_console
 
-    with open_run(run, recipe, last="merge", fresh="merge" if fresh else "", pick=pick) as opened:
+    first = "merge" if fresh else ""
+    with open_run(run, recipe, last="merge", fresh=first, pick=pick, teacher=teacher) as opened:
         opened.only("merge")
     print_result(standard_console(), opened.directory)

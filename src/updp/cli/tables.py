@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from updp.errors import printable
 
 if TYPE_CHECKING:
     from updp.api import Inspection
@@ -20,15 +22,23 @@ if TYPE_CHECKING:
     from updp.search import ScoredPlan, SearchResult
 
 
+class PlainConsole(Console):
+    """A console for text as it is: paths and names from files are no markup and no commands."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """See `Console.render_str`."""
+        return super().render_str(printable(text, keep="\n\t"), **(options | {"markup": False}))
+
+
 def standard_console() -> Console:
     """Console on stdout, as wide as the terminal, or 140 columns where there is none."""
     # Into a pipe rich would fold tables at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return PlainConsole(width=None if sys.stdout.isatty() else 140)
 
 
 def error_console() -> Console:
     """Console on stderr, for progress beside output that another program may read."""
-    return Console(stderr=True)
+    return PlainConsole(stderr=True)
 
 
 def make_table(title: str, names: Sequence[str], left: Sequence[str] = ()) -> Table:
@@ -54,8 +64,8 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
             # By noise a block's saving may exceed the whole model's time.
             whole = found.baseline_ms / max(found.baseline_ms - offer.saved_ms, 1e-9)
             table.add_row(
-                *(escape(text) if offer is first else "" for text in about),
-                escape(offer.candidate.label),
+                *(text if offer is first else "" for text in about),
+                offer.candidate.label,
                 f"{offer.parameters:,}",
                 f"{offer.keep_macs / 1e6:.1f} > {offer.macs / 1e6:.1f} M",
                 f"{offer.keep_ms:.2f} > {offer.ms:.2f}",
@@ -76,7 +86,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
         for (kind, reason), count in reasons.items():
             mine = tuple(u.name for u in found.unusable if (u.kind, u.reason) == (kind, reason))
             shown = ", ".join(mine[:3]) + (f" and {count - 3} more" if count > 3 else "")
-            console.print(f"  {escape(shown)} ({escape(kind)}): {escape(reason)}", highlight=False)
+            console.print(f"  {shown} ({kind}): {reason}", highlight=False)
 
 
 def print_estimate(console: Console, found: Estimate, device: str) -> None:
@@ -199,7 +209,12 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
 
 def print_result(console: Console, run: RunDirectory) -> None:
     """Print a run's final table, top-1 after each stage, and where the result is."""
+    from updp.models import is_code
+    from updp.run.records import RunRecord
+
     result, plan, out = run.result(), run.plan(), run.path
+    name = RunRecord.read(out).model
+    arguments = ", ".join(map(repr, [str(out), *([name] if is_code(name) else [])]))
     console.print(result_table({"": result}))
     stages = ", ".join(f"{name} {value:.2f}" for name, value in result.by_stage.items())
     what = "top-1" if result.measure == "top-1" else "agreement with the baseline"
@@ -208,7 +223,7 @@ def print_result(console: Console, run: RunDirectory) -> None:
         f"pruned {len(plan)} sites: {', '.join(plan.choices)}\n"
         f"device: {result.device}"
         + ("" if result.faster else "; the speed-up is within the noise")
-        + f"\nresult: {out} (load it with updp.load({str(out)!r}))",
+        + f"\nresult: {out} (load it with updp.load({arguments}))",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,36 +1,54 @@
-"""Atomic file writes: a temporary name, fsync, rename.
+"""Atomic file writes: a temporary name, fsync, rename; and reading what may be damaged.
 
-Of several processes only the first writes.
+Of several processes only the first writes. Writers raise OSError with the path of the file that was
+to be written; readers raise UserError.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from updp.errors import DamagedError, reason, unreadable
 from updp.io import processes
 from updp.io.tracking import Curves
 
 TEMPORARY = ".*.tmp"  # what a kill may leave
+_LARGEST = 2**28  # bytes of a JSON file; the device /dev/zero has no end
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically; missing folders are made."""
     if not processes.is_first():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+            replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let the system's errors name the file that was to be written; a full disk names none."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-        replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)).match(TEMPORARY):
+            error.filename = str(path)
+        error.filename2 = None
         raise
 
 
@@ -47,6 +65,36 @@ def remove(path: Path) -> None:
     if path.exists():
         path.unlink()
         _sync(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, a link or a folder, if it exists; of a linked folder what is in it.
+
+    A folder is renamed first: so a kill leaves all of it or nothing under its name.
+    """
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    folder = path.resolve()  # people link folders to larger disks, where the new one shall be, too
+    trash = _trash(folder)
+    if trash.exists():
+        shutil.rmtree(trash)
+    folder.rename(trash)
+    _sync(folder.parent)
+    shutil.rmtree(trash)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill has left in a folder, and of its removal."""
+    for unfinished in (*folder.glob(TEMPORARY), _trash(folder.resolve())):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
+def _trash(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.removed.tmp")
 
 
 def _sync(folder: Path) -> None:
@@ -68,8 +116,15 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON."""
-    return json.loads(path.read_text())
+    """Read JSON. Raises UserError: the file is not there, too large, or no JSON."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST >> 20} MiB")
+        return json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, error) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
@@ -80,10 +135,30 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Read the tensors and notes of a file that `write_tensors` wrote."""
-    with safe_open(path, framework="pt") as file:
-        notes = json.loads((file.metadata() or {}).get("notes", "null"))
-        return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+    """Read the tensors and notes of a file that `write_tensors` wrote. Raises UserError."""
+    try:
+        with path.open("rb"):  # whose errors say more than those of safetensors
+            pass
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {}).get("notes", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, error) from error
+
+
+@contextmanager
+def content_of(path: Path) -> Iterator[None]:
+    """Say that a file of ours is damaged where its content is not what our reader expects.
+
+    Files are written whole, so this is no kill's doing but that of a disk, or of another hand.
+    Only the taking apart of what was read belongs in it. Raises DamagedError.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(path, f"is not what updp wrote ({reason(error)})") from error
 
 
 class Figures:
@@ -96,20 +171,28 @@ class Figures:
         """Append a row."""
         if not processes.is_first():
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with _naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         if self.curves is not None:
             self.curves.add(row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows; a kill may have cut the last one short."""
+        """All complete rows; a kill may have cut the last one short. Raises UserError."""
+        try:
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+        except (OSError, ValueError) as error:
+            raise unreadable(self.path, error) from error
         rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in lines:
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if not isinstance(row, dict):
+                raise DamagedError(self.path, f"has a line that updp did not write: {line[:40]!r}")
+            rows.append(row)
         return rows
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -3,14 +3,13 @@
 Users copy, cut and edit these files, so whatever is wrong with one is said in one line.
 """
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ValidationError
 
-from updp.errors import UserError, reason
-from updp.io.files import write_json
+from updp.errors import DamagedError, UserError
+from updp.io.files import read_json, write_json
 
 FORMAT = 1  # the version of all schemas
 
@@ -43,11 +42,11 @@ class Record(BaseModel, frozen=True):
     @classmethod
     def read_file(cls, path: Path) -> Self:
         """Read a file anywhere. Raises UserError that names file and field."""
+        data = read_json(path)
         try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"'{path}' cannot be read: {reason(error)}") from error
-        return cls.checked(data, f"'{path}'")
+            return cls.checked(data, "it")
+        except UserError as error:
+            raise DamagedError(path, str(error).removeprefix("it ")) from error
 
     @classmethod
     def checked(cls, data: Any, source: str) -> Self:

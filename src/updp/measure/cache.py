@@ -82,9 +82,9 @@ class LatencyTable:
         if self._path is None:
             return {}
         try:
+            if not self._path.exists():
+                return {}
             data = read_json(self._path)
-        except FileNotFoundError:
-            return {}
         except (OSError, ValueError) as error:  # a torn file, or one without permission
             _log.info("latencies in '%s' are measured anew: %s", self._path, reason(error))
             return {}
@@ -95,7 +95,12 @@ class LatencyTable:
 
 def cache_folder() -> Path:
     """The folder named in `UPDP_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("UPDP_CACHE") or user_cache_dir("updp"))
+    if folder := os.environ.get("UPDP_CACHE"):
+        return Path(folder)
+    try:
+        return Path(user_cache_dir("updp"))
+    except RuntimeError:  # a user without a name and without HOME
+        return Path(os.devnull) / "updp"  # where nothing can be kept
 
 
 def device_name(device: torch.device) -> str:

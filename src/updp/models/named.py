@@ -55,6 +55,11 @@ def load_model(
     return model
 
 
+def is_code(spec: str) -> bool:
+    """Whether a name stands for a Python file, which is run to build the model."""
+    return spec.rpartition(":")[0].endswith(".py")
+
+
 def hash_state(module: nn.Module) -> str:
     """Sha256 of the names, dtypes, shapes and bytes in the state dict."""
     digest = hashlib.sha256()
@@ -99,7 +104,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
     path, _, factory = spec.rpartition(":")
-    if path.endswith(".py"):  # first, as the file may lie in a folder called timm
+    if is_code(spec):  # first, as the file may lie in a folder called timm
         return lambda: _from_file(Path(path).expanduser(), factory)
     library, _, name = spec.partition("/")
     if library == "hf":
@@ -155,9 +160,13 @@ def _import(path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses and torch.export look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise UserError(f"model file '{path}' cannot be imported: {reason(error)}") from error
+        ends = isinstance(error, SystemExit)  # a script does, when it is done
+        raise UserError(
+            f"model file '{path}' cannot be imported: {reason(error)}"
+            + ('; put what it runs under `if __name__ == "__main__"`' if ends else "")
+        ) from error
     return module
 
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from updp.errors import UserError
+from updp.recipe.text import quoted, read_yaml
 
 # Suffixes of each quantity, in ms, MACs of one image, parameters, and bytes.
 _SUFFIXES: dict[str, dict[str, float]] = {
@@ -89,13 +89,13 @@ class Budget(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 name, _, value = part.partition("=")
                 if name.strip() in parts:
                     raise ValueError("given twice")
-                parts[name.strip()] = yaml.safe_load(value)
+                parts[name.strip()] = read_yaml(value)
             return cls.model_validate(parts)
-        except (ValueError, ValidationError, yaml.YAMLError) as error:
+        except (ValueError, ValidationError) as error:
             raise UserError(
-                f"budget {text!r} is not understood: write blocks=9 (a whole number), or latency, "
-                "macs, parameters or memory as a share of the baseline's (0.7, 70%, 1.5x) or an "
-                "amount (12ms, 2G, 5M, 300MB); several with commas"
+                f"budget {quoted(text)} is not understood: write blocks=9 (a whole number), or "
+                "latency, macs, parameters or memory as a share of the baseline's (0.7, 70%, 1.5x) "
+                "or an amount (12ms, 2G, 5M, 300MB); several with commas"
             ) from error
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from updp.errors import UserError
+from updp.errors import UserError, explain, is_machines
 from updp.recipe.budget import Budget
 from updp.recipe.settings import (
     CandidateSettings,
@@ -21,6 +21,7 @@ from updp.recipe.settings import (
     Part,
     SearchSettings,
 )
+from updp.recipe.text import quoted, read_text, read_yaml
 from updp.recipe.training import ReconstructSettings, SubnetSettings, SupernetSettings
 
 _OWN = Path(__file__).parent / "presets"
@@ -66,10 +67,12 @@ class Recipe(Part):
         """Read a YAML file, or one of `NAMES`. Raises UserError that names file and field."""
         own = _OWN / f"{path}.yaml"
         try:
-            text = own.read_text() if str(path) in NAMES else path.read_text()
-            data = yaml.safe_load(text)
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            known = f" (there are {', '.join(NAMES)})" if path.suffix == "" else ""
+            data = read_yaml(read_text(own if str(path) in NAMES else path))
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and is_machines(error):
+                raise explain(error) from error
+            is_name = isinstance(error, FileNotFoundError) and path.suffix == ""
+            known = f" (there are {', '.join(NAMES)})" if is_name else ""
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"recipe '{path}' cannot be read: {line}{known}") from error
         return cls.check(data or {}, f"recipe '{path}'")
@@ -81,8 +84,10 @@ class Recipe(Part):
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "it"
-            raise UserError(f"{source}: {field}: {first['msg']}, not {first['input']!r}") from error
+            field = ".".join(str(part)[:80] for part in first["loc"]) or "it"
+            raise UserError(
+                f"{source}: {field}: {first['msg']}, not {quoted(first['input'])}"
+            ) from error
 
     def updated(self, *settings: str) -> Recipe:
         """Copy with settings such as `subnet.epochs=20` changed; values are YAML.
@@ -94,7 +99,7 @@ class Recipe(Part):
             path, equals, value = setting.partition("=")
             if not equals:
                 raise UserError(
-                    f"--set {setting!r}: write it as field=value, e.g. subnet.epochs=20"
+                    f"--set {quoted(setting)}: write it as field=value, e.g. subnet.epochs=20"
                 )
             *parents, last = path.strip().split(".")
             part: Any = data
@@ -102,12 +107,16 @@ class Recipe(Part):
                 part = part.get(name) if isinstance(part, dict) else None
             if not isinstance(part, dict) or last not in part:
                 names = ", ".join(part) if isinstance(part, dict) else ", ".join(data)
-                raise UserError(f"--set {setting!r}: no field {path!r}; there are {names}")
+                raise UserError(
+                    f"--set {quoted(setting)}: no field {quoted(path)}; there are {names}"
+                )
             try:
-                part[last] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise UserError(f"--set {setting!r}: the value is not YAML") from error
-        return self.check(data, f"--set {' '.join(settings)}")
+                part[last] = read_yaml(value)
+            except ValueError as error:
+                raise UserError(
+                    f"--set {quoted(setting)}: the value is not YAML: {error}"
+                ) from error
+        return self.check(data, f"--set {' '.join(setting[:200] for setting in settings)}")
 
     @property
     def recalibrates(self) -> bool:

@@ -11,6 +11,17 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     ASIDE: ClassVar[frozenset[str]] = frozenset()  # fields that cannot change the outcome
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_within_bounds(cls, value: Any) -> Any:
+        """Refuse numbers that float32 or a tensor's size do not hold, with a margin."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) > 2**32:
+                raise ValueError("a whole number is at most 4,294,967,296")
+            if isinstance(number, float) and number and not 1e-30 <= abs(number) <= 1e30:
+                raise ValueError("a number is 0, or between 1e-30 and 1e30")
+        return value
+
     def decisive(self) -> dict[str, Any]:
         """Plain data, without settings that cannot change the outcome."""
         return self.model_dump(mode="json", exclude=set(self.ASIDE))
@@ -18,6 +29,9 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _TRANSFORM = "one of timm's training transforms"
+
+
+_Side = Annotated[int, Field(ge=1, le=2**14)]
 
 
 class DataSettings(Part):
@@ -42,12 +56,14 @@ class DataSettings(Part):
     batch_size: int = Field(
         64, ge=2, description="images of a training step, of all processes together"
     )
-    shift: int | None = Field(None, ge=0, description="random shift, pixels; an eighth of the side")
+    shift: int | None = Field(
+        None, ge=0, le=2**14, description="random shift, pixels; an eighth of the side"
+    )
     flip: bool | None = Field(None, description="mirror at random; by default colour images")
     workers: int = Field(0, ge=0, description="processes that read ahead; they change no batch")
     mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
     std: tuple[float, ...] | None = None
-    input_size: tuple[int, int, int] | None = Field(None, description="(C, H, W)")
+    input_size: tuple[_Side, _Side, _Side] | None = Field(None, description="(C, H, W)")
     crop_pct: float | None = Field(
         None, gt=0, description="share of the scaled side in the centre crop; the model's own, or 1"
     )
@@ -181,7 +197,7 @@ class FitSettings(Part):
     """The fit: ridge regression of a linear operator on what a branch computes; no gradient."""
 
     images: int = Field(1000, ge=2, description="calibration images at most; labels are not used")
-    ridge: tuple[float, ...] = Field(
+    ridge: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (1e-6, 1e-4, 1e-2, 1e-1),
         min_length=1,
         description="strengths tried on held-out images, relative to the inputs' mean square",
@@ -207,8 +223,10 @@ class MeasureSettings(Part):
     """How latency is measured."""
 
     ASIDE: ClassVar[frozenset[str]] = frozenset({"rounds", "cache"})
-    batch_size: int = Field(32, ge=1)
-    rounds: int = Field(11, ge=3, description="interleaved repetitions, for median and IQR")
+    batch_size: int = Field(32, ge=1, le=2**20)
+    rounds: int = Field(
+        11, ge=3, le=10_000, description="interleaved repetitions, for median and IQR"
+    )
     runtime: Literal["eager", "compile", "onnxruntime", "openvino"] = Field(
         "eager", description="runtime of the deployed model; compile is torch.compile"
     )
@@ -238,7 +256,7 @@ class SearchSettings(Part):
     evaluations: int = Field(
         200, ge=1, description="plans scored at most, beside those of a single candidate"
     )
-    population: int = Field(8, ge=4, description="plans proposed at once")
+    population: int = Field(8, ge=4, le=10_000, description="plans proposed at once")
     seeded: bool = Field(True, description="the genetic searcher starts from milp's front")
     score: Literal["accuracy", "loss", "divergence"] = Field(
         "divergence", description="on held-out images; divergence is KL from the baseline's logits"

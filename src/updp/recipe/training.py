@@ -18,7 +18,9 @@ DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 class OptimizerSettings(Part):
     """Optimiser and schedule by timm's names."""
 
-    epochs: float = Field(2, ge=0, description="passes over the training images, or a fraction")
+    epochs: float = Field(
+        2, ge=0, le=1e6, description="passes over the training images, or a fraction"
+    )
     # Before momentum and betas, whose validators look at it: pydantic validates in this order.
     optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
     lr: float = Field(0.01, gt=0, description="learning rate, at the end of the warm-up")
@@ -84,7 +86,9 @@ class OptimizerSettings(Part):
 class ReconstructSettings(OptimizerSettings):
     """Stage 3, between fit and training: each site trained alone to its output in the baseline."""
 
-    epochs: float = Field(0, ge=0, description="passes over the images, for each site; 0 is off")
+    epochs: float = Field(
+        0, ge=0, le=1e6, description="passes over the images, for each site; 0 is off"
+    )
     optimizer: str = Field("adamw", description="such as sgd, adamw, lamb")
     lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
     images: int = Field(
@@ -137,7 +141,9 @@ class TrainingSettings(OptimizerSettings):
 class SupernetSettings(TrainingSettings):
     """Stage 1: fit, training by the sandwich rule, or both."""
 
-    epochs: float = Field(0, ge=0, description="passes over the training images, or a fraction")
+    epochs: float = Field(
+        0, ge=0, le=1e6, description="passes over the training images, or a fraction"
+    )
     lr: float = Field(0.003, gt=0, description="learning rate, at the end of the warm-up")
     start: Literal["fit", "inherit"] = Field(
         "fit",
@@ -151,7 +157,9 @@ class SupernetSettings(TrainingSettings):
 class SubnetSettings(TrainingSettings):
     """Stage 3: the start, the way of lambda, and the losses."""
 
-    epochs: float = Field(8, ge=0, description="passes over the training images, or a fraction")
+    epochs: float = Field(
+        8, ge=0, le=1e6, description="passes over the training images, or a fraction"
+    )
     lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
     norms: Literal["train", "frozen"] = Field("frozen", description=_NORMS)
     gate: Literal["blend", "anneal"] = Field(

@@ -5,7 +5,8 @@ recipe.yaml         the recipe
 sites/ supernet/ search/ subnet/ merge/
     key.json        the inputs and settings that decide the stage's outcome
     figures.jsonl   its figures, one JSON object a line
-    ...             its weights, study or checks; `done.json` when it has ended
+    ...             its weights, study or checks
+    done.json       that it has ended, with length and checksum of each of these files
 plan.json  model.safetensors  result.json
 export/ bench/      files and records of `updp export`, `quantize` and `bench`
 picks/              run directories for other points of the search's front
@@ -21,19 +22,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from updp.errors import UserError
+from updp.errors import DamagedError, UserError
 from updp.io import processes
-from updp.io.files import TEMPORARY, read_json, write_bytes, write_text
+from updp.io.files import discard, read_json, sweep, write_bytes, write_text
 from updp.plan import Plan
 from updp.recipe import Recipe
+from updp.run.integrity import PUBLISHED, check_stages, command_of, explained, seal
 from updp.run.records import Done, Result, RunRecord
-from updp.run.result import MODEL, RESULT
 from updp.search import SearchResult
 from updp.stages.context import STAGES, StageKey
 from updp.stages.search import FITTED, SCORES
 
-PLAN = "plan.json"
-RESULTS = (PLAN, MODEL, RESULT)
 DERIVED = ("export", "bench", "report.html", "report.md")  # made from the results
 
 
@@ -47,14 +46,19 @@ class RunDirectory:
         """The folder of a stage."""
         return self.path / name
 
+    def make_stage(self, name: str) -> None:
+        """Make the folder of a stage, or the one that a link stands for."""
+        if processes.is_first():
+            self.stage(name).resolve().mkdir(parents=True, exist_ok=True)
+
     def is_done(self, name: str) -> bool:
         """Whether a stage has ended: every process asks, and is told the same."""
         return processes.agree((self.stage(name) / "done.json").exists())
 
     def done(self, name: str) -> None:
-        """Mark a stage as ended, and remove its checkpoint."""
-        Done().write(self.stage(name))
+        """Mark a stage as ended, with what it has written, and remove its checkpoint."""
         if processes.is_first():
+            seal(self.stage(name)).write(self.stage(name))
             (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def describe(self, record: RunRecord, recipe: Recipe) -> None:
@@ -79,21 +83,36 @@ class RunDirectory:
         named.
         """
         self._check_ours()
-        for name in STAGES[: STAGES.index(last) + 1]:
-            file = self.stage(name) / "key.json"
-            key = keys[name].model_dump(mode="json")
-            if file.exists() and (difference := _difference(read_json(file), key)):
-                field, found, wanted = difference
-                # No command runs the sites alone, and stage 1 starts over from them.
-                command = "prune" if name in STAGES[:2] else name
-                raise UserError(
-                    f"--out '{self.path}' holds another run: {field} is {found} there and {wanted} "
-                    f"here; give another folder, or start over with `updp {command} --fresh`"
-                )
+        with explained(self.path):
+            for name in STAGES[: STAGES.index(last) + 1]:
+                self._claim(name, keys[name].model_dump(mode="json"))
+
+    def _claim(self, name: str, key: dict[str, Any]) -> None:
+        file = self.stage(name) / "key.json"
+        if not file.exists():
+            if (self.stage(name) / Done.FILE).exists():
+                raise DamagedError(file, "is missing")
+            return
+        known = read_json(file)
+        if not isinstance(known, dict):
+            raise DamagedError(file, "is not what updp writes")
+        if difference := _difference(known, key):
+            field, found, wanted = difference
+            raise UserError(
+                f"--out '{self.path}' holds another run: {field} is {found} there and {wanted} "
+                f"here; give another folder, or start over with `updp {command_of(name)} --fresh`"
+            )
+
+    def verify(self, last: str) -> None:
+        """Check that finished stages up to `last` have the files that they wrote.
+
+        Raises UserError that names a file and the stage to make anew.
+        """
+        check_stages(self.path, *STAGES[: STAGES.index(last) + 1], logs=False)
 
     def plan(self) -> Plan:
         """The plan of stage 2. Raises UserError where it has not ended."""
-        path = self.stage("search") / PLAN
+        path = self.stage("search") / Plan.FILE
         if not path.exists():
             raise UserError(f"'{self.path}' has no plan yet: run `updp search` first")
         return Plan.read_file(path)
@@ -108,13 +127,13 @@ class RunDirectory:
         """The figures of stage 4."""
         return Result.read(self.path)
 
-    def publish(self, stage: str, *names: str) -> None:
-        """Copy a stage's results to the top of the run directory."""
-        for name in names if processes.is_first() else ():
+    def publish(self) -> None:
+        """Copy the results of verified stages to the top of the run directory."""
+        for name, stage in PUBLISHED.items() if processes.is_first() else ():
             data = (self.stage(stage) / name).read_bytes()
             target = self.path / name
             # A finished run that is run again keeps its files untouched.
-            if not target.exists() or target.read_bytes() != data:
+            if not target.is_file() or target.read_bytes() != data:
                 write_bytes(target, data)
 
     def branch(self, name: str, stages: Sequence[str], fill: Callable[[Path], None]) -> Path:
@@ -133,6 +152,8 @@ class RunDirectory:
                 for file in ("run.json", "recipe.yaml"):
                     shutil.copy(self.path / file, temporary)
                 fill(temporary)
+                for stage in stages:
+                    seal(temporary / stage).write(temporary / stage)
                 temporary.rename(path)
         processes.wait()
         return path
@@ -156,26 +177,22 @@ class RunDirectory:
             ) from error
         with lock:
             for folder in (self.path, *map(self.stage, STAGES)):
-                for unfinished in folder.glob(TEMPORARY):  # left by a kill
-                    unfinished.unlink()
+                sweep(folder)
             yield
 
     def clear(self, first: str) -> None:
         """Remove the stages from `first` on, and all results.
 
-        Raises UserError, and removes nothing, where the folder holds other files.
+        Raises UserError, and removes nothing, where the folder holds other files or another process
+        is at work in it.
         """
         self._check_ours()
-        if not processes.is_first():
+        if not processes.is_first() or not self.path.exists():
             return
-        for name in (*DERIVED, *RESULTS):  # first, or a kill would leave them without their stages
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        for name in STAGES[STAGES.index(first) :]:
-            shutil.rmtree(self.stage(name), ignore_errors=True)
+        with explained(self.path), self.lock():
+            # Results first, and stages from the last one: a kill leaves none without those before.
+            for name in (*DERIVED, *PUBLISHED, *reversed(STAGES[STAGES.index(first) :])):
+                discard(self.path / name)
 
     def _check_ours(self) -> None:
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())

@@ -14,6 +14,7 @@ from updp.models import hash_state
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.inputs import Data, Test, open_inputs
+from updp.run.integrity import PUBLISHED, check_published
 from updp.run.load import load
 from updp.run.records import Result, RunRecord
 from updp.stages.sites import SitesKey
@@ -60,6 +61,7 @@ def check_finished(run: str | Path) -> Path:
             raise UserError(
                 f"'{path}' holds no finished run: there is no {name}; `updp prune` makes it"
             )
+    check_published(path, *PUBLISHED)
     return path
 
 
@@ -135,7 +137,7 @@ def open_run(
             raise UserError(f"'{path}' was made from other data than {what}: {advice}")
 
     inputs = open_inputs(
-        model or record.model,
+        model or record.trusted("model", path),
         data or record.data,
         recipe,
         test=record.test or None if test is None else test,

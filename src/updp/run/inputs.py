@@ -143,6 +143,8 @@ def as_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and device.index is None and (number := processes.local_rank()):
             device = torch.device("cuda", number)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: try cpu") from error

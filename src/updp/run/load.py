@@ -3,47 +3,54 @@
 import copy
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import nn
 
 from updp.blocks import find
 from updp.blocks.modules import seeded_input
 from updp.candidates import planned
-from updp.errors import UserError, reason
+from updp.errors import UserError
 from updp.io.files import read_tensors
-from updp.models import load_model
+from updp.models import load_model, num_outputs
 from updp.plan import Plan
+from updp.run.integrity import check_published, explained
 from updp.run.records import RunRecord
+from updp.run.result import MODEL
 from updp.supernet import Supernet
 
 
-def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Load the merged model of a finished run, in evaluation mode.
 
-    `model` is a module of the baseline's architecture, for runs that were given a module and not a
-    name; its weights do not matter. Raises UserError.
+    `model` is a module of the baseline's architecture, for runs that were given a module, or its
+    name, for runs of a model file; its weights do not matter. A model file is run only where it is
+    named here: a run directory may be a stranger's. Raises UserError.
 
-    >>> model = updp.load("runs/mine")
-    >>> model(torch.randn(1, 1, 8, 8)).shape
+    >>> merged = updp.load("runs/mine", model)
+    >>> merged(torch.randn(1, 1, 8, 8)).shape
     torch.Size([1, 10])
     """
     path = Path(run)
-    for name in ("run.json", "plan.json", "model.safetensors"):
+    with explained(path):
+        return _load(path, model)
+
+
+def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
+    for name in ("run.json", Plan.FILE, MODEL):
         if not (path / name).exists():
             raise UserError(f"'{path}' holds no finished run: there is no {name}")
+    check_published(path, Plan.FILE, MODEL)
     record = RunRecord.read(path)
     if model is None:
         if not record.model:
             raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
-        model = load_model(record.model, num_classes=len(record.classes))
+        model = record.trusted("model", path)
+    if isinstance(model, str):
+        model = load_model(model, num_classes=len(record.classes))
+    num_outputs(model, record.input_shape)  # raises UserError where it takes no such images
     merged = skeleton(model, record.input_shape, Plan.read(path))
+    tensors, _ = read_tensors(path / MODEL)
     try:
-        merged.load_state_dict(read_tensors(path / "model.safetensors")[0])
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"'{path / 'model.safetensors'}' cannot be read ({reason(error)}): copy the run "
-            "directory again, or let `updp merge --fresh` make it anew"
-        ) from error
+        merged.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(
             f"the weights in '{path}' do not fit this {type(model).__name__}: "

@@ -2,18 +2,22 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
-from updp.errors import UserError
+from updp.errors import MachineError, UserError
 from updp.io import processes
+from updp.io.interrupts import Stopped
 from updp.io.progress import duration
 from updp.plan import Plan
-from updp.run.directory import PLAN, RunDirectory
+from updp.run.directory import RunDirectory
+from updp.run.integrity import explained
 from updp.run.load import load
 from updp.run.records import Result, RunRecord
-from updp.run.result import MODEL, RESULT, write_table
+from updp.run.result import write_table
 from updp.search import pick
 from updp.stages import merge, search, sites, subnet, supernet
 from updp.stages.context import STAGES, Context, RunInputs, StageKey
@@ -66,32 +70,77 @@ class Run:
         return model, self.directory.plan(), self.directory.result()
 
     def _run(self, name: str) -> None:
-        stage = _MODULES[name]
         is_done = self.directory.is_done(name)
         if name in _CHECKS and (name == "search" or not is_done):
             _CHECKS[name](self.context)
-        if is_done:
-            _log.info("%s has ended before", name)
-        else:
-            with self.directory.lock():
-                start = time.monotonic()
-                self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)
-                self.context.keys[name].write(self.directory.path)
-                merged = stage.run(self.context)
-                if name == "merge":
-                    write_table(self.context, *merged)
-                self.directory.done(name)
-                self.inputs.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
-        if name == "merge":
-            self.directory.publish("search", PLAN)
-            self.directory.publish("merge", MODEL, RESULT)
+        with explained(self.directory.path):
+            if is_done:
+                _log.info("%s has ended before", name)
+            else:
+                with self.directory.lock():
+                    self._work(name)
+            if name == "merge":
+                self.directory.publish()
         processes.wait()  # for the files that the others go on from
+
+    def _work(self, name: str) -> None:
+        """Run a stage, unless another process has, before this one had the lock."""
+        self.directory.claim(self.context.keys, name)
+        if self.directory.is_done(name):
+            return
+        start = time.monotonic()
+        self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)
+        self.directory.make_stage(name)
+        self.context.keys[name].write(self.directory.path)
+        with _naming(name):
+            merged = _MODULES[name].run(self.context)
+            if name == "merge":
+                write_table(self.context, *merged)
+        self.directory.done(name)
+        self.inputs.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
 
     def _need(self, name: str) -> None:
         for before in STAGES[1 : STAGES.index(name)]:
             if not self.directory.is_done(before):
                 path = self.directory.path
                 raise UserError(f"'{path}' has no {before} yet: run `updp {before}` first")
+
+
+# What lowers the memory of each stage.
+_LIGHTER = {
+    "sites": "measure.batch_size",
+    "supernet": "fit.rows_mb, fit.images or data.batch_size, or set supernet.checkpointing=true",
+    "search": "search.reuse_mb, search.refined_images or fit.rows_mb",
+    "subnet": "fit.rows_mb or data.batch_size (with subnet.accumulate as many images are in a "
+    "step), or set subnet.checkpointing=true",
+    "merge": "measure.batch_size or data.batch_size",
+}
+
+
+@contextmanager
+def _naming(stage: str) -> Iterator[None]:
+    """Name the stage where it is stopped, and where memory does not suffice, what it can do with.
+
+    Raises MachineError.
+    """
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.stage = stage
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise MachineError(
+            f"memory does not suffice for the stage {stage}: lower {_LIGHTER[stage]}; "
+            "`updp estimate` says what each stage needs"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    names = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(name in str(error) for name in names)
 
 
 def open_run_directory(
@@ -109,7 +158,12 @@ def open_run_directory(
     Raises:
         UserError: `out` holds another run, or other files.
     """
-    run = Run(inputs, out)
+    with explained(out):
+        return _open(Run(inputs, out), last, fresh)
+
+
+def _open(run: Run, last: str, fresh: str) -> Run:
+    inputs = run.inputs
     if inputs.pick:
         run = _picked(run)
         if fresh in STAGES[:3]:  # those are copies of the other run's
@@ -118,12 +172,14 @@ def open_run_directory(
     if fresh:
         if before := STAGES.index(fresh):
             run.directory.claim(keys, STAGES[before - 1])
+            run.directory.verify(STAGES[before - 1])
             if inputs.recipe.budget and run.directory.is_done("sites"):
                 run.context.limits()  # refuses a budget out of reach before anything is removed
         processes.wait()  # until all have read what is removed now
         run.directory.clear(fresh)
         processes.wait()
     run.directory.claim(keys, last)
+    run.directory.verify(last)
     processes.wait()
     return run
 
@@ -142,6 +198,7 @@ def _picked(run: Run) -> Run:
     """The run in `picks` that goes on with another point of the search."""
     inputs, context = run.inputs, run.context
     run.directory.claim(context.keys, "search")
+    run.directory.verify("search")
     result = pick(run.directory.search_result(), context.space, inputs.pick)
     # As a folder's name: a budget may hold commas and per cent signs.
     name = "".join(c if c.isalnum() or c in ".=" else "-" for c in inputs.pick)

@@ -26,9 +26,11 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from updp.errors import UserError
 from updp.io import processes
 from updp.io.records import Record
 from updp.measure import Timing
+from updp.models import is_code
 from updp.stages.context import RunInputs
 
 
@@ -64,6 +66,22 @@ class RunRecord(Record):
             command=tuple(sys.argv),
         )
 
+    def trusted(self, field: str, run: Path) -> str:
+        """The name of the `model` or `teacher`, which may be empty but is no name of code.
+
+        A run directory may be a stranger's: what it names is not run by its own word.
+
+        Raises:
+            UserError: it names a Python file.
+        """
+        name: str = getattr(self, field)
+        if is_code(name):
+            raise UserError(
+                f"'{run}' names the Python file of its {field}, {name!r}, which is run only where "
+                f"you name it, too: give --{field} {name} (in Python {field}={name!r})"
+            )
+        return name
+
     def weights_for(
         self, model: nn.Module | str | None, weights: str | Path | None
     ) -> str | Path | None:
@@ -72,10 +90,21 @@ class RunRecord(Record):
         return weights or own or None
 
 
+class StoredFile(BaseModel, frozen=True):
+    """Length and checksum of a file."""
+
+    bytes: int
+    sha256: str
+
+
 class Done(Record):
-    """Mark that a stage has ended."""
+    """Mark that a stage has ended; `files` are those that it left, by name.
+
+    Stages that an earlier version of updp ended have none.
+    """
 
     FILE: ClassVar[str] = "done.json"
+    files: dict[str, StoredFile] | None = None
 
 
 class ModelFigures(BaseModel, frozen=True):

@@ -71,7 +71,7 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
 
     Raises UserError when there is no such point.
     """
-    if text.isdigit():
+    if text.isdecimal():
         if not 1 <= int(text) <= len(result.front):
             raise UserError(
                 f"--pick {text}: the front has lines 1 to {len(result.front)} (`updp search` "

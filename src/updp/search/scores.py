@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from updp.io import processes
-from updp.io.files import Figures
+from updp.io.files import Figures, content_of
 from updp.search.score import Score
 from updp.search.space import Genome
 
@@ -42,7 +42,9 @@ class ScoreFile:
         self._figures = Figures(path)
         if path.exists():
             self._figures.keep(lambda row: True)
-        plans = map(Evaluated.from_json, processes.agree(self._figures.rows()))
+        rows = processes.agree(self._figures.rows())
+        with content_of(path):
+            plans = [Evaluated.from_json(row) for row in rows]
         self.scored: dict[Genome, Evaluated] = {plan.genome: plan for plan in plans}
 
     def add(self, plans: Iterable[Evaluated]) -> None:

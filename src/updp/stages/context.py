@@ -14,7 +14,7 @@ from updp.blocks.modules import seeded_input
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed
 from updp.errors import UserError
-from updp.io.files import read_tensors, write_tensors
+from updp.io.files import content_of, read_tensors, write_tensors
 from updp.io.progress import Progress, Silent
 from updp.io.records import Record
 from updp.io.tracking import Board
@@ -176,9 +176,11 @@ class Context(RunInputs):
         return net
 
     def load_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> Supernet:
-        """Load the weights that a stage left into `net`, and return it."""
-        tensors, notes = read_tensors(self.folder(stage) / name)
-        net.load_weights(tensors, notes["shapes"])
+        """Load the weights that a stage left into `net`, and return it. Raises UserError."""
+        path = self.folder(stage) / name
+        tensors, notes = read_tensors(path)
+        with content_of(path):
+            net.load_weights(tensors, notes["shapes"])
         return net
 
     def save_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> None:

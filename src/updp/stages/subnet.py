@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from updp.data.feed import Feed
 from updp.io import processes
-from updp.io.files import read_tensors, write_tensors
+from updp.io.files import content_of, read_tensors, write_tensors
 from updp.io.progress import Progress
 from updp.io.seeds import mix
 from updp.recipe import SubnetSettings
@@ -94,7 +94,8 @@ def reconstruct_plan(context: Context, net: Supernet, choices: Mapping[str, str]
     rows: list[ReconstructRow] = []
     if processes.agree(path.exists()):
         notes = read_tensors(path)[1]
-        rows = [ReconstructRow.model_validate(row) for row in notes["rows"]]
+        with content_of(path):
+            rows = [ReconstructRow.model_validate(row) for row in notes["rows"]]
         context.load_weights(net, "subnet", RECONSTRUCTED)
 
     def save(rows: Sequence[ReconstructRow]) -> None:

@@ -126,7 +126,7 @@ class Supernet(nn.Module):
         """Copy in the tensors of `weights`, after giving the forms their `shapes` (None: as now).
 
         Raises:
-            ValueError: the names differ.
+            ValueError: names, shapes or kinds of numbers differ.
         """
         if shapes is not None:
             for name, form in self._forms():
@@ -134,6 +134,13 @@ class Supernet(nn.Module):
         own = self.weights()
         if own.keys() != weights.keys():
             raise ValueError(f"weights differ in {sorted(own.keys() ^ weights.keys())[:3]}")
+        for name, tensor in own.items():
+            given = weights[name]
+            if given.shape != tensor.shape or given.dtype != tensor.dtype:
+                raise ValueError(
+                    f"{name} is {given.dtype} {tuple(given.shape)}, not {tensor.dtype} "
+                    f"{tuple(tensor.shape)}"
+                )
         for name, tensor in own.items():
             tensor.copy_(weights[name])
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from updp.io.files import read_tensors, write_tensors
+from updp.io.files import content_of, read_tensors, write_tensors
 from updp.training.best import BestWeights
 from updp.training.ema import WeightAverage
 from updp.training.precision import MixedPrecision
@@ -58,8 +59,12 @@ class Checkpoint:
         write_tensors(path, tensors, notes)
 
     def restore(self, path: Path) -> int:
-        """Load a checkpoint; return the number of steps done."""
+        """Load a checkpoint; return the number of steps done. Raises UserError."""
         tensors, notes = read_tensors(path)
+        with content_of(path):
+            return self._restore(tensors, notes)
+
+    def _restore(self, tensors: Mapping[str, Tensor], notes: Any) -> int:
         self.net.load_weights(_under("net.", tensors), notes["shapes"])
         if self.average is not None:
             self.average.load(_under("ema.", tensors))

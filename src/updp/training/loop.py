@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.data.feed import Feed
-from updp.io import processes
+from updp.io import interrupts, processes
 from updp.io.files import Figures
 from updp.io.progress import Progress
 from updp.io.seeds import mix
@@ -80,6 +80,7 @@ def train(
             here.
     """
     with ExitStack() as stack:
+        stack.enter_context(interrupts.after_steps())
         stack.enter_context(laid_out([cast(nn.Module, net), *beside], recipe.layout))
         stack.enter_context(compiled(compile if recipe.compile else ()))
         if curves is not None:
@@ -132,7 +133,9 @@ def train(
             optimizer.zero_grad()
             precision.begin()
             rows = [micro_batch(batches, step, part) for part in range(parts)]
-            row = _mean([row for own in processes.gather(rows) for row in own])
+            # All processes stop after the same step.
+            told = processes.gather((rows, interrupts.requested()))
+            row = _mean([row for rows, _ in told for row in rows])
             norm = precision.step(optimizer, net.parameters())
             precision.check(row, norm, step)
             if average is not None:
@@ -145,9 +148,14 @@ def train(
             progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
             check(step + 1)
             net.train(recipe.norms == "train")
-            if processes.is_first() and time.monotonic() - saved > recipe.checkpoint_seconds:
+            alone = len(told) == 1  # then what came during the step counts, too
+            signal = interrupts.requested() if alone else max(number for _, number in told)
+            due = signal or time.monotonic() - saved > recipe.checkpoint_seconds
+            if processes.is_first() and due:
                 state.save(path, step + 1)
                 saved = time.monotonic()
+            if signal:
+                raise interrupts.Stopped(signal, f" after step {step + 1} of {total}")
         if best is not None:
             net.load_weights(best.tensors)
             progress.say(f"{name}: kept the weights after {best.step} of {total} steps")

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
+
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A finished run of one's own."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    return tiny.unsealed(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture

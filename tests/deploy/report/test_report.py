@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.deploy.report.reading import Page, change
 from updp import UserError, report
 from updp.deploy.report.words import digits, sampling_error
@@ -102,7 +103,7 @@ def test_markup_in_what_the_user_wrote_is_text(run: Path) -> None:
 
 
 def test_markup_in_the_path_of_the_run_is_text(finished: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(finished, tmp_path / "<b onclick=x>&"))
+    run = tiny.unsealed(shutil.copytree(finished, tmp_path / "<b onclick=x>&"))
     html = report(run).read_text()
     assert "<b onclick" not in html
     assert "updp · <b onclick=x>&" in Page(html).text

@@ -74,11 +74,7 @@ def open_pair(
 ) -> tuple[Pair, Path | None]:
     """The two models, and the file of a run's rows; see `bench`. Raises UserError."""
     if other is not None:
-        if model is not None:
-            raise UserError(
-                f"--model {model!r} is for a run alone: two models are named as they are"
-            )
-        return pair_of_two(baseline, other, weights, input_size), None
+        return pair_of_two(baseline, other, weights, input_size, model), None
     if isinstance(baseline, nn.Module) or not Path(baseline).is_dir():
         name = type(baseline).__name__ if isinstance(baseline, nn.Module) else baseline
         raise UserError(

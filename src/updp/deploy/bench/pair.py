@@ -36,7 +36,7 @@ def pair_of_run(
     """
     path = check_finished(run)
     record = RunRecord.read(path)
-    name, file = model or record.model, record.weights_for(model, weights)
+    name, file = model or record.trusted("model", path), record.weights_for(model, weights)
     if not name:
         raise UserError(f"'{path}' was made from a module: give it to updp.bench(module, '{path}')")
     baseline = load_model(
@@ -54,12 +54,18 @@ def pair_of_two(
     second: _Spec,
     weights: tuple[str | Path | None, str | Path | None] = (None, None),
     input_size: tuple[int, ...] | None = None,
+    model: str | None = None,
 ) -> Pair:
     """Two modules (copied), models by name, or merged models of run directories.
 
-    Images have `input_size` (C, H, W), or the size that one of the two says. Raises UserError.
+    `model` names the baseline of the runs, as model files have to be named. Images have
+    `input_size` (C, H, W), or the size that one of the two says. Raises UserError.
     """
-    a, b = _open(first, weights[0], "a", second), _open(second, weights[1], "b", first)
+    runs = [s for s in (first, second) if not isinstance(s, nn.Module) and Path(s).is_dir()]
+    if model is not None and not runs:
+        raise UserError(f"--model {model!r} is for runs: two models are named as they are")
+    a = _open(first, weights[0], "a", second, model)
+    b = _open(second, weights[1], "b", first, model)
     shapes = {name: shape for name, _, shape in (a, b) if shape is not None}
     if input_size is None and not shapes:
         raise UserError(f"neither '{a[0]}' nor '{b[0]}' says its input size: give --input-size")
@@ -71,9 +77,9 @@ def pair_of_two(
 
 
 def _open(
-    spec: _Spec, weights: str | Path | None, side: str, other: _Spec
+    spec: _Spec, weights: str | Path | None, side: str, other: _Spec, model: str | None
 ) -> tuple[str, nn.Module, tuple[int, ...] | None]:
-    """Name, model and input size; `side` (a, b) is for the error line."""
+    """Name, model and input size; `side` (a, b) is for the error line, `model` for runs."""
     if isinstance(spec, nn.Module):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
@@ -85,7 +91,11 @@ def _open(
             )
         record = RunRecord.read(check_finished(spec))
         # A run that was made from a module has the architecture of the other model.
-        baseline = other if isinstance(other, nn.Module) and not record.model else None
+        baseline: nn.Module | str | None = model
+        if isinstance(other, nn.Module) and not record.model:
+            baseline = other
+        elif model is None and str(other) == record.model:  # named in this call
+            baseline = record.model
         return str(spec), load(spec, baseline), record.input_shape
-    model = load_model(str(spec), weights=None if weights is None else Path(weights))
-    return str(spec), model, model_input_size(model)
+    opened = load_model(str(spec), weights=None if weights is None else Path(weights))
+    return str(spec), opened, model_input_size(opened)

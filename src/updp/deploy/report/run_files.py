@@ -11,8 +11,10 @@ from updp.deploy.int8.int8_record import Int8
 from updp.errors import UserError, reason
 from updp.plan import Plan
 from updp.recipe import Recipe
+from updp.run.integrity import PUBLISHED, check_published, check_stages
 from updp.run.records import Result, RunRecord
 from updp.search import SearchResult, Survey
+from updp.stages.context import STAGES
 from updp.stages.verify import Check, Checks
 from updp.supernet import FitRecord, FitRow
 
@@ -62,6 +64,8 @@ def _load(path: Path, name: str) -> ReportedRun:
             raise UserError(
                 f"'{path}' holds no finished run: there is no {file}; `updp prune` makes it"
             )
+    check_published(path, *(name for name in PUBLISHED if (path / name).exists()))
+    check_stages(path, *STAGES)
     figures = {s: _figures(path / s / "figures.jsonl") for s in ("supernet", "subnet")}
     fits, checks = FitRecord.read_if_there(path), Checks.read_if_there(path)
     return ReportedRun(

@@ -1,0 +1,70 @@
+"""YAML and values from recipes that others wrote: read within bounds, quoted in short."""
+
+from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+import yaml
+from yaml.nodes import Node
+
+_LARGEST = 2**18  # characters of a recipe; the largest of our own has 800
+_DEEPEST = 16  # levels of a value; a recipe has 3
+_LONGEST = 1000  # characters of a single value: Python refuses to print longer whole numbers
+
+_short = Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlevel = 3
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, for values that are no larger than their text and not deep."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        """See `yaml.composer.Composer`."""
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):  # ten lines of these are a thousand million values
+            self._refuse(f"a recipe has no aliases (*{event.anchor})", event)
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LONGEST:
+            self._refuse(f"a value has more than {_LONGEST:,} characters", event)
+        if self._depth >= _DEEPEST:
+            self._refuse(f"values lie within each other more than {_DEEPEST} deep", event)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)  # type: ignore[no-any-return]
+        finally:
+            self._depth -= 1
+
+    def _refuse(self, problem: str, event: yaml.Event) -> None:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML. Raises ValueError with one line."""
+    try:
+        # Not safe_load: the loader is a safe one.
+        return yaml.load(text, _PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = "" if mark is None else f"line {mark.line + 1}: "
+        raise ValueError(f"{line}{error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ValueError((str(error).splitlines() or ["it is no YAML"])[0]) from error
+    # PyYAML's constructors check neither dates nor the text of a tag (`!!float abc`).
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
+        raise ValueError(f"a value is not of its kind: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises OSError, or ValueError: it is too large, or no UTF-8."""
+    with path.open("rb") as file:  # a pipe is fine, /dev/zero has no end
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST:,} bytes")
+    return data.decode()
+
+
+def quoted(value: Any) -> str:
+    """A value that a user wrote, for a message: cut to a readable length."""
+    return _short.repr(value)

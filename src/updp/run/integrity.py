@@ -1,0 +1,122 @@
+"""Whether the files of a run directory are those that its stages wrote, and who makes them anew."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from updp.errors import DamagedError, UserError, explain, unreadable
+from updp.plan import Plan
+from updp.run.records import Done, Result, StoredFile
+from updp.run.result import MODEL
+from updp.stages.context import STAGES
+
+# Copies at the top of the run directory, and the stage that each is from.
+PUBLISHED = {Plan.FILE: "search", MODEL: "merge", Result.FILE: "merge"}
+# Files of a stage that no later one reads: a run goes on without them.
+_LOGS = (".jsonl", ".svg")
+_NOT_ITS_OWN = (Done.FILE, "checkpoint.safetensors")
+
+
+def seal(folder: Path) -> Done:
+    """The mark of a stage that has ended, with length and checksum of each file in its folder."""
+    files = {
+        file.name: _describe(file)
+        for file in sorted(folder.iterdir())
+        if not file.name.startswith(".")
+        and file.name not in ("done.json", "checkpoint.safetensors")
+    }
+    return Done(files=files)
+
+
+def faults_of_stage(folder: Path, *, logs: bool = True) -> Iterator[DamagedError]:
+    """Yield what is wrong with the files of a stage that has ended; `logs` are looked at, too.
+
+    Of a stage that an earlier version of updp ended, no checksums are known.
+    """
+    done = Done.read_file(folder / Done.FILE)
+    if not (folder / "key.json").exists():
+        yield DamagedError(folder / "key.json", "is missing")
+    for name, stored in (done.files or {}).items():
+        path = folder / Path(name).name  # a name from a file must not lead out of the folder
+        if (logs or path.suffix not in _LOGS) and (fault := _compare(path, stored)):
+            yield fault
+
+
+def check_published(run: Path, *names: str) -> None:
+    """Check published files against the stages that they are from, where these are there, too.
+
+    Raises UserError: one is not what its stage wrote.
+    """
+    with explained(run):
+        for name in names:
+            folder = run / PUBLISHED[name]
+            known = (Done.read_file(folder / Done.FILE).files or {}) if _is_done(folder) else {}
+            if name in known and (fault := _compare(run / name, known[name])):
+                raise fault
+
+
+def check_stages(run: Path, *stages: str, logs: bool = True) -> None:
+    """Check the files of these stages, as far as they have ended. Raises UserError."""
+    with explained(run):
+        for folder in (run / name for name in stages):
+            for fault in faults_of_stage(folder, logs=logs) if _is_done(folder) else ():
+                raise fault
+
+
+@contextmanager
+def explained(run: Path) -> Iterator[None]:
+    """Raise UserError, and say what to do, for damaged files and errors of the system."""
+    try:
+        yield
+    except DamagedError as error:
+        raise UserError(f"{error}: {remedy(run, error.path)}") from error
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
+    except OSError as error:
+        raise explain(error) from error
+
+
+def remedy(run: Path, file: Path) -> str:
+    """What makes a damaged file of a run directory anew."""
+    if not file.is_relative_to(run):
+        return "give another, or write it anew"
+    top = file.relative_to(run).parts[0]
+    if top in PUBLISHED:
+        return "`updp merge` copies it from its stage again"
+    if top in STAGES:
+        return f"`updp {command_of(top)} --fresh` makes that stage anew"
+    if top in ("run.json", "recipe.yaml"):
+        return "copy the run directory again, or start over with `updp prune --fresh`"
+    return "remove it, and let its command write it again"
+
+
+def command_of(stage: str) -> str:
+    """The command that starts over from a stage."""
+    # No command runs the sites alone, and stage 1 starts over from them.
+    return "prune" if stage in STAGES[:2] else stage
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / Done.FILE).exists()
+
+
+def _compare(path: Path, stored: StoredFile) -> DamagedError | None:
+    try:
+        if not path.exists():
+            return DamagedError(path, "is missing")
+        if not path.is_file():
+            return DamagedError(path, "is no file")
+        if (size := path.stat().st_size) != stored.bytes:
+            return DamagedError(path, f"has {size:,} bytes, and was written with {stored.bytes:,}")
+        if _describe(path) != stored:
+            return DamagedError(path, "has changed since it was written (another checksum)")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return None
+
+
+def _describe(path: Path) -> StoredFile:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredFile(bytes=file.tell(), sha256=digest)
