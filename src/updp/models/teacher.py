@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from updp.data import Preprocess, model_input_size, preprocess_for
 from updp.errors import UserError
-from updp.models import load_model, num_outputs
+from updp.models import load_model, num_outputs, own_copy
 from updp.recipe import Recipe
 
 BASELINE = "baseline"  # a teacher's name: the user's model as it was
+_NAME = "the teacher"  # in errors
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -61,7 +62,7 @@ def load_teacher(
     if not isinstance(teacher, str) or teacher == BASELINE:
         if weights is not None:
             raise UserError("teacher weights are for a teacher given by name, and not for baseline")
-        return teacher if isinstance(teacher, nn.Module) else None
+        return None if teacher is None or isinstance(teacher, str) else own_copy(teacher, _NAME)
     if weights is not None:
         return load_model(teacher, weights=Path(weights), num_classes=classes, seed=seed)
     model = load_model(teacher, seed=seed)

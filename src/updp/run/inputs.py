@@ -1,6 +1,5 @@
 """The inputs of a run (model, data, teacher, device), opened and checked in one call."""
 
-import copy
 import logging
 import math
 from collections.abc import Callable
@@ -25,7 +24,15 @@ from updp.io import processes
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.tracking import Board
-from updp.models import hash_state, load_model, num_outputs, read_shapes
+from updp.models import (
+    check_finite,
+    hash_state,
+    load_model,
+    num_outputs,
+    own_copy,
+    read_shapes,
+    weights_of,
+)
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import DataSettings, Recipe
@@ -74,11 +81,11 @@ def open_inputs(
     board = Board(tensorboard, log)
     if plan is None:
         SEARCHERS[recipe.search.searcher].check_installed()
-    if isinstance(model, nn.Module):
+    if not isinstance(model, str):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
-        module, name = model, ""
-        source = _open_source(data, test, model, recipe.data)
+        module, name = own_copy(model), ""
+        source = _open_source(data, test, module, recipe.data)
     else:
         name = model
         # Loaded twice: the model says its image size, and then the data its number of classes.
@@ -94,6 +101,7 @@ def open_inputs(
         teacher=teacher_name,
         teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
+    check_finite(weights_of(module), f"model '{name}'" if name else "the model")
     outputs = num_outputs(module, source.image_size)
     source = match_classes(source, outputs, model=names.model, data=names.data)
     check(module, source)
@@ -107,7 +115,7 @@ def open_inputs(
     feed = Feed(
         source, preprocess, recipe.data, seed=recipe.seed, device=target, sets_aside=sets_aside
     )
-    baseline = copy.deepcopy(module).to(target).eval()
+    baseline = module.to(target).eval()
     _warn_at_chance(baseline, feed, source)
     hashes = InputHashes(
         hash_state(module), source.fingerprint, "" if other is None else hash_state(other)
@@ -161,7 +169,7 @@ def _trained(
     if weights is None:
         return load_model(name, num_classes=classes, seed=seed)
     file = Path(weights)
-    if shapes := read_shapes(file):
+    if shapes := read_shapes(file, blank):
         own = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
         shared = own.keys() & shapes.keys()
         # A head of other classes differs in its first dimension, and nothing else does.

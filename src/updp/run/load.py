@@ -11,12 +11,14 @@ from updp.blocks.modules import seeded_input
 from updp.candidates import planned
 from updp.errors import UserError, reason
 from updp.io.files import read_tensors
-from updp.models import load_model
+from updp.io.torch_state import usual_torch
+from updp.models import load_model, own_copy
 from updp.plan import Plan
 from updp.run.records import RunRecord
 from updp.supernet import Supernet
 
 
+@usual_torch()
 def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Load the merged model of a finished run, in evaluation mode.
 
@@ -36,6 +38,8 @@ def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
         if not record.model:
             raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
         model = load_model(record.model, num_classes=len(record.classes))
+    else:
+        model = own_copy(model)
     merged = skeleton(model, record.input_shape, Plan.read(path))
     try:
         merged.load_state_dict(read_tensors(path / "model.safetensors")[0])
