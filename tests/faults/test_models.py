@@ -242,5 +242,5 @@ def test_weights_of_another_kind_are_refused(
 
 def test_keys_that_fit_nothing_are_still_named(tmp_path: Path) -> None:
     file = saved({f"module.{k}x": v for k, v in Net().state_dict().items()}, tmp_path)
-    with pytest.raises(UserError, match="missing conv.weight; missing conv.bias; .* and 12 more"):
+    with pytest.raises(UserError, match=r"missing conv.weight; missing conv.bias; .* and 12 more"):
         load_model(SPEC, weights=file)

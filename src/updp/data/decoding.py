@@ -1,7 +1,9 @@
 """Decoding of image files to upright 8-bit pictures."""
 
 import io
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from updp.errors import UserError, reason
 
 _GREY = {"1", "L", "LA", "La"}
+_LARGE = 2**24  # pixels; larger pictures are decoded one after the other
+ADVICE = "replace or remove it, or leave it out with data.skip_corrupt=true"
+_lock = threading.Lock()
 
 
 def decode(data: bytes, where: str) -> Image.Image:
@@ -26,18 +31,40 @@ def decode(data: bytes, where: str) -> Image.Image:
         UserError: the bytes are no image, or its values have no known range.
     """
     if not data:
-        raise UserError(f"{where} is empty (0 bytes): replace or remove it")
+        raise UserError(f"{where} is empty (0 bytes): {ADVICE}")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_formats())
         image.load()
     except Exception as error:  # Pillow's decoders raise nearly anything on bad bytes
         # Pillow's own message has the address of our buffer.
         unknown = isinstance(error, UnidentifiedImageError)
         why = "no image format" if unknown else reason(error)
-        raise UserError(f"{where} cannot be decoded ({why}): replace or remove it") from error
+        raise UserError(f"{where} cannot be decoded ({why}): {ADVICE}") from error
     with suppress(Exception):  # broken metadata beside sound pixels: the picture stays as it lies
         ImageOps.exif_transpose(image, in_place=True)
     return to_eight_bits(image, where)
+
+
+@contextmanager
+def one_at_a_time(data: bytes) -> Iterator[None]:
+    """Context in which to decode `data`: of large pictures only one thread at a time.
+
+    Pillow refuses pictures of more than 179 million pixels, so memory is bounded by one of these.
+    """
+    size = (0, 0)
+    with suppress(Exception):  # `decode` says what is wrong with it
+        size = Image.open(io.BytesIO(data), formats=_formats()).size  # from the header alone
+    if size[0] * size[1] <= _LARGE:
+        yield
+    else:
+        with _lock:
+            yield
+
+
+def _formats() -> list[str]:
+    """Pillow's formats, but for the one that hands the file to Ghostscript, a program."""
+    Image.init()
+    return [form for form in Image.ID if form != "EPS"]
 
 
 def to_eight_bits(image: Image.Image, where: str) -> Image.Image:

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from updp.data.decoding import decode
+from updp.data.decoding import decode, one_at_a_time
 from updp.data.order import Groups
 from updp.data.resizing import InputSize, ResizeCrop, Size, as_resize, in_channels
 from updp.errors import UserError
 
 NO_LABEL = -1  # the target of an image without a label
+MOST_CLASSES = 1_000_000  # a larger label is a fault of the data, and has costs of its own
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images kept, per split
 
 
@@ -110,7 +111,9 @@ class OnDemand(Images):
         return pixels
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
-        return resize_and_crop(self._decode(index), self.input_size)
+        data = self.encoded.read(index)
+        with one_at_a_time(data):
+            return resize_and_crop(decode(data, self.encoded.where(index)), self.input_size)
 
     def _decode(self, index: int) -> Image.Image:
         return decode(self.encoded.read(index), self.encoded.where(index))
