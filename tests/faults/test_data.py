@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 from tests import tiny
 from tests.faults.net import Net
 from updp import UserError
-from updp.data import from_loaders, open_source
+from updp.data import decoding, from_loaders, open_source
 from updp.data.readers import parquet
 from updp.run.inputs import open_inputs
 from updp.stages.context import RunInputs
@@ -292,6 +293,25 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -
     bomb = header + zlib.crc32(header[12:29]).to_bytes(4) + small[33:]
     with pytest.raises(UserError, match=r"cannot be decoded \(DecompressionBombError"):
         open_source(folder(tmp_path, dict.fromkeys(BOTH, bomb)), input_size=None)
+
+
+def test_large_pictures_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    real = decoding.to_eight_bits
+
+    def noting(image: Image.Image, where: str) -> Image.Image:
+        threads.append(threading.current_thread())
+        return real(image, where)
+
+    monkeypatch.setattr(decoding, "_LARGE", 63)
+    monkeypatch.setattr(decoding, "to_eight_bits", noting)
+    names = [f"{split}/a/{number}.png" for split in ("train", "test") for number in range(4)]
+    folder(tmp_path, dict.fromkeys(names, FILES["1.png"]))
+    source = open_source(str(tmp_path), input_size=None, skip_corrupt=True)
+    assert all(np.array_equal(image[0], UPRIGHT) for image, _ in source.train)
+    assert set(threads) == {threading.current_thread()}
 
 
 def test_parquet_files_that_grow_when_read_are_refused(

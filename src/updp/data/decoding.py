@@ -1,9 +1,7 @@
 """Decoding of image files to upright 8-bit pictures."""
 
 import io
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from updp.errors import UserError, reason
 
 _GREY = {"1", "L", "LA", "La"}
-_LARGE = 2**24  # pixels; larger pictures are decoded one after the other
+_LARGE = 2**24  # pixels
 ADVICE = "replace or remove it, or leave it out with data.skip_corrupt=true"
-_lock = threading.Lock()
 
 
 def decode(data: bytes, where: str) -> Image.Image:
@@ -45,20 +42,16 @@ def decode(data: bytes, where: str) -> Image.Image:
     return to_eight_bits(image, where)
 
 
-@contextmanager
-def one_at_a_time(data: bytes) -> Iterator[None]:
-    """Context in which to decode `data`: of large pictures only one thread at a time.
+def is_large(data: bytes) -> bool:
+    """Whether the picture is so large that threads should not decode several of its kind at once.
 
-    Pillow refuses pictures of more than 179 million pixels, so memory is bounded by one of these.
+    Pillow refuses more than 179 million pixels, so one such picture bounds the memory.
     """
-    size = (0, 0)
-    with suppress(Exception):  # `decode` says what is wrong with it
-        size = Image.open(io.BytesIO(data), formats=_formats()).size  # from the header alone
-    if size[0] * size[1] <= _LARGE:
-        yield
-    else:
-        with _lock:
-            yield
+    try:
+        width, height = Image.open(io.BytesIO(data), formats=_formats()).size  # from the header
+    except Exception:  # `decode` says what is wrong with it
+        return False
+    return width * height > _LARGE
 
 
 def _formats() -> list[str]:
@@ -79,7 +72,8 @@ def to_eight_bits(image: Image.Image, where: str) -> Image.Image:
         values = np.asarray(image)
         _check_range(values, 0, 1, "floats", where)
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if image.mode in ("P", "PA"):  # Pillow warns where transparent palettes go straight to RGB
+    # Pillow warns where transparent palettes go straight to RGB; others need no such detour.
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")
     mode = "L" if image.mode in _GREY else "RGB"
     return image if image.mode == mode else image.convert(mode)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from updp.data.decoding import decode, one_at_a_time
+from updp.data.decoding import decode, is_large
 from updp.data.images import MOST_CLASSES, NO_LABEL, Encoded, load_images
 from updp.data.order import Groups
 from updp.data.overlap import warn_of_shared_images
@@ -156,14 +156,23 @@ def make_source(
 def _decodable(split: EncodedSplit) -> EncodedSplit:
     """The split without images that cannot be decoded."""
 
+    count, large = len(split.targets), list[int]()
+
     def read(index: int) -> None:
         data = split.images.read(index)
-        with one_at_a_time(data):
+        if is_large(data):
+            large.append(index)
+        else:
             decode(data, split.images.where(index))
 
-    count = len(split.targets)
+    def read_large(index: int) -> None:
+        decode(split.images.read(index), split.images.where(index))
+
     with ThreadPoolExecutor() as pool:
-        kept = readable(pool.map(partial(error_of, read), range(count)), f"'{split.root}'")
+        errors = list(pool.map(partial(error_of, read), range(count)))
+    for index in large:  # not at once, for their memory
+        errors[index] = error_of(read_large, index)
+    kept = readable(errors, f"'{split.root}'")
     return split if len(kept) == count else split.part(kept)
 
 
