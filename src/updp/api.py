@@ -102,7 +102,8 @@ def prune(
     torch.Size([1, 10])
 
     Args:
-        model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`.
+        model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`. A module is
+            copied; it may be compiled, wrapped by torch, or of another floating-point type.
         data: `digits`, a folder, or a pair (training, test) of loaders or data sets of items
             (image, label), or of dictionaries; or one of them, with or without `test`.
         recipe: a recipe with a budget, or a budget alone, such as `blocks=9`; only with a `plan`

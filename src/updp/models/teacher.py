@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from updp.data import Preprocess, model_input_size, preprocess_for
 from updp.errors import UserError
-from updp.models import load_model, num_outputs, own_copy
+from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of
 from updp.recipe import Recipe
 
 BASELINE = "baseline"  # a teacher's name: the user's model as it was
@@ -94,9 +94,11 @@ def make_teacher(
         normalised: the user's loaders normalise, as only `data.mean` and `data.std` can tell.
 
     Raises:
-        UserError: it has another number of classes, it fails on images of that size, or the
-            recipe does not use it or compares its features.
+        UserError: its weights are not finite, it has another number of classes, it fails on
+            images of that size, or the recipe does not use it or compares its features.
     """
+    if model is not None:
+        check_finite(weights_of(model), f"teacher '{name}'")
     settings = recipe.subnet
     changed = [f for f in ("size", "mean", "std") if getattr(settings, f"teacher_{f}") is not None]
     if model is None:
