@@ -1,6 +1,5 @@
 """The Python API: `prune`, `estimate` and `inspect`; `updp.load` is in `run.load`."""
 
-import copy
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from updp.errors import UserError
 from updp.io import processes
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
+from updp.io.torch_state import usual_torch
 from updp.measure import compare_modules, count_macs
-from updp.models import load_model, num_outputs
+from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.recipe.budget import Budget
@@ -74,6 +74,7 @@ class Inspection:
         return {"sites": sites, "unusable": unusable, "baseline": baseline}
 
 
+@usual_torch()
 def prune(
     model: nn.Module | str,
     data: Data,
@@ -101,7 +102,8 @@ def prune(
     torch.Size([1, 10])
 
     Args:
-        model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`.
+        model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`. A module is
+            copied; it may be compiled, wrapped by torch, or of another floating-point type.
         data: `digits`, a folder, or a pair (training, test) of loaders or data sets of items
             (image, label), or of dictionaries; or one of them, with or without `test`.
         recipe: a recipe with a budget, or a budget alone, such as `blocks=9`; only with a `plan`
@@ -152,6 +154,7 @@ def prune(
     return Pruned(*run.results(), run.directory.path)
 
 
+@usual_torch()
 def estimate(
     model: nn.Module | str,
     data: Data,
@@ -198,6 +201,7 @@ def estimate(
     return estimate_run(inputs, None if out is None else Path(out), progress)
 
 
+@usual_torch()
 @random_state()  # building a candidate draws its initial weights
 def inspect(
     model: nn.Module | str,
@@ -227,7 +231,8 @@ def inspect(
     """
     settings, report = recipe or Recipe(), progress or Silent()
     target = as_device(device)
-    module = load_model(model) if isinstance(model, str) else copy.deepcopy(model)
+    module = load_model(model) if isinstance(model, str) else own_copy(model)
+    check_finite(weights_of(module), "the model")
     module = module.to(target).eval()
     shape = input_shape or settings.data.input_size or model_input_size(module)
     if shape is None:

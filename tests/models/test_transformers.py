@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.families import error
 from updp.blocks import find
@@ -111,6 +112,26 @@ def test_a_saved_folder_brings_weights_preprocessing_and_a_new_head(tmp_path: Pa
         assert torch.equal(tensor, model.model.vit.state_dict()[name])
     images = preprocess_for(again, None)
     assert (images.input_size, images.mean) == ((3, 16, 16), (0, 0.1, 0.2))
+
+
+def test_weights_that_are_missing_or_misshapen_are_no_random_ones(tmp_path: Path) -> None:
+    model = load_model(f"hf/{folder(tmp_path, 'vit')}", seed=3)
+    saved = tmp_path / "saved"
+    model.model.half().save_pretrained(saved)
+    file = saved / "model.safetensors"
+    tensors = load_file(file)
+    again = load_model(f"hf/{saved}")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    key = next(key for key in tensors if key.endswith("cls_token"))
+    for change in ({}, {key: torch.zeros(1, 1, 7)}):
+        rest = {name: value for name, value in tensors.items() if name != key}
+        save_file({**rest, **change}, file, {"format": "pt"})
+        for classes in (None, 7):
+            with pytest.raises(UserError, match=f"no weights of the right shape for {key}, which"):
+                load_model(f"hf/{saved}", num_classes=classes)
+    file.rename(saved / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin' is a pickle, which updp never opens"):
+        load_model(f"hf/{saved}")
 
 
 PROCESSORS: dict[str, dict[str, Any]] = {

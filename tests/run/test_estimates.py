@@ -84,7 +84,9 @@ def test_sites_trained_alone_are_counted(finished: Path) -> None:
     settings = {"epochs": 2, "images": 40, "batch_size": 8}
     recipe = tiny.make_recipe(reconstruct=settings)
     found = estimated(RunRecord.read(finished).model, recipe, plan=plan)
-    assert found["subnet"]["steps of sites trained alone"][0] == sites * 2 * 8  # two whole batches of 32
+    assert (
+        found["subnet"]["steps of sites trained alone"][0] == sites * 2 * 8
+    )  # two whole batches of 32
     assert found["merge"]["test batches"][1] == pytest.approx(6 * 5 / 3)
 
 

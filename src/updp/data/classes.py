@@ -37,7 +37,14 @@ def read_class_file(root: Path) -> list[Names] | None:
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             classes = lines if file.suffix == ".txt" else _listed(json.loads(text))
             return [_aliases(names) for names in classes]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise UserError(
                 f"'{file}' cannot be read ({reason(error)}): write the names of the classes in the "
                 'order of the model\'s outputs, one a line (classes.txt) or as ["name", ...]'

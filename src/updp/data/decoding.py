@@ -10,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from updp.errors import UserError, reason
 
 _GREY = {"1", "L", "LA", "La"}
+_LARGE = 2**24  # pixels
+ADVICE = "replace or remove it, or leave it out with data.skip_corrupt=true"
 
 
 def decode(data: bytes, where: str) -> Image.Image:
@@ -26,18 +28,36 @@ def decode(data: bytes, where: str) -> Image.Image:
         UserError: the bytes are no image, or its values have no known range.
     """
     if not data:
-        raise UserError(f"{where} is empty (0 bytes): replace or remove it")
+        raise UserError(f"{where} is empty (0 bytes): {ADVICE}")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_formats())
         image.load()
     except Exception as error:  # Pillow's decoders raise nearly anything on bad bytes
         # Pillow's own message has the address of our buffer.
         unknown = isinstance(error, UnidentifiedImageError)
         why = "no image format" if unknown else reason(error)
-        raise UserError(f"{where} cannot be decoded ({why}): replace or remove it") from error
+        raise UserError(f"{where} cannot be decoded ({why}): {ADVICE}") from error
     with suppress(Exception):  # broken metadata beside sound pixels: the picture stays as it lies
         ImageOps.exif_transpose(image, in_place=True)
     return to_eight_bits(image, where)
+
+
+def is_large(data: bytes) -> bool:
+    """Whether the picture is so large that threads should not decode several of its kind at once.
+
+    Pillow refuses more than 179 million pixels, so one such picture bounds the memory.
+    """
+    try:
+        width, height = Image.open(io.BytesIO(data), formats=_formats()).size  # from the header
+    except Exception:  # `decode` says what is wrong with it
+        return False
+    return width * height > _LARGE
+
+
+def _formats() -> list[str]:
+    """Pillow's formats, but for the one that hands the file to Ghostscript, a program."""
+    Image.init()
+    return [form for form in Image.ID if form != "EPS"]
 
 
 def to_eight_bits(image: Image.Image, where: str) -> Image.Image:
@@ -52,7 +72,8 @@ def to_eight_bits(image: Image.Image, where: str) -> Image.Image:
         values = np.asarray(image)
         _check_range(values, 0, 1, "floats", where)
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if image.mode in ("P", "PA"):  # Pillow warns where transparent palettes go straight to RGB
+    # Pillow warns where transparent palettes go straight to RGB; others need no such detour.
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")
     mode = "L" if image.mode in _GREY else "RGB"
     return image if image.mode == mode else image.convert(mode)

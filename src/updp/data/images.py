@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from updp.data.decoding import decode
+from updp.data.decoding import decode, is_large
 from updp.data.order import Groups
 from updp.data.resizing import InputSize, ResizeCrop, Size, as_resize, in_channels
 from updp.errors import UserError
 
 NO_LABEL = -1  # the target of an image without a label
+MOST_CLASSES = 1_000_000  # a larger label is a fault of the data, and has costs of its own
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images kept, per split
 
 
@@ -88,7 +89,7 @@ class OnDemand(Images):
     ) -> None:
         self.encoded, self.targets, self.input_size = encoded, targets, input_size
         self.groups = groups
-        channels, height, width = self._pixels(0).shape
+        channels, height, width = self._pixels(0, encoded.read(0)).shape
         self.size = (channels, height, width)
         self.resize = as_resize(input_size or self.size)
 
@@ -101,7 +102,15 @@ class OnDemand(Images):
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Image `index`, (C, H, W)."""
-        pixels = self._pixels(index)
+        return self._sized(index, self.encoded.read(index))
+
+    def small_pixels(self, index: int) -> NDArray[np.uint8] | None:
+        """As `pixels`, but None for a large picture, of which no two are decoded at once."""
+        data = self.encoded.read(index)
+        return None if is_large(data) else self._sized(index, data)
+
+    def _sized(self, index: int, data: bytes) -> NDArray[np.uint8]:
+        pixels = self._pixels(index, data)
         if pixels.shape != self.size:
             raise UserError(
                 f"{self.encoded.where(index)} is {by(pixels.shape)} and others are "
@@ -109,8 +118,8 @@ class OnDemand(Images):
             )
         return pixels
 
-    def _pixels(self, index: int) -> NDArray[np.uint8]:
-        return resize_and_crop(self._decode(index), self.input_size)
+    def _pixels(self, index: int, data: bytes) -> NDArray[np.uint8]:
+        return resize_and_crop(decode(data, self.encoded.where(index)), self.input_size)
 
     def _decode(self, index: int) -> Image.Image:
         return decode(self.encoded.read(index), self.encoded.where(index))
@@ -154,8 +163,8 @@ def load_images(
         return images
     pixels = np.empty((len(images), *images.size), np.uint8)
     with ThreadPoolExecutor() as pool:
-        for index, image in enumerate(pool.map(images.pixels, range(len(images)))):
-            pixels[index] = image
+        for index, image in enumerate(pool.map(images.small_pixels, range(len(images)))):
+            pixels[index] = images.pixels(index) if image is None else image
     return InMemory(torch.from_numpy(pixels), targets, whole=images)
 
 

@@ -17,7 +17,15 @@ def hold_out_test(labels: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.
 
     Returns:
         Training and test indices, both ascending.
+
+    Raises:
+        UserError: there is one image alone.
     """
+    if len(labels) < 2:
+        raise UserError(
+            "one image alone cannot be split into training and test images: give more, or a test "
+            "split"
+        )
     count = min(max(1, len(labels) // 10), _TEST_IMAGES)
     train, test = hold_out(len(labels), labels, count, seed=0)
     return train.numpy(), np.sort(test.numpy())

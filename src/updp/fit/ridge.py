@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from updp.errors import UserError
+
 
 class Ridge:
     """The weights W that minimise |X W - T|^2 + s |W - prior|^2, for any targets T.
@@ -16,6 +18,9 @@ class Ridge:
         prior: the prior weights, (g, D, O) in float64; the last row is the bias.
         strength: strength of the ridge; the bias has no penalty.
         biased: whether the bias may change; otherwise it stays the prior's.
+
+    Raises:
+        UserError: `gram` is not finite.
     """
 
     def __init__(
@@ -30,7 +35,12 @@ class Ridge:
         penalty += largest * 1e-12
         if not biased:
             penalty[:, -1:] += largest * 1e12
-        self._factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
+        self._factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(penalty))
+        if failed.any():
+            raise UserError(
+                "an operator cannot be fitted, as what it reads is infinite, NaN or extremely "
+                "large: are the images normalised as the model was trained with?"
+            )
         self._pull = penalty[:, :, None] * prior
 
     def solve(self, cross: Tensor) -> Tensor:

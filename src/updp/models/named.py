@@ -13,16 +13,14 @@ from types import ModuleType
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of
 from updp.errors import UserError, reason
 from updp.io.seeds import random_state
+from updp.models.given import usable
 from updp.models.transformers import load_classifier
-
-_NAMED_AT_MOST = 5
+from updp.models.weights import load_weights
 
 
 def load_model(
@@ -50,9 +48,10 @@ def load_model(
         raise UserError(
             f"model '{spec}' is a {type(model).__name__}: the factory must return an nn.Module"
         )
+    module = usable(model, f"model '{spec}'")
     if weights is not None:
-        _load_weights(model, weights, spec)
-    return model
+        load_weights(module, weights, spec)
+    return module
 
 
 def is_code(spec: str) -> bool:
@@ -91,15 +90,6 @@ def num_outputs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
             f"the model maps {shape} to {got}: updp needs a classifier with (N, classes) output"
         )
     return output.shape[1]
-
-
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of a safetensors file; empty where it cannot be read."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return {}
 
 
 def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
@@ -179,28 +169,3 @@ def _importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(entry)
-
-
-def _load_weights(model: nn.Module, path: Path, spec: str) -> None:
-    if not path.is_file():
-        raise UserError(f"weights '{path}' are not there: check the path")
-    try:
-        loaded = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"weights '{path}' are not a readable safetensors file ({reason(error)}): "
-            "save them with safetensors.torch.save_file"
-        ) from error
-    wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    problems = [f"missing {key}" for key in wanted if key not in loaded]
-    problems += [f"unexpected {key}" for key in loaded if key not in wanted]
-    problems += [
-        f"wrong shape of {key}: {tuple(loaded[key].shape)}, not {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in loaded and loaded[key].shape != value.shape
-    ]
-    if problems:
-        more = len(problems) - _NAMED_AT_MOST
-        listed = "; ".join(problems[:_NAMED_AT_MOST]) + (f"; ... and {more} more" * (more > 0))
-        raise UserError(f"weights '{path}' do not fit '{spec}': {listed}")
-    model.load_state_dict(loaded)

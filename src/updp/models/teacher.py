@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from updp.data import Preprocess, model_input_size, preprocess_for
 from updp.errors import UserError
-from updp.models import load_model, num_outputs
+from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of
 from updp.recipe import Recipe
 
 BASELINE = "baseline"  # a teacher's name: the user's model as it was
+_NAME = "the teacher"  # in errors
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -61,7 +62,7 @@ def load_teacher(
     if not isinstance(teacher, str) or teacher == BASELINE:
         if weights is not None:
             raise UserError("teacher weights are for a teacher given by name, and not for baseline")
-        return teacher if isinstance(teacher, nn.Module) else None
+        return None if teacher is None or isinstance(teacher, str) else own_copy(teacher, _NAME)
     if weights is not None:
         return load_model(teacher, weights=Path(weights), num_classes=classes, seed=seed)
     model = load_model(teacher, seed=seed)
@@ -93,9 +94,11 @@ def make_teacher(
         normalised: the user's loaders normalise, as only `data.mean` and `data.std` can tell.
 
     Raises:
-        UserError: it has another number of classes, it fails on images of that size, or the
-            recipe does not use it or compares its features.
+        UserError: its weights are not finite, it has another number of classes, it fails on
+            images of that size, or the recipe does not use it or compares its features.
     """
+    if model is not None:
+        check_finite(weights_of(model), f"teacher '{name}'")
     settings = recipe.subnet
     changed = [f for f in ("size", "mean", "std") if getattr(settings, f"teacher_{f}") is not None]
     if model is None:

@@ -34,11 +34,12 @@ class Classifier(nn.Module):
 def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
     """Build the model of a folder with `config.json`, or of such a file.
 
-    Weights are read from `model.safetensors` (or its shards) in the folder, if it has them, and
-    are random otherwise. The head is new where `num_classes` is not the configuration's.
+    Weights are read from `model.safetensors` (or its shards) in the folder. They are random where
+    there is no file of weights. The head is new where `num_classes` is not the configuration's.
 
     Raises:
-        UserError: transformers is not installed, or the folder holds no such model.
+        UserError: transformers is not installed, the folder holds no such model, its weights are
+            a pickle, or they do not fit.
     """
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
@@ -50,23 +51,47 @@ def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
         raise UserError(f"'{path}' holds no config.json: give the folder of a saved model")
     try:
         config = AutoConfig.from_pretrained(file, local_files_only=True)
-        if num_classes is not None and num_classes != config.num_labels:
+        new_head = num_classes is not None and num_classes != config.num_labels
+        if new_head:
             config.num_labels = num_classes
         if any(folder.glob("model*.safetensors")) and path.is_dir():
-            model = AutoModelForImageClassification.from_pretrained(
+            model, loaded = AutoModelForImageClassification.from_pretrained(
                 folder,
                 config=config,
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            _check_loaded(path, model, loaded, num_classes if new_head else None)
+        elif pickles := [*folder.glob("pytorch_model*.bin")]:
+            raise UserError(
+                f"'{pickles[0]}' is a pickle, which updp never opens: save the model again with "
+                "save_pretrained, which writes model.safetensors"
             )
         else:
             model = AutoModelForImageClassification.from_config(config)
+    except UserError:
+        raise
     except TypeError as error:  # DeiT has two heads, and only `architectures` says which
         raise UserError(f"'{path}': its config.json names no architecture") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"'{path}' is no image classifier: {reason(error)}") from error
     return Classifier(model.eval(), _preprocessing(folder, config))
+
+
+def _check_loaded(path: Path, model: nn.Module, loaded: Any, new: int | None) -> None:
+    """Raise UserError where weights were missing or misshapen, but for a head of `new` classes."""
+    keys = [*loaded["missing_keys"], *loaded["mismatched_keys"]]
+    names = sorted({key if isinstance(key, str) else key[0] for key in keys})
+    tensors = model.state_dict()
+    wrong = [name for name in names if new is None or tensors[name].shape[:1] != (new,)]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"'{path}' has no weights of the right shape for {wrong[0]}{more}, which would be "
+            "random: give a model that was trained to classify these classes"
+        )
 
 
 def _preprocessing(folder: Path, config: Any) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class DataSettings(Part):
     timm's training transforms is given; then the others have the defaults of timm's `train.py`.
     """
 
-    ASIDE: ClassVar[frozenset[str]] = frozenset({"workers"})
+    # To skip images changes the data's fingerprint, where there are any to skip.
+    ASIDE: ClassVar[frozenset[str]] = frozenset({"workers", "skip_corrupt"})
     held_out: int | None = Field(
         None,
         ge=2,
@@ -61,6 +62,9 @@ class DataSettings(Part):
     )
     flip: bool | None = Field(None, description="mirror at random; by default colour images")
     workers: int = Field(0, ge=0, description="processes that read ahead; they change no batch")
+    skip_corrupt: bool = Field(
+        False, description="read all images when opening, and leave out those that cannot be read"
+    )
     mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
     std: tuple[float, ...] | None = None
     input_size: tuple[_Side, _Side, _Side] | None = Field(None, description="(C, H, W)")

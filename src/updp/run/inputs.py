@@ -1,8 +1,5 @@
 """The inputs of a run (model, data, teacher, device), opened and checked in one call."""
 
-import copy
-import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,19 +22,24 @@ from updp.io import processes
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.tracking import Board
-from updp.models import hash_state, load_model, num_outputs, read_shapes
+from updp.models import (
+    check_finite,
+    hash_state,
+    load_model,
+    num_outputs,
+    own_copy,
+    read_shapes,
+    weights_of,
+)
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import DataSettings, Recipe
+from updp.run.input_checks import check_labels_suffice, look_at
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 
 Data = str | Path | Loader | tuple[Loader, Loader]
 Test = str | Path | Loader
-
-_log = logging.getLogger(__name__)
-
-_LOOKED_AT = 64  # held-out images, to see whether the model knows the data
 
 
 @random_state()  # a user's data set may draw whenever an image is read
@@ -74,11 +76,11 @@ def open_inputs(
     board = Board(tensorboard, log)
     if plan is None:
         SEARCHERS[recipe.search.searcher].check_installed()
-    if isinstance(model, nn.Module):
+    if not isinstance(model, str):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
-        module, name = model, ""
-        source = _open_source(data, test, model, recipe.data)
+        module, name = own_copy(model), ""
+        source = _open_source(data, test, module, recipe.data)
     else:
         name = model
         # Loaded twice: the model says its image size, and then the data its number of classes.
@@ -94,10 +96,16 @@ def open_inputs(
         teacher=teacher_name,
         teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
+    check_finite(weights_of(module), f"model '{name}'" if name else "the model")
     outputs = num_outputs(module, source.image_size)
+    if outputs < 2:
+        raise UserError(
+            f"the model has {outputs} output: updp compares the probabilities of two classes or "
+            "more, such as of two outputs (-x / 2, x / 2) in place of one"
+        )
     source = match_classes(source, outputs, model=names.model, data=names.data)
     check(module, source)
-    _check_labels_suffice(source, recipe, names.data)
+    check_labels_suffice(source, recipe, names.data)
     recipe = _with_loader_settings(recipe, source)
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
     preprocess = preprocess_for(
@@ -107,8 +115,8 @@ def open_inputs(
     feed = Feed(
         source, preprocess, recipe.data, seed=recipe.seed, device=target, sets_aside=sets_aside
     )
-    baseline = copy.deepcopy(module).to(target).eval()
-    _warn_at_chance(baseline, feed, source)
+    baseline = module.to(target).eval()
+    look_at(baseline, feed, source)
     hashes = InputHashes(
         hash_state(module), source.fingerprint, "" if other is None else hash_state(other)
     )
@@ -163,7 +171,7 @@ def _trained(
     if weights is None:
         return load_model(name, num_classes=classes, seed=seed)
     file = Path(weights)
-    if shapes := read_shapes(file):
+    if shapes := read_shapes(file, blank):
         own = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
         shared = own.keys() & shapes.keys()
         # A head of other classes differs in its first dimension, and nothing else does.
@@ -192,7 +200,12 @@ def _open_source(data: Data, test: Test | None, model: nn.Module, settings: Data
                 f"test is a {type(test).__name__} and data the path '{data}': give two paths, or "
                 "two loaders"
             )
-        return open_source(str(data), input_size=resize, test=None if test is None else str(test))
+        return open_source(
+            str(data),
+            input_size=resize,
+            test=None if test is None else str(test),
+            skip_corrupt=settings.skip_corrupt,
+        )
     if said:
         raise UserError(f"{said} is for image files: crop in your loader's data set")
     train: Any = data
@@ -207,7 +220,7 @@ def _open_source(data: Data, test: Test | None, model: nn.Module, settings: Data
             f"data is a {type(train).__name__}: give a name, a folder, a loader or data set, or a "
             "pair of these (training, test)"
         )
-    return from_loaders(train, test)
+    return from_loaders(train, test, skip_corrupt=settings.skip_corrupt)
 
 
 def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
@@ -220,41 +233,3 @@ def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
         if value and getattr(own, name) == getattr(default, name)
     }
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=new)})
-
-
-def _check_labels_suffice(source: Source, recipe: Recipe, data: str) -> None:
-    """Say what stands for labels that images lack. Raises UserError where they are trained on."""
-    if not source.train.labelled and recipe.learns_labels:
-        raise UserError(
-            f"data '{data}' has no labels, and {recipe.learns_labels} trains on them: take "
-            "--recipe fit-only, which trains nothing, or set supernet.epochs=0 and "
-            "subnet.distill=1; or put the images into a folder per class, such as train/CLASS"
-        )
-    without = {"data": source.train, "test split": source.test}
-    names = " and ".join(name for name, images in without.items() if not images.labelled)
-    if names:
-        _log.warning(
-            "the %s of '%s' has no labels: in place of top-1 stands the agreement with the "
-            "baseline, the share of images that it puts into the same class",
-            names,
-            data,
-        )
-
-
-def _warn_at_chance(baseline: nn.Module, feed: Feed, source: Source) -> None:
-    """Warn where the baseline is not better than a guess on held-out images with labels."""
-    if not feed.labelled:
-        return
-    images, labels = next(feed.held_out())
-    images, labels = images[:_LOOKED_AT], labels[:_LOOKED_AT]
-    with torch.no_grad():
-        right = int((baseline(images).argmax(1) == labels).sum())
-    guessed = len(labels) / len(source.classes)
-    if right <= guessed + 2 * math.sqrt(guessed):  # two standard deviations of a guess
-        _log.warning(
-            "the model is right on %d of %d held-out images, as a guess would be: are its weights "
-            "loaded, and are its classes in the order of the data's (%s, ...)?",
-            right,
-            len(labels),
-            ", ".join(source.classes[:3]),
-        )

@@ -10,7 +10,8 @@ from updp.blocks.modules import seeded_input
 from updp.candidates import planned
 from updp.errors import UserError
 from updp.io.files import read_tensors
-from updp.models import load_model, num_outputs
+from updp.io.torch_state import usual_torch
+from updp.models import load_model, num_outputs, own_copy
 from updp.plan import Plan
 from updp.run.integrity import check_published, explained
 from updp.run.records import RunRecord
@@ -18,6 +19,7 @@ from updp.run.result import MODEL
 from updp.supernet import Supernet
 
 
+@usual_torch()
 def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Load the merged model of a finished run, in evaluation mode.
 
@@ -46,6 +48,8 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
         model = record.trusted("model", path)
     if isinstance(model, str):
         model = load_model(model, num_classes=len(record.classes))
+    else:
+        model = own_copy(model)
     num_outputs(model, record.input_shape)  # raises UserError where it takes no such images
     merged = skeleton(model, record.input_shape, Plan.read(path))
     tensors, _ = read_tensors(path / MODEL)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from updp.errors import UserError
 from updp.io import processes
 from updp.io.progress import Progress
 from updp.search.front import certainly_dominated
@@ -93,6 +94,11 @@ def _run(
     if first := searcher.preliminaries():
         progress.begin(headings[0], len(first), len(past & {*first}))
         rounds.score(first)
+        if not any(math.isfinite(plan.score.score) for plan in known.values()):
+            raise UserError(
+                "search: no site can be pruned without infinite or NaN logits: are some of the "
+                "model's weights extremely large?"
+            )
     before, wanted = len(known), min(evaluations, task.space.size - len(known))
     progress.begin(headings[1], wanted, min(wanted, len(past - {*first})))
     while len(known) < before + wanted:

@@ -138,7 +138,9 @@ def _places(net: Supernet, baseline: Supernet, images: Tensor) -> list[_SitePair
     ]
 
 
-def _gather(place: _SitePair, own: Walk, theirs: Walk, room: int) -> tuple[list[Inputs], list[Tensor]]:
+def _gather(
+    place: _SitePair, own: Walk, theirs: Walk, room: int
+) -> tuple[list[Inputs], list[Tensor]]:
     """Inputs and targets of the first batches, as many as fit into `room` bytes, at least one."""
     inputs, targets = list[Inputs](), list[Tensor]()
     batches = len(theirs.batches)

@@ -170,9 +170,13 @@ class Noting:
     def __init__(self, file: Any, opened: list[int]) -> None:
         self.file, self.opened = file, opened
 
-    def read_row_group(self, number: int, **given: Any) -> Any:
-        self.opened.append(number)
-        return self.file.read_row_group(number, **given)
+    @property
+    def metadata(self) -> Any:
+        return self.file.metadata
+
+    def iter_batches(self, rows: int, **given: Any) -> Any:
+        self.opened += given["row_groups"]
+        return self.file.iter_batches(rows, **given)
 
 
 def test_missing_pyarrow_says_what_to_install(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

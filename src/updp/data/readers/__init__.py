@@ -17,7 +17,13 @@ _FORMS = (
 _SHARDS = {"parquet": parquet.read_parquet, "tar": tar.read_tar}
 
 
-def open_source(spec: str, *, input_size: InputSize | None, test: str | None = None) -> Source:
+def open_source(
+    spec: str,
+    *,
+    input_size: InputSize | None,
+    test: str | None = None,
+    skip_corrupt: bool = False,
+) -> Source:
     """Open 'digits', a folder of class folders, or one of Parquet files, tar files or `datasets`.
 
     Images are resized to `input_size` (C, H, W); None keeps their own size, the same for all. A
@@ -28,6 +34,7 @@ def open_source(spec: str, *, input_size: InputSize | None, test: str | None = N
         input_size: see above.
         test: more data, whose test split is used, or all of it where it has one split alone. By
             default the data's own; where there is none, a part of the training images is split off.
+        skip_corrupt: leave out images that cannot be decoded, and count them in a warning.
 
     Raises:
         UserError: there is no such data, or an image of it cannot be used.
@@ -52,7 +59,7 @@ def open_source(spec: str, *, input_size: InputSize | None, test: str | None = N
             f"data '{spec}' has a test split alone: updp needs images to prune with, in train/ "
             "(or in train*.parquet or train*.tar); or give the test split as --test"
         )
-    source = make_source(train, own, input_size)
+    source = make_source(train, own, input_size, skip_corrupt=skip_corrupt)
     for split in (train, own):
         if split is not None and (order := read_class_file(split.root)) is not None:
             return order_classes(

@@ -81,6 +81,7 @@ def _is_image(schema: Any) -> bool:
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
     try:
-        return tuple(json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"])
-    except (KeyError, TypeError, ValueError):
+        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        return tuple(map(str, names))
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ()  # not written by `datasets`, or labels are plain integers

@@ -5,16 +5,20 @@ import logging
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from updp.data.images import NO_LABEL, Encoded, load_images
+from updp.data.decoding import decode, is_large
+from updp.data.images import MOST_CLASSES, NO_LABEL, Encoded, load_images
 from updp.data.order import Groups
 from updp.data.overlap import warn_of_shared_images
+from updp.data.readers.corrupt import error_of, readable
 from updp.data.resizing import InputSize
 from updp.data.source import Source, fingerprint_files
 from updp.data.split import hold_out_test
@@ -95,7 +99,11 @@ class Numbering:
 
 
 def make_source(
-    train: EncodedSplit, test: EncodedSplit | None, input_size: InputSize | None
+    train: EncodedSplit,
+    test: EncodedSplit | None,
+    input_size: InputSize | None,
+    *,
+    skip_corrupt: bool = False,
 ) -> Source:
     """Open the images of two splits, and warn of those that are in both.
 
@@ -106,10 +114,15 @@ def make_source(
         train: the training split.
         test: the test split, which may lie elsewhere.
         input_size: (C, H, W) to resize to; None keeps the images' own size.
+        skip_corrupt: decode all images once, and leave those out that cannot be.
 
     Raises:
         UserError: one split has names of classes and the other numbers, or an image is unusable.
     """
+    whole = len(train.targets) + (len(test.targets) if test else 0)
+    if skip_corrupt:
+        train, test = _decodable(train), test and _decodable(test)
+    given = len(train.targets) + (len(test.targets) if test else 0)
     if test is None:
         fingerprint = _combined(fingerprint_files(train.root, train.files), "split")
         train, test = _split_off(train)
@@ -119,6 +132,8 @@ def make_source(
         fingerprint = _combined(
             *(fingerprint_files(part.root, part.files) for part in (train, test))
         )
+    if given < whole:
+        fingerprint = _combined(fingerprint, f"{whole - given} skipped")
     classes, targets = _join_classes(train, test)
     warn_of_shared_images(
         train.images.read,
@@ -136,6 +151,29 @@ def make_source(
         image_size=images.size,
         indexed=not (train.names or test.names),
     )
+
+
+def _decodable(split: EncodedSplit) -> EncodedSplit:
+    """The split without images that cannot be decoded."""
+
+    count, large = len(split.targets), list[int]()
+
+    def read(index: int) -> None:
+        data = split.images.read(index)
+        if is_large(data):
+            large.append(index)
+        else:
+            decode(data, split.images.where(index))
+
+    def read_large(index: int) -> None:
+        decode(split.images.read(index), split.images.where(index))
+
+    with ThreadPoolExecutor() as pool:
+        errors = list(pool.map(partial(error_of, read), range(count)))
+    for index in large:  # not at once, for their memory
+        errors[index] = error_of(read_large, index)
+    kept = readable(errors, f"'{split.root}'")
+    return split if len(kept) == count else split.part(kept)
 
 
 def _combined(*digests: str) -> str:
@@ -185,12 +223,12 @@ def _join_classes(
 
 def check_labels(labels: Sequence[int], names: Sequence[str], file: Path) -> None:
     """Raise UserError where a label is negative, or not one of the named classes, if there are."""
-    most, bad = len(names) - 1, None
-    if len(labels):
-        bad = next((x for x in (min(labels), max(labels)) if x < 0 or (names and x > most)), None)
+    most = (len(names) or MOST_CLASSES) - 1
+    ends = (min(labels), max(labels)) if len(labels) else ()
+    bad = next((label for label in ends if not 0 <= label <= most), None)
     if bad is not None:
-        ends = f"0 to {most}" if names else "0 or more"
-        raise UserError(f"'{file}' has label {bad}: labels must be {ends}")
+        span = f"0 to {most}" if names or bad > most else "0 or more"
+        raise UserError(f"'{file}' has label {bad}: labels must be {span}")
 
 
 def check_all_labelled(labels: Sequence[int], root: Path) -> None:

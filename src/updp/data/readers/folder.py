@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from updp.data.decoding import ADVICE
 from updp.data.images import NO_LABEL
 from updp.data.readers.encoded import TESTS, EncodedSplit, Splits
 from updp.data.source import printable
@@ -43,6 +44,7 @@ EXTENSIONS = frozenset(
 )
 # Folders that file servers, archives and recycle bins leave behind; hidden ones are skipped, too.
 _LEFTOVERS = frozenset({"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found"})
+_MOST_BYTES = 1024**3  # of one file
 _LEFTOVER_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 
 
@@ -55,9 +57,15 @@ class Files:
     def read(self, index: int) -> bytes:
         """The file's contents."""
         try:
-            return (self.root / self.paths[index]).read_bytes()
+            with (self.root / self.paths[index]).open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
         except OSError as error:
-            raise UserError(f"{self.where(index)} cannot be read: {error.strerror}") from error
+            raise UserError(
+                f"{self.where(index)} cannot be read ({error.strerror}): {ADVICE}"
+            ) from error
+        if len(data) > _MOST_BYTES:
+            raise UserError(f"{self.where(index)} has more than 1 GiB, as no image has: {ADVICE}")
+        return data
 
     def where(self, index: int) -> str:
         """`image 'train/cat/1.png'`."""
@@ -145,7 +153,7 @@ def _images(
             if entry.is_dir():
                 if deep:
                     (links if entry.is_symlink() else pending).append(path)
-            elif (suffix := Path(entry.name).suffix.lower()) in EXTENSIONS:
+            elif (suffix := Path(entry.name).suffix.lower()) in EXTENSIONS and _is_file(entry):
                 files.append(path)
             elif left_out is not None and entry.name not in _LEFTOVER_FILES:
                 left_out[suffix] += 1
@@ -155,6 +163,11 @@ def _images(
 
 def _skipped(entry: os.DirEntry[str]) -> bool:
     return entry.name.startswith(".") or entry.name in _LEFTOVERS
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it has an end, unlike pipes and devices; a broken link is named when it is read."""
+    return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from updp.data.decoding import to_eight_bits
+from updp.data.images import MOST_CLASSES
 from updp.errors import UserError
 
 _IMAGES = ("pixel_values", "image", "img")
@@ -79,7 +80,15 @@ def as_image(value: object, where: str) -> Tensor:
             "uint8 (0 to 255), uint16 (0 to 65,535) or floats that are normalised"
         )
     value = value.detach().as_subclass(Tensor)
-    return (value.float() if value.is_floating_point() else value).contiguous()
+    if value.is_floating_point():
+        value = value.float()
+        if not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise UserError(
+                f"{where} has {count} of {value.numel()} values that are NaN or infinite: mend it, "
+                "or leave it out with data.skip_corrupt=true"
+            )
+    return value.contiguous()
 
 
 def as_label(value: object, where: str) -> int:
@@ -103,6 +112,8 @@ def as_label(value: object, where: str) -> int:
         )
     if int(value) < 0:
         raise UserError(f"{where} has the label {value}: class indices start at 0")
+    if int(value) >= MOST_CLASSES:
+        raise UserError(f"{where} has the label {value}: class indices are below {MOST_CLASSES}")
     return int(value)
 
 

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from updp.blocks.modules import UserCodeError, call_user_code
 from updp.data.images import Images, by
 from updp.data.overlap import warn_of_shared_images
+from updp.data.readers.corrupt import error_of, readable
 from updp.data.readers.items import as_image, as_label, describe, split_item
 from updp.data.readers.samplers import settings_of
 from updp.data.source import Source
@@ -34,7 +37,7 @@ class Wrapped(Images):
     The module `items` says what they may be; an image is uint8, or float32 and normalised already.
     """
 
-    def __init__(self, given: Loader, split: str) -> None:
+    def __init__(self, given: Loader, split: str, *, skip_corrupt: bool = False) -> None:
         self.dataset: Any = given.dataset if isinstance(given, DataLoader) else given
         if isinstance(self.dataset, IterableDataset) or not (
             hasattr(self.dataset, "__getitem__") and hasattr(self.dataset, "__len__")
@@ -48,7 +51,11 @@ class Wrapped(Images):
         self.indices = self.settings.indices
         if not len(self.indices):
             raise UserError(f"the {split} loader's data set is empty")
+        if skip_corrupt:
+            errors = (error_of(self._item, index) for index in range(len(self.indices)))
+            self.indices = self.indices[readable(errors, f"the {split} loader")]
         self.targets = [0] * len(self.indices)  # until they are known: the length is theirs
+        self.listed = False  # whether the data set has listed its labels
         image, _ = self._item(0)
         self.size, self._dtype = (image.shape[0], image.shape[1], image.shape[2]), image.dtype
         self.targets = self._labels()
@@ -66,6 +73,11 @@ class Wrapped(Images):
                 f"{self._where(index)} is {kinds[0]} {by(image.shape)}, the first one {kinds[1]} "
                 f"{by(self.size)}: give all images one size and type"
             )
+        if self.listed and label != self.targets[index]:
+            raise UserError(
+                f"{self._where(index)} has the label {label}, and its data set lists "
+                f"{self.targets[index]} for it: mend its `targets`, or take them away"
+            )
         return image, label
 
     def part(self, indices: NDArray[np.int64]) -> "Wrapped":
@@ -80,11 +92,17 @@ class Wrapped(Images):
 
     def _item(self, index: int) -> tuple[Tensor, int]:
         where = self._where(index)
-        item = self.dataset[int(self.indices[index])]
+        try:
+            item = call_user_code(lambda: self.dataset[int(self.indices[index])])
+            batch = self.settings.collate and call_user_code(self.settings.collate, [item])
+        except UserCodeError as error:
+            raise UserError(
+                f"{where} cannot be read ({error}): mend the data set, or leave such items out "
+                "with data.skip_corrupt=true"
+            ) from error
         if self.settings.collate is None:
             image, label = split_item(item, where)
         else:
-            batch = self.settings.collate([item])
             images, labels = split_item(batch, f"the collate_fn's batch of {where}")
             try:
                 image, label = images[0], labels[0]
@@ -95,15 +113,16 @@ class Wrapped(Images):
         return as_image(image, where), as_label(label, where)
 
     def _labels(self) -> list[int]:
-        """All labels: as the data set lists them where its first items agree, else item by item."""
+        """All labels: as the data set lists them where a sample agrees, else item by item."""
         listed = _listed_labels(self.dataset)
         if listed is not None:
             try:
                 labels = [as_label(listed[i], self._where(n)) for n, i in enumerate(self.indices)]
-                first = [self._item(n)[1] for n in range(min(_HASHED_ITEMS, len(labels)))]
+                sample = np.unique(np.linspace(0, len(labels) - 1, _HASHED_ITEMS).astype(int))
+                self.listed = all(self._item(n)[1] == labels[n] for n in sample)
             except (UserError, TypeError, IndexError, KeyError):
-                labels, first = [], [-1]  # such as the targets of a detection data set
-            if labels[: len(first)] == first:
+                self.listed = False  # such as the targets of a detection data set
+            if self.listed:
                 return labels
         if len(self) > _MANY:
             _log.warning(
@@ -115,20 +134,22 @@ class Wrapped(Images):
         return [self._item(index)[1] for index in range(len(self))]
 
 
-def from_loaders(train: Loader, test: Loader | None) -> Source:
+def from_loaders(train: Loader, test: Loader | None, *, skip_corrupt: bool = False) -> Source:
     """Take the images of two loaders or data sets, with their batch size and workers.
 
     Without a test loader a tenth of the images is split off, and a warning says so. The order of
     training is updp's own, a function of the seed, so that a killed run goes on as it was. Labels
-    are indices of the model's outputs. Images that both have are warned of.
+    are indices of the model's outputs. Images that both have are warned of. With `skip_corrupt` all
+    items are read once, and those that cannot be are left out.
 
     Raises:
         UserError: a data set is iterable or empty, its items are not images with labels, or one
             has uint8 images and the other floats.
     """
     with random_state(0):
-        first = Wrapped(train, "training")
-        splits = _split_off(first) if test is None else (first, Wrapped(test, "test"))
+        wrapped = partial(Wrapped, skip_corrupt=skip_corrupt)
+        first = wrapped(train, "training")
+        splits = _split_off(first) if test is None else (first, wrapped(test, "test"))
         digests = [[_fingerprint(images) for images in splits] for _ in range(2)]
         if splits[0].normalised != splits[1].normalised:
             kinds = ["floats" if images.normalised else "uint8" for images in splits]

@@ -21,6 +21,8 @@ from updp.data.source import printable
 from updp.errors import UserError, needs_extra, reason
 
 _CACHE_BYTES = 256 * 1024**2  # of row groups, for each split and each process that reads it
+_MOST_BYTES = 1024**3  # of a row group's images
+_ROWS = 1_000_000  # from which on a file's size must bear out its number of rows
 _RUN = 64  # images in a row that are compared, where splits are
 
 
@@ -85,14 +87,14 @@ class RowGroups:
                 if number not in self._opened:
                     self._opened.clear()  # as there may be thousands of files
                     self._opened[number] = _open(self.files[number])
-                table = self._opened[number].read_row_group(
-                    inside, columns=["image"], use_threads=False
-                )
+                column = _read_images(self._opened[number], inside, self.files[number])
+            except UserError:
+                raise
             except (OSError, ValueError) as error:
                 raise UserError(
                     f"'{self.files[number]}' cannot be read any more: {reason(error)}"
                 ) from error
-            self._cache[group] = table["image"].combine_chunks()
+            self._cache[group] = column
             if len(self._cache) > self._kept:
                 self._cache.popitem(last=False)
             return self._cache[group]
@@ -112,12 +114,38 @@ def _read_shard(file: Path) -> Shard:
             groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
             rows = [group.num_rows for group in groups]
             largest = max((group.total_byte_size for group in groups), default=0)
+            if sum(rows) > max(_ROWS, file.stat().st_size):
+                raise UserError(f"'{file}' says that it has {sum(rows)} rows, in fewer bytes")
             label = opened.read(columns=["label"])["label"] if "label" in schema.names else None
     except UserError:
         raise
     except (OSError, ValueError) as error:  # Arrow's own errors are among them
         raise UserError(f"'{file}' is not a readable Parquet file: {reason(error)}") from error
     return replace(make_shard(file, rows, schema, label), largest=largest)
+
+
+def _read_images(opened: Any, group: int, file: Path) -> Any:
+    """The image column of a row group, an Arrow array.
+
+    A value that many rows share is stored once, so a file of kilobytes may have gigabytes of rows:
+    such a group is read in parts, until it is too large. Raises UserError then.
+    """
+    about = opened.metadata.row_group(group)
+    # No row is larger than the whole group as it is stored.
+    rows = max(1, min(about.num_rows, _MOST_BYTES // max(about.total_byte_size, 1)))
+    parts, size = [], 0
+    batches = opened.iter_batches(rows, row_groups=[group], columns=["image"], use_threads=False)
+    for part in batches:
+        size += part.nbytes
+        if size > _MOST_BYTES:
+            raise UserError(
+                f"row group {group} of '{file}' has more than 1 GiB of images: write it with fewer "
+                "rows in each row group"
+            )
+        parts.append(part.column("image"))
+    import pyarrow
+
+    return parts[0] if len(parts) == 1 else pyarrow.concat_arrays(parts)
 
 
 def _open(file: Path) -> Any:

@@ -117,7 +117,7 @@ def _read_index(file: Path) -> TarIndex:
             close()
     except UserError:
         raise
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, tarfile.TarError) as error:
         raise UserError(f"'{file}' is not a readable tar file: {reason(error)}") from error
     if unlabelled and max(index.labels) != NO_LABEL:
         raise UserError(
@@ -129,6 +129,8 @@ def _read_index(file: Path) -> TarIndex:
 
 def _label_of(text: bytes, label: int, file: Path) -> int:
     about = json.loads(text)
+    if not isinstance(about, dict):
+        return label
     for name in ("label", "cls"):
         if isinstance(about.get(name), int):
             check_labels([about[name]], (), file)

@@ -13,11 +13,13 @@ from updp.deploy.bench.pair import Pair, pair_of_run, pair_of_two
 from updp.deploy.bench.rows import ROUNDS, measure_rows
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
+from updp.io.torch_state import usual_torch
 from updp.run.inputs import as_device
 
 LEAST_ROUNDS = 3
 
 
+@usual_torch()
 def bench(
     baseline: nn.Module | str | Path,
     other: nn.Module | str | Path | None = None,
@@ -75,8 +77,8 @@ def open_pair(
     """The two models, and the file of a run's rows; see `bench`. Raises UserError."""
     if other is not None:
         return pair_of_two(baseline, other, weights, input_size, model), None
-    if isinstance(baseline, nn.Module) or not Path(baseline).is_dir():
-        name = type(baseline).__name__ if isinstance(baseline, nn.Module) else baseline
+    if not isinstance(baseline, str | Path) or not Path(baseline).is_dir():
+        name = baseline if isinstance(baseline, str | Path) else type(baseline).__name__
         raise UserError(
             f"'{name}' is no run directory: give one, or a second model to time against this"
         )

@@ -1,6 +1,5 @@
 """The two models to compare: a run's own, or any two that the user names."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from torch import nn
 
 from updp.data import model_input_size
 from updp.errors import UserError
-from updp.models import load_model
+from updp.models import load_model, own_copy
 from updp.recipe import Recipe
 from updp.run.finished import check_finished, check_weights
 from updp.run.load import load
@@ -80,10 +79,11 @@ def _open(
     spec: _Spec, weights: str | Path | None, side: str, other: _Spec, model: str | None
 ) -> tuple[str, nn.Module, tuple[int, ...] | None]:
     """Name, model and input size; `side` (a, b) is for the error line, `model` for runs."""
-    if isinstance(spec, nn.Module):
+    if not isinstance(spec, str | Path):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
-        return type(spec).__name__, copy.deepcopy(spec), model_input_size(spec)
+        module = own_copy(spec, f"model {side}")
+        return type(module).__name__, module, model_input_size(module)
     if Path(spec).is_dir():
         if weights is not None:
             raise UserError(

@@ -18,6 +18,7 @@ from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import ExportError, UserError, reason
 from updp.io.files import replace, write_json
 from updp.io.progress import Progress, Silent
+from updp.io.torch_state import usual_torch
 from updp.measure import count_parameters
 from updp.run.finished import Finished, check_finished, open_run
 from updp.run.inputs import Data, Test
@@ -25,6 +26,7 @@ from updp.run.inputs import Data, Test
 _log = logging.getLogger(__name__)
 
 
+@usual_torch()
 def export(
     run: str | Path,
     to: str | Iterable[str] = ("onnx",),

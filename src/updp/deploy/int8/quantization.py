@@ -18,6 +18,7 @@ from updp.deploy.int8.static import METHODS
 from updp.errors import ExportError, UserError, reason
 from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
+from updp.io.torch_state import usual_torch
 from updp.run.finished import check_finished, open_run
 from updp.run.inputs import Data, Test
 from updp.training.evaluate import accuracy
@@ -25,6 +26,7 @@ from updp.training.evaluate import accuracy
 _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 
 
+@usual_torch()
 def quantize(
     run: str | Path,
     *,

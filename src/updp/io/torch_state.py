@@ -1,0 +1,32 @@
+"""The settings of torch under which updp computes, whatever the caller has set."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """Context (or decorator) with gradients, float32 as default type, the CPU as default device.
+
+    A caller may be within `no_grad`, `inference_mode` or `autocast`, or may have set a default type
+    or device; all is restored at the end.
+
+    >>> with torch.inference_mode():
+    ...     pruned = updp.prune(model, "digits", recipe, out="runs/mine")
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        # A tensor that is made in inference mode can never be trained.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        # Each call of torch is slower under this context, so only where it is needed.
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield

@@ -1,0 +1,157 @@
+"""A user's module as every stage takes it: a plain eager module in float32, without wrappers."""
+
+import copy
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
+
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+_QUANTIZED = ("torch.ao.nn.", "bitsandbytes.", "torchao.")  # where such modules are defined
+
+
+def own_copy(given: object, name: str = "the model") -> nn.Module:
+    """A copy of a user's module that all stages can work on; see `usable`.
+
+    Args:
+        given: what the user handed over as a module.
+        name: its name in errors and warnings.
+
+    Raises:
+        UserError: it is no eager module with floating-point weights, or cannot be copied.
+    """
+    module = _unwrapped(given, name)
+    # Masked and normalised weights are results of a computation, which `deepcopy` refuses.
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    try:
+        copied = call_user_code(copy.deepcopy, module, computed)
+    except UserCodeError as error:
+        raise UserError(f"{name} cannot be copied: {error}") from error
+    return usable(copied, name)
+
+
+def usable(given: object, name: str) -> nn.Module:
+    """The module inside of wrappers, eager and in float32; it is changed in place.
+
+    What `torch.compile`, `DataParallel`, `DistributedDataParallel` and `AveragedModel` wrap is
+    taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good. Weights of
+    another floating-point type become float32, and a warning says so.
+
+    Raises:
+        UserError: it is no eager module with floating-point weights.
+    """
+    module = _unwrapped(given, name)
+    for part in [*module.modules()]:
+        if part._compiled_call_impl is not None:  # left by `Module.compile`
+            part._compiled_call_impl = None
+        for key, child in part.named_children():
+            if child is not (inside := _inside(child)):
+                setattr(part, key, inside)
+        for key in [key.removesuffix("_orig") for key, _ in part.named_parameters(recurse=False)]:
+            if hasattr(part, f"{key}_orig") and hasattr(part, f"{key}_mask"):
+                prune.remove(part, key)  # type: ignore[no-untyped-call]
+    types = {value.dtype for value in module.parameters()} - {torch.float32}
+    if types:
+        listed = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
+        _log.warning(
+            "%s has weights in %s: updp works in float32, as does its result", name, listed
+        )
+        module.float()
+    return module
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
+    """Raise UserError that names the first value among weights that is infinite or not a number.
+
+    Infinities in a buffer may be a mask's; they are refused in running statistics alone.
+
+    Args:
+        tensors: of a module or a file, each with its key.
+        name: what has them, for the message.
+    """
+    for key, value in tensors:
+        if not value.is_floating_point() or not value.numel():
+            continue
+        wrong = ~value.isfinite()
+        if not wrong.any():
+            continue
+        place = tuple(wrong.nonzero()[0].tolist())
+        raise UserError(
+            f"{name}: {key} is {value[place].item()} at {list(place)} ({int(wrong.sum())} of "
+            f"{value.numel()} values are not finite): load weights from before training diverged"
+        )
+
+
+def weights_of(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """The tensors of a module that must be finite: parameters and running statistics."""
+    yield from module.named_parameters()
+    for key, value in module.named_buffers():
+        if key.rpartition(".")[2].startswith("running_") or value.isnan().any():
+            yield key, value
+
+
+def _unwrapped(given: object, name: str) -> nn.Module:
+    """The module inside of wrappers. Raises UserError: updp cannot work on it."""
+    given = _inside(given)
+    origin, kind = type(given).__module__, type(given).__name__
+    if isinstance(given, torch.jit.ScriptModule):
+        raise UserError(
+            f"{name} is a TorchScript module (scripted or traced), whose layers are fixed: "
+            "hand over the nn.Module that it was made from"
+        )
+    exported = isinstance(given, fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) for node in given.graph.nodes
+    )
+    if exported or origin.startswith("torch.export"):
+        raise UserError(
+            f"{name} is a program of torch.export, which has no layers any more: "
+            "hand over the nn.Module that it was made from"
+        )
+    if not isinstance(given, nn.Module):
+        raise UserError(f"{name} is a {kind}: hand over an nn.Module, or a name such as timm/NAME")
+    for key, value in [*given.named_parameters(), *given.named_buffers()]:
+        if is_lazy(value):
+            raise UserError(
+                f"{name} has no {key} yet, as its layer is lazy: run it once on an input before"
+            )
+        if value.is_meta:
+            raise UserError(
+                f"{name}'s {key} is on the meta device and has no values: "
+                "call model.to_empty(device='cpu') and load its weights before"
+            )
+    for key, part in given.named_modules():
+        integers = [t for t in part.parameters(recurse=False) if not t.is_floating_point()]
+        if type(part).__module__.startswith(_QUANTIZED) or any(
+            not t.is_complex() for t in integers
+        ):
+            raise UserError(
+                f"{name}'s layer {key} ({type(part).__name__}) is quantised: hand over the model "
+                "in floating point, and quantise the result"
+            )
+    return given
+
+
+def _inside(module: object) -> object:
+    """What a wrapper wraps, else the module itself."""
+    while isinstance(module, nn.Module):
+        # Of torch.compile's wrapper only this attribute is known without importing the compiler.
+        inside = module.module if isinstance(module, _PARALLEL) else None
+        inside = getattr(module, "_orig_mod", inside)
+        if not isinstance(inside, nn.Module):
+            break
+        module = inside
+    return module

@@ -1,0 +1,106 @@
+"""Weights from safetensors files into a module, strictly, as torch and its users name them."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from updp.errors import UserError, reason
+from updp.models.given import check_finite, weights_of
+
+T = TypeVar("T")
+
+_NAMED_AT_MOST = 5
+# What wrappers put before all names: DataParallel and EMA, torch.compile, Lightning, trainers.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "state_dict.")
+_COUNTER = "num_batches_tracked"  # of BatchNorm; nothing that is computed depends on it
+_ASIDE = frozenset({"n_averaged"})  # of torch's AveragedModel
+
+
+def load_weights(model: nn.Module, path: Path, spec: str) -> None:
+    """Load a safetensors file into `model`; every key must fit, in name, shape and kind.
+
+    Wrappers' prefixes of all keys, such as `module.`, are taken off. BatchNorm's
+    `num_batches_tracked` may be missing, as may be a tensor that shares its memory with another.
+
+    Args:
+        model: changed in place.
+        path: the file.
+        spec: the model's name, for errors.
+
+    Raises:
+        UserError: the file cannot be read or does not fit, or a value is not finite.
+    """
+    if not path.is_file():
+        raise UserError(f"weights '{path}' are not there: check the path")
+    try:
+        loaded = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"weights '{path}' are not a readable safetensors file ({reason(error)}): "
+            "save them with safetensors.torch.save_file"
+        ) from error
+    wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    loaded = _renamed(loaded, wanted)
+    given = {value.data_ptr() for key, value in wanted.items() if key in loaded}
+    problems = [
+        f"missing {key}"
+        for key, value in wanted.items()
+        if key not in loaded and not key.endswith(_COUNTER) and value.data_ptr() not in given
+    ]
+    problems += [f"unexpected {key}" for key in loaded if key not in wanted]
+    problems += [
+        f"wrong shape of {key}: {tuple(loaded[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in loaded and loaded[key].shape != value.shape
+    ]
+    if problems:
+        more = len(problems) - _NAMED_AT_MOST
+        listed = "; ".join(problems[:_NAMED_AT_MOST]) + (f"; ... and {more} more" * (more > 0))
+        raise UserError(f"weights '{path}' do not fit '{spec}': {listed}")
+    for key, value in loaded.items():
+        if wanted[key].is_floating_point() and not value.is_floating_point():
+            kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, wanted[key])]
+            raise UserError(
+                f"weights '{path}' have {key} in {kinds[0]}, and '{spec}' in {kinds[1]}: give "
+                "weights in floating point, not quantised ones"
+            )
+    model.load_state_dict(loaded, strict=False)
+    check_finite(weights_of(model), f"weights '{path}'")
+
+
+def read_shapes(path: Path, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a safetensors file, under the model's names.
+
+    Empty where the file cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}
+    return _renamed(shapes, model.state_dict())
+
+
+def _renamed(found: Mapping[str, T], wanted: Collection[str]) -> dict[str, T]:
+    """The file's tensors under the names that have most in common with the model's."""
+    best = dict(found)
+    names = {key: key for key in found}
+    known = len(found.keys() & set(wanted))
+    while True:
+        kept = {key: name for key, name in names.items() if name not in _ASIDE}
+        prefix = next((p for p in _WRAPPERS if all(n.startswith(p) for n in kept.values())), None)
+        if prefix is None or not kept:
+            break
+        names = {key: name.removeprefix(prefix) for key, name in kept.items()}
+        if (count := len(set(names.values()) & set(wanted))) > known:
+            best, known = {name: found[key] for key, name in names.items()}, count
+    # The other way round, where the model is the one that is wrapped (transformers' are).
+    for prefix in _WRAPPERS:
+        longer = {f"{prefix}{key}": value for key, value in found.items()}
+        if (count := len(longer.keys() & set(wanted))) > known:
+            best, known = longer, count
+    return best

@@ -1,0 +1,246 @@
+"""What users hand over as a model: wrapped, of another type, of another kind, or broken."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file, save_model
+from torch import Tensor, nn
+from torch.nn.utils import prune as masks
+from torch.optim.swa_utils import AveragedModel
+
+import updp
+from tests import tiny
+from tests.faults.net import Net, Tied
+from updp import UserError
+from updp.models import load_model, own_copy
+from updp.run.inputs import open_inputs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FILE = Path(__file__).parent / "net.py"
+SPEC = f"{FILE}:Net"
+
+
+class Lazy(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.LazyLinear(10))
+
+
+def broken(key: str, value: float) -> nn.Module:
+    net = Net()
+    net.state_dict()[key].view(-1)[1] = value
+    return net
+
+
+def exported() -> Any:
+    return torch.export.export(Net().eval(), (torch.zeros(2, 1, 8, 8),))
+
+
+# What is handed over, and what the line says.
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "scripted": (
+        lambda: torch.jit.script(Net()),
+        "is a TorchScript module .* hand over",
+    ),
+    "traced": (
+        lambda: torch.jit.trace(Net().eval(), torch.zeros(1, 1, 8, 8)),
+        "the model is a TorchScript module",
+    ),
+    "exported": (exported, "is a program of torch.export"),
+    "an exported module": (lambda: exported().module(), "is a program of torch.export"),
+    "lazy": (Lazy, "the model has no 1.weight yet, as its layer is lazy: run it once"),
+    "meta": (lambda: Net(device="meta"), "the model's conv.weight is on the meta device"),
+    "quantised": (
+        lambda: torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear}),
+        r"layer head \(Linear\) is quantised: hand over the model in floating point",
+    ),
+    "a function": (lambda: len, "the model is a builtin_function_or_method: hand over an nn.Mod"),
+    "a NaN": (
+        lambda: broken("conv.weight", float("nan")),
+        r"conv.weight is nan at \[0, 0, 0, 1\] \(1 of 36 values are not finite\)",
+    ),
+    "-inf": (lambda: broken("head.bias", -float("inf")), r"head.bias is -inf at \[1\]"),
+    "statistics": (
+        lambda: broken("norm.running_var", float("inf")),
+        r"norm.running_var is inf at \[1\]",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_model_that_updp_cannot_work_on_says_what_to_hand_over(kind: str) -> None:
+    make, says = REFUSED[kind]
+    with pytest.raises(UserError, match=says) as caught:
+        updp.inspect(make(), (1, 8, 8))
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(UserError, match=says):
+        open_inputs(make(), "digits", tiny.make_recipe())
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "compiled in place": lambda net: net.compile(backend="eager") or net,
+    "parallel": nn.DataParallel,
+    "averaged": AveragedModel,
+    "twice": lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_are_taken_off(kind: str) -> None:
+    net = Net().eval()
+    copied = own_copy(WRAPPED[kind](net))
+    assert type(copied) is type(net)
+    assert copied._compiled_call_impl is None
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(copied.eval()(x), net(x))
+    assert list(copied.state_dict()) == list(net.state_dict())
+
+
+def test_a_compiled_layer_is_the_layer() -> None:
+    net = Net()
+    net.conv = torch.compile(net.conv, backend="eager")
+    assert type(own_copy(net).conv) is nn.Conv2d
+    assert type(net.conv) is not nn.Conv2d
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_become_float32(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = Net().to(dtype)
+    copied = own_copy(net)
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
+    assert torch.equal(copied.conv.weight, net.conv.weight.float())
+    assert net.conv.weight.dtype == dtype
+    assert f"weights in {str(dtype)[6:]}: updp works in float32" in caplog.text
+
+
+def test_masks_of_pruning_become_zeros() -> None:
+    net = Net().eval()
+    masks.l1_unstructured(net.conv, "weight", 0.5)
+    x = torch.randn(2, 1, 8, 8)
+    expected = net(x)  # and so the masked weight has a gradient function, which cannot be copied
+    copied = own_copy(net)
+    assert torch.equal(copied(x), expected)
+    assert sorted(dict(copied.conv.named_parameters())) == ["bias", "weight"]
+    assert (copied.conv.weight == 0).sum() == 18
+    assert hasattr(net.conv, "weight_mask")
+
+
+def test_masks_with_infinities_are_no_fault() -> None:
+    net = Net()
+    net.register_buffer("attention", torch.full((2, 2), -torch.inf).triu(1))
+    updp.inspect(net, (1, 8, 8))
+
+
+@pytest.mark.usefixtures("fixed_clock")
+@pytest.mark.parametrize(
+    "context",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),
+    ],
+)
+def test_what_torch_was_set_to_does_not_change_a_run(
+    context: Callable[[], Any], finished: Path, tmp_path: Path
+) -> None:
+    model = tiny.write_model(tmp_path)
+    with context():
+        pruned = updp.prune(model, "digits", tiny.make_recipe(), out=tmp_path / "run")
+    expected = updp.load(finished).state_dict()
+    assert all(torch.equal(expected[k], v) for k, v in pruned.model.state_dict().items())
+    assert not any(p.is_inference() for p in pruned.model.parameters())
+
+
+def test_the_callers_settings_of_torch_are_restored() -> None:
+    from updp.io.torch_state import usual_torch
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.device("meta"), usual_torch():
+            assert torch.zeros(1).dtype == torch.float32
+            assert torch.zeros(1).device.type == "cpu"
+            assert torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float64
+        updp.inspect(Net(), (1, 8, 8))  # a module in float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# -- weights -------------------------------------------------------------------------------------
+
+
+def saved(tensors: dict[str, Tensor], folder: Path) -> Path:
+    save_file(tensors, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {f"module.{k}": v for k, v in state.items()},
+        lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+        lambda state: {f"state_dict.model.{k}": v for k, v in state.items()},
+        lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
+        lambda state: {
+            "n_averaged": torch.tensor(3),
+            **{f"module.{k}": v for k, v in state.items()},
+        },
+        lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+        lambda state: {k: v.double() if v.is_floating_point() else v for k, v in state.items()},
+    ],
+)
+def test_checkpoints_are_read_as_they_are_written(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    net = Net()
+    file = saved(change(net.state_dict()), tmp_path)
+    loaded = load_model(SPEC, weights=file)
+    for key, value in net.named_parameters():
+        assert torch.equal(loaded.get_parameter(key), value)
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    assert len(open_inputs(SPEC, "digits", recipe, weights=file).classes) == 10
+
+
+def test_a_wrapped_model_takes_weights_of_what_it_wraps(tmp_path: Path) -> None:
+    net = Net()
+    loaded = load_model(f"{FILE}:Wrapper", weights=saved(net.state_dict(), tmp_path))
+    assert torch.equal(loaded.get_parameter("model.conv.weight"), net.conv.weight)
+
+
+def test_tied_weights_may_be_saved_once(tmp_path: Path) -> None:
+    tied = Tied()
+    save_model(tied, str(tmp_path / "tied.safetensors"))
+    loaded = load_model(f"{FILE}:Tied", weights=tmp_path / "tied.safetensors")
+    assert torch.equal(loaded.get_parameter("b.weight"), tied.a.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: w.to(torch.int8), "have conv.weight in int8, and '.*:Net' in float32"),
+        (lambda w: w.to(torch.bool), "have conv.weight in bool"),
+        (lambda w: w.to(torch.complex64), "have conv.weight in complex64"),
+        (lambda w: w / 0, r"weights '.*': conv.weight is (nan|-?inf) at \[0, 0, 0, 0\] \(36 of 36"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(
+    change: Callable[[Tensor], Tensor], says: str, tmp_path: Path
+) -> None:
+    state = Net().state_dict()
+    file = saved({**state, "conv.weight": change(state["conv.weight"])}, tmp_path)
+    with pytest.raises(UserError, match=says):
+        load_model(SPEC, weights=file)
+
+
+def test_keys_that_fit_nothing_are_still_named(tmp_path: Path) -> None:
+    file = saved({f"module.{k}x": v for k, v in Net().state_dict().items()}, tmp_path)
+    with pytest.raises(UserError, match=r"missing conv.weight; missing conv.bias; .* and 12 more"):
+        load_model(SPEC, weights=file)
