@@ -27,7 +27,7 @@ def _inherit(**options: bool) -> Proposer:
 
 
 def _kind(kind: type[Candidate]) -> Proposer:
-    settings = CandidateSettings(drop="always", fold_norms=True)
+    settings = CandidateSettings(drop="always", fold_norms=True, widths=(0.75, 0.5, 0.25))
     return lambda site, block, graph: kind.propose(site, block, graph, settings)
 
 

@@ -154,7 +154,7 @@ def test_what_torch_was_set_to_does_not_change_a_run(
     model = tiny.write_model(tmp_path)
     with context():
         pruned = updp.prune(model, "digits", tiny.make_recipe(), out=tmp_path / "run")
-    expected = updp.load(finished).state_dict()
+    expected = updp.load(finished, model).state_dict()
     assert all(torch.equal(expected[k], v) for k, v in pruned.model.state_dict().items())
     assert not any(p.is_inference() for p in pruned.model.parameters())
 

@@ -266,8 +266,7 @@ class Regression:
         processes.add_up(sums)
         error, mean, square, count = sums.tolist()
         variance = square / count - (mean / count) ** 2
-        share: float = error / count / max(variance, 1e-12)
-        return share
+        return float(error / count / max(variance, 1e-12))
 
     def _rows(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Chunks of rows in float64: inputs (g, m, D), targets and what is added (g, m, O / g)."""
