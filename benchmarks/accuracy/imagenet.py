@@ -29,8 +29,7 @@ from benchmarks.accuracy.depth_rivals import adding_up, dropping, searching, shr
 from benchmarks.accuracy.methods import FREE, UPDP
 from benchmarks.accuracy.rivals import Channels, Plans, Rival
 from benchmarks.accuracy.trials import Trial
-from benchmarks.accuracy.versus import Versus, add_options
-from benchmarks.common.clock import Clock, TimeUp
+from benchmarks.accuracy.versus import Versus, add_options, compare
 from benchmarks.common.data import ROOT
 from benchmarks.common.markdown import quartiles, table
 from benchmarks.common.output import Result, device_name, make_parser
@@ -149,14 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16, help="images timed at once")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/imagenet")
     add_options(parser, (0.9, 0.8, 0.65, 0.5))
-    options = parser.parse_args(arguments)
-    clock = Clock(options.minutes)
-    torch.manual_seed(0)
-    try:
-        for name in options.network:
-            ImageNetMap(IMAGENET[name], options, clock).run()
-    except TimeUp as stop:
-        print(stop, flush=True)
+    compare(ImageNetMap, IMAGENET, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -196,6 +196,19 @@ def add_options(parser: argparse.ArgumentParser, points: Sequence[float]) -> Non
     parser.add_argument("--time", action="store_true", help="time the final models anew")
 
 
+def compare(
+    kind: type[Versus], networks: Mapping[str, Network], options: argparse.Namespace
+) -> None:
+    """Compare on each network that the options name, until the time is up."""
+    clock = Clock(options.minutes)
+    torch.manual_seed(0)
+    try:
+        for name in options.network:
+            kind(networks[name], options, clock).run()
+    except TimeUp as stop:
+        print(stop, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = make_parser(__file__, __doc__)
@@ -204,14 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32, help="images timed at once")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/versus")
     add_options(parser, (0.8, 0.65, 0.5))
-    options = parser.parse_args(arguments)
-    clock = Clock(options.minutes)
-    torch.manual_seed(0)
-    try:
-        for name in options.network:
-            Versus(NETWORKS[name], options, clock).run()
-    except TimeUp as stop:
-        print(stop, flush=True)
+    compare(Versus, NETWORKS, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -123,10 +123,11 @@ def train(
                 net.train(False)
                 found = best.consider(done, average.tensors if average else net.weights())
                 figures.add(step=max(done - 1, 0), held_out=found)
+                net.train(recipe.norms == "train")
 
+        net.train(recipe.norms == "train")
         if not start:
             check(0)
-        net.train(recipe.norms == "train")
         saved, batches = time.monotonic(), feed.training(start * parts)
         for step in range(start, total):
             schedule.step_update(step)
@@ -147,7 +148,6 @@ def train(
                 figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
             progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
             check(step + 1)
-            net.train(recipe.norms == "train")
             alone = len(told) == 1  # then what came during the step counts, too
             signal = interrupts.requested() if alone else max(number for _, number in told)
             due = signal or time.monotonic() - saved > recipe.checkpoint_seconds
