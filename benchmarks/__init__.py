@@ -8,5 +8,5 @@
 | `coverage` | every classifier of torchvision and every model file of timm |
 
 Each runs from the project root, such as `python -m benchmarks.speed.latency --help`. Its JSON lies
-beside it in `results/`; pages and plots that are made of them are in docs/.
+beside it in `results/`; pages and plots that are made of them are in docs/results.
 """

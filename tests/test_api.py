@@ -86,6 +86,16 @@ def test_a_budget_alone_is_the_default_recipe(tiny_model: str) -> None:
         updp.prune(tiny_model, "digits", "blocks=many")
 
 
+def test_a_recipe_by_name_goes_with_a_budget(tiny_model: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("budget: {blocks: 1}")
+    for recipe in ("fit-only", updp.Recipe(), str(file)):
+        with pytest.raises(updp.UserError, match=r"blocks=99"):
+            updp.prune(tiny_model, "digits", recipe, budget="blocks=99")
+    with pytest.raises(updp.UserError, match=r"recipe .*nowhere\.yaml"):
+        updp.prune(tiny_model, "digits", "nowhere.yaml")
+
+
 def test_the_merged_model_is_plain(finished: Path) -> None:
     model = updp.load(finished)
     plan = updp.Plan.from_json((finished / "plan.json").read_text())

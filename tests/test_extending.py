@@ -1,4 +1,4 @@
-"""The code of docs/extending.md, run as it stands."""
+"""The code of docs/guides/extending.md, run as it stands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from updp.candidates import KINDS, proposals
 from updp.recipe import CandidateSettings
 from updp.supernet import Supernet
 
-PAGE = Path(__file__).parents[1] / "docs/extending.md"
+PAGE = Path(__file__).parents[1] / "docs/guides/extending.md"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ method has the learning rate, of four, whose model has most held-out training im
 
 --minutes stops in time, also within a training; the same command then goes on. Each training is a
 folder in --out. The small networks must have been trained: `train_baseline`. Results:
-results/ablation-NETWORK.json, docs/ablation.md, docs/ablation-NETWORK.svg.
+results/ablation-NETWORK.json, docs/results/ablation.md, docs/results/ablation-NETWORK.svg.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ divergence from the baseline's logits. Each prunes to its largest model within a
 baseline's latency, as in `versus`, which has the other options. `--epochs 8` trains all models
 alike, to the baseline's logits and features. Other depth pruners choose among updp's candidates;
 "with updp's fit" their plans are fitted and repaired as updp's own are.
-Results: results/imagenet-NETWORK.json, docs/imagenet.md.
+Results: results/imagenet-NETWORK.json, docs/results/imagenet.md.
 """
 
 from __future__ import annotations

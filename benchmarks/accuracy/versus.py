@@ -17,7 +17,7 @@ fold BatchNorms for every method.
 --minutes stops in time, also within a training; the same command then goes on. --time times the
 final models anew. Channel pruning needs torch-pruning (pip install 'updp[benchmarks]') and is left
 out without it. The small networks must have been trained: `train_baseline`. Results:
-results/versus-NETWORK.json, docs/versus.md, docs/versus-NETWORK.svg.
+results/versus-NETWORK.json, docs/results/versus.md, docs/results/versus-NETWORK.svg.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Markdown tables of the pages in docs/."""
+"""Markdown tables of the pages in docs/results."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Output:
     @classmethod
     def beside(cls, file: str) -> Output:
         """The committed folders of the benchmark in `file`."""
-        return cls(Path(file).parent / "results", ROOT / "docs")
+        return cls(Path(file).parent / "results", ROOT / "docs" / "results")
 
     def write(self, name: str, result: Mapping[str, Any]) -> None:
         """Write `results/NAME.json`, with the versions of what decides the numbers first."""
@@ -38,7 +38,7 @@ class Output:
         return [read_json(file) for file in sorted(self.results.glob(f"{pattern}.json"))]
 
     def write_page(self, name: str, text: str) -> None:
-        """Write `docs/NAME.md`."""
+        """Write `docs/results/NAME.md`."""
         write_text(self.docs / f"{name}.md", text)
 
 

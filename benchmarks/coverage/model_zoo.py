@@ -12,7 +12,7 @@ network is *exact*, *none* (no block can be pruned, with the reason) or *failed*
     python -m benchmarks.coverage.model_zoo timm/test_resnet --output DIR
 
 Each network has a process of its own (`benchmarks.coverage.network`), with a time limit. Results:
-results/coverage.json, docs/coverage.md.
+results/coverage.json, docs/results/coverage.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ of the sites pruned; one CPU thread, batch 1, on a machine that did other work t
 rough. *exact*: merged equals trained; relative error, of every merged block and of the logits, at
 most 1e-12 in float64 and 1e-5 in float32, or 4 times what the unmerged network itself loses in that
 precision. Each site takes the last candidate proposed that keeps an operator, for the check's sake;
-that is not the fastest one: docs/speed.md is about speed.
+that is not the fastest one: docs/results/speed.md is about speed.
 """
 LIMIT_SECONDS = 1800
 

@@ -7,7 +7,8 @@ Every searcher runs with several seeds on the same scores: divergence of the cal
 supernet from its baseline's logits on held-out images. `random` gets all evaluations, the others a
 third of them, the candidates alone included. For 8 sites all plans are scored too, unless --quick.
 A score that one run needed serves all others, and a run that is killed goes on: they are kept in
---bank. Results: results/searchers-NETWORK.json, docs/search.md, docs/search-NETWORK.svg.
+--bank. Results: results/searchers-NETWORK.json, and docs/results/search.md with
+search-NETWORK.svg beside it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 Random plans of random weights at 224 px, from few sites to all, each site with a random candidate.
 Predicted: the baseline's latency less what each candidate saves, timed alone, times a factor for
 the whole model, as the search does. Measured: end to end, interleaved with the baseline, as a share
-of which both are compared. Results: results/latency-DEVICE-RUNTIME.json, docs/latency.md.
+of which both are compared. Results: results/latency-DEVICE-RUNTIME.json, docs/results/latency.md.
 """
 
 from __future__ import annotations

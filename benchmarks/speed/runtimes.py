@@ -8,7 +8,7 @@ eager mode at this batch size, with the candidates that take least away). The sa
 run in each runtime, interleaved, as `updp bench` does. Each row is kept: the same command measures
 only what is missing, `--fresh` measures again what it is asked for. The plan of a network and batch
 size is chosen once, so that its rows can be compared: to choose anew, move the results away.
-Results: results/runtimes-DEVICE.json, docs/runtimes.md.
+Results: results/runtimes-DEVICE.json, docs/results/runtimes.md.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from benchmarks.speed import pruned_networks
 from benchmarks.speed.pruned_networks import NETWORKS, SIZE, cheapest, load, offers_of
 from updp.blocks import find
 from updp.candidates import proposals
-from updp.cli.progress import Bars
 from updp.deploy.bench import RUNTIMES, Bench, Grid, Pair, Row, measure
 from updp.deploy.bench.benchmark import LEAST_ROUNDS
 from updp.errors import UserError
+from updp.io.bars import Bars
 from updp.measure import count_macs
 from updp.recipe import Recipe
 from updp.run.inputs import as_device

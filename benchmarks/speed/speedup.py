@@ -8,7 +8,8 @@ For each network every site is timed with each of its candidates, as `updp inspe
 sites that save most milliseconds are pruned with the candidate that takes least away
 ("preferred") and, apart, with the fastest one that keeps an operator ("fastest"). The merged model
 is then timed against the baseline, interleaved in one process: median and quartiles of the ratio,
-beside the ratio of multiply-accumulates. Results: results/speedup-DEVICE.json, docs/speed.md.
+beside the ratio of multiply-accumulates. Results: results/speedup-DEVICE.json,
+docs/results/speed.md.
 """
 
 from __future__ import annotations

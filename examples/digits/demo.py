@@ -2,8 +2,8 @@
 
     python examples/digits/demo.py
 
-Nothing is downloaded: the 1,797 images come with scikit-learn and the trained baselines lie beside
-this file (`train.py` made them). Killed, it goes on where it was; run again, it prints the table.
+Nothing is downloaded: the 1,797 images come with scikit-learn and the trained baselines with
+`updp` (`train.py` made them). Killed, it goes on where it was; run again, it prints the table.
 The exit code is 1 where a merged model is slower or much less accurate than its baseline.
 """
 
@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 
 import updp
-from updp.cli.progress import Bars
 from updp.cli.tables import result_table
 from updp.errors import MergeError, UserError
+from updp.io.bars import Bars
 from updp.run.records import Result
 
 HERE = Path(__file__).parent
@@ -40,10 +40,9 @@ def main() -> int:
             console.rule(name, align="left")
             with Bars(console) as bars:
                 runs[name] = updp.prune(
-                    f"{HERE / 'models.py'}:{name}",
+                    f"zoo/digits-{name}",
                     "digits",
                     updp.Recipe.load(HERE / f"{name}.yaml"),
-                    weights=HERE / f"{name}.safetensors",
                     out=options.out / name,
                     device=options.device,
                     fresh=options.fresh,

@@ -1,4 +1,4 @@
-"""Train a baseline of the demo and write it beside this file.
+"""Train a baseline of the demo and write it where the zoo has it.
 
     python examples/digits/train.py resnet
     python examples/digits/train.py vit
@@ -13,18 +13,15 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
-import models
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_model
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from updp import zoo
 from updp.data import Images, hold_out, open_source, preprocess_for
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # quickest for models this small
     torch.manual_seed(options.seed)
-    model = getattr(models, options.model)()
+    model = zoo.build(f"digits-{options.model}")
     source = open_source("digits", input_size=(1, 8, 8))
     pixels, labels = tensors(source.train, model)
     if options.validate:
@@ -64,7 +61,7 @@ def main() -> None:
     trained = train(model, pixels, labels, SETTINGS[options.model])
     print(f"training: {accuracy(trained, pixels, labels):.2f} %")
     print(f"test: {accuracy(trained, *tensors(source.test, model)):.2f} %")
-    path = HERE / f"{options.model}.safetensors"
+    path = zoo.weights_of(f"digits-{options.model}")
     save_model(trained, str(path))
     print(f"saved {path}")
 

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from updp.deploy.int8 import quantize as quantise
     from updp.deploy.report import report
     from updp.errors import ExportError, MergeError, UserError
+    from updp.io.bars import Bars
     from updp.plan import Plan
     from updp.recipe import Budget, Recipe
     from updp.run.estimates import Estimate
     from updp.run.load import load
 
 __all__ = [
+    "Bars",
     "Budget",
     "Candidate",
     "Estimate",
@@ -59,6 +61,7 @@ _HOMES = {
     "updp.deploy.int8": ("quantize",),
     "updp.deploy.report": ("report",),
     "updp.errors": ("ExportError", "MergeError", "UserError"),
+    "updp.io.bars": ("Bars",),
     "updp.plan": ("Plan",),
     "updp.recipe": ("Budget", "Recipe"),
     "updp.run.estimates": ("Estimate",),

@@ -19,6 +19,7 @@ from updp.io.torch_state import usual_torch
 from updp.measure import compare_modules, count_macs
 from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of
 from updp.plan import Plan
+from updp.recipe import NAMES as RECIPES
 from updp.recipe import Recipe
 from updp.recipe.budget import Budget
 from updp.run.estimates import Estimate, estimate_run
@@ -80,6 +81,7 @@ def prune(
     data: Data,
     recipe: Recipe | Budget | str | None = None,
     *,
+    budget: Budget | str | None = None,
     test: Test | None = None,
     out: str | Path | None = None,
     weights: str | Path | None = None,
@@ -106,8 +108,9 @@ def prune(
             copied; it may be compiled, wrapped by torch, or of another floating-point type.
         data: `digits`, a folder, or a pair (training, test) of loaders or data sets of items
             (image, label), or of dictionaries; or one of them, with or without `test`.
-        recipe: a recipe with a budget, or a budget alone, such as `blocks=9`; only with a `plan`
-            neither is needed.
+        recipe: a recipe, its name, such as `fit-only`, or a YAML file; or a budget alone, such as
+            `blocks=9`.
+        budget: the budget, in place of the recipe's own. Only with a `plan` none is needed.
         test: the test split, where `data` has none or another is wanted: a path of any form that
             `data` may have, or a loader or data set beside one. Where there is none at all, a tenth
             of the images is split off, and a warning says so.
@@ -136,7 +139,7 @@ def prune(
     inputs = open_inputs(
         model,
         data,
-        _settle(recipe),
+        _settle(recipe, budget),
         test=test,
         weights=weights,
         device=device,
@@ -160,6 +163,7 @@ def estimate(
     data: Data,
     recipe: Recipe | Budget | str | None = None,
     *,
+    budget: Budget | str | None = None,
     test: Test | None = None,
     out: str | Path | None = None,
     weights: str | Path | None = None,
@@ -189,7 +193,7 @@ def estimate(
     inputs = open_inputs(
         model,
         data,
-        _settle(recipe),
+        _settle(recipe, budget),
         test=test,
         weights=weights,
         device=device,
@@ -254,11 +258,17 @@ def inspect(
     )
 
 
-def _settle(recipe: Recipe | Budget | str | None) -> Recipe:
-    """A recipe, from what stands for one."""
-    if recipe is None or isinstance(recipe, Recipe):
+def _settle(recipe: Recipe | Budget | str | None, budget: Budget | str | None) -> Recipe:
+    """A recipe, from what stands for one, with the budget beside it."""
+    if isinstance(recipe, str):
+        is_recipe = recipe in RECIPES or recipe.endswith((".yaml", ".yml"))
+        recipe = Recipe.load(Path(recipe)) if is_recipe else Budget.parse(recipe)
+    if isinstance(recipe, Budget):
+        recipe = Recipe(budget=recipe)
+    if budget is None:
         return recipe or Recipe()
-    return Recipe(budget=recipe if isinstance(recipe, Budget) else Budget.parse(recipe))
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    return (recipe or Recipe()).model_copy(update={"budget": limits})
 
 
 def _plain(offer: Offer) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 import benchmarks
-from benchmarks.accuracy import ablation_page, versus_page
+from benchmarks.accuracy import ablation_page, runs, versus_page
 from benchmarks.common.markdown import quartiles, table
 from benchmarks.common.output import Output, Result
 from benchmarks.coverage import model_zoo
@@ -26,6 +26,7 @@ def test_there_is_a_command_for_every_benchmark() -> None:
         "accuracy.imagenet",
         "accuracy.precision",
         "accuracy.repair",
+        "accuracy.runs",
         "accuracy.train_baseline",
         "accuracy.versus",
         "coverage.model_zoo",
@@ -63,6 +64,7 @@ def coverage_page(results: Sequence[Result]) -> str:
         ("coverage", model_zoo, "coverage", coverage_page),
         ("search", searchers, "searchers-*", searchers.page),
         ("latency", latency, "latency-*", latency.page),
+        ("networks", runs, "run-*", runs.page),
         ("runtimes", runtimes, "runtimes-*", runtimes.page),
         ("speed", speedup, "speedup-*", speedup.page),
     ],

@@ -55,7 +55,7 @@ def spec(run: Path) -> str:
         ("torchvision/resnet17", "model 'torchvision/resnet17' is unknown: did you mean resnet"),
         (
             "resnet18",
-            "model 'resnet18': write timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory",
+            "model 'resnet18': write timm/NAME, torchvision/NAME, hf/DIR, zoo/NAME or ",
         ),
         ("nowhere.py:tiny", "model file 'nowhere.py' is not there"),
     ],

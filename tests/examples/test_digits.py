@@ -10,15 +10,12 @@ from updp.data import open_source, preprocess_for
 from updp.models import load_model
 
 ROOT = Path(__file__).parents[2]
-DIGITS = ROOT / "examples" / "digits"
 MODELS = ("resnet", "vit")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shipped_baseline_is_small_and_good(name: str) -> None:
-    weights = DIGITS / f"{name}.safetensors"
-    assert weights.stat().st_size < 1e6
-    model = load_model(f"{DIGITS / 'models.py'}:{name}", weights=weights).eval()
+    model = load_model(f"zoo/digits-{name}").eval()
     test = open_source("digits", input_size=(1, 8, 8)).test
     pixels = torch.stack([test[i][0] for i in range(len(test))])
     with torch.inference_mode():

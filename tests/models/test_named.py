@@ -52,7 +52,7 @@ def test_a_factory_may_import_its_neighbours(user_file: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("resnet18", "write timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory"),
+        ("resnet18", "write timm/NAME, torchvision/NAME, hf/DIR, zoo/NAME or path/file.py:factory"),
         ("timm/resnet_18", "did you mean .*resnet18"),
         ("timm/resnet18.no_such_tag", "resnet18.no_such_tag"),
         ("torchvision/resnet19", "did you mean .*resnet18"),

@@ -21,6 +21,7 @@ from updp.cli.inspect import inspect
 from updp.cli.quantize import quantize
 from updp.cli.report import report
 from updp.cli.stages import merge, prune, search, subnet, supernet
+from updp.cli.zoo import zoo
 from updp.errors import (
     ExportError,
     MachineError,
@@ -79,6 +80,7 @@ for command in (
     bench,
     report,
     doctor,
+    zoo,
 ):
     app.command()(expand(command))
 app.command("quantise", hidden=True)(expand(quantize))  # its former name

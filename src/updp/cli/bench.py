@@ -100,9 +100,9 @@ def bench(
     A run keeps its rows in RUN/bench/bench.json; the same command measures again. Ctrl-C leaves
     the rows so far.
     """
-    from updp.cli.progress import Bars
     from updp.cli.tables import error_console, standard_console
     from updp.deploy.bench import Grid, check_place, measure, open_pair
+    from updp.io.bars import Bars
     from updp.io.interrupts import Stopped
     from updp.run.inputs import as_device
 

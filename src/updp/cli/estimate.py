@@ -18,9 +18,9 @@ def estimate(
     latencies of candidates are timed in full, for the run will find them in the cache. A stage that
     has ended in --out takes no time; nothing is written there.
     """
-    from updp.cli.progress import Bars
     from updp.cli.run_context import read_inputs
     from updp.cli.tables import error_console, print_estimate, standard_console
+    from updp.io.bars import Bars
     from updp.run.estimates import estimate_run
 
     with Bars(error_console()) as bars:

@@ -49,9 +49,9 @@ def export(
     not compute what the model does is not kept; the other formats are. Files that are not from
     an earlier export of the run are not replaced.
     """
-    from updp.cli.progress import Bars
     from updp.cli.tables import standard_console
     from updp.deploy import export as exports
+    from updp.io.bars import Bars
 
     console = standard_console()
     records: list[Exported] = []
@@ -106,7 +106,7 @@ def print_exports(console: Console, records: list[Exported], run: Path) -> None:
     console.print(
         f"compared with the merged PyTorch model on {first.images} test images; undecided: its two "
         f"best logits are closer than the tolerance allows\nfiles: {run / first.folder}; "
-        "preprocess.json there says what an image must be made into, docs/deploying.md how",
+        "preprocess.json there says what an image must be made into, docs/guides/deploying.md how",
         highlight=False,
         soft_wrap=True,
     )

@@ -41,7 +41,9 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
         else:
             options.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
     options.append(
-        inspect.Parameter("verbose", parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+        inspect.Parameter(
+            "verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose
+        )
     )
 
     @functools.wraps(command)

@@ -16,8 +16,8 @@ def inspect(
 ) -> None:
     """List what can be pruned, what each block may become and what that costs."""
     from updp import api
-    from updp.cli.progress import Bars
     from updp.cli.tables import error_console, print_inspection, standard_console
+    from updp.io.bars import Bars
 
     settled = recipe.settle()
     with Bars(error_console()) as bars:

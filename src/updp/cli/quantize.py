@@ -50,9 +50,9 @@ def quantize(
 
     Writes export/model.int8.onnx, baseline.int8.onnx and int8.json into the run directory.
     """
-    from updp.cli.progress import Bars
     from updp.cli.tables import standard_console
     from updp.deploy.int8 import quantize as quantize_run
+    from updp.io.bars import Bars
 
     console = standard_console()
     with Bars(console) as bars:

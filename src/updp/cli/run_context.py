@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from updp.cli.options import RunOptions, RunRecipeOptions, TeacherOptions
-from updp.cli.progress import Bars
 from updp.cli.tables import standard_console
 from updp.errors import UserError
+from updp.io.bars import Bars
 from updp.io.progress import Progress
 from updp.plan import Plan
 from updp.run.inputs import open_inputs

@@ -1,4 +1,4 @@
-"""Models by name: `timm/NAME`, `torchvision/NAME`, `hf/DIR`, `path/file.py:factory`."""
+"""Models by name: `timm/`, `torchvision/` or `zoo/NAME`, `hf/DIR`, `path/file.py:factory`."""
 
 import difflib
 import hashlib
@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from updp import zoo
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of
 from updp.errors import UserError, reason
 from updp.io.seeds import random_state
@@ -28,7 +29,8 @@ def load_model(
 ) -> nn.Module:
     """Build the model that `spec` names and load `weights` (safetensors) into it, strictly.
 
-    `num_classes` is for timm, torchvision and transformers; a factory decides for itself.
+    Those of the zoo have weights of their own. `num_classes` is for timm, torchvision and
+    transformers; a factory decides for itself.
     Untrained weights depend on `seed` alone; the caller's random states are left as they were.
 
     Raises:
@@ -49,6 +51,8 @@ def load_model(
             f"model '{spec}' is a {type(model).__name__}: the factory must return an nn.Module"
         )
     module = usable(model, f"model '{spec}'")
+    if weights is None and spec.startswith(zoo.PREFIX):
+        weights = zoo.weights_of(spec.removeprefix(zoo.PREFIX))
     if weights is not None:
         load_weights(module, weights, spec)
     return module
@@ -99,6 +103,10 @@ def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
     library, _, name = spec.partition("/")
     if library == "hf":
         return lambda: load_classifier(Path(name).expanduser(), **options)
+    if library == "zoo":
+        if name not in zoo.BASELINES:
+            raise _unknown(spec, name, zoo.BASELINES)
+        return lambda: zoo.build(name)
     if library == "timm":
         if not timm.is_model(name):
             raise _unknown(spec, name, timm.list_models())
@@ -110,14 +118,20 @@ def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
             raise _unknown(spec, name, names)
         return lambda: torchvision.models.get_model(name, weights=None, **options)
     raise UserError(
-        f"model '{spec}': write timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory"
+        f"model '{spec}': write timm/NAME, torchvision/NAME, hf/DIR, zoo/NAME or "
+        "path/file.py:factory"
     )
 
 
 def _unknown(spec: str, name: str, names: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(name.partition(".")[0], names, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else "see the library's list_models()"
+    hint = f"did you mean {', '.join(close)}?" if close else _where(spec)
     return UserError(f"model '{spec}' is unknown: {hint}")
+
+
+def _where(spec: str) -> str:
+    is_ours = spec.startswith(zoo.PREFIX)
+    return "`updp zoo` lists them" if is_ours else "see the library's list_models()"
 
 
 def _from_file(path: Path, name: str) -> object:

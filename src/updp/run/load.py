@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from updp import zoo
 from updp.blocks import find
 from updp.blocks.modules import seeded_input
 from updp.candidates import planned
@@ -23,6 +24,7 @@ from updp.supernet import Supernet
 def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Load the merged model of a finished run, in evaluation mode.
 
+    `run` is a run directory, or `zoo/NAME`, one that comes with `updp` (`updp zoo` lists them).
     `model` is a module of the baseline's architecture, for runs that were given a module, or its
     name, for runs of a model file; its weights do not matter. A model file is run only where it is
     named here: a run directory may be a stranger's. Raises UserError.
@@ -31,9 +33,14 @@ def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     >>> merged(torch.randn(1, 1, 8, 8)).shape
     torch.Size([1, 10])
     """
-    path = Path(run)
+    path = _folder(run)
     with explained(path):
         return _load(path, model)
+
+
+def _folder(run: str | Path) -> Path:
+    name = str(run).removeprefix(zoo.PREFIX)
+    return zoo.run_directory(name) if name != str(run) and name in zoo.PRUNED else Path(run)
 
 
 def _load(path: Path, model: nn.Module | str | None) -> nn.Module:

@@ -155,6 +155,16 @@ class Result(Record):
         """Top-1, or else the agreement with the baseline, after each stage."""
         return self.top1_by_stage or self.agreement_by_stage
 
+    def __str__(self) -> str:
+        """One line: accuracy, speed-up with its quartiles, parameters and MACs."""
+        before, after, speed = self.baseline, self.merged, self.speedup
+        return (
+            f"{self.measure} {before.percent:.2f} > {after.percent:.2f} % on {self.test_images:,} "
+            f"images; {speed.median:.2f}x ({speed.low:.2f}-{speed.high:.2f}) on {self.device}; "
+            f"parameters {before.parameters:,} > {after.parameters:,}; "
+            f"MACs {before.macs / 1e6:,.1f} > {after.macs / 1e6:,.1f} M"
+        )
+
     @property
     def faster(self) -> bool:
         """Whether the merged model is faster beyond the noise."""

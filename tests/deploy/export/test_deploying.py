@@ -1,4 +1,4 @@
-"""The code of docs/deploying.md, run as it stands where there is no updp."""
+"""The code of docs/guides/deploying.md, run as it stands where there is no updp."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from updp.deploy.export.describe import describe
 from updp.io.files import write_json
 from updp.run.finished import open_run
 
-PAGE = Path(__file__).parents[3] / "docs/deploying.md"
+PAGE = Path(__file__).parents[3] / "docs/guides/deploying.md"
 CODE = dict(re.findall(r"```python ([\w.]+)\n(.*?)```", PAGE.read_text(), re.DOTALL))
 IMAGES = 6
 

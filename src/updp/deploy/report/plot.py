@@ -1,6 +1,6 @@
 """Plots as data: axes with ticks, series of marks, and their coordinates in the drawing.
 
-A template draws them as SVG; docs/report.md says why no plotting library does.
+A template draws them as SVG; docs/guides/report.md says why no plotting library does.
 """
 
 import math

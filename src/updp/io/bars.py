@@ -15,9 +15,16 @@ _LINE_SECONDS = 20  # between two lines where there is no terminal
 
 
 class Bars:
-    """`Progress` on a console: one bar for the work under way, finished ones above it."""
+    """`Progress` on a console: one bar for the work under way, finished ones above it.
 
-    def __init__(self, console: Console) -> None:
+    >>> with updp.Bars() as bars:
+    ...     pruned = updp.prune(model, "digits", recipe, out="runs/mine", progress=bars)
+
+    The console is standard error unless another is given.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
         self._console = console
         self._bars = RichProgress(
             TextColumn("{task.description}", markup=False),

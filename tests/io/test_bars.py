@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests import tiny
-from updp.cli import progress as bars
+from updp.io import bars
 from updp.io.progress import Pace, Silent, duration
 
 
