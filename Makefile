@@ -13,7 +13,7 @@ OLDEST := requirements/oldest.txt
 COMPILE := .venv/bin/uv pip compile pyproject.toml --universal --quiet \
 	--no-header --no-annotate --no-emit-index-url
 
-.PHONY: demo test test-slow test-oldest test-newest lint lock format clean
+.PHONY: demo docs test test-slow test-oldest test-newest lint lock format clean
 
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py
@@ -69,5 +69,14 @@ $(READY): pyproject.toml $(LOCKED)
 .venv-newest/.ready: pyproject.toml
 	$(call install,'.[dev]' --upgrade --upgrade-strategy eager)
 
+# The site, into site/; a broken link is an error.
+docs: .venv/.docs
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+.venv/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint $(LOCKED)
+	touch $@
+
 clean:
-	rm -rf .venv .venv-oldest .venv-newest runs
+	rm -rf .venv .venv-oldest .venv-newest runs site

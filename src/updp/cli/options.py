@@ -14,7 +14,7 @@ from updp.errors import UserError
 if TYPE_CHECKING:
     from updp.recipe import Recipe
 
-MODEL = "timm/NAME, torchvision/NAME, hf/DIR or path/file.py:factory."
+MODEL = "timm/NAME, torchvision/NAME, hf/DIR, zoo/NAME or path/file.py:factory."
 DATA = "digits, a folder of class folders, or one of Parquet files, tar files or `datasets`."
 
 ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL)]

@@ -28,7 +28,7 @@ from updp.io.files import write_json
 from updp.run.finished import open_run
 
 PAGE = Path(__file__).parents[3] / "docs/guides/deploying.md"
-CODE = dict(re.findall(r"```python ([\w.]+)\n(.*?)```", PAGE.read_text(), re.DOTALL))
+CODE = dict(re.findall(r"```python title=\"([\w.]+)\"\n(.*?)```", PAGE.read_text(), re.DOTALL))
 IMAGES = 6
 
 # Nothing of these can be imported, and nothing can reach a network.

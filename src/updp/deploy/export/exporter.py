@@ -54,7 +54,10 @@ def export(
         to: `onnx`, `pt2`, `safetensors`, `openvino`, or `all`.
         out: Folder for the files; by default `export` in the run directory. The records are in
             the run directory always. No file there is replaced but this run's earlier exports.
-        model, data, test, weights: Of the run, where those came from Python and have no name.
+        model: Of the run, where it came from Python and has no name.
+        data: As `model`.
+        test: As `model`.
+        weights: As `model`.
         device: Where the run's images are prepared; the comparison is made on the CPU.
         test_images: How many test images to compare on, at most.
         each: Called with every record as soon as its files are there.

@@ -56,7 +56,10 @@ def quantize(
         equalize: Whether channels are equalised across layers first, in both models. By default
             only without `per_channel`, and where it lowers the noise-to-signal ratio of the
             calibration images' logits, summed over both models.
-        model, data, test, weights: Of the run, where those came from Python and have no name.
+        model: Of the run, where it came from Python and has no name.
+        data: As `model`.
+        test: As `model`.
+        weights: As `model`.
 
     Raises:
         UserError: A package is missing, no run has ended there, it has fewer images, or a file

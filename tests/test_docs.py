@@ -1,0 +1,112 @@
+"""README and docs: what they say runs, is linked, and stands in a file of results."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"```.*?```|^    .*$", re.DOTALL | re.MULTILINE)
+RESULTS = {
+    file.stem.removeprefix("run-"): json.loads(file.read_text())
+    for file in ROOT.glob("benchmarks/accuracy/results/run-*.json")
+}
+
+
+def relative(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", page.read_text()))
+    for link in links:
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{relative(page)} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{relative(page)} links to {link}"
+
+
+def test_the_readme_can_be_read_in_a_minute() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(README.split()) <= 900
+    prose = re.sub(r"^\|.*$", "", FENCE.sub("", README), flags=re.MULTILINE)
+    for paragraph in re.split(r"\n\s*\n|\n- ", prose):
+        assert len(paragraph.split()) <= 60, paragraph
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def test_every_figure_of_the_readmes_table_is_in_a_file_of_results() -> None:
+    rows = [line for line in README.splitlines() if "<!-- run-" in line]
+    assert rows
+    for row in rows:
+        name = re.search(r"<!-- run-(\S+) -->", row)
+        assert name is not None
+        known = list(numbers(RESULTS[name[1]]))
+        cells = "|".join(row.split("|")[3:-1]).replace(",", "")
+        for text in re.findall(r"\d+\.\d+", cells):
+            digits = len(text.partition(".")[2])
+            assert any(f"{value:.{digits}f}" == text for value in known), f"{text} in {row}"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param("get-started.md", marks=pytest.mark.slow),
+        "tutorials/own-model.md",
+        pytest.param("tutorials/latency.md", marks=pytest.mark.slow),
+    ],
+)
+def test_the_code_of_a_tutorial_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed_clock: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
+        exec(code, names)
+    assert names["pruned"].plan.choices
+
+
+@pytest.mark.slow
+def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(code, names)
+    assert len(names["pruned"].plan) == 6
+
+
+def test_the_reference_is_that_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    for name, page in made.PAGES.items():
+        written = (DOCS / "reference" / f"{name}.md").read_text()
+        assert written == page().rstrip() + "\n", (
+            f"stale: run python docs/make_reference.py ({name})"
+        )
