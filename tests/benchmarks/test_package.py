@@ -31,6 +31,7 @@ def test_there_is_a_command_for_every_benchmark() -> None:
         "accuracy.versus",
         "coverage.model_zoo",
         "coverage.network",
+        "fetch",
         "search.correlation",
         "search.scale",
         "search.scores",
