@@ -19,12 +19,19 @@ from updp.supernet import Supernet, fit_candidates, fit_plan
 FIT = FitSettings(rows=1000)
 
 
+class PadsItself(nn.Conv2d):
+    """Uneven padding in a forward of its own, as TensorFlow's `same`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 2, 0, 2)), self.weight, self.bias, groups=self.groups)
+
+
 class Wide(nn.Module):
     """A block whose inner channels all follow from the first third of them."""
 
-    def __init__(self, c: int, inner: int) -> None:
+    def __init__(self, c: int, inner: int, conv: type[nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(c, inner, 3, padding=1), nn.BatchNorm2d(inner)
+        self.conv1, self.bn1 = conv(c, inner, 3, padding=1), nn.BatchNorm2d(inner)
         self.conv2, self.bn2 = nn.Conv2d(inner, inner, 1), nn.BatchNorm2d(inner)
         self.conv3, self.bn3 = nn.Conv2d(inner, c, 1), nn.BatchNorm2d(c)
         with torch.no_grad():
@@ -51,10 +58,12 @@ def choices(net: Supernet, place: int = 0) -> dict[str, str]:
     return {name: switch.labels[place] for name, switch in net.switches.items()}
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_redundant_channels_are_removed_without_loss(alone: bool) -> None:
+@pytest.mark.parametrize(
+    ("alone", "conv"), [(False, nn.Conv2d), (True, nn.Conv2d), (True, PadsItself)]
+)
+def test_redundant_channels_are_removed_without_loss(alone: bool, conv: type[nn.Conv2d]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(Wide(4, 6), Wide(4, 6)).eval()
+    model = nn.Sequential(Wide(4, 6, conv), Wide(4, 6, conv)).eval()
     x = torch.randn(40, 4, 9, 8).double()
     wanted = copy.deepcopy(model).double()(x)
     net, _ = supernet(model, x, 0.34)  # two of six

@@ -63,7 +63,8 @@ class LinearStep:
         seen = _watch(module, x)
         if (seen.stride, seen.dilation, seen.groups) != (stride, dilation, groups):
             raise ValueError("does not convolve as its attributes say")
-        return cls(name, module, stride, seen.padding, dilation, groups, derived=True)
+        derived = not _is_own(seen.weight, module)
+        return cls(name, module, stride, seen.padding, dilation, groups, derived=derived)
 
     @property
     def weight(self) -> Tensor:
@@ -195,6 +196,11 @@ class _Watcher(TorchFunctionMode):
             _pair(operands.get("dilation", 1)),
             operands.get("groups", 1),
         )
+
+
+def _is_own(weight: Tensor, module: nn.Module) -> bool:
+    """Whether a weight that was used is the module's own parameter, and nothing computed of it."""
+    return weight is module._parameters.get("weight")
 
 
 def _watch(module: nn.Conv2d | nn.Linear, x: Tensor) -> Linear:
