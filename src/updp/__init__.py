@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from updp.candidates import Candidate, Form, register_candidate
     from updp.deploy.bench import bench
     from updp.deploy.export import Exported, export
+    from updp.deploy.hub import write_hub_folder
     from updp.deploy.int8 import quantize
     from updp.deploy.int8 import quantize as quantise
     from updp.deploy.report import report
@@ -49,6 +50,7 @@ __all__ = [
     "report",
     "teach_forward",
     "teach_operator",
+    "write_hub_folder",
 ]
 
 # Imported on first use, because PyTorch takes seconds to import and `updp --help` needs none of it.
@@ -58,6 +60,7 @@ _HOMES = {
     "updp.candidates": ("Candidate", "Form", "register_candidate"),
     "updp.deploy.bench": ("bench",),
     "updp.deploy.export": ("Exported", "export"),
+    "updp.deploy.hub": ("write_hub_folder",),
     "updp.deploy.int8": ("quantize",),
     "updp.deploy.report": ("report",),
     "updp.errors": ("ExportError", "MergeError", "UserError"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from updp.cli.options import FinishedOptions
+from updp.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,12 +23,16 @@ def export(
         list[str] | None,
         typer.Option(
             "--to",
-            help="onnx, pt2, safetensors, openvino; several with commas, or all. By default onnx.",
+            help="onnx, pt2, safetensors, openvino; several with commas, or all. By default onnx. "
+            "hub: a folder for a model hub, with a card.",
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the files; by default RUN/export.")
     ] = None,
+    licence: Annotated[
+        str, typer.Option("--licence", help="Of the baseline's weights, for the card of `hub`.")
+    ] = "",
     test_images: Annotated[
         int,
         typer.Option(
@@ -51,9 +56,24 @@ def export(
     """
     from updp.cli.tables import standard_console
     from updp.deploy import export as exports
+    from updp.deploy.hub import write_hub_folder
     from updp.io.bars import Bars
 
     console = standard_console()
+    if to and "hub" in to:
+        if len(to) > 1 or device != "cpu":
+            raise UserError("--to hub writes a folder of its own: give it alone, without --device")
+        with Bars(console) as bars:
+            folder = write_hub_folder(
+                run,
+                out,
+                licence=licence,
+                **vars(finished),
+                test_images=test_images,
+                progress=bars,
+            )
+        console.print(f"a folder for a hub: {folder}", highlight=False)
+        return
     records: list[Exported] = []
     try:
         with Bars(console) as bars:

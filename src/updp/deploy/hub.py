@@ -1,0 +1,149 @@
+"""A folder for a model hub: a run's published files, a plain copy of the model, and a card."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from updp.deploy.export import export
+from updp.deploy.report import report
+from updp.errors import UserError
+from updp.io.files import read_json, write_bytes, write_json, write_text
+from updp.io.progress import Progress
+from updp.run.finished import check_finished
+from updp.run.inputs import Data, Test
+from updp.run.integrity import PUBLISHED
+from updp.run.records import RunRecord
+
+_PLAIN = "plain"
+_LOAD = """## Load it
+
+Without `updp`, as a plain module in `plain/model.py` (read it first: it is code):
+
+```python
+import sys
+
+sys.path.insert(0, "{folder}/plain")
+from model import load
+
+model = load("{folder}/plain/model.safetensors")
+```
+
+With `updp`, as the class that was pruned:
+
+```python
+import updp
+
+model = updp.load("{folder}"{model})
+```
+
+`plain/preprocess.json` says how a picture becomes an input.
+"""
+
+
+def write_hub_folder(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    licence: str = "",
+    model: nn.Module | str | None = None,
+    data: Data | None = None,
+    test: Test | None = None,
+    weights: str | Path | None = None,
+    test_images: int = 1000,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a folder that a model hub takes as it is, and that `updp.load` opens; returns it.
+
+    It has `config.json` in timm's layout, the merged weights with their plan, the same model as
+    plain Python (compared with PyTorch before it is kept), and a card with figures and command.
+
+    >>> folder = updp.write_hub_folder("runs/mine", licence="apache-2.0")
+    >>> sorted(file.name for file in folder.iterdir())[:4]
+    ['README.md', 'config.json', 'model.safetensors', 'plain']
+
+    Args:
+        run: what `updp prune` left.
+        out: the folder; by default `export/hub` in the run directory.
+        licence: of the baseline's weights, which the pruned ones inherit; stands in the card.
+        model: of the run, where it came from Python and has no name.
+        data: as `model`.
+        test: as `model`.
+        weights: as `model`.
+        test_images: how many test images the plain model is compared on, at most.
+        progress: where to report to.
+
+    Raises:
+        UserError: the run has not ended, or is not what it was made from.
+        ExportError: the plain model does not compute what the merged one does.
+    """
+    path = check_finished(run)
+    folder = path / "export" / "hub" if out is None else Path(out)
+    if folder.resolve() == path.resolve():
+        raise UserError(f"--out '{folder}' is the run itself: give another folder")
+    export(
+        path,
+        "safetensors",
+        out=folder / _PLAIN,
+        model=model,
+        data=data,
+        test=test,
+        weights=weights,
+        test_images=test_images,
+        progress=progress,
+    )
+    about = RunRecord.read(path)
+    for name in (*PUBLISHED, "recipe.yaml"):
+        write_bytes(folder / name, (path / name).read_bytes())
+    # Whoever loads it needs neither the places of the files nor what was typed.
+    names = {field: Path(getattr(about, field)).name for field in ("data", "test", "weights")}
+    names |= {"teacher_weights": Path(about.teacher_weights).name}
+    shared = about.model_copy(update={**names, "command": ()})
+    write_json(folder / RunRecord.FILE, shared.model_dump(mode="json"))
+    described = read_json(folder / _PLAIN / "preprocess.json")
+    write_json(folder / "config.json", _config(shared, described))
+    write_text(folder / "README.md", _card(path, folder, shared, licence))
+    return folder
+
+
+def _config(about: RunRecord, described: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` as timm writes it; `updp` says what timm cannot know."""
+    library, _, name = about.model.partition("/")
+    resize = described["resize"] or {}
+    return {
+        "architecture": name if library == "timm" else about.model,
+        "num_classes": len(about.classes),
+        "pretrained_cfg": {
+            "input_size": list(about.input_shape),
+            "num_classes": len(about.classes),
+            "interpolation": resize.get("interpolation"),
+            "crop_pct": resize.get("crop_pct"),
+            "crop_mode": resize.get("crop_mode"),
+            "mean": described["mean"],
+            "std": described["std"],
+            "label_names": list(about.classes),
+        },
+        "updp": {"version": version("updp"), "plan": "plan.json", "plain": f"{_PLAIN}/model.py"},
+    }
+
+
+def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
+    """The card: what a hub reads between the lines `---`, the report, and how to load it."""
+    figures = report(run, out=folder / ".card.md")
+    text = figures.read_text()
+    figures.unlink()
+    is_named = about.model and ".py:" not in about.model
+    model = "" if is_named else ", MyModel()"
+    head = [
+        "---",
+        f"license: {licence or 'other'}",
+        "library_name: updp",
+        "pipeline_tag: image-classification",
+        "tags: [updp, pruning]",
+        "---",
+        "",
+        f"# {about.model or 'A model'}, pruned by updp",
+        "",
+    ]
+    return "\n".join([*head, text, _LOAD.format(folder=folder.name, model=model)])
