@@ -73,8 +73,11 @@ def deit_mini() -> nn.Module:
 
 
 def mobilenetv2_same() -> nn.Module:
-    """MobileNetV2-1.0 with TensorFlow's padding, as its public weights want. 300 MMACs."""
-    return timm.create_model("mobilenetv2_100", pad_type="same")
+    """MobileNetV2-1.0 with TensorFlow's padding and pixels, as its weights want. 300 MMACs."""
+    model = timm.create_model("mobilenetv2_100", pad_type="same")
+    half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
+    model.pretrained_cfg = dict(model.pretrained_cfg) | half
+    return model
 
 
 def _stem(*channels: int) -> nn.Module:
