@@ -146,7 +146,7 @@ class _Reader:
         kind, count = type(module).__name__, len(self.steps)
         x, start, layout = self.x, self.start, self.layout
         try:
-            graph = trace_alone(module, Arguments((self.x.clone(),)), both_modes=False)
+            graph = trace_alone(module, Arguments((self.x.clone(),)))
             region = whole_region(graph)
             if region is None:
                 raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")

@@ -1,0 +1,77 @@
+"""Compare a traced graph with its module, and say why they differ."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.blocks.tracing.calls import Arguments, copied
+from updp.blocks.tracing.interpret import NotTraceable, run_graph
+
+
+def check_graph(
+    module: nn.Module,
+    graph: fx.Graph,
+    larger: Arguments,
+    values: Mapping[str, Any],
+    call: Arguments,
+) -> None:
+    """Check that the graph computes what the module does, for a larger number of images as well.
+
+    Sizes decide conditions when a module is traced, but the number of images must not.
+
+    Args:
+        module: in evaluation.
+        graph: traced on `call`.
+        larger: arguments for more images.
+        values: of the graph's nodes, on `call`.
+        call: the arguments that it was traced with.
+
+    Raises:
+        NotTraceable: they differ; the text is why.
+    """
+    own = _run(module, larger)
+    made = output_of(graph, run_graph(module, graph, larger))
+    if _same(own, made):
+        return
+    if isinstance(own, Mapping) and type(own) is not type(made):
+        raise NotTraceable(f"it returns a {type(own).__name__}, which a graph does not make")
+    if computes(module, call, output_of(graph, values)):
+        raise NotTraceable("its graph holds for one number of images only")
+    if not _same(_run(module, call), _run(module, call)):
+        raise NotTraceable("two evaluations of it differ: it is random, or keeps a state")
+    raise NotTraceable(
+        "its graph computes something else than it does: it may run under autocast, or read what "
+        "its modules keep"
+    )
+
+
+def computes(module: nn.Module, call: Arguments, expected: Any) -> bool:
+    """Whether the module's own forward, without its hooks, returns `expected` for a call."""
+    return _same(_run(module, call), expected)
+
+
+def output_of(graph: fx.Graph, values: Mapping[str, Any]) -> Any:
+    """What a graph returns, of the values of its nodes by name."""
+    *_, output = graph.nodes
+    return values[output.name]  # "output" is the name of a module's node in some
+
+
+def _run(module: nn.Module, call: Arguments) -> Any:
+    args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
+    return module.forward(*args, **kwargs)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape != b.shape or a.is_nested or b.is_nested:
+            return False
+        return torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return (
+            type(a) is type(b) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        )
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return isinstance(a, Tensor) == isinstance(b, Tensor)
