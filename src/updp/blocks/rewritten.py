@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
+_State = tuple[nn.Module, str, str, dict[str, str], dict[str, Any]]
 _numbers = itertools.count()
 
 
@@ -36,12 +37,10 @@ class RewrittenForward:
         """Run the graph's code on the block."""
         return self._function(self.block, *args, **kwargs)
 
-    def __getstate__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> _State:
         return self.block, self._label, self.code, self._modules, self._others
 
-    def __setstate__(
-        self, state: tuple[nn.Module, str, str, dict[str, str], dict[str, Any]]
-    ) -> None:
+    def __setstate__(self, state: _State) -> None:
         self.block, self._label, self.code, self._modules, self._others = state
         # Modules are kept by name: they cannot be pickled.
         found = {name: importlib.import_module(key) for name, key in self._modules.items()}

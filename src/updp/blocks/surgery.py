@@ -88,6 +88,16 @@ def rewrite(
     vars(block)["forward"] = RewrittenForward(block, emitted.graph)
 
 
+def calling(region: Region, name: str, module: nn.Module) -> Replacement:
+    """A region replaced by a call of `module`, the block's child `name` from then on."""
+
+    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+        extras = [n for e in region.extras for n in graph.nodes if n.name == e]
+        return graph.call_module(name, (x, *extras))
+
+    return Replacement(region, emit, {name: module})
+
+
 def surgical_state(block: nn.Module) -> dict[str, Any]:
     """What `rewrite` changes of a block, with which `restore` undoes it."""
     return {key: vars(block)[key] for key in (*_TABLES, "forward") if key in vars(block)}

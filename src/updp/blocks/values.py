@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -33,8 +34,8 @@ def difference(actual: Any, expected: Any) -> float:
 
 
 def _relative(x: Tensor, y: Tensor) -> float:
-    x, y = (t.cdouble() if t.is_complex() else t.double() for t in (x.detach(), y.detach()))
-    y = y.to(x.device)
+    wide = torch.complex128 if x.is_complex() or y.is_complex() else torch.float64
+    x, y = x.detach().to(y.device, wide), y.detach().to(wide)
     same = (x == y) | (x.isnan() & y.isnan())
     if same.all():
         return 0.0

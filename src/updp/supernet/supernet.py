@@ -11,7 +11,14 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Findings, Site
 from updp.blocks.modules import evaluating, hooks
-from updp.blocks.surgery import Replacement, extract, restore, rewrite, surgical_state
+from updp.blocks.surgery import (
+    Replacement,
+    calling,
+    extract,
+    restore,
+    rewrite,
+    surgical_state,
+)
 from updp.candidates import Candidate, Form, FormShape
 from updp.supernet.switch import KEEP, Switch
 
@@ -211,7 +218,7 @@ class Supernet(nn.Module):
             forms = {c.label: c.build(site, block, graph) for c in candidates[site.name]}
             switch = Switch(keep, forms)
             self.switches[site.name] = switch
-            parts.append(_switch_part(site, switch, f"switch{i}"))
+            parts.append(calling(region, f"switch{i}", switch))
         rewrite(block, graph, parts, whole=True)
 
 
@@ -230,11 +237,3 @@ def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
                 seen.add(id(tensor))
                 owners[name] = (module, key)
     return owners
-
-
-def _switch_part(site: Site, switch: Switch, name: str) -> Replacement:
-    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
-        extras = [n for e in site.region.extras for n in graph.nodes if n.name == e]
-        return graph.call_module(name, (x, *extras))
-
-    return Replacement(site.region, emit, {name: switch})
