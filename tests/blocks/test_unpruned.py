@@ -112,7 +112,6 @@ def test_a_block_whose_traces_are_read_is_refused(kind: str) -> None:
     assert (name, kind) == ("blocks.1", "Logging")
     says = "the model needs more of it than its output: without that, its output differs"
     assert reason.startswith(says)
-    )
     assert "log" not in vars(net.blocks[1])
     prune_half(net, images(), first=1)
 
