@@ -35,6 +35,10 @@ class Findings:
     graphs: dict[str, fx.Graph]
     whole: frozenset[str] = frozenset()
 
+    def within(self, block: str) -> Findings:
+        """The findings of one block alone."""
+        return replace(self, sites=tuple(site for site in self.sites if site.block == block))
+
     def selected(self, include: Sequence[str], exclude: Sequence[str]) -> Findings:
         """Keep the sites that match a glob of `include` (if not empty) and none of `exclude`.
 

@@ -80,6 +80,8 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
         "no narrow ones, and leaves out no branch beside one of its block that merges.",
         highlight=False,
     )
+    if note := found.other_size.describe(found.shape):
+        console.print(f"\nFor {note}.", highlight=False)
     if found.unusable:
         console.print(f"\n{len(found.unusable)} that cannot be pruned:")
         reasons = Counter((u.kind, u.reason) for u in found.unusable)

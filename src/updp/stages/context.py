@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from updp.blocks import Findings, find
+from updp.blocks import Findings, OtherSize, find
 from updp.blocks.modules import seeded_input
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed
@@ -92,6 +92,7 @@ class Context(RunInputs):
 
     root: Path = Path()
     keys: dict[str, StageKey] = field(default_factory=dict)  # by stage
+    other_size: OtherSize | None = None  # tried before the sites are surveyed
 
     def folder(self, stage: str) -> Path:
         """The folder of a stage."""
