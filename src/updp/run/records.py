@@ -138,7 +138,8 @@ class ModelFigures(BaseModel, frozen=True):
 class Result(Record):
     """The final figures of a run; accuracies are top-1 on the test split, in percent.
 
-    Without labels agreement stands in their place, see `ModelFigures`.
+    Without labels agreement stands in their place, see `ModelFigures`. `merge_error` is the worst
+    by precision; a `merge_note` says why the whole model was compared in float32 only.
     """
 
     FILE: ClassVar[str] = "result.json"
@@ -151,6 +152,7 @@ class Result(Record):
     batch_size: int
     device: str
     merge_error: dict[str, float]
+    merge_note: str = ""
 
     @property
     def measure(self) -> str:

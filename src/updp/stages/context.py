@@ -1,6 +1,5 @@
 """`Context`, shared by all stages: the checked inputs of a run and the folders of its stages."""
 
-import copy
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from updp.blocks import Findings, OtherSize, find
-from updp.blocks.modules import seeded_input
+from updp.blocks.modules import copy_module, seeded_input
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed
 from updp.errors import UserError
@@ -165,7 +164,7 @@ class Context(RunInputs):
 
         Raises UserError: a given plan does not fit the model.
         """
-        model = copy.deepcopy(self.baseline)
+        model = copy_module(self.baseline)
         findings = self.findings(model)
         candidates = {n: tuple(o.candidate for o in found) for n, found in self.offers.items()}
         if self.plan is not None:

@@ -3,13 +3,13 @@
 A run keeps its first survey, because another one would measure other times.
 """
 
-import copy
 import logging
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from updp.blocks import Findings, try_other_size
+from updp.blocks.modules import copy_module
 from updp.candidates import Offers, make_offers
 from updp.io import processes
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory
@@ -79,7 +79,7 @@ def survey(context: Context, findings: Findings) -> Survey:
     x = context.example(measure.batch_size)
     times = compare_modules({"baseline": model}, x, settings=measure, rounds=measure.rounds)
     tick()
-    copied = copy.deepcopy(model)  # a supernet replaces modules in place
+    copied = copy_module(model)  # a supernet replaces modules in place
     candidates = {name: [o.candidate for o in found] for name, found in offers.items()}
     net = Supernet(copied, context.findings(copied), candidates)
     outside, sites = live_at(net.eval(), net.switches, x)

@@ -1,6 +1,5 @@
 """The supernet: the user's model with every site switchable between `keep` and its candidates."""
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Findings, Site
-from updp.blocks.modules import evaluating, hooks
+from updp.blocks.modules import copy_module, evaluating, hooks
 from updp.blocks.surgery import (
     Replacement,
     calling,
     extract,
+    isolate,
     restore,
     rewrite,
     surgical_state,
@@ -155,7 +155,7 @@ class Supernet(nn.Module):
         try:
             for name, state in self._own.items():
                 restore(self._originals[name], state)
-            return copy.deepcopy(self.model)
+            return copy_module(self.model)
         finally:
             for name, state in switched.items():
                 restore(self._originals[name], state)
@@ -179,6 +179,12 @@ class Supernet(nn.Module):
             if parts:
                 rewrite(blocks[name], self._graphs[name], parts, whole=name in self._whole)
         return model.eval()
+
+    def merged_site(self, site: str, dtype: torch.dtype) -> nn.Module:
+        """What stands for a pruned site in the merged model, as a module of its own."""
+        part = self._merged_part(self.sites[site], dtype)
+        assert part is not None, f"{site} is not pruned"
+        return isolate(*self.block_of(site), part).eval()
 
     def block_of(self, site: str) -> tuple[nn.Module, fx.Graph]:
         """The user's own block that holds `site`, with the present weights, and its graph."""

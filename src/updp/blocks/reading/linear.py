@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from updp.blocks.modules import copy_module
 from updp.blocks.teach import Linear, taught_operator
 
 Pair = tuple[int, int]
@@ -82,7 +82,7 @@ class LinearStep:
         if not self.derived:
             return self.weight.detach().double()
         with torch.no_grad():
-            return _as_kernel(_weight(copy.deepcopy(self.module).double()))
+            return _as_kernel(_weight(copy_module(self.module).double()))
 
     @property
     def shape(self) -> tuple[int, ...]:

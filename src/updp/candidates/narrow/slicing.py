@@ -1,12 +1,11 @@
 """Removal of channels from a module, in place: its tensors, and its attributes of sizes."""
 
-import copy
 import logging
 
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input
+from updp.blocks.modules import UserCodeError, call_user_code, copy_module, like_of, seeded_input
 
 _log = logging.getLogger(__name__)
 _SIZES = ("out_features", "num_features", "num_parameters", "num_channels", "normalized_shape")
@@ -70,7 +69,7 @@ def can_cut_gate(module: object, count: int, layout: str) -> bool:
         return False  # its groups would hold other channels
     left = count // 2 or 1
     shapes = [(2, left, 5, 3)] if layout == "first" else [(2, 6, left), (2, 5, 3, left)]
-    trial = copy.deepcopy(module).eval()
+    trial = copy_module(module).eval()
     cut_gate(trial, torch.arange(left), count)
     return any(_works(trial, seeded_input(shape, like_of(module))) for shape in shapes)
 
