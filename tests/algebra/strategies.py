@@ -89,7 +89,10 @@ def two_side_by_side(draw: st.DrawFn) -> tuple[Operator, Operator]:
     b = draw(operators(i, o, g2, dims, stride))
     padding: list[int] = []
     for axis in reversed(range(dims)):
-        before, reach = b.padding[2 * (dims - 1 - axis)], b.dilation[axis] * (b.weight.shape[2 + axis] - 1)
+        before, reach = (
+            b.padding[2 * (dims - 1 - axis)],
+            b.dilation[axis] * (b.weight.shape[2 + axis] - 1),
+        )
         padding += [before, a.slack[axis] + reach - before]
     return a, Operator(b.weight, b.bias, stride, tuple(padding), b.dilation, g2)
 

@@ -96,10 +96,12 @@ def _weight(first: Operator, second: Operator, steps1: Size, steps2: Size) -> Te
     axes = [*zip(kernel1, steps1, kernel2, steps2, strict=True)]
     kernel = [(k1 - 1) * step1 + (k2 - 1) * step2 + 1 for k1, step1, k2, step2 in axes]
     weight = w1.new_zeros(blocks, rows, columns, *kernel)
+    whole = (slice(None),) * 3
     for tap in product(*map(range, kernel2)):
-        part = (w2[(..., *tap)] @ w1).reshape(blocks, rows, columns, *kernel1)
-        at = [taps(t * step2, k1, step1) for t, (k1, step1, _, step2) in zip(tap, axes, strict=True)]
-        weight[(..., *at)].index_add_(0, place, part)
+        part = (w2[whole + tap] @ w1).reshape(blocks, rows, columns, *kernel1)
+        starts = [t * step2 for t, (_, _, _, step2) in zip(tap, axes, strict=True)]
+        at = [taps(start, k1, step) for start, (k1, step, _, _) in zip(starts, axes, strict=True)]
+        weight[(*whole, *at)].index_add_(0, place, part)
     weight = weight.reshape(g2, r1, rows, columns, *kernel).transpose(1, 2)
     return weight.reshape(second.out_channels, r1 * columns, *kernel)
 
