@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from updp.blocks.findings import Findings, Unusable
+from updp.blocks.modules import hooks
 from updp.blocks.reading.chain import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
@@ -21,8 +23,11 @@ from updp.blocks.tracing.calls import Arguments, copied, record_calls
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import Region, residual_regions, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone
+from updp.blocks.unpruned import Run, usable_findings
+from updp.blocks.values import difference
 
 _log = logging.getLogger(__name__)
+_TOLERANCE = 1e-4  # relative: between a graph and its module
 Values = list[dict[str, Any]]  # for each call of a module, the value of every node by name
 
 
@@ -31,11 +36,18 @@ def find(model: nn.Module, example: Tensor) -> Findings:
 
     The model is run on `example`, an input batch (N, C, H, W), in evaluation mode and without
     gradients, and left as it was.
+
+    Raises UserError: the model gives another output each time.
     """
+    outputs: list[Any] = []
     with torch.no_grad(), ExitStack() as stack:
         for module in model.modules():
             stack.enter_context(restored(module))
-        return _Finder(model.eval(), example).find()
+        keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_aggregate(y, copied)))
+        with hooks([keep]):
+            finder = _Finder(model.eval(), example)
+        runs = [Run(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]
+        return usable_findings(model, finder.find(), runs)
 
 
 class _Finder:
@@ -44,8 +56,8 @@ class _Finder:
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.modules = {n: m for n, m in model.named_modules() if _is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
-        larger = torch.cat([example, example[:1]])
-        self.larger_calls = record_calls(model, larger, list(self.modules))
+        self.larger = torch.cat([example, example[:1]])
+        self.larger_calls = record_calls(model, self.larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}
         for name, module in self.modules.items():
@@ -242,16 +254,8 @@ def _check_batch(module: nn.Module, graph: fx.Graph, call: Arguments) -> None:
     """
     values = run_graph(module, graph, call)
     args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
-    if not _same(values["output"], module(*args, **kwargs)):
+    if difference(values["output"], module.forward(*args, **kwargs)) > _TOLERANCE:
         raise NotTraceable("its graph holds for one number of images only")
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return True
 
 
 def _under(name: str, parent: str) -> bool:

@@ -1,5 +1,6 @@
 """Registry of what users declare about module classes that tracing cannot read."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -81,5 +82,24 @@ def taught_operator(module: nn.Module) -> Linear | None:
 
 
 def forward_of(module: nn.Module) -> Callable[..., Any]:
-    """The function by which a module is traced: the registered one, else its class's forward."""
-    return _forwards.get(type(module), type(module).forward)
+    """The function by which a module is traced: the registered one, else its own forward.
+
+    A forward may be set on the instance: by its user, or by surgery where a block was pruned.
+    """
+    if type(module) in _forwards:
+        return _forwards[type(module)]
+    own = vars(module).get("forward")
+    return type(module).forward if own is None else _Unbound(own)
+
+
+class _Unbound:
+    """A forward that is set on an instance, as a function that takes the instance first."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        signature = inspect.signature(forward)
+        owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        self.__signature__ = signature.replace(parameters=[owner, *signature.parameters.values()])
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)

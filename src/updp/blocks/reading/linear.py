@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from updp.algebra import Padding, Size, convolve, padding_of, sides_of
+from updp.blocks.modules import copy_module
 from updp.blocks.teach import Linear, taught_operator
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -108,7 +108,7 @@ class LinearStep:
         if not self.derived:
             return self.weight.detach().double()
         with torch.no_grad():
-            return self._as_kernel(_weight(copy.deepcopy(self.module).double()))
+            return self._as_kernel(_weight(copy_module(self.module).double()))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,9 +1,12 @@
 """Trace one module into an fx graph, with its children as leaves."""
 
+import copy
 import operator
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -61,7 +64,9 @@ def _trace_once(module: nn.Module, make_tracer: Callable[[], Tracer], both_modes
     try:
         # Set the module's own flag only: its children are leaves and keep their modes.
         for mode in (True, False) if both_modes else (False,):
-            with restored(module), torch.no_grad():
+            with ExitStack() as stack, torch.no_grad():
+                for part in module.modules():  # a forward may call any method of its children
+                    stack.enter_context(restored(part))
                 module.training = mode
                 graphs.append(make_tracer().trace(module))
     except Exception as error:  # fx raises many kinds, and user code may raise any
@@ -99,16 +104,32 @@ def _adding_children(module: nn.Module, graph: fx.Graph, call: Arguments) -> fro
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Context that undoes what a forward does to its own module: attributes, mode, buffers."""
+    """Context that undoes what a forward does to its own module: attributes, mode, buffers.
+
+    Lists, dictionaries and sets that it keeps get their contents back.
+    """
     before = dict(vars(module))
+    contents = [*_containers(before)]
     buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
     try:
         yield
     finally:
         vars(module).clear()
         vars(module).update(before)
+        for container, content in contents:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
         for name, (buffer, value) in buffers.items():
             module._buffers[name] = buffer.copy_(value)
+
+
+def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
+    """Plain containers in the values of one, with copies of their contents."""
+    for part in [*value.values()] if isinstance(value, dict) else [*value]:
+        if type(part) in (dict, OrderedDict, defaultdict, list, set):
+            yield part, copy.copy(part)
+            if depth:
+                yield from _containers(part, depth - 1)
 
 
 def _refuse_losses(graph: fx.Graph) -> None:

@@ -1,6 +1,5 @@
 """Merged sites as data, and their emission into the graph of their block."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from updp.algebra import Affine, Operator, sides_of
 from updp.blocks import Site
+from updp.blocks.modules import copy_module
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.blocks.reading.steps import ActStep, Call, order_of, per_channel
 from updp.blocks.surgery import Replacement
@@ -115,7 +115,7 @@ def _activation(
     """Return a function that writes the activation into a graph; a module is put into `added`."""
     function = step.function if step else None
     if isinstance(function, nn.Module):
-        added[name] = copy.deepcopy(function).to(device, dtype)
+        added[name] = copy_module(function).to(device, dtype)
         return lambda graph, x: graph.call_module(name, (x,))
     if isinstance(function, Call):
         return function.emit
