@@ -12,10 +12,11 @@ from torch import Tensor, nn
 class Linear:
     """The linear operator of a user's module: a convolution, or a linear layer on the last axis.
 
-    weight:   (O, I / groups, kh, kw), or (O, I) for a linear layer; gradients must flow through it
+    weight:   (O, I / groups, kh, kw), with one axis or three for sequences or volumes, or (O, I)
+              for a linear layer; gradients must flow through it
     bias:     (O,) or None
-    stride:   (vertical, horizontal), as is dilation
-    padding:  zeros, (left, right, top, bottom)
+    stride:   (vertical, horizontal), as is dilation; 1 where left out
+    padding:  zeros, (left, right, top, bottom), as in `torch.nn.functional.pad`
 
     >>> conv = nn.Conv2d(4, 8, 3, padding=1)
     >>> operator = updp.Linear(conv.weight, conv.bias, padding=(1, 1, 1, 1))
@@ -25,10 +26,16 @@ class Linear:
 
     weight: Tensor
     bias: Tensor | None = None
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
     groups: int = 1
+
+    def __post_init__(self) -> None:
+        dims = self.weight.ndim - 2 or 2  # a linear layer is a 1x1 convolution
+        defaults = {"stride": (1,) * dims, "padding": (0, 0) * dims, "dilation": (1,) * dims}
+        for name, default in defaults.items():
+            object.__setattr__(self, name, getattr(self, name) or default)
 
 
 _operators: dict[type[nn.Module], Callable[[Any], Linear]] = {}
