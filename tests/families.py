@@ -524,6 +524,11 @@ def randomise(module: M) -> M:
     return module
 
 
+def left(block: nn.Module) -> dict[str, nn.Module]:
+    """Children of a merged block for which no `nn.Identity` stands."""
+    return {n: m for n, m in block.named_children() if not isinstance(m, nn.Identity)}
+
+
 def images(count: int = 2, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, HEIGHT, WIDTH, generator=generator)

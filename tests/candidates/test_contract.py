@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from tests.candidates.supernets import (
     KINDS,
@@ -208,15 +208,13 @@ def test_merged_holds_ordinary_modules_only(made: Case) -> None:
         assert not merged.training
         for path in made.net.pruned_blocks():
             block = merged.get_submodule(path)
-            assert type(block).__name__ == type(made.base.get_submodule(path)).__name__
-            assert isinstance(block, fx.GraphModule)
+            assert type(block) is type(made.base.get_submodule(path))
+            assert "updp" not in block.forward.code
             for name, module in block.named_modules():
                 assert not type(module).__module__.startswith("updp")
                 stays = made.kind in ("drop", "narrow") or name.startswith("shortcut")
                 if not stays:
                     assert not isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for node in block.graph.nodes:
-                assert not getattr(node.target, "__module__", "").startswith("updp"), node
 
 
 def test_merged_can_be_copied_and_switched_between_modes(made: Case) -> None:

@@ -12,17 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from updp.blocks.findings import Findings, Unusable
-from updp.blocks.modules import count_operators, is_composite
+from updp.blocks.modules import count_operators, hooks, is_composite
 from updp.blocks.reading.chain import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
-from updp.blocks.tracing.calls import record_calls
+from updp.blocks.repeatable import Run
+from updp.blocks.tracing.calls import copied, record_calls
 from updp.blocks.tracing.check import check_graph, computes, output_of
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import Region, residual_adds, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
+from updp.blocks.unpruned import usable_findings
 from updp.io.seeds import random_state
 
 _log = logging.getLogger(__name__)
@@ -34,12 +37,19 @@ def find(model: nn.Module, example: Tensor) -> Findings:
 
     The model is run on `example`, an input batch (N, C, H, W), in evaluation mode and without
     gradients, and left as it was.
+
+    Raises UserError: the model gives another output each time.
     """
+    outputs: list[Any] = []
     # Seeded, for a module that draws what it runs is to be found the same again.
     with random_state(0), torch.no_grad(), ExitStack() as stack:
         for module in model.modules():
             stack.enter_context(restored(module))
-        return _Finder(model.eval(), example).find()
+        keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_aggregate(y, copied)))
+        with hooks([keep]):
+            finder = _Finder(model.eval(), example)
+        runs = [Run(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]
+        return usable_findings(model, finder.find(), runs)
 
 
 class _Finder:
@@ -48,8 +58,8 @@ class _Finder:
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.modules = {n: m for n, m in model.named_modules() if is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
-        larger = torch.cat([example, example[:1]])
-        self.larger_calls = record_calls(model, larger, list(self.modules))
+        self.larger = torch.cat([example, example[:1]])
+        self.larger_calls = record_calls(model, self.larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}
         for name, module in self.modules.items():

@@ -16,7 +16,7 @@ def operator_of(step: LinearStep, shrunk: bool = False) -> Operator:
         centre_tap(weight) if shrunk else weight.clone(),
         weight.new_zeros(len(weight)) if bias is None else bias.detach().double().clone(),
         step.stride,
-        (0, 0, 0, 0) if shrunk else step.padding,
+        () if shrunk else step.padding,
         step.dilation,
         step.groups,
     )
@@ -29,7 +29,7 @@ def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operato
     pads with zeros where the composed operator would see other values, so borders differ.
     """
     # Start from a depthwise identity: composing with a dense one would lose the groups.
-    operator = algebra.identity(channels, channels, device)
+    operator = algebra.identity(channels, channels, device, chain.dims)
     for step in chain.steps:
         if isinstance(step, LinearStep):
             if any(step.padding) and (not operator.is_pointwise or operator.bias.any()):
@@ -59,5 +59,5 @@ def fold_norm(norm: nn.Module) -> Affine:
 
 def factor_of(step: ScaleStep, like: Tensor) -> Affine:
     """The scale as an affine map without shift, on the device and in the dtype of `like` (C,)."""
-    scale = step.parameter.detach().flatten().to(like).expand_as(like).clone()
+    scale = step.exact.flatten().to(like).expand_as(like).clone()
     return Affine(scale, torch.zeros_like(scale))

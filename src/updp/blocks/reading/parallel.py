@@ -68,4 +68,5 @@ def read_paths(
         return replace(step, layout=layout) if isinstance(step, NormStep) else step
 
     paths_of_steps = (tuple(map(laid_out, path)) for path in found)
-    return tuple(Chain(steps, layout, layout, layout) for steps in paths_of_steps)
+    dims = values[region.entry].ndim - 2 if layout == "first" else 2
+    return tuple(Chain(steps, layout, layout, layout, dims) for steps in paths_of_steps)

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from updp.blocks.tracing.calls import Arguments, copied
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
+from updp.blocks.values import difference
+
+_TOLERANCE = 1e-4  # relative: between a graph and its module
 
 
 def check_graph(
@@ -33,13 +35,13 @@ def check_graph(
     """
     own = _run(module, larger)
     made = output_of(graph, run_graph(module, graph, larger))
-    if _same(own, made):
-        return
     if isinstance(own, Mapping) and type(own) is not type(made):
         raise NotTraceable(f"it returns a {type(own).__name__}, which a graph does not make")
+    if difference(made, own) <= _TOLERANCE:
+        return
     if computes(module, call, output_of(graph, values)):
         raise NotTraceable("its graph holds for one number of images only")
-    if not _same(_run(module, call), _run(module, call)):
+    if difference(_run(module, call), _run(module, call)) > _TOLERANCE:
         raise NotTraceable("two evaluations of it differ: it is random, or keeps a state")
     raise NotTraceable(
         "its graph computes something else than it does: it may run under autocast, or read what "
@@ -49,7 +51,7 @@ def check_graph(
 
 def computes(module: nn.Module, call: Arguments, expected: Any) -> bool:
     """Whether the module's own forward, without its hooks, returns `expected` for a call."""
-    return _same(_run(module, call), expected)
+    return difference(expected, _run(module, call)) <= _TOLERANCE
 
 
 def output_of(graph: fx.Graph, values: Mapping[str, Any]) -> Any:
@@ -61,17 +63,3 @@ def output_of(graph: fx.Graph, values: Mapping[str, Any]) -> Any:
 def _run(module: nn.Module, call: Arguments) -> Any:
     args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
     return module.forward(*args, **kwargs)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.shape != b.shape or a.is_nested or b.is_nested:
-            return False
-        return torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return (
-            type(a) is type(b) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-        )
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return isinstance(a, Tensor) == isinstance(b, Tensor)

@@ -1,6 +1,8 @@
 """Trace one module into an fx graph, with its children as leaves."""
 
+import copy
 import operator
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +20,7 @@ from updp.blocks.tracing.overwrites import Notes, follow_overwrites, share_memor
 from updp.blocks.tracing.tracer import Tracer
 
 _MOST_FOREIGN = 16  # functions that one forward may call which take no proxies
+_TABLES = frozenset(vars(nn.Module()))  # torch's own attributes of a module
 
 
 def trace_alone(
@@ -83,7 +86,8 @@ def _trace_through(
     while True:
         tracer = make_tracer(foreign=foreign)
         try:
-            with restored(module), torch.no_grad():
+            # A forward may call any method of its children, which may keep what it is given.
+            with restored(module), contents_restored(*module.children()), torch.no_grad():
                 graph = tracer.trace(module)
             follow_overwrites(graph, tracer.notes)
             _settle(graph, tracer.notes)
@@ -103,24 +107,45 @@ def _trace_through(
 def restored(module: nn.Module) -> Iterator[None]:
     """Context that undoes what a forward does to its own module: attributes, mode, buffers.
 
-    What its dicts, lists and sets hold is undone, too, one level deep.
+    Lists, dictionaries and sets that it keeps get their contents back.
     """
     before = dict(vars(module))
-    kept = [(v, v.copy()) for v in before.values() if type(v) in (dict, list, set)]
     buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
     try:
-        yield
+        with contents_restored(module):
+            yield
     finally:
         vars(module).clear()
         vars(module).update(before)
-        for container, copy in kept:
-            if isinstance(container, list):
-                container[:] = copy
-            else:
-                container.clear()
-                container.update(copy)
         for name, (buffer, value) in buffers.items():
             module._buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
+def contents_restored(*modules: nn.Module) -> Iterator[None]:
+    """Context that gives lists, dictionaries and sets that modules keep their contents back."""
+    contents = [
+        pair
+        for module in modules
+        for key, value in vars(module).items()
+        if key not in _TABLES
+        for pair in _containers((value,))
+    ]
+    try:
+        yield
+    finally:
+        for container, content in contents:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
+    """Plain containers in the values of one, with copies of their contents."""
+    for part in [*value.values()] if isinstance(value, dict) else [*value]:
+        if type(part) in (dict, OrderedDict, defaultdict, list, set):
+            yield part, copy.copy(part)
+            if depth:
+                yield from _containers(part, depth - 1)
 
 
 def _settle(graph: fx.Graph, notes: Notes) -> None:

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from updp.algebra import can_shrink
+from updp.algebra import can_shrink, sides_of
 from updp.blocks import ActStep, LinearStep, NormStep, Site
 from updp.candidates.base import Candidate
 from updp.candidates.inherit.branch import LinearBranch
@@ -93,16 +93,15 @@ class Inherit(Candidate):
         """Count the multiply-accumulates of the merged branch for one image, without its skip."""
         linears = {s.name: s for s in site.chain.linears}
         total = 0
-        h, w = _size(site.shape_in, site.chain.layout_in)
+        sizes = _sizes(site)
         for segment in self.segments:
             steps = [linears[name] for name in segment]
-            (h, taps_h), (w, taps_w) = (
-                _along(size, axis, [s for s in steps if s.name not in self.shrunk])
-                for axis, size in enumerate((h, w))
-            )
+            wide = [s for s in steps if s.name not in self.shrunk]
+            along = [_along(size, axis, wide) for axis, size in enumerate(sizes)]
+            sizes, taps = [size for size, _ in along], [count for _, count in along]
             groups = gcd(*(s.groups for s in steps))
             inputs = steps[0].in_channels // groups
-            total += h * w * steps[-1].out_channels * inputs * taps_h * taps_w
+            total += prod(sizes) * steps[-1].out_channels * inputs * prod(taps)
         return total
 
 
@@ -149,8 +148,7 @@ def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
     stride, distances, reach = 1, [0], 0
     for step in steps:
         kernel, dilation = step.kernel[axis], step.dilation[axis]
-        left, right, top, bottom = step.padding
-        padded = size + (left + right if axis else top + bottom)
+        padded = size + sum(sides_of(step.padding)[axis])
         size = (padded - dilation * (kernel - 1) - 1) // step.stride[axis] + 1
         if kernel > 1:
             distances.append(dilation * stride)
@@ -164,7 +162,7 @@ def _shrinkable(site: Site) -> list[str]:
     return [
         s.name
         for s in site.chain.linears
-        if s.kernel != (1, 1) and s.stride == (1, 1) and can_shrink(s.kernel, s.padding, s.dilation)
+        if {*s.kernel} != {1} == {*s.stride} and can_shrink(s.kernel, s.padding, s.dilation)
     ]
 
 
@@ -187,8 +185,7 @@ def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
         yield from combinations(reversed(names), count)
 
 
-def _size(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
-    """Return (height, width) of a map; tokens (N, ..., C) are one column."""
-    if len(shape) == 4:
-        return (shape[2], shape[3]) if layout == "first" else (shape[1], shape[2])
-    return (prod(shape[1:-1]), 1)
+def _sizes(site: Site) -> list[int]:
+    """Return the sizes of the branch's input along its operators' axes; tokens are one column."""
+    inner = site.shape_in[2:] if site.chain.layout_in == "first" else site.shape_in[1:-1]
+    return [*inner] if len(inner) == site.chain.dims else [prod(inner), 1]

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from updp.algebra import Operator
+from updp.algebra import Operator, convolve
+from updp.blocks.reading.steps import per_channel
 from updp.candidates.parts.merged_block import MergedBlock
 
 
@@ -23,12 +24,13 @@ class TrainableOperator(nn.Module):
         self.bias = nn.Parameter(operator.bias.to(like))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to x, (N, I, H, W) in layout `first` or (..., I) in layout `last`."""
+        """Apply to x, (N, I, ...) in layout `first` or (..., I) in layout `last`."""
         if self.layout == "last":
             return F.linear(x, self.weight.flatten(1), self.bias)
         shape = self.shape
         x = F.pad(x, shape.padding) if any(shape.padding) else x
-        return F.conv2d(x, self.weight, self.bias, shape.stride, 0, shape.dilation, shape.groups)
+        dilation, groups = shape.dilation, shape.groups
+        return convolve(x, self.weight, self.bias, shape.stride, 0, dilation, groups)
 
     def operator(self) -> Operator:
         """Copy the parameters into an operator in float64."""
@@ -89,7 +91,7 @@ class Collapsed(nn.Module):
         if self.scale is None:
             return None
         assert beside is not None
-        return beside * (self.scale if self._merged.layout == "last" else self.scale[:, None, None])
+        return beside * per_channel(self.scale, self._merged.layout, beside.ndim)
 
     def merged(self) -> MergedBlock:
         """See `Form.merged`."""
