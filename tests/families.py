@@ -353,6 +353,36 @@ class Plain(nn.Module):
         return F.hardswish(self.bn2(self.conv2(F.hardswish(self.bn1(self.conv1(x))))))
 
 
+class Causal(nn.Module):
+    """WaveNet's, on sequences: a dilated convolution that reads the past only."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv1, self.bn = nn.Conv1d(c, 6, 3, dilation=2), nn.BatchNorm1d(6)
+        self.conv2, self.norm = nn.Conv1d(6, c, 1), nn.GroupNorm(2, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.pad(x, (4, 0)))
+        return x + self.norm(self.conv2(F.relu(self.bn(y))))
+
+
+class Factorised(nn.Module):
+    """R(2+1)D's, on volumes; the padding is TensorFlow's, which depends on sizes."""
+
+    def __init__(self, c: int, s: int = 1) -> None:
+        super().__init__()
+        self.space, self.bn1 = nn.Conv3d(c, 5, (1, 3, 2), (1, 1, s), bias=False), nn.BatchNorm3d(5)
+        self.time, self.bn2 = nn.Conv3d(5, c, (3, 1, 1), padding="same"), nn.BatchNorm3d(c)
+        self.down = nn.Sequential(nn.Conv3d(c, c, 1, (1, 1, s)), nn.BatchNorm3d(c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, stride = x.shape[-1], self.space.stride[2]
+        total = max((-(-width // stride) - 1) * stride + 2 - width, 0)
+        y = F.pad(x, (total // 2, total - total // 2, 1, 1))
+        y = self.bn2(self.time(F.relu(self.bn1(self.space(y)))))
+        return F.relu(y + self.down(x))
+
+
 class Net(nn.Module):
     """Two blocks between a stem and a classifier; `form` is what the blocks see."""
 
@@ -368,6 +398,10 @@ class Net(nn.Module):
             x = x.flatten(2).transpose(1, 2)
         elif self.form == "nhwc":
             x = x.permute(0, 2, 3, 1).contiguous()
+        elif self.form == "sequence":
+            x = x.flatten(2)
+        elif self.form == "volume":
+            x = x.unflatten(2, (3, 3))
         x = self.blocks(x)
         if self.form == "tokens":
             return x.transpose(1, 2)
@@ -497,6 +531,9 @@ FAMILIES = {
     "repvgg_strided": Family(lambda: RepVgg(C, 2), sites=(), post=True),
     "repvgg_tokens": Family(lambda: RepTokens(C), "tokens", sites=()),
     "windows": Family(lambda: Windows(C), "nhwc", sites=()),
+    "causal": Family(lambda: Causal(C), "sequence"),
+    "factorised": Family(lambda: Factorised(C), "volume", skip="chain", post=True),
+    "factorised_strided": Family(lambda: Factorised(C, 2), "volume", skip="chain", post=True),
     "drop_path": Family(lambda: ConvNeXt(C, 0.5)),
     "dropout": Family(lambda: ViT(C, 0.5), "tokens", ("blocks.0:mlp", "blocks.1:mlp")),
 }

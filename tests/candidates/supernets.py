@@ -109,8 +109,8 @@ def merge(net: Supernet, choice: dict[str, str], dtype: torch.dtype = torch.floa
     return net.merged(dtype)
 
 
-def output_and_macs(operator: Operator, height: int, width: int) -> tuple[tuple[int, int], int]:
-    """Output size and multiply-accumulates for one image of (height, width), as torch has them."""
+def output_and_macs(operator: Operator, size: list[int]) -> tuple[list[int], int]:
+    """Output size and multiply-accumulates for one image of this size, as torch has them."""
     with FlopCounterMode(display=False) as counter:
-        y = operator(torch.zeros(1, operator.in_channels, height, width))
-    return (y.shape[2], y.shape[3]), counter.get_total_flops() // 2
+        y = operator(torch.zeros(1, operator.in_channels, *size))
+    return [*y.shape[2:]], counter.get_total_flops() // 2

@@ -95,12 +95,13 @@ def test_macs_are_those_of_the_merged_operators(made: Case) -> None:
                 continue
             _, *size = site.shape_in
             channels = size.pop(0 if site.branch.layout_in == "first" else -1)
-            height, width = size if len(size) == 2 else (size[0], 1)
+            if len(size) != site.branch.dims:  # tokens are one column
+                size = [size[0], 1]
             merged = made.net.switches[site.name].form(candidate.label).merged()
             assert merged.operators[0].in_channels == channels
             total = 0
             for operator in merged.operators:
-                (height, width), macs = output_and_macs(operator, height, width)
+                size, macs = output_and_macs(operator, size)
                 total += macs
             assert candidate.macs(site) == total, (site.name, candidate.label)
 
@@ -286,9 +287,7 @@ def _before_activation(net: Supernet, name: str, x: Tensor) -> Tensor:
         y = extract(block, net._graphs[site.block], region.entry, region.add, region.extras)(
             x.clone(), *site.extras
         )
-    if y.ndim == 4:
-        y = to_layout(y, site.layout, norm.layout)
-    return _rows(y, norm.layout)
+    return _rows(to_layout(y, site.layout, norm.layout), norm.layout)
 
 
 def _rows(x: Tensor, layout: str) -> Tensor:

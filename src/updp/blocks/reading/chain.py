@@ -135,7 +135,7 @@ class _Reader:
                 self._other(name, part, f"`{name}` takes more than a tensor")
                 return
             self._module(name, owner.get_submodule(str(node.target)))
-        elif getattr(node.target, "__name__", node.target) in _PERMUTES:
+        elif _permutes(node):
             self._permute(name, call)
             self._advance(call)
         elif node.target is F.batch_norm and isinstance(owner, nn.modules.batchnorm._BatchNorm):
@@ -257,13 +257,13 @@ class _Reader:
 
     def _take_padding(self, name: str) -> tuple[tuple[int, int], ...]:
         """The zeros around the tensor on each of its axes but images and channels."""
-        last = len(self.padded) - 1
-        channels = 1 if self.layout == "first" else last
-        if any(map(any, (self.padded[:1], *self.padded[channels : channels + 1]))):
-            raise NotAChain(f"`{name}` reads channels that were filled up with zeros")
-        sides = tuple(s for i, s in enumerate(self.padded) if i not in (0, channels))
+        sides = [*self.padded]
+        if sides:
+            ends = sides.pop(1 if self.layout == "first" else -1), sides.pop(0)
+            if any(map(any, ends)):
+                raise NotAChain(f"`{name}` reads channels that were filled up with zeros")
         self.padded = ()
-        return sides
+        return tuple(sides)
 
     def _add(self, step: Step) -> None:
         """Add a step that is no linear operator."""
@@ -292,6 +292,13 @@ class _Reader:
             self.start = OTHER[layout] if self.flipped else layout
         elif self.layout != layout:
             raise NotAChain(f"`{name}` does not work along the channels")
+
+
+def _permutes(node: fx.Node) -> bool:
+    """Whether the node may be a permutation of axes, by its name."""
+    if node.target is getattr:
+        return node.args[1] == "mT"
+    return getattr(node.target, "__name__", node.target) in _PERMUTES
 
 
 def _norm_channels(module: nn.Module) -> int | None:
