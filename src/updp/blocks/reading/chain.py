@@ -297,7 +297,7 @@ class _Reader:
 def _permutes(node: fx.Node) -> bool:
     """Whether the node may be a permutation of axes, by its name."""
     if node.target is getattr:
-        return node.args[1] == "mT"
+        return "mT" in node.args
     return getattr(node.target, "__name__", node.target) in _PERMUTES
 
 
