@@ -327,6 +327,42 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, w, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+class RMSNorm(nn.Module):
+    """Llama's."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(c) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
+
+
+class Gated(nn.Module):
+    """Llama's feed-forward: a linear layer gates another."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(c)
+        self.gate, self.up, self.down = nn.Linear(c, 6), nn.Linear(c, 6), nn.Linear(6, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class GatedMap(nn.Module):
+    """Halves of one convolution, beside a shortcut, and an activation at the end."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.both, self.down = nn.Conv2d(c, 12, 1), nn.Conv2d(6, c, 1)
+        self.shortcut = nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.down(F.glu(self.both(x), 1)))
+
+
 class Windows(nn.Module):
     """Swin's: attention within windows of (N, H, W, C), which stand in another order."""
 
@@ -530,6 +566,8 @@ FAMILIES = {
     "repvgg": Family(lambda: RepVgg(C), sites=(), post=True),
     "repvgg_strided": Family(lambda: RepVgg(C, 2), sites=(), post=True),
     "repvgg_tokens": Family(lambda: RepTokens(C), "tokens", sites=()),
+    "gated": Family(lambda: Gated(C), "tokens", sites=()),
+    "gated_map": Family(lambda: GatedMap(C), sites=(), skip="chain", post=True),
     "windows": Family(lambda: Windows(C), "nhwc", sites=()),
     "causal": Family(lambda: Causal(C), "sequence"),
     "factorised": Family(lambda: Factorised(C), "volume", skip="chain", post=True),

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.families import FAMILIES, Family, Net, images, network, randomise
 from updp.algebra import Operator
 from updp.blocks import Findings, Site, find
-from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, propose
+from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, OneLinear, propose
+from updp.candidates.parts.trainable import TrainableOperator
 from updp.recipe import CandidateSettings
 from updp.supernet import Supernet
 
@@ -27,7 +28,9 @@ def _inherit(**options: bool) -> Proposer:
 
 
 def _kind(kind: type[Candidate]) -> Proposer:
-    settings = CandidateSettings(drop="always", fold_norms=True, widths=(0.75, 0.5, 0.25))
+    settings = CandidateSettings(
+        drop="always", fold_norms=True, linear="always", widths=(0.75, 0.5, 0.25)
+    )
     return lambda site, block, graph: kind.propose(site, block, graph, settings)
 
 
@@ -37,6 +40,7 @@ KINDS: dict[str, Proposer] = {
     "inherit-linearised": _inherit(linearise=True),
     "narrow": _kind(Narrow),
     "drop": _kind(Drop),
+    "linear": _kind(OneLinear),
     "fuse": _kind(Fuse),
     "fold": _kind(FoldNorm),
 }
@@ -88,6 +92,10 @@ def case(kind: str, family: str) -> Case:
     net = Supernet(model, findings, candidates).eval()
     for switch in net.switches.values():
         randomise(switch.forms)
+        for part in switch.forms.modules():
+            if isinstance(part, TrainableOperator):
+                nn.init.normal_(part.weight)
+                nn.init.normal_(part.bias)
     return Case(kind, FAMILIES[family], base, findings, candidates, net, x)
 
 

@@ -43,7 +43,7 @@ UNNORMED = (
 # Where nothing inside the branch acts on each channel alone, or a weight is made in the forward.
 UNCUT = (
     *("basic_groups", "basic_groupnorm", "nhwc_grouped", "excited", "standardised", "windows"),
-    *("repvgg", "repvgg_strided", "repvgg_tokens"),
+    *("repvgg", "repvgg_strided", "repvgg_tokens", "gated", "gated_map"),
 )
 
 
@@ -54,6 +54,8 @@ def applies(kind: str, name: str, family: Family) -> bool:
         return bool(family.sites) and name not in (*UNCUT, *RANDOM)  # it has noise of its own
     if kind == "fuse":
         return name in ("repvgg", "repvgg_strided", "repvgg_tokens")
+    if kind == "linear":
+        return name in ("vit", "windows", "gated", "gated_map")
     if kind == "fold":
         return name in ("vit", "dropout", "windows")
     linearised = kind != "inherit-linearised" or name in UNNORMED
@@ -183,7 +185,8 @@ def test_forms_own_nothing_but_their_norms(made: Case) -> None:
         for form in switch.forms:
             inner = (m for m in form.modules() if m is not form and not any(m.children()))
             kinds = {type(m).__name__ for m in inner}
-            assert made.kind == "narrow" or kinds <= {"ChannelNorm", "LinearBranch", "ModuleList"}
+            own_kinds = {"ChannelNorm", "LinearBranch", "ModuleList"}
+            assert made.kind in ("narrow", "linear") or kinds <= own_kinds
             own = [*form.parameters(), *form.state_dict(keep_vars=True).values()]
             assert own or made.kind == "fuse"
             assert not base & {id(t) for t in own}
@@ -235,7 +238,7 @@ def test_calibrated_norms_know_what_they_see(made: Case) -> None:
                 net.choose({name: label})
                 form = switch.form(label)
                 norms = norms_of(form)
-                if made.kind in ("fuse", "narrow"):
+                if made.kind in ("fuse", "narrow", "linear"):
                     assert norms == []
                     continue
                 seen = _inputs(net, name, label, x)
