@@ -59,5 +59,5 @@ def fold_norm(norm: nn.Module) -> Affine:
 
 def factor_of(step: ScaleStep, like: Tensor) -> Affine:
     """The scale as an affine map without shift, on the device and in the dtype of `like` (C,)."""
-    scale = step.parameter.detach().flatten().to(like).expand_as(like).clone()
+    scale = step.exact.flatten().to(like).expand_as(like).clone()
     return Affine(scale, torch.zeros_like(scale))

@@ -26,6 +26,7 @@ from updp.blocks.reading.steps import (
     ActStep,
     Call,
     Chain,
+    Factor,
     NormStep,
     ScaleStep,
     Step,
@@ -223,7 +224,10 @@ class _Reader:
     def _probe(self, name: str, function: Callable[[Tensor], Tensor]) -> bool:
         """Add an elementwise function as an activation or a scale; False for any other."""
         kind = kind_of(function)
-        if kind == "activation":
+        learns = isinstance(function, nn.Module) and any(True for _ in function.parameters())
+        if learns and isinstance(function, nn.Module) and kind not in ("activation", "other"):
+            self._add(ScaleStep(name, Factor(function)))  # even where it is 1 as yet
+        elif kind == "activation":
             self._add(ActStep(name, function))
         elif isinstance(kind, float):
             self._add(ScaleStep(name, torch.tensor(kind, dtype=torch.float64)))

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from updp.algebra import Padding, Size, convolve, padding_of, sides_of
@@ -34,8 +35,9 @@ class LinearStep:
     name:      path of the module in its block
     padding:   zero padding (left, right, top, bottom), as in `torch.nn.functional.pad`
     before:    the part of it that the block adds to the module's own
-    derived:   the forward computes the weight it uses (weight standardisation), or the class was
-               registered with `updp.teach_operator`; the weight is then computed at each access
+    derived:   the weight is computed at each access: by the forward (weight standardisation), by a
+               parametrization, by a hook (`torch.nn.utils.weight_norm`), or as registered with
+               `updp.teach_operator`
     """
 
     name: str
@@ -60,16 +62,16 @@ class LinearStep:
             return cls(name, module, t.stride, t.padding, t.dilation, t.groups, derived=True)
         assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
         if isinstance(module, nn.Linear):
-            plain = type(module).forward is nn.Linear.forward
-            if not plain:
+            if not (plain := _is_plain(module)):
                 _watch(module, x)
-            return cls(name, module, derived=not plain)
+            return cls(name, module, derived=not plain or is_parametrized(module))
         if module.padding_mode != "zeros":
             raise ValueError(f"pads with {module.padding_mode!r}, not with zeros")
         stride, dilation, groups = module.stride, module.dilation, module.groups
-        if type(module).forward in _FORWARDS:
+        if _is_plain(module):
             padding = _padding(module.padding, module)
-            return cls(name, module, stride, padding, dilation, groups)
+            derived = is_parametrized(module)
+            return cls(name, module, stride, padding, dilation, groups, derived=derived)
         # A forward of its own, as in timm's `StdConv2d` and `Conv2dSame`: see what it really does.
         seen = _watch(module, x)
         if (seen.stride, seen.dilation, seen.groups) != (stride, dilation, groups):
@@ -226,6 +228,14 @@ class _Watcher(TorchFunctionMode):
         )
 
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a call convolves with the module's `weight` as it stands now."""
+    # Old `weight_norm` and `spectral_norm` make the weight anew in a hook before each forward.
+    return type(module).forward in _FORWARDS and not (
+        module._forward_pre_hooks or "forward" in vars(module)
+    )
+
+
 def _watch(module: _Operator, x: Tensor) -> Linear:
     """Run a subclass on `x`, and see with what it convolves; ValueError if that is not all."""
     with torch.no_grad():
@@ -245,10 +255,12 @@ def _weight(module: nn.Module) -> Tensor:
         return taught.weight
     assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
     own = module.weight
-    if type(module).forward in _FORWARDS:
+    if _is_plain(module):
         return own
     groups = 1 if isinstance(module, nn.Linear) else module.groups
-    x = own.new_zeros(1, own.shape[1] * groups, *own.shape[2:])
+    # What a hook left as `weight` may be of another type or device than its parameters are.
+    like = next(module.parameters())
+    x = like.new_zeros(1, own.shape[1] * groups, *own.shape[2:])
     watcher = _Watcher(module, x, stop=True)
     try:
         with watcher:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from updp.blocks.modules import copy_module
 from updp.blocks.reading.linear import LinearStep
 
 
@@ -102,12 +104,44 @@ class ActStep:
         return self.function(x.clone())  # many activations work in place
 
 
+class Factor(nn.Module):
+    """The constant by which a function scales any tensor, computed from its parameters."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self) -> Tensor:
+        """The factor (1,)."""
+        ones = next(self.function.parameters()).new_ones(2, 2, 2, 2)
+        factor: Tensor = self.function(ones)
+        return factor.flatten()[:1]
+
+
 @dataclass(frozen=True)
 class ScaleStep:
-    """A factor per channel (layer scale; any shape of C elements), or one constant for all."""
+    """A factor per channel (layer scale; any shape of C elements), or one constant for all.
+
+    `source` is the factor, or a module without inputs that computes it from parameters.
+    """
 
     name: str
-    parameter: Tensor
+    source: Tensor | nn.Module
+
+    @property
+    def parameter(self) -> Tensor:
+        """The factor; gradients reach the parameters that it is computed from."""
+        factor: Tensor = self.source() if isinstance(self.source, nn.Module) else self.source
+        return factor
+
+    @property
+    def exact(self) -> Tensor:
+        """The factor without gradient, in float64 where it is computed."""
+        if not isinstance(self.source, nn.Module):
+            return self.source.detach()
+        with torch.no_grad():
+            factor: Tensor = copy_module(self.source).double()()
+        return factor
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
