@@ -327,6 +327,23 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, w, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+class Shuffled(nn.Module):
+    """ShuffleNet's: channels of grouped convolutions in another order, by a layer and by hand."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.first = nn.ChannelShuffle(2)
+        self.conv1, self.bn1 = conv(c, 8, 1, groups=2), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = conv(8, 8, groups=8), nn.BatchNorm2d(8)
+        self.conv3 = conv(8, c, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(self.first(x))))
+        n, c, h, w = y.shape
+        y = y.view(n, 4, c // 4, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+        return x + self.conv3(self.bn2(self.conv2(y)))
+
+
 class RMSNorm(nn.Module):
     """Llama's."""
 
@@ -566,6 +583,7 @@ FAMILIES = {
     "repvgg": Family(lambda: RepVgg(C), sites=(), post=True),
     "repvgg_strided": Family(lambda: RepVgg(C, 2), sites=(), post=True),
     "repvgg_tokens": Family(lambda: RepTokens(C), "tokens", sites=()),
+    "shuffled": Family(lambda: Shuffled(C)),
     "gated": Family(lambda: Gated(C), "tokens", sites=()),
     "gated_map": Family(lambda: GatedMap(C), sites=(), skip="chain", post=True),
     "windows": Family(lambda: Windows(C), "nhwc", sites=()),

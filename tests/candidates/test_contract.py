@@ -44,6 +44,7 @@ UNNORMED = (
 UNCUT = (
     *("basic_groups", "basic_groupnorm", "nhwc_grouped", "excited", "standardised", "windows"),
     *("repvgg", "repvgg_strided", "repvgg_tokens", "gated", "gated_map"),
+    "shuffled",
 )
 
 

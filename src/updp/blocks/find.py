@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import hooks
-from updp.blocks.reading.chain import NotAChain
+from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
 from updp.blocks.tracing.calls import Arguments, copied, record_calls

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.reading.chain import NotAChain, read_chain
+from updp.blocks.reading.chain import read_chain
+from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.layouts import layout_of
 from updp.blocks.reading.parallel import read_paths
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
