@@ -24,7 +24,7 @@ from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import Region, residual_regions, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone
 from updp.blocks.unpruned import Run, usable_findings
-from updp.blocks.values import difference
+from updp.blocks.values import difference, tensors_of
 
 _log = logging.getLogger(__name__)
 _TOLERANCE = 1e-4  # relative: between a graph and its module
@@ -186,8 +186,9 @@ class _Finder:
         if not calls:
             return "the model never calls it"
         try:
-            for call in self.larger_calls[name][:1]:
-                _check_batch(module, graph, call)
+            sizes = {_shapes(call): call for call in reversed(self.larger_calls[name])}
+            for call in sizes.values():
+                _check_batch(module, graph, call, only=len(sizes) == 1)
             return [run_graph(module, graph, call) for call in calls]
         except NotTraceable as error:
             return str(error)
@@ -247,15 +248,21 @@ class _Finder:
         return f"{name}:{max(size, key=size.__getitem__) if size else region.branch[-1]}"
 
 
-def _check_batch(module: nn.Module, graph: fx.Graph, call: Arguments) -> None:
+def _shapes(call: Arguments) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(t.shape) for t in tensors_of((call.args, call.kwargs)))
+
+
+def _check_batch(module: nn.Module, graph: fx.Graph, call: Arguments, *, only: bool) -> None:
     """Check that the graph computes the same as the module for a larger number of images.
 
-    Sizes decide conditions when a module is traced, but the number of images must not.
+    Sizes decide conditions when a module is traced, but the number of images must not, nor may
+    the size of a call where the model makes several (not `only` one).
     """
     values = run_graph(module, graph, call)
     args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
     if difference(values["output"], module.forward(*args, **kwargs)) > _TOLERANCE:
-        raise NotTraceable("its graph holds for one number of images only")
+        what = "number of images" if only else "size or number of images"
+        raise NotTraceable(f"its graph holds for one {what} only")
 
 
 def _under(name: str, parent: str) -> bool:

@@ -118,6 +118,15 @@ def net(make: Callable[[], nn.Module], form: str) -> Net:
     return randomise(Net([make(), make()], form)).eval()
 
 
+class Pyramid(Net):
+    """Blocks that are called at several sizes, as heads of a pyramid are."""
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        small = self.blocks(F.avg_pool2d(x, 2))
+        return self.blocks(x) + small.mean((2, 3), keepdim=True)
+
+
 def merging(found: Findings) -> list[str]:
     return [site.name for site in found.sites if site.branch is not None]
 
@@ -140,3 +149,25 @@ def test_a_branch_on_a_map_is_replaced_per_channel_of_the_map(
     assert [(s.branch, s.layout) for s in find(model, images()).sites] == [(None, "first")] * 2
     merged = prune_half(model, images(), first=first)
     assert merged(torch.randn(1, 3, 11, 12)).shape == (1, 5)
+
+
+def test_blocks_called_at_several_sizes_merge() -> None:
+    torch.manual_seed(0)
+    blocks = [Basic(conv(C, 6), conv(6, C)), MapAttention()]
+    model = randomise(Pyramid(blocks)).eval()
+    first, second = find(model, images()).sites
+    assert (first.calls, merging(find(model, images()))) == (2, ["blocks.0"])
+    assert first.work == second.work == 1 + (9 * 7) / (4 * 3)
+    for place in (0, 1):
+        prune_half(model, images(), first=place)
+
+
+def test_padding_that_differs_between_the_sizes_of_calls_is_refused() -> None:
+    class Same(Basic):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act1(self.bn1(self.conv1(F.pad(x, (1, x.shape[3] % 2, 1, 1)))))
+            return self.act2(self.bn2(self.conv2(F.pad(y, (0, 1 - x.shape[3] % 2)))) + x)
+
+    kernels = conv(C, 6, padding=0), conv(6, C)
+    found = find(randomise(Pyramid([Same(*kernels)])).eval(), images())
+    assert [s.branch for s in found.sites] in ([], [None])
