@@ -16,16 +16,17 @@ from torch.fx.node import map_aggregate
 
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import count_operators, hooks, is_composite
-from updp.blocks.reading.chain import NotAChain
+from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
 from updp.blocks.repeatable import Run
-from updp.blocks.tracing.calls import copied, record_calls
+from updp.blocks.tracing.calls import Arguments, copied, record_calls
 from updp.blocks.tracing.check import check_graph, computes, output_of
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import Region, residual_adds, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
 from updp.blocks.unpruned import usable_findings
+from updp.blocks.values import tensors_of
 from updp.io.seeds import random_state
 
 _log = logging.getLogger(__name__)
@@ -214,8 +215,9 @@ class _Finder:
             return "the model never calls it"
         try:
             values = [run_graph(module, graph, call) for call in calls]
-            for call in self.larger_calls[name][:1]:
-                check_graph(module, graph, call, values[0], calls[0])
+            sizes = {_shapes(call): call for call in reversed(self.larger_calls[name])}
+            for call in sizes.values():
+                check_graph(module, graph, call, (calls[0], values[0]), only=len(sizes) == 1)
             for call, found in zip(calls[1:], values[1:], strict=True):
                 if not computes(module, call, output_of(graph, found)):
                     raise NotTraceable("its graph holds for one of its calls only")
@@ -287,6 +289,10 @@ class _Finder:
         ]
         size = {m: sum(p.numel() for p in block.get_submodule(m).parameters()) for m in modules}
         return f"{name}:{max(size, key=size.__getitem__) if size else region.branch[-1]}"
+
+
+def _shapes(call: Arguments) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(t.shape) for t in tensors_of((call.args, call.kwargs)))
 
 
 def _under(name: str, parent: str) -> bool:

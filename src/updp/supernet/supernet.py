@@ -96,7 +96,8 @@ class Supernet(nn.Module):
                 return
             (first, *extras), *rest = calls.pop(name)
             if not extras:  # extras, such as a mask, belong to one call
-                first = torch.cat([first, *(call[0] for call in rest)])
+                alike = [call[0] for call in rest if call[0].shape == first.shape]
+                first = torch.cat([first, *alike])
             for label in switch.labels:
                 switch.form(label).calibrate(first, *extras)
 

@@ -16,23 +16,26 @@ def check_graph(
     module: nn.Module,
     graph: fx.Graph,
     larger: Arguments,
-    values: Mapping[str, Any],
-    call: Arguments,
+    traced: tuple[Arguments, Mapping[str, Any]],
+    *,
+    only: bool,
 ) -> None:
-    """Check that the graph computes what the module does, for a larger number of images as well.
+    """Check that the graph computes the same as the module for a larger number of images.
 
-    Sizes decide conditions when a module is traced, but the number of images must not.
+    Sizes decide conditions when a module is traced, but the number of images must not, nor may
+    the size of a call where the model makes several.
 
     Args:
         module: in evaluation.
-        graph: traced on `call`.
+        graph: of its forward.
         larger: arguments for more images.
-        values: of the graph's nodes, on `call`.
-        call: the arguments that it was traced with.
+        traced: arguments that the graph was traced with, and the values of its nodes for them.
+        only: whether the model calls it at one size only.
 
     Raises:
         NotTraceable: they differ; the text is why.
     """
+    call, values = traced
     own = _run(module, larger)
     made = output_of(graph, run_graph(module, graph, larger))
     if isinstance(own, Mapping) and type(own) is not type(made):
@@ -40,7 +43,8 @@ def check_graph(
     if difference(made, own) <= _TOLERANCE:
         return
     if computes(module, call, output_of(graph, values)):
-        raise NotTraceable("its graph holds for one number of images only")
+        what = "number of images" if only else "size or number of images"
+        raise NotTraceable(f"its graph holds for one {what} only")
     if difference(_run(module, call), _run(module, call)) > _TOLERANCE:
         raise NotTraceable("two evaluations of it differ: it is random, or keeps a state")
     raise NotTraceable(
