@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from updp.blocks import Unusable, find
+from updp.blocks import OtherSize, Unusable, find, try_other_size
 from updp.blocks.modules import seeded_input
 from updp.candidates import Offer, make_offers
 from updp.data import model_input_size
@@ -50,7 +50,8 @@ class Inspection:
     """Result of `inspect`: the offers of each site, and why other blocks cannot be pruned.
 
     `sites` has the offer of each site that takes least away, `others` the further ones by the
-    site's name. Milliseconds are for one batch, MACs for one image.
+    site's name. Milliseconds are for one batch, MACs for one image. `other_size` says whether the
+    pruned model will be right at another image size.
 
     >>> found = updp.inspect("timm/resnet10t", (3, 64, 64))
     >>> first = found.sites[1]
@@ -63,6 +64,8 @@ class Inspection:
     unusable: tuple[Unusable, ...]
     baseline_ms: float
     baseline_macs: int
+    shape: tuple[int, ...]
+    other_size: OtherSize
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -72,7 +75,8 @@ class Inspection:
         ]
         unusable = [vars(u) for u in self.unusable]
         baseline = {"ms": self.baseline_ms, "macs": self.baseline_macs}
-        return {"sites": sites, "unusable": unusable, "baseline": baseline}
+        size = {"shape": self.shape, "other_size": self.other_size.model_dump(mode="json")}
+        return {"sites": sites, "unusable": unusable, "baseline": baseline, **size}
 
 
 @usual_torch()
@@ -242,7 +246,8 @@ def inspect(
     if shape is None:
         raise UserError("the model does not say what images it takes: pass an input size")
     num_outputs(module, shape)  # raises UserError on a wrong shape
-    findings = find(module, seeded_input((2, *shape)).to(target))
+    example = seeded_input((2, *shape)).to(target)
+    findings = find(module, example)
     wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
     report.begin("timing candidates", len(wanted.sites) + 1)
     offers, refused = make_offers(module, wanted, settings, target, report.advance)
@@ -255,6 +260,8 @@ def inspect(
         (*findings.unusable, *refused),
         times["baseline"].ms.median,
         count_macs(module, x[:1]),
+        tuple(shape),
+        try_other_size(module, findings, example[:1]),
     )
 
 

@@ -1,13 +1,12 @@
 """Load a merged model from its run directory, without pickle."""
 
-import copy
 from pathlib import Path
 
 from torch import nn
 
 from updp import zoo
 from updp.blocks import find
-from updp.blocks.modules import seeded_input
+from updp.blocks.modules import copy_module, seeded_input
 from updp.candidates import planned
 from updp.errors import UserError
 from updp.io.files import read_tensors
@@ -76,7 +75,7 @@ def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Modu
     `shape` is an image's (C, H, W); `baseline` is copied. Raises UserError where the plan names a
     site that the model does not have.
     """
-    model = copy.deepcopy(baseline).eval()
+    model = copy_module(baseline).eval()
     findings = find(model, seeded_input((2, *shape), next(model.parameters())))
     net = Supernet(model, findings, planned(plan, findings)).eval()
     net.choose(plan.choices)

@@ -26,16 +26,21 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from updp.blocks import OtherSize
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.models import is_code
-from updp.stages.context import RunInputs
+from updp.stages.context import Context
 
 
 class RunRecord(Record):
-    """Model, data and environment of a run; objects that came from Python have empty names."""
+    """Model, data and environment of a run; objects that came from Python have empty names.
+
+    `other_size` says whether the pruned model is right at another image size; runs of earlier
+    versions do not say.
+    """
 
     FILE: ClassVar[str] = "run.json"
     model: str
@@ -46,6 +51,7 @@ class RunRecord(Record):
     test: str = ""
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
+    other_size: OtherSize | None = None
     device: str = ""
     threads: int = 0
     processes: int = 1
@@ -53,12 +59,13 @@ class RunRecord(Record):
     command: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, inputs: RunInputs) -> RunRecord:
+    def of(cls, inputs: Context) -> RunRecord:
         """The record of a run that this process begins."""
         return cls(
             **vars(inputs.names),
             classes=inputs.classes,
             input_shape=inputs.feed.image_size,
+            other_size=inputs.other_size,
             device=str(inputs.feed.device),
             threads=torch.get_num_threads(),
             processes=processes.count(),
@@ -131,7 +138,8 @@ class ModelFigures(BaseModel, frozen=True):
 class Result(Record):
     """The final figures of a run; accuracies are top-1 on the test split, in percent.
 
-    Without labels agreement stands in their place, see `ModelFigures`.
+    Without labels agreement stands in their place, see `ModelFigures`. `merge_error` is the worst
+    by precision; a `merge_note` says why the whole model was compared in float32 only.
     """
 
     FILE: ClassVar[str] = "result.json"
@@ -144,6 +152,7 @@ class Result(Record):
     batch_size: int
     device: str
     merge_error: dict[str, float]
+    merge_note: str = ""
 
     @property
     def measure(self) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from updp.blocks.modules import hooks
+from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.fit import FitTask, observer, operator_repair, site_repairs
 from updp.io import processes
 from updp.io.records import Record
@@ -163,7 +164,7 @@ def _execution_order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module
     owners = Counter(id(p) for m in net.model.modules() for p in m.parameters(recurse=False))
     names: dict[nn.Module, str] = {switch: name for name, switch in net.switches.items()}
     for name, module in net.model.named_modules():
-        linear = isinstance(module, (nn.Conv2d, nn.Linear)) and id(module) not in inside
+        linear = isinstance(module, (*CONVOLUTIONS, nn.Linear)) and id(module) not in inside
         if linear and all(owners[id(p)] == 1 for p in module.parameters()):
             names[module] = name
     order: dict[nn.Module, Tensor] = {}

@@ -119,7 +119,10 @@ class _Exporter:
         self.baseline = run.baseline.cpu().eval()
         self.expected = logits(self.merged, self._images())
         some = next(iter(run.feed.test()))[0][:4].cpu()
-        self.resized = list(resized(self.merged, some))
+        tried = run.record.other_size
+        # Not at sizes at which the merged model runs, but is not what was trained.
+        self.frozen = tried.describe(run.shape) if tried else ""
+        self.resized = [] if self.frozen else list(resized(self.merged, some))
         self._programs: dict[tuple[bool, bool], CapturedModel] = {}
 
     def write(self, form: Format, preprocess: Mapping[str, object]) -> Exported:
@@ -149,7 +152,7 @@ class _Exporter:
                 undecided=parity.undecided,
                 tolerance=parity.tolerance,
                 dynamic=list(program.dynamic),
-                note=program.note,
+                note=f"for {self.frozen}" if self.frozen else program.note,
                 input_sizes=list(parities),
                 versions=form.versions(),
                 seconds=round(time.monotonic() - began, 1),
