@@ -92,13 +92,18 @@ def images(key: tuple[str, int]) -> Tensor:
 
 @torch.no_grad()
 def logits(
-    net: Supernet, cache: PrefixCache, choices: dict[str, str], last: int = 2
+    net: Supernet,
+    cache: PrefixCache,
+    choices: dict[str, str],
+    last: int = 2,
+    statistics: bool = True,
 ) -> list[Tensor]:
-    """What a scorer does, for so many of the held-out batches."""
+    """What a scorer does, for so many of the held-out batches, with statistics anew or as known."""
     net.choose(choices)
     keys = list(BATCHES)
     with cache.plan(), preserved(net):
-        recalibrate(net, [images(k) for k in keys[:2]], lambda i, x: cache(keys[i], x))
+        if statistics:
+            recalibrate(net, [images(k) for k in keys[:2]], lambda i, x: cache(keys[i], x))
         cache.calibrated()
         return [cache(key, images(key)) for key in keys[2 : 2 + last]]
 
@@ -140,9 +145,10 @@ BLOCKS = ("basic", "convnext", "in_place", "inverted", "pre_activation_in_place"
 SHARES = {Deep: True, LongSkip: False, Between: True}
 
 
+@pytest.mark.parametrize("statistics", [True, False])
 @pytest.mark.parametrize("kind", SHARES)
 def test_shared_activations_give_the_same_logits_with_fewer_calls(
-    kind: type[Deep], counted: Callable[..., tuple[list[Tensor], int]]
+    kind: type[Deep], statistics: bool, counted: Callable[..., tuple[list[Tensor], int]]
 ) -> None:
     torch.manual_seed(0)
     net = supernet(kind(*BLOCKS))
@@ -150,8 +156,8 @@ def test_shared_activations_give_the_same_logits_with_fewer_calls(
     all_calls = shared_calls = 0
     for number, choices in enumerate(itertools.chain(plans(net, 12), plans(net, 12))):
         last = 1 if number % 3 == 0 else 2  # some are left half-way
-        expected, every = counted(net, plain, choices, last)
-        found, computed = counted(net, shared, choices, last)
+        expected, every = counted(net, plain, choices, last, statistics)
+        found, computed = counted(net, shared, choices, last, statistics)
         all_calls, shared_calls = all_calls + every, shared_calls + computed
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     if SHARES[kind]:

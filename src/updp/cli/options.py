@@ -107,7 +107,11 @@ class RecipeOptions:
     """A recipe file or preset, and changes of its fields."""
 
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="default, fit-only, repair, quick, paper, imagenet/NAME; or a YAML file.")
+        Path | None,
+        typer.Option(
+            "--recipe",
+            help="default, fit-only, repair, quick, paper, imagenet/NAME; or a YAML file.",
+        ),
     ] = None
     settings: Annotated[
         list[str] | None,

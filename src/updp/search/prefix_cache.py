@@ -34,8 +34,9 @@ class _Entrance:
 class PrefixCache:
     """Computes what `net(images)` would, for plan after plan.
 
-    Each plan runs in a `with cache.plan():` block: the calibration batches, `calibrated`, and then
-    the other batches. The key of a batch always stands for the same images.
+    Each plan runs in a `with cache.plan():` block: the calibration batches, which either all plans
+    have or none, `calibrated`, and then the other batches. The key of a batch always stands for the
+    same images.
     """
 
     def __init__(self, net: Supernet, megabytes: int, images: int, example: Tensor) -> None:
@@ -57,6 +58,7 @@ class PrefixCache:
         self._plan: Prefix = ()
         self._start: Prefix | None = None
         self._calibrating = False
+        self._has_statistics = False  # of calibration batches of the present plan
         # Where inputs are kept: from the number of a call to the position of its switch.
         self._kept = self._choose_entrances(example, images) if self.bound else {}
 
@@ -64,7 +66,7 @@ class PrefixCache:
     def plan(self) -> Iterator[None]:
         """Run the plan that is chosen in the net: from its longest prefix that is known."""
         self._plan, self._new = tuple(self.net.switches[n].choice for n in self._order), {}
-        self._calibrating = True
+        self._calibrating, self._has_statistics = True, False
         lengths = [n for n in range(len(self._plan), -1, -1) if self._enterable.get(n)]
         self._start = next((p for n in lengths if (p := self._plan[:n]) in self._known), None)
         if self._start is not None:
@@ -86,6 +88,7 @@ class PrefixCache:
         if not self._kept:
             logits: Tensor = self.net(images)
             return logits
+        self._has_statistics |= self._calibrating
         start = self._start
         if start is not None and key in self._known[start].inputs:
             logits, seen = self._enter(images, len(start), self._known[start].inputs[key])
@@ -101,6 +104,8 @@ class PrefixCache:
     def calibrated(self) -> None:
         """Complete the statistics after calibration: norms before the entrance did not run."""
         self._calibrating = False
+        if not self._has_statistics:
+            return
         found = norms(self.net)
         if self._start is not None:
             for norm, kept in zip(found, self._known[self._start].statistics, strict=True):
@@ -154,8 +159,8 @@ class PrefixCache:
 
     def _keep(self, prefix: Prefix, key: Hashable, inputs: Inputs) -> None:
         entrance = self._known.get(prefix) or self._new.get(prefix)
-        # An entrance made after calibration would lack the calibration batches.
-        if entrance is None and self._calibrating:
+        # An entrance made after calibration would lack the calibration batches, if there are any.
+        if entrance is None and (self._calibrating or not self._has_statistics):
             entrance = self._new[prefix] = _Entrance()
         if entrance is not None and key not in entrance.inputs:
             entrance.inputs[key] = inputs
