@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
-from tests.families import Attention, C, Mlp, Net, conv, images, randomise
-from tests.road import prune_half
+from tests.families import Attention, C, Mlp, Net, conv, error, images, randomise
+from tests.road import prune_half, supernet
 from updp.blocks import find
+from updp.blocks.modules import copy_module
 
 
 class Two(nn.Module):
@@ -298,3 +299,42 @@ def test_each_kind_goes_the_whole_road(kind: str) -> None:
     sites = find(model, x).sites
     assert sum(s.branch is not None for s in sites) == KINDS[kind][2], sites
     prune_half(model, x)
+
+
+BY_MODE = (
+    *("functional dropout", "condition on the mode"),
+    *("stochastic depth", "checkpoint in training"),
+)
+    "functional dropout",
+    "condition on the mode",
+    "stochastic depth",
+    "checkpoint in training",
+)
+
+
+@pytest.mark.parametrize("kind", BY_MODE)
+def test_kept_blocks_train_as_their_user_wrote_them(kind: str) -> None:
+    model, x = net_of(kind), images(3)
+    findings, net = supernet(model, x)
+    assert bool(findings.modal) == (kind in BY_MODE[1:3])
+    model.train()
+    net = copy_module(net).train()
+
+    def run(module: nn.Module) -> Tensor:
+        torch.manual_seed(3)
+        return module(x)
+
+    expected = run(model)
+    assert torch.equal(run(net), expected)
+    assert error(run(net.eval()), expected) > 1e-3 or kind == "checkpoint in training"
+    # With the other block pruned, at the begin of its way: the noise of its arguments is left to
+    # it, and all of the kept block's to that.
+    first, _ = net.switches
+    net.choose({first: net.switches[first].labels[0]})
+    net.train().set_lambda(0.0)
+    if kind == "functional dropout":
+        assert error(run(net), expected) < 1e-5
+    elif kind != "checkpoint in training":
+        net.eval()
+        quiet = run(net)
+        assert error(run(net.train()), quiet) > 1e-3
