@@ -302,9 +302,6 @@ def test_each_kind_goes_the_whole_road(kind: str) -> None:
 
 
 BY_MODE = (
-    *("functional dropout", "condition on the mode"),
-    *("stochastic depth", "checkpoint in training"),
-)
     "functional dropout",
     "condition on the mode",
     "stochastic depth",
