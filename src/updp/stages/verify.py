@@ -102,7 +102,7 @@ def verify(
                     if dtype == torch.float32:
                         raise MergeError(f"the merged model does not run: {error}") from error
             if dtype == torch.float64 and (found is None or wrong):
-                note = note or why_not_float64(nets[dtype], x)
+                note = note or why_not_float64(nets[dtype].model, x)
                 if note:
                     found = _compare_sites(nets, x, source, note)
                     wrong = _first_wrong(found, tolerances)
