@@ -222,3 +222,35 @@ def reloaded(model: nn.Module) -> nn.Module:
     torch.save(model, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+class Training(nn.Module):
+    """Its BatchNorm takes the statistics of the batch in evaluation, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = conv(C, 6), nn.BatchNorm2d(6), conv(6, C)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.norm.training = True
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.norm(self.a(x)).relu())
+
+
+def test_batch_statistics_in_evaluation_are_named_and_not_folded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = Reader()
+    net.blocks[1] = Training()
+    statistics = net.blocks[1].norm.running_mean.clone()
+    findings = find(net.eval(), images())
+    assert torch.equal(net.blocks[1].norm.running_mean, statistics)
+    assert "its module blocks.1.norm (BatchNorm2d) takes statistics of the batch" in caplog.text
+    (site,) = [s for s in findings.sites if s.name == "blocks.1"]
+    assert site.why == "`norm` is a BatchNorm that trains in evaluation mode, too"
+    caplog.clear()
+    find(Reader().eval(), images())
+    assert not caplog.text

@@ -181,7 +181,7 @@ def test_gradients_reach_the_shared_weights_and_the_norms(made: Case) -> None:
 
 
 def test_forms_own_nothing_but_their_norms(made: Case) -> None:
-    base = {id(t) for b in made.net._originals.values() for t in (*b.parameters(), *b.buffers())}
+    base = {id(getattr(owner, key)) for owner, key in made.net._base.values()}
     for switch in made.net.switches.values():
         for form in switch.forms:
             inner = (m for m in form.modules() if m is not form and not any(m.children()))

@@ -19,11 +19,12 @@ from updp.blocks.modules import hooks
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
+from updp.blocks.repeatable import Run
 from updp.blocks.tracing.calls import Arguments, copied, record_calls
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import Region, residual_regions, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone
-from updp.blocks.unpruned import Run, usable_findings
+from updp.blocks.unpruned import usable_findings
 from updp.blocks.values import difference, tensors_of
 
 _log = logging.getLogger(__name__)

@@ -5,19 +5,16 @@ weight. Nothing tells but running it.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from updp.blocks.findings import Findings, Unusable
-from updp.blocks.modules import UserCodeError, call_user_code, hooks
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.repeatable import NOISE, Run, describe_random, warn_of_batch_statistics
 from updp.blocks.surgery import (
     Replacement,
     calling,
@@ -26,20 +23,11 @@ from updp.blocks.surgery import (
     rewrite,
     surgical_state,
 )
-from updp.blocks.values import difference, tensors_of
+from updp.blocks.values import difference
 from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
 _TOLERANCE = 1e-6  # relative; the same operators run, so that CPUs differ in no bit
-_RANDOM = 1e-4  # relative; what GPUs may differ by is less
-
-
-@dataclass(frozen=True)
-class Run:
-    """An input of a model (N, C, H, W), and what the model makes of it."""
-
-    images: Tensor
-    output: Any
 
 
 def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Run]) -> Findings:
@@ -50,11 +38,13 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Run]) -
     Raises UserError: the model gives another output each time.
     """
     with unpruned(model, findings):
-        if not _why_not(model, runs, _TOLERANCE):
-            return findings
+        same = not _why_not(model, runs, _TOLERANCE)
+    if same:
+        warn_of_batch_statistics(model, runs)
+        return findings
     noise = difference(call_user_code(model, runs[0].images.clone()), runs[0].output)
-    if noise > _RANDOM:
-        raise UserError(_says_random(model, runs[0].images))
+    if noise > NOISE:
+        raise UserError(describe_random(model, runs[0].images))
     limit = max(_TOLERANCE, 10 * noise)
     refused: dict[str, str] = {}
     whole = set()
@@ -124,66 +114,3 @@ def _why_not(model: nn.Module, runs: Sequence[Run], limit: float) -> str:
         if (gap := difference(output, run.output)) > limit:
             return f"its output differs by {f'{gap:.0%}' if gap >= 0.01 else f'{gap:.1e}'}"
     return ""
-
-
-def _says_random(model: nn.Module, images: Tensor) -> str:
-    name = random_module(model, images)
-    kind = type(model.get_submodule(name)).__name__
-    where = f"its module {name} ({kind})" if name else f"the forward of {kind} itself"
-    return (
-        "the model gives another output each time that it sees the same images, though in "
-        f"evaluation mode: {where} is random, or remembers what it saw before; make it the same "
-        "each time in evaluation"
-    )
-
-
-def random_module(model: nn.Module, images: Tensor) -> str:
-    """Path of the innermost module that gives different outputs for equal inputs, in two runs."""
-    first, second = _trail(model, images), _trail(model, images)
-    for call, (inputs, outputs) in first.items():
-        others = second.get(call)
-        if others is not None and _near(inputs, others[0]) and not _near(outputs, others[1]):
-            return call[0]
-    return ""
-
-
-_Sums = list[tuple[float, float]]
-
-
-def _trail(model: nn.Module, images: Tensor) -> dict[tuple[str, int], tuple[_Sums, _Sums]]:
-    """Sums over inputs and outputs of each call of each module, in the order in which they end."""
-    trail: dict[tuple[str, int], tuple[_Sums, _Sums]] = {}
-    entered: list[_Sums] = []
-    counts: Counter[str] = Counter()
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        entered.append(_sums((args, kwargs)))
-
-    def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        counts[name] += 1
-        trail[name, counts[name]] = entered.pop(), _sums(output)
-
-    def watch() -> Iterator[RemovableHandle]:
-        for name, module in model.named_modules():
-            yield module.register_forward_pre_hook(enter, with_kwargs=True)
-            yield module.register_forward_hook(partial(leave, name))
-
-    with torch.no_grad(), hooks(watch()):
-        model(images.clone())
-    return trail
-
-
-def _sums(value: Any) -> _Sums:
-    tensors = (t.real.double() if t.is_complex() else t.double() for t in tensors_of(value))
-    return [(float(t.sum()), float(t.abs().sum())) for t in tensors]
-
-
-def _near(a: _Sums, b: _Sums) -> bool:
-    if len(a) != len(b):
-        return False
-    sizes = [max(x[1], y[1], 1e-30) for x, y in zip(a, b, strict=True)]
-    return all(
-        abs(p - q) <= _RANDOM * size
-        for x, y, size in zip(a, b, sizes, strict=True)
-        for p, q in zip(x, y, strict=True)
-    )

@@ -194,6 +194,8 @@ class _Reader(Cursor):
     def _norm(self, name: str, module: nn.Module, channels: int) -> None:
         if getattr(module, "running_mean", 0) is None:
             raise NotAChain(f"`{name}` is a BatchNorm without running statistics")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise NotAChain(f"`{name}` is a BatchNorm that trains in evaluation mode, too")
         by_channel = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
         if isinstance(module, by_channel) and not self.flat:
             self.need("first", name)

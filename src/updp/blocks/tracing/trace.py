@@ -4,7 +4,7 @@ import copy
 import operator
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from updp.blocks.tracing.interpret import NotTraceable, first_line, run_graph
 from updp.blocks.tracing.region import data_nodes, is_add
 from updp.blocks.tracing.tracer import Tracer
 
+_TABLES = frozenset(vars(nn.Module()))  # torch's own attributes of a module
 _PURE = {getattr, operator.getitem, torch._assert, "size", "dim"}
 
 
@@ -64,9 +65,8 @@ def _trace_once(module: nn.Module, make_tracer: Callable[[], Tracer], both_modes
     try:
         # Set the module's own flag only: its children are leaves and keep their modes.
         for mode in (True, False) if both_modes else (False,):
-            with ExitStack() as stack, torch.no_grad():
-                for part in module.modules():  # a forward may call any method of its children
-                    stack.enter_context(restored(part))
+            # A forward may call any method of its children, which may keep what it is given.
+            with restored(module), contents_restored(*module.children()), torch.no_grad():
                 module.training = mode
                 graphs.append(make_tracer().trace(module))
     except Exception as error:  # fx raises many kinds, and user code may raise any
@@ -109,18 +109,33 @@ def restored(module: nn.Module) -> Iterator[None]:
     Lists, dictionaries and sets that it keeps get their contents back.
     """
     before = dict(vars(module))
-    contents = [*_containers(before)]
     buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
     try:
-        yield
+        with contents_restored(module):
+            yield
     finally:
         vars(module).clear()
         vars(module).update(before)
+        for name, (buffer, value) in buffers.items():
+            module._buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
+def contents_restored(*modules: nn.Module) -> Iterator[None]:
+    """Context that gives lists, dictionaries and sets that modules keep their contents back."""
+    contents = [
+        pair
+        for module in modules
+        for key, value in vars(module).items()
+        if key not in _TABLES
+        for pair in _containers((value,))
+    ]
+    try:
+        yield
+    finally:
         for container, content in contents:
             container.clear()
             container.extend(content) if isinstance(container, list) else container.update(content)
-        for name, (buffer, value) in buffers.items():
-            module._buffers[name] = buffer.copy_(value)
 
 
 def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
