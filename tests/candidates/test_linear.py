@@ -13,14 +13,8 @@ from updp.recipe import CandidateSettings
 def proposed(model: nn.Module, linear: str = "local") -> list[list[OneLinear]]:
     found = find(model, images())
     settings = CandidateSettings(linear=linear)  # type: ignore[arg-type]
-    return [
-        [
-            *OneLinear.propose(
-                site, model.get_submodule(site.block), found.graphs[site.block], settings
-            )
-        ]
-        for site in found.sites
-    ]
+    parts = [(s, model.get_submodule(s.block), found.graphs[s.block]) for s in found.sites]
+    return [[*OneLinear.propose(*part, settings)] for part in parts]
 
 
 @pytest.mark.parametrize(
