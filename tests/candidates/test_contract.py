@@ -40,11 +40,14 @@ UNNORMED = (
 )
 
 
+# No chains: paths that are multiplied or joined.
+GATED = ("gated", "gated_map", "wavenet", "concatenated")
+
+
 # Where nothing inside the branch acts on each channel alone, or a weight is made in the forward.
 UNCUT = (
     *("basic_groups", "basic_groupnorm", "nhwc_grouped", "excited", "standardised", "windows"),
-    *("repvgg", "repvgg_strided", "repvgg_tokens", "gated", "gated_map"),
-    "shuffled",
+    *("repvgg", "repvgg_strided", "repvgg_tokens", "shuffled", *GATED),
 )
 
 
@@ -56,7 +59,7 @@ def applies(kind: str, name: str, family: Family) -> bool:
     if kind == "fuse":
         return name in ("repvgg", "repvgg_strided", "repvgg_tokens")
     if kind == "linear":
-        return name in ("vit", "windows", "gated", "gated_map")
+        return name in ("vit", "windows", *GATED)
     if kind == "fold":
         return name in ("vit", "dropout", "windows")
     linearised = kind != "inherit-linearised" or name in UNNORMED
