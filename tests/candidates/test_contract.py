@@ -40,10 +40,14 @@ UNNORMED = (
 )
 
 
+# No chains: paths that are multiplied or joined.
+GATED = ("gated", "gated_map", "wavenet", "concatenated")
+
+
 # Where nothing inside the branch acts on each channel alone, or a weight is made in the forward.
 UNCUT = (
     *("basic_groups", "basic_groupnorm", "nhwc_grouped", "excited", "standardised", "windows"),
-    *("repvgg", "repvgg_strided", "repvgg_tokens"),
+    *("repvgg", "repvgg_strided", "repvgg_tokens", "shuffled", *GATED),
 )
 
 
@@ -54,6 +58,8 @@ def applies(kind: str, name: str, family: Family) -> bool:
         return bool(family.sites) and name not in (*UNCUT, *RANDOM)  # it has noise of its own
     if kind == "fuse":
         return name in ("repvgg", "repvgg_strided", "repvgg_tokens")
+    if kind == "linear":
+        return name in ("vit", "windows", *GATED)
     if kind == "fold":
         return name in ("vit", "dropout", "windows")
     linearised = kind != "inherit-linearised" or name in UNNORMED
@@ -95,12 +101,13 @@ def test_macs_are_those_of_the_merged_operators(made: Case) -> None:
                 continue
             _, *size = site.shape_in
             channels = size.pop(0 if site.branch.layout_in == "first" else -1)
-            height, width = size if len(size) == 2 else (size[0], 1)
+            if len(size) != site.branch.dims:  # tokens are one column
+                size = [size[0], 1]
             merged = made.net.switches[site.name].form(candidate.label).merged()
             assert merged.operators[0].in_channels == channels
             total = 0
             for operator in merged.operators:
-                (height, width), macs = output_and_macs(operator, height, width)
+                size, macs = output_and_macs(operator, size)
                 total += macs
             assert candidate.macs(site) == total, (site.name, candidate.label)
 
@@ -182,7 +189,8 @@ def test_forms_own_nothing_but_their_norms(made: Case) -> None:
         for form in switch.forms:
             inner = (m for m in form.modules() if m is not form and not any(m.children()))
             kinds = {type(m).__name__ for m in inner}
-            assert made.kind == "narrow" or kinds <= {"ChannelNorm", "LinearBranch", "ModuleList"}
+            own_kinds = {"ChannelNorm", "LinearBranch", "ModuleList"}
+            assert made.kind in ("narrow", "linear") or kinds <= own_kinds
             own = [*form.parameters(), *form.state_dict(keep_vars=True).values()]
             assert own or made.kind == "fuse"
             assert not base & {id(t) for t in own}
@@ -234,7 +242,7 @@ def test_calibrated_norms_know_what_they_see(made: Case) -> None:
                 net.choose({name: label})
                 form = switch.form(label)
                 norms = norms_of(form)
-                if made.kind in ("fuse", "narrow"):
+                if made.kind in ("fuse", "narrow", "linear"):
                     assert norms == []
                     continue
                 seen = _inputs(net, name, label, x)
@@ -286,9 +294,7 @@ def _before_activation(net: Supernet, name: str, x: Tensor) -> Tensor:
         y = extract(block, net._graphs[site.block], region.entry, region.add, region.extras)(
             x.clone(), *site.extras
         )
-    if y.ndim == 4:
-        y = to_layout(y, site.layout, norm.layout)
-    return _rows(y, norm.layout)
+    return _rows(to_layout(y, site.layout, norm.layout), norm.layout)
 
 
 def _rows(x: Tensor, layout: str) -> Tensor:

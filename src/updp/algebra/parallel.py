@@ -1,5 +1,6 @@
-"""Parallel operators: an identity skip, and the sum of two operators (DESIGN, merging rule 4)."""
+"""Parallel operators: an identity skip, the sum of two, and other orders of channels."""
 
+from dataclasses import replace
 from math import gcd
 
 import torch
@@ -21,6 +22,26 @@ def identity(
         torch.zeros(channels, dtype=torch.float64, device=device),
         groups=groups,
     )
+
+
+def reorder(operator: Operator, order: Tensor) -> Operator:
+    """Return the operator with its output channels in another order: channel c is `order[c]`.
+
+    A shuffle of channels mixes groups, so the result has as many as stay among themselves.
+    """
+    groups = kept_groups(operator.groups, order)
+    weight = _regrouped(operator, groups)[order]
+    return replace(operator, weight=weight, bias=operator.bias[order], groups=groups)
+
+
+def kept_groups(groups: int, order: Tensor) -> int:
+    """The most groups, a divisor of `groups`, whose channels stay within them in this order."""
+    count, places = len(order), torch.arange(len(order), device=order.device)
+
+    def stay(groups: int) -> bool:
+        return torch.equal(order * groups // count, places * groups // count)
+
+    return next(g for g in range(groups, 0, -1) if groups % g == 0 and stay(g))
 
 
 def add(a: Operator, b: Operator) -> Operator:

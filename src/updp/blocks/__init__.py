@@ -4,7 +4,15 @@ from updp.blocks.find import find
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.reading.linear import LinearStep
 from updp.blocks.reading.site import Site
-from updp.blocks.reading.steps import ActStep, Chain, NormStep, ScaleStep, Step, to_layout
+from updp.blocks.reading.steps import (
+    ActStep,
+    Chain,
+    NormStep,
+    ScaleStep,
+    ShuffleStep,
+    Step,
+    to_layout,
+)
 from updp.blocks.sizes import OtherSize, try_other_size
 from updp.blocks.teach import Linear, teach_forward, teach_operator
 
@@ -17,6 +25,7 @@ __all__ = [
     "NormStep",
     "OtherSize",
     "ScaleStep",
+    "ShuffleStep",
     "Site",
     "Step",
     "Unusable",

@@ -25,7 +25,8 @@ class Unusable:
 class Findings:
     """Sites and unusable blocks of one model.
 
-    graphs:   the fx graph of each block by its path
+    graphs:   the fx graph of each block by its path, as in evaluation
+    modal:    paths of blocks whose forward takes another way in training
     whole:    paths of blocks that keep all of their modules when they are pruned, because the rest
               of the model reads them
     """
@@ -33,6 +34,7 @@ class Findings:
     sites: tuple[Site, ...]
     unusable: tuple[Unusable, ...]
     graphs: dict[str, fx.Graph]
+    modal: frozenset[str] = frozenset()
     whole: frozenset[str] = frozenset()
 
     def within(self, block: str) -> Findings:

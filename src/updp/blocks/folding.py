@@ -6,7 +6,14 @@ from torch import Tensor, nn
 from updp import algebra
 from updp.algebra import Affine, Operator, centre_tap
 from updp.blocks.reading.linear import LinearStep
-from updp.blocks.reading.steps import Chain, NormStep, ScaleStep, Step, is_affine
+from updp.blocks.reading.steps import (
+    Chain,
+    NormStep,
+    ScaleStep,
+    ShuffleStep,
+    Step,
+    is_affine,
+)
 
 
 def operator_of(step: LinearStep, shrunk: bool = False) -> Operator:
@@ -37,6 +44,8 @@ def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operato
             operator = algebra.compose(operator, operator_of(step))
         elif is_affine(step):
             operator = algebra.after(operator, affine_of(step, operator.bias))
+        elif isinstance(step, ShuffleStep):
+            operator = algebra.reorder(operator, step.order.to(device))
         else:
             return None
     return operator

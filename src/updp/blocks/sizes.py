@@ -15,16 +15,17 @@ from updp.blocks.values import difference
 
 _TOLERANCE = 1e-5  # relative
 _LARGE = 512**2  # pixels, from which on the other size is the smaller one
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # of interpolation, by the number of axes
 
 
 class OtherSize(BaseModel, frozen=True):
-    """A second image size (height, width), and what the model does there.
+    """A second size of the input, (height, width) of images, and what the model does there.
 
     taken:   whether the model itself takes it
     frozen:  the blocks that compute something else there once their forward is rewritten
     """
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     taken: bool
     frozen: tuple[str, ...] = ()
 
@@ -37,7 +38,7 @@ class OtherSize(BaseModel, frozen=True):
         """One line for people, of a model pruned at `size` (..., height, width), or nothing."""
         if not self.frozen:
             return ""
-        here, there = (f"{height}x{width}" for height, width in (size[-2:], self.size))
+        here, there = ("x".join(map(str, s)) for s in (size[-len(self.size) :], self.size))
         names = ", ".join(name or "the model's own forward" for name in self.frozen[:3])
         more = f" and {len(self.frozen) - 3} more" if len(self.frozen) > 3 else ""
         return (
@@ -53,12 +54,13 @@ def try_other_size(model: nn.Module, findings: Findings, images: Tensor) -> Othe
     Args:
         model: in evaluation mode; it is left as it was, but for what its own forward changes.
         findings: its sites.
-        images: (N, C, H, W) of the size at which it was traced.
+        images: (N, C, H, W) of the size at which it was traced; or sequences, or volumes.
     """
-    height, width = images.shape[-2:]
-    larger = height * width <= _LARGE
-    size = (2 * height, 2 * width) if larger else (height // 2, width // 2)
-    x = torch.nn.functional.interpolate(images, size, mode="bilinear")
+    own = images.shape[2:]
+    size = tuple(2 * n if own.numel() <= _LARGE else n // 2 for n in own)
+    if len(size) not in _MODES:
+        return OtherSize(size=size, taken=False)
+    x = torch.nn.functional.interpolate(images, size, mode=_MODES[len(size)])
     try:
         expected = call_user_code(model, x.clone())
     except UserCodeError:

@@ -68,14 +68,31 @@ class Resumable:
             output: Tensor = self.net(images)
         return output
 
-    def can_enter(self, entry: int, inputs: Inputs, images: Tensor, output: Tensor) -> bool:
-        """Whether a run from `inputs` at call `entry` gives the `output` of a run on `images`."""
+    def can_enter(
+        self,
+        entry: int,
+        inputs: Inputs,
+        images: Tensor,
+        output: Tensor,
+        later: Mapping[int, Inputs] | None = None,
+    ) -> bool:
+        """Whether a run from `inputs` at call `entry` gives the `output` of a run on `images`.
+
+        Calls of `later`, by number, must be given the same, too: where a pruned block reads
+        nothing of what a module makes, the output tells nothing of that module's inputs.
+        """
+        differ: list[int] = []
+
+        def observe(number: int, unit: nn.Module, args: Inputs) -> None:
+            if later and number in later and not _equal(args, later[number]):
+                differ.append(number)
+
         try:
-            resumed = call_user_code(self.run, images, lambda *_: None, entry, inputs)
+            resumed = call_user_code(self.run, images, observe, entry, inputs)
         except UserCodeError as error:  # the code read a placeholder; the network can run whole
             _log.info("call %d of the network cannot be entered: %s", entry, error)
             return False
-        if not (same := torch.equal(resumed, output)):
+        if not (same := torch.equal(resumed, output) and not differ):
             _log.info("call %d of the network cannot be entered: more comes from before", entry)
         return same
 
@@ -167,8 +184,9 @@ class Walk:
                 self._calls[unit], found[unit] = number, copied(args)
 
         output = self._net.run(images, observe)
+        later = {self._calls[module]: inputs for module, inputs in found.items()}
         for module, inputs in found.items():
-            if self._net.can_enter(self._calls[module], inputs, images, output):
+            if self._net.can_enter(self._calls[module], inputs, images, output, later):
                 self._enterable.add(module)
 
     def _inputs_of(
@@ -208,6 +226,12 @@ def tapped(observers: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]
 
     with hooks(module.register_forward_pre_hook(hook) for module in observers):
         yield
+
+
+def _equal(values: Any, expected: Any) -> bool:
+    """Whether the tensors in both are equal bit by bit."""
+    pairs = (tree_leaves(values), tree_leaves(expected))
+    return all(torch.equal(a, b) for a, b in zip(*pairs, strict=True) if isinstance(b, Tensor))
 
 
 def copied(values: Any) -> Any:

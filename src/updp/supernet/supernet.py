@@ -21,7 +21,7 @@ from updp.blocks.surgery import (
     surgical_state,
 )
 from updp.candidates import Candidate, Form, FormShape
-from updp.supernet.switch import KEEP, Switch
+from updp.supernet.switch import KEEP, ModalForward, Switch
 
 
 class Supernet(nn.Module):
@@ -44,7 +44,7 @@ class Supernet(nn.Module):
         self._blocks: dict[str, list[Site]] = {}
         for site in self.sites.values():
             self._blocks.setdefault(site.block, []).append(site)
-        self._whole = findings.whole
+        self._whole, self._modal = findings.whole, findings.modal
         self._originals = {name: model.get_submodule(name) for name in self._blocks}
         self._base = _tensors(model)
         self._own = {name: surgical_state(block) for name, block in self._originals.items()}
@@ -97,7 +97,8 @@ class Supernet(nn.Module):
                 return
             (first, *extras), *rest = calls.pop(name)
             if not extras:  # extras, such as a mask, belong to one call
-                first = torch.cat([first, *(call[0] for call in rest)])
+                alike = [call[0] for call in rest if call[0].shape == first.shape]
+                first = torch.cat([first, *alike])
             for label in switch.labels:
                 switch.form(label).calibrate(first, *extras)
 
@@ -227,6 +228,10 @@ class Supernet(nn.Module):
             self.switches[site.name] = switch
             parts.append(calling(region, f"switch{i}", switch))
         rewrite(block, graph, parts, whole=True)
+        if name in self._modal:
+            switches = [self.switches[site.name] for site in sites]
+            own = self._own[name].get("forward")
+            vars(block)["forward"] = ModalForward(block, own, switches)
 
 
 def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:

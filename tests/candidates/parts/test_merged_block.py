@@ -93,7 +93,7 @@ def test_groups_survive_the_identity() -> None:
     net = Supernet(model, findings, {"blocks.0": [Inherit((("conv1", "conv2"),))]})
     (operator,) = net.switches["blocks.0"].form("conv1+conv2").merged().operators
     assert operator.groups == C
-    _, macs = output_and_macs(operator, 9, 7)
+    _, macs = output_and_macs(operator, [9, 7])
     assert macs == Inherit((("conv1", "conv2"),)).macs(findings.sites[0])
 
 

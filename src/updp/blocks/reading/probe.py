@@ -79,6 +79,28 @@ def permutation_of(function: Callable[[Tensor], Tensor], ndim: int) -> tuple[int
 
 
 @torch.no_grad()
+def channel_order_of(function: Callable[[Tensor], Tensor], x: Tensor, layout: str) -> Tensor | None:
+    """Another order (C,) in which the function gives the channels of `x`; None if it does more."""
+    axis = 1 if layout == "first" else x.ndim - 1
+    count = x.shape[axis]
+    numbers = torch.arange(count, dtype=torch.float64, device=x.device)
+    shape = [count if i == axis else 1 for i in range(x.ndim)]
+    values = seeded_input(x.shape, numbers)
+    try:
+        numbered = call_user_code(function, numbers.view(shape).expand(x.shape).clone())
+        if not isinstance(numbered, Tensor) or numbered.shape != x.shape:
+            return None
+        order = numbered.movedim(axis, 0).flatten(1)[:, 0].long()
+        places = torch.arange(count, device=x.device)
+        if torch.equal(order, places) or not torch.equal(order.sort().values, places):
+            return None
+        y = call_user_code(function, values.clone())
+    except UserCodeError:
+        return None
+    return order if torch.equal(y, values.index_select(axis, order)) else None
+
+
+@torch.no_grad()
 def zero_padding_of(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[tuple[int, int], ...] | None:
@@ -98,6 +120,25 @@ def zero_padding_of(
         return None
     cropped = any(side < 0 for pair in sides for side in pair)
     return None if cropped or not torch.equal(y, F.pad(x, padding_of(sides))) else tuple(sides)
+
+
+@torch.no_grad()
+def crop_of(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int, int], ...] | None:
+    """Pixels (before, behind) of each axis that the function cuts off, and no more; else None."""
+    numbers = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
+    try:
+        y = call_user_code(function, numbers.clone())
+    except UserCodeError:
+        return None
+    if not isinstance(y, Tensor) or y.ndim != x.ndim or not 0 < y.numel() < x.numel():
+        return None
+    starts = torch.unravel_index(y.flatten()[0].long(), x.shape)
+    sides = tuple(
+        (int(a), size - left - int(a))
+        for a, size, left in zip(starts, x.shape, y.shape, strict=True)
+    )
+    whole = F.pad(numbers, padding_of((-a, -b) for a, b in sides))
+    return sides if whole.shape == y.shape and torch.equal(whole, y) else None
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from updp.blocks.reading.chain import NotAChain, read_chain
+from updp.blocks.reading.chain import read_chain
+from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.linear import LinearStep
 from updp.blocks.reading.steps import Chain, NormStep
 from updp.blocks.tracing.region import Region, data_nodes, runs

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.reading.chain import NotAChain, read_chain
+from updp.blocks.reading.chain import read_chain
+from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.layouts import layout_of
 from updp.blocks.reading.parallel import read_paths
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
@@ -34,6 +35,7 @@ class Site:
     layout:     of the tensor at the exit: first | last
     extras:     values of `region.extras` in the example
     calls:      number of calls of the block in one forward of the model
+    work:       how many calls like the first they amount to, by the number of pixels
     why:        why `branch` is None
     paths:      parallel chains whose sum is the region, if it is linear already
     """
@@ -50,6 +52,7 @@ class Site:
     layout: str
     extras: tuple[Any, ...] = ()
     calls: int = 1
+    work: float = 1.0
     why: str = ""
     paths: tuple[Chain, ...] = ()
 
@@ -92,9 +95,11 @@ def read_site(
     entry, last = values[region.entry], values[region.branch[-1]]
     if not isinstance(entry, Tensor) or not isinstance(last, Tensor):
         raise NotAChain("its input or output is no tensor")
+    if entry.is_nested or last.is_nested:
+        raise NotAChain("its tensor is nested: it has images of several sizes")
     for others in calls[1:]:
-        if others[region.entry].shape != entry.shape:
-            raise NotAChain("the model calls it with tensors of several shapes")
+        if others[region.entry].ndim != entry.ndim:
+            raise NotAChain("the model calls it with maps and with tokens")
     region, post = _with_post(block, graph, region, values)
     branch: Chain | None = None
     skip, paths, why = None, tuple[Chain, ...](), ""
@@ -130,6 +135,7 @@ def read_site(
         branch.layout_out if branch else _layout(block, graph, region, values),
         tuple(values[extra] for extra in region.extras),
         len(calls),
+        sum(others[region.entry].numel() for others in calls) / max(entry.numel(), 1),
         why,
         paths,
     )

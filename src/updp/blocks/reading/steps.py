@@ -151,7 +151,19 @@ class ScaleStep:
         return x * per_channel(gamma, layout, x.ndim)
 
 
-Step = LinearStep | NormStep | ActStep | ScaleStep
+@dataclass(frozen=True)
+class ShuffleStep:
+    """A permutation of channels, as ShuffleNet's: channel c becomes `order[c]`, indices (C,)."""
+
+    name: str
+    order: Tensor
+
+    def keep(self, x: Tensor, layout: str) -> Tensor:
+        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
+        return x.index_select(1 if layout == "first" else -1, self.order.to(x.device))
+
+
+Step = LinearStep | NormStep | ActStep | ScaleStep | ShuffleStep
 
 
 @dataclass(frozen=True)

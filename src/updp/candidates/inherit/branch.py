@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.algebra import Padding, Size, centre_tap, convolve, padding_of, sides_of
-from updp.blocks import ActStep, Chain, LinearStep, ScaleStep
+from updp.blocks import ActStep, Chain, LinearStep, ScaleStep, ShuffleStep
 from updp.candidates.base import blend
 from updp.candidates.inherit.placement import Placed, place
 from updp.candidates.parts.channel_norm import ChannelNorm
@@ -81,7 +81,7 @@ class LinearBranch(nn.Module):
         step, layout = placed.step, self.chain.layout
         if isinstance(step, LinearStep):
             return self._linear(placed, step, h, lam)
-        if isinstance(step, ScaleStep):
+        if isinstance(step, (ScaleStep, ShuffleStep)):
             return step.keep(h, layout)
         norm = self.norm_at(placed)
         pruned = h if norm is None else norm(h)

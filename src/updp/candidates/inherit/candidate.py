@@ -8,7 +8,7 @@ one operator, and a convolution may be shrunk to its centre tap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby, pairwise, product
 from math import gcd, prod
@@ -16,8 +16,8 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from updp.algebra import can_shrink, sides_of
-from updp.blocks import ActStep, LinearStep, NormStep, Site
+from updp.algebra import can_shrink, kept_groups, sides_of
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, ShuffleStep, Site
 from updp.candidates.base import Candidate
 from updp.candidates.inherit.branch import LinearBranch
 from updp.candidates.inherit.form import InheritForm
@@ -99,7 +99,7 @@ class Inherit(Candidate):
             wide = [s for s in steps if s.name not in self.shrunk]
             along = [_along(size, axis, wide) for axis, size in enumerate(sizes)]
             sizes, taps = [size for size, _ in along], [count for _, count in along]
-            groups = gcd(*(s.groups for s in steps))
+            groups = _groups(site.chain, steps)
             inputs = steps[0].in_channels // groups
             total += prod(sizes) * steps[-1].out_channels * inputs * prod(taps)
         return total
@@ -155,6 +155,20 @@ def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
             reach += (kernel - 1) * dilation * stride
         stride *= step.stride[axis]
     return size, reach // (gcd(*distances) or 1) + 1
+
+
+def _groups(chain: Chain, segment: Sequence[LinearStep]) -> int:
+    """Return the groups of a segment's merged operator; a shuffle of channels leaves fewer."""
+    places = [i for i, step in enumerate(chain.steps) if isinstance(step, LinearStep)]
+    start, last = (chain.steps.index(step) for step in (segment[0], segment[-1]))
+    end = next((place for place in places if place > last), len(chain.steps))
+    groups = segment[0].in_channels
+    for step in chain.steps[0 if start == places[0] else start : end]:
+        if isinstance(step, LinearStep):
+            groups = gcd(groups, step.groups)
+        elif isinstance(step, ShuffleStep):
+            groups = kept_groups(groups, step.order)
+    return groups
 
 
 def _shrinkable(site: Site) -> list[str]:

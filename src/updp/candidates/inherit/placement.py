@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 
 from updp.algebra import Padding, padding_of
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
+from updp.blocks import (
+    ActStep,
+    Chain,
+    LinearStep,
+    NormStep,
+    ScaleStep,
+    ShuffleStep,
+    Step,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def place(
         if isinstance(step, NormStep) or (
             linearise
             and isinstance(step, ActStep)
-            and isinstance(previous, (LinearStep, ScaleStep))
+            and isinstance(previous, (LinearStep, ScaleStep, ShuffleStep))
             and channels
         ):
             norm = len(norms)

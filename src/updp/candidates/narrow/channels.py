@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, Step
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
 from updp.candidates.narrow.slicing import (
     can_cut_gate,
     cut_gate,
@@ -124,7 +124,7 @@ def _acts_on_each_channel(step: Step) -> bool:
         function = step.function
         stateless = not isinstance(function, nn.Module) or not has_state(function)
         return stateless or isinstance(function, nn.PReLU)
-    return step.parameter.numel() == 1
+    return isinstance(step, ScaleStep) and step.parameter.numel() == 1
 
 
 def _is_plain(step: LinearStep) -> bool:
