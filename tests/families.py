@@ -368,6 +368,31 @@ class Gated(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
+class WaveNet(nn.Module):
+    """A dilated convolution whose halves gate one another."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.both, self.out = nn.Conv1d(c, 12, 2, dilation=3), nn.Conv1d(6, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.both(F.pad(x, (3, 0))).chunk(2, 1)
+        return x + self.out(a.tanh() * b.sigmoid())
+
+
+class Concatenated(nn.Module):
+    """Paths side by side, joined by another operator; channels last outside."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(c, 3, 3, bias=True), conv(c, 3, 1), nn.Linear(6, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.permute(0, 3, 1, 2)
+        y = torch.cat([F.relu(self.a(y)), self.b(y)], 1).permute(0, 2, 3, 1)
+        return x + self.c(y)
+
+
 class GatedMap(nn.Module):
     """Halves of one convolution, beside a shortcut, and an activation at the end."""
 
@@ -585,6 +610,8 @@ FAMILIES = {
     "repvgg_tokens": Family(lambda: RepTokens(C), "tokens", sites=()),
     "shuffled": Family(lambda: Shuffled(C)),
     "gated": Family(lambda: Gated(C), "tokens", sites=()),
+    "wavenet": Family(lambda: WaveNet(C), "sequence", sites=()),
+    "concatenated": Family(lambda: Concatenated(C), "nhwc", sites=()),
     "gated_map": Family(lambda: GatedMap(C), sites=(), skip="chain", post=True),
     "windows": Family(lambda: Windows(C), "nhwc", sites=()),
     "causal": Family(lambda: Causal(C), "sequence"),

@@ -40,11 +40,14 @@ UNNORMED = (
 )
 
 
+# No chains: paths that are multiplied or joined.
+GATED = ("gated", "gated_map", "wavenet", "concatenated")
+
+
 # Where nothing inside the branch acts on each channel alone, or a weight is made in the forward.
 UNCUT = (
     *("basic_groups", "basic_groupnorm", "nhwc_grouped", "excited", "standardised", "windows"),
-    *("repvgg", "repvgg_strided", "repvgg_tokens", "gated", "gated_map"),
-    "shuffled",
+    *("repvgg", "repvgg_strided", "repvgg_tokens", "shuffled", *GATED),
 )
 
 
@@ -56,7 +59,7 @@ def applies(kind: str, name: str, family: Family) -> bool:
     if kind == "fuse":
         return name in ("repvgg", "repvgg_strided", "repvgg_tokens")
     if kind == "linear":
-        return name in ("vit", "windows", "gated", "gated_map")
+        return name in ("vit", "windows", *GATED)
     if kind == "fold":
         return name in ("vit", "dropout", "windows")
     linearised = kind != "inherit-linearised" or name in UNNORMED
@@ -181,7 +184,7 @@ def test_gradients_reach_the_shared_weights_and_the_norms(made: Case) -> None:
 
 
 def test_forms_own_nothing_but_their_norms(made: Case) -> None:
-    base = {id(t) for b in made.net._originals.values() for t in (*b.parameters(), *b.buffers())}
+    base = {id(getattr(owner, key)) for owner, key in made.net._base.values()}
     for switch in made.net.switches.values():
         for form in switch.forms:
             inner = (m for m in form.modules() if m is not form and not any(m.children()))

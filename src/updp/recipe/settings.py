@@ -184,8 +184,8 @@ class CandidateSettings(Part):
     )
     linear: Literal["never", "local", "always"] = Field(
         "local",
-        description="whether one linear layer may replace a branch in which nothing merges; local: "
-        "where it works on each position alone, as a gated feed-forward, not as attention",
+        description="whether one linear layer or convolution may replace a branch in which nothing "
+        "merges; local: where it reads few positions for each, as gated feed-forwards do",
     )
     timed: int = Field(
         4, ge=1, description="merged forms timed per site at most, beside the widths"

@@ -6,7 +6,8 @@ from torch import nn
 
 from updp import zoo
 from updp.blocks import find
-from updp.blocks.modules import copy_module, seeded_input
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import seeded_input
 from updp.candidates import planned
 from updp.errors import UserError
 from updp.io.files import read_tensors

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from updp.blocks import Findings, OtherSize, find
-from updp.blocks.modules import copy_module, seeded_input
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import seeded_input
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed
 from updp.errors import UserError

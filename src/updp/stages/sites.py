@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from updp.blocks import Findings, try_other_size
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.candidates import Offers, make_offers
 from updp.io import processes
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory

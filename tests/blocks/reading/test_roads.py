@@ -26,6 +26,28 @@ class PaddedFirst(Basic):
         return self.act2(self.bn2(self.conv2(self.pad(self.act1(y)))) + x)
 
 
+class Temporal(nn.Module):
+    """A temporal convolutional network's: padded on both sides, what lies in the future cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(C, 6, 3, padding=4, dilation=2)
+        self.conv2, self.chomp = nn.Conv1d(6, C, 2, padding=1), Chomp(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv1(x)[:, :, :-4])
+        return F.relu(x + self.chomp(self.conv2(y)))
+
+
+class Chomp(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, : -self.size].contiguous()
+
+
 class ResponseNorm(nn.Module):
     """ConvNeXt V2's; its parameters have the shape of a kernel."""
 
@@ -108,6 +130,7 @@ MERGING: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "explicit padding": (PaddedFirst, "image"),
     "a kernel-shaped parameter": (ConvNeXtV2, "image"),
     "an add with channels last": (LastWithin, "image"),
+    "cropped convolutions": (Temporal, "sequence"),
     "sequences": (TransposedWithin, "sequence"),
     "six axes": (lambda: WindowMlp(C), "nhwc"),
 }

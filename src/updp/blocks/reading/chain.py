@@ -151,7 +151,7 @@ class _Reader(Cursor):
                 step = LinearStep.read(name, module, self.x)
             except ValueError as error:
                 raise NotAChain(f"`{name}` ({type(module).__name__}) {error}") from error
-            self.steps.append(step.behind(self.take_padding(name)))
+            self.steps.append(step.padded(self.take_padding(name)))
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):
             raise NotAChain(f"`{name}` is a transposed convolution, whose output grid is finer")
         elif (channels := _norm_channels(module)) is not None:
@@ -224,7 +224,8 @@ class _Reader(Cursor):
 
         Zero padding is kept for the next operator. Raises NotAChain with `reason` for any other.
         """
-        if not self._probe(name, function) and not self.pad(name, function):
+        known = self._probe(name, function) or self.pad(name, function)
+        if not known and not self.crop(function):
             layout = self.layout
             if layout is None:
                 layout = usual_layout(self.x.ndim)

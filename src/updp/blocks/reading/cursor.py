@@ -7,7 +7,13 @@ from torch import Tensor
 
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.reading.layouts import OTHER, usual_layout
-from updp.blocks.reading.probe import channel_order_of, permutation_of, zero_padding_of
+from updp.blocks.reading.linear import LinearStep
+from updp.blocks.reading.probe import (
+    channel_order_of,
+    crop_of,
+    permutation_of,
+    zero_padding_of,
+)
 from updp.blocks.reading.steps import ShuffleStep, Step, order_of
 
 FLIPPED = "flipped"  # layout of a norm that reads a sequence of unknown layout transposed
@@ -72,6 +78,16 @@ class Cursor:
         if self.padded:
             raise NotAChain(f"`{name}` pads what is padded already")
         self.padded = sides
+        return True
+
+    def crop(self, function: Callable[[Tensor], Tensor]) -> bool:
+        """Take pixels that the function cuts off from the last convolution; False if it cannot."""
+        last = self.steps[-1] if self.steps else None
+        if self.layout != "first" or not isinstance(last, LinearStep) or {*last.stride} != {1}:
+            return False
+        if last.behind or (sides := crop_of(function, self.x)) is None or any(map(any, sides[:2])):
+            return False
+        self.steps[-1] = last.cropped(sides[2:])
         return True
 
     def take_padding(self, name: str) -> tuple[tuple[int, int], ...]:

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from updp.algebra import Padding, Size, convolve, padding_of, sides_of
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.blocks.teach import Linear, taught_operator
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -35,6 +35,7 @@ class LinearStep:
     name:      path of the module in its block
     padding:   zero padding (left, right, top, bottom), as in `torch.nn.functional.pad`
     before:    the part of it that the block adds to the module's own
+    behind:    what the block crops from the module's output, as negative padding
     derived:   the weight is computed at each access: by the forward (weight standardisation), by a
                parametrization, by a hook (`torch.nn.utils.weight_norm`), or as registered with
                `updp.teach_operator`
@@ -48,6 +49,7 @@ class LinearStep:
     groups: int = 1
     derived: bool = False
     before: Padding = ()
+    behind: Padding = ()
 
     @classmethod
     def read(cls, name: str, module: nn.Module, x: Tensor) -> LinearStep:
@@ -79,7 +81,7 @@ class LinearStep:
         derived = not _is_own(seen.weight, module)
         return cls(name, module, stride, seen.padding, dilation, groups, derived=derived)
 
-    def behind(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
+    def padded(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
         """The step with zeros that the block puts before it, (before, behind) of each axis."""
         if not any(map(any, sides)):
             return self
@@ -87,6 +89,12 @@ class LinearStep:
         both = [(a + c, b + d) for (a, b), (c, d) in zip(sides, own, strict=True)]
         before = padding_of(sides)
         return replace(self.on(len(sides)), padding=padding_of(both), before=before)
+
+    def cropped(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
+        """The step, of stride 1, without pixels (before, behind) of its output."""
+        behind = padding_of((-a, -b) for a, b in sides)
+        padding = tuple(a + b for a, b in zip(self.padding, behind, strict=True))
+        return replace(self, padding=padding, behind=behind)
 
     def on(self, dims: int) -> LinearStep:
         """The step with so many axes; a linear layer works on any number, a convolution on its."""
@@ -149,7 +157,7 @@ class LinearStep:
             return F.linear(x, self.weight.flatten(1), self.bias)
         if isinstance(self.module, CONVOLUTIONS) and taught_operator(self.module) is None:
             y: Tensor = self.module(F.pad(x, self.before) if self.before else x)
-            return y
+            return F.pad(y, self.behind) if self.behind else y
         x, dilation = F.pad(x, self.padding), self.dilation
         return convolve(x, self.weight, self.bias, self.stride, 0, dilation, self.groups)
 

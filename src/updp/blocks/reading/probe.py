@@ -123,6 +123,25 @@ def zero_padding_of(
 
 
 @torch.no_grad()
+def crop_of(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int, int], ...] | None:
+    """Pixels (before, behind) of each axis that the function cuts off, and no more; else None."""
+    numbers = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
+    try:
+        y = call_user_code(function, numbers.clone())
+    except UserCodeError:
+        return None
+    if not isinstance(y, Tensor) or y.ndim != x.ndim or not 0 < y.numel() < x.numel():
+        return None
+    starts = torch.unravel_index(y.flatten()[0].long(), x.shape)
+    sides = tuple(
+        (int(a), size - left - int(a))
+        for a, size, left in zip(starts, x.shape, y.shape, strict=True)
+    )
+    whole = F.pad(numbers, padding_of((-a, -b) for a, b in sides))
+    return sides if whole.shape == y.shape and torch.equal(whole, y) else None
+
+
+@torch.no_grad()
 def kind_of(function: Callable[[Tensor], Tensor]) -> str | float:
     """Classify a function: 'identity', 'activation' (elementwise), a scalar factor, or 'other'.
 

@@ -1,4 +1,4 @@
-"""Functions that take no proxy: einops', scripted and compiled ones, those that ask for a type.
+"""Functions that take no proxy: einops', scripted ones, those that ask for a type.
 
 fx calls a function with proxies, and records what it calls in turn. A function that looks at its
 arguments more closely fails; it is found by its traceback, and recorded as one node instead.
@@ -50,14 +50,16 @@ def foreign_function(error: BaseException) -> Foreign | None:
 
 
 @contextmanager
-def scripted(record: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
-    """Context in which `record` is called in place of scripted functions that get a proxy."""
+def unscripted() -> Iterator[None]:
+    """Context in which a scripted function that gets a proxy runs as the function that it was."""
     kind = torch._C.ScriptFunction
     original = kind.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        proxied = has_proxy((args, kwargs))
-        return record(self, args, kwargs) if proxied else original(self, *args, **kwargs)
+        written = getattr(self, "_torchdynamo_inline", None)
+        if written is not None and has_proxy((args, kwargs)):
+            return written(*args, **kwargs)
+        return original(self, *args, **kwargs)
 
     kind.__call__ = call  # type: ignore[method-assign]
     try:

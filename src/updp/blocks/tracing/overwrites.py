@@ -42,42 +42,75 @@ def follow_overwrites(graph: fx.Graph, notes: Notes) -> None:
     Raises:
         NotTraceable: a tensor is read after another one that shares its memory was overwritten.
     """
-    now: dict[fx.Node, fx.Node] = {}  # what holds the present value of a node's tensor
-    lost: dict[fx.Node, fx.Node] = {}
-    seen: list[fx.Node] = []
+    newest = _Newest(graph, notes)
     for node in list(graph.nodes):
-        for old in node.all_input_nodes:
-            if old in lost:
-                raise NotTraceable(f"it reads `{old.name}`, which `{lost[old].name}` overwrites")
-            node.replace_input_with(old, now.get(old, old))
+        newest.read(node)
         for base in notes.overwritten.get(node, ()):
-            new, held, value = node, now.get(base), notes.values[base]
-            if node.target is operator.setitem:
-                whole, index, part = node.args
-                new = _assigned(graph, node, whole, index, part, notes)
-                graph.erase_node(node)
-                seen.append(new)
-            for other in seen:
-                x = notes.values.get(other)
-                if other in (base, held) or (held and now.get(other) is held) or are_one(x, value):
-                    now[other] = new
-                elif share_memory(x, value) and not _is_assigned_back(base, new, other):
-                    if base.target is operator.getitem and base.args[0] is other:
-                        last = node.next
-                        now[other] = _assigned(graph, last, other, base.args[1], new, notes)
-                    else:
-                        lost[other] = new
+            newest.overwrite(base, node)
         for base in notes.spoiled.get(node, ()):
-            lost |= {n: node for n in seen if share_memory(notes.values.get(n), notes.values[base])}
-        seen.append(node)
+            newest.lose(notes.values[base], node)
+        newest.seen.append(node)
 
 
-def _is_assigned_back(base: fx.Node, new: fx.Node, whole: fx.Node) -> bool:
-    """Whether `base` is a part `whole[i]`, and the statement goes on with `whole[i] = new`."""
-    return base.target is operator.getitem and any(
-        user.target is operator.setitem and user.args == (whole, base.args[1], new)
-        for user in new.users
-    )
+class _Newest:
+    """Which node holds the present value of each tensor, as one follows a graph.
+
+    now:   by the nodes that held it before
+    lost:  nodes whose tensor was overwritten in part, and by what
+    seen:  nodes so far
+    """
+
+    def __init__(self, graph: fx.Graph, notes: Notes) -> None:
+        self._graph, self._notes = graph, notes
+        self.now: dict[fx.Node, fx.Node] = {}
+        self.lost: dict[fx.Node, fx.Node] = {}
+        self.seen: list[fx.Node] = []
+
+    def read(self, node: fx.Node) -> None:
+        """Let a node read present values."""
+        for old in node.all_input_nodes:
+            if old in self.lost:
+                by = self.lost[old].name
+                raise NotTraceable(f"it reads `{old.name}`, which `{by}` overwrites in part")
+            node.replace_input_with(old, self.now.get(old, old))
+
+    def overwrite(self, base: fx.Node, node: fx.Node) -> None:
+        """Note that `node` overwrote the tensor of `base`, and what that makes of others."""
+        value, new, part = self._notes.values[base], node, None
+        whole = base.args[0] if base.target is operator.getitem else None
+        if node.target is operator.setitem:
+            new = _assigned(self._graph, node, *node.args, notes=self._notes)
+            self._graph.erase_node(node)
+            self.seen.append(new)
+        elif self._is_view(whole, value) and not self._goes_on(whole, base, new):
+            index = base.args[1]
+            part = _assigned(self._graph, node.next, whole, index, new, notes=self._notes)
+        held = self.now.get(base, base)
+        for other in [*self.seen]:
+            x, holds = self._notes.values.get(other), self.now.get(other, other)
+            if holds is held or are_one(x, value):
+                self.now[other] = new
+            elif part is not None and holds is whole:
+                self.now[other] = part
+            elif share_memory(x, value) and not (part is None and holds is whole):
+                self.lost[other] = new
+
+    def lose(self, value: Tensor, node: fx.Node) -> None:
+        """Note that `node` changed a tensor without returning it."""
+        for other in self.seen:
+            if share_memory(self._notes.values.get(other), value):
+                self.lost[other] = node
+
+    def _is_view(self, whole: Any, value: Tensor) -> bool:
+        return whole is not None and share_memory(self._notes.values.get(whole), value)
+
+    def _goes_on(self, whole: Any, part: fx.Node, new: fx.Node) -> bool:
+        """Whether `new` is assigned to `whole[i]` next, of which it overwrote the value `part`."""
+        for user in new.users:
+            if user.target is operator.setitem and user.args[1:] == (part.args[1], new):
+                target: Any = user.args[0]
+                return self.now.get(target, target) is whole
+        return False
 
 
 def are_one(x: Any, y: Any) -> bool:
@@ -97,7 +130,7 @@ def _place(x: Tensor) -> tuple[Any, ...]:
 
 
 def _assigned(
-    graph: fx.Graph, before: fx.Node, whole: Any, index: Any, value: Any, notes: Notes
+    graph: fx.Graph, before: fx.Node, whole: Any, index: Any, value: Any, *, notes: Notes
 ) -> fx.Node:
     """The statement `whole[index] = value` as calls that return the whole, put in `before`.
 

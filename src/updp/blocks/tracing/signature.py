@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
-from updp.blocks.tracing.calls import Arguments, arguments
+from updp.blocks.tracing.calls import Arguments, arguments, signature_of
 
 _PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, type(None), type(...))
 _STARS = {
@@ -40,7 +40,7 @@ def parameters(forward: Callable[..., Any], call: Arguments) -> list[Parameter]:
     """Parameters of a method without its first; `*args` and `**kwargs` only where they got any."""
     bound = arguments(forward, call)
     found: list[Parameter] = []
-    for i, p in enumerate(list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]):
+    for i, p in enumerate(signature_of(forward).parameters.values()):
         stars = _STARS.get(int(p.kind), "")
         if stars and not bound.get(p.name):
             continue

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from updp.blocks.teach import forward_of
 from updp.blocks.tracing.calls import Arguments, copied
-from updp.blocks.tracing.foreign import Foreign, scripted
+from updp.blocks.tracing.foreign import Foreign, unscripted
 from updp.blocks.tracing.overwrites import Notes, are_one
 from updp.blocks.tracing.proxies import Flag, ValueProxy, is_flag
 from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
@@ -73,7 +73,7 @@ class Tracer(fx.Tracer):
         with ExitStack() as stack:
             for path in ("", *self.inlined):
                 stack.enter_context(_flagged(root.get_submodule(path), Flag(self, path)))
-            stack.enter_context(scripted(self._record))
+            stack.enter_context(unscripted())
             stack.enter_context(_Makers(self))
             # A compiled helper is traced through, not compiled.
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
@@ -246,9 +246,6 @@ class Tracer(fx.Tracer):
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
-    def _record(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.create_proxy("call_function", function, args, kwargs)
-
 
 class _Makers(TorchFunctionMode):
     """Records calls that make a tensor, with constants alone too."""
@@ -263,7 +260,7 @@ class _Makers(TorchFunctionMode):
         maker = _MAKERS.get(getattr(func, "__name__", ""))
         if not self._tracer.computing and maker is not None and maker == func:
             with suppress(NotImplementedError):  # an argument that is no part of a graph
-                return self._tracer._record(maker, args, kwargs or {})
+                return self._tracer.create_proxy("call_function", maker, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 
