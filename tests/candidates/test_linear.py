@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import C, Concatenated, Net, error, images, network, randomise
+from tests.supernet.test_supernet import Crossed
 from updp.blocks import find
 from updp.candidates import OneLinear
 from updp.recipe import CandidateSettings
@@ -38,6 +39,11 @@ def test_attention_is_replaced_only_where_it_is_asked_for() -> None:
     attention, mlp = proposed(network("vit"))[:2]
     assert (attention, mlp) == ([], [])
     assert proposed(network("vit"), "always")[:2] == [[OneLinear()], []]
+
+
+def test_causal_attention_is_no_local_branch() -> None:
+    """Its mask is one-sided, and its norm takes out what is the same in all channels."""
+    assert proposed(randomise(Crossed()).eval())[0] == []
 
 
 def test_a_branch_that_tells_nothing_has_none() -> None:

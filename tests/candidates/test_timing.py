@@ -106,7 +106,7 @@ def test_an_entry_of_another_version_is_replaced(asked: list[int], entry: Any) -
 def test_a_block_that_is_called_twice_costs_twice(asked: list[int]) -> None:
     model = network("basic")
     found = find(model, images())
-    twice = replace(found, sites=tuple(replace(site, calls=2) for site in found.sites))
+    twice = replace(found, sites=tuple(replace(site, calls=2, work=2.0) for site in found.sites))
     singles, doubles = (make_offers(model, each, DEPTH, CPU)[0] for each in (found, twice))
     assert asked == [4, 4]
     for name, (one, *_) in singles.items():

@@ -197,7 +197,9 @@ def _reading(site: Site, block: nn.Module, graph: fx.Graph) -> OneLinear | None:
     other = x.clone()
     sizes = _sizes(site.shape_in, site.layout)
     middle = tuple(size // 2 for size in sizes)
-    to_layout(other, site.layout, "last")[(0, *middle)] += 1
+    pixel = to_layout(other, site.layout, "last")[(0, *middle)]
+    # Not the same for all channels, which a LayerNorm would take out again.
+    pixel += torch.linspace(-1, 2, len(pixel)).to(pixel)
     try:
         with evaluating(part):
             before, after = (call_user_code(part, t.clone(), *extras) for t in (x, other))
