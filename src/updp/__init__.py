@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from updp.recipe import Budget, Recipe
     from updp.run.estimates import Estimate
     from updp.run.load import load
+    from updp.tasks import Metric, Task
 
 __all__ = [
     "Budget",
@@ -31,9 +32,11 @@ __all__ = [
     "Inspection",
     "Linear",
     "MergeError",
+    "Metric",
     "Plan",
     "Pruned",
     "Recipe",
+    "Task",
     "UserError",
     "bench",
     "estimate",
@@ -63,6 +66,7 @@ _HOMES = {
     "updp.recipe": ("Budget", "Recipe"),
     "updp.run.estimates": ("Estimate",),
     "updp.run.load": ("load",),
+    "updp.tasks": ("Metric", "Task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks.findings import Findings, Unusable
+from updp.blocks.nested import Samples, join
 from updp.blocks.reading.chain import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
@@ -26,10 +27,10 @@ _log = logging.getLogger(__name__)
 Values = list[dict[str, Any]]  # for each call of a module, the value of every node by name
 
 
-def find(model: nn.Module, example: Tensor) -> Findings:
+def find(model: nn.Module, example: Samples) -> Findings:
     """Find the sites of `model`, in the order of its modules.
 
-    The model is run on `example`, an input batch (N, C, H, W), in evaluation mode and without
+    The model is run on `example`, images (N, C, H, W) or other inputs, in evaluation mode, without
     gradients, and left as it was.
     """
     with torch.no_grad(), ExitStack() as stack:
@@ -41,10 +42,10 @@ def find(model: nn.Module, example: Tensor) -> Findings:
 class _Finder:
     """One search through a model; keeps track of the modules and nodes that sites have taken."""
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Samples) -> None:
         self.modules = {n: m for n, m in model.named_modules() if _is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
-        larger = torch.cat([example, example[:1]])
+        larger = join([example, example[:1]])
         self.larger_calls = record_calls(model, larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}

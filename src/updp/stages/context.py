@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from updp.blocks import Findings, find
-from updp.blocks.modules import seeded_input
+from updp.blocks.nested import Samples, join
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed
 from updp.errors import UserError
@@ -18,11 +18,11 @@ from updp.io.files import content_of, read_tensors, write_tensors
 from updp.io.progress import Progress, Silent
 from updp.io.records import Record
 from updp.io.tracking import Board
-from updp.models.teacher import Teacher
 from updp.plan import Plan
 from updp.recipe import Budget, Recipe
 from updp.search import Limits, Space, Survey, limits_of
 from updp.supernet import Supernet
+from updp.tasks import Metric, Task
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
 WEIGHTS = "weights.safetensors"  # of a stage that fits or trains
@@ -81,7 +81,7 @@ class RunInputs:
     recipe: Recipe
     plan: Plan | None = None
     pick: str = ""
-    teacher: Teacher | None = None
+    teacher: nn.Module | None = None
     progress: Progress = field(default_factory=Silent)
     board: Board = field(default_factory=Board)
 
@@ -103,13 +103,17 @@ class Context(RunInputs):
         return self.feed.device
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """An image's (C, H, W)."""
-        return self.feed.image_size
+    def task(self) -> Task:
+        """What the model is for."""
+        return self.feed.task
 
-    def example(self, images: int) -> torch.Tensor:
-        """Seeded random images (N, C, H, W), to trace and time models on."""
-        return seeded_input((images, *self.shape)).to(self.device)
+    def metric(self, *, labelled: bool) -> Metric:
+        """The task's metric, or without labels its agreement with the baseline."""
+        return self.task.metric if labelled else self.task.agreement
+
+    def example(self, count: int) -> Samples:
+        """Inputs of the model, to trace and time it on: see `data.example`."""
+        return self.feed.example(count)
 
     def findings(self, model: nn.Module) -> Findings:
         """The sites of `model` that the recipe selects.
@@ -172,7 +176,7 @@ class Context(RunInputs):
                 offered = candidates.get(name, ())
                 candidates[name] = (*offered, *(c for c in wanted if c not in offered))
         net = Supernet(model, findings, candidates)
-        net.calibrate(torch.cat(self.feed.calibration()))
+        net.calibrate(join(self.feed.calibration()))
         return net
 
     def load_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> Supernet:

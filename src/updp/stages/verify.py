@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
-from torch.fx.node import map_aggregate
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import hooks, seeded_input
+from updp.blocks.nested import Samples, arguments_of, map_tensors, tensors_in
+from updp.blocks.nested import call as call_model
 from updp.errors import MergeError
 from updp.io.records import Record
 from updp.recipe import MergeSettings
@@ -47,7 +48,7 @@ class Checks(Record):
 @torch.no_grad()
 def verify(
     net: Supernet,
-    images: Tensor,
+    images: Samples,
     settings: MergeSettings,
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
     sources: Sequence[str] = ("random", "images"),
@@ -60,7 +61,8 @@ def verify(
 
     Args:
         net: the supernet, with the plan chosen.
-        images: real images (N, C, H, W); random input has their shape.
+        images: real images (N, C, H, W), or other inputs; random input has their shape, and
+            their own values where those are whole numbers, such as tokens.
         settings: the tolerance of each precision.
         dtypes: the precisions to compare in.
         sources: `random`, `images`, or both.
@@ -73,7 +75,7 @@ def verify(
         torch.float64: copy.deepcopy(net).double().eval(),
         torch.float32: copy.deepcopy(net).float().eval(),
     }
-    inputs = {"random": seeded_input(images.shape).to(images.device), "images": images}
+    inputs = {"random": _random(images), "images": images}
     checks: list[Check] = []
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
@@ -82,7 +84,9 @@ def verify(
         tolerance: float = getattr(settings, f"tolerance_{name}")
         for source in sources:
             x = inputs[source]
-            for check in _compare(nets[dtype], merged, nets[other], x.to(dtype), other, source):
+            for check in _compare(
+                nets[dtype], merged, nets[other], x.to(dtype), dtype, other, source
+            ):
                 limit = max(tolerance, ROUNDINGS * check.rounding)
                 if not check.error <= limit:  # which is true of NaN as well
                     raise MergeError(
@@ -99,14 +103,15 @@ def _compare(
     subnet: Supernet,
     merged: nn.Module,
     reference: Supernet,
-    x: Tensor,
+    x: Samples,
+    dtype: torch.dtype,
     other: torch.dtype,
     source: str,
 ) -> list[Check]:
     """Compare on one input; `reference` is the subnet in the `other` precision."""
-    dtype = str(x.dtype).removeprefix("torch.")
+    name_of_type = str(dtype).removeprefix("torch.")
     # The two precisions differ by the rounding of the coarser one; this scales it to that of x.
-    scale = torch.finfo(x.dtype).eps / max(torch.finfo(t).eps for t in (x.dtype, other))
+    scale = torch.finfo(dtype).eps / max(torch.finfo(t).eps for t in (dtype, other))
     blocks = subnet.pruned_blocks()
     calls: dict[str, tuple[Any, Any]] = {}
 
@@ -122,7 +127,7 @@ def _compare(
         yield module.register_forward_hook(after)
 
     with hooks(handle for name in blocks for handle in record(name)):
-        logits = subnet(x)
+        returned = call_model(subnet, x)
 
     def check(where: str, call: Any, expected: Any, new: nn.Module, old: nn.Module) -> Check:
         args, kwargs = _mapped(call, torch.clone)
@@ -133,7 +138,7 @@ def _compare(
         border, interior = _split(y, expected)
         return Check(
             where=where,
-            dtype=dtype,
+            dtype=name_of_type,
             source=source,
             error=error,
             rounding=rounding,
@@ -145,18 +150,27 @@ def _compare(
     for name, (call, expected) in calls.items():
         modules = merged.get_submodule(name), reference.model.get_submodule(name)
         checks.append(check(name, call, expected, *modules))
-    return [*checks, check("", ((x,), {}), logits, merged, reference)]
+    return [*checks, check("", arguments_of(x), returned, merged, reference)]
+
+
+def _random(images: Samples) -> Samples:
+    """Standard normal numbers in place of all floating-point ones."""
+
+    def drawn(x: Tensor) -> Tensor:
+        return seeded_input(x.shape).to(x.device) if x.is_floating_point() else x
+
+    random: Samples = map_tensors(drawn, images)
+    return random
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply `function` to each tensor in nested arguments or results."""
-    return map_aggregate(value, lambda v: function(v) if isinstance(v, Tensor) else v)
+    return map_tensors(function, value)
 
 
 def _flat(output: Any) -> Tensor:
     """A block's only tensor, or all floating-point tensors of its output as one vector."""
-    tensors: list[Tensor] = []
-    map_aggregate(output, lambda v: tensors.append(v) if isinstance(v, Tensor) else None)
+    tensors = tensors_in(output)
     if len(tensors) == 1:
         return tensors[0]
     return torch.cat([t.flatten() for t in tensors if t.is_floating_point()])
