@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from updp.recipe import Budget, Recipe
     from updp.run.estimates import Estimate
     from updp.run.load import load
-    from updp.tasks import Metric, Task
+    from updp.tasks import Metric, Task, find_task
 
 __all__ = [
     "Budget",
@@ -41,6 +41,7 @@ __all__ = [
     "bench",
     "estimate",
     "export",
+    "find_task",
     "inspect",
     "load",
     "prune",
@@ -66,7 +67,7 @@ _HOMES = {
     "updp.recipe": ("Budget", "Recipe"),
     "updp.run.estimates": ("Estimate",),
     "updp.run.load": ("load",),
-    "updp.tasks": ("Metric", "Task"),
+    "updp.tasks": ("Metric", "Task", "find_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

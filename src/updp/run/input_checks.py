@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks.modules import UserCodeError, call_user_code
-from updp.blocks.nested import Samples, same, take, tensors_in
+from updp.blocks.nested import Samples, count, same, take, tensors_in
 from updp.data import Source
 from updp.data.feed import Feed
 from updp.errors import UserError
@@ -32,6 +32,11 @@ def check_settings(task: Task, recipe: Recipe) -> None:
     }
     if recipe.search.score != "divergence":
         given["search.score"] = recipe.search.score
+    if not task.has_loss and (recipe.supernet.epochs or not recipe.subnet.distill):
+        raise UserError(
+            f"task '{task.name}' has no loss with labels: set supernet.epochs=0, and "
+            "subnet.distill above 0, for it is trained to follow the baseline"
+        )
     wrong = next((f"{name}={value}" for name, value in given.items() if value), "")
     if wrong:
         raise UserError(
@@ -44,7 +49,7 @@ def check_labels_suffice(
     source: Source, recipe: Recipe, data: str, task: Task = CLASSIFICATION
 ) -> None:
     """Say what stands for labels that images lack. Raises UserError where they are trained on."""
-    if not source.train.labelled and recipe.learns_labels:
+    if not source.train.labelled and recipe.learns_labels and task.has_loss:
         advice = "; or put the images into a folder per class, such as train/CLASS"
         if not isinstance(task, Classification):
             advice = f", or give a loader of inputs with labels for the task '{task.name}'"
@@ -80,15 +85,16 @@ def look_at(baseline: nn.Module, feed: Feed, source: Source) -> None:
     """
     inputs, labels = next(feed.held_out())
     inputs, labels = inputs[:_LOOKED_AT], take(labels, slice(_LOOKED_AT))
-    count = len(inputs)
     try:
         with torch.no_grad():
             outputs = call_user_code(feed.task.run, baseline, inputs)
     except UserCodeError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise UserError(f"the model fails on {count} held-out images: {error}") from error
-    _check_outputs(outputs, inputs, "logits" if isinstance(feed.task, Classification) else "output")
+        raise UserError(f"the model fails on {len(inputs)} held-out images: {error}") from error
+    if not feed.task.is_ragged:
+        what = "logits" if isinstance(feed.task, Classification) else "output"
+        _check_outputs(outputs, inputs, what)
     if isinstance(feed.task, Classification):
         if feed.labelled:
             _check_knowledge(outputs, labels, source)
@@ -98,8 +104,8 @@ def look_at(baseline: nn.Module, feed: Feed, source: Source) -> None:
 
 def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:
     """Raise UserError for outputs that are not finite, huge, or the same for all images."""
-    found, count = [x for x in tensors_in(outputs) if x.is_floating_point()], len(inputs)
-    of = f"of {count} held-out images"
+    found, size = [x for x in tensors_in(outputs) if x.is_floating_point()], len(inputs)
+    of = f"of {size} held-out images"
     advice = "are the images normalised as it was trained with, and its weights sound?"
     for x in found:
         if not x.isfinite().all():
@@ -107,7 +113,7 @@ def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:
             raise UserError(f"the model's {what} are NaN or infinite for {wrong} {of}: {advice}")
         if what == "logits" and (most := float(x.abs().max())) > _LARGEST:
             raise UserError(f"the model's logits {of} are as large as {most:.3g}: {advice}")
-    varied = not same(inputs, take(inputs, torch.zeros(count, dtype=torch.int64)))
+    varied = not same(inputs, take(inputs, torch.zeros(size, dtype=torch.int64)))
     if found and varied and all((x == x[:1]).all() for x in found):
         raise UserError(f"the model gives the same {what} for each {of}: are its weights loaded?")
 
@@ -127,7 +133,7 @@ def _check_knowledge(logits: Tensor, labels: Tensor, source: Source) -> None:
 
 def _check_task(task: Task, outputs: Any, labels: Any) -> None:
     """Try the functions of a task. Raises UserError: one fails, or gives what it should not."""
-    count = len(tensors_in(outputs)[0])
+    samples = count(outputs)
 
     def tried(name: str, *args: Any) -> Any:
         try:
@@ -140,14 +146,14 @@ def _check_task(task: Task, outputs: Any, labels: Any) -> None:
             ) from error
 
     apart = tried("distance", outputs, outputs)
-    if not isinstance(apart, Tensor) or apart.shape != (count,) or not apart.abs().max() < 1e-3:
+    if not isinstance(apart, Tensor) or apart.shape != (samples,) or not apart.abs().max() < 1e-3:
         raise UserError(
             f"task '{task.name}': distance of outputs from themselves must be 0 for each of "
-            f"{count} samples, and is {apart}"
+            f"{samples} samples, and is {apart}"
         )
     wanted = tried("predictions", outputs) if labels is None else labels
     value = tried("value", [tried("figures", outputs, wanted)])
     if not isinstance(value, float | int):
         raise UserError(f"task '{task.name}': value is {value!r}: it must be a number")
-    if labels is not None:
+    if labels is not None and task.has_loss:
         tried("loss", outputs, labels)

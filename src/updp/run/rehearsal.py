@@ -192,7 +192,10 @@ class Rehearsal:
         tolerance = context.recipe.merge.model_copy(update=lax)
         images = context.feed.calibration()[0][:16]
         checks = meter.time(
-            "checks", lambda: verify(net, images, tolerance, tick=context.progress.advance)
+            "checks",
+            lambda: verify(
+                net, images, tolerance, tick=context.progress.advance, task=context.task
+            ),
         )
         merged = net.merged()
         models = {"baseline": context.baseline, "subnet": net, "merged": merged}

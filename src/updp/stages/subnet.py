@@ -237,7 +237,7 @@ class ProgressiveStep:
                 wanted = task.run(self.teacher, images)
         outputs = task.run(self.net, images)
         loss = torch.zeros((), device=tensors_in(outputs)[0].device)
-        if settings.distill < 1:  # else images need no labels
+        if settings.distill < 1 and task.has_loss:  # else images need no labels
             labels = task.loss(outputs, targets, settings.label_smoothing)
             loss = (1 - settings.distill) * labels
         if settings.distill and wanted is not None:

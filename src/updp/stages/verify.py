@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import hooks, seeded_input
-from updp.blocks.nested import Samples, arguments_of, map_tensors, tensors_in
-from updp.blocks.nested import call as call_model
+from updp.blocks.nested import Samples, map_tensors, tensors_in
 from updp.errors import MergeError
 from updp.io.records import Record
 from updp.recipe import MergeSettings
 from updp.supernet import Supernet
+from updp.tasks import CLASSIFICATION, Task
 
 # A merged operator sums in another order, which rounds differently but hardly worse: an error of
 # up to this many times the subnet's own rounding error is accepted.
@@ -53,6 +54,7 @@ def verify(
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
     sources: Sequence[str] = ("random", "images"),
     tick: Callable[[], None] = lambda: None,
+    task: Task = CLASSIFICATION,
 ) -> list[Check]:
     """Compare subnet and merged model under the present choices, block by block and end to end.
 
@@ -67,6 +69,7 @@ def verify(
         dtypes: the precisions to compare in.
         sources: `random`, `images`, or both.
         tick: called after each precision and source.
+        task: says what of the merged model's results is compared.
 
     Raises:
         MergeError: an error is above its tolerance; the first is named.
@@ -83,10 +86,8 @@ def verify(
         merged = net.merged(dtype)
         tolerance: float = getattr(settings, f"tolerance_{name}")
         for source in sources:
-            x = inputs[source]
-            for check in _compare(
-                nets[dtype], merged, nets[other], x.to(dtype), dtype, other, source
-            ):
+            x = _mapped(inputs[source], partial(_converted, dtype=dtype))
+            for check in _compare(nets[dtype], merged, nets[other], x, dtype, other, source, task):
                 limit = max(tolerance, ROUNDINGS * check.rounding)
                 if not check.error <= limit:  # which is true of NaN as well
                     raise MergeError(
@@ -107,6 +108,7 @@ def _compare(
     dtype: torch.dtype,
     other: torch.dtype,
     source: str,
+    task: Task,
 ) -> list[Check]:
     """Compare on one input; `reference` is the subnet in the `other` precision."""
     name_of_type = str(dtype).removeprefix("torch.")
@@ -127,12 +129,14 @@ def _compare(
         yield module.register_forward_hook(after)
 
     with hooks(handle for name in blocks for handle in record(name)):
-        returned = call_model(subnet, x)
+        returned = task.returned(subnet, x)
 
-    def check(where: str, call: Any, expected: Any, new: nn.Module, old: nn.Module) -> Check:
+    def check(
+        where: str, call: Any, expected: Any, new: Callable[..., Any], old: Callable[..., Any]
+    ) -> Check:
         args, kwargs = _mapped(call, torch.clone)
         y, expected = _flat(new(*args, **kwargs)), _flat(expected)
-        args, kwargs = _mapped(call, lambda t: t.to(other) if t.is_floating_point() else t.clone())
+        args, kwargs = _mapped(call, partial(_converted, dtype=other))
         rounding = scale * relative(_flat(old(*args, **kwargs)).to(expected), expected)
         error = relative(y, expected)
         border, interior = _split(y, expected)
@@ -150,7 +154,13 @@ def _compare(
     for name, (call, expected) in calls.items():
         modules = merged.get_submodule(name), reference.model.get_submodule(name)
         checks.append(check(name, call, expected, *modules))
-    return [*checks, check("", arguments_of(x), returned, merged, reference)]
+    models = partial(task.returned, merged), partial(task.returned, reference)
+    return [*checks, check("", ((x,), {}), returned, *models)]
+
+
+def _converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in another precision, of whole numbers in their own."""
+    return x.to(dtype if x.is_floating_point() else x.dtype, copy=True)
 
 
 def _random(images: Samples) -> Samples:

@@ -8,6 +8,7 @@ from updp.errors import UserError
 from updp.tasks.base import Task
 from updp.tasks.classification import Classification, MultiLabel
 from updp.tasks.dense import RegressionTask, Segmentation
+from updp.tasks.detection import Detection
 from updp.tasks.metric import Metric
 from updp.tasks.text import CausalLM, TokenClassification
 
@@ -20,6 +21,7 @@ _BUILT_IN = (
     Segmentation(),
     TokenClassification(),
     CausalLM(),
+    Detection(),
 )
 TASKS = {task.name: task for task in _BUILT_IN}
 
@@ -27,7 +29,11 @@ __all__ = ["CLASSIFICATION", "TASKS", "Classification", "Metric", "Task", "find_
 
 
 def find_task(task: Task | str) -> Task:
-    """A task, by name or as it is. Raises UserError for an unknown name."""
+    """A built-in task by its name; a task is returned as it is. Raises UserError.
+
+    >>> updp.find_task("segmentation").metric.name
+    'mean IoU'
+    """
     if isinstance(task, Task):
         return task
     if task not in TASKS:

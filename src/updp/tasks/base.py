@@ -42,6 +42,7 @@ class Task:
     # What the counted output is called where a model returns several; else the first one counts.
     keys: tuple[str, ...] = ("logits", "out", "prediction", "pooler_output", "last_hidden_state")
     is_ragged: bool = False  # whether inputs may differ in size; batches are then lists of them
+    has_loss: bool = True  # with labels; else a network is trained by distillation alone
 
     # -- data ---------------------------------------------------------------------------------
 
@@ -64,6 +65,10 @@ class Task:
     def run(self, model: nn.Module, inputs: Samples) -> Any:
         """The outputs that count; `model` may be the user's own, a subnet or the merged one."""
         return self.outputs(call(model, inputs))
+
+    def returned(self, model: nn.Module, inputs: Samples) -> Any:
+        """What the merged model must compute as the subnet does: by default all it returns."""
+        return call(model, inputs)
 
     def outputs(self, returned: Any) -> Any:
         """What counts of what a model returns: a tensor (N, ...), or several in a dictionary.
@@ -95,9 +100,9 @@ class Task:
         for own, target in zip(tensors_in(outputs), tensors_in(baseline), strict=True):
             if not target.is_floating_point():
                 continue
-            target = target.detach().flatten(1)
+            target = target.detach().reshape(len(target), -1)
             scale = target.square().mean().clamp_min(torch.finfo(target.dtype).tiny)
-            errors.append((own.flatten(1) - target).square().mean(1) / scale)
+            errors.append((own.reshape_as(target) - target).square().mean(1) / scale)
         return torch.stack(errors).mean(0)
 
     def uncertainty(self, baseline: Any) -> Tensor:

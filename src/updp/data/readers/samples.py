@@ -5,6 +5,7 @@ keyword); labels are whatever the task compares with. Numbers and NumPy arrays b
 Pillow images and 8-bit pixels (C, H, W) are normalised as those of classifiers.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,26 @@ def _as_tensors(value: Any, where: str) -> Any:
         tensor = torch.as_tensor(leaf).detach()
         return tensor.float() if tensor.is_floating_point() else tensor
 
-    return map_leaves(_LEAVES, convert, value)
+    return map_leaves(_LEAVES, convert, _without_lists(value))
+
+
+def _without_lists(value: Any) -> Any:
+    """Lists of numbers, such as tokens, as arrays; in an item they are no lists of samples."""
+    if isinstance(value, Mapping):
+        return {key: _without_lists(part) for key, part in value.items()}
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(map(_without_lists, value))
+    if isinstance(value, list):
+        array = np.asarray(value) if _is_numbers(value) else None
+        return value if array is None else array
+    return value
+
+
+def _is_numbers(value: list[Any]) -> bool:
+    """Whether a list holds numbers alone, or lists of as many each."""
+    if all(isinstance(part, list) for part in value):
+        return len({len(part) for part in value}) == 1 and all(map(_is_numbers, value))
+    return all(isinstance(part, bool | int | float) for part in value)
 
 
 def _form(inputs: Any) -> str:

@@ -71,7 +71,7 @@ def compare(expected: Tensor, found: Tensor, classifies: bool = True) -> Parity:
     Other outputs (N, ...) are compared by their values alone.
     """
     if not classifies:
-        expected, found = expected.flatten(1), found.flatten(1)
+        expected, found = (x.reshape(len(x), -1) for x in (expected, found))
     tolerance = max(_TOLERANCE, _RESOLUTION * float(expected.abs().max()))
     difference = (expected - found).abs().amax(1)
     best = expected.topk(min(2, expected.shape[1])).values
