@@ -64,7 +64,7 @@ def load_teacher(
             raise UserError("teacher weights are for a teacher given by name, and not for baseline")
         return None if teacher is None or isinstance(teacher, str) else own_copy(teacher, _NAME)
     if weights is not None:
-        return load_model(teacher, weights=Path(weights), num_classes=classes, seed=seed)
+        return load_model(teacher, weights=Path(weights), num_classes=classes or None, seed=seed)
     model = load_model(teacher, seed=seed)
     if teacher.partition("/")[0] in ("timm", "torchvision"):
         raise UserError(

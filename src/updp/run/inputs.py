@@ -114,7 +114,7 @@ def open_inputs(
         source = match_classes(source, outputs, model=names.model, data=names.data)
     check(module, source)
     check_labels_suffice(source, recipe, names.data, own_task)
-    recipe = _with_loader_settings(recipe, source)
+    recipe = _with_loader_settings(recipe, source).model_copy(update={"task": own_task.name})
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
     preprocess = None
     if len(source.image_size) == 3 and source.example is None:

@@ -114,7 +114,8 @@ def train(
             # Dropout and drop path; each process draws for images of its own.
             torch.manual_seed(mix(seed, 2, position, *([own] if (own := processes.rank()) else [])))
             images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, position))
-            images = images.to(memory_format=layout)
+            if not isinstance(images, Tensor) or images.ndim == 4:  # maps (N, C, H, W)
+                images = images.to(memory_format=layout)
             row = step_function(images, targets, step, total, precision)
             # As numbers only now: on a GPU the first one waits for the whole step.
             return {key: float(value) for key, value in row.items()}
