@@ -4,7 +4,6 @@ python examples/tasks/embedding.py
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,10 +61,10 @@ class Block(nn.Module):
 class Embedder(nn.Module):
     """Images to unit vectors."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 4) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, CHANNELS, 3, 2, 1)
-        self.blocks = nn.Sequential(*[Block() for _ in range(4)])
+        self.blocks = nn.Sequential(*[Block() for _ in range(depth)])
         self.head = nn.Linear(CHANNELS, 8)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,10 +84,10 @@ def stripes(count: int, seed: int) -> TensorDataset:
     return TensorDataset(noise + 1.5 * torch.sin(along + phase)[:, None], labels)
 
 
-def main(steps: int = 150, budget: str = "blocks=2") -> updp.Pruned:
+def main(steps: int = 150, depth: int = 4, budget: str = "blocks=2") -> updp.Pruned:
     """Train, prune, and print the recall after each stage."""
     torch.manual_seed(0)
-    task, model, data = Recall(), Embedder(), stripes(256, 0)
+    task, model, data = Recall(), Embedder(depth), stripes(256, 0)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     images, labels = data.tensors
     for step in range(steps):
@@ -97,9 +96,9 @@ def main(steps: int = 150, budget: str = "blocks=2") -> updp.Pruned:
         task.loss(model(images[part]), labels[part]).backward()
         optimizer.step()
     recipe = updp.Recipe(budget=updp.Budget.parse(budget)).updated(
-        *("search.evaluations=8", "search.refined=4", "subnet.epochs=2", "measure.batch_size=8")
+        *("search.evaluations=4", "search.refined=2", "subnet.epochs=1", "measure.batch_size=8")
     )
-    pruned: Any = updp.prune(model, data, recipe, test=stripes(64, 1), task=task)
+    pruned = updp.prune(model, data, recipe, test=stripes(64, 1), task=task)
     for stage, value in pruned.result.by_stage.items():
         print(f"{stage}: {pruned.result.metric.name} {pruned.result.metric.text(value)}")
     return pruned

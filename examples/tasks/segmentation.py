@@ -27,12 +27,12 @@ class Block(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Half of the resolution, four blocks, and back; it returns a dictionary, as torchvision's."""
+    """Half of the resolution, blocks, and back; it returns a dictionary, as torchvision's."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 4) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, CHANNELS, 3, 2, 1)
-        self.blocks = nn.Sequential(*[Block() for _ in range(4)])
+        self.blocks = nn.Sequential(*[Block() for _ in range(depth)])
         self.head = nn.Conv2d(CHANNELS, CLASSES, 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -68,13 +68,13 @@ def fit(model: nn.Module, data: TensorDataset, steps: int) -> None:
         optimizer.step()
 
 
-def main(steps: int = 150, budget: str = "blocks=2") -> updp.Pruned:
+def main(steps: int = 150, depth: int = 4, budget: str = "blocks=2") -> updp.Pruned:
     """Train, prune, and print mean IoU after each stage."""
     torch.manual_seed(0)
-    model, data = Segmenter(), shapes(256, 0)
+    model, data = Segmenter(depth), shapes(256, 0)
     fit(model, data, steps)
     recipe = updp.Recipe(budget=updp.Budget.parse(budget)).updated(
-        *("search.evaluations=8", "search.refined=4", "subnet.epochs=2", "measure.batch_size=8")
+        *("search.evaluations=4", "search.refined=2", "subnet.epochs=1", "measure.batch_size=8")
     )
     pruned = updp.prune(model, data, recipe, test=shapes(64, 1), task="segmentation")
     for stage, value in pruned.result.by_stage.items():

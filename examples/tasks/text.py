@@ -161,16 +161,16 @@ def fit(model: nn.Module, data: Dataset[Any], task: updp.Task, steps: int) -> No
             optimizer.step()
 
 
-def main(kind: str, steps: int = 200, budget: str = "macs=0.7") -> updp.Pruned:
+def main(kind: str, steps: int = 200, depth: int = 4, budget: str = "macs=0.7") -> updp.Pruned:
     """Train and prune an `encoder` or a `decoder`, and print the metric after each stage."""
     torch.manual_seed(0)
     tagged = kind == "encoder"
-    model = Encoder() if tagged else Decoder()
+    model = Encoder(depth) if tagged else Decoder(depth)
     task = updp.find_task("token-classification" if tagged else "causal-lm")
     data = Sentences(256, 0, tagged)
     fit(model, data, task, steps)
     recipe = updp.Recipe(budget=updp.Budget.parse(budget)).updated(
-        *("search.evaluations=8", "search.refined=4", "subnet.epochs=2", "measure.batch_size=8")
+        *("search.evaluations=4", "search.refined=2", "subnet.epochs=1", "measure.batch_size=8")
     )
     pruned = updp.prune(model, data, recipe, test=Sentences(64, 1, tagged), task=task)
     for stage, value in pruned.result.by_stage.items():
