@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from updp.blocks import Unusable, find
+from updp.blocks import OtherSize, Unusable, find, try_other_size
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import as_samples, call
 from updp.candidates import Offer, make_offers
@@ -53,7 +53,8 @@ class Inspection:
     """Result of `inspect`: the offers of each site, and why other blocks cannot be pruned.
 
     `sites` has the offer of each site that takes least away, `others` the further ones by the
-    site's name. Milliseconds are for one batch, MACs for one image.
+    site's name. Milliseconds are for one batch, MACs for one image. `other_size` says whether the
+    pruned model will be right at another image size.
 
     >>> found = updp.inspect("timm/resnet10t", (3, 64, 64))
     >>> first = found.sites[1]
@@ -66,6 +67,8 @@ class Inspection:
     unusable: tuple[Unusable, ...]
     baseline_ms: float
     baseline_macs: int
+    shape: tuple[int, ...]
+    other_size: OtherSize
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -75,7 +78,8 @@ class Inspection:
         ]
         unusable = [vars(u) for u in self.unusable]
         baseline = {"ms": self.baseline_ms, "macs": self.baseline_macs}
-        return {"sites": sites, "unusable": unusable, "baseline": baseline}
+        size = {"shape": self.shape, "other_size": self.other_size.model_dump(mode="json")}
+        return {"sites": sites, "unusable": unusable, "baseline": baseline, **size}
 
 
 @usual_torch()
@@ -255,9 +259,9 @@ def inspect(
     x = make_example(stored, shape, 2).to(target)
     try:
         with torch.no_grad():
-            call_user_code(call, module, x)
+            call_user_code(call, module, x[:1])
     except UserCodeError as error:
-        shown = f"an input of {(2, *shape)}" if stored is None else "the example"
+        shown = f"an input of {(1, *shape)}" if stored is None else "the example"
         raise UserError(f"the model fails on {shown}: {error}") from error
     findings = find(module, x)
     wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
@@ -272,6 +276,8 @@ def inspect(
         (*findings.unusable, *refused),
         times["baseline"].ms.median,
         count_macs(module, x[:1]),
+        tuple(shape),
+        try_other_size(module, findings, make_example(stored, shape, 1).to(target)),
     )
 
 

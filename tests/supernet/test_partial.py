@@ -47,6 +47,17 @@ class LongSkip(Net):
         return third(second(early.clone(), 2)) + early
 
 
+class Unread(Net):
+    """Nothing reads what the second step gives, so the output tells nothing of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.steps
+        early = first(x + 0, 1)
+        late = third(x.clone())
+        second(early.clone(), 2)
+        return late
+
+
 class Strict(Net):
     """Refuses, in a way of its own, to see what is no number."""
 
@@ -89,7 +100,7 @@ def counted(net: Net, walk: Iterator[object]) -> list[int]:
     return [step.images for step in net.steps]
 
 
-@pytest.mark.parametrize("kind", [Net, LongSkip, Strict])
+@pytest.mark.parametrize("kind", [Net, LongSkip, Unread, Strict])
 @pytest.mark.parametrize("room", [0, 100, 200, 10**6])
 def test_a_walk_gives_what_the_whole_network_gives_its_modules(kind: type[Net], room: int) -> None:
     """However many bytes there are: all that is kept for a module has 96."""
@@ -107,6 +118,7 @@ def test_a_walk_gives_what_the_whole_network_gives_its_modules(kind: type[Net], 
     [
         (Net, [[0, 0, 0], [IMAGES, 0, 0], [0, 2 * IMAGES, 0]]),
         (LongSkip, [[0, 0, 0], [IMAGES, 0, 0], [IMAGES, IMAGES, 0]]),
+        (Unread, [[0, 0, 0], [IMAGES, 0, IMAGES], [IMAGES, 0, 0]]),
     ],
 )
 def test_a_walk_resumes_at_the_last_module_it_can_enter(

@@ -1,5 +1,6 @@
 """Helpers for user modules: temporary hooks and evaluation mode, errors of user code, inputs."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from updp.errors import reason
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 class UserCodeError(Exception):
@@ -29,6 +31,47 @@ def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return function(*args, **kwargs)
     except (Exception, SystemExit) as error:
         raise UserCodeError(reason(error)) from error
+
+
+def copy_module(module: M) -> M:
+    """A deep copy of a module, also where `copy.deepcopy` refuses what it keeps.
+
+    Tensors that were computed with gradients are copied without. What cannot be copied at all, such
+    as a lock or a generator, is shared.
+
+    Raises UserCodeError: the module cannot be copied even so.
+    """
+    held = [value for part in module.modules() for value in _held(vars(part))]
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for value in held
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    try:
+        return copy.deepcopy(module, memo.copy())
+    except Exception as error:  # of the user's classes: any
+        shared = {id(v): v for v in held if not isinstance(v, nn.Module) and not _copies(v, memo)}
+        if not shared:
+            raise UserCodeError(reason(error)) from error
+    copied: M = call_user_code(copy.deepcopy, module, memo | shared)
+    return copied
+
+
+def _held(values: Any, depth: int = 2) -> Iterator[Any]:
+    """Values of attributes, and of the containers among them; not those of modules."""
+    for value in [*(values.values() if isinstance(values, dict) else values)]:
+        if isinstance(value, (dict, list, tuple, set)) and depth:
+            yield from _held(value, depth - 1)
+        else:
+            yield value
+
+
+def _copies(value: Any, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, memo.copy())
+    except Exception:  # of the user's classes: any
+        return False
+    return True
 
 
 @contextmanager
@@ -68,3 +111,28 @@ def like_of(module: nn.Module) -> Tensor:
     """
     tensors = (*module.parameters(), *module.buffers())
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+
+
+def is_composite(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own that runs several operators: one to look into."""
+    if "forward" not in vars(module) and type(module).forward is nn.Module.forward:
+        return False  # a list or dict of modules
+    return any(True for _ in module.children()) or _matrices(module) > 1
+
+
+def count_operators(module: nn.Module) -> int:
+    """Number of operators in a module: of its modules that have a matrix or kernel of their own.
+
+    A user's module without children may have several: `F.conv2d` on parameters of its own.
+    """
+    return sum(
+        max(_matrices(m), any(p.ndim > 1 for p in m.parameters(recurse=False)))
+        for m in module.modules()
+    )
+
+
+def _matrices(module: nn.Module) -> int:
+    """Number of matrices and kernels that a user's module without children owns itself."""
+    if any(True for _ in module.children()) or type(module).__module__.startswith("torch.nn."):
+        return 0
+    return sum(sum(size > 1 for size in p.shape) > 1 for p in module.parameters(recurse=False))

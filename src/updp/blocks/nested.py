@@ -166,6 +166,11 @@ class ModelInputs:
     def __getitem__(self, index: Any) -> ModelInputs:
         return ModelInputs(*take((self.args, self.kwargs), index))
 
+    def clone(self) -> ModelInputs:
+        """A copy of each tensor."""
+        cloned: ModelInputs = map_tensors(torch.clone, self)
+        return cloned
+
     def to(self, *args: Any, **kwargs: Any) -> ModelInputs:
         """`Tensor.to` of each tensor; only floating-point ones take another type."""
         is_type = any(isinstance(arg, torch.dtype) for arg in (*args, *kwargs.values()))

@@ -5,6 +5,7 @@ from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
 from updp.candidates.inherit.candidate import Inherit, baseline_macs, propose
+from updp.candidates.linear import OneLinear
 from updp.candidates.narrow.candidate import Narrow
 from updp.candidates.offers import Offer, Offers, make_offers, offers_within
 from updp.candidates.parts.merged_block import MergedBlock
@@ -24,6 +25,7 @@ __all__ = [
     "Narrow",
     "Offer",
     "Offers",
+    "OneLinear",
     "baseline_macs",
     "blend",
     "from_json",

@@ -80,6 +80,8 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
         "no narrow ones, and leaves out no branch beside one of its block that merges.",
         highlight=False,
     )
+    if note := found.other_size.describe(found.shape):
+        console.print(f"\nFor {note}.", highlight=False)
     if found.unusable:
         console.print(f"\n{len(found.unusable)} that cannot be pruned:")
         reasons = Counter((u.kind, u.reason) for u in found.unusable)
@@ -202,7 +204,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
             f"{prefix}merged",
             result.merged,
             f"{s.median:.2f}x ({s.low:.2f}-{s.high:.2f})",
-            f"{errors['float32']:.0e} / {errors['float64']:.0e}",
+            " / ".join(f"{errors[d]:.0e}" if d in errors else "-" for d in ("float32", "float64")),
         )
     return table
 
@@ -226,6 +228,7 @@ def print_result(console: Console, run: RunDirectory) -> None:
         f"pruned {len(plan)} sites: {', '.join(plan.choices)}\n"
         f"device: {result.device}"
         + ("" if result.faster else "; the speed-up is within the noise")
+        + (f"\nmerged parts were compared alone: {result.merge_note}" if result.merge_note else "")
         + f"\nresult: {out} (load it with updp.load({arguments}))",
         highlight=False,
         soft_wrap=True,

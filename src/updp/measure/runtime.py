@@ -1,6 +1,5 @@
 """The deployed form of a module as a function: in the runtime, layout and precision asked for."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from updp.blocks.modules import copy_module
 from updp.blocks.nested import call
 from updp.errors import UserError, reason
 from updp.io.quiet import quiet, silent
@@ -103,7 +103,7 @@ def deployed(
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
-    module = copy.deepcopy(module).eval().to(dtype)
+    module = copy_module(module).eval().to(dtype)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module, tree_map_only(Tensor, prepare, inputs)

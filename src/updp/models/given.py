@@ -1,6 +1,5 @@
 """A user's module as every stage takes it: a plain eager module in float32, without wrappers."""
 
-import copy
 import logging
 from collections.abc import Iterable
 
@@ -10,7 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, copy_module
 from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -30,15 +29,8 @@ def own_copy(given: object, name: str = "the model") -> nn.Module:
         UserError: it is no eager module with floating-point weights, or cannot be copied.
     """
     module = _unwrapped(given, name)
-    # Masked and normalised weights are results of a computation, which `deepcopy` refuses.
-    computed = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and value.grad_fn is not None
-    }
     try:
-        copied = call_user_code(copy.deepcopy, module, computed)
+        copied = copy_module(module)
     except UserCodeError as error:
         raise UserError(f"{name} cannot be copied: {error}") from error
     return usable(copied, name)

@@ -182,6 +182,11 @@ class CandidateSettings(Part):
     fold_norms: bool = Field(
         False, description="a LayerNorm before attention may become a BatchNorm, which folds away"
     )
+    linear: Literal["never", "local", "always"] = Field(
+        "local",
+        description="whether one linear layer or convolution may replace a branch in which nothing "
+        "merges; local: where it reads few positions for each, as gated feed-forwards do",
+    )
     timed: int = Field(
         4, ge=1, description="merged forms timed per site at most, beside the widths"
     )

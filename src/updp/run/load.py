@@ -1,12 +1,11 @@
 """Load a merged model from its run directory, without pickle."""
 
-import copy
 from pathlib import Path
 
 from torch import nn
 
 from updp.blocks import find
-from updp.blocks.modules import like_of
+from updp.blocks.modules import copy_module, like_of
 from updp.blocks.nested import Samples
 from updp.candidates import planned
 from updp.data.example import make_example, read_example
@@ -74,7 +73,7 @@ def skeleton(baseline: nn.Module, example: Samples, plan: Plan) -> nn.Module:
     `example` are two inputs; `baseline` is copied. Raises UserError where the plan names a site
     that the model does not have.
     """
-    model = copy.deepcopy(baseline).eval()
+    model = copy_module(baseline).eval()
     findings = find(model, example.to(like_of(model).device))
     net = Supernet(model, findings, planned(plan, findings)).eval()
     net.choose(plan.choices)

@@ -26,17 +26,22 @@ import torch
 from pydantic import BaseModel, model_validator
 from torch import nn
 
+from updp.blocks import OtherSize
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.models import is_code
-from updp.stages.context import RunInputs
+from updp.stages.context import Context
 from updp.tasks import CLASSIFICATION, Metric
 
 
 class RunRecord(Record):
-    """Model, data and environment of a run; objects that came from Python have empty names."""
+    """Model, data and environment of a run; objects that came from Python have empty names.
+
+    `other_size` says whether the pruned model is right at another image size; runs of earlier
+    versions do not say.
+    """
 
     FILE: ClassVar[str] = "run.json"
     model: str
@@ -48,6 +53,7 @@ class RunRecord(Record):
     task: str = CLASSIFICATION.name
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]  # of an image, or empty where inputs are no one tensor
+    other_size: OtherSize | None = None
     device: str = ""
     threads: int = 0
     processes: int = 1
@@ -55,13 +61,14 @@ class RunRecord(Record):
     command: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, inputs: RunInputs) -> RunRecord:
+    def of(cls, inputs: Context) -> RunRecord:
         """The record of a run that this process begins."""
         return cls(
             **vars(inputs.names),
             task=inputs.feed.task.name,
             classes=inputs.classes,
             input_shape=inputs.feed.image_size,
+            other_size=inputs.other_size,
             device=str(inputs.feed.device),
             threads=torch.get_num_threads(),
             processes=processes.count(),
@@ -131,7 +138,8 @@ class Result(Record):
     """The final figures of a run: on the test split, and on the clock.
 
     `metric` says what the models are measured by, such as top-1. Where the test images have no
-    labels, it is how far a model agrees with the baseline.
+    labels, it is how far a model agrees with the baseline. `merge_error` is the worst by precision;
+    a `merge_note` says why the whole model was compared in float32 only.
     """
 
     FILE: ClassVar[str] = "result.json"
@@ -144,6 +152,7 @@ class Result(Record):
     batch_size: int
     device: str
     merge_error: dict[str, float]
+    merge_note: str = ""
 
     @model_validator(mode="before")
     @classmethod

@@ -77,8 +77,9 @@ def _make_result(
         f"{measure.runtime}, {measure.layout}, {measure.precision}",
         merge_error={
             dtype: max(c.error for c in checks if c.dtype == dtype)
-            for dtype in ("float32", "float64")
+            for dtype in sorted({c.dtype for c in checks})
         },
+        merge_note=next((c.note for c in checks if c.note), ""),
     )
 
 

@@ -43,8 +43,17 @@ def choose_plan(
         task: what was searched for.
         budget: as the user wrote it, for the record.
         measured: latencies of the finalists, compared with the baseline.
+
+    Raises:
+        UserError: no pruned plan has a finite score.
     """
     candidates, space = finalists(known, refined, task), task.space
+    pruned = [e for e in (*known.values(), *refined.values()) if e.genome != space.keep]
+    if pruned and not any(math.isfinite(e.score.score) for e in pruned):
+        raise UserError(
+            f"none of the {len(known)} plans has a finite score: with every one the model's "
+            "outputs on held-out images are infinite or NaN; are its weights and the images sound?"
+        )
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
     limit = task.limits.amounts.get("latency", math.inf)
     nearest = min(candidates, key=lambda g: times[g].median if g in times else 0.0)

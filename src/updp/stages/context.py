@@ -1,6 +1,5 @@
 """`Context`, shared by all stages: the checked inputs of a run and the folders of its stages."""
 
-import copy
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from updp.blocks import Findings, find
+from updp.blocks import Findings, OtherSize, find
+from updp.blocks.modules import copy_module
 from updp.blocks.nested import Samples, join
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed
@@ -92,6 +92,7 @@ class Context(RunInputs):
 
     root: Path = Path()
     keys: dict[str, StageKey] = field(default_factory=dict)  # by stage
+    other_size: OtherSize | None = None  # tried before the sites are surveyed
 
     def folder(self, stage: str) -> Path:
         """The folder of a stage."""
@@ -168,7 +169,7 @@ class Context(RunInputs):
 
         Raises UserError: a given plan does not fit the model.
         """
-        model = copy.deepcopy(self.baseline)
+        model = copy_module(self.baseline)
         findings = self.findings(model)
         candidates = {n: tuple(o.candidate for o in found) for n, found in self.offers.items()}
         if self.plan is not None:

@@ -3,12 +3,13 @@
 A run keeps its first survey, because another one would measure other times.
 """
 
-import copy
+import logging
 from typing import Any, ClassVar
 
 from torch import nn
 
-from updp.blocks import Findings
+from updp.blocks import Findings, try_other_size
+from updp.blocks.modules import copy_module
 from updp.blocks.nested import Samples
 from updp.candidates import Offers, make_offers
 from updp.data.example import write_example
@@ -21,6 +22,7 @@ from updp.supernet import Supernet
 from updp.supernet.timing import time_plans
 from updp.tasks import CLASSIFICATION
 
+_log = logging.getLogger(__name__)
 _WHOLE_STEPS = 3  # steps of the progress bar for the whole model, beside one for each site
 
 
@@ -50,8 +52,14 @@ def make_key(context: Context) -> SitesKey:
 
 
 def check(context: Context) -> None:
-    """Raises UserError for a glob that matches no site, before anything is written."""
-    context.findings(context.baseline)
+    """Try another image size. Raises UserError for a glob that matches no site.
+
+    Nothing has been written yet.
+    """
+    findings = context.findings(context.baseline)
+    context.other_size = try_other_size(context.baseline, findings, context.example(1))
+    if note := context.other_size.describe(context.feed.image_size):
+        _log.warning("the pruned model will be for %s", note)
 
 
 def run(context: Context) -> None:
@@ -77,7 +85,7 @@ def survey(context: Context, findings: Findings) -> Survey:
     x = context.example(measure.batch_size)
     times = compare_modules({"baseline": model}, x, settings=measure, rounds=measure.rounds)
     tick()
-    copied = copy.deepcopy(model)  # a supernet replaces modules in place
+    copied = copy_module(model)  # a supernet replaces modules in place
     candidates = {name: [o.candidate for o in found] for name, found in offers.items()}
     net = Supernet(copied, context.findings(copied), candidates)
     outside, sites = live_at(net.eval(), net.switches, x)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from updp.blocks.modules import hooks
 from updp.blocks.nested import Samples, call
+from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.fit import FitTask, observer, operator_repair, site_repairs
 from updp.io import processes
 from updp.io.records import Record
@@ -167,7 +168,7 @@ def _execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Modul
     owners = Counter(id(p) for m in net.model.modules() for p in m.parameters(recurse=False))
     names: dict[nn.Module, str] = {switch: name for name, switch in net.switches.items()}
     for name, module in net.model.named_modules():
-        linear = isinstance(module, (nn.Conv2d, nn.Linear)) and id(module) not in inside
+        linear = isinstance(module, (*CONVOLUTIONS, nn.Linear)) and id(module) not in inside
         if linear and all(owners[id(p)] == 1 for p in module.parameters()):
             names[module] = name
     order: dict[nn.Module, Tensor] = {}

@@ -73,14 +73,31 @@ class Resumable:
         with self._replaced_forwards(call):
             return self._run(self.net, images)
 
-    def can_enter(self, entry: int, inputs: Inputs, images: Samples, output: Any) -> bool:
-        """Whether a run from `inputs` at call `entry` gives the `output` of a run on `images`."""
+    def can_enter(
+        self,
+        entry: int,
+        inputs: Inputs,
+        images: Samples,
+        output: Any,
+        later: Mapping[int, Inputs] | None = None,
+    ) -> bool:
+        """Whether a run from `inputs` at call `entry` gives the `output` of a run on `images`.
+
+        Calls of `later`, by number, must be given the same, too: where a pruned block reads
+        nothing of what a module makes, the output tells nothing of that module's inputs.
+        """
+        differ: list[int] = []
+
+        def observe(number: int, unit: nn.Module, args: Inputs) -> None:
+            if later and number in later and not same(args, later[number]):
+                differ.append(number)
+
         try:
-            resumed = call_user_code(self.run, images, lambda *_: None, entry, inputs)
+            resumed = call_user_code(self.run, images, observe, entry, inputs)
         except UserCodeError as error:  # the code read a placeholder; the network can run whole
             _log.info("call %d of the network cannot be entered: %s", entry, error)
             return False
-        if not (is_same := same(resumed, output)):
+        if not (is_same := same(resumed, output) and not differ):
             _log.info("call %d of the network cannot be entered: more comes from before", entry)
         return is_same
 
@@ -174,8 +191,9 @@ class Walk:
                 self._calls[unit], found[unit] = number, copied(args)
 
         output = self._net.run(images, observe)
+        later = {self._calls[module]: inputs for module, inputs in found.items()}
         for module, inputs in found.items():
-            if self._net.can_enter(self._calls[module], inputs, images, output):
+            if self._net.can_enter(self._calls[module], inputs, images, output, later):
                 self._enterable.add(module)
 
     def _inputs_of(

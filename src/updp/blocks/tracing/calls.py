@@ -21,12 +21,20 @@ class Arguments:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+def signature_of(forward: Callable[..., Any]) -> inspect.Signature:
+    """The signature of the method `forward` without its module."""
+    signature = inspect.signature(inspect.unwrap(forward))
+    own, *others = signature.parameters.values()
+    if own.kind is own.VAR_POSITIONAL:  # a decorator's `*args`, of which the module is one
+        return signature
+    return signature.replace(parameters=others)
+
+
 def arguments(forward: Callable[..., Any], call: Arguments) -> dict[str, Any]:
     """Bind a call to the parameters of the method `forward`; values by name, with defaults."""
-    signature = inspect.signature(inspect.unwrap(forward))
-    bound = signature.bind(None, *call.args, **call.kwargs)
+    bound = signature_of(forward).bind(*call.args, **call.kwargs)
     bound.apply_defaults()
-    return dict(list(bound.arguments.items())[1:])
+    return dict(bound.arguments)
 
 
 def record_calls(

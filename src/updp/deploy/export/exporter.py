@@ -127,7 +127,10 @@ class _Exporter:
         self.classifies = isinstance(run.feed.task, Classification)
         self.expected = logits(self.merged, self._images())
         some = next(self._images())[:4]
-        self.resized = list(resized(self.merged, some))
+        tried = run.record.other_size
+        # Not at sizes at which the merged model runs, but is not what was trained.
+        self.frozen = tried.describe(run.shape) if tried else ""
+        self.resized = [] if self.frozen else list(resized(self.merged, some))
         self._programs: dict[tuple[bool, bool], CapturedModel] = {}
 
     def write(self, form: Format, preprocess: Mapping[str, object]) -> Exported:
@@ -157,7 +160,7 @@ class _Exporter:
                 undecided=parity.undecided,
                 tolerance=parity.tolerance,
                 dynamic=list(program.dynamic),
-                note=program.note,
+                note=f"for {self.frozen}" if self.frozen else program.note,
                 input_sizes=list(parities),
                 versions=form.versions(),
                 seconds=round(time.monotonic() - began, 1),

@@ -70,6 +70,9 @@ def _proof(run: ReportedRun, found: list[Block]) -> Section:
         how = "block by block and end to end, on random input and real images"
         text += f" ({len(run.checks)} comparisons, {how})"
     texts = [f"{text}."]
+    if run.result.merge_note:
+        why = f"{run.result.merge_note}: merged sites were compared in float64 each alone"
+        texts.append(f"{why}, and the whole model in float32 only.")
     if run.checks and not any(check.error for check in run.checks):
         texts.append("All are exactly 0: what was trained had the shape that was merged.")
     if not run.fits:
