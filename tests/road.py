@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.families import error, randomise
 from updp.blocks import Findings, find
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.blocks.values import difference
 from updp.candidates import proposals
 from updp.recipe import CandidateSettings

@@ -39,9 +39,7 @@ class Reader(nn.Module):
 READ: dict[str, Callable[[nn.Module], object]] = {
     "nothing": lambda block: 1.0,
     "attribute": lambda block: block.gain,
-    "default": lambda block: getattr(block, "gain", 2.0),
     "class": lambda block: 0.5 if isinstance(block, Basic) else 2.0,
-    "type": lambda block: {Basic: 0.5}.get(type(block), 2.0),
     "length": lambda block: 1 / len([*block.children()]),
     "child's attribute": lambda block: 1 / block.conv1.out_channels,
     "child": lambda block: 0.5 if hasattr(block, "bn2") else 2.0,

@@ -1,6 +1,5 @@
 """Helpers for user modules: temporary hooks and evaluation mode, errors of user code, inputs."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -12,7 +11,6 @@ from torch.utils.hooks import RemovableHandle
 from updp.errors import reason
 
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
 
 
 class UserCodeError(Exception):
@@ -31,47 +29,6 @@ def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return function(*args, **kwargs)
     except (Exception, SystemExit) as error:
         raise UserCodeError(reason(error)) from error
-
-
-def copy_module(module: M) -> M:
-    """A deep copy of a module, also where `copy.deepcopy` refuses what it keeps.
-
-    Tensors that were computed with gradients are copied without. What cannot be copied at all, such
-    as a lock or a generator, is shared.
-
-    Raises UserCodeError: the module cannot be copied even so.
-    """
-    held = [value for part in module.modules() for value in _held(vars(part))]
-    memo: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for value in held
-        if isinstance(value, Tensor) and value.grad_fn is not None
-    }
-    try:
-        return copy.deepcopy(module, memo.copy())
-    except Exception as error:  # of the user's classes: any
-        shared = {id(v): v for v in held if not isinstance(v, nn.Module) and not _copies(v, memo)}
-        if not shared:
-            raise UserCodeError(reason(error)) from error
-    copied: M = call_user_code(copy.deepcopy, module, memo | shared)
-    return copied
-
-
-def _held(values: Any, depth: int = 2) -> Iterator[Any]:
-    """Values of attributes, and of the containers among them; not those of modules."""
-    for value in [*(values.values() if isinstance(values, dict) else values)]:
-        if isinstance(value, (dict, list, tuple, set)) and depth:
-            yield from _held(value, depth - 1)
-        else:
-            yield value
-
-
-def _copies(value: Any, memo: dict[int, Any]) -> bool:
-    try:
-        copy.deepcopy(value, memo.copy())
-    except Exception:  # of the user's classes: any
-        return False
-    return True
 
 
 @contextmanager

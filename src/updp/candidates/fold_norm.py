@@ -19,8 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from updp import algebra
 from updp.algebra import Affine
 from updp.blocks import NormStep, Site
+from updp.blocks.copying import copy_module
 from updp.blocks.folding import fold_norm
-from updp.blocks.modules import UserCodeError, call_user_code, copy_module, evaluating, hooks
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks
 from updp.blocks.surgery import Replacement, extract, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Site
-from updp.blocks.modules import copy_module, seeded_input
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import seeded_input
 from updp.blocks.surgery import extract, isolate
 from updp.candidates.base import Candidate
 from updp.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.blocks.nested import call
 from updp.errors import UserError, reason
 from updp.io.quiet import quiet, silent

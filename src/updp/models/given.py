@@ -9,7 +9,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
-from updp.blocks.modules import UserCodeError, copy_module
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import UserCodeError
 from updp.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.data import Preprocess, model_input_size, preprocess_for
 from updp.errors import UserError
 from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of

@@ -5,7 +5,8 @@ from pathlib import Path
 from torch import nn
 
 from updp.blocks import find
-from updp.blocks.modules import copy_module, like_of
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import like_of
 from updp.blocks.nested import Samples
 from updp.candidates import planned
 from updp.data.example import make_example, read_example

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from updp.blocks import Findings, OtherSize, find
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.blocks.nested import Samples, join
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed

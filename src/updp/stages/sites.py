@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from updp.blocks import Findings, try_other_size
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.blocks.nested import Samples
 from updp.candidates import Offers, make_offers
 from updp.data.example import write_example

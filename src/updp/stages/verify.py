@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from updp.blocks.modules import UserCodeError, call_user_code, copy_module, hooks, seeded_input
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import UserCodeError, call_user_code, hooks, seeded_input
 from updp.blocks.nested import Samples, map_tensors
 from updp.blocks.nested import call as call_model
 from updp.blocks.precision import why_not_float64
@@ -107,7 +108,7 @@ def verify(
                     if dtype == torch.float32:
                         raise MergeError(f"the merged model does not run: {error}") from error
             if dtype == torch.float64 and (found is None or wrong):
-                note = note or why_not_float64(nets[dtype].model, x)
+                note = note or why_not_float64(nets[dtype].baseline(), x)
                 if note:
                     found = _compare_sites(nets, x, source, note)
                     wrong = _first_wrong(found, tolerances)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Findings, Site
-from updp.blocks.modules import copy_module, evaluating, hooks
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import evaluating, hooks
 from updp.blocks.nested import Samples, call
 from updp.blocks.surgery import (
     Replacement,

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from updp.algebra import Padding, Size, convolve, padding_of, sides_of
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.blocks.teach import Linear, taught_operator
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

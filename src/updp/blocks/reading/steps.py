@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.blocks.reading.linear import LinearStep
 
 

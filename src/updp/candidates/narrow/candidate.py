@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, Site
-from updp.blocks.modules import UserCodeError, call_user_code, copy_module
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.narrow.channels import Inner, inner_channels, on_modules

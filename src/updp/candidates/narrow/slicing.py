@@ -5,7 +5,8 @@ import logging
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.modules import UserCodeError, call_user_code, copy_module, like_of, seeded_input
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input
 from updp.blocks.reading.linear import CONVOLUTIONS
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from updp.algebra import Affine, Operator, sides_of
 from updp.blocks import Site
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.blocks.reading.steps import ActStep, Call, order_of, per_channel
 from updp.blocks.surgery import Replacement

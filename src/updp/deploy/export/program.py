@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from updp.blocks.modules import UserCodeError, call_user_code, copy_module
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import UserCodeError, call_user_code
 from updp.errors import UserError
 from updp.io.quiet import quiet
 
