@@ -255,9 +255,9 @@ def inspect(
     x = make_example(stored, shape, 2).to(target)
     try:
         with torch.no_grad():
-            call_user_code(call, module, x)
+            call_user_code(call, module, x[:1])
     except UserCodeError as error:
-        shown = f"an input of {(2, *shape)}" if stored is None else "the example"
+        shown = f"an input of {(1, *shape)}" if stored is None else "the example"
         raise UserError(f"the model fails on {shown}: {error}") from error
     findings = find(module, x)
     wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
