@@ -63,7 +63,7 @@ def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[n
     refined = {g: replace(known[g], score=Score(s, 90 - s, 10)) for g, s in scores.items()}
     outcome = conclusion(searched, refined=refined)
     assert outcome.plan.choices == SPACE.choices(second)
-    assert (outcome.plan.fitted, outcome.plan.fitted_top1) == (0.1, 89.9)
+    assert (outcome.plan.fitted, outcome.plan.fitted_metric) == (0.1, 89.9)
     assert outcome.plan.score == known[second].score.score
     assert sum(p.fitted is not None for p in outcome.points) == 3
     assert outcome.front == conclusion(searched).front

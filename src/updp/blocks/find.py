@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import count_operators, hooks, is_composite
+from updp.blocks.nested import Samples, join, map_tensors
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
@@ -33,10 +33,10 @@ _log = logging.getLogger(__name__)
 Values = list[dict[str, Any]]  # for each call of a module, the value of every node by name
 
 
-def find(model: nn.Module, example: Tensor) -> Findings:
+def find(model: nn.Module, example: Samples) -> Findings:
     """Find the sites of `model`, in the order of its modules.
 
-    The model is run on `example`, an input batch (N, C, H, W), in evaluation mode and without
+    The model is run on `example`, images (N, C, H, W) or other inputs, in evaluation mode, without
     gradients, and left as it was.
 
     Raises UserError: the model gives another output each time.
@@ -46,7 +46,7 @@ def find(model: nn.Module, example: Tensor) -> Findings:
     with random_state(0), torch.no_grad(), ExitStack() as stack:
         for module in model.modules():
             stack.enter_context(restored(module))
-        keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_aggregate(y, copied)))
+        keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(copied, y)))
         with hooks([keep]):
             finder = _Finder(model.eval(), example)
         runs = [Run(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]
@@ -56,10 +56,10 @@ def find(model: nn.Module, example: Tensor) -> Findings:
 class _Finder:
     """One search through a model; keeps track of the modules and nodes that sites have taken."""
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Samples) -> None:
         self.modules = {n: m for n, m in model.named_modules() if is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
-        self.larger = torch.cat([example, example[:1]])
+        self.larger: Samples = join([example, example[:1]])
         self.larger_calls = record_calls(model, self.larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}

@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import UserCodeError, call_user_code, hooks
+from updp.blocks.nested import Samples, call, map_tensors
 from updp.blocks.values import tensors_of
 
 
 @torch.no_grad()
-def why_not_float64(model: nn.Module, images: Tensor) -> str:
+def why_not_float64(model: nn.Module, images: Samples) -> str:
     """What keeps a model with float64 weights from computing in float64; empty if nothing does.
 
     That is a failure, as of a float32 tensor that a forward makes and a float64 weight, or the
@@ -38,10 +39,14 @@ def why_not_float64(model: nn.Module, images: Tensor) -> str:
 
     with hooks(watch()), watcher:
         try:
-            call_user_code(model, images.double())
+            call_user_code(call, model, map_tensors(_doubled, images))
         except UserCodeError as error:
             return f"{_where(model, running)} fails in float64 ({error})"
     return f"{_where(model, watcher.found)} computes in {watcher.dtype}" if watcher.found else ""
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x.clone()
 
 
 def _where(model: nn.Module, running: list[str]) -> str:

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import hooks
+from updp.blocks.nested import Samples, call
 from updp.blocks.values import difference, tensors_of
 
 _log = logging.getLogger(__name__)
@@ -23,13 +24,13 @@ _Trail = dict[tuple[str, int], tuple[_Sums, _Sums]]
 
 @dataclass(frozen=True)
 class Run:
-    """An input of a model (N, C, H, W), and what the model makes of it."""
+    """An input of a model, such as images (N, C, H, W), and what the model makes of it."""
 
-    images: Tensor
+    images: Samples
     output: Any
 
 
-def describe_random(model: nn.Module, images: Tensor) -> str:
+def describe_random(model: nn.Module, images: Samples) -> str:
     """One line for a model that gives another output each time, with the module at fault."""
     where = _named(model, _odd_one(_trail(model, images), _trail(model, images)))
     return (
@@ -60,10 +61,10 @@ def warn_of_batch_statistics(model: nn.Module, runs: Sequence[Run]) -> None:
 
 def _odd_one(first: _Trail, second: _Trail) -> str:
     """Path of the innermost module that gives different outputs for equal inputs."""
-    for call, (inputs, outputs) in first.items():
-        others = second.get(call)
+    for place, (inputs, outputs) in first.items():
+        others = second.get(place)
         if others is not None and _near(inputs, others[0]) and not _near(outputs, others[1]):
-            return call[0]
+            return place[0]
     return ""
 
 
@@ -72,7 +73,7 @@ def _named(model: nn.Module, name: str) -> str:
     return f"its module {name} ({kind})" if name else f"the forward of {kind} itself"
 
 
-def _trail(model: nn.Module, images: Tensor, share: float = 1.0) -> _Trail:
+def _trail(model: nn.Module, images: Samples, share: float = 1.0) -> _Trail:
     """Sums over inputs and outputs of each call of each module, in the order in which they end.
 
     Of each tensor only the first rows are summed up, a `share` of all.
@@ -94,7 +95,7 @@ def _trail(model: nn.Module, images: Tensor, share: float = 1.0) -> _Trail:
             yield module.register_forward_hook(partial(leave, name))
 
     with torch.no_grad(), hooks(watch()):
-        model(images.clone())
+        call(model, images.clone())
     return trail
 
 

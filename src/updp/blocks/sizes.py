@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from updp.blocks.findings import Findings
 from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import Samples
 from updp.blocks.unpruned import unpruned
 from updp.blocks.values import difference
 
@@ -48,14 +49,17 @@ class OtherSize(BaseModel, frozen=True):
 
 
 @torch.no_grad()
-def try_other_size(model: nn.Module, findings: Findings, images: Tensor) -> OtherSize:
+def try_other_size(model: nn.Module, findings: Findings, images: Samples) -> OtherSize:
     """Run the model at a second size, as it is and rewritten with nothing pruned.
 
     Args:
         model: in evaluation mode; it is left as it was, but for what its own forward changes.
         findings: its sites.
-        images: (N, C, H, W) of the size at which it was traced; or sequences, or volumes.
+        images: (N, C, H, W) of the size at which it was traced; or sequences, or volumes. Of
+            other inputs no second size is known.
     """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        return OtherSize(size=(), taken=False)
     own = images.shape[2:]
     size = tuple(2 * n if own.numel() <= _LARGE else n // 2 for n in own)
     if len(size) not in _MODES:

@@ -14,6 +14,7 @@ from torch import nn
 
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import call
 from updp.blocks.repeatable import NOISE, Run, describe_random, warn_of_batch_statistics
 from updp.blocks.surgery import (
     Replacement,
@@ -42,7 +43,7 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Run]) -
     if same:
         warn_of_batch_statistics(model, runs)
         return findings
-    noise = difference(call_user_code(model, runs[0].images.clone()), runs[0].output)
+    noise = difference(call_user_code(call, model, runs[0].images.clone()), runs[0].output)
     if noise > NOISE:
         raise UserError(describe_random(model, runs[0].images))
     limit = max(_TOLERANCE, 10 * noise)
@@ -108,7 +109,7 @@ def _why_not(model: nn.Module, runs: Sequence[Run], limit: float) -> str:
     for run in runs:
         try:
             with torch.no_grad():
-                output = call_user_code(model, run.images.clone())
+                output = call_user_code(call, model, run.images.clone())
         except UserCodeError as error:
             return f"it fails ({error})"
         if (gap := difference(output, run.output)) > limit:

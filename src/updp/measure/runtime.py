@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from updp.blocks.copying import copy_module
+from updp.blocks.nested import call
 from updp.errors import UserError, reason
 from updp.io.quiet import quiet, silent
 from updp.measure import onnxruntime, openvino
@@ -111,20 +112,20 @@ def deployed(
 def _eager(module: Callable[..., object], inputs: Inputs) -> Run:
     @torch.inference_mode()
     def run() -> object:
-        return module(*inputs)
+        return call(module, *inputs)
 
     return run
 
 
 def _compiled(module: nn.Module, inputs: Inputs) -> Run:
-    def call(*arguments: Any) -> object:
-        return module(*arguments)
+    def forward(*args: Any, **kwargs: Any) -> object:
+        return module(*args, **kwargs)
 
     # Dynamo counts recompilations by code object and gives up after eight of them: if they shared
     # this one, the ninth module would silently run eagerly. Not `isolate_recompiles`, which does
     # the same: PyTorch 2.4 has none (https://github.com/pytorch/pytorch/pull/178351).
-    call.__code__ = call.__code__.replace()
-    return _eager(torch.compile(call, dynamic=False), inputs)
+    forward.__code__ = forward.__code__.replace()
+    return _eager(torch.compile(forward, dynamic=False), inputs)
 
 
 def _describe(settings: MeasureSettings) -> str:

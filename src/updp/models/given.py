@@ -41,7 +41,8 @@ def usable(given: object, name: str) -> nn.Module:
     """The module inside of wrappers, eager and in float32; it is changed in place.
 
     What `torch.compile`, `DataParallel`, `DistributedDataParallel` and `AveragedModel` wrap is
-    taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good. Weights of
+    taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good. A cache of
+    keys and values is off in transformers' configuration. Weights of
     another floating-point type become float32, and a warning says so.
 
     Raises:
@@ -57,6 +58,11 @@ def usable(given: object, name: str) -> nn.Module:
         for key in [key.removesuffix("_orig") for key, _ in part.named_parameters(recurse=False)]:
             if hasattr(part, f"{key}_orig") and hasattr(part, f"{key}_mask"):
                 prune.remove(part, key)  # type: ignore[no-untyped-call]
+    config = getattr(module, "config", None)
+    if getattr(config, "use_cache", None) is True:
+        # Transformers' decoders would hand on keys and values of earlier tokens, which each run of
+        # a block would add to. `generate` asks for them by itself.
+        config.use_cache = False  # type: ignore[union-attr]
     types = {value.dtype for value in module.parameters()} - {torch.float32}
     if types:
         listed = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))

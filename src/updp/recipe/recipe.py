@@ -42,6 +42,11 @@ class Recipe(Part):
     """
 
     seed: int = Field(0, ge=0, lt=2**32)
+    task: str = Field(
+        "classification",
+        description="what the model is for: classification, multi-label, regression, embedding, "
+        "segmentation, token-classification, causal-lm or detection",
+    )
     budget: Budget | None = None
     data: DataSettings = DataSettings()
     candidates: CandidateSettings = CandidateSettings()
@@ -157,6 +162,8 @@ class Recipe(Part):
     def decisive(self) -> dict[str, Any]:
         """Plain data, without settings that cannot change the outcome."""
         data = self.model_dump(mode="json")
+        if self.task == type(self).model_fields["task"].default:
+            del data["task"]  # so it was before there were others
         parts = {name: part for name, part in self if isinstance(part, Part)}
         return data | {name: part.decisive() for name, part in parts.items()}
 

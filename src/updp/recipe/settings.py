@@ -268,7 +268,9 @@ class SearchSettings(Part):
     population: int = Field(8, ge=4, le=10_000, description="plans proposed at once")
     seeded: bool = Field(True, description="the genetic searcher starts from milp's front")
     score: Literal["accuracy", "loss", "divergence"] = Field(
-        "divergence", description="on held-out images; divergence is KL from the baseline's logits"
+        "divergence",
+        description="on held-out images; divergence is the task's distance from the baseline's "
+        "outputs, KL of logits",
     )
     blended: bool = Field(
         True,

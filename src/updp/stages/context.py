@@ -10,7 +10,7 @@ from torch import nn
 
 from updp.blocks import Findings, OtherSize, find
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import seeded_input
+from updp.blocks.nested import Samples, count, join, take, tensors_in
 from updp.candidates import Offers, planned
 from updp.data.feed import Feed
 from updp.errors import UserError
@@ -18,16 +18,16 @@ from updp.io.files import content_of, read_tensors, write_tensors
 from updp.io.progress import Progress, Silent
 from updp.io.records import Record
 from updp.io.tracking import Board
-from updp.models.teacher import Teacher
 from updp.plan import Plan
 from updp.recipe import Budget, Recipe
 from updp.search import Limits, Space, Survey, limits_of
 from updp.supernet import Supernet
+from updp.tasks import Metric, Task
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
 WEIGHTS = "weights.safetensors"  # of a stage that fits or trains
-# Of the images from which candidates' BatchNorms start, at once in memory: 83 of 224 by 224.
-CALIBRATED_PIXELS = 2**22
+# Of the inputs from which candidates' BatchNorms start, at once in memory: 83 images of 224 px.
+CALIBRATED_VALUES = 3 * 2**22
 
 
 class StageKey(Record):
@@ -83,7 +83,7 @@ class RunInputs:
     recipe: Recipe
     plan: Plan | None = None
     pick: str = ""
-    teacher: Teacher | None = None
+    teacher: nn.Module | None = None
     progress: Progress = field(default_factory=Silent)
     board: Board = field(default_factory=Board)
 
@@ -106,13 +106,17 @@ class Context(RunInputs):
         return self.feed.device
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """An image's (C, H, W)."""
-        return self.feed.image_size
+    def task(self) -> Task:
+        """What the model is for."""
+        return self.feed.task
 
-    def example(self, images: int) -> torch.Tensor:
-        """Seeded random images (N, C, H, W), to trace and time models on."""
-        return seeded_input((images, *self.shape)).to(self.device)
+    def metric(self, *, labelled: bool) -> Metric:
+        """The task's metric, or without labels its agreement with the baseline."""
+        return self.task.metric if labelled else self.task.agreement
+
+    def example(self, count: int) -> Samples:
+        """Inputs of the model, to trace and time it on: see `data.example`."""
+        return self.feed.example(count)
 
     def findings(self, model: nn.Module) -> Findings:
         """The sites of `model` that the recipe selects.
@@ -175,8 +179,9 @@ class Context(RunInputs):
                 offered = candidates.get(name, ())
                 candidates[name] = (*offered, *(c for c in wanted if c not in offered))
         net = Supernet(model, findings, candidates)
-        images = torch.cat(self.feed.calibration())
-        net.calibrate(images[: max(16, CALIBRATED_PIXELS // images[0, 0].numel())])
+        samples = join(self.feed.calibration())
+        values = sum(x.numel() for x in tensors_in(samples)) // count(samples)
+        net.calibrate(take(samples, slice(max(16, CALIBRATED_VALUES // max(values, 1)))))
         return net
 
     def load_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> Supernet:

@@ -8,17 +8,19 @@ from typing import Any, ClassVar
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
-from torch.fx.node import map_aggregate
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, hooks, seeded_input
+from updp.blocks.nested import Samples, map_tensors
+from updp.blocks.nested import call as call_model
 from updp.blocks.precision import why_not_float64
 from updp.blocks.values import tensors_of
 from updp.errors import MergeError
 from updp.io.records import Record
 from updp.recipe import MergeSettings
 from updp.supernet import KEEP, Supernet
+from updp.tasks import CLASSIFICATION, Task
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +57,12 @@ class Checks(Record):
 @torch.no_grad()
 def verify(
     net: Supernet,
-    images: Tensor,
+    images: Samples,
     settings: MergeSettings,
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
     sources: Sequence[str] = ("random", "images"),
     tick: Callable[[], None] = lambda: None,
+    task: Task = CLASSIFICATION,
 ) -> list[Check]:
     """Compare subnet and merged model under the present choices, block by block and end to end.
 
@@ -72,11 +75,13 @@ def verify(
 
     Args:
         net: the supernet, with the plan chosen.
-        images: real images (N, C, H, W); random input has their shape.
+        images: real images (N, C, H, W), or other inputs; random input has their shape, and
+            their own values where those are whole numbers, such as tokens.
         settings: the tolerance of each precision.
         dtypes: the precisions to compare in.
         sources: `random`, `images`, or both.
         tick: called after each precision and source.
+        task: says what of the merged model's results is compared.
 
     Raises:
         MergeError: an error is above its tolerance; the first is named.
@@ -85,7 +90,7 @@ def verify(
         torch.float64: copy_module(net).double().eval(),
         torch.float32: copy_module(net).float().eval(),
     }
-    inputs = {"random": seeded_input(images.shape).to(images.device), "images": images}
+    inputs = {"random": _random(images), "images": images}
     checks: list[Check] = []
     note = ""
     for dtype in dtypes:
@@ -93,11 +98,11 @@ def verify(
         merged = net.merged(dtype)
         tolerances = {n: getattr(settings, f"tolerance_{n}") for n in ("float64", "float32")}
         for source in sources:
-            x = inputs[source]
+            x, to_type = inputs[source], partial(_as, dtype)
             found, wrong = None, None
             if not (note and dtype == torch.float64):
                 try:
-                    found = _compare(nets, dtype, merged, x.to(dtype), source)
+                    found = _compare(nets, dtype, merged, _mapped(x, to_type), source, task)
                     wrong = _first_wrong(found, tolerances)
                 except UserCodeError as error:
                     if dtype == torch.float32:
@@ -139,8 +144,9 @@ def _compare(
     nets: Mapping[torch.dtype, Supernet],
     dtype: torch.dtype,
     merged: nn.Module,
-    x: Tensor,
+    x: Samples,
     source: str,
+    task: Task,
 ) -> list[Check]:
     """Compare on one input in one precision. Raises UserCodeError where a model does not run."""
     subnet = nets[dtype]
@@ -158,17 +164,19 @@ def _compare(
         yield module.register_forward_hook(after)
 
     with hooks(handle for name in subnet.pruned_blocks() for handle in record(name)):
-        logits = call_user_code(subnet, x)
+        returned = call_user_code(task.returned, subnet, x)
     checks = []
-    for name, (call, expected) in {**calls, "": (((x,), {}), logits)}.items():
+    for name, (call, expected) in calls.items():
         olds = {kind: net.model.get_submodule(name) for kind, net in nets.items()}
         new = merged.get_submodule(name)
         checks.append(_check(name, source, dtype, call, expected, new, olds))
-    return checks
+    models = {kind: partial(task.returned, net) for kind, net in nets.items()}
+    whole = _check("", source, dtype, ((x,), {}), returned, partial(task.returned, merged), models)
+    return [*checks, whole]
 
 
 def _compare_sites(
-    nets: Mapping[torch.dtype, Supernet], x: Tensor, source: str, note: str
+    nets: Mapping[torch.dtype, Supernet], x: Samples, source: str, note: str
 ) -> list[Check]:
     """Compare each merged site alone, in float64 on its inputs in a run in float32.
 
@@ -184,7 +192,7 @@ def _compare_sites(
 
     subnet = nets[torch.float32]
     with hooks(record(n) for n, switch in subnet.switches.items() if switch.choice != KEEP):
-        call_user_code(subnet, x.float())
+        call_user_code(call_model, subnet, _mapped(x, partial(_as, torch.float32)))
     checks = []
     for name, args in calls.items():
         olds = {kind: net.switches[name] for kind, net in nets.items()}
@@ -209,8 +217,8 @@ def _check(
     dtype: torch.dtype,
     call: Any,
     expected: Any,
-    new: nn.Module,
-    olds: Mapping[torch.dtype, nn.Module],
+    new: Callable[..., Any],
+    olds: Mapping[torch.dtype, Callable[..., Any]],
 ) -> Check:
     """Compare a module and its merged form on one call; `olds` has the module in each precision."""
     args, kwargs = _mapped(call, torch.clone)
@@ -237,13 +245,23 @@ def _check(
     )
 
 
+def _random(images: Samples) -> Samples:
+    """Standard normal numbers in place of all floating-point ones."""
+
+    def drawn(x: Tensor) -> Tensor:
+        return seeded_input(x.shape).to(x.device) if x.is_floating_point() else x
+
+    random: Samples = map_tensors(drawn, images)
+    return random
+
+
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply `function` to each tensor in nested arguments or results."""
-    return map_aggregate(value, lambda v: function(v) if isinstance(v, Tensor) else v)
+    return map_tensors(function, value)
 
 
 def _flat(output: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from updp.blocks import Findings, Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import evaluating, hooks
+from updp.blocks.nested import Samples, call
 from updp.blocks.surgery import (
     Replacement,
     calling,
@@ -52,10 +53,9 @@ class Supernet(nn.Module):
             self._switch(block, sites, candidates)
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, C, H, W) under the present choices."""
-        logits: Tensor = self.model(x)
-        return logits
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the user's model returns, under the present choices."""
+        return self.model(*args, **kwargs)
 
     def choose(self, choices: Mapping[str, str]) -> None:
         """Let each named site run the candidate of that label, every other one its baseline.
@@ -86,7 +86,7 @@ class Supernet(nn.Module):
         return [path for s in self.switches.values() for path in (s.keep, *s.forms)]
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor) -> None:
+    def calibrate(self, images: Samples) -> None:
         """Initialise every candidate's BatchNorms from a baseline run on `images` (N, C, H, W)."""
         self.choose({})
         calls: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
@@ -107,7 +107,7 @@ class Supernet(nn.Module):
             for name, switch in self.switches.items()
         )
         with evaluating(self), hooks(handles):
-            self(images)
+            call(self, images)
 
     def weights(self) -> dict[str, Tensor]:
         """All tensors by name: the user's under `model.`, the candidates' own under `site.`.

@@ -18,7 +18,7 @@ from torchvision.ops import stochastic_depth
 from tests.families import Attention, C, Mlp, Net, conv, error, images, randomise
 from tests.road import prune_half, supernet
 from updp.blocks import find
-from updp.blocks.modules import copy_module
+from updp.blocks.copying import copy_module
 
 
 class Two(nn.Module):

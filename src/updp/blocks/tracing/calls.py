@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import hooks
+from updp.blocks.nested import Samples, call
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def arguments(forward: Callable[..., Any], call: Arguments) -> dict[str, Any]:
 
 
 def record_calls(
-    model: nn.Module, example: Tensor, names: Sequence[str]
+    model: nn.Module, example: Samples, names: Sequence[str]
 ) -> dict[str, list[Arguments]]:
     """Arguments of each call of the modules `names`, in one forward of `model` on `example`."""
     calls: dict[str, list[Arguments]] = {name: [] for name in names}
@@ -50,7 +51,7 @@ def record_calls(
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     with torch.no_grad(), hooks(map(record, names)):
-        model(example)
+        call(model, example)
     return calls
 
 

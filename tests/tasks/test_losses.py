@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from updp.training.evaluate import accuracy, predict, top1, top1_of_each
-from updp.training.losses import classification, distillation
+from updp.tasks import CLASSIFICATION
+from updp.tasks.losses import classification, distillation
+from updp.training.evaluate import accuracy, evaluate, predict, top1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
@@ -87,7 +88,7 @@ def test_networks_are_evaluated_in_one_pass_a_batch_at_a_time() -> None:
     x, y = torch.randn(23, 3), torch.arange(23) % 4
     ticks: list[int] = []
     batches = zip(x.split(5), y.split(5), strict=True)  # can be read once
-    found, images = top1_of_each(nets, batches, lambda: ticks.append(1))
+    found, images = evaluate(CLASSIFICATION, nets, batches, lambda: ticks.append(1))
     assert (images, len(ticks)) == (23, 5)
     for name, net in nets.items():
         assert net.training
