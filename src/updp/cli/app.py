@@ -16,7 +16,7 @@ from updp.cli.bench import bench
 from updp.cli.doctor import doctor
 from updp.cli.estimate import estimate
 from updp.cli.export import export
-from updp.cli.groups import expand
+from updp.cli.groups import expand, logged_to_stderr
 from updp.cli.inspect import inspect
 from updp.cli.quantize import quantize
 from updp.cli.report import report
@@ -94,10 +94,10 @@ def main() -> None:
     """
     number = os.environ.get("RANK", "0")  # as torchrun and accelerate set it
     is_first = number == "0"
-    # INFO lines (what was refused, cached or left out) are shown with --verbose only.
-    logging.getLogger("updp").setLevel(logging.WARNING if is_first else logging.ERROR)
     name = "updp" if is_first else f"updp (process {number})"
     with ExitStack() as stack:
+        # INFO lines (what was refused, cached or left out) are shown with --verbose only.
+        stack.enter_context(logged_to_stderr(logging.WARNING if is_first else logging.ERROR))
         if not is_first:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
