@@ -398,3 +398,38 @@ def test_the_doctor_says_what_is_whole_and_what_mends_the_rest(run: Path) -> Non
     assert {f.where: f.state for f in examine(run).findings}["search"] == "unfinished"
     with pytest.raises(updp.UserError, match="holds no run"):
         examine(run / "merge")
+
+
+@pytest.mark.parametrize("name", ["run.json", "recipe.yaml"])
+@pytest.mark.parametrize("used", ["prune --out RUN", "report RUN", "export RUN", "bench RUN"])
+@pytest.mark.parametrize("fault", [empty, cut, garbage, folder], ids=lambda fault: fault.__name__)
+def test_a_damaged_description_is_one_line_everywhere(
+    name: str, used: str, fault: Callable[[Path], None], run: Path, said: Said
+) -> None:
+    model = [] if "report" in used else ["--model", RunRecord.read(run).model]
+    fault(run / name)
+    if name == "recipe.yaml" and fault in (empty, cut):  # cut YAML may be another recipe
+        (run / name).write_text("subnet:\n  epochs: much\n")
+    code, line = said(*used.replace("RUN", str(run)).split(), *model)
+    assert code == 2
+    assert line.startswith(f"'{run / name}' ")
+    assert line.endswith("copy the run directory again, or start over with `updp prune --fresh`")
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "x" * 5000, {}])
+def test_another_format_says_which_and_what_to_do(version: object, run: Path, said: Said) -> None:
+    for file, command in (
+        ("run.json", "start over with `updp prune --fresh`"),
+        ("sites/sites.json", "`updp prune --fresh` makes that stage anew"),
+        ("merge/result.json", "`updp merge --fresh` makes that stage anew"),
+    ):
+        copy = shutil.copytree(run, run.with_name("copy"))
+        write_json(copy / file, read_json(copy / file) | {"format": version})
+        code, line = said("report", copy)
+        assert code == 2
+        assert line.endswith(command)
+        if file == "run.json":  # the others have another checksum, first of all
+            assert f"its format is {version!r}"[:24] in line
+            assert "and this version reads 1" in line
+            assert ("pip install --upgrade updp" in line) is (version == 2)
+        shutil.rmtree(copy)

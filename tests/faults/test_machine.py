@@ -49,22 +49,6 @@ def command(finished: Path, tmp_path: Path) -> list[str]:
     return ["prune", *tiny.options(tiny.make_recipe(), spec), "--out", str(tmp_path / "run")]
 
 
-def test_a_disk_full_at_any_write_is_one_line_and_the_run_goes_on(
-    command: list[str], finished: Path, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in (1, 3, 9, 17, 5):  # each goes on where the one before has stopped
-        with monkeypatch.context() as patch:
-            patch.setattr(files.os, "fsync", nth(number, os.fsync, full))
-            code, line = said(*command)
-        assert code == 3
-        assert line.startswith(f"{tmp_path}/run/")
-        assert line.endswith(": No space left on device; make room, and the same command goes on")
-        assert not list(tmp_path.rglob("*.tmp"))
-    assert tiny.updp(*command).code == 0
-    for name in ("plan.json", "model.safetensors", "result.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
-
-
 @pytest.mark.parametrize(
     ("number", "code", "advice"),
     [

@@ -22,6 +22,7 @@ from updp.cli.quantize import quantize
 from updp.cli.report import report
 from updp.cli.stages import merge, prune, search, subnet, supernet
 from updp.errors import (
+    DamagedError,
     ExportError,
     MachineError,
     MergeError,
@@ -108,7 +109,7 @@ def main() -> None:
                 _say(name, _how_to_go_on(stopped))
             raise SystemExit(stopped.exit_code) from None
         except (UserError, OSError) as error:
-            told = error if isinstance(error, UserError) else explain(error)
+            told = _with_advice(error)
             _say(name, str(told))
             raise SystemExit(3 if isinstance(told, MachineError) else 2) from None
         except (ExportError, MergeError, ProcessLostError) as error:
@@ -118,6 +119,17 @@ def main() -> None:
             traceback.print_exc()
             _say(name, "this is a bug of updp: report it with the lines above and `updp --version`")
             raise SystemExit(1) from None
+
+
+def _with_advice(error: UserError | OSError) -> UserError:
+    """The error of a command, with what to do where it leaves that open."""
+    if isinstance(error, OSError):
+        return explain(error)
+    if isinstance(error, DamagedError):
+        from updp.run.integrity import advised
+
+        return advised(error)
+    return error
 
 
 def _say(name: str, text: str) -> None:

@@ -56,10 +56,11 @@ def _naming(path: Path) -> Iterator[None]:
 
 def replace(temporary: Path, path: Path) -> None:
     """Rename a written file, on the same file system, durably."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)  # without it a crash may lose the new name
+    with _naming(path):
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync(path.parent)  # without it a crash may lose the new name
 
 
 def remove(path: Path) -> None:

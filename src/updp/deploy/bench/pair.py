@@ -42,7 +42,7 @@ def pair_of_run(
         name,
         weights=None if file is None else Path(file),
         num_classes=len(record.classes),
-        seed=Recipe.load(path / "recipe.yaml").seed,
+        seed=Recipe.of_run(path).seed,
     )
     check_weights(path, baseline, name, file)
     return Pair(("baseline", "merged"), (baseline.eval(), load(path, baseline)), record.input_shape)
