@@ -20,10 +20,10 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import nn
 
 from updp.errors import UserError
@@ -45,7 +45,7 @@ class RunRecord(Record):
     data: str
     test: str = ""
     classes: tuple[str, ...]
-    input_shape: tuple[int, ...]
+    input_shape: tuple[Annotated[int, Field(ge=1, le=2**14)], ...]
     device: str = ""
     threads: int = 0
     processes: int = 1
