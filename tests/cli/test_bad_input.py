@@ -109,7 +109,8 @@ def test_a_broken_image_is_named(
         for name in "ab":
             (folder := tmp_path / "data" / split / name).mkdir(parents=True)
             for index in range(2):
-                Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / f"{index}.png")
+                pixels = np.full((8, 8), 10 * index + 30 * len(split), np.uint8)
+                Image.fromarray(pixels + (name == "a")).save(folder / f"{index}.png")
     (tmp_path / "data" / "train" / "b" / "1.png").write_bytes(content)
     line = refused("prune", "--data", tmp_path / "data")
     assert line.startswith("image 'train/b/1.png' ")

@@ -7,12 +7,13 @@ from updp.candidates.fuse import Fuse
 from updp.candidates.inherit.candidate import Inherit, baseline_macs, propose
 from updp.candidates.linear import OneLinear
 from updp.candidates.narrow.candidate import Narrow
-from updp.candidates.offers import Offer, Offers, make_offers, offers_within
+from updp.candidates.offers import SLOWER, Offer, Offers, make_offers, offers_within
 from updp.candidates.parts.merged_block import MergedBlock
 from updp.candidates.registry import KINDS, from_json, planned, proposals, register_candidate
 
 __all__ = [
     "KINDS",
+    "SLOWER",
     "Candidate",
     "Drop",
     "FoldNorm",

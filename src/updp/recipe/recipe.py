@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from updp.errors import UserError, explain, is_machines
+from updp.errors import DamagedError, MachineError, UserError, explain, is_machines
 from updp.recipe.budget import Budget
 from updp.recipe.settings import (
     CandidateSettings,
@@ -81,6 +81,18 @@ class Recipe(Part):
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"recipe '{path}' cannot be read: {line}{known}") from error
         return cls.check(data or {}, f"recipe '{path}'")
+
+    @classmethod
+    def of_run(cls, run: Path) -> Recipe:
+        """Read the recipe of a run directory. Raises UserError that names file and field."""
+        path = run / "recipe.yaml"
+        try:
+            return cls.load(path)
+        except MachineError:
+            raise
+        except UserError as error:
+            why = str(error).removeprefix(f"recipe '{path}'").strip()
+            raise DamagedError(path, f"has {why[2:]}" if why.startswith(": ") else why) from error
 
     @classmethod
     def check(cls, data: Any, source: str) -> Recipe:

@@ -158,7 +158,7 @@ def open_run(
         UserError: the run has not ended, or model or data are not what it was made from.
     """
     path = check_finished(run)
-    record, recipe = RunRecord.read(path), Recipe.load(path / "recipe.yaml")
+    record, recipe = RunRecord.read(path), Recipe.of_run(path)
     plan, result = Plan.read(path), Result.read(path)
     if model is None and not record.model:
         raise UserError(f"'{path}' was made from a module: pass it as model")

@@ -20,10 +20,10 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import nn
 
 from updp.blocks import OtherSize
@@ -52,7 +52,8 @@ class RunRecord(Record):
     test: str = ""
     task: str = CLASSIFICATION.name
     classes: tuple[str, ...]
-    input_shape: tuple[int, ...]  # of an image, or empty where inputs are no one tensor
+    # Of an image, or empty where inputs are no one tensor.
+    input_shape: tuple[Annotated[int, Field(ge=1, le=2**14)], ...]
     other_size: OtherSize | None = None
     device: str = ""
     threads: int = 0

@@ -11,7 +11,7 @@ from torch import nn
 from updp.blocks import Findings, OtherSize, find
 from updp.blocks.copying import copy_module
 from updp.blocks.nested import Samples, count, join, take, tensors_in
-from updp.candidates import Offers, planned
+from updp.candidates import SLOWER, Offers, planned
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.files import content_of, read_tensors, write_tensors
@@ -28,6 +28,10 @@ STAGES = ("sites", "supernet", "search", "subnet", "merge")
 WEIGHTS = "weights.safetensors"  # of a stage that fits or trains
 # Of the inputs from which candidates' BatchNorms start, at once in memory: 83 images of 224 px.
 CALIBRATED_VALUES = 3 * 2**22
+_AGAIN = (
+    "if the machine was busy with other work when they were timed, `updp prune --fresh --set "
+    "measure.cache=false` times them again"
+)
 
 
 class StageKey(Record):
@@ -137,9 +141,10 @@ class Context(RunInputs):
         """The offers of each site within the budget. Raises UserError when there are none."""
         offers = self.survey.offers(self.recipe)
         if not offers and self.plan is None:  # a given plan has candidates of its own
+            slower = any(refused.reason.startswith(SLOWER) for refused in self.survey.unusable)
             raise UserError(
                 f"model '{self.names.model}' has no block that can be pruned: "
-                "`updp inspect` says why for each"
+                "`updp inspect` says why for each" + (f"; {_AGAIN}" if slower else "")
             )
         return offers
 

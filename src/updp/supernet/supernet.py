@@ -22,6 +22,7 @@ from updp.blocks.surgery import (
     surgical_state,
 )
 from updp.candidates import Candidate, Form, FormShape
+from updp.io.files import copy_tensors
 from updp.supernet.switch import KEEP, ModalForward, Switch
 
 
@@ -126,7 +127,6 @@ class Supernet(nn.Module):
         """Shapes of the forms that are not factored, by `site.label`; see `Form.shape`."""
         return {name: form.shape for name, form in self._forms() if form.shape != "factored"}
 
-    @torch.no_grad()
     def load_weights(
         self, weights: Mapping[str, Tensor], shapes: Mapping[str, FormShape] | None = None
     ) -> None:
@@ -138,18 +138,7 @@ class Supernet(nn.Module):
         if shapes is not None:
             for name, form in self._forms():
                 form.set_shape(shapes.get(name, "factored"))
-        own = self.weights()
-        if own.keys() != weights.keys():
-            raise ValueError(f"weights differ in {sorted(own.keys() ^ weights.keys())[:3]}")
-        for name, tensor in own.items():
-            given = weights[name]
-            if given.shape != tensor.shape or given.dtype != tensor.dtype:
-                raise ValueError(
-                    f"{name} is {given.dtype} {tuple(given.shape)}, not {tensor.dtype} "
-                    f"{tuple(tensor.shape)}"
-                )
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
+        copy_tensors(weights, self.weights())
 
     def baseline(self) -> nn.Module:
         """Copy the user's own model with the present weights, nothing rewritten."""

@@ -119,6 +119,6 @@ def test_a_folder_and_a_new_folder_can_be_named(run: Path, tmp_path: Path) -> No
     assert report(run, out=tmp_path) == tmp_path / "report.html"
     assert report(run, out=tmp_path / "new/x.MD") == tmp_path / "new/x.MD"
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="File exists; move away what is there"):
         report(run, out=tmp_path / "file/x.html")
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]

@@ -48,7 +48,7 @@ def pair_of_run(
         name,
         weights=None if file is None else Path(file),
         num_classes=len(record.classes) or None,
-        seed=Recipe.load(path / "recipe.yaml").seed,
+        seed=Recipe.of_run(path).seed,
     )
     check_weights(path, baseline, name, file)
     models = baseline.eval(), load(path, baseline)

@@ -15,18 +15,20 @@ from updp.deploy.export.formats import parse_formats
 from updp.deploy.export.manifest import PREPROCESS, Exported, add_export, begin_writing, within
 from updp.deploy.export.parity import Parity, batches, compare, compare_sizes, logits, resized
 from updp.deploy.export.program import CapturedModel, capture
-from updp.errors import ExportError, UserError, reason
+from updp.errors import ExportError, UserError, is_machines, reason
 from updp.io.files import replace, write_json
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
 from updp.measure import count_parameters
 from updp.run.finished import Finished, check_finished, open_run
 from updp.run.inputs import Data, Test
+from updp.run.integrity import explained
 from updp.tasks import Classification, Task
 
 _log = logging.getLogger(__name__)
 
 
+@explained()
 @usual_torch()
 def export(
     run: str | Path,
@@ -199,6 +201,8 @@ class _Exporter:
             except UserError:
                 raise
             except Exception as error:  # converters and runtimes have errors of many types
+                if is_machines(error):
+                    raise
                 failure = reason(error)
                 _log.info("%s, any size %s: %s", form.name, any_size, failure)
                 continue
@@ -216,6 +220,8 @@ class _Exporter:
         try:
             form.save(self._program(self.baseline, any_size), path)
         except Exception as error:  # this figure is worth no failed export
+            if is_machines(error):
+                raise
             self.progress.say(f"the baseline does not export to {form.name}: {reason(error)}")
             return None
         return _size(form.files(path))

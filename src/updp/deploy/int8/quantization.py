@@ -16,17 +16,19 @@ from updp.deploy.int8.int8_model import FloatModel
 from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
 from updp.deploy.int8.static import METHODS
-from updp.errors import ExportError, UserError, reason
+from updp.errors import ExportError, UserError, is_machines, reason
 from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
 from updp.run.finished import check_finished, open_run
 from updp.run.inputs import Data, Test
+from updp.run.integrity import explained
 from updp.tasks import Task
 
 _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 
 
+@explained()
 @usual_torch()
 def quantize(
     run: str | Path,
@@ -161,5 +163,7 @@ def _failing(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_machines(error):
+            raise
         why = reason(error)
         raise ExportError(f"INT8 of the {name} model: {why}; no file is written") from error
