@@ -73,10 +73,8 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        sites = [
-            {**_plain(offer), "others": [_plain(other) for other in self.others[offer.site]]}
-            for offer in self.sites
-        ]
+        others = {n: [o.model_dump(mode="json") for o in of] for n, of in self.others.items()}
+        sites = [o.model_dump(mode="json") | {"others": others[o.site]} for o in self.sites]
         unusable = [vars(u) for u in self.unusable]
         baseline = {"ms": self.baseline_ms, "macs": self.baseline_macs}
         size = {"shape": self.shape, "other_size": self.other_size.model_dump(mode="json")}
@@ -296,7 +294,3 @@ def _settle(recipe: Recipe | Budget | str | None, budget: Budget | str | None) -
         return recipe or Recipe()
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     return (recipe or Recipe()).model_copy(update={"budget": limits})
-
-
-def _plain(offer: Offer) -> dict[str, Any]:
-    return offer.model_dump(mode="json")

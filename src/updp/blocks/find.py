@@ -11,19 +11,26 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import count_operators, hooks, is_composite
 from updp.blocks.nested import Samples, join, map_tensors
+from updp.blocks.paths import nested, under
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
-from updp.blocks.repeatable import Run
+from updp.blocks.repeatable import RecordedRun
 from updp.blocks.tracing.calls import Arguments, copied, record_calls
 from updp.blocks.tracing.check import check_graph, computes, output_of
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
-from updp.blocks.tracing.region import Region, residual_adds, whole_region
+from updp.blocks.tracing.region import (
+    Region,
+    joins_maps,
+    place_of,
+    residual_adds,
+    whole_region,
+)
 from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
 from updp.blocks.unpruned import usable_findings
 from updp.blocks.values import tensors_of
@@ -49,7 +56,7 @@ def find(model: nn.Module, example: Samples) -> Findings:
         keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(copied, y)))
         with hooks([keep]):
             finder = _Finder(model.eval(), example)
-        runs = [Run(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]
+        runs = [RecordedRun(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]
         return usable_findings(model, finder.find(), runs)
 
 
@@ -76,7 +83,7 @@ class _Finder:
     def find(self) -> Findings:
         """Search in order of preference: what an earlier step takes, a later one cannot."""
         residual = {n: regions for n in self.graphs if (regions := self._regions(n))}
-        for outer in [n for n in residual if any(o != n and _under(o, n) for o in residual)]:
+        for outer in [n for n in residual if any(o != n and under(o, n) for o in residual)]:
             del residual[outer]
         droppable: list[Site] = []
         for name, regions in residual.items():
@@ -92,7 +99,7 @@ class _Finder:
         self._list_lost()
         self._list_untraceable(residual)
         place = {name: i for i, name in enumerate(self.modules)}
-        self.sites.sort(key=lambda s: (place[s.block], _place(self.graphs[s.block], s.region)))
+        self.sites.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
         if not self.sites and not self.unusable:
             self._refuse("", "", "nothing in it adds a branch to its input, or is a chain")
         used = {site.block: self.graphs[site.block] for site in self.sites}
@@ -111,7 +118,7 @@ class _Finder:
         droppable = []
         values = self._values(name)
         for region in regions:
-            if not _joins_maps(region, values):
+            if not joins_maps(region, values):
                 continue
             label = self._label(name, region, len(regions))
             site = self._read(label, name, region, values)
@@ -128,7 +135,7 @@ class _Finder:
     def _take_chains(self, name: str, residual: Mapping[str, object]) -> None:
         """Take chains that are outside of residual branches and hold no residual block."""
         module, graph = self.modules[name], self.graphs[name]
-        if any(_under(name, path) for path in self.taken) or self._count_free(name) < 2:
+        if any(under(name, path) for path in self.taken) or self._count_free(name) < 2:
             return
         values = self._values(name)
         if isinstance(values, str):
@@ -136,7 +143,7 @@ class _Finder:
 
         def is_taken(node: fx.Node) -> bool:
             own, *child = self._paths(name, node)
-            return self._is_taken(own, *child) or any(_under(r, c) for c in child for r in residual)
+            return self._is_taken(own, *child) or any(under(r, c) for c in child for r in residual)
 
         regions = plain_regions(module, graph, values[0], is_taken)
         whole = whole_region(graph)
@@ -162,7 +169,7 @@ class _Finder:
             if not name or counts[type(module)] < 2 or isinstance(module, nn.Sequential):
                 continue
             related = (*residual, *seen, *(s.block for s in self.sites if s.block))
-            if any(_nested(name, other) for other in related) or self._is_taken(name):
+            if any(nested(name, other) for other in related) or self._is_taken(name):
                 continue
             if name not in self.graphs or count_operators(module) < 2:
                 continue
@@ -179,9 +186,9 @@ class _Finder:
         for name, region, why in self.lost:
             nodes = {n.name: n for n in self.graphs[name].nodes}
             paths = [p for n in region.branch for p in self._paths(name, nodes[n])[1:]]
-            if any(_nested(name, other) for other in known) or self._is_taken(*paths):
+            if any(nested(name, other) for other in known) or self._is_taken(*paths):
                 continue
-            if not _joins_maps(region, self._values(name)):
+            if not joins_maps(region, self._values(name)):
                 continue
             if sum(count_operators(self.modules[""].get_submodule(path)) for path in paths):
                 self._refuse(self._label(name, region, 2), name, why)
@@ -190,7 +197,7 @@ class _Finder:
         """List the outermost untraceable modules that neither hold nor lie in what was found."""
         known = [*residual, *(s.block for s in self.sites), *(u.name for u in self.unusable)]
         for name, reason in self.untraceable.items():  # parents first
-            apart = not any(_nested(name, other) for other in known)
+            apart = not any(nested(name, other) for other in known)
             if name and apart and count_operators(self.modules[name]) > 1:
                 known.append(name)
                 self._refuse(name, name, f"it cannot be traced: {reason}")
@@ -249,10 +256,10 @@ class _Finder:
         """Whether a module that the branch of `site` calls holds the block of another site."""
         nodes = (n for n in self.graphs[site.block].nodes if n.name in site.region.inside)
         paths = (path for n in nodes for path in self._paths(site.block, n)[1:])
-        return any(_under(inner.block, path) for path in paths)
+        return any(under(inner.block, path) for path in paths)
 
     def _is_taken(self, *paths: str) -> bool:
-        return any(_nested(p, t) for p in paths for t in self.taken)
+        return any(nested(p, t) for p in paths for t in self.taken)
 
     def _overlap(self, site: Site) -> str:
         """Why a residual branch cannot be a site beside those that are taken; empty if it can."""
@@ -293,25 +300,3 @@ class _Finder:
 
 def _shapes(call: Arguments) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(t.shape) for t in tensors_of((call.args, call.kwargs)))
-
-
-def _under(name: str, parent: str) -> bool:
-    """Whether the module path `name` is `parent` or lies in it; all paths lie in the root."""
-    return not parent or name == parent or name.startswith(f"{parent}.")
-
-
-def _nested(a: str, b: str) -> bool:
-    return _under(a, b) or _under(b, a)
-
-
-def _joins_maps(region: Region, values: Values | str) -> bool:
-    """Whether a region goes from numbers to numbers; sizes and indices are added, too."""
-    if isinstance(values, str):
-        return True
-    ends = (values[0][name] for name in (region.entry, *region.branch[-1:]))
-    return all(isinstance(x, Tensor) and x.is_floating_point() for x in ends)
-
-
-def _place(graph: fx.Graph, region: Region) -> int:
-    """Position in the graph at which a region ends, to order the sites of a block."""
-    return next(i for i, node in enumerate(graph.nodes) if node.name == region.exit)

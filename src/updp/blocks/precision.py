@@ -24,7 +24,7 @@ def why_not_float64(model: nn.Module, images: Samples) -> str:
     first rounding to less than float64, each with the innermost module that it happens in.
     """
     running: list[str] = []
-    watcher = _Watcher(running)
+    watcher = _TypeWatcher(running)
 
     def enter(name: str, *_: Any) -> None:
         running.append(name)
@@ -55,7 +55,7 @@ def _where(model: nn.Module, running: list[str]) -> str:
     return f"its module {name} ({kind})" if name else f"the forward of {kind} itself"
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _TypeWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the modules that run at the first rounding to less than float64."""
 
     def __init__(self, running: list[str]) -> None:

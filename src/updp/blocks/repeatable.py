@@ -23,7 +23,7 @@ _Trail = dict[tuple[str, int], tuple[_Sums, _Sums]]
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """An input of a model, such as images (N, C, H, W), and what the model makes of it."""
 
     images: Samples
@@ -40,7 +40,7 @@ def describe_random(model: nn.Module, images: Samples) -> str:
     )
 
 
-def warn_of_batch_statistics(model: nn.Module, runs: Sequence[Run]) -> None:
+def warn_of_batch_statistics(model: nn.Module, runs: Sequence[RecordedRun]) -> None:
     """Warn where the output for the images of the first run is another in the second, larger one.
 
     The second run's images begin with those of the first.

@@ -15,7 +15,7 @@ from torch import nn
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import call
-from updp.blocks.repeatable import NOISE, Run, describe_random, warn_of_batch_statistics
+from updp.blocks.repeatable import NOISE, RecordedRun, describe_random, warn_of_batch_statistics
 from updp.blocks.surgery import (
     Replacement,
     calling,
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _TOLERANCE = 1e-6  # relative; the same operators run, so that CPUs differ in no bit
 
 
-def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Run]) -> Findings:
+def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[RecordedRun]) -> Findings:
     """The findings without the blocks whose forward cannot be rewritten within the model.
 
     The model is left with some of its blocks rewritten; see `tracing.trace.restored`.
@@ -104,7 +104,7 @@ def _rewrite(block: nn.Module, findings: Findings, name: str, *, whole: bool) ->
     rewrite(block, graph, parts, whole=whole)
 
 
-def _why_not(model: nn.Module, runs: Sequence[Run], limit: float) -> str:
+def _why_not(model: nn.Module, runs: Sequence[RecordedRun], limit: float) -> str:
     """How the model differs from what it was in these runs by more than `limit`; empty if not."""
     for run in runs:
         try:

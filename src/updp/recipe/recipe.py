@@ -12,13 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from updp.errors import DamagedError, MachineError, UserError, explain, is_machines
 from updp.recipe.budget import Budget
+from updp.recipe.data import DataSettings
+from updp.recipe.part import Part
 from updp.recipe.settings import (
     CandidateSettings,
-    DataSettings,
     FitSettings,
     MeasureSettings,
     MergeSettings,
-    Part,
     SearchSettings,
 )
 from updp.recipe.text import quoted, read_text, read_yaml

@@ -71,8 +71,7 @@ class LinearStep:
             raise ValueError(f"pads with {module.padding_mode!r}, not with zeros")
         stride, dilation, groups = module.stride, module.dilation, module.groups
         if _is_plain(module):
-            padding = _padding(module.padding, module)
-            derived = is_parametrized(module)
+            padding, derived = _padding(module.padding, module), is_parametrized(module)
             return cls(name, module, stride, padding, dilation, groups, derived=derived)
         # A forward of its own, as in timm's `StdConv2d` and `Conv2dSame`: see what it really does.
         seen = _watch(module, x)

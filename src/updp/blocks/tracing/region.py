@@ -3,9 +3,10 @@
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 
@@ -188,3 +189,16 @@ def _outer(
         for p in node.all_input_nodes
         if p in ancestors and p not in path and p is not fork
     }
+
+
+def joins_maps(region: Region, values: Sequence[Mapping[str, Any]] | str) -> bool:
+    """Whether a region goes from numbers to numbers; sizes and indices are added, too."""
+    if isinstance(values, str):
+        return True
+    ends = (values[0][name] for name in (region.entry, *region.branch[-1:]))
+    return all(isinstance(x, Tensor) and x.is_floating_point() for x in ends)
+
+
+def place_of(graph: fx.Graph, region: Region) -> int:
+    """Position in the graph at which a region ends, to order the sites of a block."""
+    return next(i for i, node in enumerate(graph.nodes) if node.name == region.exit)
