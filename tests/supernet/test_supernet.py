@@ -339,7 +339,7 @@ class Crossed(nn.Module):
         (
             Crossed,
             {
-                "blocks.0": ["drop", "fold", "inherit", "linear", "narrow"],
+                "blocks.0": ["drop", "fold", "inherit", "narrow"],
                 "blocks.1": ["drop", "inherit", "narrow"],
                 "blocks.1.attn.qkv": ["inherit", "narrow"],
             },

@@ -289,11 +289,8 @@ class _Finder:
         block = self.modules[name]
         nodes = {n.name: n for n in self.graphs[name].nodes}
         branch = [nodes[n] for n in region.branch]
-        modules = [
-            str(n.meta.get("child", n.target))
-            for n in branch
-            if "child" in n.meta or n.op == "call_module"
-        ]
+        called = [n for n in branch if "child" in n.meta or n.op == "call_module"]
+        modules = [str(n.meta.get("child", n.target)) for n in called]
         size = {m: sum(p.numel() for p in block.get_submodule(m).parameters()) for m in modules}
         return f"{name}:{max(size, key=size.__getitem__) if size else region.branch[-1]}"
 

@@ -39,7 +39,9 @@ class Resumable:
         self, net: nn.Module, marks: Collection[nn.Module], run: Runner = call_model
     ) -> None:
         self.net, self._run = net, run
-        self._units = list(dict.fromkeys(_units(net, set(marks))))  # shared ones once
+        self._units = list(
+            dict.fromkeys(_units(net, set(marks), _inside(marks)))
+        )  # shared ones once
         # Makers of placeholders of the outputs, by shapes of the input and number of the call.
         self._outputs: dict[Shapes, dict[int, Callable[[], Any]]] = {}
 
@@ -263,9 +265,15 @@ def _placeholder(output: Any) -> Callable[[], Any]:
     return make
 
 
-def _units(module: nn.Module, marks: set[nn.Module]) -> Iterator[nn.Module]:
-    if module in marks or marks.isdisjoint(module.modules()):
+def _units(module: nn.Module, marks: set[nn.Module], inside: set[nn.Module]) -> Iterator[nn.Module]:
+    if module in marks or (marks.isdisjoint(module.modules()) and module not in inside):
         yield module
         return
     for child in module.children():
-        yield from _units(child, marks)
+        if child not in inside:
+            yield from _units(child, marks, inside)
+
+
+def _inside(marks: Collection[nn.Module]) -> set[nn.Module]:
+    """What lies in a mark, and runs with it; a block may list it among its children, too."""
+    return {part for mark in marks for part in mark.modules() if part is not mark} - set(marks)
