@@ -24,12 +24,13 @@ FLAGS = {
     "search": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
     "subnet": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
     "merge": f"{RUN} {RECIPE} {NORMALISED} {TEACHER} --pick --fresh",
-    "export": f"{FINISHED} --to --out --test-images --device",
+    "export": f"{FINISHED} --to --out --licence --test-images --device",
     "quantize": f"{FINISHED} --calibration-images --method --per-tensor --equalize",
     "bench": "--runtime --batch --threads --precision --layout --rounds --device --input-size "
     "--model --weights --weights-a --weights-b --out --json",
     "report": "--out --format",
     "doctor": "",
+    "zoo": "",
 }
 ALIASES = {"quantise": "quantize"}  # hidden
 
