@@ -81,7 +81,7 @@ def _section(one: Kept) -> list[str]:
         ("MACs", f"{base.macs / 1e6:,.1f} M", f"{merged.macs / 1e6:,.1f} M"),
         ("top-1 %", _top1(base.metric, images), _top1(merged.metric, images)),
     ]
-    timed = [("`updp prune`", found.device, found.batch_size, found.speedup.model_dump())] + [
+    timed = [("`updp prune`", found.device, found.batch_size, vars(found.speedup))] + [
         (
             "`updp bench`",
             f"{setting['runtime']}, {setting['threads']} threads, {setting['device']}",

@@ -210,15 +210,6 @@ def test_one_block_under_two_names_is_one_site() -> None:
     assert {s.name: s.calls for s in found.sites} == {"blocks.0": 2}
 
 
-def test_blocks_called_with_several_shapes_are_refused() -> None:
-    class Halves(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + self.blocks[0](self.stem(x[:, :, ::2])).mean()
-
-    reason = "the model calls it with tensors of several shapes"
-    assert whys(find(Halves([block(usable)]), images())) == {"blocks.0": reason}
-
-
 def test_the_first_of_overlapping_branches_keeps_the_skip() -> None:
     found = find(Net([Parallel(C)]), images())
     sites = {s.name: s.region.add is not None for s in found.sites}

@@ -179,8 +179,8 @@ def test_a_budget_out_of_reach_is_refused(
     ("setting", "said"),
     [
         ("subnet.epoch=3", "no field 'subnet.epoch'; there are epochs, optimizer,"),
-        ("epochs=3", "no field 'epochs'; there are seed, budget, data,"),
-        ("a.b.c=3", "no field 'a.b.c'; there are seed, budget, data,"),
+        ("epochs=3", "no field 'epochs'; there are seed, task, budget, data,"),
+        ("a.b.c=3", "no field 'a.b.c'; there are seed, task, budget, data,"),
         ("seed.x=3", "no field 'seed.x'"),
         ("subnet.epochs", "write it as field=value, e.g. subnet.epochs=20"),
         ("subnet.epochs=", "subnet.epochs: Input should be a valid number, not None"),

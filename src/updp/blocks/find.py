@@ -21,7 +21,7 @@ from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
 from updp.blocks.repeatable import RecordedRun
-from updp.blocks.tracing.calls import Arguments, copied, record_calls
+from updp.blocks.tracing.calls import copied, record_calls
 from updp.blocks.tracing.check import check_graph, computes, output_of
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import (
@@ -33,7 +33,6 @@ from updp.blocks.tracing.region import (
 )
 from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
 from updp.blocks.unpruned import usable_findings
-from updp.blocks.values import tensors_of
 from updp.io.seeds import random_state
 
 _log = logging.getLogger(__name__)
@@ -195,7 +194,8 @@ class _Finder:
 
     def _list_untraceable(self, residual: Mapping[str, object]) -> None:
         """List the outermost untraceable modules that neither hold nor lie in what was found."""
-        known = [*residual, *(s.block for s in self.sites), *(u.name for u in self.unusable)]
+        refused = [u.name for u in self.unusable if not self._is_inside_untraceable(u.name)]
+        known = [*residual, *(s.block for s in self.sites), *refused]
         for name, reason in self.untraceable.items():  # parents first
             apart = not any(nested(name, other) for other in known)
             if name and apart and count_operators(self.modules[name]) > 1:
@@ -203,6 +203,9 @@ class _Finder:
                 self._refuse(name, name, f"it cannot be traced: {reason}")
         if "" in self.untraceable and not known:
             self._refuse("", "", f"it cannot be traced: {self.untraceable['']}")
+
+    def _is_inside_untraceable(self, path: str) -> bool:
+        return any(path != name and under(path, name) for name in self.untraceable if name)
 
     def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
         """Read a region as a site; refuse it and return None if it is none."""
@@ -222,7 +225,7 @@ class _Finder:
             return "the model never calls it"
         try:
             values = [run_graph(module, graph, call) for call in calls]
-            sizes = {_shapes(call): call for call in reversed(self.larger_calls[name])}
+            sizes = {call.shapes: call for call in reversed(self.larger_calls[name])}
             for call in sizes.values():
                 check_graph(module, graph, call, (calls[0], values[0]), only=len(sizes) == 1)
             for call, found in zip(calls[1:], values[1:], strict=True):
@@ -293,7 +296,3 @@ class _Finder:
         modules = [str(n.meta.get("child", n.target)) for n in called]
         size = {m: sum(p.numel() for p in block.get_submodule(m).parameters()) for m in modules}
         return f"{name}:{max(size, key=size.__getitem__) if size else region.branch[-1]}"
-
-
-def _shapes(call: Arguments) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(t.shape) for t in tensors_of((call.args, call.kwargs)))

@@ -154,22 +154,10 @@ class Gate(nn.Module):
         return x * self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
-class Frozen(nn.Module):
-    """A BatchNorm of buffers alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.rand(C) + 0.5)
-        self.register_buffer("shift", torch.randn(C))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale.view(1, -1, 1, 1) + self.shift.view(1, -1, 1, 1)
-
-
 @pytest.mark.parametrize(
     "function",
     [
-        *(Gate(), Frozen(), nn.Softmax(1), nn.InstanceNorm2d(C)),
+        *(Gate(), nn.Softmax(1), nn.InstanceNorm2d(C)),
         *(lambda x: F.normalize(x, dim=1), lambda x: x - x.mean()),
         lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
     ],

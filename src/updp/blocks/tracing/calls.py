@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import hooks
 from updp.blocks.nested import Samples, call
+from updp.blocks.values import tensors_of
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Arguments:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of all tensors in it, in order."""
+        return tuple(tuple(t.shape) for t in tensors_of((self.args, self.kwargs)))
 
 
 def signature_of(forward: Callable[..., Any]) -> inspect.Signature:
