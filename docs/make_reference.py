@@ -26,7 +26,7 @@ from updp.cli.app import app
 from updp.errors import DamagedError, MachineError, MergeError, UserError
 from updp.io.records import Record
 from updp.recipe import NAMES, Recipe
-from updp.recipe.settings import Part
+from updp.recipe.part import Part
 
 HERE = Path(__file__).parent / "reference"
 

@@ -327,6 +327,84 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, w, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+class Shuffled(nn.Module):
+    """ShuffleNet's: channels of grouped convolutions in another order, by a layer and by hand."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.first = nn.ChannelShuffle(2)
+        self.conv1, self.bn1 = conv(c, 8, 1, groups=2), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = conv(8, 8, groups=8), nn.BatchNorm2d(8)
+        self.conv3 = conv(8, c, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(self.first(x))))
+        n, c, h, w = y.shape
+        y = y.view(n, 4, c // 4, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+        return x + self.conv3(self.bn2(self.conv2(y)))
+
+
+class RMSNorm(nn.Module):
+    """Llama's."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(c) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
+
+
+class Gated(nn.Module):
+    """Llama's feed-forward: a linear layer gates another."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(c)
+        self.gate, self.up, self.down = nn.Linear(c, 6), nn.Linear(c, 6), nn.Linear(6, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class WaveNet(nn.Module):
+    """A dilated convolution whose halves gate one another."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.both, self.out = nn.Conv1d(c, 12, 2, dilation=3), nn.Conv1d(6, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.both(F.pad(x, (3, 0))).chunk(2, 1)
+        return x + self.out(a.tanh() * b.sigmoid())
+
+
+class Concatenated(nn.Module):
+    """Paths side by side, joined by another operator; channels last outside."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(c, 3, 3, bias=True), conv(c, 3, 1), nn.Linear(6, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.permute(0, 3, 1, 2)
+        y = torch.cat([F.relu(self.a(y)), self.b(y)], 1).permute(0, 2, 3, 1)
+        return x + self.c(y)
+
+
+class GatedMap(nn.Module):
+    """Halves of one convolution, beside a shortcut, and an activation at the end."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.both, self.down = nn.Conv2d(c, 12, 1), nn.Conv2d(6, c, 1)
+        self.shortcut = nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.down(F.glu(self.both(x), 1)))
+
+
 class Windows(nn.Module):
     """Swin's: attention within windows of (N, H, W, C), which stand in another order."""
 
@@ -353,6 +431,36 @@ class Plain(nn.Module):
         return F.hardswish(self.bn2(self.conv2(F.hardswish(self.bn1(self.conv1(x))))))
 
 
+class Causal(nn.Module):
+    """WaveNet's, on sequences: a dilated convolution that reads the past only."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv1, self.bn = nn.Conv1d(c, 6, 3, dilation=2), nn.BatchNorm1d(6)
+        self.conv2, self.norm = nn.Conv1d(6, c, 1), nn.GroupNorm(2, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.pad(x, (4, 0)))
+        return x + self.norm(self.conv2(F.relu(self.bn(y))))
+
+
+class Factorised(nn.Module):
+    """R(2+1)D's, on volumes; the padding is TensorFlow's, which depends on sizes."""
+
+    def __init__(self, c: int, s: int = 1) -> None:
+        super().__init__()
+        self.space, self.bn1 = nn.Conv3d(c, 5, (1, 3, 2), (1, 1, s), bias=False), nn.BatchNorm3d(5)
+        self.time, self.bn2 = nn.Conv3d(5, c, (3, 1, 1), padding="same"), nn.BatchNorm3d(c)
+        self.down = nn.Sequential(nn.Conv3d(c, c, 1, (1, 1, s)), nn.BatchNorm3d(c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, stride = x.shape[-1], self.space.stride[2]
+        total = max((-(-width // stride) - 1) * stride + 2 - width, 0)
+        y = F.pad(x, (total // 2, total - total // 2, 1, 1))
+        y = self.bn2(self.time(F.relu(self.bn1(self.space(y)))))
+        return F.relu(y + self.down(x))
+
+
 class Net(nn.Module):
     """Two blocks between a stem and a classifier; `form` is what the blocks see."""
 
@@ -368,6 +476,10 @@ class Net(nn.Module):
             x = x.flatten(2).transpose(1, 2)
         elif self.form == "nhwc":
             x = x.permute(0, 2, 3, 1).contiguous()
+        elif self.form == "sequence":
+            x = x.flatten(2)
+        elif self.form == "volume":
+            x = x.unflatten(2, (3, 3))
         x = self.blocks(x)
         if self.form == "tokens":
             return x.transpose(1, 2)
@@ -496,7 +608,15 @@ FAMILIES = {
     "repvgg": Family(lambda: RepVgg(C), sites=(), post=True),
     "repvgg_strided": Family(lambda: RepVgg(C, 2), sites=(), post=True),
     "repvgg_tokens": Family(lambda: RepTokens(C), "tokens", sites=()),
+    "shuffled": Family(lambda: Shuffled(C)),
+    "gated": Family(lambda: Gated(C), "tokens", sites=()),
+    "wavenet": Family(lambda: WaveNet(C), "sequence", sites=()),
+    "concatenated": Family(lambda: Concatenated(C), "nhwc", sites=()),
+    "gated_map": Family(lambda: GatedMap(C), sites=(), skip="chain", post=True),
     "windows": Family(lambda: Windows(C), "nhwc", sites=()),
+    "causal": Family(lambda: Causal(C), "sequence"),
+    "factorised": Family(lambda: Factorised(C), "volume", skip="chain", post=True),
+    "factorised_strided": Family(lambda: Factorised(C, 2), "volume", skip="chain", post=True),
     "drop_path": Family(lambda: ConvNeXt(C, 0.5)),
     "dropout": Family(lambda: ViT(C, 0.5), "tokens", ("blocks.0:mlp", "blocks.1:mlp")),
 }
@@ -522,6 +642,11 @@ def randomise(module: M) -> M:
                 norm.running_mean.normal_(0, 0.3)
                 norm.running_var.uniform_(0.5, 2)
     return module
+
+
+def left(block: nn.Module) -> dict[str, nn.Module]:
+    """Children of a merged block for which no `nn.Identity` stands."""
+    return {n: m for n, m in block.named_children() if not isinstance(m, nn.Identity)}
 
 
 def images(count: int = 2, seed: int = 1) -> Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 from benchmarks.accuracy.baselines import Network
 from updp.candidates import Candidate, Offer, from_json
 from updp.data import Source, preprocess_for
+from updp.data.example import make_example
 from updp.data.feed import Feed
 from updp.io.progress import Progress
 from updp.models import hash_state
@@ -87,7 +88,7 @@ class Subject:
     def merged(self, folder: Path) -> nn.Module:
         """The merged model of the run in a folder, without its weights."""
         plan = Plan.load(folder / "search/plan.json")
-        return skeleton(self.model, self.data.image_size, plan)
+        return skeleton(self.model, make_example(None, self.data.image_size, 2), plan)
 
 
 def searched(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Run:

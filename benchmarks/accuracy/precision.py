@@ -59,15 +59,15 @@ def compare(name: str, seeds: int, folder: Path) -> Result:
                 weights=weights,
                 plan=fitted.plan,
             )
-            rows[precision].append(pruned.result.merged.top1)
+            rows[precision].append(pruned.result.merged.metric)
         print(name, precision, rows[precision], flush=True)
     means = {
         precision: mean(t for t in found if t is not None) for precision, found in rows.items()
     }
     return {
         "settings": settings,
-        "baseline": fitted.result.baseline.top1,
-        "fitted": fitted.result.merged.top1,
+        "baseline": fitted.result.baseline.metric,
+        "fitted": fitted.result.merged.metric,
         "top1": rows,
         "loss": {precision: means["float32"] - value for precision, value in means.items()},
     }

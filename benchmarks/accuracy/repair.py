@@ -25,7 +25,7 @@ from updp.blocks import find
 from updp.candidates import Inherit, proposals
 from updp.recipe import FitSettings, Recipe
 from updp.supernet import Supernet, fit_plan
-from updp.training.losses import distillation
+from updp.tasks.losses import distillation
 
 LINEAR = (1, 3, 5, 7, 9, 10)  # blocks
 FITTED, BATCH = 600, 50

@@ -16,6 +16,7 @@ from benchmarks.accuracy.channels import prune_channels
 from benchmarks.accuracy.plans import Choices, Subject, digest, plan_of, planned_run
 from benchmarks.accuracy.training import train_plan, train_whole
 from benchmarks.accuracy.trials import Trial
+from updp.data.example import make_example
 from updp.io.progress import Progress
 from updp.recipe import Recipe
 from updp.run.load import skeleton
@@ -124,7 +125,7 @@ class Plans(Rival):
         recipe = self.subject.recipe(*self.settings)
         plan, _ = plan_of(self.plans[number], self.survey, recipe)
         model = copy.deepcopy(self.subject.model).to(self.subject.device)
-        return skeleton(model, self.subject.data.image_size, plan)
+        return skeleton(model, make_example(None, self.subject.data.image_size, 2), plan)
 
     def trial(self, number: int, folder: Path, clock: Progress) -> Trial:
         """As in `Rival`."""

@@ -16,9 +16,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from benchmarks.common.markdown import quartiles, table
-from benchmarks.common.output import Output, Result, make_parser
+from benchmarks.common.output import Output, make_parser
+from benchmarks.common.output import Result as Kept
 from updp.errors import UserError
 from updp.io.files import read_json
+from updp.run.records import Result
 
 PAGE = """# Networks pruned from end to end
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output.write_page("networks", page(output.read("run-*")))
 
 
-def record(run: Path, name: str) -> Result:
+def record(run: Path, name: str) -> Kept:
     """What is kept of a run directory."""
     about, result = read_json(run / "run.json"), read_json(run / "result.json")
     try:
@@ -64,23 +66,22 @@ def record(run: Path, name: str) -> Result:
     }
 
 
-def page(results: Sequence[Result]) -> str:
+def page(results: Sequence[Kept]) -> str:
     """The page, in Markdown."""
     return "\n".join([PAGE, *(line for one in results for line in _section(one))])
 
 
-def _section(one: Result) -> list[str]:
-    found = one["result"]
-    images = found["test_images"]
-    base, merged = found["baseline"], found["merged"]
+def _section(one: Kept) -> list[str]:
+    found = Result.model_validate(one["result"])
+    images, base, merged = found.test_images, found.baseline, found.merged
     data = one["data"] + (f", tested on {one['test']}" if one["test"] else "")
-    stages = [(stage, _top1(value, images)) for stage, value in found["top1_by_stage"].items()]
+    stages = [(stage, _top1(value, images)) for stage, value in found.by_stage.items()]
     rows = [
-        ("parameters", f"{base['parameters']:,}", f"{merged['parameters']:,}"),
-        ("MACs", f"{base['macs'] / 1e6:,.1f} M", f"{merged['macs'] / 1e6:,.1f} M"),
-        ("top-1 %", _top1(base["top1"], images), _top1(merged["top1"], images)),
+        ("parameters", f"{base.parameters:,}", f"{merged.parameters:,}"),
+        ("MACs", f"{base.macs / 1e6:,.1f} M", f"{merged.macs / 1e6:,.1f} M"),
+        ("top-1 %", _top1(base.metric, images), _top1(merged.metric, images)),
     ]
-    timed = [("`updp prune`", found["device"], found["batch_size"], found["speedup"])] + [
+    timed = [("`updp prune`", found.device, found.batch_size, vars(found.speedup))] + [
         (
             "`updp bench`",
             f"{setting['runtime']}, {setting['threads']} threads, {setting['device']}",

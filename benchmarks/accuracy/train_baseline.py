@@ -27,9 +27,9 @@ from updp.io.files import read_json, write_json, write_tensors
 from updp.models import load_model
 from updp.recipe import TrainingSettings
 from updp.supernet import Supernet
+from updp.tasks.losses import classification
 from updp.training.evaluate import top1
 from updp.training.loop import train
-from updp.training.losses import classification
 from updp.training.precision import MixedPrecision
 
 

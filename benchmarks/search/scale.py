@@ -21,7 +21,7 @@ from benchmarks.common.output import Result, device_name, make_parser
 from benchmarks.search.bank import NETWORKS, Bank
 from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.search import Evaluated, ScoreFile, Scorer, Task, pareto, search, within
+from updp.search import Evaluated, ScoreFile, Scorer, SearchTask, pareto, search, within
 from updp.search.front import certainly_dominated
 from updp.search.score import Hopeless, Score
 from updp.search.space import Genome
@@ -34,7 +34,7 @@ def reuse(network: str, evaluations: int, folder: Path) -> Result:
     plain = Recipe().search.model_copy(
         update={"reuse_mb": 0, "stop_early": False, "evaluations": evaluations}
     )
-    task = Task(bank.space, bank.limits, plain)
+    task = SearchTask(bank.space, bank.limits, plain)
     scorer = Scorer(*bank.parts, bank.recipe.model_copy(update={"search": plain}))
     before = 0.0
 

@@ -35,7 +35,7 @@ from updp.search import (
     FittedScorer,
     ScoreFile,
     Scorer,
-    Task,
+    SearchTask,
     complete,
     refine,
     search,
@@ -44,8 +44,8 @@ from updp.search import (
 from updp.search.space import Genome
 from updp.stages.context import RunInputs
 from updp.supernet import fit_plan
+from updp.tasks.losses import distillation
 from updp.training.evaluate import accuracy, predict
-from updp.training.losses import distillation
 
 CASES = ("resnet32:5", "resnet44:7")  # a pretrained network, and how many of its sites are pruned
 KINDS = {"plain": False, "blended": True}
@@ -72,7 +72,7 @@ class Case:
             kind: predict(self.context.baseline, batches)[0]
             for kind, batches in self.images.items()
         }
-        self.task = Task(
+        self.task = SearchTask(
             self.context.space, self.context.limits(), self.recipe.search, self.recipe.seed
         )
 

@@ -29,7 +29,7 @@ from benchmarks.common.output import Output, Result, device_name, make_parser
 from benchmarks.search.bank import NETWORKS, Bank
 from updp.io.progress import Silent
 from updp.recipe import Recipe
-from updp.search import SEARCHERS, Score, ScoreFile, Task, search
+from updp.search import SEARCHERS, Score, ScoreFile, SearchTask, search
 from updp.search.space import Genome
 
 Best = dict[str, float]  # a best plan so far: its score, after how many evaluations and seconds
@@ -48,10 +48,10 @@ def run(bank: Bank, name: str, seed: int, evaluations: int) -> list[Best]:
     settings = Recipe().search.model_copy(
         update={"searcher": name, "stop_early": False, "evaluations": evaluations}
     )
-    task = Task(bank.space, bank.limits, settings, seed)
+    task = SearchTask(bank.space, bank.limits, settings, seed)
     first = len(SEARCHERS[name](task).preliminaries())
     settings = settings.model_copy(update={"evaluations": max(1, evaluations - first)})
-    task = Task(bank.space, bank.limits, settings, seed)
+    task = SearchTask(bank.space, bank.limits, settings, seed)
     start, spent = time.process_time(), 0.0  # of this process, for other work may be going on
 
     def judge(choices: Mapping[str, str], hopeless: Callable[[float], bool]) -> Score:

@@ -26,7 +26,8 @@ from benchmarks.speed.opening import CLASSES, peak, write_parquet, write_shards,
 from updp.data import images, open_source, preprocess_for
 from updp.data.feed import Feed
 from updp.recipe import DataSettings
-from updp.training.evaluate import top1_of_each
+from updp.tasks import CLASSIFICATION
+from updp.training import evaluate as evaluation
 
 SIZE = (3, 32, 32)
 STEPS, EVERY, BATCH = 2000, 200, 64
@@ -96,7 +97,7 @@ def train(root: Path) -> list[float]:
 def evaluate(root: Path) -> float:
     """Largest resident set after the final table's pass over the test split, MiB."""
     feed = make_feed(root)
-    top1_of_each({"baseline": tiny(), "merged": tiny()}, feed.test())
+    evaluation.evaluate(CLASSIFICATION, {"baseline": tiny(), "merged": tiny()}, feed.test())
     return round(peak(), 1)
 
 

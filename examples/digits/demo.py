@@ -66,7 +66,7 @@ def show(console: Console, runs: dict[str, updp.Pruned]) -> None:
     console.rule("result", align="left")
     console.print(result_table({name: run.result for name, run in runs.items()}, title))
     for name, run in runs.items():
-        stages = ", ".join(f"{stage} {v:.1f}" for stage, v in run.result.top1_by_stage.items())
+        stages = ", ".join(f"{stage} {v:.1f}" for stage, v in run.result.by_stage.items())
         console.print(
             f"\n{name}\n  top-1 %: {stages}\n"
             f"  pruned {len(run.plan)} sites: {', '.join(run.plan.choices)}\n"
@@ -81,12 +81,12 @@ def is_fine(result: Result) -> bool:
 
     On a busy machine a speed-up may drown in the noise, which is no failure.
     """
-    return result.speedup.high > 1 and result.baseline.top1 - result.merged.top1 <= MAY_LOSE
+    return result.speedup.high > 1 and -result.change <= MAY_LOSE
 
 
 def shortcomings(name: str, result: Result) -> list[str]:
     """What a merged model must be and is not, a line each."""
-    found, lost = [], result.baseline.top1 - result.merged.top1
+    found, lost = [], -result.change
     if not result.faster:
         quartile, median = result.speedup.low, result.speedup.median
         found.append(

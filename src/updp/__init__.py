@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from updp.recipe import Budget, Recipe
     from updp.run.estimates import Estimate
     from updp.run.load import load
+    from updp.tasks import Metric, Task, find_task
 
 __all__ = [
     "Bars",
@@ -34,13 +35,16 @@ __all__ = [
     "Inspection",
     "Linear",
     "MergeError",
+    "Metric",
     "Plan",
     "Pruned",
     "Recipe",
+    "Task",
     "UserError",
     "bench",
     "estimate",
     "export",
+    "find_task",
     "inspect",
     "load",
     "prune",
@@ -69,6 +73,7 @@ _HOMES = {
     "updp.recipe": ("Budget", "Recipe"),
     "updp.run.estimates": ("Estimate",),
     "updp.run.load": ("load",),
+    "updp.tasks": ("Metric", "Task", "find_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

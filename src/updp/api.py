@@ -5,19 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from updp.blocks import Unusable, find
-from updp.blocks.modules import seeded_input
+from updp.blocks import OtherSize, Unusable, find, try_other_size
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import as_samples, call
 from updp.candidates import Offer, make_offers
 from updp.data import model_input_size
+from updp.data.example import make_example
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.torch_state import usual_torch
 from updp.measure import compare_modules, count_macs
-from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of
+from updp.models import check_finite, load_model, own_copy, weights_of
 from updp.plan import Plan
 from updp.recipe import NAMES as RECIPES
 from updp.recipe import Recipe
@@ -26,6 +29,7 @@ from updp.run.estimates import Estimate, estimate_run
 from updp.run.inputs import Data, Test, as_device, open_inputs
 from updp.run.pipeline import open_run_directory
 from updp.run.records import Result
+from updp.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Inspection:
     """Result of `inspect`: the offers of each site, and why other blocks cannot be pruned.
 
     `sites` has the offer of each site that takes least away, `others` the further ones by the
-    site's name. Milliseconds are for one batch, MACs for one image.
+    site's name. Milliseconds are for one batch, MACs for one image. `other_size` says whether the
+    pruned model will be right at another image size.
 
     >>> found = updp.inspect("timm/resnet10t", (3, 64, 64))
     >>> first = found.sites[1]
@@ -63,16 +68,17 @@ class Inspection:
     unusable: tuple[Unusable, ...]
     baseline_ms: float
     baseline_macs: int
+    shape: tuple[int, ...]
+    other_size: OtherSize
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        sites = [
-            {**_plain(offer), "others": [_plain(other) for other in self.others[offer.site]]}
-            for offer in self.sites
-        ]
+        others = {n: [o.model_dump(mode="json") for o in of] for n, of in self.others.items()}
+        sites = [o.model_dump(mode="json") | {"others": others[o.site]} for o in self.sites]
         unusable = [vars(u) for u in self.unusable]
         baseline = {"ms": self.baseline_ms, "macs": self.baseline_macs}
-        return {"sites": sites, "unusable": unusable, "baseline": baseline}
+        size = {"shape": self.shape, "other_size": self.other_size.model_dump(mode="json")}
+        return {"sites": sites, "unusable": unusable, "baseline": baseline, **size}
 
 
 @usual_torch()
@@ -91,6 +97,7 @@ def prune(
     pick: str | None = None,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
+    task: Task | str | None = None,
     tensorboard: str | Path | None = None,
     log: str | None = None,
     progress: Progress | None = None,
@@ -126,6 +133,9 @@ def prune(
             its images are in the recipe (`subnet.teacher_size`, `teacher_mean`, `teacher_std`),
             else in its own configuration.
         teacher_weights: safetensors file for a teacher given by name.
+        task: what the model is for: an object, or the name of a built-in one; by default what the
+            recipe's `task` says, which is classification. In other tasks loaders give inputs of
+            any form (a tensor, or a tuple or dictionary of tensors) with the task's labels.
         tensorboard: a folder for the run's curves, the same figures as in `figures.jsonl`.
         log: a tracker for the same curves: `tensorboard` (in `logs`), `wandb`, `mlflow`,
             `trackio` or another that `accelerate` knows.
@@ -147,6 +157,7 @@ def prune(
         pick=pick,
         teacher=teacher,
         teacher_weights=teacher_weights,
+        task=task,
         tensorboard=tensorboard,
         log=log,
         progress=progress,
@@ -171,6 +182,7 @@ def estimate(
     plan: Plan | None = None,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
+    task: Task | str | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Measure how long each stage of `prune` will take here, and how much memory.
@@ -200,6 +212,7 @@ def estimate(
         plan=plan,
         teacher=teacher,
         teacher_weights=teacher_weights,
+        task=task,
         progress=progress,
     )
     return estimate_run(inputs, None if out is None else Path(out), progress)
@@ -209,9 +222,10 @@ def estimate(
 @random_state()  # building a candidate draws its initial weights
 def inspect(
     model: nn.Module | str,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     recipe: Recipe | None = None,
     *,
+    example: Any = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
@@ -226,6 +240,8 @@ def inspect(
     Args:
         model: a module, or a name as for `prune`.
         input_shape: (C, H, W), by default the model's own.
+        example: a batch in place of random images: a tensor, or a tuple or dictionary of tensors
+            that the model is called with.
         recipe: which sites and candidates, and how to time them.
         device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
         progress: where to report to.
@@ -238,15 +254,22 @@ def inspect(
     module = load_model(model) if isinstance(model, str) else own_copy(model)
     check_finite(weights_of(module), "the model")
     module = module.to(target).eval()
-    shape = input_shape or settings.data.input_size or model_input_size(module)
-    if shape is None:
+    stored = None if example is None else as_samples(example)
+    shape = input_shape or settings.data.input_size or model_input_size(module) or ()
+    if stored is None and not shape:
         raise UserError("the model does not say what images it takes: pass an input size")
-    num_outputs(module, shape)  # raises UserError on a wrong shape
-    findings = find(module, seeded_input((2, *shape)).to(target))
+    x = make_example(stored, shape, 2).to(target)
+    try:
+        with torch.no_grad():
+            call_user_code(call, module, x[:1])
+    except UserCodeError as error:
+        shown = f"an input of {(1, *shape)}" if stored is None else "the example"
+        raise UserError(f"the model fails on {shown}: {error}") from error
+    findings = find(module, x)
     wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
     report.begin("timing candidates", len(wanted.sites) + 1)
     offers, refused = make_offers(module, wanted, settings, target, report.advance)
-    x = seeded_input((settings.measure.batch_size, *shape)).to(target)
+    x = make_example(stored, shape, settings.measure.batch_size).to(target)
     times = compare_modules({"baseline": module}, x, settings=settings.measure, rounds=2)
     report.advance()
     return Inspection(
@@ -255,6 +278,8 @@ def inspect(
         (*findings.unusable, *refused),
         times["baseline"].ms.median,
         count_macs(module, x[:1]),
+        tuple(shape),
+        try_other_size(module, findings, make_example(stored, shape, 1).to(target)),
     )
 
 
@@ -269,7 +294,3 @@ def _settle(recipe: Recipe | Budget | str | None, budget: Budget | str | None) -
         return recipe or Recipe()
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     return (recipe or Recipe()).model_copy(update={"budget": limits})
-
-
-def _plain(offer: Offer) -> dict[str, Any]:
-    return offer.model_dump(mode="json")

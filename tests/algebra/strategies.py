@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from updp.algebra import Affine, Operator, Padding, Pair, from_batchnorm
+from updp.algebra import Affine, Operator, Padding, Size, from_batchnorm
 
 TOLERANCE = 1e-12
 
@@ -22,16 +22,19 @@ same_padding = pytest.mark.filterwarnings("ignore:Using padding='same' with even
 seeds = st.integers(0, 2**31 - 1)
 group_counts = st.sampled_from([1, 2, 3, 4, 6])
 small = st.integers(1, 3)
+dimensions = st.sampled_from([1, 2, 2, 3])
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def pairs(low: int, high: int) -> st.SearchStrategy[Pair]:
-    return st.tuples(st.integers(low, high), st.integers(low, high))
+def sizes(low: int, high: int, dims: int = 2) -> st.SearchStrategy[Size]:
+    return st.tuples(*[st.integers(low, high)] * dims)
 
 
-paddings: st.SearchStrategy[Padding] = st.one_of(
-    pairs(0, 3).map(lambda p: (p[1], p[1], p[0], p[0])),
-    st.tuples(*[st.integers(-1, 3)] * 4),
-)
+def paddings(dims: int) -> st.SearchStrategy[Padding]:
+    return st.one_of(
+        sizes(0, 3, dims).map(lambda p: tuple(side for side in reversed(p) for _ in range(2))),
+        sizes(-1, 3, 2 * dims),
+    )
 
 
 def randn(seed: int, *shape: int) -> Tensor:
@@ -44,50 +47,54 @@ def operators(
     in_channels: int,
     out_channels: int,
     groups: int,
-    stride: Pair | None = None,
+    dims: int,
+    stride: Size | None = None,
     padding: Padding | None = None,
 ) -> Operator:
-    kernel, seed = draw(pairs(1, 5)), draw(seeds)
+    kernel, seed = draw(sizes(1, 5 if dims < 3 else 3, dims)), draw(seeds)
     bias = randn(seed + 1, out_channels) * draw(st.booleans())
     return Operator(
         randn(seed, out_channels, in_channels // groups, *kernel),
         bias,
-        draw(pairs(1, 3)) if stride is None else stride,
-        draw(paddings) if padding is None else padding,
-        draw(pairs(1, 3)),
+        draw(sizes(1, 3, dims)) if stride is None else stride,
+        draw(paddings(dims)) if padding is None else padding,
+        draw(sizes(1, 3, dims)),
         groups,
     )
 
 
 @st.composite
 def any_operator(draw: st.DrawFn) -> Operator:
-    """Dense, grouped or depthwise (with a channel multiplier)."""
-    groups = draw(group_counts)
-    return draw(operators(groups * draw(small), groups * draw(small), groups))
+    """Dense, grouped or depthwise (with a channel multiplier), in 1, 2 or 3 dimensions."""
+    groups, dims = draw(group_counts), draw(dimensions)
+    return draw(operators(groups * draw(small), groups * draw(small), groups, dims))
 
 
 @st.composite
 def two_in_a_row(draw: st.DrawFn) -> tuple[Operator, Operator]:
-    g1, g2 = draw(group_counts), draw(group_counts)
+    g1, g2, dims = draw(group_counts), draw(group_counts), draw(dimensions)
     middle = lcm(g1, g2) * draw(st.integers(1, 2))
     return (
-        draw(operators(g1 * draw(small), middle, g1)),
-        draw(operators(middle, g2 * draw(small), g2)),
+        draw(operators(g1 * draw(small), middle, g1, dims)),
+        draw(operators(middle, g2 * draw(small), g2, dims)),
     )
 
 
 @st.composite
 def two_side_by_side(draw: st.DrawFn) -> tuple[Operator, Operator]:
     """Both give the same output size for every input; kernel, dilation, shift, groups differ."""
-    g1, g2 = draw(group_counts), draw(group_counts)
-    i, o, stride = lcm(g1, g2) * draw(small), lcm(g1, g2) * draw(small), draw(pairs(1, 3))
-    a = draw(operators(i, o, g1, stride))
-    b = draw(operators(i, o, g2, stride))
-    left, _, top, _ = b.padding
-    (kh, kw), (dh, dw) = b.kernel_size, b.dilation
-    right = a.slack[1] + dw * (kw - 1) - left
-    bottom = a.slack[0] + dh * (kh - 1) - top
-    return a, Operator(b.weight, b.bias, stride, (left, right, top, bottom), (dh, dw), g2)
+    g1, g2, dims = draw(group_counts), draw(group_counts), draw(dimensions)
+    i, o, stride = lcm(g1, g2) * draw(small), lcm(g1, g2) * draw(small), draw(sizes(1, 3, dims))
+    a = draw(operators(i, o, g1, dims, stride))
+    b = draw(operators(i, o, g2, dims, stride))
+    padding: list[int] = []
+    for axis in reversed(range(dims)):
+        before, reach = (
+            b.padding[2 * (dims - 1 - axis)],
+            b.dilation[axis] * (b.weight.shape[2 + axis] - 1),
+        )
+        padding += [before, a.slack[axis] + reach - before]
+    return a, Operator(b.weight, b.bias, stride, tuple(padding), b.dilation, g2)
 
 
 @dataclass(frozen=True)
@@ -123,16 +130,18 @@ def statistics(draw: st.DrawFn, channels: int) -> Statistics:
 @st.composite
 def images(draw: st.DrawFn, *ops: Operator) -> Tensor:
     """A batch just large enough for each of the operators, or a few pixels larger."""
+    dims = ops[0].weight.ndim - 2
 
-    def at_least(axis: int, before: int) -> int:
+    def at_least(axis: int) -> int:
+        before = 2 * (dims - 1 - axis)
         need = 1 - min(op.slack[axis] for op in ops)
         crop = max(-op.padding[side] for op in ops for side in (before, before + 1))
         # torch refuses to crop more pixels than there are, even where it pads others.
         return max(need, 2 * crop + 1, 1)
 
-    height = at_least(0, 2) + draw(st.integers(0, 6))
-    width = at_least(1, 0) + draw(st.integers(0, 6))
-    return randn(draw(seeds), 2, ops[0].in_channels, height, width)
+    room = 6 if dims < 3 else 2
+    size = [at_least(axis) + draw(st.integers(0, room)) for axis in range(dims)]
+    return randn(draw(seeds), 2, ops[0].in_channels, *size)
 
 
 def from_conv(conv: nn.Conv2d) -> Operator:
@@ -156,14 +165,15 @@ def from_conv(conv: nn.Conv2d) -> Operator:
 def direct(op: Operator, x: Tensor, padding: Padding | None = None) -> Tensor:
     """What torch makes of the operator's data; nothing of Operator but its fields is used."""
     x = F.pad(x, op.padding if padding is None else padding)
-    return F.conv2d(x, op.weight, op.bias, op.stride, 0, op.dilation, op.groups)
+    function = CONVOLUTIONS[op.weight.ndim - 2]
+    return function(x, op.weight, op.bias, op.stride, 0, op.dilation, op.groups)
 
 
 def ring(y: Tensor, width: int = 1) -> Tensor:
-    """The border pixels of y (N, C, H, W), as (N, C, pixels)."""
-    mask = torch.ones(y.shape[-2:], dtype=torch.bool)
-    mask[width:-width, width:-width] = False
-    return y[..., mask]
+    """The border pixels of y (N, C, H, W), as (N, C, pixels); of any number of axes."""
+    mask = torch.ones(y.shape[2:], dtype=torch.bool)
+    mask[(slice(width, -width),) * mask.ndim] = False
+    return y[:, :, mask]
 
 
 def interior(y: Tensor, width: int = 1) -> Tensor:

@@ -37,7 +37,7 @@ def test_before_folds_a_batchnorm_on_the_padded_map(data):
     norm = data.draw(statistics(op.in_channels))
     x = data.draw(images(op))
     merged = before(norm.affine(), op)
-    assert_same(direct(merged, x), direct(op, norm(F.pad(x, op.padding)), padding=(0, 0, 0, 0)))
+    assert_same(direct(merged, x), direct(op, norm(F.pad(x, op.padding)), (0,) * len(op.padding)))
     assert merged.weight.shape == op.weight.shape
 
 

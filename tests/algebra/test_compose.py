@@ -16,32 +16,31 @@ from .strategies import (
     error,
     images,
     interior,
-    pairs,
     quick,
     randn,
     ring,
+    sizes,
     two_in_a_row,
 )
 
-NO_PADDING = (0, 0, 0, 0)
 
-
-def operator(o, i, k, groups=1, padding=0, stride=1, seed=0):
+def operator(o, i, k, groups=1, padding=0, stride=1, seed=0, dims=2):
     return Operator(
-        randn(seed, o, i // groups, k, k),
+        randn(seed, o, i // groups, *[k] * dims),
         randn(seed + 1, o),
-        (stride, stride),
-        (padding,) * 4,
-        (1, 1),
+        (stride,) * dims,
+        (padding,) * 2 * dims,
+        (1,) * dims,
         groups,
     )
 
 
 def all_padding_first(first, second, x):
     """First with its own padding and second's, a stride apart; then second with none."""
-    (sh, sw), (l1, r1, t1, b1), (l2, r2, t2, b2) = first.stride, first.padding, second.padding
-    padding = (l1 + sw * l2, r1 + sw * r2, t1 + sh * t2, b1 + sh * b2)
-    return direct(second, direct(first, x, padding), NO_PADDING)
+    strides = [s for s in reversed(first.stride) for _ in range(2)]
+    sums = zip(first.padding, second.padding, strides, strict=True)
+    padding = tuple(p1 + s * p2 for p1, p2, s in sums)
+    return direct(second, direct(first, x, padding), (0,) * len(padding))
 
 
 @quick
@@ -58,7 +57,7 @@ def test_composed_operators_equal_the_sequence_with_all_padding_first(data):
 @given(st.data())
 def test_an_unpadded_second_operator_equals_the_plain_sequence(data):
     first, second = data.draw(two_in_a_row())
-    second = replace(second, padding=NO_PADDING)
+    second = replace(second, padding=(0,) * len(second.padding))
     merged = compose(first, second)
     x = data.draw(images(merged))
     assert_same(direct(merged, x), direct(second, direct(first, x)))
@@ -69,7 +68,7 @@ def test_an_unpadded_second_operator_equals_the_plain_sequence(data):
 def test_padding_between_differs_at_the_border_only(data):
     """The reason why the trainable block carries all padding on its first operator."""
     i, m, o = data.draw(st.tuples(*[st.integers(1, 4)] * 3))
-    (k1, k2), seed = data.draw(pairs(1, 2)), data.draw(st.integers(0, 2**20))
+    (k1, k2), seed = data.draw(sizes(1, 2)), data.draw(st.integers(0, 2**20))
     k1, p2 = 2 * k1 - 1, k2
     first = operator(m, i, k1, padding=k1 // 2, seed=seed)
     second = operator(o, m, 2 * p2 + 1, padding=p2, seed=seed + 2)
@@ -84,8 +83,10 @@ def test_padding_between_differs_at_the_border_only(data):
 @given(st.data())
 def test_composition_is_associative(data):
     a, b = data.draw(two_in_a_row())
-    a, b = (replace(op, weight=op.weight[:, :, :3, :3]) for op in (a, b))
-    c = operator(4, b.out_channels, data.draw(st.integers(1, 3)), padding=1, stride=2)
+    k, dims = data.draw(st.integers(1, 3)), a.weight.ndim - 2
+    few = (..., *[slice(3)] * dims)
+    a, b = (replace(op, weight=op.weight[few]) for op in (a, b))
+    c = operator(4, b.out_channels, k, padding=1, stride=2, dims=dims)
     left, right = compose(compose(a, b), c), compose(a, compose(b, c))
     assert (left.padding, left.stride, left.groups) == (right.padding, right.stride, right.groups)
     # One may have found a wider dilation: hold them against one another on an image.

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from updp.algebra import Affine, Operator, add, after, compose, identity
+from updp.algebra import Affine, Operator, add, after, compose, identity, kept_groups, reorder
 
 from .strategies import (
+    any_operator,
     assert_same,
     direct,
     from_conv,
@@ -30,6 +31,23 @@ def test_add_equals_the_sum_of_both_outputs(data):
     merged = add(a, b)
     assert_same(direct(merged, x), direct(a, x) + direct(b, x))
     assert merged.groups == gcd(a.groups, b.groups)
+
+
+@quick
+@given(st.data())
+def test_reordered_operators_give_their_channels_in_that_order(data):
+    op = data.draw(any_operator())
+    x = data.draw(images(op))
+    order = torch.tensor(data.draw(st.permutations(range(op.out_channels))))
+    found = reorder(op, order)
+    assert_same(direct(found, x), direct(op, x)[:, order])
+    assert op.groups % found.groups == 0
+
+
+def test_an_order_keeps_the_groups_that_it_does_not_mix():
+    assert kept_groups(6, torch.tensor([1, 0, 2, 3, 5, 4])) == 3
+    assert kept_groups(4, torch.tensor([0, 2, 1, 3])) == 1
+    assert kept_groups(4, torch.arange(8)) == 4
 
 
 @same_padding

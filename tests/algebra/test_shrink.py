@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import nn
 
 from updp.algebra import can_shrink, centre_tap
 
-from .strategies import any_operator, assert_same, quick, randn, same_padding
+from .strategies import any_operator, assert_same, direct, quick, randn, same_padding
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -37,17 +39,18 @@ def test_the_centre_is_the_pixel_that_same_padding_puts_there(k):
 def test_shrinking_loses_only_the_outer_taps(data):
     """Where it is allowed, a kernel that is zero but for its centre is reproduced exactly."""
     op = data.draw(any_operator())
-    (kh, kw), (dh, dw) = op.kernel_size, op.dilation
-    ph, pw = dh * (kh - 1) // 2, dw * (kw - 1) // 2
-    allowed = can_shrink(op.kernel_size, (pw, pw, ph, ph), op.dilation)
-    assert allowed == (kh % 2 == kw % 2 == 1)
+    half = [d * (k - 1) // 2 for k, d in zip(op.kernel_size, op.dilation, strict=True)]
+    padding = tuple(p for p in reversed(half) for _ in range(2))
+    allowed = can_shrink(op.kernel_size, padding, op.dilation)
+    assert allowed == all(k % 2 for k in op.kernel_size)
     centre = centre_tap(op.weight)
     alone = torch.zeros_like(op.weight)
-    alone[:, :, (kh - 1) // 2, (kw - 1) // 2] = centre[..., 0, 0]
-    x = randn(0, 2, op.in_channels, 13, 14)
-    wide = F.conv2d(x, alone, op.bias, op.stride, (ph, pw), op.dilation, op.groups)
+    middle = tuple((k - 1) // 2 for k in op.kernel_size)
+    alone[(..., *middle)] = centre.flatten(1).view_as(alone[(..., *middle)])
+    x = randn(0, 2, op.in_channels, *(13, 14, 7)[: len(half)])
+    wide = direct(replace(op, weight=alone), x, padding)
     if allowed:
-        assert_same(F.conv2d(x, centre, op.bias, op.stride, 0, 1, op.groups), wide)
+        assert_same(direct(replace(op, weight=centre), x, (0,) * len(padding)), wide)
 
 
 @pytest.mark.parametrize(

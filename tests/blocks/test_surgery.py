@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from tests.families import C, ViT, images, network
+from tests.families import C, ViT, images, left, network
 from updp.blocks import find
-from updp.blocks.surgery import Replacement, extract, isolate, replace_regions
+from updp.blocks.surgery import Replacement, extract, isolate, restore, rewrite, surgical_state
 
 
 def replacement(model: nn.Module, index: int = 0) -> tuple[nn.Module, fx.Graph, Replacement]:
@@ -38,25 +38,28 @@ def test_an_extracted_part_shares_modules_with_the_block() -> None:
 def test_only_the_region_is_replaced() -> None:
     block, graph, item = replacement(network("strided"))
     before = str(graph)
-    new = replace_regions(block, graph, [item])
-    assert {n for n, _ in new.named_children()} == {"shortcut", "new"}
-    assert new.shortcut is block.shortcut
+    x, own, shortcut = torch.randn(2, C, 1, 1), [*block.children()], block.shortcut
+    expected, state = block(x), surgical_state(block)
+    rewrite(block, graph, [item], whole=False)
+    assert left(block).keys() == {"shortcut", "new"}
+    assert block.shortcut is shortcut
     assert str(graph) == before
-    x = torch.randn(2, C, 1, 1)
-    assert torch.equal(new(x), x * 2 + block.shortcut(x).tanh())
+    assert torch.equal(block(x), x * 2 + shortcut(x).tanh())
+    restore(block, state)
+    assert all(a is b for a, b in zip(block.children(), own, strict=True))
+    assert torch.equal(block(x), expected)
 
 
 def test_replacing_keeps_other_modules_signature_and_mode() -> None:
     model = network("vit").train()
     block, graph, item = replacement(model, 1)
-    new = replace_regions(block, graph, [item])
-    assert isinstance(block, ViT)
-    assert type(new).__name__ == "ViT"
-    assert new.training
-    assert {n for n, _ in new.named_children()} == {"norm1", "attn", "new"}
+    rewrite(block, graph, [item], whole=False)
+    assert type(block) is ViT
+    assert block.training
+    assert left(block).keys() == {"norm1", "attn", "new"}
     x, mask = torch.randn(2, 5, C), torch.eye(5).log()
     y = x + block.attn(block.norm1(x), mask=mask)
-    for actual in (new(x, mask), new(unused=1, mask=mask, x=x)):
+    for actual in (block(x, mask), block(unused=1, mask=mask, x=x)):
         assert torch.equal(actual, y * 2 + y.tanh())
 
 
@@ -91,10 +94,12 @@ def test_consecutive_regions_are_both_replaced() -> None:
     ]
     x = torch.randn(2, 5, C)
     block, graph = model.blocks[0], findings.graphs["blocks.0"]
-    assert torch.equal(replace_regions(block, graph, items)(x), x * 3 * 5)
-    first = replace_regions(block, graph, items[:1])
+    second = copy.deepcopy(block)
+    rewrite(block, graph, items, whole=True)
+    assert torch.equal(block(x), x * 3 * 5)
+    rewrite(second, graph, items[:1], whole=False)
     y = x * 3
-    assert torch.equal(first(x), y + block.d(block.c(y).relu()))
+    assert torch.equal(second(x), y + block.d(block.c(y).relu()))
 
 
 @pytest.mark.parametrize("family", ["basic", "convnext", "in_place", "strided_sliced"])

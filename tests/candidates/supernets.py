@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.families import FAMILIES, Family, Net, images, network, randomise
 from updp.algebra import Operator
 from updp.blocks import Findings, Site, find
-from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, propose
+from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, OneLinear, propose
+from updp.candidates.parts.trainable import TrainableOperator
 from updp.recipe import CandidateSettings
 from updp.supernet import Supernet
 
@@ -27,7 +28,9 @@ def _inherit(**options: bool) -> Proposer:
 
 
 def _kind(kind: type[Candidate]) -> Proposer:
-    settings = CandidateSettings(drop="always", fold_norms=True, widths=(0.75, 0.5, 0.25))
+    settings = CandidateSettings(
+        drop="always", fold_norms=True, linear="always", widths=(0.75, 0.5, 0.25)
+    )
     return lambda site, block, graph: kind.propose(site, block, graph, settings)
 
 
@@ -37,6 +40,7 @@ KINDS: dict[str, Proposer] = {
     "inherit-linearised": _inherit(linearise=True),
     "narrow": _kind(Narrow),
     "drop": _kind(Drop),
+    "linear": _kind(OneLinear),
     "fuse": _kind(Fuse),
     "fold": _kind(FoldNorm),
 }
@@ -88,6 +92,10 @@ def case(kind: str, family: str) -> Case:
     net = Supernet(model, findings, candidates).eval()
     for switch in net.switches.values():
         randomise(switch.forms)
+        for part in switch.forms.modules():
+            if isinstance(part, TrainableOperator):
+                nn.init.normal_(part.weight)
+                nn.init.normal_(part.bias)
     return Case(kind, FAMILIES[family], base, findings, candidates, net, x)
 
 
@@ -109,8 +117,8 @@ def merge(net: Supernet, choice: dict[str, str], dtype: torch.dtype = torch.floa
     return net.merged(dtype)
 
 
-def output_and_macs(operator: Operator, height: int, width: int) -> tuple[tuple[int, int], int]:
-    """Output size and multiply-accumulates for one image of (height, width), as torch has them."""
+def output_and_macs(operator: Operator, size: list[int]) -> tuple[list[int], int]:
+    """Output size and multiply-accumulates for one image of this size, as torch has them."""
     with FlopCounterMode(display=False) as counter:
-        y = operator(torch.zeros(1, operator.in_channels, height, width))
-    return (y.shape[2], y.shape[3]), counter.get_total_flops() // 2
+        y = operator(torch.zeros(1, operator.in_channels, *size))
+    return [*y.shape[2:]], counter.get_total_flops() // 2

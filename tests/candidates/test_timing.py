@@ -90,6 +90,18 @@ def test_another_block_is_timed_again(asked: list[int]) -> None:
     assert asked == [4, 4]
 
 
+def test_what_a_busy_machine_left_undecided_is_timed_again(set_speedups: SetSpeedups) -> None:
+    """Speed-ups of 1 within the noise: another run is not told that nothing is faster."""
+    asked = set_speedups(dict.fromkeys(range(9), 1.0))
+    assert offers(network("basic")) == {}
+    assert len(asked) == 3  # the second site is of the first one's structure
+    asked.clear()
+    assert offers(network("basic")) == {}
+    assert len(asked) == 3
+    set_speedups(dict.fromkeys(range(9), 2.0))
+    assert len(offers(network("basic"))) == 2
+
+
 @pytest.mark.parametrize("entry", [None, 1, [], {}, {"latency": 1}, {"latency": {}, "keep": {}}])
 def test_an_entry_of_another_version_is_replaced(asked: list[int], entry: Any) -> None:
     before = offers(network("basic"))
@@ -106,7 +118,7 @@ def test_an_entry_of_another_version_is_replaced(asked: list[int], entry: Any) -
 def test_a_block_that_is_called_twice_costs_twice(asked: list[int]) -> None:
     model = network("basic")
     found = find(model, images())
-    twice = replace(found, sites=tuple(replace(site, calls=2) for site in found.sites))
+    twice = replace(found, sites=tuple(replace(site, calls=2, work=2.0) for site in found.sites))
     singles, doubles = (make_offers(model, each, DEPTH, CPU)[0] for each in (found, twice))
     assert asked == [4, 4]
     for name, (one, *_) in singles.items():

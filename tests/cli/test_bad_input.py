@@ -109,7 +109,8 @@ def test_a_broken_image_is_named(
         for name in "ab":
             (folder := tmp_path / "data" / split / name).mkdir(parents=True)
             for index in range(2):
-                Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / f"{index}.png")
+                pixels = np.full((8, 8), 10 * index + 30 * len(split), np.uint8)
+                Image.fromarray(pixels + (name == "a")).save(folder / f"{index}.png")
     (tmp_path / "data" / "train" / "b" / "1.png").write_bytes(content)
     line = refused("prune", "--data", tmp_path / "data")
     assert line.startswith("image 'train/b/1.png' ")
@@ -178,8 +179,8 @@ def test_a_budget_out_of_reach_is_refused(
     ("setting", "said"),
     [
         ("subnet.epoch=3", "no field 'subnet.epoch'; there are epochs, optimizer,"),
-        ("epochs=3", "no field 'epochs'; there are seed, budget, data,"),
-        ("a.b.c=3", "no field 'a.b.c'; there are seed, budget, data,"),
+        ("epochs=3", "no field 'epochs'; there are seed, task, budget, data,"),
+        ("a.b.c=3", "no field 'a.b.c'; there are seed, task, budget, data,"),
         ("seed.x=3", "no field 'seed.x'"),
         ("subnet.epochs", "write it as field=value, e.g. subnet.epochs=20"),
         ("subnet.epochs=", "subnet.epochs: Input should be a valid number, not None"),

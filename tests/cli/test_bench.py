@@ -188,12 +188,15 @@ def test_json_that_cannot_be_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", str(file))
 
     monkeypatch.setattr("updp.deploy.bench.bench_record.write_text", full)
     file = tmp_path / "rows.json"
-    said = refused(tiny.write_model(tmp_path), run, *EAGER, "--batch", "1", "--out", file)
-    assert said == f"'{file}' cannot be written: OSError: [Errno 28] No space left on device"
+    outcome = tiny.updp(
+        "bench", tiny.write_model(tmp_path), run, *EAGER, "--batch", "1", "--out", file
+    )
+    assert outcome.code == 3
+    assert f"updp: {file}: No space left on device; make room" in outcome.err
 
 
 def test_wrong_arguments_are_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:

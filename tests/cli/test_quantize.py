@@ -52,8 +52,8 @@ def test_files_run_by_onnx_runtime_alone_and_are_close_to_the_models(run: Path) 
         assert np.linalg.norm(found - exact) < 0.2 * np.linalg.norm(exact)
         assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.98
         labels = torch.cat([y for _, y in opened.feed.test()]).numpy()
-        assert side.top1_int8 == pytest.approx(100 * (found.argmax(1) == labels).mean())
-        assert side.top1_float == pytest.approx(100 * (exact.argmax(1) == labels).mean(), abs=0.3)
+        assert side.metric_int8 == pytest.approx(100 * (found.argmax(1) == labels).mean())
+        assert side.metric_float == pytest.approx(100 * (exact.argmax(1) == labels).mean(), abs=0.3)
         same = 100 * (found.argmax(1) == exact.argmax(1)).mean()
         assert side.agreement == pytest.approx(same, abs=0.3)
         assert side.bytes_int8 == (run / "export" / side.file).stat().st_size

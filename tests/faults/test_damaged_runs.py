@@ -1,5 +1,6 @@
 """Damaged files of a run directory: one line that names the file and the stage to redo."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import updp
 from tests import tiny
 from tests.faults.conftest import Said
 from updp.io.files import read_json, write_json
+from updp.measure import use_clock
 from updp.run.directory import RunDirectory
 from updp.run.records import RunRecord
 from updp.stages.context import STAGES
@@ -193,24 +195,76 @@ def test_a_damaged_start_of_training_is_one_line(
     assert line.endswith(": `updp subnet --fresh` makes that stage anew")
 
 
-@pytest.mark.parametrize("fault", [empty, cut, garbage, *WEIGHTS], ids=lambda f: f.__name__)
-def test_a_damaged_checkpoint_is_one_line(fault: Callable[[Path], None], tmp_path: Path) -> None:
-    from updp.training.checkpoint import Checkpoint
-    from updp.training.precision import MixedPrecision
+class Training:
+    """A training's checkpoint, with all that it may hold."""
 
-    recipe = tiny.make_recipe()
-    net = tiny.make_net(tiny.write_model(tmp_path), recipe)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    precision = MixedPrecision(net, recipe.subnet, torch.device("cpu"), "subnet")
-    state, path = (
-        Checkpoint(net, optimizer, precision, None, None),
-        tmp_path / "checkpoint.safetensors",
-    )
-    state.save(path, 3)
-    assert state.restore(path) == 3
-    fault(path)
-    with pytest.raises(updp.UserError, match=r"checkpoint\.safetensors' "):
-        state.restore(path)
+    def __init__(self, folder: Path) -> None:
+        from updp.training.best import BestWeights
+        from updp.training.checkpoint import Checkpoint
+        from updp.training.ema import WeightAverage
+        from updp.training.precision import MixedPrecision
+
+        recipe = tiny.make_recipe()
+        net = tiny.make_net(tiny.write_model(folder), recipe)
+        optimizer = torch.optim.AdamW(net.parameters())
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        self.path = folder / "checkpoint.safetensors"
+        self.state = Checkpoint(
+            net,
+            optimizer,
+            MixedPrecision(net, recipe.subnet, torch.device("cpu"), "subnet"),
+            WeightAverage(net.weights(), 0.9),
+            BestWeights(net.weights(), lambda: 0.0, 1, 1),
+        )
+        self.state.save(self.path, 3)
+
+    def is_refused(self) -> bool:
+        with pytest.raises(updp.UserError, match=r"checkpoint\.safetensors' "):
+            self.state.restore(self.path)
+        return True
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    with use_clock(tiny.fixed_times):
+        return Training(tmp_path_factory.mktemp("training"))
+
+
+@pytest.mark.parametrize("fault", [empty, cut, garbage, *WEIGHTS], ids=lambda f: f.__name__)
+def test_a_damaged_checkpoint_is_one_line(
+    fault: Callable[[Path], None], training: Training
+) -> None:
+    whole = training.path.read_bytes()
+    assert training.state.restore(training.path) == 3
+    fault(training.path)
+    assert training.is_refused()
+    training.path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("part", ["net.model.head.bias", "ema.model.head.bias", "best.model."])
+def test_another_hand_s_tensors_are_not_broadcast(part: str, training: Training) -> None:
+    """Whatever it says of its checksum: one written by an earlier version has none."""
+    whole = training.path.read_bytes()
+    tensors, about = load_file(training.path), json.loads(notes(training.path)["updp"])["notes"]
+    name = next(name for name in tensors if name.startswith(part))
+    for changed in (tensors[name].reshape(-1)[:1].clone(), tensors[name].double()):
+        save_file({**tensors, name: changed}, training.path, {"notes": json.dumps(about)})
+        assert training.is_refused()
+    training.path.write_bytes(whole)
+
+
+def test_one_wrong_bit_of_a_checkpoint_is_seen(training: Training) -> None:
+    """Of the optimiser's state, too, whose shapes only the optimiser knows."""
+    whole = training.path.read_bytes()
+    for place in (-1, -4000, len(whole) // 2):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        training.path.write_bytes(changed)
+        assert training.is_refused()
+    training.path.write_bytes(whole)
+    assert training.state.restore(training.path) == 3
 
 
 def test_scores_of_another_hand_are_one_line(run: Path, said: Said) -> None:
@@ -344,3 +398,38 @@ def test_the_doctor_says_what_is_whole_and_what_mends_the_rest(run: Path) -> Non
     assert {f.where: f.state for f in examine(run).findings}["search"] == "unfinished"
     with pytest.raises(updp.UserError, match="holds no run"):
         examine(run / "merge")
+
+
+@pytest.mark.parametrize("name", ["run.json", "recipe.yaml"])
+@pytest.mark.parametrize("used", ["prune --out RUN", "report RUN", "export RUN", "bench RUN"])
+@pytest.mark.parametrize("fault", [empty, cut, garbage, folder], ids=lambda fault: fault.__name__)
+def test_a_damaged_description_is_one_line_everywhere(
+    name: str, used: str, fault: Callable[[Path], None], run: Path, said: Said
+) -> None:
+    model = [] if "report" in used else ["--model", RunRecord.read(run).model]
+    fault(run / name)
+    if name == "recipe.yaml" and fault in (empty, cut):  # cut YAML may be another recipe
+        (run / name).write_text("subnet:\n  epochs: much\n")
+    code, line = said(*used.replace("RUN", str(run)).split(), *model)
+    assert code == 2
+    assert line.startswith(f"'{run / name}' ")
+    assert line.endswith("copy the run directory again, or start over with `updp prune --fresh`")
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "x" * 5000, {}])
+def test_another_format_says_which_and_what_to_do(version: object, run: Path, said: Said) -> None:
+    for file, command in (
+        ("run.json", "start over with `updp prune --fresh`"),
+        ("sites/sites.json", "`updp prune --fresh` makes that stage anew"),
+        ("merge/result.json", "`updp merge --fresh` makes that stage anew"),
+    ):
+        copy = shutil.copytree(run, run.with_name("copy"))
+        write_json(copy / file, read_json(copy / file) | {"format": version})
+        code, line = said("report", copy)
+        assert code == 2
+        assert line.endswith(command)
+        if file == "run.json":  # the others have another checksum, first of all
+            assert f"its format is {version!r}"[:24] in line
+            assert "and this version reads 1" in line
+            assert ("pip install --upgrade updp" in line) is (version == 2)
+        shutil.rmtree(copy)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +39,20 @@ def test_ridge_is_least_squares_with_a_row_for_each_penalty(
         rows, wanted = np.vstack([x_g, free]), np.vstack([target[g], free @ prior_g])
         expected = np.linalg.lstsq(rows, wanted, rcond=None)[0]
         np.testing.assert_allclose(found[g, : len(expected)], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_singular_matrix_gets_the_pseudo_inverse_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Inputs that are constant, so that only the sum of all is known, as it rounds."""
+    x = torch.ones(1, 50, 3, dtype=torch.float64)
+    gram = x.mT @ x
+    gram[0, 0, 1] = gram[0, 1, 0] = 50 * (1 + 1e-10)
+    target = torch.full((1, 50, 1), 3.0, dtype=torch.float64)
+    ridge = Ridge(gram, torch.zeros(1, 3, 1).double(), 0.0)
+    torch.testing.assert_close(x @ ridge.solve(x.mT @ target), target)
+    assert ridge.inverse().isfinite().all()
+    assert "constant" in caplog.text
 
 
 def test_dead_channels_keep_the_prior() -> None:

@@ -35,7 +35,7 @@ def test_patches_times_weights_equal_the_operator_output(
     x = torch.randn(2, operator.in_channels, 11, 10, dtype=torch.float64)
     wanted = operator(x)
     images, _, height, width = wanted.shape
-    sample = Sample.draw(images, height, width, count, seed)
+    sample = Sample.draw(images, (height, width), count, seed)
     rows = sample.patches(x, operator) @ weights_of(operator)  # (groups, M, O / groups)
     found = rows.transpose(0, 1).flatten(1)
     torch.testing.assert_close(found, sample.of(wanted), rtol=1e-12, atol=1e-12)
@@ -51,10 +51,8 @@ def test_weights_round_trip_through_a_matrix(operator: Operator) -> None:
 
 @given(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(1, 300))
 def test_sampled_pixels_are_distinct_and_sorted(n: int, h: int, w: int, count: int) -> None:
-    sample = Sample.draw(n, h, w, count, 3)
-    pixels = list(
-        zip(sample.image.tolist(), sample.line.tolist(), sample.column.tolist(), strict=True)
-    )
+    sample = Sample.draw(n, (h, w), count, 3)
+    pixels = list(zip(sample.image.tolist(), *(p.tolist() for p in sample.places), strict=True))
     assert len(set(pixels)) == len(pixels) == min(count, n * h * w)
     assert pixels == sorted(pixels)
     assert all(i < n and j < h and k < w for i, j, k in pixels)

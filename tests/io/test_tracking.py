@@ -177,7 +177,7 @@ def test_a_killed_run_draws_what_it_logs(tmp_path: Path) -> None:
 
     result = read_json(out / "result.json")
     ended = read_curves(board / "merge")
-    for stage, top1 in result["top1_by_stage"].items():
+    for stage, top1 in result["by_stage"].items():
         assert ended[f"merge/top1_{stage.replace(' ', '_')}"] == [(0, pytest.approx(top1))]
     assert ended["merge/speedup"] == [(0, pytest.approx(result["speedup"]["median"]))]
 

@@ -152,3 +152,13 @@ def test_opening_a_table_names_the_missing_runtime(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"measure\.runtime=onnxruntime needs onnxruntime"):
         opened(runtime="onnxruntime")
+
+
+def test_a_user_without_a_name_and_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless(name: str) -> str:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.delenv("UPDP_CACHE")
+    monkeypatch.setattr("updp.measure.cache.user_cache_dir", nameless)
+    opened().put("a", 1)
+    assert opened().get("a") is None

@@ -137,7 +137,7 @@ def test_num_outputs_leaves_the_model_as_it_was() -> None:
 
 def test_num_outputs_wants_a_classifier(user_file: Path) -> None:
     model = load_model(f"{user_file}:unpooled")
-    with pytest.raises(UserError, match=r"to \(1, 4, 8, 8\): updp needs a classifier"):
+    with pytest.raises(UserError, match=r"to \(1, 4, 8, 8\), and a classifier to \(N, classes\)"):
         num_outputs(model, (3, 8, 8))
     with pytest.raises(UserError, match=r"fails on an input of \(1, 1, 8, 8\)"):
         num_outputs(model, (1, 8, 8))

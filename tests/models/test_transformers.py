@@ -41,8 +41,8 @@ MODELS = {
     ),
     "swin": (
         {**STAGES, "patch_size": 2, "embed_dim": 8, "num_heads": [2, 2], "window_size": 4},
-        ["layers.0.blocks.0", "layers.1.blocks.0", "layers.1.blocks.1"],
-        False,
+        ["layers.0.blocks.0:mlp", "layers.1.blocks.0:mlp", "layers.1.blocks.1:mlp"],
+        True,
     ),
     "resnet": (
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic"},

@@ -23,8 +23,8 @@ from updp.stages.context import Context, InputHashes, InputNames
 from updp.stages.subnet import train_progressively
 from updp.stages.supernet import train_sandwich
 from updp.supernet import Supernet, fit_plan
+from updp.tasks.losses import classification
 from updp.training.loop import train
-from updp.training.losses import classification
 from updp.training.precision import MixedPrecision
 
 _STEPS, _PRUNED = 3, 2  # steps of each kind, sites that a plan prunes

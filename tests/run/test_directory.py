@@ -136,6 +136,17 @@ def test_publishing_again_changes_nothing(directory: RunDirectory) -> None:
     assert (directory.path / "plan.json").stat().st_mtime == 1
 
 
+def test_what_a_kill_left_beside_the_results_goes(directory: RunDirectory) -> None:
+    for name, stage in PUBLISHED.items():
+        directory.stage(stage).mkdir(exist_ok=True)
+        (directory.stage(stage) / name).write_text("{}")
+    left = directory.path / ".model.safetensors.17.tmp"
+    for _ in range(2):  # with results that are missing, and with those that are there
+        left.touch()
+        directory.publish()
+        assert not left.exists()
+
+
 def test_the_end_of_a_stage_removes_its_checkpoint(directory: RunDirectory) -> None:
     (directory.stage("subnet")).mkdir()
     (directory.stage("subnet") / "checkpoint.safetensors").touch()

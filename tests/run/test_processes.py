@@ -1,7 +1,7 @@
 """Two processes: the outcome of one; killed in any stage they go on to the same bits."""
 
-import random
-import time
+import os
+import signal
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -66,7 +66,7 @@ def assert_alike(one: Path, two: Path) -> None:
             torch.testing.assert_close(tensor, others[key], rtol=2e-3, atol=2e-4, msg=name + key)
     results = [read_json(out / "result.json") for out in (one, two)]
     assert results[0]["test_images"] == results[1]["test_images"]
-    stages = [result["top1_by_stage"] for result in results]
+    stages = [result["by_stage"] for result in results]
     assert stages[0] == pytest.approx(stages[1], abs=0.21)  # one image of 500 may be in between
 
 
@@ -74,12 +74,6 @@ def test_two_processes_end_as_one(whole: Path, tmp_path: Path) -> None:
     tiny.fresh(tiny.prune_quietly, *arguments(whole.parent, tmp_path / "one"))
     assert_alike(tmp_path / "one", whole)
     assert read_json(whole / "run.json")["processes"] == 2
-
-
-def begun(out: Path) -> int:
-    """When a stage began last: both processes have met, and the first has written the recipe."""
-    path = out / "recipe.yaml"
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def end(processes: Sequence[BaseProcess], number: int | None) -> bool:
@@ -104,24 +98,26 @@ def test_killed_processes_go_on_to_the_same_bits(whole: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("number", [1, None])
-def test_ten_kills_in_a_stage(stage: str, number: int | None, whole: Path, tmp_path: Path) -> None:
-    command, chance, hit = arguments(whole.parent, out := tmp_path / "run"), random.Random(stage), 0
-    for _ in range(10):
-        again = (
-            [stage, "--fresh", "--out", str(out)] if (out / stage / "done.json").exists() else []
-        )
-        before = begun(out)
-        processes = tiny.start_together(2, tiny.prune_quietly, *(again or command))
-        while processes[0].is_alive() and (
-            begun(out) == before or not (out / stage / "key.json").exists()
-        ):
-            time.sleep(0.005)
-        time.sleep(chance.random() * 0.7)
-        hit += end(processes, number)
+@pytest.mark.parametrize("told", [(0, 1), (1,)])
+def test_signals_stop_both_after_the_same_step(
+    told: tuple[int, ...], whole: Path, tmp_path: Path
+) -> None:
+    """A launcher passes a signal on to all; somebody may also stop one process alone."""
+    command, out = arguments(whole.parent, tmp_path / "run"), tmp_path / "run"
+    hit = 0
+    for stage, number in (("supernet", signal.SIGINT), ("subnet", signal.SIGTERM)):
+        processes = tiny.start_together(2, tiny.prune_quietly, *command)
+        wait_for(out / SIGNS[stage], processes[0])
+        for place in told:
+            os.kill(processes[place].pid or 0, number)
+        for process in processes:
+            process.join(60)
+        codes = [process.exitcode for process in processes]
+        if codes != [0, 0]:  # on a busy machine the run may have ended before
+            hit += 1
+            assert codes == [128 + number] * 2
     tiny.together(2, tiny.prune_quietly, *command)
-    assert hit >= 5
+    assert hit
     assert_same(out, whole)
 
 

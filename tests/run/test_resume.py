@@ -65,7 +65,7 @@ def assert_same(out: Path, whole: Path) -> None:
 
 def searched(out: Path) -> list[tuple]:
     points = read_json(out / "search" / "front.json")["points"]
-    return [(p["choices"], p["score"], p["top1"], p["complete"]) for p in points]
+    return [(p["choices"], p["score"], p["metric"], p["complete"]) for p in points]
 
 
 def wait_for(path: Path, process: BaseProcess) -> None:

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import strategies as st
 
 from updp.recipe import Recipe
-from updp.search import Choice, Limits, Option, Space, Task
+from updp.search import Choice, Limits, Option, SearchTask, Space
 from updp.search.space import Genome
 
 
@@ -40,6 +40,6 @@ def plans(space: Space) -> list[Genome]:
 
 def task(
     space: Space, limits: Limits, searcher: str = "bayes", seed: int = 0, **changes: object
-) -> Task:
+) -> SearchTask:
     settings = Recipe().search.model_copy(update={"searcher": searcher, **changes})
-    return Task(space, limits, settings, seed)
+    return SearchTask(space, limits, settings, seed)

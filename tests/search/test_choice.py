@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def test_a_search_result_survives_json(searched) -> None:  # type: ignore[no-unt
     assert outcome.baseline.latency == SPACE.ms
 
 
+def test_a_search_whose_scores_are_all_infinite_is_refused(searched, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    task, known = searched
+    lost = {g: replace(e, score=Score(math.inf, 0.0, 64)) for g, e in known.items()}
+    with pytest.raises(UserError, match=f"none of the {len(known)} plans has a finite score"):
+        conclusion((task, lost))
+    one = next(g for g in lost if g != SPACE.keep)
+    outcome = conclusion((task, lost | {one: known[one]}))
+    plot_front(outcome, tmp_path / "front.svg")
+
+
 def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[no-untyped-def]
     task, known = searched
     first, second, third, *_ = finalists(known, {}, task)
@@ -52,7 +63,7 @@ def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[n
     refined = {g: replace(known[g], score=Score(s, 90 - s, 10)) for g, s in scores.items()}
     outcome = conclusion(searched, refined=refined)
     assert outcome.plan.choices == SPACE.choices(second)
-    assert (outcome.plan.fitted, outcome.plan.fitted_top1) == (0.1, 89.9)
+    assert (outcome.plan.fitted, outcome.plan.fitted_metric) == (0.1, 89.9)
     assert outcome.plan.score == known[second].score.score
     assert sum(p.fitted is not None for p in outcome.points) == 3
     assert outcome.front == conclusion(searched).front

@@ -32,7 +32,7 @@ def test_a_plan_is_scored_as_it_is_after_its_fit(blended: bool, tmp_path: Path) 
     divergence = (wanted.exp() * (wanted - own)).sum(1).mean().item()
     right = own[: len(labels)].argmax(1) == labels  # a mean of two images has no label
     assert first.score == pytest.approx(divergence, rel=1e-5)
-    assert first.top1 == pytest.approx(100 * right.double().mean().item())
+    assert first.metric == pytest.approx(100 * right.double().mean().item())
     assert first.images == len(seen)
     assert first.complete
     assert again == first

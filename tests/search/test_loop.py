@@ -20,8 +20,8 @@ from updp.search import (
     Option,
     Score,
     ScoreFile,
+    SearchTask,
     Space,
-    Task,
     limits_of,
     search,
     within,
@@ -72,14 +72,14 @@ class Judge:
 
 def make_task(
     searcher: str, budget: str = "blocks=4", evaluations: int = 60, **changes: object
-) -> Task:
+) -> SearchTask:
     limits = limits_of(Budget.parse(budget), SPACE)
     changes = {"population": 8, **changes}
     seed = int(str(changes.pop("seed", 0)))
     return task(SPACE, limits, searcher, seed, evaluations=evaluations, **changes)
 
 
-def run(asked: Task, judge: Judge, folder: Path) -> dict[Genome, Evaluated]:
+def run(asked: SearchTask, judge: Judge, folder: Path) -> dict[Genome, Evaluated]:
     return search(asked, judge, ScoreFile(folder / "scores.jsonl"), Silent())
 
 

@@ -8,7 +8,17 @@ import pytest
 
 from tests.search.spaces import plans, task
 from updp.io.progress import Silent
-from updp.search import Choice, Evaluated, Limits, Option, Score, ScoreFile, Space, Task, refine
+from updp.search import (
+    Choice,
+    Evaluated,
+    Limits,
+    Option,
+    Score,
+    ScoreFile,
+    SearchTask,
+    Space,
+    refine,
+)
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
 
@@ -37,7 +47,7 @@ def left(genome: Genome) -> float:
     return 0.2 + sum(parts)
 
 
-def asked(refined: int) -> Task:
+def asked(refined: int) -> SearchTask:
     return task(SPACE, Limits({"latency": 60.0}), refined=refined)
 
 

@@ -72,7 +72,7 @@ def test_each_kind_of_score_by_hand(net: Supernet, tmp_path: Path) -> None:
         "divergence": (p * (p / q).log()).sum(1).mean().item(),
     }
     for kind in KINDS:
-        assert results[kind].top1 == pytest.approx(top1)
+        assert results[kind].metric == pytest.approx(top1)
         assert results[kind].score == pytest.approx(expected[kind], rel=1e-3, abs=1e-6)
         assert results[kind].images == 100
         assert results[kind].complete

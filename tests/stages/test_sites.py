@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests import tiny
+from updp import UserError
 from updp.blocks import find
 from updp.candidates import make_offers
 from updp.io.files import read_json
@@ -108,3 +109,20 @@ def test_what_a_merged_plan_costs_is_what_was_predicted(number: int, finished: P
     outside, _ = live_at(merged, {}, x)
     assert memory.peak == outside
     assert cost.memory == memory.peak + memory.weights
+
+
+def test_a_model_that_the_clock_refused_says_how_to_time_it_again(
+    tmp_path: Path, fixed_clock: None
+) -> None:
+    def slow(functions: Mapping[str, Any], rounds: int, *_: Any) -> dict[str, list[float]]:
+        return {name: [float(i + 1)] * rounds for i, name in enumerate(functions)}
+
+    spec, recipe = tiny.write_model(tmp_path), tiny.make_recipe()
+    for name, says in ((spec, True), (spec.replace(":tiny", ":plain"), False)):
+        out = tmp_path / str(says)
+        with use_clock(slow), pytest.raises(UserError) as raised:
+            tiny.make_run(name, recipe, out).until("search")
+        assert "has no block that can be pruned" in str(raised.value)
+        assert ("--set measure.cache=false` times them again" in str(raised.value)) is says
+    tiny.make_run(spec, recipe, tmp_path / "True", fresh="sites").until("sites")
+    assert len(Survey.read(tmp_path / "True").sites) == 4

@@ -1,4 +1,3 @@
-import importlib
 import random
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from tests import tiny
 from updp.io.files import Figures
 from updp.stages.supernet import most_pruned, random_plan, train_sandwich
 from updp.supernet import KEEP, Supernet
+from updp.tasks import CLASSIFICATION
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -77,15 +77,14 @@ def test_each_step_trains_the_sandwich_of_paths(
         logits.append(net.model(x))
         return logits[-1]
 
-    module = importlib.import_module("updp.stages.supernet")
-    plain = module.distillation
+    plain = CLASSIFICATION.distillation
 
     def spy(student: Tensor, teacher: Tensor) -> Tensor:
         teachers.append(teacher)
         return plain(student, teacher)
 
     monkeypatch.setattr(net, "forward", forward)
-    monkeypatch.setattr(module, "distillation", spy)
+    monkeypatch.setattr(CLASSIFICATION, "distillation", spy)
     one_step(tiny_model, net, tmp_path, random_paths=3)
     assert ran[0] == ()
     assert ran[1] == tuple(net.switches)

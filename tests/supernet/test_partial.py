@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from updp.blocks.nested import ModelInputs, call, same
 from updp.supernet.partial import Walk, tapped
 
 
@@ -43,6 +45,17 @@ class LongSkip(Net):
         first, second, third = self.steps
         early = first(x + 0, 1)
         return third(second(early.clone(), 2)) + early
+
+
+class Unread(Net):
+    """Nothing reads what the second step gives, so the output tells nothing of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.steps
+        early = first(x + 0, 1)
+        late = third(x.clone())
+        second(early.clone(), 2)
+        return late
 
 
 class Strict(Net):
@@ -87,7 +100,7 @@ def counted(net: Net, walk: Iterator[object]) -> list[int]:
     return [step.images for step in net.steps]
 
 
-@pytest.mark.parametrize("kind", [Net, LongSkip, Strict])
+@pytest.mark.parametrize("kind", [Net, LongSkip, Unread, Strict])
 @pytest.mark.parametrize("room", [0, 100, 200, 10**6])
 def test_a_walk_gives_what_the_whole_network_gives_its_modules(kind: type[Net], room: int) -> None:
     """However many bytes there are: all that is kept for a module has 96."""
@@ -105,6 +118,7 @@ def test_a_walk_gives_what_the_whole_network_gives_its_modules(kind: type[Net], 
     [
         (Net, [[0, 0, 0], [IMAGES, 0, 0], [0, 2 * IMAGES, 0]]),
         (LongSkip, [[0, 0, 0], [IMAGES, 0, 0], [IMAGES, IMAGES, 0]]),
+        (Unread, [[0, 0, 0], [IMAGES, 0, IMAGES], [IMAGES, 0, 0]]),
     ],
 )
 def test_a_walk_resumes_at_the_last_module_it_can_enter(
@@ -156,3 +170,35 @@ def test_a_tap_sees_a_copy_of_the_first_call_alone() -> None:
     net(torch.ones(1, 2))
     ((x, number),) = seen
     assert (x.tolist(), number) == ([[3.0, 3.0]], 2)
+
+
+def test_a_walk_carries_ids_and_masks_and_refuses_unknown_objects() -> None:
+    class Cache:
+        """Not known to updp, and so never replayed."""
+
+    class Embed(nn.Module):
+        def __init__(self, opaque: bool) -> None:
+            super().__init__()
+            self.words, self.opaque = nn.Embedding(9, 4), opaque
+
+        def forward(self, ids: Tensor) -> Any:
+            return (self.words(ids), Cache() if self.opaque else None)
+
+    class Text(nn.Module):
+        def __init__(self, opaque: bool) -> None:
+            super().__init__()
+            self.embed, self.layer = Embed(opaque), nn.Linear(4, 4)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+            x, cache = self.embed(ids)
+            return {"logits": self.layer(x * mask[..., None]), "cache": cache}
+
+    x = ModelInputs((torch.arange(8).view(2, 4),), {"mask": torch.tensor([[1.0] * 4, [0.0] * 4])})
+    for opaque in (False, True):
+        net = Text(opaque).eval()
+        with torch.no_grad():
+            walk = Walk(net, [net.layer], [x], 16)
+            (inputs,) = walk.to(net.layer)
+            assert (net.layer in walk._enterable) == (not opaque)
+            assert torch.equal(inputs[0], net.embed.words(x.args[0]) * x.kwargs["mask"][..., None])
+            assert same(walk.output(net.layer, 0), call(net, x))

@@ -38,7 +38,7 @@ def from_batchnorm(
 
 def after(operator: Operator, affine: Affine) -> Operator:
     """Fold the affine (O,) that follows the operator: `W' = scale W`, `b' = scale b + shift`."""
-    return compose(operator, as_operator(affine))
+    return compose(operator, as_operator(affine, operator.dims))
 
 
 def before(affine: Affine, operator: Operator) -> Operator:
@@ -49,7 +49,7 @@ def before(affine: Affine, operator: Operator) -> Operator:
     trained so (DESIGN, rule 3); a BatchNorm in front of an ordinary padded convolution leaves
     zeros there and differs at the border unless `shift` is zero.
     """
-    return compose(as_operator(affine), operator)
+    return compose(as_operator(affine, operator.dims), operator)
 
 
 def chain(first: Affine, second: Affine) -> Affine:
@@ -59,6 +59,7 @@ def chain(first: Affine, second: Affine) -> Affine:
     return Affine(first.scale * second.scale, first.shift * second.scale + second.shift)
 
 
-def as_operator(affine: Affine) -> Operator:
-    """Return the affine (C,) as a depthwise 1x1 operator."""
-    return Operator(affine.scale[:, None, None, None], affine.shift, groups=len(affine.scale))
+def as_operator(affine: Affine, dims: int = 2) -> Operator:
+    """Return the affine (C,) as a depthwise 1x1 operator on maps of so many axes."""
+    weight = affine.scale.reshape(-1, 1, *[1] * dims)
+    return Operator(weight, affine.shift, groups=len(affine.scale))

@@ -1,12 +1,12 @@
 """One operator after another as a single operator (DESIGN, merging rules 1 to 3)."""
 
 from itertools import product
-from math import gcd, lcm
+from math import gcd, lcm, prod
 
 import torch
 from torch import Tensor
 
-from updp.algebra.operator import Operator, Pair
+from updp.algebra.operator import Operator, Size, padding_of, sides_of
 
 
 def compose(first: Operator, second: Operator) -> Operator:
@@ -32,22 +32,24 @@ def compose(first: Operator, second: Operator) -> Operator:
             f"weights {tuple(first.weight.shape)} with groups={first.groups} and "
             f"{tuple(second.weight.shape)} with groups={second.groups}"
         )
-    (k1h, k1w), (k2h, k2w) = first.kernel_size, second.kernel_size
-    (d1h, d1w), (d2h, d2w) = first.dilation, second.dilation
-    (s1h, s1w), (s2h, s2w) = first.stride, second.stride
-    left, right, top, bottom = (
-        p1 + s1 * p2
-        for p1, p2, s1 in zip(first.padding, second.padding, (s1w, s1w, s1h, s1h), strict=True)
-    )
-    axes = (k1h, d1h, k2h, d2h * s1h), (k1w, d1w, k2w, d2w * s1w)
-    # An axis with one tap has no distances to keep.
-    dh, dw = (common_step(d1 * (k1 > 1), d2 * (k2 > 1)) for k1, d1, k2, d2 in axes)
+    sides, dilation, steps1, steps2 = [], list[int](), list[int](), list[int]()
+    padded = zip(sides_of(first.padding), sides_of(second.padding), strict=True)
+    for axis, ((before1, behind1), (before2, behind2)) in enumerate(padded):
+        s1 = first.stride[axis]
+        sides.append((before1 + s1 * before2, behind1 + s1 * behind2))
+        k1, k2 = first.kernel_size[axis], second.kernel_size[axis]
+        d1, d2 = first.dilation[axis], second.dilation[axis] * s1
+        # An axis with one tap has no distances to keep.
+        step = common_step(d1 * (k1 > 1), d2 * (k2 > 1))
+        dilation.append(step)
+        steps1.append(d1 // step)
+        steps2.append(d2 // step)
     return Operator(
-        weight=_weight(first, second, (d1h // dh, d1w // dw), (d2h * s1h // dh, d2w * s1w // dw)),
+        weight=_weight(first, second, tuple(steps1), tuple(steps2)),
         bias=_bias(first, second),
-        stride=(s1h * s2h, s1w * s2w),
-        padding=(left, right, top, bottom),
-        dilation=(dh, dw),
+        stride=tuple(a * b for a, b in zip(first.stride, second.stride, strict=True)),
+        padding=padding_of(sides),
+        dilation=tuple(dilation),
         groups=gcd(first.groups, second.groups),
     )
 
@@ -70,8 +72,8 @@ def taps(start: int, count: int, step: int) -> slice:
     return slice(start, start + (count - 1) * step + 1, step or 1)
 
 
-def _weight(first: Operator, second: Operator, step1: Pair, step2: Pair) -> Tensor:
-    """Return the kernel (O, I / gcd(g1, g2), kh, kw); taps lie step1 and step2 apart on its grid.
+def _weight(first: Operator, second: Operator, steps1: Size, steps2: Size) -> Tensor:
+    """Return the kernel (O, I / gcd(g1, g2), kh, kw); taps lie steps1 and steps2 apart on its grid.
 
     The groups of both operators cut the M channels between them into lcm(g1, g2) blocks, each in
     one group of the first and one of the second. Only these blocks are multiplied: depthwise then
@@ -82,29 +84,31 @@ def _weight(first: Operator, second: Operator, step1: Pair, step2: Pair) -> Tens
     r1, r2 = blocks // g2, blocks // g1  # groups of each within one group of the result
     rows, columns = second.out_channels // g2, first.in_channels // g1
     middle = first.out_channels // blocks
-    (k1h, k1w), (k2h, k2w) = first.kernel_size, second.kernel_size
+    kernel1, kernel2 = first.kernel_size, second.kernel_size
 
-    w1 = first.weight.reshape(blocks, middle, columns * k1h * k1w)
-    w2 = second.weight.reshape(g2, rows, r1, middle, k2h, k2w).transpose(1, 2)
-    w2 = w2.reshape(blocks, rows, middle, k2h, k2w)
+    w1 = first.weight.reshape(blocks, middle, columns * prod(kernel1))
+    w2 = second.weight.reshape(g2, rows, r1, middle, *kernel2).transpose(1, 2)
+    w2 = w2.reshape(blocks, rows, middle, *kernel2)
 
     # Block l lies in group l // r1 of the second and l // r2 of the first.
     block = torch.arange(blocks, device=w1.device)
     place = block // r1 * r1 + block // r2 % r1
-    kh = (k1h - 1) * step1[0] + (k2h - 1) * step2[0] + 1
-    kw = (k1w - 1) * step1[1] + (k2w - 1) * step2[1] + 1
-    weight = w1.new_zeros(blocks, rows, columns, kh, kw)
-    for b, c in product(range(k2h), range(k2w)):
-        part = (w2[..., b, c] @ w1).reshape(blocks, rows, columns, k1h, k1w)
-        vertical = taps(b * step2[0], k1h, step1[0])
-        horizontal = taps(c * step2[1], k1w, step1[1])
-        weight[..., vertical, horizontal].index_add_(0, place, part)
-    weight = weight.reshape(g2, r1, rows, columns, kh, kw).transpose(1, 2)
-    return weight.reshape(second.out_channels, r1 * columns, kh, kw)
+    axes = [*zip(kernel1, steps1, kernel2, steps2, strict=True)]
+    kernel = [(k1 - 1) * step1 + (k2 - 1) * step2 + 1 for k1, step1, k2, step2 in axes]
+    weight = w1.new_zeros(blocks, rows, columns, *kernel)
+    whole = (slice(None),) * 3
+    for tap in product(*map(range, kernel2)):
+        part = (w2[whole + tap] @ w1).reshape(blocks, rows, columns, *kernel1)
+        starts = [t * step2 for t, (_, _, _, step2) in zip(tap, axes, strict=True)]
+        at = [taps(start, k1, step) for start, (k1, step, _, _) in zip(starts, axes, strict=True)]
+        weight[(*whole, *at)].index_add_(0, place, part)
+    weight = weight.reshape(g2, r1, rows, columns, *kernel).transpose(1, 2)
+    return weight.reshape(second.out_channels, r1 * columns, *kernel)
 
 
 def _bias(first: Operator, second: Operator) -> Tensor:
     """Return the bias (O,): second's own, plus its response to first's bias (M,)."""
     g = second.groups
-    total = second.weight.sum((2, 3)).reshape(g, -1, second.in_channels // g)
+    taps_of = tuple(range(2, second.weight.ndim))
+    total = second.weight.sum(taps_of).reshape(g, -1, second.in_channels // g)
     return second.bias + (total @ first.bias.reshape(g, -1, 1)).flatten()

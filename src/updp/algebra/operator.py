@@ -1,12 +1,14 @@
-"""A linear operator on feature maps: a convolution as data."""
+"""A linear operator on feature maps: a convolution in any number of dimensions as data."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, float64, nn
 
-Pair = tuple[int, int]
-Padding = tuple[int, int, int, int]
+Size = tuple[int, ...]  # one number per axis of a map, in its order: (vertical, horizontal)
+Padding = tuple[int, ...]  # two per axis, as in `torch.nn.functional.pad`: the last axis first
+_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -17,24 +19,33 @@ class Operator:
 
         y[o, p] = bias[o] + sum of weight[o, i, t] * x[i, p * stride + t * dilation - before]
 
-    weight:   (O, I / groups, kh, kw), float64
+    weight:   (O, I / groups, kh, kw), float64; with one axis or three for sequences or volumes
     bias:     (O,), float64; zeros where the layer has none
-    stride:   (vertical, horizontal), as is dilation
+    stride:   (vertical, horizontal), as is dilation; 1 where left out
     padding:  (left, right, top, bottom) pixels, as in `torch.nn.functional.pad`; negative crops
     """
 
     weight: Tensor
     bias: Tensor
-    stride: Pair = (1, 1)
-    padding: Padding = (0, 0, 0, 0)
-    dilation: Pair = (1, 1)
+    stride: Size = ()
+    padding: Padding = ()
+    dilation: Size = ()
     groups: int = 1
 
     def __post_init__(self) -> None:
         assert self.weight.dtype == self.bias.dtype == float64, "an Operator holds float64"
-        assert self.weight.ndim == 4, self.weight.shape
         assert self.bias.shape == self.weight.shape[:1], (self.weight.shape, self.bias.shape)
         assert self.out_channels % self.groups == 0, (self.out_channels, self.groups)
+        ones, none = (1,) * self.dims, (0, 0) * self.dims
+        for name, default in (("stride", ones), ("padding", none), ("dilation", ones)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, default)
+            assert len(getattr(self, name)) == len(default), (name, getattr(self, name))
+
+    @property
+    def dims(self) -> int:
+        """Number of axes of a map: 2 for images."""
+        return self.weight.ndim - 2
 
     @property
     def in_channels(self) -> int:
@@ -47,34 +58,57 @@ class Operator:
         return self.weight.shape[0]
 
     @property
-    def kernel_size(self) -> Pair:
+    def kernel_size(self) -> Size:
         """Taps (kh, kw); dilation does not count."""
-        return self.weight.shape[2], self.weight.shape[3]
+        return tuple(self.weight.shape[2:])
 
     @property
     def is_pointwise(self) -> bool:
         """Whether each output pixel reads the input pixel at its own place and nothing else."""
-        return self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0, 0, 0)
+        return {*self.kernel_size, *self.stride} == {1} and not any(self.padding)
 
     @property
-    def slack(self) -> Pair:
+    def slack(self) -> Size:
         """Stride-1 output size less input size, (vertical, horizontal): padding less reach."""
-        left, right, top, bottom = self.padding
-        (kh, kw), (dh, dw) = self.kernel_size, self.dilation
-        return top + bottom - dh * (kh - 1), left + right - dw * (kw - 1)
+        axes = zip(sides_of(self.padding), self.kernel_size, self.dilation, strict=True)
+        return tuple(sum(side) - d * (k - 1) for side, k, d in axes)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x (N, I, H, W), in the dtype and on the device of x; return (N, O, H', W')."""
-        weight, bias = self.weight.to(x), self.bias.to(x)
         x = F.pad(x, self.padding)
-        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        weight, bias = self.weight.to(x), self.bias.to(x)
+        return convolve(x, weight, bias, self.stride, dilation=self.dilation, groups=self.groups)
 
     def __repr__(self) -> str:
-        (kh, kw), channels = self.kernel_size, f"{self.in_channels}->{self.out_channels}"
+        kernel, channels = "x".join(map(str, self.kernel_size)), f"{self.in_channels}->"
         return (
-            f"Operator({channels}, kernel={kh}x{kw}, stride={self.stride}, "
+            f"Operator({channels}{self.out_channels}, kernel={kernel}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, groups={self.groups})"
         )
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: int | Size = 0,
+    dilation: Size | int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve x (N, I, ...) with weight (O, I / groups, ...) over as many axes as it has."""
+    function = _CONVOLUTIONS[weight.ndim]
+    return function(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+
+
+def sides_of(padding: Padding) -> tuple[tuple[int, int], ...]:
+    """Padding (before, behind) of each axis, in the order of the axes."""
+    return tuple(zip(padding[::2], padding[1::2], strict=True))[::-1]
+
+
+def padding_of(sides: Iterable[tuple[int, int]]) -> Padding:
+    """The padding whose `sides_of` these are."""
+    return tuple(p for side in reversed(tuple(sides)) for p in side)
 
 
 def from_linear(linear: nn.Linear) -> Operator:

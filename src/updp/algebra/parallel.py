@@ -1,24 +1,47 @@
-"""Parallel operators: an identity skip, and the sum of two operators (DESIGN, merging rule 4)."""
+"""Parallel operators: an identity skip, the sum of two, and other orders of channels."""
 
+from dataclasses import replace
 from math import gcd
 
 import torch
 from torch import Tensor
 
 from updp.algebra.compose import common_step, taps
-from updp.algebra.operator import Operator
+from updp.algebra.operator import Operator, padding_of, sides_of
 
 
-def identity(channels: int, groups: int = 1, device: torch.device | None = None) -> Operator:
+def identity(
+    channels: int, groups: int = 1, device: torch.device | None = None, dims: int = 2
+) -> Operator:
     """Return the skip as an operator: a Dirac 1x1 kernel (channels, channels / groups, 1, 1)."""
     if channels % groups:
         raise ValueError(f"channels={channels} is not a multiple of groups={groups}")
     eye = torch.eye(channels // groups, dtype=torch.float64, device=device)
     return Operator(
-        eye.repeat(groups, 1)[:, :, None, None],
+        eye.repeat(groups, 1)[(..., *(None,) * dims)],
         torch.zeros(channels, dtype=torch.float64, device=device),
         groups=groups,
     )
+
+
+def reorder(operator: Operator, order: Tensor) -> Operator:
+    """Return the operator with its output channels in another order: channel c is `order[c]`.
+
+    A shuffle of channels mixes groups, so the result has as many as stay among themselves.
+    """
+    groups = kept_groups(operator.groups, order)
+    weight = _regrouped(operator, groups)[order]
+    return replace(operator, weight=weight, bias=operator.bias[order], groups=groups)
+
+
+def kept_groups(groups: int, order: Tensor) -> int:
+    """The most groups, a divisor of `groups`, whose channels stay within them in this order."""
+    count, places = len(order), torch.arange(len(order), device=order.device)
+
+    def stay(groups: int) -> bool:
+        return torch.equal(order * groups // count, places * groups // count)
+
+    return next(g for g in range(groups, 0, -1) if groups % g == 0 and stay(g))
 
 
 def add(a: Operator, b: Operator) -> Operator:
@@ -38,24 +61,31 @@ def add(a: Operator, b: Operator) -> Operator:
         raise ValueError(f"strides differ: {a} and {b}")
     if a.slack != b.slack:
         raise ValueError(f"output sizes differ: {a} and {b}")
-    left, right, top, bottom = map(max, a.padding, b.padding)
-    # Height, then width: the axis of the kernel, and the side on which its first tap lies.
-    dh, dw = (
-        common_step(
-            a.padding[side] - b.padding[side],
+    sides, dilation, kernel = list[tuple[int, int]](), list[int](), list[int]()
+    for axis, (side_a, side_b) in enumerate(
+        zip(sides_of(a.padding), sides_of(b.padding), strict=True)
+    ):
+        before, behind = map(max, side_a, side_b)
+        step = common_step(
+            side_a[0] - side_b[0],
             *(op.dilation[axis] for op in (a, b) if op.kernel_size[axis] > 1),
         )
-        for axis, side in ((0, 2), (1, 0))
-    )
-    # Slack is padding less reach, and shared: so the padding gives the reach of the sum.
-    kh, kw = (top + bottom - a.slack[0]) // dh + 1, (left + right - a.slack[1]) // dw + 1
+        sides.append((before, behind))
+        dilation.append(step)
+        # Slack is padding less reach, and shared: so the padding gives the reach of the sum.
+        kernel.append((before + behind - a.slack[axis]) // step + 1)
     groups = gcd(a.groups, b.groups)
-    weight = a.weight.new_zeros(a.out_channels, a.in_channels // groups, kh, kw)
+    weight = a.weight.new_zeros(a.out_channels, a.in_channels // groups, *kernel)
     for op in a, b:
-        vertical = taps((top - op.padding[2]) // dh, op.kernel_size[0], op.dilation[0] // dh)
-        horizontal = taps((left - op.padding[0]) // dw, op.kernel_size[1], op.dilation[1] // dw)
-        weight[:, :, vertical, horizontal] += _regrouped(op, groups)
-    return Operator(weight, a.bias + b.bias, a.stride, (left, right, top, bottom), (dh, dw), groups)
+        places = [
+            taps((sides[axis][0] - before) // step, op.kernel_size[axis], op.dilation[axis] // step)
+            for axis, ((before, _), step) in enumerate(
+                zip(sides_of(op.padding), dilation, strict=True)
+            )
+        ]
+        weight[(slice(None), slice(None), *places)] += _regrouped(op, groups)
+    padding = padding_of(sides)
+    return Operator(weight, a.bias + b.bias, a.stride, padding, tuple(dilation), groups)
 
 
 def _regrouped(operator: Operator, groups: int) -> Tensor:
@@ -63,9 +93,9 @@ def _regrouped(operator: Operator, groups: int) -> Tensor:
     ratio = operator.groups // groups
     if ratio == 1:
         return operator.weight
-    _, columns, kh, kw = operator.weight.shape
-    weight = operator.weight.reshape(groups, ratio, -1, columns, kh, kw)
+    columns = operator.weight.shape[1]
+    weight = operator.weight.reshape(groups, ratio, -1, columns, *operator.kernel_size)
     # Block-diagonal: sub-group r of the outputs (o) reads only sub-group s = r of the inputs (i).
     eye = torch.eye(ratio, dtype=weight.dtype, device=weight.device)
-    weight = torch.einsum("groiyx,rs->grosiyx", weight, eye)
-    return weight.reshape(operator.out_channels, -1, kh, kw)
+    weight = torch.einsum("groi...,rs->grosi...", weight, eye)
+    return weight.reshape(operator.out_channels, -1, *operator.kernel_size)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from updp.algebra.operator import Padding, Pair
+from updp.algebra.operator import Padding, Size, sides_of
 
 
 def centre_tap(weight: Tensor) -> Tensor:
@@ -11,19 +11,17 @@ def centre_tap(weight: Tensor) -> Tensor:
     Of an even kernel it is the tap that 'same' padding puts on the output's own pixel. Any dtype,
     and differentiable: in training the shrunk kernel is read from the shared weight.
     """
-    y, x = ((k - 1) // 2 for k in weight.shape[2:])
-    return weight[:, :, y : y + 1, x : x + 1]
+    middle = [slice((k - 1) // 2, (k - 1) // 2 + 1) for k in weight.shape[2:]]
+    return weight[(slice(None), slice(None), *middle)]
 
 
-def can_shrink(kernel_size: Pair, padding: Padding, dilation: Pair) -> bool:
+def can_shrink(kernel_size: Size, padding: Padding, dilation: Size) -> bool:
     """Return whether a 1x1 kernel without padding keeps the output size and the centre's pixel.
 
     It does, for any stride, where the kernel is odd and each side is padded by half its reach:
     `k % 2 == 1` and `2 p = d (k - 1)` per axis. `padding` is (left, right, top, bottom).
     """
-    left, right, top, bottom = padding
-    sides = (top, bottom), (left, right)
     return all(
         k % 2 == 1 and 2 * before == 2 * behind == d * (k - 1)
-        for k, d, (before, behind) in zip(kernel_size, dilation, sides, strict=True)
+        for k, d, (before, behind) in zip(kernel_size, dilation, sides_of(padding), strict=True)
     )

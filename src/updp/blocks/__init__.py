@@ -4,7 +4,16 @@ from updp.blocks.find import find
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.reading.linear import LinearStep
 from updp.blocks.reading.site import Site
-from updp.blocks.reading.steps import ActStep, Chain, NormStep, ScaleStep, Step, to_layout
+from updp.blocks.reading.steps import (
+    ActStep,
+    Chain,
+    NormStep,
+    ScaleStep,
+    ShuffleStep,
+    Step,
+    to_layout,
+)
+from updp.blocks.sizes import OtherSize, try_other_size
 from updp.blocks.teach import Linear, teach_forward, teach_operator
 
 __all__ = [
@@ -14,7 +23,9 @@ __all__ = [
     "Linear",
     "LinearStep",
     "NormStep",
+    "OtherSize",
     "ScaleStep",
+    "ShuffleStep",
     "Site",
     "Step",
     "Unusable",
@@ -22,4 +33,5 @@ __all__ = [
     "teach_forward",
     "teach_operator",
     "to_layout",
+    "try_other_size",
 ]

@@ -11,41 +11,62 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from updp.blocks.findings import Findings, Unusable
-from updp.blocks.reading.chain import NotAChain
+from updp.blocks.modules import count_operators, hooks, is_composite
+from updp.blocks.nested import Samples, join, map_tensors
+from updp.blocks.paths import nested, under
+from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
-from updp.blocks.tracing.calls import Arguments, copied, record_calls
+from updp.blocks.repeatable import RecordedRun
+from updp.blocks.tracing.calls import copied, record_calls
+from updp.blocks.tracing.check import check_graph, computes, output_of
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
-from updp.blocks.tracing.region import Region, residual_regions, whole_region
-from updp.blocks.tracing.trace import restored, trace_alone
+from updp.blocks.tracing.region import (
+    Region,
+    joins_maps,
+    place_of,
+    residual_adds,
+    whole_region,
+)
+from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
+from updp.blocks.unpruned import usable_findings
+from updp.io.seeds import random_state
 
 _log = logging.getLogger(__name__)
 Values = list[dict[str, Any]]  # for each call of a module, the value of every node by name
 
 
-def find(model: nn.Module, example: Tensor) -> Findings:
+def find(model: nn.Module, example: Samples) -> Findings:
     """Find the sites of `model`, in the order of its modules.
 
-    The model is run on `example`, an input batch (N, C, H, W), in evaluation mode and without
+    The model is run on `example`, images (N, C, H, W) or other inputs, in evaluation mode, without
     gradients, and left as it was.
+
+    Raises UserError: the model gives another output each time.
     """
-    with torch.no_grad(), ExitStack() as stack:
+    outputs: list[Any] = []
+    # Seeded, for a module that draws what it runs is to be found the same again.
+    with random_state(0), torch.no_grad(), ExitStack() as stack:
         for module in model.modules():
             stack.enter_context(restored(module))
-        return _Finder(model.eval(), example).find()
+        keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(copied, y)))
+        with hooks([keep]):
+            finder = _Finder(model.eval(), example)
+        runs = [RecordedRun(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]
+        return usable_findings(model, finder.find(), runs)
 
 
 class _Finder:
     """One search through a model; keeps track of the modules and nodes that sites have taken."""
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
-        self.modules = {n: m for n, m in model.named_modules() if _is_composite(m)}
+    def __init__(self, model: nn.Module, example: Samples) -> None:
+        self.modules = {n: m for n, m in model.named_modules() if is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
-        larger = torch.cat([example, example[:1]])
-        self.larger_calls = record_calls(model, larger, list(self.modules))
+        self.larger: Samples = join([example, example[:1]])
+        self.larger_calls = record_calls(model, self.larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}
         for name, module in self.modules.items():
@@ -55,12 +76,13 @@ class _Finder:
                 self.untraceable[name] = str(error)
         self.sites: list[Site] = []
         self.unusable: list[Unusable] = []
+        self.lost: list[tuple[str, Region, str]] = []
         self.taken: set[str] = set()  # paths of modules, and nodes as `block#node`
 
     def find(self) -> Findings:
         """Search in order of preference: what an earlier step takes, a later one cannot."""
         residual = {n: regions for n in self.graphs if (regions := self._regions(n))}
-        for outer in [n for n in residual if any(o != n and _under(o, n) for o in residual)]:
+        for outer in [n for n in residual if any(o != n and under(o, n) for o in residual)]:
             del residual[outer]
         droppable: list[Site] = []
         for name, regions in residual.items():
@@ -70,22 +92,33 @@ class _Finder:
         for site in sorted(droppable, key=lambda s: -len(s.region.inside)):
             if self._is_free(site):
                 self._take(site)
+            elif inner := [s.name for s in self.sites if self._holds(site, s)]:
+                self._refuse(site.name, site.block, f"it holds the site {inner[0]}")
         self._take_repeated(residual)
+        self._list_lost()
         self._list_untraceable(residual)
         place = {name: i for i, name in enumerate(self.modules)}
-        self.sites.sort(key=lambda s: (place[s.block], _place(self.graphs[s.block], s.region)))
-        used = {site.block for site in self.sites}
-        return Findings(tuple(self.sites), tuple(self.unusable), {n: self.graphs[n] for n in used})
+        self.sites.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
+        if not self.sites and not self.unusable:
+            self._refuse("", "", "nothing in it adds a branch to its input, or is a chain")
+        used = {site.block: self.graphs[site.block] for site in self.sites}
+        modal = (n for n in used if trains_otherwise(self.modules[n], self.calls[n][0], used[n]))
+        return Findings(tuple(self.sites), tuple(self.unusable), used, frozenset(modal))
 
     def _regions(self, name: str) -> list[Region]:
+        """Residual regions of a module; those that are none of it are kept in `lost`."""
         module = self.modules[name]
-        return residual_regions(self.graphs[name], lambda t: _operators(module.get_submodule(t)))
+        found = residual_adds(self.graphs[name], lambda t: count_operators(module.get_submodule(t)))
+        self.lost += [(name, region, why) for region, why in found if why]
+        return [region for region, why in found if not why]
 
     def _take_branches(self, name: str, regions: list[Region]) -> list[Site]:
         """Take residual branches that are chains; return those that could only be dropped."""
         droppable = []
         values = self._values(name)
         for region in regions:
+            if not joins_maps(region, values):
+                continue
             label = self._label(name, region, len(regions))
             site = self._read(label, name, region, values)
             if site is None:
@@ -101,7 +134,7 @@ class _Finder:
     def _take_chains(self, name: str, residual: Mapping[str, object]) -> None:
         """Take chains that are outside of residual branches and hold no residual block."""
         module, graph = self.modules[name], self.graphs[name]
-        if any(_under(name, path) for path in self.taken) or self._count_free(name) < 2:
+        if any(under(name, path) for path in self.taken) or self._count_free(name) < 2:
             return
         values = self._values(name)
         if isinstance(values, str):
@@ -109,7 +142,7 @@ class _Finder:
 
         def is_taken(node: fx.Node) -> bool:
             own, *child = self._paths(name, node)
-            return self._is_taken(own, *child) or any(_under(r, c) for c in child for r in residual)
+            return self._is_taken(own, *child) or any(under(r, c) for c in child for r in residual)
 
         regions = plain_regions(module, graph, values[0], is_taken)
         whole = whole_region(graph)
@@ -135,9 +168,9 @@ class _Finder:
             if not name or counts[type(module)] < 2 or isinstance(module, nn.Sequential):
                 continue
             related = (*residual, *seen, *(s.block for s in self.sites if s.block))
-            if any(_nested(name, other) for other in related) or self._is_taken(name):
+            if any(nested(name, other) for other in related) or self._is_taken(name):
                 continue
-            if name not in self.graphs or _operators(module) < 2:
+            if name not in self.graphs or count_operators(module) < 2:
                 continue
             seen.append(name)
             region = whole_region(self.graphs[name])
@@ -146,16 +179,33 @@ class _Finder:
             elif site := self._read(name, name, region, self._values(name)):
                 self._take(site)
 
+    def _list_lost(self) -> None:
+        """List the residual adds that end no region, and of whose branch no site has a module."""
+        known = [u.name.partition(":")[0] for u in self.unusable]
+        for name, region, why in self.lost:
+            nodes = {n.name: n for n in self.graphs[name].nodes}
+            paths = [p for n in region.branch for p in self._paths(name, nodes[n])[1:]]
+            if any(nested(name, other) for other in known) or self._is_taken(*paths):
+                continue
+            if not joins_maps(region, self._values(name)):
+                continue
+            if sum(count_operators(self.modules[""].get_submodule(path)) for path in paths):
+                self._refuse(self._label(name, region, 2), name, why)
+
     def _list_untraceable(self, residual: Mapping[str, object]) -> None:
         """List the outermost untraceable modules that neither hold nor lie in what was found."""
-        known = [*residual, *(s.block for s in self.sites), *(u.name for u in self.unusable)]
+        refused = [u.name for u in self.unusable if not self._is_inside_untraceable(u.name)]
+        known = [*residual, *(s.block for s in self.sites), *refused]
         for name, reason in self.untraceable.items():  # parents first
-            apart = not any(_nested(name, other) for other in known)
-            if name and apart and _operators(self.modules[name]) > 1:
+            apart = not any(nested(name, other) for other in known)
+            if name and apart and count_operators(self.modules[name]) > 1:
                 known.append(name)
                 self._refuse(name, name, f"it cannot be traced: {reason}")
         if "" in self.untraceable and not known:
             self._refuse("", "", f"it cannot be traced: {self.untraceable['']}")
+
+    def _is_inside_untraceable(self, path: str) -> bool:
+        return any(path != name and under(path, name) for name in self.untraceable if name)
 
     def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
         """Read a region as a site; refuse it and return None if it is none."""
@@ -174,9 +224,14 @@ class _Finder:
         if not calls:
             return "the model never calls it"
         try:
-            for call in self.larger_calls[name][:1]:
-                _check_batch(module, graph, call)
-            return [run_graph(module, graph, call) for call in calls]
+            values = [run_graph(module, graph, call) for call in calls]
+            sizes = {call.shapes: call for call in reversed(self.larger_calls[name])}
+            for call in sizes.values():
+                check_graph(module, graph, call, (calls[0], values[0]), only=len(sizes) == 1)
+            for call, found in zip(calls[1:], values[1:], strict=True):
+                if not computes(module, call, output_of(graph, found)):
+                    raise NotTraceable("its graph holds for one of its calls only")
+            return values
         except NotTraceable as error:
             return str(error)
 
@@ -200,8 +255,14 @@ class _Finder:
         named = site.name in (s.name for s in self.sites)
         return not named and not any(self._is_taken(*self._paths(site.block, n)) for n in nodes)
 
+    def _holds(self, site: Site, inner: Site) -> bool:
+        """Whether a module that the branch of `site` calls holds the block of another site."""
+        nodes = (n for n in self.graphs[site.block].nodes if n.name in site.region.inside)
+        paths = (path for n in nodes for path in self._paths(site.block, n)[1:])
+        return any(under(inner.block, path) for path in paths)
+
     def _is_taken(self, *paths: str) -> bool:
-        return any(_nested(p, t) for p in paths for t in self.taken)
+        return any(nested(p, t) for p in paths for t in self.taken)
 
     def _overlap(self, site: Site) -> str:
         """Why a residual branch cannot be a site beside those that are taken; empty if it can."""
@@ -215,7 +276,7 @@ class _Finder:
     def _count_free(self, name: str) -> int:
         """Number of operators of a module that no site has taken; two can merge."""
         return sum(
-            _operators(self.modules[name].get_submodule(str(node.target)))
+            count_operators(self.modules[name].get_submodule(str(node.target)))
             for node in self.graphs[name].nodes
             if node.op == "call_module" and not self._is_taken(*self._paths(name, node))
         )
@@ -230,51 +291,8 @@ class _Finder:
             return name
         block = self.modules[name]
         nodes = {n.name: n for n in self.graphs[name].nodes}
-        modules = [str(nodes[n].target) for n in region.branch if nodes[n].op == "call_module"]
+        branch = [nodes[n] for n in region.branch]
+        called = [n for n in branch if "child" in n.meta or n.op == "call_module"]
+        modules = [str(n.meta.get("child", n.target)) for n in called]
         size = {m: sum(p.numel() for p in block.get_submodule(m).parameters()) for m in modules}
         return f"{name}:{max(size, key=size.__getitem__) if size else region.branch[-1]}"
-
-
-def _check_batch(module: nn.Module, graph: fx.Graph, call: Arguments) -> None:
-    """Check that the graph computes the same as the module for a larger number of images.
-
-    Sizes decide conditions when a module is traced, but the number of images must not.
-    """
-    values = run_graph(module, graph, call)
-    args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
-    if not _same(values["output"], module(*args, **kwargs)):
-        raise NotTraceable("its graph holds for one number of images only")
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return True
-
-
-def _under(name: str, parent: str) -> bool:
-    """Whether the module path `name` is `parent` or lies in it; all paths lie in the root."""
-    return not parent or name == parent or name.startswith(f"{parent}.")
-
-
-def _nested(a: str, b: str) -> bool:
-    return _under(a, b) or _under(b, a)
-
-
-def _is_composite(module: nn.Module) -> bool:
-    """Whether a module has children and a forward that calls them."""
-    return any(True for _ in module.children()) and not isinstance(
-        module, (nn.ModuleList, nn.ModuleDict)
-    )
-
-
-def _operators(module: nn.Module) -> int:
-    """Number of modules in a module that have a matrix or kernel of their own."""
-    return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in module.modules())
-
-
-def _place(graph: fx.Graph, region: Region) -> int:
-    """Position in the graph at which a region ends, to order the sites of a block."""
-    return next(i for i, node in enumerate(graph.nodes) if node.name == region.exit)

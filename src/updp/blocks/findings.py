@@ -23,11 +23,23 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Findings:
-    """Sites and unusable blocks of one model; `graphs` maps each block's path to its fx graph."""
+    """Sites and unusable blocks of one model.
+
+    graphs:   the fx graph of each block by its path, as in evaluation
+    modal:    paths of blocks whose forward takes another way in training
+    whole:    paths of blocks that keep all of their modules when they are pruned, because the rest
+              of the model reads them
+    """
 
     sites: tuple[Site, ...]
     unusable: tuple[Unusable, ...]
     graphs: dict[str, fx.Graph]
+    modal: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+
+    def within(self, block: str) -> Findings:
+        """The findings of one block alone."""
+        return replace(self, sites=tuple(site for site in self.sites if site.block == block))
 
     def selected(self, include: Sequence[str], exclude: Sequence[str]) -> Findings:
         """Keep the sites that match a glob of `include` (if not empty) and none of `exclude`.

@@ -6,7 +6,14 @@ from torch import Tensor, nn
 from updp import algebra
 from updp.algebra import Affine, Operator, centre_tap
 from updp.blocks.reading.linear import LinearStep
-from updp.blocks.reading.steps import Chain, NormStep, ScaleStep, Step, is_affine
+from updp.blocks.reading.steps import (
+    Chain,
+    NormStep,
+    ScaleStep,
+    ShuffleStep,
+    Step,
+    is_affine,
+)
 
 
 def operator_of(step: LinearStep, shrunk: bool = False) -> Operator:
@@ -16,7 +23,7 @@ def operator_of(step: LinearStep, shrunk: bool = False) -> Operator:
         centre_tap(weight) if shrunk else weight.clone(),
         weight.new_zeros(len(weight)) if bias is None else bias.detach().double().clone(),
         step.stride,
-        (0, 0, 0, 0) if shrunk else step.padding,
+        () if shrunk else step.padding,
         step.dilation,
         step.groups,
     )
@@ -29,7 +36,7 @@ def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operato
     pads with zeros where the composed operator would see other values, so borders differ.
     """
     # Start from a depthwise identity: composing with a dense one would lose the groups.
-    operator = algebra.identity(channels, channels, device)
+    operator = algebra.identity(channels, channels, device, chain.dims)
     for step in chain.steps:
         if isinstance(step, LinearStep):
             if any(step.padding) and (not operator.is_pointwise or operator.bias.any()):
@@ -37,6 +44,8 @@ def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operato
             operator = algebra.compose(operator, operator_of(step))
         elif is_affine(step):
             operator = algebra.after(operator, affine_of(step, operator.bias))
+        elif isinstance(step, ShuffleStep):
+            operator = algebra.reorder(operator, step.order.to(device))
         else:
             return None
     return operator
@@ -59,5 +68,5 @@ def fold_norm(norm: nn.Module) -> Affine:
 
 def factor_of(step: ScaleStep, like: Tensor) -> Affine:
     """The scale as an affine map without shift, on the device and in the dtype of `like` (C,)."""
-    scale = step.parameter.detach().flatten().to(like).expand_as(like).clone()
+    scale = step.exact.flatten().to(like).expand_as(like).clone()
     return Affine(scale, torch.zeros_like(scale))

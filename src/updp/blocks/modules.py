@@ -68,3 +68,28 @@ def like_of(module: nn.Module) -> Tensor:
     """
     tensors = (*module.parameters(), *module.buffers())
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+
+
+def is_composite(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own that runs several operators: one to look into."""
+    if "forward" not in vars(module) and type(module).forward is nn.Module.forward:
+        return False  # a list or dict of modules
+    return any(True for _ in module.children()) or _matrices(module) > 1
+
+
+def count_operators(module: nn.Module) -> int:
+    """Number of operators in a module: of its modules that have a matrix or kernel of their own.
+
+    A user's module without children may have several: `F.conv2d` on parameters of its own.
+    """
+    return sum(
+        max(_matrices(m), any(p.ndim > 1 for p in m.parameters(recurse=False)))
+        for m in module.modules()
+    )
+
+
+def _matrices(module: nn.Module) -> int:
+    """Number of matrices and kernels that a user's module without children owns itself."""
+    if any(True for _ in module.children()) or type(module).__module__.startswith("torch.nn."):
+        return 0
+    return sum(sum(size > 1 for size in p.shape) > 1 for p in module.parameters(recurse=False))

@@ -1,13 +1,17 @@
 """Graph surgery on one block: extract a subgraph as a module, or replace regions of it."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from torch import fx, nn
 
+from updp.blocks.rewritten import RewrittenForward
 from updp.blocks.tracing.region import Region
+
+_TABLES = ("_modules", "_parameters", "_buffers")
 
 # Function of a graph, the node at a region's entry and the last node of its skip (the entry again
 # for an identity): adds nodes to the graph and returns the one that replaces the region's exit.
@@ -16,7 +20,7 @@ Emit = Callable[[fx.Graph, fx.Node, fx.Node], fx.Node]
 
 @dataclass(frozen=True)
 class Replacement:
-    """A region and what replaces it: `added` are the modules and tensors of `emit`'s nodes."""
+    """A region and what replaces it: `added` are the modules and parameters of `emit`'s nodes."""
 
     region: Region
     emit: Emit
@@ -51,18 +55,92 @@ def isolate(block: nn.Module, graph: fx.Graph, replacement: Replacement) -> fx.G
     return _extract(block, inputs, nodes[region.exit], emitted.added)
 
 
-def replace_regions(
-    block: nn.Module, graph: fx.Graph, replacements: Sequence[Replacement]
-) -> fx.GraphModule:
-    """The block with all `replacements` made, as a module with the block's own signature.
+def rewrite(
+    block: nn.Module, graph: fx.Graph, replacements: Sequence[Replacement], *, whole: bool
+) -> None:
+    """Make all `replacements` in the block itself, which stays the same object of its class.
 
-    Modules that stay are the block's own objects under their own names.
+    Only its forward, on the instance, and its dictionaries of children, parameters and buffers
+    become others. Modules that stay are the block's own objects under their own names.
+
+    Args:
+        block: changed in place.
+        graph: its traced graph.
+        replacements: of its regions.
+        whole: keep what the new forward does not use. Otherwise an `nn.Identity` with the plain
+            attributes of the old module stands for a child, and None for a tensor.
     """
     emitted = _emit(graph, replacements)
     for node in reversed(emitted.graph.nodes):
         if not node.users and node.op not in ("placeholder", "output"):
             emitted.graph.erase_node(node)
-    return _module(block, emitted.graph, emitted.added)
+    if not whole:
+        used = {str(n.target) for n in emitted.graph.nodes if n.op in ("call_module", "get_attr")}
+        vars(block).update(_only(block, used - emitted.added.keys()))
+    # Tables are copied, not changed, so that the caller may put the old ones back.
+    tables = {"_modules"}
+    if any(isinstance(value, nn.Parameter) for value in emitted.added.values()):
+        tables.add("_parameters")
+    for key in tables:
+        vars(block)[key] = vars(block)[key].copy()
+    for name, value in emitted.added.items():
+        nn.Module.__setattr__(block, name, value)  # type: ignore[arg-type]
+    vars(block)["forward"] = RewrittenForward(block, emitted.graph)
+
+
+def calling(region: Region, name: str, module: nn.Module) -> Replacement:
+    """A region replaced by a call of `module`, the block's child `name` from then on."""
+
+    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+        extras = [n for e in region.extras for n in graph.nodes if n.name == e]
+        return graph.call_module(name, (x, *extras))
+
+    return Replacement(region, emit, {name: module})
+
+
+def surgical_state(block: nn.Module) -> dict[str, Any]:
+    """What `rewrite` changes of a block, with which `restore` undoes it."""
+    return {key: vars(block)[key] for key in (*_TABLES, "forward") if key in vars(block)}
+
+
+def restore(block: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a block another `surgical_state`."""
+    vars(block).pop("forward", None)
+    vars(block).update(state)
+
+
+def _only(module: nn.Module, used: Set[str]) -> dict[str, Any]:
+    """The tables of a module with what is `used` alone, by paths in it."""
+    tables: dict[str, dict[str, Any]] = {
+        key: {name: value if name in used else None for name, value in vars(module)[key].items()}
+        for key in ("_parameters", "_buffers")
+    }
+    children: dict[str, nn.Module | None] = {}
+    for name, child in module._modules.items():
+        inside = {path.removeprefix(f"{name}.") for path in used if path.startswith(f"{name}.")}
+        if name in used or child is None:
+            children[name] = child
+        elif inside:
+            children[name] = object.__new__(type(child))
+            vars(children[name]).update(vars(child) | _only(child, inside))
+        else:
+            children[name] = _stand_in(child)
+    return {**tables, "_modules": children}
+
+
+def _stand_in(module: nn.Module) -> nn.Module:
+    """What takes the place of a module that does not run any more: `len` and names stay right."""
+    stand_in = nn.Identity()
+    own = vars(stand_in)
+    plain = {n: v for n, v in vars(module).items() if n not in own and _is_plain(v)}
+    vars(stand_in).update(plain)
+    return stand_in.train(module.training)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 @dataclass
@@ -76,8 +154,10 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
     """Replace each region's exit in a copy of the graph; the old nodes stay, without users."""
     graph = copy.deepcopy(graph)
     nodes = {n.name: n for n in graph.nodes}
+    taken = {n.target for n in graph.nodes}
     added: dict[str, object] = {}
     for item in replacements:
+        before = {*graph.nodes}
         region = item.region
         old, entry = nodes[region.exit], nodes[region.entry]
         skip = nodes[region.skip[-1]] if region.skip else entry
@@ -85,7 +165,13 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
             new = item.emit(graph, entry, skip)
         old.replace_all_uses_with(new)
         nodes[region.exit] = new  # it may be the entry of the next region
-        added |= item.added
+        for name, value in item.added.items():
+            other = name
+            while other in taken:  # a block that was pruned before has such names already
+                other = f"{other}_again"
+            for node in {*graph.nodes} - before:
+                node.target = other if node.target == name else node.target
+            added[other] = value
     return _Emitted(graph, nodes, added)
 
 

@@ -1,5 +1,6 @@
 """Registry of what users declare about module classes that tracing cannot read."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 class Linear:
     """The linear operator of a user's module: a convolution, or a linear layer on the last axis.
 
-    weight:   (O, I / groups, kh, kw), or (O, I) for a linear layer; gradients must flow through it
+    weight:   (O, I / groups, kh, kw), with one axis or three for sequences or volumes, or (O, I)
+              for a linear layer; gradients must flow through it
     bias:     (O,) or None
-    stride:   (vertical, horizontal), as is dilation
-    padding:  zeros, (left, right, top, bottom)
+    stride:   (vertical, horizontal), as is dilation; 1 where left out
+    padding:  zeros, (left, right, top, bottom), as in `torch.nn.functional.pad`
 
     >>> conv = nn.Conv2d(4, 8, 3, padding=1)
     >>> operator = updp.Linear(conv.weight, conv.bias, padding=(1, 1, 1, 1))
@@ -24,10 +26,16 @@ class Linear:
 
     weight: Tensor
     bias: Tensor | None = None
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
     groups: int = 1
+
+    def __post_init__(self) -> None:
+        dims = self.weight.ndim - 2 or 2  # a linear layer is a 1x1 convolution
+        defaults = {"stride": (1,) * dims, "padding": (0, 0) * dims, "dilation": (1,) * dims}
+        for name, default in defaults.items():
+            object.__setattr__(self, name, getattr(self, name) or default)
 
 
 _operators: dict[type[nn.Module], Callable[[Any], Linear]] = {}
@@ -74,5 +82,24 @@ def taught_operator(module: nn.Module) -> Linear | None:
 
 
 def forward_of(module: nn.Module) -> Callable[..., Any]:
-    """The function by which a module is traced: the registered one, else its class's forward."""
-    return _forwards.get(type(module), type(module).forward)
+    """The function by which a module is traced: the registered one, else its own forward.
+
+    A forward may be set on the instance: by its user, or by surgery where a block was pruned.
+    """
+    if type(module) in _forwards:
+        return _forwards[type(module)]
+    own = vars(module).get("forward")
+    return type(module).forward if own is None else _Unbound(own)
+
+
+class _Unbound:
+    """A forward that is set on an instance, as a function that takes the instance first."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        signature = inspect.signature(forward)
+        owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        self.__signature__ = signature.replace(parameters=[owner, *signature.parameters.values()])
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)

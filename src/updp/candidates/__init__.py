@@ -5,13 +5,15 @@ from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
 from updp.candidates.inherit.candidate import Inherit, baseline_macs, propose
+from updp.candidates.linear import OneLinear
 from updp.candidates.narrow.candidate import Narrow
-from updp.candidates.offers import Offer, Offers, make_offers, offers_within
+from updp.candidates.offers import SLOWER, Offer, Offers, make_offers, offers_within
 from updp.candidates.parts.merged_block import MergedBlock
 from updp.candidates.registry import KINDS, from_json, planned, proposals, register_candidate
 
 __all__ = [
     "KINDS",
+    "SLOWER",
     "Candidate",
     "Drop",
     "FoldNorm",
@@ -24,6 +26,7 @@ __all__ = [
     "Narrow",
     "Offer",
     "Offers",
+    "OneLinear",
     "baseline_macs",
     "blend",
     "from_json",

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Site
 from updp.blocks.surgery import Replacement
+from updp.blocks.tracing.proxies import set_modes
 from updp.fit.fitting import FitTask
 from updp.recipe import CandidateSettings, FitSettings
 
@@ -57,6 +58,14 @@ class Form(nn.Module, ABC):
     @abstractmethod
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Start the BatchNorms from the inputs `x` that the site sees in the baseline."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, of the parts of the block that are held in lists as well."""
+        for parts in vars(self).values():
+            for part in parts if isinstance(parts, list) else ():
+                if isinstance(part, fx.GraphModule):
+                    set_modes(part, mode)
+        return super().train(mode)
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
         """Return the regressions over `batches` calibration batches that fit the form, in order.

@@ -66,7 +66,7 @@ class DropForm(Form):
         self._skip: list[Callable[[Tensor], Tensor]] = []
         if region.skip:
             self._skip.append(extract(block, graph, region.entry, region.skip[-1]))
-        self._is_added = region.add is not None
+        self._is_added, self._dims = region.add is not None, site.dims
         keep = extract(block, graph, region.entry, region.exit, region.extras)
         branch = extract(block, graph, region.entry, region.branch[-1], region.extras)
         self._keep: list[Callable[..., Tensor]] = [keep]
@@ -115,7 +115,7 @@ class DropForm(Form):
 
         task = FitTask(
             "drop",
-            Regression(as_operator(fold_norm(norm)), clamp, settings, batches),
+            Regression(as_operator(fold_norm(norm), self._dims), clamp, settings, batches),
             lambda x, *extras: as_maps(self._target(x, *extras), layout),
             lambda x, *extras: (as_maps(self._beside(x), layout), None),
             take,

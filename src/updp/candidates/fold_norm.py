@@ -6,7 +6,6 @@ BatchNorm then folds into the linear layers that read it, found by running the b
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from updp import algebra
 from updp.algebra import Affine
 from updp.blocks import NormStep, Site
+from updp.blocks.copying import copy_module
 from updp.blocks.folding import fold_norm
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks
 from updp.blocks.surgery import Replacement, extract, substitute
@@ -169,7 +169,7 @@ def _is_exact(
     site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep, readers: tuple[str, ...]
 ) -> bool:
     """Whether folding a random affine map into these readers computes what the map does."""
-    block = copy.deepcopy(block).double()
+    block = copy_module(block).double()
     form = FoldNormForm(site, block, graph, FoldNorm(norm.name, readers)).eval()
     nn.init.uniform_(form.norm.weight, 0.5, 1.5)
     nn.init.normal_(form.norm.bias)
@@ -198,7 +198,7 @@ def _folded(
     for reader in readers:
         target = next(t for t in targets if reader == t or reader.startswith(f"{t}."))
         if target not in modules:  # in float64, so that the caller casts once
-            modules[target] = copy.deepcopy(block.get_submodule(target)).double()
+            modules[target] = copy_module(block.get_submodule(target)).double()
         module = modules[target]
         linear = module.get_submodule(reader.removeprefix(target).lstrip("."))
         assert isinstance(linear, nn.Linear)

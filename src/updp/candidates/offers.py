@@ -19,6 +19,8 @@ from updp.measure import LatencyTable
 from updp.recipe import Recipe
 
 _log = logging.getLogger(__name__)
+# How the reason begins where the clock has refused a site.
+SLOWER = "no merged form is faster than the block"
 _ALONE = "it can only be left out, and its block has a branch that merges: candidates.drop=always"
 
 
@@ -159,7 +161,7 @@ def _block(site: str) -> str:
 def _why_refused(site: Site, timed: Sequence[Timed]) -> str:
     if timed:
         best = max(t.latency.speedup.median for t in timed)
-        return f"no merged form is faster than the block (the best runs at {best:.2f}x)"
+        return f"{SLOWER} (the best runs at {best:.2f}x)"
     return site.why or "no merged form has fewer MACs than the block"
 
 
@@ -192,10 +194,10 @@ def _offer(site: Site, candidate: Candidate, timed: Timed) -> Offer:
         weights=timed.weights,
         keep_weights=timed.keep_weights,
         memory=timed.memory,
-        macs=timed.macs * site.calls,
-        keep_macs=timed.keep_macs * site.calls,
-        ms=timed.latency.ms.median * site.calls,
-        keep_ms=timed.keep.ms.median * site.calls,
+        macs=round(timed.macs * site.work),
+        keep_macs=round(timed.keep_macs * site.work),
+        ms=timed.latency.ms.median * site.work,
+        keep_ms=timed.keep.ms.median * site.work,
         speedup=timed.latency.speedup.median,
-        noise_ms=(saved.high - saved.low) / 2 * site.calls,
+        noise_ms=(saved.high - saved.low) / 2 * site.work,
     )

@@ -14,6 +14,7 @@ from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
 from updp.candidates.inherit.candidate import Inherit
+from updp.candidates.linear import OneLinear
 from updp.candidates.narrow.candidate import Narrow
 from updp.errors import UserError, reason
 from updp.plan import Plan
@@ -21,7 +22,8 @@ from updp.recipe import CandidateSettings
 
 K = TypeVar("K", bound=type[Candidate])
 # In the order in which a site's candidates are proposed.
-KINDS: dict[str, type[Candidate]] = {c.kind: c for c in (Fuse, FoldNorm, Inherit, Narrow, Drop)}
+_KINDS = (Fuse, FoldNorm, Inherit, Narrow, OneLinear, Drop)
+KINDS: dict[str, type[Candidate]] = {c.kind: c for c in _KINDS}
 
 
 def register_candidate(kind: K) -> K:

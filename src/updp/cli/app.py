@@ -16,13 +16,14 @@ from updp.cli.bench import bench
 from updp.cli.doctor import doctor
 from updp.cli.estimate import estimate
 from updp.cli.export import export
-from updp.cli.groups import expand
+from updp.cli.groups import expand, logged_to_stderr
 from updp.cli.inspect import inspect
 from updp.cli.quantize import quantize
 from updp.cli.report import report
 from updp.cli.stages import merge, prune, search, subnet, supernet
 from updp.cli.zoo import zoo
 from updp.errors import (
+    DamagedError,
     ExportError,
     MachineError,
     MergeError,
@@ -96,10 +97,10 @@ def main() -> None:
     """
     number = os.environ.get("RANK", "0")  # as torchrun and accelerate set it
     is_first = number == "0"
-    # INFO lines (what was refused, cached or left out) are shown with --verbose only.
-    logging.getLogger("updp").setLevel(logging.WARNING if is_first else logging.ERROR)
     name = "updp" if is_first else f"updp (process {number})"
     with ExitStack() as stack:
+        # INFO lines (what was refused, cached or left out) are shown with --verbose only.
+        stack.enter_context(logged_to_stderr(logging.WARNING if is_first else logging.ERROR))
         if not is_first:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
@@ -110,7 +111,7 @@ def main() -> None:
                 _say(name, _how_to_go_on(stopped))
             raise SystemExit(stopped.exit_code) from None
         except (UserError, OSError) as error:
-            told = error if isinstance(error, UserError) else explain(error)
+            told = _with_advice(error)
             _say(name, str(told))
             raise SystemExit(3 if isinstance(told, MachineError) else 2) from None
         except (ExportError, MergeError, ProcessLostError) as error:
@@ -120,6 +121,17 @@ def main() -> None:
             traceback.print_exc()
             _say(name, "this is a bug of updp: report it with the lines above and `updp --version`")
             raise SystemExit(1) from None
+
+
+def _with_advice(error: UserError | OSError) -> UserError:
+    """The error of a command, with what to do where it leaves that open."""
+    if isinstance(error, OSError):
+        return explain(error)
+    if isinstance(error, DamagedError):
+        from updp.run.integrity import advised
+
+        return advised(error)
+    return error
 
 
 def _say(name: str, text: str) -> None:

@@ -4,11 +4,14 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from updp.errors import printable
 
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say what is refused, cached and left out, and why.")
@@ -49,7 +52,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         if values.pop("verbose"):
-            log_to_stderr()
+            logging.getLogger("updp").setLevel(logging.INFO)
         instances = {
             name: group(**{f.name: values.pop(f.name) for f in fields(group)})
             for name, group in groups.items()
@@ -63,10 +66,25 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def log_to_stderr() -> None:
-    """Print messages of the logger `updp` from INFO on, one line each, to stderr."""
+class LineFormatter(logging.Formatter):
+    """One printable line for each message: names from files may hold what terminals obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return printable(super().format(record))
+
+
+@contextmanager
+def logged_to_stderr(level: int) -> Iterator[None]:
+    """Print messages of the logger `updp` from `level` on, one line each, to stderr."""
     logger = logging.getLogger("updp")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    handler.setFormatter(LineFormatter("%(name)s: %(message)s"))
+    before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

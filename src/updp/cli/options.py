@@ -146,7 +146,7 @@ class RecipeOptions:
         if self.recipe is not None:
             recipe = Recipe.load(self.recipe)
         elif run is not None and (run / "recipe.yaml").exists():
-            recipe = Recipe.load(run / "recipe.yaml")
+            recipe = Recipe.of_run(run)
         changes = self.changes()
         return recipe.updated(*changes) if changes else recipe
 

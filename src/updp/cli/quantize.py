@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from updp.deploy.int8 import Int8, Int8Figures, Int8Operator
+    from updp.tasks import Metric
 
 _WORST = 5  # operators in the second table
 
@@ -75,14 +76,23 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
     """Print both models in float32 and INT8, then the merged model's least exact weights."""
     from updp.cli.tables import make_table
 
+    metric = record.metric
     scales = "per channel" if record.per_channel else "per tensor"
     table = make_table(
         f"INT8, weights {scales}; {record.images} calibration images, {record.method}",
-        names=("model", "top-1 %, float32", "INT8", "loses", "agree %", "MB, float32", "INT8"),
+        names=(
+            "model",
+            f"{metric.title}, float32",
+            "INT8",
+            "loses",
+            "agree %",
+            "MB, float32",
+            "INT8",
+        ),
     )
     for name, side in (("baseline", record.baseline), ("merged", record.merged)):
         pairs = f", {side.equalised_pairs} pairs equalised" if record.equalised else ""
-        table.add_row(f"{name}{pairs}", *_figures(side))
+        table.add_row(f"{name}{pairs}", *_figures(side, metric))
     console.print(table)
     worst = make_table(
         "merged model: its least exact weights in this form",
@@ -111,10 +121,10 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
     )
 
 
-def _figures(side: Int8Figures) -> tuple[str, ...]:
+def _figures(side: Int8Figures, metric: Metric) -> tuple[str, ...]:
     return (
-        *("" if top1 is None else f"{top1:.2f}" for top1 in (side.top1_float, side.top1_int8)),
-        f"{side.loss:+.2f}",
+        *("" if v is None else metric.number(v) for v in (side.metric_float, side.metric_int8)),
+        f"{side.loss(metric):+.2f}",
         f"{side.agreement:.2f}",
         f"{side.bytes_float / 1e6:.3f}",
         f"{side.bytes_int8 / 1e6:.3f}",

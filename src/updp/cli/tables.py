@@ -80,6 +80,8 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
         "no narrow ones, and leaves out no branch beside one of its block that merges.",
         highlight=False,
     )
+    if note := found.other_size.describe(found.shape):
+        console.print(f"\nFor {note}.", highlight=False)
     if found.unusable:
         console.print(f"\n{len(found.unusable)} that cannot be pruned:")
         reasons = Counter((u.kind, u.reason) for u in found.unusable)
@@ -123,7 +125,7 @@ def print_front(console: Console, outcome: SearchResult) -> None:
         f"{base.macs / 1e6:,.1f} M MACs",
         title_justify="left",
     )
-    names = ("line", "pruned", "score", "repaired", f"{outcome.measure} %", "ms, predicted")
+    names = ("line", "pruned", "score", "repaired", outcome.metric.title, "ms, predicted")
     for name in (*names, "ms, measured (IQR)", "MACs", "parameters", "memory"):
         table.add_column(name, justify="right")
     lines = [*enumerate(outcome.front, 1)]
@@ -137,7 +139,7 @@ def print_front(console: Console, outcome: SearchResult) -> None:
             (str(line) if line else "") + "*" * (index == outcome.chosen),
             str(len(point.choices)),
             *("" if score is None else f"{score:.4f}" for score in (point.score, point.fitted)),
-            f"{point.last_top1:.2f}",
+            outcome.metric.number(point.last_metric or 0.0),
             ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",
             "" if point.measured is None else spread(point.measured),
             f"{point.macs / base.macs:.3f}",
@@ -150,7 +152,7 @@ def print_front(console: Console, outcome: SearchResult) -> None:
     console.print(
         f"*: the plan that is taken, the best for the budget {outcome.budget}. =: its latency "
         "cannot be told from the line above.\nrepaired: the score of those that were fitted whole, "
-        f"and {outcome.measure} is then theirs. Shares are of the baseline's.\n"
+        f"and {outcome.metric.name} is then theirs. Shares are of the baseline's.\n"
         "Take another one with --pick LINE or --pick BUDGET.",
         highlight=False,
     )
@@ -174,7 +176,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
     table.add_column("model")
     ms = f"ms, batch {first.batch_size}: median (IQR)"
     for name in (
-        f"{first.measure} %",
+        first.metric.title,
         "parameters",
         "MACs",
         ms,
@@ -188,7 +190,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
             t = side.latency
             table.add_row(
                 label,
-                f"{side.percent:.2f}",
+                first.metric.number(side.metric),
                 f"{side.parameters:,}",
                 f"{side.macs / 1e6:.2f} M",
                 spread(t),
@@ -202,7 +204,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
             f"{prefix}merged",
             result.merged,
             f"{s.median:.2f}x ({s.low:.2f}-{s.high:.2f})",
-            f"{errors['float32']:.0e} / {errors['float64']:.0e}",
+            " / ".join(f"{errors[d]:.0e}" if d in errors else "-" for d in ("float32", "float64")),
         )
     return table
 
@@ -216,13 +218,17 @@ def print_result(console: Console, run: RunDirectory) -> None:
     name = RunRecord.read(out).model
     arguments = ", ".join(map(repr, [str(out), *([name] if is_code(name) else [])]))
     console.print(result_table({"": result}))
-    stages = ", ".join(f"{name} {value:.2f}" for name, value in result.by_stage.items())
-    what = "top-1" if result.measure == "top-1" else "agreement with the baseline"
+    metric = result.metric
+    stages = ", ".join(f"{name} {metric.number(value)}" for name, value in result.by_stage.items())
+    direction = "" if metric.higher_is_better else " (lower is better)"
+    what = "agreement with the baseline" if metric.name == "agreement" else metric.name
+    unit = f", {metric.unit}" if metric.unit else ""
     console.print(
-        f"{what} on {result.test_images} test images, %: {stages}\n"
+        f"{what}{direction} on {result.test_images} test images{unit}: {stages}\n"
         f"pruned {len(plan)} sites: {', '.join(plan.choices)}\n"
         f"device: {result.device}"
         + ("" if result.faster else "; the speed-up is within the noise")
+        + (f"\nmerged parts were compared alone: {result.merge_note}" if result.merge_note else "")
         + f"\nresult: {out} (load it with updp.load({arguments}))",
         highlight=False,
         soft_wrap=True,

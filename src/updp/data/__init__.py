@@ -9,9 +9,10 @@ from updp.data.classes import match_classes
 from updp.data.images import Images
 from updp.data.preprocess import Preprocess, model_input_size, preprocess_for, resize_for
 from updp.data.readers import open_source
-from updp.data.readers.loaders import Loader, from_loaders
+from updp.data.readers.loader_items import Loader
+from updp.data.readers.loaders import from_loaders
 from updp.data.resizing import ResizeCrop
-from updp.data.source import Source
+from updp.data.source import Source, without_labels
 from updp.data.split import hold_out
 from updp.data.transforms import Augment
 
@@ -30,4 +31,5 @@ __all__ = [
     "open_source",
     "preprocess_for",
     "resize_for",
+    "without_labels",
 ]

@@ -1,21 +1,23 @@
 """Batches in an order that a killed run can resume."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
+from updp.blocks.nested import Samples
 from updp.data.images import Images
 from updp.data.order import shuffled
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.seeds import mix, random_state, set_seed
 
-Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) and labels (N,)
+Batch = tuple[Samples, Any]  # images (N, C, H, W) and labels (N,), or other inputs and labels
 
 
 class Batches:
@@ -105,7 +107,7 @@ class Batches:
             batch_sampler=items,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, self.images),
             # Left to itself the loader draws a seed for its workers from torch's global state.
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -132,7 +134,7 @@ class _SeededItems(Dataset[Any]):
     def __init__(self, images: Images, seed: int) -> None:
         self.images, self.seed = images, seed
 
-    def __getitems__(self, items: list[_Item]) -> "list[tuple[Tensor, int]] | UserError":
+    def __getitems__(self, items: list[_Item]) -> "list[tuple[Any, Any]] | UserError":
         """Images and labels, or the error, which a worker would wrap into its traceback."""
         try:
             if not self.images.draws:
@@ -142,10 +144,10 @@ class _SeededItems(Dataset[Any]):
         except UserError as error:
             return error
 
-    def _drawn(self, item: _Item) -> tuple[Tensor, int]:
+    def _drawn(self, item: _Item) -> tuple[Any, Any]:
         set_seed(mix(self.seed, 5, item.epoch, item.image, item.repeat))
         return self.images[item.image]
 
 
-def _collate(items: "list[tuple[Tensor, int]] | UserError") -> "list[Tensor] | UserError":
-    return items if isinstance(items, UserError) else default_collate(items)
+def _collate(images: Images, items: "list[tuple[Any, Any]] | UserError") -> "Batch | UserError":
+    return items if isinstance(items, UserError) else images.collate(items)

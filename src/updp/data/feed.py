@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from updp.blocks.nested import Samples, join, map_tensors
 from updp.data.batches import Batch, Batches
+from updp.data.example import make_example
 from updp.data.preprocess import Preprocess
 from updp.data.source import Source
 from updp.data.split import hold_out
@@ -18,6 +21,7 @@ from updp.errors import UserError
 from updp.io import processes
 from updp.io.seeds import mix
 from updp.recipe import DataSettings
+from updp.tasks import CLASSIFICATION, Task
 
 CALIBRATED = 256  # images from which BatchNorm statistics are estimated
 
@@ -27,14 +31,16 @@ class Feed:
 
     Calibration, search and recalibration see held-out images only; the test split is for the
     final table. Images are float (N, C, H, W) and labels (N,), `NO_LABEL` where there are none:
-    `labelled` says so of the training images, `test_labelled` of the test split.
+    `labelled` says so of the training images, `test_labelled` of the test split. In tasks other
+    than classification inputs and labels may be whatever the user's loader gives.
 
     Args:
         source: both splits.
-        preprocess: the normalisation.
+        preprocess: the normalisation of uint8 images; None where there are none.
         recipe: split, batches and augmentation.
         seed: decides the split, the order of the batches and the augmentation.
         device: of the batches.
+        task: what the model is for.
         sets_aside: whether images are needed that are not held out, as some are trained on that no
             fit has seen; else all training images may be held out.
 
@@ -45,23 +51,26 @@ class Feed:
     def __init__(
         self,
         source: Source,
-        preprocess: Preprocess,
+        preprocess: Preprocess | None,
         recipe: DataSettings,
         *,
         seed: int,
         device: torch.device,
         sets_aside: bool = True,
+        task: Task = CLASSIFICATION,
     ) -> None:
         self.preprocess, self.device, self.seed = preprocess, device, seed
+        self.task, self.stored_example = task, source.example
         self.classes, self.image_size = len(source.classes), source.image_size
         self.labelled, self.test_labelled = source.train.labelled, source.test.labelled
         self.resize = source.train.resize
         # A user's own loaders do; then it is not known how.
-        self.normalised = source.train[0][0].is_floating_point()
+        first = source.train[0][0]
+        self.normalised = not isinstance(first, Tensor) or first.dtype != torch.uint8
         held_out, count = _held_out(len(source.train), recipe, sets_aside=sets_aside)
         train, held = hold_out(len(source.train), source.train.targets, held_out + count, seed)
         images = source.train
-        if recipe.augments_by_timm:
+        if recipe.augments_by_timm and preprocess is not None:
             images = Augmented(images, training_transform(recipe, preprocess))
             images[0]  # refuses what has no pictures, or what timm's transforms fail on
         self._augment, self.augmentation = _augmentation(recipe, self)
@@ -104,14 +113,16 @@ class Feed:
         for number, (images, labels) in enumerate(self._train.endless(step), step):
             generator = torch.Generator().manual_seed(mix(self.seed, 1, number))
             images, labels = self._move(images, labels)
-            yield self.preprocess(self._augment(images, generator)), labels
+            if isinstance(images, Tensor) and self._augment != Augment():
+                images = self._augment(images, generator)
+            yield self._prepared(images), labels
 
-    def training_batches(self, limit: int, parts: int) -> list[Tensor]:
+    def training_batches(self, limit: int, parts: int) -> list[Samples]:
         """Augmented training batches (N, C, H, W) of `limit` images or a few more, each in parts.
 
         Of all processes together; each has its share. Beyond an epoch images come again.
         """
-        found, seen = list[Tensor](), 0
+        found, seen = list[Samples](), 0
         for images, _ in self.training(0):
             # Every so many-th image: so parts are the same whether a batch is shared or not.
             found += [images[part::parts] for part in range(min(parts, len(images)))]
@@ -120,18 +131,20 @@ class Feed:
                 break
         return found
 
-    def calibration(self, limit: int = CALIBRATED) -> list[Tensor]:
+    def calibration(self, limit: int = CALIBRATED) -> list[Samples]:
         """The first `limit` calibration images at most, in batches of almost equal size.
 
         A short last batch would skew BatchNorm statistics, and one image alone may have none.
         """
-        parts, seen = [], 0
+        parts, seen = list[Samples](), 0
         for images, _ in self._fixed(self._calibration):
             parts.append(images[: limit - seen])
             seen += len(parts[-1])
             if seen >= limit:
                 break
-        return list(torch.cat(parts).tensor_split(len(parts)))
+        whole: Samples = join(parts)
+        shares = torch.arange(len(whole)).tensor_split(len(parts))
+        return [whole[int(share[0]) : int(share[-1]) + 1] for share in shares]
 
     def held_out(self) -> Iterator[Batch]:
         """Batches of held-out images and labels, for scores."""
@@ -147,13 +160,26 @@ class Feed:
     def _fixed(self, batches: Batches) -> Iterator[Batch]:
         for images, labels in batches.epoch(0):
             images, labels = self._move(images, labels)
-            # On CPUs convolutions take up to 1.7 times as long in the contiguous layout.
-            layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
-            yield self.preprocess(images).contiguous(memory_format=layout), labels
+            images = self._prepared(images)
+            if isinstance(images, Tensor) and images.ndim == 4:
+                # On CPUs convolutions take up to 1.7 times as long in the contiguous layout.
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images, labels
 
-    def _move(self, images: Tensor, labels: Tensor) -> Batch:
-        images = images.to(self.device, non_blocking=True)
-        return images, labels.to(self.device, non_blocking=True)
+    def example(self, size: int) -> Samples:
+        """Inputs to trace and time a model on, see `data.example`."""
+        return make_example(self.stored_example, self.image_size, size).to(self.device)
+
+    def _prepared(self, images: Samples) -> Samples:
+        if self.preprocess is None or not isinstance(images, Tensor):
+            return images
+        return self.preprocess(images)
+
+    def _move(self, images: Samples, labels: Any) -> Batch:
+        def moved(x: Tensor) -> Tensor:
+            return x.to(self.device, non_blocking=True)
+
+        return map_tensors(moved, images), map_tensors(moved, labels)
 
 
 def _check_shares(size: int) -> None:
@@ -197,6 +223,8 @@ def _augmentation(recipe: DataSettings, feed: Feed) -> tuple[Augment, str]:
             given = {name: v for name, v in given.items() if not name.startswith("re_")}
         words = ", ".join(f"{name} {_short(value)}" for name, value in given.items())
         return Augment(), f"timm's training transform ({words})"
+    if len(feed.image_size) != 3 or (feed.labelled and feed.task != CLASSIFICATION):
+        return Augment(), "samples as the loader gives them"
     channels, *sides = feed.image_size
     shift = min(sides) // 8 if recipe.shift is None else recipe.shift
     flip = channels == 3 if recipe.flip is None else recipe.flip

@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
+from updp.blocks.nested import Samples
 from updp.data.decoding import decode, is_large
 from updp.data.order import Groups
-from updp.data.resizing import InputSize, ResizeCrop, Size, as_resize, in_channels
+from updp.data.resizing import InputSize, ResizeCrop, as_resize, in_channels
 from updp.errors import UserError
 
 NO_LABEL = -1  # the target of an image without a label
@@ -22,8 +23,11 @@ MOST_CLASSES = 1_000_000  # a larger label is a fault of the data, and has costs
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images kept, per split
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class Images(Dataset[tuple[Any, Any]]):
     """Item i is an image (C, H, W) and its label; `targets` are all labels, or all `NO_LABEL`.
+
+    In tasks other than classification an item may be any inputs of a model with their labels;
+    `targets` then only say whether there are labels.
 
     Images are uint8, or floats that their owner has normalised. `resize` says how whole pictures
     became images, and is None where that is the owner's doing. `groups` are images that are stored
@@ -34,7 +38,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     draws: ClassVar[bool] = True
 
     targets: Sequence[int]
-    size: Size
+    size: tuple[int, ...]
     resize: ResizeCrop | None = None
     groups: Groups | None = None
 
@@ -45,6 +49,11 @@ class Images(Dataset[tuple[Tensor, int]]):
     def labelled(self) -> bool:
         """Whether images have labels."""
         return self.targets[0] != NO_LABEL
+
+    def collate(self, items: list[tuple[Any, Any]]) -> tuple[Samples, Any]:
+        """A batch of items."""
+        images, labels = default_collate(items)
+        return images, labels
 
     def picture(self, index: int) -> Image.Image:
         """The whole picture, for training transforms; here the image itself.

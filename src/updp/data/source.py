@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from updp.data.images import Images, by
-from updp.data.resizing import Size
+from updp.blocks.nested import Samples
+from updp.data.images import NO_LABEL, Images, by
 from updp.errors import UserError, reason
 
 _HASHED_FILES = 20_000  # at most; to read more of them twice takes too long
@@ -23,20 +23,22 @@ class Source:
         train, test: the splits.
         classes: names; a label is a position among them.
         fingerprint: stable across runs and copies of the data.
-        image_size: (C, H, W).
+        image_size: (C, H, W); the shape of a sample, or empty where it is no one tensor.
         indexed: labels are indices of the model's outputs, whether all of them occur or not; else
             they are positions among classes that have only names in common with the model's.
         batch_size, workers: what the user's training loader has, if it says so.
+        example: a few inputs of the model, where random images cannot stand for them.
     """
 
     train: Images
     test: Images
     classes: tuple[str, ...]
     fingerprint: str
-    image_size: Size
+    image_size: tuple[int, ...]
     indexed: bool = False
     batch_size: int | None = None
     workers: int | None = None
+    example: Samples | None = None
 
     @property
     def labelled(self) -> bool:
@@ -49,6 +51,13 @@ class Source:
                 f"training images are {by(self.train.size)} and test images {by(self.test.size)}: "
                 "both must agree (or pass an input size to resize to)"
             )
+
+
+def without_labels(source: Source) -> Source:
+    """The source for a task that has other labels than classes: no label is used."""
+    for images in (source.train, source.test):
+        images.targets = [NO_LABEL] * len(images)
+    return replace(source, classes=(), indexed=False)
 
 
 def fingerprint_files(root: Path, files: Sequence[str]) -> str:

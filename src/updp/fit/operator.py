@@ -82,7 +82,8 @@ class OperatorFit:
         """Set weights and bias, so that the operator and its affine steps are `fitted.operator`."""
         own, after, affine = self._own, self._after, self._affine
         on = affine.scale.abs() > _OFF
-        weight = fitted.operator.weight[on] / affine.scale[on, None, None, None]
+        new = fitted.operator.weight
+        weight = new[on] / affine.scale[on].reshape(-1, *[1] * (new.ndim - 1))
         own.weight[on] = weight.reshape_as(own.weight[on]).to(own.weight)
         _shift(own, after, fitted.operator.bias, affine, on)
 

@@ -110,8 +110,8 @@ class Regression:
 
     def target(self, batch: int, maps: Tensor) -> None:
         """Add the targets of one batch: the block's maps (N, O, H, W) before its end activation."""
-        images, _, height, width = maps.shape
-        sample = Sample.draw(images, height, width, self.quota, batch)
+        images, _, *sizes = maps.shape
+        sample = Sample.draw(images, sizes, self.quota, batch)
         held = int((sample.image < images - max(images // 5, min(images - 1, 1))).sum())
         self._samples[batch] = sample, held
         self._targets[batch] = sample.of(maps)

@@ -8,6 +8,7 @@ norms change. The last operator of a branch also compensates the change of its s
 from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, LinearStep, Site
+from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.fit.fitting import FitTask
 from updp.fit.operator import OperatorFit, operator_fits, skip_of
 from updp.recipe import FitSettings
@@ -42,5 +43,6 @@ def operator_repair(
     unknowns = step.weight[0].numel() + 1
     if step.derived or step.groups * unknowns**2 * 8 > settings.rows_mb * 2**20 / 4:
         return None
-    layout = "first" if isinstance(module, nn.Conv2d) else "last"
-    return OperatorFit(Chain((step,), layout, layout, layout), 0).fit_task(settings, batches)
+    layout = "first" if isinstance(module, CONVOLUTIONS) else "last"
+    chain = Chain((step,), layout, layout, layout, len(step.stride))
+    return OperatorFit(chain, 0).fit_task(settings, batches)

@@ -1,9 +1,14 @@
 """Ridge regression towards prior weights, in float64."""
 
+import logging
+
 import torch
 from torch import Tensor
 
 from updp.errors import UserError
+
+_ROUNDING = 1e-9  # of the normal matrix, relative to its largest eigenvalue
+_log = logging.getLogger(__name__)
 
 
 class Ridge:
@@ -18,6 +23,8 @@ class Ridge:
         prior: the prior weights, (g, D, O) in float64; the last row is the bias.
         strength: strength of the ridge; the bias has no penalty.
         biased: whether the bias may change; otherwise it stays the prior's.
+
+    Where the matrix is singular all the same, the pseudo-inverse gives the answer, with a warning.
 
     Raises:
         UserError: `gram` is not finite.
@@ -35,18 +42,37 @@ class Ridge:
         penalty += largest * 1e-12
         if not biased:
             penalty[:, -1:] += largest * 1e12
-        self._factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(penalty))
-        if failed.any():
+        normal = gram + torch.diag_embed(penalty)
+        if not normal.isfinite().all():
             raise UserError(
                 "an operator cannot be fitted, as what it reads is infinite, NaN or extremely "
                 "large: are the images normalised as the model was trained with?"
             )
         self._pull = penalty[:, :, None] * prior
+        factor, failed = torch.linalg.cholesky_ex(normal)
+        self._factor: Tensor | None = factor
+        if failed.any():
+            _log.warning(
+                "what an operator reads is constant, or nearly so: it is fitted by the "
+                "pseudo-inverse, and what its inputs do not decide stays near to zero"
+            )
+            self._factor, self._inverse = None, _pseudo_inverse(normal)
 
     def solve(self, cross: Tensor) -> Tensor:
         """The weights W (g, D, O) for `cross` = X'T, (g, D, O)."""
+        if self._factor is None:
+            return self._inverse @ (cross + self._pull)
         return torch.cholesky_solve(cross + self._pull, self._factor)
 
     def inverse(self) -> Tensor:
         """The inverse (g, D, D) of the normal matrix, X'X plus the penalties."""
-        return torch.cholesky_inverse(self._factor)
+        return self._inverse if self._factor is None else torch.cholesky_inverse(self._factor)
+
+
+def _pseudo_inverse(normal: Tensor) -> Tensor:
+    """Of symmetric matrices (g, D, D); unknowns of any size, for their rows are scaled alike."""
+    scale = normal.diagonal(dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
+    scaled = scale[:, :, None] * normal * scale[:, None]
+    # What made it singular is rounding, so eigenvalues of that size are none.
+    inverse: Tensor = torch.linalg.pinv(scaled, hermitian=True, rtol=_ROUNDING)
+    return scale[:, :, None] * inverse * scale[:, None]

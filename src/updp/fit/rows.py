@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -13,39 +16,38 @@ from updp.algebra import Operator
 
 @dataclass(frozen=True)
 class Sample:
-    """Randomly drawn output pixels of one batch: image, line and column of each, (M,)."""
+    """Randomly drawn output pixels of one batch: image and place (line, column) of each, (M,)."""
 
     image: Tensor
-    line: Tensor
-    column: Tensor
+    places: tuple[Tensor, ...]
 
     @classmethod
-    def draw(cls, images: int, height: int, width: int, count: int, seed: int) -> Sample:
-        """Draw at most `count` different pixels of maps (images, C, height, width), by image."""
+    def draw(cls, images: int, sizes: Sequence[int], count: int, seed: int) -> Sample:
+        """Draw at most `count` different pixels of maps (images, C, *sizes), by image."""
         generator = torch.Generator().manual_seed(seed)
-        pixels = images * height * width
-        drawn = torch.randperm(pixels, generator=generator)[:count].sort().values
-        image, rest = drawn // (height * width), drawn % (height * width)
-        return cls(image, rest // width, rest % width)
+        drawn = torch.randperm(images * prod(sizes), generator=generator)[:count].sort().values
+        places: list[Tensor] = []
+        for size in reversed(sizes):
+            places.insert(0, drawn % size)
+            drawn = drawn // size
+        return cls(drawn, tuple(places))
 
     def of(self, maps: Tensor) -> Tensor:
         """Values (M, C) of `maps` (N, C, H, W) at the sampled pixels."""
-        image, line, column = (i.to(maps.device) for i in (self.image, self.line, self.column))
-        return maps.permute(0, 2, 3, 1)[image, line, column]
+        return maps.movedim(1, -1)[tuple(i.to(maps.device) for i in (self.image, *self.places))]
 
     def patches(self, maps: Tensor, operator: Operator) -> Tensor:
         """Patches of `maps` (N, I, H, W) that `operator` reads for the sampled output pixels.
 
         Shape (groups, M, I / groups * kh * kw + 1): the order of its weight, then 1 for the bias.
         """
-        padded = F.pad(maps, operator.padding).permute(0, 2, 3, 1)
-        image, line, column = (i.to(maps.device) for i in (self.image, self.line, self.column))
-        (sh, sw), (dh, dw), (kh, kw) = operator.stride, operator.dilation, operator.kernel_size
-        taps = [
-            padded[image, line * sh + i * dh, column * sw + j * dw]
-            for i in range(kh)
-            for j in range(kw)
-        ]
+        padded = F.pad(maps, operator.padding).movedim(1, -1)
+        image, *places = (i.to(maps.device) for i in (self.image, *self.places))
+        starts = [p * s for p, s in zip(places, operator.stride, strict=True)]
+        taps = []
+        for tap in product(*map(range, operator.kernel_size)):
+            moves = zip(starts, tap, operator.dilation, strict=True)
+            taps.append(padded[(image, *(start + t * d for start, t, d in moves))])
         rows = _split(torch.stack(taps, 2), 1, operator.groups)  # (M, g, I / g, taps)
         rows = rows.flatten(2).transpose(0, 1)
         return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)

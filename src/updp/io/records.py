@@ -3,6 +3,7 @@
 Users copy, cut and edit these files, so whatever is wrong with one is said in one line.
 """
 
+import reprlib
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -51,10 +52,11 @@ class Record(BaseModel, frozen=True):
     @classmethod
     def checked(cls, data: Any, source: str) -> Self:
         """Validate plain data. Raises UserError that names `source` and the first bad field."""
-        if isinstance(data, dict) and data.get("format") != FORMAT:
+        if isinstance(data, dict) and (found := data.get("format")) != FORMAT:
+            later = isinstance(found, int) and found > FORMAT
             raise UserError(
-                f"{source} is not {cls.WHAT}: its format is {data.get('format')!r}, and this "
-                f"version reads {FORMAT}"
+                f"{source} is not {cls.WHAT}: its format is {reprlib.repr(found)}, and this "
+                f"version reads {FORMAT}{'; pip install --upgrade updp' if later else ''}"
             )
         try:
             return cls.model_validate(data)

@@ -40,6 +40,7 @@ class LatencyTable:
     def __init__(self, path: Path | None = None, about: Any = None) -> None:
         self._path, self._about = path, about
         self._entries = self._read()
+        self._passing: dict[str, Any] = {}
 
     @classmethod
     def open(cls, device: torch.device, settings: MeasureSettings) -> LatencyTable:
@@ -65,10 +66,16 @@ class LatencyTable:
 
     def get(self, key: str) -> Any:
         """The value of `key`, or None."""
-        return self._entries.get(key)
+        return self._passing.get(key, self._entries.get(key))
 
-    def put(self, key: str, value: Any) -> None:
-        """Store a JSON value; entries of other processes are kept."""
+    def put(self, key: str, value: Any, *, passing: bool = False) -> None:
+        """Store a JSON value; entries of other processes are kept.
+
+        A `passing` one, such as what a busy machine left undecided, is forgotten with the table.
+        """
+        if passing:
+            self._passing[key] = value
+            return
         self._entries[key] = value
         if self._path is None:
             return

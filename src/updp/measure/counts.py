@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from updp.blocks.nested import call
+
 # The attention kernels for which PyTorch's counter has no formula. Which kernel runs depends on
 # the release of PyTorch and on the device.
 _ATTENTION = (
@@ -22,7 +24,7 @@ def count_macs(module: nn.Module, *inputs: Any) -> int:
     # The counter follows gradients, and fails without them on a parameter given to a module.
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
     with torch.enable_grad(), counter:
-        module(*inputs)
+        call(module, *inputs)
     return int(counter.get_total_flops()) // 2
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from updp.blocks.nested import call
+
 
 def fingerprint(module: nn.Module, *inputs: Any) -> str:
     """SHA-256 of one forward's operators: shapes, strides, dtypes, arguments and data flow.
@@ -18,7 +20,7 @@ def fingerprint(module: nn.Module, *inputs: Any) -> str:
     assert not module.training, "the module is in training mode"
     recorder = _Recorder()
     with torch.no_grad(), recorder:
-        module(*inputs)
+        call(module, *inputs)
     return hashlib.sha256("\n".join(recorder.lines).encode()).hexdigest()
 
 

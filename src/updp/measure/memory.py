@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from updp.blocks.modules import hooks
+from updp.blocks.nested import call
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _run(model: nn.Module, modules: Mapping[str, nn.Module], inputs: tuple[Any, 
     leaving = [m.register_forward_hook(partial(live.leave, n)) for n, m in modules.items()]
     # Not in inference mode, where composite operators are not split into those that they call.
     with hooks((*entering, *leaving)), torch.no_grad(), live:
-        model(*inputs)
+        call(model, *inputs)
     return live
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from updp.blocks.nested import arguments_of
 from updp.errors import UserError, needs_extra
 
 EXPORT_PACKAGES = ("onnx", "onnxscript")  # that torch.onnx.export imports
@@ -33,7 +34,8 @@ def export(module: nn.Module, inputs: tuple[Any, ...], folder: str) -> str:
     """
     file = str(Path(folder) / "module.onnx")  # a graph in memory is limited to 2 GB
     with torch.no_grad():
-        torch.onnx.export(module, inputs, file, dynamo=True, verbose=False)
+        args, kwargs = arguments_of(*inputs)
+        torch.onnx.export(module, args, file, kwargs=kwargs, dynamo=True, verbose=False)
     return file
 
 

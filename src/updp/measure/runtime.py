@@ -1,6 +1,5 @@
 """The deployed form of a module as a function: in the runtime, layout and precision asked for."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from updp.blocks.copying import copy_module
+from updp.blocks.nested import call
 from updp.errors import UserError, reason
 from updp.io.quiet import quiet, silent
 from updp.measure import onnxruntime, openvino
@@ -102,7 +103,7 @@ def deployed(
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
-    module = copy.deepcopy(module).eval().to(dtype)
+    module = copy_module(module).eval().to(dtype)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module, tree_map_only(Tensor, prepare, inputs)
@@ -111,20 +112,20 @@ def deployed(
 def _eager(module: Callable[..., object], inputs: Inputs) -> Run:
     @torch.inference_mode()
     def run() -> object:
-        return module(*inputs)
+        return call(module, *inputs)
 
     return run
 
 
 def _compiled(module: nn.Module, inputs: Inputs) -> Run:
-    def call(*arguments: Any) -> object:
-        return module(*arguments)
+    def forward(*args: Any, **kwargs: Any) -> object:
+        return module(*args, **kwargs)
 
     # Dynamo counts recompilations by code object and gives up after eight of them: if they shared
     # this one, the ninth module would silently run eagerly. Not `isolate_recompiles`, which does
     # the same: PyTorch 2.4 has none (https://github.com/pytorch/pytorch/pull/178351).
-    call.__code__ = call.__code__.replace()
-    return _eager(torch.compile(call, dynamic=False), inputs)
+    forward.__code__ = forward.__code__.replace()
+    return _eager(torch.compile(forward, dynamic=False), inputs)
 
 
 def _describe(settings: MeasureSettings) -> str:

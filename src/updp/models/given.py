@@ -1,6 +1,5 @@
 """A user's module as every stage takes it: a plain eager module in float32, without wrappers."""
 
-import copy
 import logging
 from collections.abc import Iterable
 
@@ -10,7 +9,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import UserCodeError
 from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -30,15 +30,8 @@ def own_copy(given: object, name: str = "the model") -> nn.Module:
         UserError: it is no eager module with floating-point weights, or cannot be copied.
     """
     module = _unwrapped(given, name)
-    # Masked and normalised weights are results of a computation, which `deepcopy` refuses.
-    computed = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and value.grad_fn is not None
-    }
     try:
-        copied = call_user_code(copy.deepcopy, module, computed)
+        copied = copy_module(module)
     except UserCodeError as error:
         raise UserError(f"{name} cannot be copied: {error}") from error
     return usable(copied, name)
@@ -48,7 +41,8 @@ def usable(given: object, name: str) -> nn.Module:
     """The module inside of wrappers, eager and in float32; it is changed in place.
 
     What `torch.compile`, `DataParallel`, `DistributedDataParallel` and `AveragedModel` wrap is
-    taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good. Weights of
+    taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good. A cache of
+    keys and values is off in transformers' configuration. Weights of
     another floating-point type become float32, and a warning says so.
 
     Raises:
@@ -64,6 +58,11 @@ def usable(given: object, name: str) -> nn.Module:
         for key in [key.removesuffix("_orig") for key, _ in part.named_parameters(recurse=False)]:
             if hasattr(part, f"{key}_orig") and hasattr(part, f"{key}_mask"):
                 prune.remove(part, key)  # type: ignore[no-untyped-call]
+    config = getattr(module, "config", None)
+    if getattr(config, "use_cache", None) is True:
+        # Transformers' decoders would hand on keys and values of earlier tokens, which each run of
+        # a block would add to. `generate` asks for them by itself.
+        config.use_cache = False  # type: ignore[union-attr]
     types = {value.dtype for value in module.parameters()} - {torch.float32}
     if types:
         listed = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))

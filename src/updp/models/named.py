@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from updp import zoo
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of
+from updp.blocks.nested import Samples, call
 from updp.errors import UserError, reason
 from updp.io.seeds import random_state
 from updp.models.given import usable
 from updp.models.transformers import load_classifier
 from updp.models.weights import load_weights
+from updp.tasks import CLASSIFICATION, TASKS
 
 
 def load_model(
@@ -73,25 +75,27 @@ def hash_state(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def num_outputs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Number of classes: K, where `model` maps zeros (1, *input_shape) to (1, K).
+def num_outputs(model: nn.Module, inputs: tuple[int, ...] | Samples) -> int:
+    """Number of classes: K, where `model` maps zeros (1, *shape) or N `inputs` to (N, K).
 
     Training modes are restored.
 
     Raises:
         UserError: the model fails on such images, or its output has another shape.
     """
-    shape = (1, *input_shape)
+    if isinstance(inputs, tuple):
+        inputs = torch.zeros(1, *inputs).to(like_of(model))
+    shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else f"{len(inputs)} samples"
     try:
         with torch.no_grad(), evaluating(model):
-            output = call_user_code(model, torch.zeros(shape).to(like_of(model)))
+            returned = call_user_code(call, model, inputs)
     except UserCodeError as error:
         raise UserError(f"the model fails on an input of {shape}: {error}") from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
-        is_tensor = isinstance(output, Tensor)
-        got = f"{tuple(output.shape)}" if is_tensor else f"a {type(output).__name__}"
+    output: Tensor = CLASSIFICATION.outputs(returned)
+    if output.ndim != 2 or len(output) != len(inputs):
         raise UserError(
-            f"the model maps {shape} to {got}: updp needs a classifier with (N, classes) output"
+            f"the model maps {shape} to {tuple(output.shape)}, and a classifier to (N, classes): "
+            f"give another task ({', '.join(TASKS)}), or one of your own"
         )
     return output.shape[1]
 

@@ -1,11 +1,11 @@
 """Another model as the teacher of stage 3: same images, in that model's own preprocessing."""
 
-import copy
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from updp.blocks.copying import copy_module
 from updp.data import Preprocess, model_input_size, preprocess_for
 from updp.errors import UserError
 from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of
@@ -64,7 +64,7 @@ def load_teacher(
             raise UserError("teacher weights are for a teacher given by name, and not for baseline")
         return None if teacher is None or isinstance(teacher, str) else own_copy(teacher, _NAME)
     if weights is not None:
-        return load_model(teacher, weights=Path(weights), num_classes=classes, seed=seed)
+        return load_model(teacher, weights=Path(weights), num_classes=classes or None, seed=seed)
     model = load_model(teacher, seed=seed)
     if teacher.partition("/")[0] in ("timm", "torchvision"):
         raise UserError(
@@ -77,11 +77,11 @@ def make_teacher(
     model: nn.Module | None,
     name: str,
     recipe: Recipe,
-    given: Preprocess,
+    given: Preprocess | None,
     classes: int,
     *,
     normalised: bool,
-) -> Teacher | None:
+) -> nn.Module | None:
     """Make a frozen copy of `model` a teacher; None, the baseline, stays None.
 
     Its preprocessing is `subnet.teacher_size`, `teacher_mean` and `teacher_std`; else its own
@@ -90,7 +90,8 @@ def make_teacher(
 
     Args:
         name: for messages.
-        given: preprocessing of the pruned model.
+        given: preprocessing of the pruned model; None where the teacher takes the same inputs, in
+            tasks other than the classification of images.
         normalised: the user's loaders normalise, as only `data.mean` and `data.std` can tell.
 
     Raises:
@@ -114,6 +115,9 @@ def make_teacher(
         )
     if not settings.distill:
         raise UserError("subnet.distill=0 asks no teacher: raise it, or leave the teacher out")
+    copied = copy_module(model).eval().requires_grad_(False)
+    if given is None:
+        return copied
     size = settings.teacher_size or model_input_size(model) or given.input_size
     wants, has = size[0], given.input_size[0]
     if wants != has and {wants, has} != {1, 3}:
@@ -122,7 +126,6 @@ def make_teacher(
             "colour become one another"
         )
     own = _preparation(model, size, recipe, given)
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
     try:
         outputs = num_outputs(copied, own.input_size)
     except UserError as error:

@@ -1,10 +1,10 @@
 """The recipe: all settings of a run, with their defaults and limits, and the budget."""
 
 from updp.recipe.budget import Budget
+from updp.recipe.data import DataSettings
 from updp.recipe.recipe import NAMES, Recipe
 from updp.recipe.settings import (
     CandidateSettings,
-    DataSettings,
     FitSettings,
     MeasureSettings,
     MergeSettings,

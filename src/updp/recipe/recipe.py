@@ -10,15 +10,15 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from updp.errors import UserError, explain, is_machines
+from updp.errors import DamagedError, MachineError, UserError, explain, is_machines
 from updp.recipe.budget import Budget
+from updp.recipe.data import DataSettings
+from updp.recipe.part import Part
 from updp.recipe.settings import (
     CandidateSettings,
-    DataSettings,
     FitSettings,
     MeasureSettings,
     MergeSettings,
-    Part,
     SearchSettings,
 )
 from updp.recipe.text import quoted, read_text, read_yaml
@@ -42,6 +42,11 @@ class Recipe(Part):
     """
 
     seed: int = Field(0, ge=0, lt=2**32)
+    task: str = Field(
+        "classification",
+        description="what the model is for: classification, multi-label, regression, embedding, "
+        "segmentation, token-classification, causal-lm or detection",
+    )
     budget: Budget | None = None
     data: DataSettings = DataSettings()
     candidates: CandidateSettings = CandidateSettings()
@@ -76,6 +81,18 @@ class Recipe(Part):
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"recipe '{path}' cannot be read: {line}{known}") from error
         return cls.check(data or {}, f"recipe '{path}'")
+
+    @classmethod
+    def of_run(cls, run: Path) -> Recipe:
+        """Read the recipe of a run directory. Raises UserError that names file and field."""
+        path = run / "recipe.yaml"
+        try:
+            return cls.load(path)
+        except MachineError:
+            raise
+        except UserError as error:
+            why = str(error).removeprefix(f"recipe '{path}'").strip()
+            raise DamagedError(path, f"has {why[2:]}" if why.startswith(": ") else why) from error
 
     @classmethod
     def check(cls, data: Any, source: str) -> Recipe:
@@ -157,6 +174,8 @@ class Recipe(Part):
     def decisive(self) -> dict[str, Any]:
         """Plain data, without settings that cannot change the outcome."""
         data = self.model_dump(mode="json")
+        if self.task == type(self).model_fields["task"].default:
+            del data["task"]  # so it was before there were others
         parts = {name: part for name, part in self if isinstance(part, Part)}
         return data | {name: part.decisive() for name, part in parts.items()}
 

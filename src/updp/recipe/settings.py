@@ -1,164 +1,10 @@
-"""The settings with their defaults, limits and meaning; those of training are in `training`."""
+"""The settings with their defaults, limits and meaning; data and training have their own files."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
-from timm.data import create_transform
+from pydantic import Field, model_validator
 
-
-class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """One section of the recipe; immutable, and an unknown field is an error."""
-
-    ASIDE: ClassVar[frozenset[str]] = frozenset()  # fields that cannot change the outcome
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _is_within_bounds(cls, value: Any) -> Any:
-        """Refuse numbers that float32 or a tensor's size do not hold, with a margin."""
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int) and abs(number) > 2**32:
-                raise ValueError("a whole number is at most 4,294,967,296")
-            if isinstance(number, float) and number and not 1e-30 <= abs(number) <= 1e30:
-                raise ValueError("a number is 0, or between 1e-30 and 1e30")
-        return value
-
-    def decisive(self) -> dict[str, Any]:
-        """Plain data, without settings that cannot change the outcome."""
-        return self.model_dump(mode="json", exclude=set(self.ASIDE))
-
-
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
-_TRANSFORM = "one of timm's training transforms"
-
-
-_Side = Annotated[int, Field(ge=1, le=2**14)]
-
-
-class DataSettings(Part):
-    """The split of the training images, their preparation and augmentation.
-
-    Preparation and augmentation have timm's names. Shift and flip are the augmentation until one of
-    timm's training transforms is given; then the others have the defaults of timm's `train.py`.
-    """
-
-    # To skip images changes the data's fingerprint, where there are any to skip.
-    ASIDE: ClassVar[frozenset[str]] = frozenset({"workers", "skip_corrupt"})
-    held_out: int | None = Field(
-        None,
-        ge=2,
-        description="training images held out for search scores; 500, at most a fifth of them",
-    )
-    calibration: int | None = Field(
-        None,
-        ge=2,
-        description="held-out images for fits and statistics; 1000, at most a quarter of all, or "
-        "all others if no stage trains on images of its own",
-    )
-    batch_size: int = Field(
-        64, ge=2, description="images of a training step, of all processes together"
-    )
-    shift: int | None = Field(
-        None, ge=0, le=2**14, description="random shift, pixels; an eighth of the side"
-    )
-    flip: bool | None = Field(None, description="mirror at random; by default colour images")
-    workers: int = Field(0, ge=0, description="processes that read ahead; they change no batch")
-    skip_corrupt: bool = Field(
-        False, description="read all images when opening, and leave out those that cannot be read"
-    )
-    mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
-    std: tuple[float, ...] | None = None
-    input_size: tuple[_Side, _Side, _Side] | None = Field(None, description="(C, H, W)")
-    crop_pct: float | None = Field(
-        None, gt=0, description="share of the scaled side in the centre crop; the model's own, or 1"
-    )
-    crop_mode: Literal["center", "squash", "border"] | None = Field(
-        None, description="the model's own, or center"
-    )
-    interpolation: Interpolation | None = Field(
-        None, description="of the resize before that crop; the model's own, or bilinear"
-    )
-    scale: tuple[float, float] | None = Field(
-        None, description=f"shares of the area that a random crop takes, (0.08, 1); {_TRANSFORM}"
-    )
-    ratio: tuple[float, float] | None = Field(
-        None, description=f"aspect ratios of the random crop, (3/4, 4/3); {_TRANSFORM}"
-    )
-    hflip: float | None = Field(
-        None, ge=0, le=1, description=f"chance of mirroring, 0.5; {_TRANSFORM}"
-    )
-    color_jitter: float | tuple[float, ...] | None = Field(
-        None,
-        description="of brightness, contrast and saturation (and a fourth number: hue), 0.4; "
-        f"timm leaves it out beside auto_augment; {_TRANSFORM}",
-    )
-    auto_augment: str | None = Field(
-        None, description=f"such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original; {_TRANSFORM}"
-    )
-    train_interpolation: Interpolation | Literal["random"] | None = Field(
-        None, description=f"of the random crop, random; {_TRANSFORM}"
-    )
-    reprob: float | None = Field(
-        None, ge=0, le=1, description=f"chance of random erasing, 0; {_TRANSFORM}"
-    )
-    remode: Literal["const", "rand", "pixel"] = Field("pixel", description="of random erasing")
-    recount: int = Field(1, ge=1, description="rectangles of random erasing, at most")
-    aug_repeats: int = Field(
-        1, ge=1, description="readings of each image in a row, of as many fewer images in an epoch"
-    )
-
-    @field_validator("color_jitter")
-    @classmethod
-    def _has_three_or_four(
-        cls, value: float | tuple[float, ...] | None
-    ) -> float | tuple[float, ...] | None:
-        if isinstance(value, tuple) and len(value) not in (3, 4):
-            raise ValueError("give one number, three or four")
-        return value
-
-    @field_validator("auto_augment")
-    @classmethod
-    def _is_known_to_timm(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                create_transform(224, is_training=True, auto_augment=value)
-            except Exception as error:  # timm asserts
-                raise ValueError(f"timm has no such policy ({error or 'see its docs'})") from error
-        return value
-
-    @model_validator(mode="after")
-    def _augments_in_one_way(self) -> Self:
-        if self.augments_by_timm and (self.shift is not None or self.flip is not None):
-            old = "shift" if self.shift is not None else "flip"
-            new = next(name for name in _TRANSFORMS if getattr(self, name) is not None)
-            raise ValueError(
-                f"{old} and {new} do not go together: timm's training transforms take the place of "
-                "shift and flip (for a mirror there is hflip)"
-            )
-        return self
-
-    @property
-    def augments_by_timm(self) -> bool:
-        """Whether timm's training transforms take the place of shift and flip."""
-        return any(getattr(self, name) is not None for name in _TRANSFORMS)
-
-    def timm_transform(self) -> dict[str, Any]:
-        """Arguments of `timm.data.create_transform` for training, with `train.py`'s defaults."""
-        given = {name: getattr(self, field) for field, (name, _) in _TRANSFORMS.items()}
-        defaults = dict(_TRANSFORMS.values())
-        chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
-        return chosen | {"re_mode": self.remode, "re_count": self.recount}
-
-
-# The argument of `timm.data.create_transform` for each field, and its default.
-_TRANSFORMS: dict[str, tuple[str, Any]] = {
-    "scale": ("scale", (0.08, 1.0)),
-    "ratio": ("ratio", (3 / 4, 4 / 3)),
-    "hflip": ("hflip", 0.5),
-    "color_jitter": ("color_jitter", 0.4),
-    "auto_augment": ("auto_augment", None),
-    "train_interpolation": ("interpolation", "random"),
-    "reprob": ("re_prob", 0.0),
-}
+from updp.recipe.part import Part
 
 
 class CandidateSettings(Part):
@@ -181,6 +27,11 @@ class CandidateSettings(Part):
     )
     fold_norms: bool = Field(
         False, description="a LayerNorm before attention may become a BatchNorm, which folds away"
+    )
+    linear: Literal["never", "local", "always"] = Field(
+        "local",
+        description="whether one linear layer or convolution may replace a branch in which nothing "
+        "merges; local: where it reads few positions for each, as gated feed-forwards do",
     )
     timed: int = Field(
         4, ge=1, description="merged forms timed per site at most, beside the widths"
@@ -263,7 +114,9 @@ class SearchSettings(Part):
     population: int = Field(8, ge=4, le=10_000, description="plans proposed at once")
     seeded: bool = Field(True, description="the genetic searcher starts from milp's front")
     score: Literal["accuracy", "loss", "divergence"] = Field(
-        "divergence", description="on held-out images; divergence is KL from the baseline's logits"
+        "divergence",
+        description="on held-out images; divergence is the task's distance from the baseline's "
+        "outputs, KL of logits",
     )
     blended: bool = Field(
         True,

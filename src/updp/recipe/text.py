@@ -44,7 +44,7 @@ def read_yaml(text: str) -> Any:
     """Plain data from YAML. Raises ValueError with one line."""
     try:
         # Not safe_load: the loader is a safe one.
-        return yaml.load(text, _PlainLoader)
+        return yaml.load(text, _PlainLoader)  # nosec B506: a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = "" if mark is None else f"line {mark.line + 1}: "

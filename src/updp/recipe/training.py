@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from timm.optim import get_optimizer_info, list_optimizers
 
-from updp.recipe.settings import Part
+from updp.recipe.part import Part
 
 _NORMS = (
     "BatchNorms take each batch's statistics; or the network trains as it is deployed: they keep "

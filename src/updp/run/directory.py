@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from updp.errors import DamagedError, UserError
 from updp.io import processes
-from updp.io.files import discard, read_json, sweep, write_bytes, write_text
+from updp.io.files import TEMPORARY, discard, read_json, sweep, write_bytes, write_text
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.integrity import PUBLISHED, check_stages, command_of, explained, seal
@@ -129,12 +129,19 @@ class RunDirectory:
 
     def publish(self) -> None:
         """Copy the results of verified stages to the top of the run directory."""
-        for name, stage in PUBLISHED.items() if processes.is_first() else ():
-            data = (self.stage(stage) / name).read_bytes()
-            target = self.path / name
-            # A finished run that is run again keeps its files untouched.
-            if not target.is_file() or target.read_bytes() != data:
-                write_bytes(target, data)
+        if not processes.is_first():
+            return
+        copies = {name: (self.stage(s) / name).read_bytes() for name, s in PUBLISHED.items()}
+        # A finished run that is run again keeps its files untouched.
+        if any(self._differs(*copy) for copy in copies.items()) or any(self.path.glob(TEMPORARY)):
+            with self.lock():
+                for name, data in copies.items():
+                    if self._differs(name, data):
+                        write_bytes(self.path / name, data)
+
+    def _differs(self, name: str, data: bytes) -> bool:
+        target = self.path / name
+        return not target.is_file() or target.read_bytes() != data
 
     def branch(self, name: str, stages: Sequence[str], fill: Callable[[Path], None]) -> Path:
         """The run directory `picks/NAME`, made once with copies of these finished `stages`.

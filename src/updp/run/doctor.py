@@ -58,7 +58,7 @@ def _described(path: Path) -> Iterator[Finding]:
     """The two files that describe the run."""
     for name, read in (
         ("run.json", lambda: RunRecord.read(path)),
-        ("recipe.yaml", lambda: Recipe.load(path / "recipe.yaml")),
+        ("recipe.yaml", lambda: Recipe.of_run(path)),
     ):
         try:
             read()

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from updp.blocks.modules import evaluating
 from updp.data import Source
 from updp.data.feed import Feed
 from updp.errors import UserError
@@ -18,6 +20,7 @@ from updp.run.integrity import PUBLISHED, check_published
 from updp.run.load import load
 from updp.run.records import Result, RunRecord
 from updp.stages.sites import SitesKey
+from updp.tasks import TASKS, Task
 
 _FILES = (
     "run.json",
@@ -47,10 +50,45 @@ class Finished:
     classes: tuple[str, ...]
     shape: tuple[int, ...]
 
+    def plain(self, model: nn.Module) -> nn.Module:
+        """One of the models as a function from one tensor to the one that counts.
+
+        It is itself where it is such a function already.
+
+        Raises UserError: it takes several inputs, or several of its outputs count.
+        """
+        first = next(self.feed.test())[0][:2].to("cpu")
+        if not isinstance(first, Tensor):
+            raise UserError(
+                f"the model of '{self.path}' takes other inputs than one tensor, for which there "
+                "are no exports: take the merged model of `updp.load`, and torch.export"
+            )
+        with torch.no_grad(), evaluating(model.cpu()):
+            returned = model(first)
+        if isinstance(returned, Tensor):
+            return model
+        if not isinstance(self.feed.task.run(model, first), Tensor):
+            raise UserError(
+                f"several outputs of the model of '{self.path}' count, for which there are no "
+                "exports: take the merged model of `updp.load`, and torch.export"
+            )
+        return _Counted(model, self.feed.task).eval()
+
     @property
     def device(self) -> torch.device:
         """Device of the models and of the feed's images."""
         return self.feed.device
+
+
+class _Counted(nn.Module):
+    """A model with the output that counts alone."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self._task = model, task
+
+    def forward(self, x: Tensor) -> Any:
+        return self._task.run(self.model, x)
 
 
 def check_finished(run: str | Path) -> Path:
@@ -101,6 +139,7 @@ def open_run(
     test: Test | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
+    task: Task | None = None,
     progress: Progress | None = None,
 ) -> Finished:
     """Open the finished run in the folder `run`; nothing is written.
@@ -112,19 +151,24 @@ def open_run(
         test: its test split, where that was given apart and was moved.
         weights: safetensors file for a model given by name.
         device: by default CUDA where there is one.
+        task: the run's, where it was given as an object.
         progress: where to report to.
 
     Raises:
         UserError: the run has not ended, or model or data are not what it was made from.
     """
     path = check_finished(run)
-    record, recipe = RunRecord.read(path), Recipe.load(path / "recipe.yaml")
+    record, recipe = RunRecord.read(path), Recipe.of_run(path)
     plan, result = Plan.read(path), Result.read(path)
     if model is None and not record.model:
         raise UserError(f"'{path}' was made from a module: pass it as model")
     if data is None and not record.data:
         raise UserError(f"'{path}' was made from loaders: pass them as data")
     file = record.weights_for(model, weights)
+    if task is None and record.task not in TASKS:
+        raise UserError(
+            f"'{path}' was made for a task of its own, '{record.task}': pass it as task"
+        )
 
     def check(opened: nn.Module, source: Source) -> None:
         key = check_weights(path, opened, model or record.model, file)
@@ -143,6 +187,7 @@ def open_run(
         test=record.test or None if test is None else test,
         weights=file,
         device=device,
+        task=task or record.task,
         progress=progress,
         check=check,
     )

@@ -1,16 +1,19 @@
-"""Checks of a model and its data together: labels that are there, logits that are of use."""
+"""Checks of a model and its data together: labels that are there, outputs that are of use."""
 
 import logging
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import Samples, count, same, take, tensors_in
 from updp.data import Source
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.recipe import Recipe
+from updp.tasks import CLASSIFICATION, Classification, Task
 
 _log = logging.getLogger(__name__)
 
@@ -18,56 +21,104 @@ _LOOKED_AT = 64  # held-out images, to see whether the model knows the data
 _LARGEST = 1e6  # of its logits: probabilities are 0 and 1 alone from a hundred on
 
 
-def check_labels_suffice(source: Source, recipe: Recipe, data: str) -> None:
+def check_settings(task: Task, recipe: Recipe) -> None:
+    """Raise UserError for settings that are for classification, where the task is another."""
+    if isinstance(task, Classification):
+        return
+    names = ("mixup", "cutmix")
+    given = {
+        f"{stage}.{name}": getattr(getattr(recipe, stage), name)
+        for stage, name in ((stage, name) for stage in ("supernet", "subnet") for name in names)
+    }
+    if recipe.search.score != "divergence":
+        given["search.score"] = recipe.search.score
+    if not task.has_loss and (recipe.supernet.epochs or not recipe.subnet.distill):
+        raise UserError(
+            f"task '{task.name}' has no loss with labels: set supernet.epochs=0, and "
+            "subnet.distill above 0, for it is trained to follow the baseline"
+        )
+    wrong = next((f"{name}={value}" for name, value in given.items() if value), "")
+    if wrong:
+        raise UserError(
+            f"{wrong} is for task={CLASSIFICATION.name}, and the task is '{task.name}': leave it "
+            "out"
+        )
+
+
+def check_labels_suffice(
+    source: Source, recipe: Recipe, data: str, task: Task = CLASSIFICATION
+) -> None:
     """Say what stands for labels that images lack. Raises UserError where they are trained on."""
-    if not source.train.labelled and recipe.learns_labels:
+    if not source.train.labelled and recipe.learns_labels and task.has_loss:
+        advice = "; or put the images into a folder per class, such as train/CLASS"
+        if not isinstance(task, Classification):
+            advice = f", or give a loader of inputs with labels for the task '{task.name}'"
         raise UserError(
             f"data '{data}' has no labels, and {recipe.learns_labels} trains on them: take "
             "--recipe fit-only, which trains nothing, or set supernet.epochs=0 and "
-            "subnet.distill=1; or put the images into a folder per class, such as train/CLASS"
+            f"subnet.distill=1{advice}"
         )
     without = {"data": source.train, "test split": source.test}
     names = " and ".join(name for name, images in without.items() if not images.labelled)
-    if names:
+    if names and isinstance(task, Classification):
         _log.warning(
             "the %s of '%s' has no labels: in place of top-1 stands the agreement with the "
             "baseline, the share of images that it puts into the same class",
             names,
             data,
         )
+    elif names:
+        _log.warning(
+            "the %s of '%s' has no labels for the task '%s': in their place stands what the "
+            "baseline says (%s)",
+            names,
+            data,
+            task.name,
+            task.agreement.name,
+        )
 
 
 def look_at(baseline: nn.Module, feed: Feed, source: Source) -> None:
-    """Run the baseline on held-out images; warn where it is not better than a guess.
+    """Run the baseline on held-out images; warn where a classifier is not better than a guess.
 
-    Raises UserError: it fails on them, or its logits are of no use.
+    Raises UserError: it fails on them, or its outputs are of no use to the task.
     """
-    images, labels = next(feed.held_out())
-    images, labels = images[:_LOOKED_AT], labels[:_LOOKED_AT]
+    inputs, labels = next(feed.held_out())
+    inputs, labels = inputs[:_LOOKED_AT], take(labels, slice(_LOOKED_AT))
     try:
         with torch.no_grad():
-            logits = call_user_code(baseline, images)
+            outputs = call_user_code(feed.task.run, baseline, inputs)
     except UserCodeError as error:
-        raise UserError(f"the model fails on {len(images)} held-out images: {error}") from error
-    count = f"of {len(images)} held-out images"
-    most = float(logits.abs().max())
-    if not math.isfinite(most):
-        wrong = int((~logits.isfinite()).any(1).sum())
-        raise UserError(
-            f"the model's logits are NaN or infinite for {wrong} {count}: are the images "
-            "normalised as it was trained with, and its weights sound?"
-        )
-    if most > _LARGEST:
-        raise UserError(
-            f"the model's logits {count} are as large as {most:.3g}: are the images normalised as "
-            "it was trained with, and its weights sound?"
-        )
-    if (logits == logits[0]).all() and not (images == images[0]).all():
-        raise UserError(
-            f"the model gives the same logits for each {count}: are its weights loaded?"
-        )
-    if not feed.labelled:
-        return
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise UserError(f"the model fails on {len(inputs)} held-out images: {error}") from error
+    if not feed.task.is_ragged:
+        what = "logits" if isinstance(feed.task, Classification) else "output"
+        _check_outputs(outputs, inputs, what)
+    if isinstance(feed.task, Classification):
+        if feed.labelled:
+            _check_knowledge(outputs, labels, source)
+    else:
+        _check_task(feed.task, outputs, labels if feed.labelled else None)
+
+
+def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:
+    """Raise UserError for outputs that are not finite, huge, or the same for all images."""
+    found, size = [x for x in tensors_in(outputs) if x.is_floating_point()], len(inputs)
+    of = f"of {size} held-out images"
+    advice = "are the images normalised as it was trained with, and its weights sound?"
+    for x in found:
+        if not x.isfinite().all():
+            wrong = int((~x.isfinite()).flatten(1).any(1).sum())
+            raise UserError(f"the model's {what} are NaN or infinite for {wrong} {of}: {advice}")
+        if what == "logits" and (most := float(x.abs().max())) > _LARGEST:
+            raise UserError(f"the model's logits {of} are as large as {most:.3g}: {advice}")
+    varied = not same(inputs, take(inputs, torch.zeros(size, dtype=torch.int64)))
+    if found and varied and all((x == x[:1]).all() for x in found):
+        raise UserError(f"the model gives the same {what} for each {of}: are its weights loaded?")
+
+
+def _check_knowledge(logits: Tensor, labels: Tensor, source: Source) -> None:
     right = int((logits.argmax(1) == labels).sum())
     guessed = len(labels) / len(source.classes)
     if right <= guessed + 2 * math.sqrt(guessed):  # two standard deviations of a guess
@@ -78,3 +129,31 @@ def look_at(baseline: nn.Module, feed: Feed, source: Source) -> None:
             len(labels),
             ", ".join(source.classes[:3]),
         )
+
+
+def _check_task(task: Task, outputs: Any, labels: Any) -> None:
+    """Try the functions of a task. Raises UserError: one fails, or gives what it should not."""
+    samples = count(outputs)
+
+    def tried(name: str, *args: Any) -> Any:
+        try:
+            with torch.no_grad():
+                return call_user_code(getattr(task, name), *args)
+        except UserCodeError as error:
+            given = ", ".join(str(tuple(x.shape)) for x in tensors_in(args))
+            raise UserError(
+                f"task '{task.name}': {name} fails on tensors of {given}: {error}"
+            ) from error
+
+    apart = tried("distance", outputs, outputs)
+    if not isinstance(apart, Tensor) or apart.shape != (samples,) or not apart.abs().max() < 1e-3:
+        raise UserError(
+            f"task '{task.name}': distance of outputs from themselves must be 0 for each of "
+            f"{samples} samples, and is {apart}"
+        )
+    wanted = tried("predictions", outputs) if labels is None else labels
+    value = tried("value", [tried("figures", outputs, wanted)])
+    if not isinstance(value, float | int):
+        raise UserError(f"task '{task.name}': value is {value!r}: it must be a number")
+    if labels is not None and task.has_loss:
+        tried("loss", outputs, labels)

@@ -15,6 +15,7 @@ from updp.data import (
     open_source,
     preprocess_for,
     resize_for,
+    without_labels,
 )
 from updp.data.feed import Feed
 from updp.errors import UserError
@@ -34,9 +35,10 @@ from updp.models import (
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import DataSettings, Recipe
-from updp.run.input_checks import check_labels_suffice, look_at
+from updp.run.input_checks import check_labels_suffice, check_settings, look_at
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
+from updp.tasks import Classification, Task, find_task
 
 Data = str | Path | Loader | tuple[Loader, Loader]
 Test = str | Path | Loader
@@ -57,6 +59,7 @@ def open_inputs(
     teacher_weights: str | Path | None = None,
     tensorboard: str | Path | None = None,
     log: str | None = None,
+    task: Task | str | None = None,
     progress: Progress | None = None,
     check: Callable[[nn.Module, Source], None] = lambda model, source: None,
 ) -> RunInputs:
@@ -69,6 +72,8 @@ def open_inputs(
         UserError: something is missing, unusable, or does not fit the rest.
     """
     # What needs an optional package comes first: loading models and data may take minutes.
+    own_task = find_task(recipe.task if task is None else task)
+    check_settings(own_task, recipe)
     target = as_device(device)
     processes.join(cuda=target.type == "cuda")
     if not processes.is_first():
@@ -80,12 +85,12 @@ def open_inputs(
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
         module, name = own_copy(model), ""
-        source = _open_source(data, test, module, recipe.data)
+        source = _open_source(data, test, module, recipe.data, own_task)
     else:
         name = model
         # Loaded twice: the model says its image size, and then the data its number of classes.
         blank = load_model(model, seed=recipe.seed)
-        source = _open_source(data, test, blank, recipe.data)
+        source = _open_source(data, test, blank, recipe.data, own_task)
         module = _trained(model, weights, blank, len(source.classes) or None, recipe.seed)
     teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
     names = InputNames(
@@ -97,23 +102,39 @@ def open_inputs(
         teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
     check_finite(weights_of(module), f"model '{name}'" if name else "the model")
-    outputs = num_outputs(module, source.image_size)
-    if outputs < 2:
-        raise UserError(
-            f"the model has {outputs} output: updp compares the probabilities of two classes or "
-            "more, such as of two outputs (-x / 2, x / 2) in place of one"
-        )
-    source = match_classes(source, outputs, model=names.model, data=names.data)
+    if isinstance(own_task, Classification):
+        shown = source.image_size if source.example is None else source.example
+        outputs = num_outputs(module, shown)
+        if outputs < 2:
+            raise UserError(
+                f"the model has {outputs} output: updp compares the probabilities of two classes "
+                "or more, such as of two outputs (-x / 2, x / 2) in place of one; for numbers "
+                "there is task=regression, for yes or no task=multi-label"
+            )
+        source = match_classes(source, outputs, model=names.model, data=names.data)
     check(module, source)
-    check_labels_suffice(source, recipe, names.data)
-    recipe = _with_loader_settings(recipe, source)
+    check_labels_suffice(source, recipe, names.data, own_task)
+    recipe = _with_loader_settings(recipe, source).model_copy(update={"task": own_task.name})
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
-    preprocess = preprocess_for(
-        module, None, mean=recipe.data.mean, std=recipe.data.std, input_size=source.image_size
-    )
+    preprocess = None
+    if len(source.image_size) == 3 and source.example is None:
+        channels, height, width = source.image_size
+        preprocess = preprocess_for(
+            module,
+            None,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            input_size=(channels, height, width),
+        )
     sets_aside = recipe.sets_aside
     feed = Feed(
-        source, preprocess, recipe.data, seed=recipe.seed, device=target, sets_aside=sets_aside
+        source,
+        preprocess,
+        recipe.data,
+        seed=recipe.seed,
+        device=target,
+        sets_aside=sets_aside,
+        task=own_task,
     )
     baseline = module.to(target).eval()
     look_at(baseline, feed, source)
@@ -133,9 +154,9 @@ def open_inputs(
             other,
             teacher_name or type(other).__name__,
             recipe,
-            feed.preprocess,
+            feed.preprocess if isinstance(own_task, Classification) else None,
             len(source.classes),
-            normalised=source.train[0][0].is_floating_point(),
+            normalised=feed.normalised,
         ),
         progress=progress or Silent(),
         board=board,
@@ -183,7 +204,9 @@ def _trained(
     return load_model(name, weights=file, num_classes=classes, seed=seed)
 
 
-def _open_source(data: Data, test: Test | None, model: nn.Module, settings: DataSettings) -> Source:
+def _open_source(
+    data: Data, test: Test | None, model: nn.Module, settings: DataSettings, task: Task
+) -> Source:
     """Open the data; pictures are resized and cropped as the recipe says, else as the model does.
 
     Raises UserError: the recipe says how to crop, and to no size or images of the user's own.
@@ -200,12 +223,13 @@ def _open_source(data: Data, test: Test | None, model: nn.Module, settings: Data
                 f"test is a {type(test).__name__} and data the path '{data}': give two paths, or "
                 "two loaders"
             )
-        return open_source(
+        source = open_source(
             str(data),
             input_size=resize,
             test=None if test is None else str(test),
             skip_corrupt=settings.skip_corrupt,
         )
+        return source if isinstance(task, Classification) else without_labels(source)
     if said:
         raise UserError(f"{said} is for image files: crop in your loader's data set")
     train: Any = data
@@ -220,7 +244,7 @@ def _open_source(data: Data, test: Test | None, model: nn.Module, settings: Data
             f"data is a {type(train).__name__}: give a name, a folder, a loader or data set, or a "
             "pair of these (training, test)"
         )
-    return from_loaders(train, test, skip_corrupt=settings.skip_corrupt)
+    return from_loaders(train, test, skip_corrupt=settings.skip_corrupt, task=task)
 
 
 def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:

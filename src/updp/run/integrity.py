@@ -7,7 +7,7 @@ from pathlib import Path
 
 from updp.errors import DamagedError, UserError, explain, unreadable
 from updp.plan import Plan
-from updp.run.records import Done, Result, StoredFile
+from updp.run.records import Done, Result, RunRecord, StoredFile
 from updp.run.result import MODEL
 from updp.stages.context import STAGES
 
@@ -65,16 +65,26 @@ def check_stages(run: Path, *stages: str, logs: bool = True) -> None:
 
 
 @contextmanager
-def explained(run: Path) -> Iterator[None]:
-    """Raise UserError, and say what to do, for damaged files and errors of the system."""
+def explained(run: Path | None = None) -> Iterator[None]:
+    """Context (or decorator): damaged files and errors of the system are a UserError that helps.
+
+    By default the run is that of the damaged file.
+    """
     try:
         yield
     except DamagedError as error:
-        raise UserError(f"{error}: {remedy(run, error.path)}") from error
+        raise advised(error, run) from error
     except BrokenPipeError:  # of whoever reads what is printed
         raise
     except OSError as error:
         raise explain(error) from error
+
+
+def advised(error: DamagedError, run: Path | None = None) -> UserError:
+    """The error with what makes the file anew; by default the run is the one that it is in."""
+    inside = (folder for folder in error.path.parents if RunRecord.path(folder).exists())
+    run = run or next(inside, None)
+    return error if run is None else UserError(f"{error}: {remedy(run, error.path)}")
 
 
 def remedy(run: Path, file: Path) -> str:

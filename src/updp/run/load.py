@@ -1,14 +1,16 @@
 """Load a merged model from its run directory, without pickle."""
 
-import copy
 from pathlib import Path
 
 from torch import nn
 
 from updp import zoo
 from updp.blocks import find
-from updp.blocks.modules import seeded_input
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import like_of
+from updp.blocks.nested import Samples
 from updp.candidates import planned
+from updp.data.example import make_example, read_example
 from updp.errors import UserError
 from updp.io.files import read_tensors
 from updp.io.torch_state import usual_torch
@@ -18,6 +20,7 @@ from updp.run.integrity import check_published, explained
 from updp.run.records import RunRecord
 from updp.run.result import MODEL
 from updp.supernet import Supernet
+from updp.tasks import CLASSIFICATION
 
 
 @usual_torch()
@@ -54,11 +57,13 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
             raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
         model = record.trusted("model", path)
     if isinstance(model, str):
-        model = load_model(model, num_classes=len(record.classes))
+        model = load_model(model, num_classes=len(record.classes) or None)
     else:
         model = own_copy(model)
-    num_outputs(model, record.input_shape)  # raises UserError where it takes no such images
-    merged = skeleton(model, record.input_shape, Plan.read(path))
+    stored = read_example(path / "sites")
+    if record.task == CLASSIFICATION.name:  # raises UserError where it takes no such inputs
+        num_outputs(model, record.input_shape if stored is None else stored)
+    merged = skeleton(model, make_example(stored, record.input_shape, 2), Plan.read(path))
     tensors, _ = read_tensors(path / MODEL)
     try:
         merged.load_state_dict(tensors)
@@ -70,14 +75,14 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
     return merged
 
 
-def skeleton(baseline: nn.Module, shape: tuple[int, ...], plan: Plan) -> nn.Module:
+def skeleton(baseline: nn.Module, example: Samples, plan: Plan) -> nn.Module:
     """The merged model's structure under `plan`, with weights still to be loaded.
 
-    `shape` is an image's (C, H, W); `baseline` is copied. Raises UserError where the plan names a
-    site that the model does not have.
+    `example` are two inputs; `baseline` is copied. Raises UserError where the plan names a site
+    that the model does not have.
     """
-    model = copy.deepcopy(baseline).eval()
-    findings = find(model, seeded_input((2, *shape), next(model.parameters())))
+    model = copy_module(baseline).eval()
+    findings = find(model, example.to(like_of(model).device))
     net = Supernet(model, findings, planned(plan, findings)).eval()
     net.choose(plan.choices)
     return net.merged()

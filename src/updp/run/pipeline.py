@@ -89,7 +89,7 @@ class Run:
         if self.directory.is_done(name):
             return
         start = time.monotonic()
-        self.directory.describe(RunRecord.of(self.inputs), self.inputs.recipe)
+        self.directory.describe(RunRecord.of(self.context), self.inputs.recipe)
         self.directory.make_stage(name)
         self.context.keys[name].write(self.directory.path)
         with _naming(name):

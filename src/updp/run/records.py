@@ -20,22 +20,28 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, model_validator
 from torch import nn
 
+from updp.blocks import OtherSize
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.models import is_code
-from updp.stages.context import RunInputs
+from updp.stages.context import Context
+from updp.tasks import CLASSIFICATION, Metric
 
 
 class RunRecord(Record):
-    """Model, data and environment of a run; objects that came from Python have empty names."""
+    """Model, data and environment of a run; objects that came from Python have empty names.
+
+    `other_size` says whether the pruned model is right at another image size; runs of earlier
+    versions do not say.
+    """
 
     FILE: ClassVar[str] = "run.json"
     model: str
@@ -44,8 +50,11 @@ class RunRecord(Record):
     teacher_weights: str = ""
     data: str
     test: str = ""
+    task: str = CLASSIFICATION.name
     classes: tuple[str, ...]
-    input_shape: tuple[int, ...]
+    # Of an image, or empty where inputs are no one tensor.
+    input_shape: tuple[Annotated[int, Field(ge=1, le=2**14)], ...]
+    other_size: OtherSize | None = None
     device: str = ""
     threads: int = 0
     processes: int = 1
@@ -53,12 +62,14 @@ class RunRecord(Record):
     command: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, inputs: RunInputs) -> RunRecord:
+    def of(cls, inputs: Context) -> RunRecord:
         """The record of a run that this process begins."""
         return cls(
             **vars(inputs.names),
+            task=inputs.feed.task.name,
             classes=inputs.classes,
             input_shape=inputs.feed.image_size,
+            other_size=inputs.other_size,
             device=str(inputs.feed.device),
             threads=torch.get_num_threads(),
             processes=processes.count(),
@@ -108,59 +119,64 @@ class Done(Record):
 
 
 class ModelFigures(BaseModel, frozen=True):
-    """Figures of one model: top-1 in percent, MACs for one image, latency in ms for a batch.
+    """Figures of one model: the task's metric, MACs for one image, latency in ms for a batch."""
 
-    Where the test images have no labels, there is no top-1 but the agreement: percent of the images
-    that the model puts into the same class as the baseline.
-    """
-
-    top1: float | None
-    agreement: float | None = None
+    metric: float  # see `Result.metric`
     parameters: int
     macs: int
     latency: Timing
 
-    @property
-    def percent(self) -> float:
-        """Top-1, or else the agreement with the baseline."""
-        value = self.agreement if self.top1 is None else self.top1
-        assert value is not None
-        return value
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "top1" in data:
+            top1, other = data.get("top1"), data.get("agreement")
+            return {**data, "metric": other if top1 is None else top1}
+        return data
 
 
 class Result(Record):
-    """The final figures of a run; accuracies are top-1 on the test split, in percent.
+    """The final figures of a run: on the test split, and on the clock.
 
-    Without labels agreement stands in their place, see `ModelFigures`.
+    `metric` says what the models are measured by, such as top-1. Where the test images have no
+    labels, it is how far a model agrees with the baseline. `merge_error` is the worst by precision;
+    a `merge_note` says why the whole model was compared in float32 only.
     """
 
     FILE: ClassVar[str] = "result.json"
+    metric: Metric = CLASSIFICATION.metric
     baseline: ModelFigures
     merged: ModelFigures
     speedup: Timing
-    top1_by_stage: dict[str, float]  # empty where there are no labels
-    agreement_by_stage: dict[str, float] = {}  # noqa: RUF012
+    by_stage: dict[str, float]  # the metric after each stage
     test_images: int
     batch_size: int
     device: str
     merge_error: dict[str, float]
+    merge_note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "top1_by_stage" not in data:
+            return data
+        top1, other = data["top1_by_stage"], data.get("agreement_by_stage")
+        metric = CLASSIFICATION.agreement if other else CLASSIFICATION.metric
+        return {**data, "metric": metric, "by_stage": other or top1}
 
     @property
-    def measure(self) -> str:
-        """What `percent` and `by_stage` are: top-1, or agreement with the baseline."""
-        return "agreement" if self.baseline.top1 is None else "top-1"
-
-    @property
-    def by_stage(self) -> dict[str, float]:
-        """Top-1, or else the agreement with the baseline, after each stage."""
-        return self.top1_by_stage or self.agreement_by_stage
+    def change(self) -> float:
+        """How much better the merged model is than the baseline; negative where it is worse."""
+        apart = self.merged.metric - self.baseline.metric
+        return apart if self.metric.higher_is_better else -apart
 
     def __str__(self) -> str:
         """One line: accuracy, speed-up with its quartiles, parameters and MACs."""
         before, after, speed = self.baseline, self.merged, self.speedup
+        figures = f"{self.metric.number(before.metric)} > {self.metric.text(after.metric)}"
         return (
-            f"{self.measure} {before.percent:.2f} > {after.percent:.2f} % on {self.test_images:,} "
-            f"images; {speed.median:.2f}x ({speed.low:.2f}-{speed.high:.2f}) on {self.device}; "
+            f"{self.metric.name} {figures} on {self.test_images:,} test samples; "
+            f"{speed.median:.2f}x ({speed.low:.2f}-{speed.high:.2f}) on {self.device}; "
             f"parameters {before.parameters:,} > {after.parameters:,}; "
             f"MACs {before.macs / 1e6:,.1f} > {after.macs / 1e6:,.1f} M"
         )

@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
+from updp.blocks.nested import Samples
 from updp.candidates import make_offers
 from updp.measure import Meter, Work, compare_modules
 from updp.run.search_rehearsal import SearchRehearsal, spread
@@ -15,7 +15,7 @@ from updp.stages import sites, subnet, supernet
 from updp.stages.context import Context
 from updp.stages.verify import verify
 from updp.supernet import fit_candidates, fit_plan
-from updp.training.evaluate import top1_of_each
+from updp.training.evaluate import evaluate
 
 _SITES = 6  # whose candidates are fitted
 _LONG = 10.0  # seconds: a fit that takes longer on its first images is not measured on all
@@ -163,12 +163,17 @@ class Rehearsal:
         weights = {name: tensor.clone() for name, tensor in net.weights().items()}
         shapes = net.shapes()
 
-        def fit(batches: Sequence[Tensor]) -> Work:
+        def fit(batches: Sequence[Samples]) -> Work:
             net.load_weights(weights, shapes)
             return self.meter.time(
                 "operators fitted",
                 lambda: fit_plan(
-                    net, self.choices, batches, settings, lambda place: self.meter.advance()
+                    net,
+                    self.choices,
+                    batches,
+                    settings,
+                    lambda place: self.meter.advance(),
+                    task=self.context.task,
                 ),
             )
 
@@ -187,7 +192,10 @@ class Rehearsal:
         tolerance = context.recipe.merge.model_copy(update=lax)
         images = context.feed.calibration()[0][:16]
         checks = meter.time(
-            "checks", lambda: verify(net, images, tolerance, tick=context.progress.advance)
+            "checks",
+            lambda: verify(
+                net, images, tolerance, tick=context.progress.advance, task=context.task
+            ),
         )
         merged = net.merged()
         models = {"baseline": context.baseline, "subnet": net, "merged": merged}
@@ -195,7 +203,7 @@ class Rehearsal:
         starts = fitted + (context.recipe.reconstruct.epochs > 0)  # networks tested beside the last
         tests = meter.time(
             "test batches",
-            lambda: top1_of_each(models, context.feed.test(), meter.advance),
+            lambda: evaluate(context.task, models, context.feed.test(), meter.advance),
             context.feed.test_steps,
         ).times((4 + starts) / len(models))
         measure = context.recipe.measure

@@ -1,10 +1,11 @@
-"""The final table: baseline and merged model evaluated and timed, and top-1 after each stage."""
+"""The final table: baseline and merged model evaluated and timed, and the metric of each stage."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from updp.blocks.nested import Samples
 from updp.io import processes
 from updp.io.files import write_json
 from updp.io.tracking import Curves
@@ -15,7 +16,7 @@ from updp.stages.subnet import RECONSTRUCTED, START
 from updp.stages.verify import Check
 from updp.supernet import Supernet
 from updp.training.batchnorm import recalibrate
-from updp.training.evaluate import top1_of_each
+from updp.training.evaluate import evaluate
 
 MODEL, RESULT = "model.safetensors", "result.json"
 
@@ -34,8 +35,9 @@ def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) ->
     }
     progress.begin("merge: evaluating each stage", feed.test_steps)
     labelled = feed.test_labelled
-    stages, images = top1_of_each(
-        models, feed.test(), progress.advance, reference=None if labelled else "baseline"
+    reference = None if labelled else "baseline"
+    stages, images = evaluate(
+        context.task, models, feed.test(), progress.advance, reference=reference
     )
     if processes.is_first():
         result = _make_result(context, merged, checks, stages, images)
@@ -50,10 +52,8 @@ def _make_result(
     stages: dict[str, float],
     images: int,
 ) -> Result:
-    """Time both models, of which `stages` has top-1 or agreement after each stage, in percent."""
+    """Time both models, of which `stages` has the metric after each stage."""
     progress, baseline, measure = context.progress, context.baseline, context.recipe.measure
-    labelled = context.feed.test_labelled
-    percent = {n: {"top1" if labelled else "agreement": stages[n]} for n in ("baseline", "merged")}
     rounds = 2 * measure.rounds  # the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
@@ -66,19 +66,20 @@ def _make_result(
         tick=progress.advance,
     )
     return Result(
-        baseline=_figures(baseline, percent["baseline"], x, times["baseline"]),
-        merged=_figures(merged, percent["merged"], x, times["merged"]),
+        metric=context.metric(labelled=context.feed.test_labelled),
+        baseline=_figures(baseline, stages["baseline"], x, times["baseline"]),
+        merged=_figures(merged, stages["merged"], x, times["merged"]),
         speedup=times["merged"].speedup,
-        top1_by_stage=stages if labelled else {},
-        agreement_by_stage={} if labelled else stages,
+        by_stage=stages,
         test_images=images,
         batch_size=measure.batch_size,
         device=f"{context.device}, {torch.get_num_threads()} threads, "
         f"{measure.runtime}, {measure.layout}, {measure.precision}",
         merge_error={
             dtype: max(c.error for c in checks if c.dtype == dtype)
-            for dtype in ("float32", "float64")
+            for dtype in sorted({c.dtype for c in checks})
         },
+        merge_note=next((c.note for c in checks if c.note), ""),
     )
 
 
@@ -97,12 +98,9 @@ def _before_training(context: Context) -> dict[str, Supernet]:
     return nets
 
 
-def _figures(
-    model: nn.Module, percent: dict[str, float], x: Tensor, latency: Latency
-) -> ModelFigures:
+def _figures(model: nn.Module, metric: float, x: Samples, latency: Latency) -> ModelFigures:
     return ModelFigures(
-        top1=percent.get("top1"),
-        agreement=percent.get("agreement"),
+        metric=metric,
         parameters=count_parameters(model),
         macs=count_macs(model, x[:1]),
         latency=latency.ms,
@@ -110,10 +108,9 @@ def _figures(
 
 
 def _draw(curves: Curves, result: Result) -> None:
-    """Draw the speed-up, and top-1 (or agreement) after each stage in a chart of its own."""
+    """Draw the speed-up, and the metric after each stage in a chart of its own."""
     row: dict[str, float] = {"step": 0, "speedup": result.speedup.median}
-    name = result.measure.replace("-", "")
-    for stage, percent in result.by_stage.items():
-        row[f"{name}_{stage.replace(' ', '_')}"] = percent
+    for stage, value in result.by_stage.items():
+        row[f"{result.metric.key}_{stage.replace(' ', '_')}"] = value
     curves.restart([row])
     curves.close()

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from updp.io.seeds import mix
 from updp.measure import Meter, Work
-from updp.search import SEARCHERS, FittedScorer, ScoreFile, Scorer, Task, complete
+from updp.search import SEARCHERS, FittedScorer, ScoreFile, Scorer, SearchTask, complete
 from updp.search.searchers.base import Known, Searcher
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
@@ -32,7 +32,7 @@ class SearchRehearsal:
         self.context, self.meter, self.growth = context, meter, 0
 
     @cached_property
-    def task(self) -> Task:
+    def task(self) -> SearchTask:
         """See `stages.search.make_task`."""
         return search.make_task(self.context)
 
@@ -117,7 +117,7 @@ def spread(values: Sequence[T], count: int) -> list[T]:
     return [values[(2 * i + 1) * len(values) // (2 * count)] for i in range(count)]
 
 
-def _assumed(task: Task, plans: Sequence[Genome]) -> Known:
+def _assumed(task: SearchTask, plans: Sequence[Genome]) -> Known:
     """Scores in place of real ones: the share of MACs that a plan saves, and some noise."""
     whole = task.space.baseline.macs
     return {

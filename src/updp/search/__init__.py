@@ -8,10 +8,10 @@ from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.loop import complete, refine, search
 from updp.search.outcome import ScoredPlan, SearchResult
-from updp.search.score import Score, measure_of
+from updp.search.score import Score
 from updp.search.scorers import FittedScorer, Scorer
 from updp.search.scores import Evaluated, ScoreFile, Scores
-from updp.search.searchers import SEARCHERS, Task
+from updp.search.searchers import SEARCHERS, SearchTask
 from updp.search.space import Choice, Cost, Limits, Option, Space
 from updp.search.survey import BaselineCost, Survey, SurveyedSite
 
@@ -30,15 +30,14 @@ __all__ = [
     "Scorer",
     "Scores",
     "SearchResult",
+    "SearchTask",
     "Space",
     "Survey",
     "SurveyedSite",
-    "Task",
     "choose_plan",
     "complete",
     "finalists",
     "limits_of",
-    "measure_of",
     "pareto",
     "pick",
     "refine",

@@ -12,11 +12,11 @@ from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.outcome import ScoredPlan, SearchResult
 from updp.search.scores import Evaluated, Scores
-from updp.search.searchers import Task
+from updp.search.searchers import SearchTask
 from updp.search.space import Cost, Genome, Limits, Space
 
 
-def finalists(known: Scores, refined: Scores, task: Task) -> list[Genome]:
+def finalists(known: Scores, refined: Scores, task: SearchTask) -> list[Genome]:
     """The plans to time end to end: the best within the limits, by score after fit and repair.
 
     By the score before, where no plan within the limits was refined.
@@ -26,7 +26,11 @@ def finalists(known: Scores, refined: Scores, task: Task) -> list[Genome]:
 
 
 def choose_plan(
-    known: Scores, refined: Scores, task: Task, budget: Budget, measured: Mapping[Genome, Latency]
+    known: Scores,
+    refined: Scores,
+    task: SearchTask,
+    budget: Budget,
+    measured: Mapping[Genome, Latency],
 ) -> SearchResult:
     """Choose the best finalist that keeps to the budget as measured end to end.
 
@@ -39,8 +43,17 @@ def choose_plan(
         task: what was searched for.
         budget: as the user wrote it, for the record.
         measured: latencies of the finalists, compared with the baseline.
+
+    Raises:
+        UserError: no pruned plan has a finite score.
     """
     candidates, space = finalists(known, refined, task), task.space
+    pruned = [e for e in (*known.values(), *refined.values()) if e.genome != space.keep]
+    if pruned and not any(math.isfinite(e.score.score) for e in pruned):
+        raise UserError(
+            f"none of the {len(known)} plans has a finite score: with every one the model's "
+            "outputs on held-out images are infinite or NaN; are its weights and the images sound?"
+        )
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
     limit = task.limits.amounts.get("latency", math.inf)
     nearest = min(candidates, key=lambda g: times[g].median if g in times else 0.0)
@@ -51,7 +64,7 @@ def choose_plan(
         baseline = _scored_plan(space, known[space.keep])
     else:
         whole = vars(space.baseline)
-        baseline = ScoredPlan(choices={}, score=None, top1=None, complete=False, **whole)
+        baseline = ScoredPlan(choices={}, score=None, metric=None, complete=False, **whole)
     return SearchResult(
         axis=task.axis,
         budget=str(budget),
@@ -62,7 +75,7 @@ def choose_plan(
         ),
         front=tuple(genomes.index(e.genome) for e in pareto(known.values(), task)),
         chosen=genomes.index(chosen),
-        reference=task.reference,
+        metric=task.metric,
     )
 
 
@@ -116,10 +129,10 @@ def _scored_plan(
     return ScoredPlan(
         choices=space.choices(evaluated.genome),
         score=_finite(score.score),
-        top1=score.top1,
+        metric=score.metric,
         complete=score.complete,
         fitted=_finite(refined.score.score) if refined else None,
-        fitted_top1=refined.score.top1 if refined else None,
+        fitted_metric=refined.score.metric if refined else None,
         measured=measured,
         **costs,
     )

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 from updp.search.score import Hopeless
 from updp.search.scores import Evaluated, Scores
-from updp.search.searchers import Task
+from updp.search.searchers import SearchTask
 from updp.search.space import Genome, Limits
 
 
-def pareto(known: Iterable[Evaluated], task: Task) -> list[Evaluated]:
+def pareto(known: Iterable[Evaluated], task: SearchTask) -> list[Evaluated]:
     """The completely scored plans that no plan beats in both cost and score; dearest first.
 
     Cost is in the unit `task.axis`. Of plans of equal cost and score the first stays.
@@ -26,13 +26,13 @@ def pareto(known: Iterable[Evaluated], task: Task) -> list[Evaluated]:
     return front[::-1]
 
 
-def within(known: Iterable[Evaluated], task: Task, limits: Limits) -> list[Evaluated]:
+def within(known: Iterable[Evaluated], task: SearchTask, limits: Limits) -> list[Evaluated]:
     """The completely scored plans within the limits, the best first."""
     found = [e for e in known if e.score.complete and limits.met(task.space.cost(e.genome))]
     return sorted(found, key=lambda e: (e.score.score, task.cost(e.genome), e.genome))
 
 
-def certainly_dominated(plan: Genome, known: Scores, task: Task) -> Hopeless:
+def certainly_dominated(plan: Genome, known: Scores, task: SearchTask) -> Hopeless:
     """Tell from a lower bound of its score whether a plan can be neither chosen nor on the front.
 
     That is so when a known plan costs no more, scores better than the bound, and is within the

@@ -42,7 +42,7 @@ def plot_front(result: SearchResult, file: Path) -> None:
     axes.plot([x(chosen)], [chosen.last_score], "*", ms=14, color="C3", label="chosen")
     axes.set_xlabel(f"{_NAMES.get(result.axis, result.axis)}, share of the baseline's")
     axes.set_ylabel("score (lower is better)")
-    if min([*map(y, complete), *(p.last_score for p in refined)]) > 0:
+    if min([*map(y, complete), *(p.last_score for p in refined)], default=0.0) > 0:
         axes.set_yscale("log")
     axes.legend()
     axes.set_title(f"{len(result.points)} plans, budget {result.budget}", fontsize=10)

@@ -12,9 +12,9 @@ from updp.errors import UserError
 from updp.io import processes
 from updp.io.progress import Progress
 from updp.search.front import certainly_dominated
-from updp.search.score import Hopeless, Score, measure_of, never
+from updp.search.score import Hopeless, Score, never
 from updp.search.scores import Evaluated, ScoreFile, Scores
-from updp.search.searchers import SEARCHERS, Task
+from updp.search.searchers import SEARCHERS, SearchTask
 from updp.search.searchers.base import Searcher
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
@@ -28,7 +28,7 @@ def _hide(plan: Evaluated, best: Evaluated | None) -> None: ...
 
 
 def search(
-    task: Task, judge: Judge, file: ScoreFile, progress: Progress, show: Show = _hide
+    task: SearchTask, judge: Judge, file: ScoreFile, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
     """Score plans by the searcher, and as many, as `task.settings` say.
 
@@ -48,7 +48,12 @@ def search(
 
 
 def refine(
-    task: Task, known: Scores, judge: Judge, file: ScoreFile, progress: Progress, show: Show = _hide
+    task: SearchTask,
+    known: Scores,
+    judge: Judge,
+    file: ScoreFile,
+    progress: Progress,
+    show: Show = _hide,
 ) -> dict[Genome, Evaluated]:
     """Score plans after fit and repair, beginning from the scores `known` of `search`.
 
@@ -62,7 +67,7 @@ def refine(
 
 
 def complete(
-    plans: Iterable[Genome], task: Task, judge: Judge, file: ScoreFile, progress: Progress
+    plans: Iterable[Genome], task: SearchTask, judge: Judge, file: ScoreFile, progress: Progress
 ) -> dict[Genome, Evaluated]:
     """The scores of these plans in the file, from `judge` where it has none."""
     wanted, past = [*plans], {*file.scored}
@@ -114,7 +119,7 @@ def _run(
 class _Reporter:
     """Tells of each plan that was scored; tells the progress of those that are not `past`."""
 
-    task: Task
+    task: SearchTask
     progress: Progress
     show: Show
     past: Collection[Genome]
@@ -127,8 +132,9 @@ class _Reporter:
         self.show(plan, self.best)
         if plan.genome not in self.past:
             score = self.best and self.best.score
-            what = measure_of(self.task.reference)
-            note = f"best {score.score:.4f}, {what} {score.top1:.2f} %" if score else ""
+            metric = self.task.metric
+            found = f"{metric.name} {metric.text(score.metric)}" if score else ""
+            note = f"best {score.score:.4f}, {found}" if score else ""
             self.progress.advance(note)
 
 
@@ -136,7 +142,7 @@ class _Reporter:
 class _Rounds:
     """Scores plans round by round; `known` are the scores of all rounds that have ended."""
 
-    task: Task
+    task: SearchTask
     judge: Judge
     file: ScoreFile
     report: Callable[[Evaluated], None]

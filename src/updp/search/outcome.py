@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from updp.candidates import Offers
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.plan import Plan
-from updp.search.score import Reference, measure_of
+from updp.tasks import CLASSIFICATION, Metric
 
 
 class ScoredPlan(BaseModel, extra="forbid", frozen=True):
@@ -18,10 +18,13 @@ class ScoredPlan(BaseModel, extra="forbid", frozen=True):
 
     choices: dict[str, str]
     score: float | None  # None if it was infinite
-    top1: float | None  # on held-out images, see `SearchResult.reference`
+    # On held-out images, see `SearchResult.metric`.
+    metric: float | None = Field(validation_alias=AliasChoices("metric", "top1"))
     complete: bool
     fitted: float | None = None  # score after fit and repair, of plans that were refined
-    fitted_top1: float | None = None
+    fitted_metric: float | None = Field(
+        None, validation_alias=AliasChoices("fitted_metric", "fitted_top1")
+    )
     latency: float  # predicted
     noise: float
     measured: Timing | None = None  # ms for a batch, of plans that were timed end to end
@@ -37,16 +40,15 @@ class ScoredPlan(BaseModel, extra="forbid", frozen=True):
         return math.inf if score is None else score
 
     @property
-    def last_top1(self) -> float | None:
-        """Top-1 in percent after fit and repair where there is one, else that before."""
-        return self.top1 if self.fitted_top1 is None else self.fitted_top1
+    def last_metric(self) -> float | None:
+        """The metric after fit and repair where there is one, else that before."""
+        return self.metric if self.fitted_metric is None else self.fitted_metric
 
 
 class SearchResult(Record):
     """All plans of a search in the order of scoring; `front` and `chosen` are indices of `points`.
 
-    `axis` is the unit of cost of the front. `reference` says what the top-1 of plans is measured
-    against: labels, or the predictions of the baseline where there are none.
+    `axis` is the unit of cost of the front, `metric` what plans are measured by beside their score.
     """
 
     FILE: ClassVar[str] = "search/front.json"
@@ -57,12 +59,14 @@ class SearchResult(Record):
     points: tuple[ScoredPlan, ...]
     front: tuple[int, ...]
     chosen: int
-    reference: Reference = "labels"
+    metric: Metric = CLASSIFICATION.metric
 
-    @property
-    def measure(self) -> str:
-        """What the figures called `top1` are."""
-        return measure_of(self.reference)
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("reference") == "baseline":
+            return {**data, "metric": CLASSIFICATION.agreement}
+        return data
 
     @model_validator(mode="after")
     def _indices_exist(self) -> Self:

@@ -10,10 +10,13 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
+from updp.blocks.nested import Samples
 from updp.supernet import Inputs, Resumable, Supernet, bytes_of, copied
+from updp.tasks import CLASSIFICATION, Task
 from updp.training.batchnorm import norms
 
 _log = logging.getLogger(__name__)
@@ -32,24 +35,32 @@ class _Entrance:
 
 
 class PrefixCache:
-    """Computes what `net(images)` would, for plan after plan.
+    """Computes what `task.run(net, images)` would, for plan after plan.
 
     Each plan runs in a `with cache.plan():` block: the calibration batches, which either all plans
     have or none, `calibrated`, and then the other batches. The key of a batch always stands for the
     same images.
     """
 
-    def __init__(self, net: Supernet, megabytes: int, images: int, example: Tensor) -> None:
+    def __init__(
+        self,
+        net: Supernet,
+        megabytes: int,
+        images: int,
+        example: Samples,
+        task: Task = CLASSIFICATION,
+    ) -> None:
         """Learn where the network can be entered.
 
         Args:
             net: the supernet, in evaluation mode.
             megabytes: memory for activations; 0 turns the cache off.
             images: the number of images in all batches.
-            example: some of them (N, C, H, W).
+            example: some of them (N, C, H, W), or other inputs.
+            task: says which outputs count.
         """
-        self.net, self.bound = net, megabytes * 2**20
-        self._run = Resumable(net, list(net.switches.values()))
+        self.net, self.bound, self._task = net, megabytes * 2**20, task
+        self._run = Resumable(net, list(net.switches.values()), task.run)
         self._order: list[str] = []  # the switches, by their first call
         self._first: list[int] = []  # and the number of that call among those of all units
         self._enterable: dict[int, bool] = {}  # by position in the order
@@ -83,23 +94,22 @@ class PrefixCache:
         used = sum(entrance.bytes for entrance in self._known.values())
         return max(0, min(self.bound, used * total // max(plans, 1)) - used)
 
-    def __call__(self, key: Hashable, images: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, C, H, W)."""
+    def __call__(self, key: Hashable, images: Samples) -> Any:
+        """The outputs that count of images (N, C, H, W), or of other inputs."""
         if not self._kept:
-            logits: Tensor = self.net(images)
-            return logits
+            return self._task.run(self.net, images)
         self._has_statistics |= self._calibrating
         start = self._start
         if start is not None and key in self._known[start].inputs:
-            logits, seen = self._enter(images, len(start), self._known[start].inputs[key])
+            outputs, seen = self._enter(images, len(start), self._known[start].inputs[key])
         else:
-            logits, seen = self._enter(images)
+            outputs, seen = self._enter(images)
         for position, inputs in seen.items():
             self._keep(self._plan[:position], key, inputs)
         # Not before, because a norm in training mode would update its statistics once more.
         if not self._calibrating:
-            self._try_entrances(seen, images, logits)
-        return logits
+            self._try_entrances(seen, images, outputs)
+        return outputs
 
     def calibrated(self) -> None:
         """Complete the statistics after calibration: norms before the entrance did not run."""
@@ -116,7 +126,7 @@ class PrefixCache:
         for entrance in self._new.values():
             entrance.statistics = statistics
 
-    def _choose_entrances(self, images: Tensor, total: int) -> dict[int, int]:
+    def _choose_entrances(self, images: Samples, total: int) -> dict[int, int]:
         """Every n-th switch in the order of calls, so that several plans fit into memory."""
         names = {id(switch): name for name, switch in self.net.switches.items()}
         sizes: list[float] = []
@@ -137,8 +147,8 @@ class PrefixCache:
         return {} if step is None else {self._first[p]: p for p in range(0, len(sizes), step)}
 
     def _enter(
-        self, images: Tensor, position: int | None = None, inputs: Inputs | None = None
-    ) -> tuple[Tensor, dict[int, Inputs]]:
+        self, images: Samples, position: int | None = None, inputs: Inputs | None = None
+    ) -> tuple[Any, dict[int, Inputs]]:
         """Run the net, from a position on if one is given; also the inputs at later positions."""
         seen: dict[int, Inputs] = {}
         start = -1 if position is None else self._first[position]
@@ -150,12 +160,12 @@ class PrefixCache:
 
         return self._run.run(images, observe, max(start, 0), inputs), seen
 
-    def _try_entrances(self, seen: dict[int, Inputs], images: Tensor, logits: Tensor) -> None:
+    def _try_entrances(self, seen: dict[int, Inputs], images: Samples, outputs: Any) -> None:
         """Find out whether the network can be entered at positions that were not tried yet."""
         for position, inputs in seen.items():
             if position not in self._enterable:
                 first = self._first[position]
-                self._enterable[position] = self._run.can_enter(first, inputs, images, logits)
+                self._enterable[position] = self._run.can_enter(first, inputs, images, outputs)
 
     def _keep(self, prefix: Prefix, key: Hashable, inputs: Inputs) -> None:
         entrance = self._known.get(prefix) or self._new.get(prefix)

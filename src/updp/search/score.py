@@ -1,23 +1,20 @@
-"""The score of a network: a loss on images held out of the training split, beside the baseline."""
+"""The score of a network: a loss on samples held out of the training split, beside the baseline."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from updp.blocks.modules import evaluating
+from updp.blocks.nested import Samples, count, join, split, take
 from updp.data.feed import Feed
-from updp.data.images import NO_LABEL
-from updp.training.evaluate import predict
 
 _CHUNK = 64  # images scored at once; scoring may stop after each chunk
 _BATCH = 256  # images in a batch of the baseline
-
-# What accuracies are measured against; the baseline's predictions where there are no labels.
-Reference = Literal["labels", "baseline"]
 
 # Whether a score that cannot fall below this bound is useless.
 Hopeless = Callable[[float], bool]
@@ -28,88 +25,100 @@ def never(bound: float) -> bool:
     return False
 
 
-def measure_of(reference: Reference) -> str:
-    """The name of accuracies that are measured against it."""
-    return "top-1" if reference == "labels" else "agreement"
-
-
 @dataclass(frozen=True)
 class Score:
     """The score of a plan."""
 
     score: float  # mean loss; lower is better, 0 is best
-    top1: float  # accuracy in percent; without any labels, agreement with the baseline
+    metric: float  # the task's; without any labels, beside the baseline's outputs
     images: int  # that were scored
-    complete: bool = True  # whether these are all; else score and accuracy are estimates
+    complete: bool = True  # whether these are all; else score and metric are estimates
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Images with the baseline's outputs; `labels` are those of the images that are `labelled`."""
+
+    images: Samples
+    outputs: Any
+    labelled: Tensor
+    labels: Any
 
 
 class HeldOut:
-    """Held-out images with the baseline's logits; scores are means of a loss over them.
+    """Held-out images with the baseline's outputs; scores are means of a loss over them.
 
     Where they have no labels, the baseline's predictions are taken for them.
     """
 
+    @torch.no_grad()
     def __init__(
         self, baseline: nn.Module, feed: Feed, kind: str, *, blended: bool = False
     ) -> None:
         """Run the baseline on the held-out images.
 
         Args:
-            kind: the loss, never negative: `accuracy` (wrong answers in percent), `loss`
-                (cross-entropy) or `divergence` (KL divergence from the baseline's logits).
+            kind: the loss, never negative: `divergence` (the task's distance from the baseline's
+                outputs, KL of logits), or of classifiers `accuracy` (wrong answers in percent) or
+                `loss` (cross-entropy).
             blended: with `divergence`, add as many means of two images. Of images that it was
                 trained on the baseline is so certain that they hardly tell plans apart.
         """
-        self.kind = kind
+        self.kind, self.task = kind, feed.task
         held_out = list(feed.held_out())
-        images = torch.cat([images for images, _ in held_out])
-        labels = torch.cat([labels for _, labels in held_out])
-        if blended and kind == "divergence":
+        images = join([images for images, _ in held_out])
+        labels = join([labels for _, labels in held_out])
+        is_map = isinstance(images, Tensor) and images.is_floating_point()
+        if blended and kind == "divergence" and is_map:
             images = torch.cat([images, (images + images.roll(1, 0)) / 2])
-            labels = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
-        batches = zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
-        logits, _ = predict(baseline, batches)
+        with evaluating(baseline):
+            outputs = join([self.task.run(baseline, part) for part in split(images, _BATCH)])
         if not feed.labelled:
-            labels = logits.argmax(1)
+            labels = self.task.predictions(outputs)
         # Least certain first: they have most of the loss, so a hopeless plan shows soon.
-        unsure = 1 - logits.double().softmax(1).square().sum(1)
+        unsure = self.task.uncertainty(outputs)
         order = unsure.argsort(descending=True, stable=True)
-        parts = [torch.split(values[order], _CHUNK) for values in (images, labels, logits)]
         self.shares = (unsure[order].cumsum(0) / unsure.sum()).tolist()
-        self.chunks = list(zip(*parts, strict=True))
+        self.chunks: list[_Chunk] = []
+        for part in torch.split(order, _CHUNK):
+            own = part < count(labels)  # blends have none
+            chunk = take(images, part), take(outputs, part), own, take(labels, part[own])
+            self.chunks.append(_Chunk(*chunk))
         self.images = len(images)
 
-    def score(self, run: Callable[[int, Tensor], Tensor], hopeless: Hopeless = never) -> Score:
+    def score(self, run: Callable[[int, Samples], Any], hopeless: Hopeless = never) -> Score:
         """Score a network on the held-out images.
 
         Scoring stops after a chunk when `hopeless` says so of a lower bound of the score. The loss
-        of the remaining images is then extrapolated by how certain the baseline is of them: to
-        second order, the KL divergence that a disturbance of logits causes is its variance under
-        the baseline's probabilities.
+        of the remaining images is then extrapolated by how certain the baseline is of them
+        (`Task.uncertainty`).
 
-        `run` is the network: from a chunk's number and images (n, C, H, W) to logits (n, classes).
+        `run` is the network: from a chunk's number and images (n, C, H, W) to the outputs that
+        count, such as logits (n, classes).
         """
-        loss, right, labelled, seen = 0.0, 0, 0, 0
-        for number, (images, labels, reference) in enumerate(self.chunks):
-            logits = run(number, images)
-            loss += self._loss(logits, labels, reference).double().sum().item()
-            right += int((logits.argmax(1) == labels).sum())
-            labelled += int((labels != NO_LABEL).sum())
-            seen += len(labels)
+        loss, seen = 0.0, 0
+        figures: list[Tensor] = []
+        for number, chunk in enumerate(self.chunks):
+            outputs = run(number, chunk.images)
+            loss += self._loss(outputs, chunk).double().sum().item()
+            if chunk.labelled.any():
+                figures.append(self.task.figures(take(outputs, chunk.labelled), chunk.labels))
+            seen += len(chunk.images)
             if not math.isfinite(loss) or (seen < self.images and hopeless(loss / self.images)):
                 break
         share = self.shares[seen - 1] if seen < self.images else 1.0
         score = loss / self.images / (share or 1.0)
-        if not math.isfinite(score):  # logits may be NaN
+        if not math.isfinite(score):  # outputs may be NaN
             score = math.inf
-        top1 = 100 * right / max(labelled, 1)
-        return Score(score, top1, seen, seen == self.images or math.isinf(score))
+        metric = self.task.value(figures) if figures else 0.0
+        return Score(score, metric, seen, seen == self.images or math.isinf(score))
 
-    def _loss(self, logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
-        """Per-image loss, shape (N,), of logits (N, classes) beside the baseline's."""
+    def _loss(self, outputs: Any, chunk: _Chunk) -> Tensor:
+        """Per-image loss, shape (N,), of outputs beside the baseline's."""
         if self.kind == "accuracy":
-            return 100.0 * (logits.argmax(1) != labels)
+            wrong: Tensor = outputs.argmax(1) != chunk.labels
+            return 100.0 * wrong
         if self.kind == "loss":
-            return F.cross_entropy(logits, labels, reduction="none")
-        own, target = logits.double().log_softmax(1), reference.double().log_softmax(1)
-        return (target.exp() * (target - own)).sum(1).clamp(min=0)
+            return F.cross_entropy(outputs, chunk.labels, reduction="none")
+        apart: Tensor = self.task.distance(outputs, chunk.outputs)
+        return apart.clamp(min=0)

@@ -29,8 +29,8 @@ class Scorer:
         net.eval()
         net.choose({})
         with torch.no_grad():
-            example = self.held_out.chunks[0][0][:2]
-            self.cache = PrefixCache(net, recipe.search.reuse_mb, total, example)
+            example = self.held_out.chunks[0].images[:2]
+            self.cache = PrefixCache(net, recipe.search.reuse_mb, total, example, feed.task)
 
     @torch.no_grad()
     def __call__(self, choices: Mapping[str, str], hopeless: Hopeless = never) -> Score:
@@ -51,7 +51,7 @@ class FittedScorer:
     """
 
     def __init__(self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: Recipe) -> None:
-        settings = recipe.search
+        settings, self.task = recipe.search, feed.task
         self.net, self.settings = net, recipe.fit
         self.batches = feed.calibration(settings.refined_images)
         self.held_out = HeldOut(baseline, feed, settings.score, blended=settings.blended)
@@ -63,9 +63,9 @@ class FittedScorer:
         """The complete score of a plan: the fit takes the time, so stopping early saves nothing."""
         try:
             if choices:
-                fit_plan(self.net, choices, self.batches, self.settings)
+                fit_plan(self.net, choices, self.batches, self.settings, task=self.task)
             self.net.eval()
             self.net.choose(choices)
-            return self.held_out.score(lambda number, images: self.net(images))
+            return self.held_out.score(lambda number, images: self.task.run(self.net, images))
         finally:
             self.net.load_weights(self.weights, self.shapes)

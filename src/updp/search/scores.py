@@ -28,6 +28,8 @@ class Evaluated:
     def from_json(cls, data: Mapping[str, Any]) -> Evaluated:
         """The inverse of `to_json`."""
         score = {name: value for name, value in data.items() if name != "genome"}
+        if "top1" in score:  # of an earlier version
+            score["metric"] = score.pop("top1")
         return cls(tuple(data["genome"]), Score(**score))
 
 

@@ -1,6 +1,5 @@
 """`Context`, shared by all stages: the checked inputs of a run and the folders of its stages."""
 
-import copy
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,25 +8,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from updp.blocks import Findings, find
-from updp.blocks.modules import seeded_input
-from updp.candidates import Offers, planned
+from updp.blocks import Findings, OtherSize, find
+from updp.blocks.copying import copy_module
+from updp.blocks.nested import Samples, count, join, take, tensors_in
+from updp.candidates import SLOWER, Offers, planned
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.files import content_of, read_tensors, write_tensors
 from updp.io.progress import Progress, Silent
 from updp.io.records import Record
 from updp.io.tracking import Board
-from updp.models.teacher import Teacher
 from updp.plan import Plan
 from updp.recipe import Budget, Recipe
 from updp.search import Limits, Space, Survey, limits_of
 from updp.supernet import Supernet
+from updp.tasks import Metric, Task
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
 WEIGHTS = "weights.safetensors"  # of a stage that fits or trains
-# Of the images from which candidates' BatchNorms start, at once in memory: 83 of 224 by 224.
-CALIBRATED_PIXELS = 2**22
+# Of the inputs from which candidates' BatchNorms start, at once in memory: 83 images of 224 px.
+CALIBRATED_VALUES = 3 * 2**22
+_AGAIN = (
+    "if the machine was busy with other work when they were timed, `updp prune --fresh --set "
+    "measure.cache=false` times them again"
+)
 
 
 class StageKey(Record):
@@ -83,7 +87,7 @@ class RunInputs:
     recipe: Recipe
     plan: Plan | None = None
     pick: str = ""
-    teacher: Teacher | None = None
+    teacher: nn.Module | None = None
     progress: Progress = field(default_factory=Silent)
     board: Board = field(default_factory=Board)
 
@@ -94,6 +98,7 @@ class Context(RunInputs):
 
     root: Path = Path()
     keys: dict[str, StageKey] = field(default_factory=dict)  # by stage
+    other_size: OtherSize | None = None  # tried before the sites are surveyed
 
     def folder(self, stage: str) -> Path:
         """The folder of a stage."""
@@ -105,13 +110,17 @@ class Context(RunInputs):
         return self.feed.device
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """An image's (C, H, W)."""
-        return self.feed.image_size
+    def task(self) -> Task:
+        """What the model is for."""
+        return self.feed.task
 
-    def example(self, images: int) -> torch.Tensor:
-        """Seeded random images (N, C, H, W), to trace and time models on."""
-        return seeded_input((images, *self.shape)).to(self.device)
+    def metric(self, *, labelled: bool) -> Metric:
+        """The task's metric, or without labels its agreement with the baseline."""
+        return self.task.metric if labelled else self.task.agreement
+
+    def example(self, count: int) -> Samples:
+        """Inputs of the model, to trace and time it on: see `data.example`."""
+        return self.feed.example(count)
 
     def findings(self, model: nn.Module) -> Findings:
         """The sites of `model` that the recipe selects.
@@ -132,9 +141,10 @@ class Context(RunInputs):
         """The offers of each site within the budget. Raises UserError when there are none."""
         offers = self.survey.offers(self.recipe)
         if not offers and self.plan is None:  # a given plan has candidates of its own
+            slower = any(refused.reason.startswith(SLOWER) for refused in self.survey.unusable)
             raise UserError(
                 f"model '{self.names.model}' has no block that can be pruned: "
-                "`updp inspect` says why for each"
+                "`updp inspect` says why for each" + (f"; {_AGAIN}" if slower else "")
             )
         return offers
 
@@ -166,7 +176,7 @@ class Context(RunInputs):
 
         Raises UserError: a given plan does not fit the model.
         """
-        model = copy.deepcopy(self.baseline)
+        model = copy_module(self.baseline)
         findings = self.findings(model)
         candidates = {n: tuple(o.candidate for o in found) for n, found in self.offers.items()}
         if self.plan is not None:
@@ -174,8 +184,9 @@ class Context(RunInputs):
                 offered = candidates.get(name, ())
                 candidates[name] = (*offered, *(c for c in wanted if c not in offered))
         net = Supernet(model, findings, candidates)
-        images = torch.cat(self.feed.calibration())
-        net.calibrate(images[: max(16, CALIBRATED_PIXELS // images[0, 0].numel())])
+        samples = join(self.feed.calibration())
+        values = sum(x.numel() for x in tensors_in(samples)) // count(samples)
+        net.calibrate(take(samples, slice(max(16, CALIBRATED_VALUES // max(values, 1)))))
         return net
 
     def load_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> Supernet:

@@ -41,7 +41,9 @@ def merge(
     net.set_lambda(1.0)
     images = context.feed.calibration()[0][:16]
     context.progress.begin("merge: verifying", PARTS)
-    checks = verify(net, images, context.recipe.merge, tick=context.progress.advance)
+    checks = verify(
+        net, images, context.recipe.merge, tick=context.progress.advance, task=context.task
+    )
     model = net.merged()
     Checks(rows=tuple(checks)).write(context.root)
     write_tensors(context.folder("merge") / "model.safetensors", model.state_dict())

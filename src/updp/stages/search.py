@@ -17,8 +17,7 @@ from updp.search import (
     Scorer,
     Scores,
     SearchResult,
-    Task,
-    measure_of,
+    SearchTask,
 )
 from updp.search.front_plot import plot_front
 from updp.stages.context import Context, StageKey
@@ -65,19 +64,19 @@ def run(context: Context) -> None:
         write_result(context, result, str(context.recipe.budget), context.folder("search"))
 
 
-def make_task(context: Context) -> Task:
+def make_task(context: Context) -> SearchTask:
     """What is searched for. Raises UserError for a budget out of reach."""
     recipe = context.recipe
-    return Task(
+    return SearchTask(
         context.space,
         context.limits(),
         recipe.search,
         recipe.seed,
-        reference="labels" if context.feed.labelled else "baseline",
+        context.metric(labelled=context.feed.labelled),
     )
 
 
-def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Scores]:
+def score_plans(context: Context, task: SearchTask, board: Board) -> tuple[Scores, Scores]:
     """Score plans until there are enough.
 
     Returns:
@@ -101,7 +100,7 @@ def score_plans(context: Context, task: Task, board: Board) -> tuple[Scores, Sco
     return known | search.complete(refined, task, scorer, file, progress), refined
 
 
-def choose(context: Context, task: Task, known: Scores, refined: Scores) -> SearchResult:
+def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -> SearchResult:
     """Time the best of the scored plans end to end, and choose one."""
     recipe = context.recipe
     plans, measure = search.finalists(known, refined, task), recipe.measure
@@ -115,11 +114,10 @@ def choose(context: Context, task: Task, known: Scores, refined: Scores) -> Sear
     measured = dict(zip(plans, times, strict=True))
     result = search.choose_plan(known, refined, task, recipe.budget, measured)
     chosen = result.plan
-    how = "right" if context.feed.labelled else "as the baseline has them"
+    found = f"{task.metric.name} {task.metric.text(chosen.last_metric or 0.0)}"
     context.progress.say(
         f"search: {len(known)} plans scored, {len(refined)} fitted and repaired; the chosen "
-        f"one has {chosen.last_top1:.2f} % of held-out images {how} and prunes "
-        f"{', '.join(chosen.choices)}"
+        f"one has {found} on held-out images and prunes {', '.join(chosen.choices)}"
     )
     return result
 
@@ -141,16 +139,18 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
 
 
 @contextmanager
-def _shown(curves: Curves, task: Task) -> Iterator[Callable[[Evaluated, Evaluated | None], None]]:
+def _shown(
+    curves: Curves, task: SearchTask
+) -> Iterator[Callable[[Evaluated, Evaluated | None], None]]:
     """Draw score and top-1 over evaluations, of each plan and of the best within the budget."""
-    count, name = 0, measure_of(task.reference).replace("-", "")
+    count, name = 0, task.metric.key
     curves.restart()
 
     def show(plan: Evaluated, best: Evaluated | None) -> None:
         nonlocal count
-        row: dict[str, float] = {"step": count, "score": plan.score.score, name: plan.score.top1}
+        row: dict[str, float] = {"step": count, "score": plan.score.score, name: plan.score.metric}
         if best is not None:
-            row |= {"best": best.score.score, f"best_{name}": best.score.top1}
+            row |= {"best": best.score.score, f"best_{name}": best.score.metric}
         curves.add(row)
         count += 1
 

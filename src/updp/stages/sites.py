@@ -3,13 +3,16 @@
 A run keeps its first survey, because another one would measure other times.
 """
 
-import copy
+import logging
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from updp.blocks import Findings
+from updp.blocks import Findings, try_other_size
+from updp.blocks.copying import copy_module
+from updp.blocks.nested import Samples
 from updp.candidates import Offers, make_offers
+from updp.data.example import write_example
 from updp.io import processes
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory
 from updp.recipe import MeasureSettings
@@ -17,7 +20,9 @@ from updp.search import BaselineCost, Survey, SurveyedSite
 from updp.stages.context import Context, StageKey
 from updp.supernet import Supernet
 from updp.supernet.timing import time_plans
+from updp.tasks import CLASSIFICATION
 
+_log = logging.getLogger(__name__)
 _WHOLE_STEPS = 3  # steps of the progress bar for the whole model, beside one for each site
 
 
@@ -40,13 +45,21 @@ def make_key(context: Context) -> SitesKey:
         seed=recipe.seed,
         weights=hashes.weights,
         data=hashes.data,
-        recipe={n: getattr(recipe, n).decisive() for n in ("data", "candidates", "measure")},
+        recipe={n: getattr(recipe, n).decisive() for n in ("data", "candidates", "measure")}
+        # Runs of earlier versions know no other task.
+        | ({} if context.task == CLASSIFICATION else {"task": context.task.name}),
     )
 
 
 def check(context: Context) -> None:
-    """Raises UserError for a glob that matches no site, before anything is written."""
-    context.findings(context.baseline)
+    """Try another image size. Raises UserError for a glob that matches no site.
+
+    Nothing has been written yet.
+    """
+    findings = context.findings(context.baseline)
+    context.other_size = try_other_size(context.baseline, findings, context.example(1))
+    if note := context.other_size.describe(context.feed.image_size):
+        _log.warning("the pruned model will be for %s", note)
 
 
 def run(context: Context) -> None:
@@ -57,6 +70,7 @@ def run(context: Context) -> None:
     findings = context.findings(context.baseline)
     if not processes.is_first():
         return
+    write_example(context.folder("sites"), context.feed.stored_example)
     context.progress.begin("sites: timing candidates", len(findings.sites) + _WHOLE_STEPS)
     survey(context, findings).write(context.root)
 
@@ -71,7 +85,7 @@ def survey(context: Context, findings: Findings) -> Survey:
     x = context.example(measure.batch_size)
     times = compare_modules({"baseline": model}, x, settings=measure, rounds=measure.rounds)
     tick()
-    copied = copy.deepcopy(model)  # a supernet replaces modules in place
+    copied = copy_module(model)  # a supernet replaces modules in place
     candidates = {name: [o.candidate for o in found] for name, found in offers.items()}
     net = Supernet(copied, context.findings(copied), candidates)
     outside, sites = live_at(net.eval(), net.switches, x)
@@ -105,7 +119,7 @@ def in_place(
     net: Supernet,
     offers: Offers,
     whole: float,
-    x: Tensor,
+    x: Samples,
     measure: MeasureSettings,
 ) -> float:
     """Factor from the sum of what candidates save alone to what a plan saves end to end.
@@ -120,7 +134,7 @@ def in_place(
         net: a supernet of it, with the offered candidates.
         offers: the offers of each site, the preferred one first.
         whole: the baseline's latency in ms.
-        x: images (N, C, H, W) to time on.
+        x: images (N, C, H, W), or other inputs, to time on.
         measure: how to time.
     """
     preferred = {name: found[0] for name, found in offers.items()}

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from updp.blocks.nested import Samples, join, split, tensors_in
 from updp.data.feed import Feed
 from updp.io import processes
 from updp.io.files import content_of, read_tensors, write_tensors
@@ -21,9 +22,9 @@ from updp.recipe import SubnetSettings
 from updp.search.score import HeldOut
 from updp.stages.context import Context, StageKey
 from updp.supernet import FitRecord, Supernet, fit_plan
+from updp.tasks import CLASSIFICATION, Task
 from updp.training.features import Tap, comparable, feature_loss, tapped
 from updp.training.loop import train
-from updp.training.losses import classification, distillation
 from updp.training.precision import MixedPrecision
 from updp.training.reconstruct import ReconstructRecord, ReconstructRow, reconstruct
 
@@ -80,6 +81,7 @@ def _fit(context: Context, net: Supernet) -> None:
             settings,
             progress.advance,
             lambda steps: progress.begin("subnet: fitting", steps),
+            context.task,
         )
         FitRecord(rows=tuple(rows)).write(context.root)
         context.save_weights(net, "subnet", START)
@@ -111,13 +113,14 @@ def reconstruct_plan(context: Context, net: Supernet, choices: Mapping[str, str]
         net,
         baseline,
         feed.training_batches(settings.images, parts),
-        torch.split(torch.cat(held_out), _JUDGED),
+        split(join(held_out), _JUDGED),
         settings,
         seed=mix(recipe.seed, 31),
         megabytes=recipe.fit.rows_mb,
         progress=context.progress,
         done=rows,
         save=save,
+        task=context.task,
     )
     ReconstructRecord(rows=tuple(rows)).write(context.root)
 
@@ -148,7 +151,7 @@ def train_progressively(
         feed: the training images.
     """
     settings = context.recipe.subnet
-    step = ProgressiveStep(net, choices, teacher, settings)
+    step = ProgressiveStep(net, choices, teacher, settings, context.task)
     paths = _feature_paths(net, teacher, feed, context.progress) if settings.features else []
     net.set_checkpointing(settings.checkpointing)
     # As one graph, where what runs stays the same; hooks and second runs need calls of their own.
@@ -182,9 +185,11 @@ class ProgressiveStep:
         choices: Mapping[str, str],
         teacher: nn.Module,
         settings: SubnetSettings,
+        task: Task = CLASSIFICATION,
     ) -> None:
         """Let `net` run the plan from now on."""
         self.net, self.teacher, self.settings = net, teacher.eval(), settings
+        self.task = task
         self._taps: tuple[Tap, ...] = ()
         net.choose(choices)
         forms = [net.switches[name].form(label) for name, label in choices.items()]
@@ -212,7 +217,7 @@ class ProgressiveStep:
             tap.is_open = True
 
     def __call__(
-        self, images: Tensor, targets: Tensor, step: int, total: int, precision: MixedPrecision
+        self, images: Samples, targets: Any, step: int, total: int, precision: MixedPrecision
     ) -> dict[str, float | Tensor]:
         """See `training.loop.Step`."""
         lam = ramp(step, total, self.settings)
@@ -225,33 +230,36 @@ class ProgressiveStep:
         precision.backward(loss)
         return {"loss": loss.detach(), "lambda": lam, **figures}
 
-    def _loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        settings, wanted = self.settings, None
+    def _loss(self, images: Samples, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        settings, task, wanted = self.settings, self.task, None
         if settings.distill or self._taps:
             with torch.no_grad():  # before the student, whose activations then are not there yet
-                wanted = self.teacher(images)
-        logits, loss = self.net(images), images.new_zeros(())
-        if settings.distill < 1:  # else images need no labels
-            labels = classification(logits, targets, settings.label_smoothing)
+                wanted = task.run(self.teacher, images)
+        outputs = task.run(self.net, images)
+        loss = torch.zeros((), device=tensors_in(outputs)[0].device)
+        if settings.distill < 1 and task.has_loss:  # else images need no labels
+            labels = task.loss(outputs, targets, settings.label_smoothing)
             loss = (1 - settings.distill) * labels
         if settings.distill and wanted is not None:
-            loss = loss + settings.distill * distillation(logits, wanted, settings.temperature)
+            apart = task.distillation(outputs, wanted, settings.temperature)
+            loss = loss + settings.distill * apart
         if not self._taps:
             return loss, {}
         mine, theirs = self._taps
-        apart = feature_loss(mine.take(), theirs.take())
-        return loss + settings.features * apart, {"features": apart.detach()}
+        features = feature_loss(mine.take(), theirs.take())
+        return loss + settings.features * features, {"features": features.detach()}
 
 
 def _held_out_divergence(context: Context, step: ProgressiveStep) -> Callable[[], float]:
-    """The mean divergence of the net from the baseline's logits on the images of the search."""
+    """The mean distance of the net from the baseline's outputs on the images of the search."""
     blended = context.recipe.search.blended
     held_out = HeldOut(context.baseline, context.feed, "divergence", blended=blended)
 
     @torch.no_grad()
     def score() -> float:
         with step.untapped():
-            return processes.agree(held_out.score(lambda _, images: step.net(images)).score)
+            found = held_out.score(lambda _, images: step.task.run(step.net, images))
+            return processes.agree(found.score)
 
     return score
 

@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from updp.blocks.nested import Samples, map_tensors
 from updp.io.seeds import mix
 from updp.recipe import SupernetSettings
 from updp.stages.context import Context, StageKey
 from updp.supernet import Supernet, fit_candidates
+from updp.tasks import CLASSIFICATION, Task
 from updp.training.loop import Step, train
-from updp.training.losses import classification, distillation
 from updp.training.precision import MixedPrecision
 
 
@@ -68,7 +69,7 @@ def train_sandwich(context: Context) -> None:
     net.set_checkpointing(settings.checkpointing)
     train(
         net,
-        sandwich_step(net, settings, seed),
+        sandwich_step(net, settings, seed, context.task),
         context.feed,
         settings,
         name="supernet",
@@ -80,18 +81,20 @@ def train_sandwich(context: Context) -> None:
     )
 
 
-def sandwich_step(net: Supernet, settings: SupernetSettings, seed: int) -> Step:
+def sandwich_step(
+    net: Supernet, settings: SupernetSettings, seed: int, task: Task = CLASSIFICATION
+) -> Step:
     """A micro-batch of `train_sandwich`; `seed` and the step's number decide the random plans."""
 
     def step(
-        images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
+        images: Samples, targets: Any, number: int, total: int, precision: MixedPrecision
     ) -> dict[str, Tensor]:
         net.choose({})
         with precision.autocast():
-            teacher = net(images)
-            loss = classification(teacher, targets, settings.label_smoothing)
+            teacher = task.run(net, images)
+            loss = task.loss(teacher, targets, settings.label_smoothing)
         precision.backward(loss)
-        figures, teacher = {"baseline": loss.detach()}, teacher.detach()
+        figures, teacher = {"baseline": loss.detach()}, map_tensors(Tensor.detach, teacher)
         # Seeded by the step, so that a continued run draws the plans of an uninterrupted one.
         chance = random.Random(mix(seed, 3, number))
         plans = [most_pruned(net)]
@@ -99,7 +102,7 @@ def sandwich_step(net: Supernet, settings: SupernetSettings, seed: int) -> Step:
         for name, plan in zip(("pruned", *["random"] * (len(plans) - 1)), plans, strict=True):
             net.choose(plan)
             with precision.autocast():
-                loss = distillation(net(images), teacher)
+                loss = task.distillation(task.run(net, images), teacher)
             precision.backward(loss / len(plans))
             figures[name] = loss.detach()
         return figures

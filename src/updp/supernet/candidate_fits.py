@@ -6,8 +6,8 @@ Candidates of a site that differ in their width only have the same rows, which a
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
+from updp.blocks.nested import Samples, call
 from updp.fit import FitTask, observer
 from updp.io import processes
 from updp.recipe import FitSettings
@@ -20,7 +20,7 @@ _FitTasks = list[FitTask]
 @torch.no_grad()
 def fit_candidates(
     net: Supernet,
-    batches: Sequence[Tensor],
+    batches: Sequence[Samples],
     settings: FitSettings,
     tick: Callable[[str], None] = lambda site: None,
     sites: Collection[str] | None = None,
@@ -28,9 +28,9 @@ def fit_candidates(
     """Fit every candidate of every site alone, on the baseline's activations, for a search.
 
     The baseline runs once for as many sites as `settings.rows_mb` allows, and again where a form
-    has a further regression. `batches` are calibration images (N, C, H, W). `tick` is called for
-    each batch of each site, and once more when the site's candidates are fitted. `sites` are all
-    by default.
+    has a further regression. `batches` are calibration images (N, C, H, W), or other inputs. `tick`
+    is called for each batch of each site, and once more when the site's candidates are fitted.
+    `sites` are all by default.
     """
     net.eval()
     net.choose({})
@@ -42,7 +42,7 @@ def fit_candidates(
                     for n, own in group.items()
                 }
             ):
-                net(images)
+                call(net, images)
             for name in group:
                 tick(name)
         left = {name: own.forms for name, own in group.items()}
@@ -54,7 +54,7 @@ def fit_candidates(
                         for name, forms in left.items()
                     }
                 ):
-                    net(images)
+                    call(net, images)
         for name in group:
             tick(name)
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from updp.blocks.modules import hooks
+from updp.blocks.nested import Samples, call
+from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.fit import FitTask, observer, operator_repair, site_repairs
 from updp.io import processes
 from updp.io.records import Record
@@ -23,6 +25,7 @@ from updp.supernet.judge import Judge, split
 from updp.supernet.partial import Walk, tapped
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
+from updp.tasks import CLASSIFICATION, Task
 
 _FitTasks = list[FitTask]
 
@@ -52,22 +55,24 @@ class FitRecord(Record):
 def fit_plan(
     net: Supernet,
     choices: Mapping[str, str],
-    batches: Sequence[Tensor],
+    batches: Sequence[Samples],
     settings: FitSettings,
     tick: Callable[[str], None] = lambda place: None,
     begin: Callable[[int], None] = lambda steps: None,
+    task: Task = CLASSIFICATION,
 ) -> list[FitRow]:
     """Fit the candidates of a plan, and repair what is kept behind its first pruned site.
 
     A repair changes the model's own weights, of kept sites and of linear operators outside of all
-    sites; as much of it is kept as the logits of held-out images say (see `Judge`). The forms end
+    sites; as much of it is kept as the outputs for held-out images say (see `Judge`). The forms end
     collapsed, and the net in evaluation mode under `choices`.
 
     Args:
         choices: the candidate of each pruned site.
-        batches: calibration images, each (N, C, H, W).
+        batches: calibration images, each (N, C, H, W), or other inputs.
         tick: called once when the targets are gathered, then after each fit.
         begin: told beforehand how many times `tick` will be called.
+        task: says which outputs count, and their distance from the baseline's.
 
     Returns:
         The figures of each fit, in order.
@@ -81,11 +86,11 @@ def fit_plan(
     _gather_targets(net, places, batches, settings.rows_mb * 2**20)
     numbered = list(processes.share(batches))
     mine = [images for _, images in processes.share(judged)]
-    baseline = [net(images) for images in mine]
+    baseline = [task.run(net, images) for images in mine]
     tick("targets")
     modules, images = [place.module for place in places], [images for _, images in numbered]
-    walk = Walk(net, modules, [*images, *mine], settings.rows_mb, batches[0])
-    judge = Judge(net, baseline, walk, len(numbered)) if judged else None
+    walk = Walk(net, modules, [*images, *mine], settings.rows_mb, batches[0], task.run)
+    judge = Judge(net, baseline, walk, len(numbered), task) if judged else None
     figures = list[FitRow]()
     chosen: dict[str, str] = {}
     for place in places:
@@ -135,7 +140,7 @@ class _Place:
 
 
 def _places(
-    net: Supernet, choices: Mapping[str, str], batches: Sequence[Tensor], settings: FitSettings
+    net: Supernet, choices: Mapping[str, str], batches: Sequence[Samples], settings: FitSettings
 ) -> list[_Place]:
     """Places to fit, from the first pruned site on, in execution order."""
     places: list[_Place] = []
@@ -154,7 +159,7 @@ def _places(
     return places
 
 
-def _execution_order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+def _execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Module, Tensor]]:
     """Sites, and linear operators outside of them that run just once, with their inputs.
 
     An operator that runs again, or whose weights another one shares, has no single target.
@@ -163,7 +168,7 @@ def _execution_order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module
     owners = Counter(id(p) for m in net.model.modules() for p in m.parameters(recurse=False))
     names: dict[nn.Module, str] = {switch: name for name, switch in net.switches.items()}
     for name, module in net.model.named_modules():
-        linear = isinstance(module, (nn.Conv2d, nn.Linear)) and id(module) not in inside
+        linear = isinstance(module, (*CONVOLUTIONS, nn.Linear)) and id(module) not in inside
         if linear and all(owners[id(p)] == 1 for p in module.parameters()):
             names[module] = name
     order: dict[nn.Module, Tensor] = {}
@@ -175,7 +180,7 @@ def _execution_order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module
             order.setdefault(module, args[0].clone())
 
     with hooks(module.register_forward_pre_hook(hook) for module in names):
-        net(images[:2])
+        call(net, images[:2])
     return [
         (names[module], module, x)
         for module, x in order.items()
@@ -184,14 +189,14 @@ def _execution_order(net: Supernet, images: Tensor) -> list[tuple[str, nn.Module
 
 
 def _gather_targets(
-    net: Supernet, places: list[_Place], batches: Sequence[Tensor], room: float
+    net: Supernet, places: list[_Place], batches: Sequence[Samples], room: float
 ) -> None:
     """Gather the baseline's outputs at all places, at most `room` bytes of them."""
     regressions = [fitting.regression for place in places for fitting in place.fit_tasks]
 
     def gather(number: int) -> None:
         with tapped({p.module: observer(number, p.fit_tasks, []) for p in places}):
-            net(batches[number])
+            call(net, batches[number])
 
     gather(0)
     needed = len(batches) * sum(regression.gathered for regression in regressions)

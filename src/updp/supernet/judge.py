@@ -1,4 +1,4 @@
-"""Repairs judged by the logits of the whole network, on images that no fit has seen.
+"""Repairs judged by the outputs of the whole network, on images that no fit has seen.
 
 A repair is fitted to what one operator gave before, which stands in for what counts. A classifier
 that is fitted to a few hundred images, or a last block of whose tokens only one is read, may come
@@ -6,15 +6,16 @@ nearer to its own target and take the logits away from the baseline's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from updp.blocks.nested import Samples
 from updp.io import processes
 from updp.supernet.partial import Walk
 from updp.supernet.supernet import Supernet
+from updp.tasks import CLASSIFICATION, Task
 
 T = TypeVar("T")
 
@@ -22,20 +23,27 @@ _SHARES = (1.0, 0.5, 0.25)  # of the way from the weights before a repair to tho
 
 
 class Judge:
-    """Keeps of each repair as much as does not clearly take the logits away from the baseline's.
+    """Keeps of each repair as much as does not clearly take the outputs away from the baseline's.
 
-    The distance is KL(baseline || network) for each image of the walk's batches from `first` on,
-    and of those of other processes; no fit may use them. Kept is the largest share of a repair that
-    is not worse than the best share by more than the standard error of their difference: most
-    repairs change little by themselves, and are what later ones build on. While sites are pruned
-    one after another, those not yet pruned are the baseline's, so that each repair is judged by
-    what it can change.
+    The distance is the task's, of logits KL(baseline || network), for each image of the walk's
+    batches from `first` on, and of those of other processes; no fit may use them. Kept is the
+    largest share of a repair that is not worse than the best share by more than the standard error
+    of their difference: most repairs change little by themselves, and are what later ones build on.
+    While sites are pruned one after another, those not yet pruned are the baseline's, so that each
+    repair is judged by what it can change.
     """
 
-    def __init__(self, net: Supernet, baseline: Sequence[Tensor], walk: Walk, first: int) -> None:
-        """Prepare to judge repairs of `net`; `baseline` are its logits before any change."""
+    def __init__(
+        self,
+        net: Supernet,
+        baseline: Sequence[Any],
+        walk: Walk,
+        first: int,
+        task: Task = CLASSIFICATION,
+    ) -> None:
+        """Prepare to judge repairs of `net`; `baseline` are its outputs before any change."""
         self._net, self._walk, self._first = net, walk, first
-        self._baseline = [logits.double().log_softmax(1) for logits in baseline]
+        self._baseline, self._task = baseline, task
         self._errors: Tensor | None = None  # of the net as it is; None where not known
 
     def forget(self) -> None:
@@ -71,11 +79,10 @@ class Judge:
         return fitted, kept, self._errors.mean().item()
 
     def _divergences(self, place: nn.Module) -> Tensor:
-        """KL from the baseline, (N,) in float64; nothing before `place` may have changed."""
+        """Distance from the baseline, (N,) in float64; nothing before `place` may have changed."""
         parts = []
         for number, wanted in enumerate(self._baseline, self._first):
-            logits = self._walk.output(place, number).double().log_softmax(1)
-            parts += F.kl_div(logits, wanted, reduction="none", log_target=True).sum(1).tolist()
+            parts += self._task.distance(self._walk.output(place, number), wanted).tolist()
         every = [error for own in processes.gather(parts) for error in own]
         return torch.tensor(every, dtype=torch.float64)
 
@@ -93,13 +100,13 @@ def _interpolate(changes: Sequence[tuple[Tensor, Tensor, Tensor]], share: float)
         tensor.copy_(torch.lerp(old, new, share))
 
 
-def split(batches: Sequence[Tensor], share: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Split batches of images (N, C, H, W) into those to fit to and a share to judge by.
+def split(batches: Sequence[Samples], share: float) -> tuple[list[Samples], list[Samples]]:
+    """Split batches of inputs into those to fit to and a share to judge by.
 
     The last images are those of the judge; none, where that would be a single one.
     """
     wanted = round(share * sum(map(len, batches)))
-    fitted, judged = list(batches), list[Tensor]()
+    fitted, judged = list(batches), list[Samples]()
     while wanted and (judged or wanted > 1):
         last = fitted.pop()
         kept = max(len(last) - wanted, 0)

@@ -16,14 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from updp.blocks.modules import UserCodeError, call_user_code, hooks
+from updp.blocks.nested import Samples, is_plain, map_leaves, map_tensors, same, tensors_in
+from updp.blocks.nested import call as call_model
 
 _log = logging.getLogger(__name__)
 
 Inputs = tuple[Any, ...]  # the positional arguments of a module
 Observer = Callable[[int, nn.Module, Inputs], None]  # a call's number, its module, its inputs
+Shapes = tuple[torch.Size, ...]
+Runner = Callable[[nn.Module, Samples], Any]  # runs a network on a batch; the outputs that count
 
 
 class Resumable:
@@ -32,16 +35,20 @@ class Resumable:
     Units are the marks, and the largest modules that hold none; their calls are numbered.
     """
 
-    def __init__(self, net: nn.Module, marks: Collection[nn.Module]) -> None:
-        self.net = net
-        self._units = list(dict.fromkeys(_units(net, set(marks))))  # shared ones once
-        # Outputs by number of images and of call, with a maker of placeholders for each tensor.
-        self._outputs: dict[int, dict[int, Any]] = {}
+    def __init__(
+        self, net: nn.Module, marks: Collection[nn.Module], run: Runner = call_model
+    ) -> None:
+        self.net, self._run = net, run
+        self._units = list(
+            dict.fromkeys(_units(net, set(marks), _inside(marks)))
+        )  # shared ones once
+        # Makers of placeholders of the outputs, by shapes of the input and number of the call.
+        self._outputs: dict[Shapes, dict[int, Callable[[], Any]]] = {}
 
     def run(
-        self, images: Tensor, observe: Observer, entry: int = 0, inputs: Inputs | None = None
-    ) -> Tensor:
-        """Run the network on `images` (N, C, H, W).
+        self, images: Samples, observe: Observer, entry: int = 0, inputs: Inputs | None = None
+    ) -> Any:
+        """Run the network on `images` (N, C, H, W), or whatever else it takes.
 
         Args:
             images: the whole input, also where most of the network is skipped.
@@ -49,35 +56,52 @@ class Resumable:
             entry: the first call to compute; an earlier run of as many images must have reached it.
             inputs: cached inputs of that call, which gets a copy.
         """
-        outputs = self._outputs.setdefault(len(images), {})
+        shapes = tuple(tensor.shape for tensor in tensors_in(images))
+        outputs = self._outputs.setdefault(shapes, {})
         count = 0
 
         def call(unit: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             nonlocal count
             number, count = count, count + 1
             if number < entry:
-                return tree_map_only(partial, lambda make: make(), outputs[number])
+                return outputs[number]()
             if number == entry and inputs is not None:
                 args = copied(inputs)
             observe(number, unit, args)
             output = forward(*args, **kwargs)
-            outputs[number] = tree_map_only(Tensor, _placeholder, output)
+            outputs[number] = _placeholder(output)
             return output
 
         with self._replaced_forwards(call):
-            output: Tensor = self.net(images)
-        return output
+            return self._run(self.net, images)
 
-    def can_enter(self, entry: int, inputs: Inputs, images: Tensor, output: Tensor) -> bool:
-        """Whether a run from `inputs` at call `entry` gives the `output` of a run on `images`."""
+    def can_enter(
+        self,
+        entry: int,
+        inputs: Inputs,
+        images: Samples,
+        output: Any,
+        later: Mapping[int, Inputs] | None = None,
+    ) -> bool:
+        """Whether a run from `inputs` at call `entry` gives the `output` of a run on `images`.
+
+        Calls of `later`, by number, must be given the same, too: where a pruned block reads
+        nothing of what a module makes, the output tells nothing of that module's inputs.
+        """
+        differ: list[int] = []
+
+        def observe(number: int, unit: nn.Module, args: Inputs) -> None:
+            if later and number in later and not same(args, later[number]):
+                differ.append(number)
+
         try:
-            resumed = call_user_code(self.run, images, lambda *_: None, entry, inputs)
+            resumed = call_user_code(self.run, images, observe, entry, inputs)
         except UserCodeError as error:  # the code read a placeholder; the network can run whole
             _log.info("call %d of the network cannot be entered: %s", entry, error)
             return False
-        if not (same := torch.equal(resumed, output)):
+        if not (is_same := same(resumed, output) and not differ):
             _log.info("call %d of the network cannot be entered: more comes from before", entry)
-        return same
+        return is_same
 
     @contextmanager
     def _replaced_forwards(self, call: Callable[..., Any]) -> Iterator[None]:
@@ -114,16 +138,18 @@ class Walk:
         self,
         net: nn.Module,
         modules: Collection[nn.Module],
-        batches: Sequence[Tensor],
+        batches: Sequence[Samples],
         megabytes: int,
-        example: Tensor | None = None,
+        example: Samples | None = None,
+        run: Runner = call_model,
     ) -> None:
-        """Prepare to visit `modules` on `batches` of images (N, C, H, W).
+        """Prepare to visit `modules` on `batches` of images (N, C, H, W), or other inputs.
 
-        Without any batches, such an `example` tells what can be entered.
+        Without any batches, such an `example` tells what can be entered. `run` gives the outputs of
+        the network that count.
         """
         self.batches, self.room = batches, megabytes * 2**20
-        self._net = Resumable(net, modules)
+        self._net = Resumable(net, modules, run)
         self._calls: dict[nn.Module, int] = {}  # the number of each module's first call
         self._enterable: set[nn.Module] = set()
         # By batch: the last module at which it can be entered, and a later one asked for.
@@ -148,7 +174,7 @@ class Walk:
             self._cached[number] = wanted if others + bytes_of(wanted) <= self.room else cached
             yield copied(reached[1])
 
-    def output(self, module: nn.Module, number: int) -> Tensor:
+    def output(self, module: nn.Module, number: int) -> Any:
         """The network's output for batch `number`, resumed from `module` or before it.
 
         The module must be the one visited last.
@@ -158,7 +184,7 @@ class Walk:
             self.batches[number], lambda *_: None, *(entries[-1] if entries else ())
         )
 
-    def _find_entries(self, modules: set[nn.Module], images: Tensor) -> None:
+    def _find_entries(self, modules: set[nn.Module], images: Samples) -> None:
         """Try which of the modules the network can be resumed at."""
         found: dict[nn.Module, Inputs] = {}
 
@@ -167,12 +193,13 @@ class Walk:
                 self._calls[unit], found[unit] = number, copied(args)
 
         output = self._net.run(images, observe)
+        later = {self._calls[module]: inputs for module, inputs in found.items()}
         for module, inputs in found.items():
-            if self._net.can_enter(self._calls[module], inputs, images, output):
+            if self._net.can_enter(self._calls[module], inputs, images, output, later):
                 self._enterable.add(module)
 
     def _inputs_of(
-        self, module: nn.Module, images: Tensor, cached: list[tuple[nn.Module, Inputs]]
+        self, module: nn.Module, images: Samples, cached: list[tuple[nn.Module, Inputs]]
     ) -> Inputs:
         """Inputs of `module`, resuming from the cached entry point if there is one."""
 
@@ -212,23 +239,41 @@ def tapped(observers: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]
 
 def copied(values: Any) -> Any:
     """A copy in which tensors are cloned; modules may work in place on theirs."""
-    return tree_map_only(Tensor, torch.clone, values)
+    return map_tensors(torch.clone, values)
 
 
 def bytes_of(values: Any) -> int:
     """Memory of all tensors in `values`."""
-    return sum(v.numel() * v.element_size() for v in tree_leaves(values) if isinstance(v, Tensor))
+    return sum(v.numel() * v.element_size() for v in tensors_in(values))
 
 
-def _placeholder(tensor: Tensor) -> partial[Tensor]:
-    """A maker of tensors like this one: new ones, which are freed as the real one would be."""
-    value = float("nan") if tensor.is_floating_point() else 0
-    return partial(torch.full, tensor.shape, value, dtype=tensor.dtype, device=tensor.device)
+def _placeholder(output: Any) -> Callable[[], Any]:
+    """A maker of outputs like this one: new tensors, which are freed as the real ones would be."""
+
+    def like(tensor: Tensor) -> partial[Tensor]:
+        value = float("nan") if tensor.is_floating_point() else 0
+        return partial(torch.full, tensor.shape, value, dtype=tensor.dtype, device=tensor.device)
+
+    # Of a cache of keys and values, say, it is not known what is in it.
+    plain, made = is_plain(output), map_tensors(like, output)
+
+    def make() -> Any:
+        if not plain:
+            raise RuntimeError("an output holds more than tensors")
+        return map_leaves(partial, lambda maker: maker(), made)
+
+    return make
 
 
-def _units(module: nn.Module, marks: set[nn.Module]) -> Iterator[nn.Module]:
-    if module in marks or marks.isdisjoint(module.modules()):
+def _units(module: nn.Module, marks: set[nn.Module], inside: set[nn.Module]) -> Iterator[nn.Module]:
+    if module in marks or (marks.isdisjoint(module.modules()) and module not in inside):
         yield module
         return
     for child in module.children():
-        yield from _units(child, marks)
+        if child not in inside:
+            yield from _units(child, marks, inside)
+
+
+def _inside(marks: Collection[nn.Module]) -> set[nn.Module]:
+    """What lies in a mark, and runs with it; a block may list it among its children, too."""
+    return {part for mark in marks for part in mark.modules() if part is not mark} - set(marks)

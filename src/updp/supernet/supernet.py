@@ -1,8 +1,7 @@
 """The supernet: the user's model with every site switchable between `keep` and its candidates."""
 
-import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,10 +9,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Findings, Site
+from updp.blocks.copying import copy_module
 from updp.blocks.modules import evaluating, hooks
-from updp.blocks.surgery import Replacement, extract, replace_regions
+from updp.blocks.nested import Samples, call
+from updp.blocks.surgery import (
+    Replacement,
+    calling,
+    extract,
+    isolate,
+    restore,
+    rewrite,
+    surgical_state,
+)
 from updp.candidates import Candidate, Form, FormShape
-from updp.supernet.switch import KEEP, Switch
+from updp.io.files import copy_tensors
+from updp.supernet.switch import KEEP, ModalForward, Switch
 
 
 class Supernet(nn.Module):
@@ -36,20 +46,17 @@ class Supernet(nn.Module):
         self._blocks: dict[str, list[Site]] = {}
         for site in self.sites.values():
             self._blocks.setdefault(site.block, []).append(site)
-        # A module that the model holds under several names is replaced under all of them.
-        self._names = _all_names(model, self._blocks)
-        self._parents = _parents(model, self._names)
+        self._whole, self._modal = findings.whole, findings.modal
         self._originals = {name: model.get_submodule(name) for name in self._blocks}
         self._base = _tensors(model)
-        self._switched = {
-            block: self._switch(block, sites, candidates) for block, sites in self._blocks.items()
-        }
-        self.model = self._put(model, self._switched)
+        self._own = {name: surgical_state(block) for name, block in self._originals.items()}
+        for block, sites in self._blocks.items():
+            self._switch(block, sites, candidates)
+        self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, C, H, W) under the present choices."""
-        logits: Tensor = self.model(x)
-        return logits
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the user's model returns, under the present choices."""
+        return self.model(*args, **kwargs)
 
     def choose(self, choices: Mapping[str, str]) -> None:
         """Let each named site run the candidate of that label, every other one its baseline.
@@ -80,7 +87,7 @@ class Supernet(nn.Module):
         return [path for s in self.switches.values() for path in (s.keep, *s.forms)]
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor) -> None:
+    def calibrate(self, images: Samples) -> None:
         """Initialise every candidate's BatchNorms from a baseline run on `images` (N, C, H, W)."""
         self.choose({})
         calls: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
@@ -91,7 +98,8 @@ class Supernet(nn.Module):
                 return
             (first, *extras), *rest = calls.pop(name)
             if not extras:  # extras, such as a mask, belong to one call
-                first = torch.cat([first, *(call[0] for call in rest)])
+                alike = [call[0] for call in rest if call[0].shape == first.shape]
+                first = torch.cat([first, *alike])
             for label in switch.labels:
                 switch.form(label).calibrate(first, *extras)
 
@@ -100,7 +108,7 @@ class Supernet(nn.Module):
             for name, switch in self.switches.items()
         )
         with evaluating(self), hooks(handles):
-            self(images)
+            call(self, images)
 
     def weights(self) -> dict[str, Tensor]:
         """All tensors by name: the user's under `model.`, the candidates' own under `site.`.
@@ -119,7 +127,6 @@ class Supernet(nn.Module):
         """Shapes of the forms that are not factored, by `site.label`; see `Form.shape`."""
         return {name: form.shape for name, form in self._forms() if form.shape != "factored"}
 
-    @torch.no_grad()
     def load_weights(
         self, weights: Mapping[str, Tensor], shapes: Mapping[str, FormShape] | None = None
     ) -> None:
@@ -131,32 +138,24 @@ class Supernet(nn.Module):
         if shapes is not None:
             for name, form in self._forms():
                 form.set_shape(shapes.get(name, "factored"))
-        own = self.weights()
-        if own.keys() != weights.keys():
-            raise ValueError(f"weights differ in {sorted(own.keys() ^ weights.keys())[:3]}")
-        for name, tensor in own.items():
-            given = weights[name]
-            if given.shape != tensor.shape or given.dtype != tensor.dtype:
-                raise ValueError(
-                    f"{name} is {given.dtype} {tuple(given.shape)}, not {tensor.dtype} "
-                    f"{tuple(tensor.shape)}"
-                )
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
+        copy_tensors(weights, self.weights())
 
     def baseline(self) -> nn.Module:
         """Copy the user's own model with the present weights, nothing rewritten."""
-        model = self._put(self.model, self._originals)
+        switched = {name: surgical_state(block) for name, block in self._originals.items()}
         try:
-            return copy.deepcopy(model)
+            for name, state in self._own.items():
+                restore(self._originals[name], state)
+            return copy_module(self.model)
         finally:
-            self._put(model, self._switched)
+            for name, state in switched.items():
+                restore(self._originals[name], state)
 
     def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Merge the present choices into a copy of the user's own model, in evaluation mode.
 
-        Blocks in which nothing is pruned are copies of the user's own; in the others the merged
-        operators stand where the branch stood. Exact up to rounding to `dtype`.
+        All blocks stay of the user's classes; where one is pruned its forward is another, and the
+        merged operators stand where the branch stood. Exact up to rounding to `dtype`.
 
         Raises:
             ValueError: the supernet is in training mode, where BatchNorm is no affine map (the
@@ -165,13 +164,18 @@ class Supernet(nn.Module):
         if self.training:
             raise ValueError("the supernet is in training mode: call eval() before merging it")
         model = self.baseline().to(dtype).eval()
-        rewritten: dict[str, nn.Module] = {}
-        for block, sites in self._blocks.items():
+        blocks = {name: model.get_submodule(name) for name in self._blocks}
+        for name, sites in self._blocks.items():
             parts = [p for site in sites if (p := self._merged_part(site, dtype))]
             if parts:
-                own = model.get_submodule(block)
-                rewritten[block] = replace_regions(own, self._graphs[block], parts)
-        return _put(model, self._under_all_names(rewritten), _parents(model, self._names)).eval()
+                rewrite(blocks[name], self._graphs[name], parts, whole=name in self._whole)
+        return model.eval()
+
+    def merged_site(self, site: str, dtype: torch.dtype) -> nn.Module:
+        """What stands for a pruned site in the merged model, as a module of its own."""
+        part = self._merged_part(self.sites[site], dtype)
+        assert part is not None, f"{site} is not pruned"
+        return isolate(*self.block_of(site), part).eval()
 
     def block_of(self, site: str) -> tuple[nn.Module, fx.Graph]:
         """The user's own block that holds `site`, with the present weights, and its graph."""
@@ -192,12 +196,6 @@ class Supernet(nn.Module):
             for label in switch.labels:
                 yield f"{name}.{label}", switch.form(label)
 
-    def _put(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-        return _put(model, self._under_all_names(modules), self._parents)
-
-    def _under_all_names(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        return {name: module for block, module in modules.items() for name in self._names[block]}
-
     def _merged_part(self, site: Site, dtype: torch.dtype) -> Replacement | None:
         switch = self.switches[site.name]
         if switch.choice == KEEP:
@@ -208,7 +206,7 @@ class Supernet(nn.Module):
 
     def _switch(
         self, name: str, sites: list[Site], candidates: Mapping[str, Sequence[Candidate]]
-    ) -> nn.Module:
+    ) -> None:
         block, graph = self._originals[name], self._graphs[name]
         parts = []
         for i, site in enumerate(sites):
@@ -217,8 +215,12 @@ class Supernet(nn.Module):
             forms = {c.label: c.build(site, block, graph) for c in candidates[site.name]}
             switch = Switch(keep, forms)
             self.switches[site.name] = switch
-            parts.append(_switch_part(site, switch, f"switch{i}"))
-        return replace_regions(block, graph, parts)
+            parts.append(calling(region, f"switch{i}", switch))
+        rewrite(block, graph, parts, whole=True)
+        if name in self._modal:
+            switches = [self.switches[site.name] for site in sites]
+            own = self._own[name].get("forward")
+            vars(block)["forward"] = ModalForward(block, own, switches)
 
 
 def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
@@ -236,49 +238,3 @@ def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
                 seen.add(id(tensor))
                 owners[name] = (module, key)
     return owners
-
-
-def _switch_part(site: Site, switch: Switch, name: str) -> Replacement:
-    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
-        extras = [n for e in site.region.extras for n in graph.nodes if n.name == e]
-        return graph.call_module(name, (x, *extras))
-
-    return Replacement(site.region, emit, {name: switch})
-
-
-def _all_names(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[str]]:
-    """All paths under which the model holds each of the modules named `blocks`."""
-    names = {id(model.get_submodule(block)): block for block in blocks}
-    found: dict[str, list[str]] = {block: [] for block in blocks}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if id(module) in names:
-            found[names[id(module)]].append(path)
-    return found
-
-
-def _parents(model: nn.Module, names: Mapping[str, Iterable[str]]) -> dict[str, nn.Module]:
-    """The parent module of each path."""
-    paths = [path for found in names.values() for path in found]
-    return {path: model.get_submodule(path.rpartition(".")[0]) for path in paths}
-
-
-def _put(
-    model: nn.Module, modules: Mapping[str, nn.Module], parents: Mapping[str, nn.Module]
-) -> nn.Module:
-    """Set submodules by path, outer ones first; return the model, another one for the empty path.
-
-    Each takes the training mode of the one it replaces. It is set in its user-written parent,
-    which a rewritten block may still call, and in a rewritten block in that parent's place.
-    """
-    for path, module in sorted(modules.items()):
-        parent, _, name = path.rpartition(".")
-        if not path:
-            module.training, model = model.training, module
-            continue
-        module.training = getattr(parents[path], name).training
-        setattr(parents[path], name, module)
-        try:
-            setattr(model.get_submodule(parent), name, module)
-        except AttributeError:  # the path led into a branch that was rewritten or left out
-            continue
-    return model

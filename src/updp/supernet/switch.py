@@ -1,6 +1,7 @@
 """A site in the supernet: the baseline's path or one of its candidates."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -91,3 +92,27 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
         for count, value in counts:
             count.copy_(value)
+
+
+class ModalForward:
+    """The forward of a block that takes another way in training, in the supernet.
+
+    A drop path, or an exit for training alone, is no part of the graph, which is that of
+    evaluation. So in training the user's own forward runs while nothing in the block is pruned.
+    """
+
+    def __init__(
+        self, block: nn.Module, own: Callable[..., Any] | None, switches: Sequence[Switch]
+    ) -> None:
+        """Set up for a rewritten block; `own` is its forward of before, None for its class's."""
+        self._block, self._own, self._switches = block, own, switches
+        self._rewritten: Callable[..., Any] = block.forward
+        self.__signature__ = inspect.signature(block.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the user's forward, or the rewritten one."""
+        if not self._block.training or any(s.choice != KEEP for s in self._switches):
+            return self._rewritten(*args, **kwargs)
+        if self._own is None:
+            return type(self._block).forward(self._block, *args, **kwargs)
+        return self._own(*args, **kwargs)

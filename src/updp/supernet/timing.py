@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
+from updp.blocks.nested import Samples
 from updp.measure import Latency, compare_modules
 from updp.recipe import MeasureSettings
 from updp.supernet import Supernet
@@ -13,11 +14,11 @@ def time_plans(
     baseline: nn.Module,
     net: Supernet,
     plans: Sequence[Mapping[str, str]],
-    x: Tensor,
+    x: Samples,
     measure: MeasureSettings,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Latency]:
-    """Measure the latency of each merged plan on images `x` (N, C, H, W).
+    """Measure the latency of each merged plan on images `x` (N, C, H, W), or other inputs.
 
     `net` is the supernet of `baseline`, in evaluation mode. `tick` is called after each round.
 

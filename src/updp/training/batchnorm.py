@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks.modules import evaluating
+from updp.blocks.nested import Samples, call
 from updp.io import processes
 
 
@@ -32,8 +33,8 @@ def preserved(net: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def recalibrate(
     net: nn.Module,
-    batches: Sequence[Tensor],
-    run: Callable[[int, Tensor], object] | None = None,
+    batches: Sequence[Samples],
+    run: Callable[[int, Samples], object] | None = None,
 ) -> None:
     """Set the running statistics to their plain average over `batches`.
 
@@ -41,8 +42,8 @@ def recalibrate(
 
     Args:
         net: any network with BatchNorms.
-        batches: images, each (N, C, H, W).
-        run: runs the network on a batch, given its number and images; by default `net(images)`.
+        batches: images, each (N, C, H, W), or other inputs.
+        run: runs the network on a batch, given its number and inputs; by default `net(images)`.
     """
     found = norms(net)
     momenta = [norm.momentum for norm in found]
@@ -53,7 +54,7 @@ def recalibrate(
                 norm.reset_running_stats()
                 norm.momentum = None  # torch's way to ask for a plain, not a moving, average
             for number, images in enumerate(batches):
-                net(images) if run is None else run(number, images)
+                call(net, images) if run is None else run(number, images)
         finally:
             for norm, momentum in zip(found, momenta, strict=True):
                 norm.momentum = momentum

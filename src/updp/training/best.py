@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from updp.io.files import copy_tensors
+
 
 class BestWeights:
     """The weights of the lowest score among those at evenly spaced moments, start and end included.
@@ -44,10 +46,12 @@ class BestWeights:
         _copy(own, self._weights)
         return score
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], score: float, step: int) -> None:
-        """Continue from the state of an earlier process."""
-        _copy(tensors, self.tensors)
+        """Continue from the state of an earlier process.
+
+        Raises ValueError: names, shapes or types of the tensors are others.
+        """
+        copy_tensors(tensors, self.tensors)
         self.score, self.step = score, step
 
 

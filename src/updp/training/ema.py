@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from updp.io.files import copy_tensors
+
 
 class WeightAverage:
     """Moving average of `weights`: after step n, average = d * average + (1 - d) * weights.
@@ -34,8 +36,6 @@ class WeightAverage:
         for name in self._copied:
             self.tensors[name].copy_(self._weights[name])
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from `tensors` of the same names."""
-        for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
+        """Continue from `tensors`. Raises ValueError: names, shapes or types are others."""
+        copy_tensors(tensors, self.tensors)

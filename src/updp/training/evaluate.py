@@ -1,32 +1,23 @@
-"""Accuracy and logits of a model on batches."""
+"""The metric of models on batches, by their task; and logits and accuracy of classifiers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from updp.blocks.modules import evaluating
+from updp.blocks.nested import Samples
 from updp.io import processes
+from updp.tasks import CLASSIFICATION, Task
 
 
 @torch.no_grad()
-def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and labels (N,) over all batches, in evaluation mode."""
-    with evaluating(net):
-        parts = [(net(images), labels) for images, labels in batches]
-    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
-
-
-def top1(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Top-1 accuracy of `net`, in percent."""
-    return top1_of_each({"net": net}, batches)[0]["net"]
-
-
-@torch.no_grad()
-def top1_of_each(
+def evaluate(
+    task: Task,
     nets: Mapping[str, nn.Module],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Samples, Any]],
     tick: Callable[[], None] = lambda: None,
     *,
     reference: str | None = None,
@@ -37,25 +28,42 @@ def top1_of_each(
     take the place of the labels.
 
     Returns:
-        Top-1 accuracy of each network, or its agreement with `reference`, in percent, and the
-        number of images.
+        The metric of each network, and the number of samples.
     """
-    counts = torch.zeros(len(nets) + 1, dtype=torch.int64)  # of right answers, and of images
+    figures: dict[str, list[Tensor]] = {name: [] for name in nets}
+    samples = 0
     with ExitStack() as stack:
         for net in nets.values():
             stack.enter_context(evaluating(net))
         for inputs, labels in batches:
-            counts = counts.to(inputs.device)
-            found = {name: net(inputs).argmax(1) for name, net in nets.items()}
-            wanted = labels if reference is None else found[reference]
-            for number, classes in enumerate(found.values()):
-                counts[number] += (classes == wanted).sum()
-            counts[-1] += len(labels)
+            found = {name: task.run(net, inputs) for name, net in nets.items()}
+            wanted = labels if reference is None else task.predictions(found[reference])
+            for name, outputs in found.items():
+                figures[name].append(task.figures(outputs, wanted).cpu())
+            samples += len(inputs)
             tick()
-    counts = counts.cpu()
-    processes.add_up(counts)
-    *right, images = counts.tolist()
-    return {n: 100 * (count / images) for n, count in zip(nets, right, strict=True)}, images
+    if processes.count() > 1:
+        parts = {name: [each.tolist() for each in own] for name, own in figures.items()}
+        told = processes.gather((parts, samples))
+        samples = sum(own for _, own in told)
+        figures = {
+            name: [torch.tensor(f, dtype=torch.float64) for own, _ in told for f in own[name]]
+            for name in nets
+        }
+    return {name: task.value(own) for name, own in figures.items()}, samples
+
+
+@torch.no_grad()
+def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and labels (N,) over all batches, in evaluation mode."""
+    with evaluating(net):
+        parts = [(CLASSIFICATION.run(net, images), labels) for images, labels in batches]
+    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def top1(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Top-1 accuracy of a classifier, in percent."""
+    return evaluate(CLASSIFICATION, {"net": net}, batches)[0]["net"]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

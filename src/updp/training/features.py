@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.blocks.modules import hooks
-from updp.training.losses import at_least_float32
+from updp.blocks.nested import Samples, call
+from updp.tasks.losses import at_least_float32
 
 # Outputs of each module, by path, in one forward: one tensor for each of its calls.
 Features = Mapping[str, Sequence[Tensor]]
@@ -47,14 +48,14 @@ def tapped(model: nn.Module, paths: Sequence[str]) -> Iterator[Tap]:
 
 @torch.no_grad()
 def comparable(
-    student: nn.Module, teacher: nn.Module, paths: Sequence[str], images: Tensor
+    student: nn.Module, teacher: nn.Module, paths: Sequence[str], images: Samples
 ) -> list[str]:
     """Paths at which both models, put into evaluation mode, have outputs of the same shapes."""
     shapes = []
     for model in (student, teacher):
         model.eval()
         with tapped(model, paths) as tap:
-            model(images)
+            call(model, images)
         shapes.append({path: [t.shape for t in outputs] for path, outputs in tap.take().items()})
     first, second = shapes
     return [path for path in paths if path in first and first[path] == second.get(path)]

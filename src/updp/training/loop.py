@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from updp.blocks.nested import Samples
 from updp.data.feed import Feed
 from updp.io import interrupts, processes
 from updp.io.files import Figures
@@ -36,11 +37,11 @@ from updp.training.trainable import Trainable
 
 _log = logging.getLogger(__name__)
 
-# Runs forward and backward, by `MixedPrecision`, on images (N, C, H, W) and targets, labels (N,) or
-# class probabilities (N, classes) where images are mixed, given the number of the optimiser's step
-# and the number of steps; returns figures for the log, as numbers or scalars.
+# Runs forward and backward, by `MixedPrecision`, on inputs such as images (N, C, H, W), and on
+# targets: labels, or class probabilities (N, classes) where images are mixed. It is given the
+# number of the optimiser's step and the number of steps; returns figures for the log.
 _Row = dict[str, float]
-Step = Callable[[Tensor, Tensor, int, int, MixedPrecision], Mapping[str, float | Tensor]]
+Step = Callable[[Samples, Any, int, int, MixedPrecision], Mapping[str, float | Tensor]]
 
 
 def train(
@@ -107,13 +108,14 @@ def train(
         progress.begin(name, total, start)
         layout = torch.channels_last if recipe.layout == "channels_last" else torch.preserve_format
 
-        def micro_batch(batches: Iterator[tuple[Tensor, Tensor]], step: int, part: int) -> _Row:
+        def micro_batch(batches: Iterator[tuple[Samples, Any]], step: int, part: int) -> _Row:
             images, labels = next(batches)
             position = step * parts + part
             # Dropout and drop path; each process draws for images of its own.
             torch.manual_seed(mix(seed, 2, position, *([own] if (own := processes.rank()) else [])))
             images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, position))
-            images = images.to(memory_format=layout)
+            if not isinstance(images, Tensor) or images.ndim == 4:  # maps (N, C, H, W)
+                images = images.to(memory_format=layout)
             row = step_function(images, targets, step, total, precision)
             # As numbers only now: on a GPU the first one waits for the whole step.
             return {key: float(value) for key, value in row.items()}

@@ -1,16 +1,19 @@
 """Mixup and CutMix: batches whose images and labels are blends of two."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import CutMix, MixUp
 
+from updp.blocks.nested import Samples
 from updp.io.seeds import random_state
 from updp.recipe import TrainingSettings
 
 
 def mixed(
-    images: Tensor, labels: Tensor, classes: int, recipe: TrainingSettings, seed: int
-) -> tuple[Tensor, Tensor]:
+    images: Samples, labels: Any, classes: int, recipe: TrainingSettings, seed: int
+) -> tuple[Samples, Any]:
     """Blend each image of a batch with the one before it, and their labels alike.
 
     mixup: l x + (1 - l) x', with x' the image before in the batch and l ~ Beta(mixup, mixup) for

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from updp.blocks.modules import hooks
+from updp.blocks.nested import Samples, call
 from updp.io import processes
 from updp.io.progress import Progress
 from updp.io.records import Record
@@ -23,6 +24,7 @@ from updp.recipe import ReconstructSettings
 from updp.supernet import KEEP, Inputs, Supernet, Switch, bytes_of, copied
 from updp.supernet.judge import Judge
 from updp.supernet.partial import Walk
+from updp.tasks import CLASSIFICATION, Task
 from updp.training.optim import make_optimizer, make_schedule
 
 
@@ -59,8 +61,8 @@ _Save = Callable[[Sequence[ReconstructRow]], None]
 def reconstruct(
     net: Supernet,
     baseline: Supernet,
-    images: Sequence[Tensor],
-    judged: Sequence[Tensor],
+    images: Sequence[Samples],
+    judged: Sequence[Samples],
     settings: ReconstructSettings,
     *,
     seed: int,
@@ -68,22 +70,24 @@ def reconstruct(
     progress: Progress,
     done: Sequence[ReconstructRow] = (),
     save: _Save = lambda rows: None,
+    task: Task = CLASSIFICATION,
 ) -> list[ReconstructRow]:
     """Train the sites of `net` from the first pruned one on, in order, each by itself.
 
     A site is given what those before it leave, which are trained already, and its target is its
     output in the baseline: so it also makes good what they fall short of. BatchNorms keep
-    their statistics. As much of each change is kept as the logits of `judged` images say.
+    their statistics. As much of each change is kept as the outputs for `judged` images say.
 
     Args:
         net: the supernet under the plan's choices; its weights change in place.
         baseline: another supernet of the same sites, with the weights before pruning.
-        images: this process' batches to train on, each (N, C, H, W).
+        images: this process' batches to train on, each (N, C, H, W), or other inputs.
         judged: batches that nothing is trained on, the same in every process.
         seed: of the order of the batches.
         megabytes: for inputs and targets of a site; of a site with more, fewer batches are used.
         done: the rows of sites that an earlier process has trained; `net` has their weights.
         save: called with the rows so far after each site.
+        task: says which outputs count, and their distance from the baseline's.
 
     Returns:
         The figures of each site, in order.
@@ -95,18 +99,20 @@ def reconstruct(
     with torch.no_grad():
         places = _places(net, baseline, images[0][:2])
         mine = [batch for _, batch in processes.share(judged)]
-        own = Walk(net, [p.own for p in places], [*images, *mine], megabytes)
+        modules = [p.own for p in places]
+        own = Walk(net, modules, [*images, *mine], megabytes, run=task.run)
         theirs = Walk(baseline, [p.baseline for p in places], images, megabytes)
-        judge = Judge(net, [baseline(batch) for batch in mine], own, len(images))
+        wanted = [task.run(baseline, batch) for batch in mine]
+        judge = Judge(net, wanted, own, len(images), task)
     rows, steps = list(done), round(settings.epochs * len(images))
     progress.begin("subnet: sites trained alone", len(places) * steps, len(rows) * steps)
     for number, place in enumerate(places[len(rows) :], len(rows)):
         with torch.no_grad():
             inputs, targets = _gather(place, own, theirs, megabytes * 2**20 // 2)
-        task = _Task(place.own, inputs, targets, settings, steps, mix(seed, number))
+        training = _SiteTraining(place.own, inputs, targets, settings, steps, mix(seed, number))
 
         with torch.no_grad():
-            run = partial(task.run, progress.advance)
+            run = partial(training.run, progress.advance)
             (before, after), kept, divergence = judge.repaired(place.own, run)
         row = ReconstructRow(
             site=place.name, prior_error=before, error=after, kept=kept, divergence=divergence
@@ -116,7 +122,7 @@ def reconstruct(
     return rows
 
 
-def _places(net: Supernet, baseline: Supernet, images: Tensor) -> list[_SitePair]:
+def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePair]:
     """The sites from the first pruned one on that run once and have weights, in order."""
     order = dict[str, None]()
 
@@ -127,7 +133,7 @@ def _places(net: Supernet, baseline: Supernet, images: Tensor) -> list[_SitePair
         switch.register_forward_pre_hook(partial(seen, name))
         for name, switch in net.switches.items()
     ):
-        net(images)
+        call(net, images)
     pruned = [net.switches[name].choice != KEEP for name in order]
     return [
         _SitePair(name, net.switches[name], baseline.switches[name])
@@ -159,7 +165,7 @@ def _together(own: Iterator[Inputs], theirs: Iterator[Inputs]) -> Iterator[tuple
         yield x, next(theirs, ())
 
 
-class _Task:
+class _SiteTraining:
     """A site with its inputs and targets, batch by batch."""
 
     def __init__(

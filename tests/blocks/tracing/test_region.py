@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from tests.families import FAMILIES, network
 from updp.blocks.tracing.region import residual_regions, whole_region
 from updp.blocks.tracing.trace import trace_alone
 
@@ -108,14 +107,3 @@ def test_whole_region_needs_one_input_and_one_output() -> None:
     assert whole_region(graph_of(lambda self, x: (self.a(x), self.b(x)))) is None
     assert whole_region(graph_of(lambda self, x, y: self.a(x) * y)) is None
     assert whole_region(graph_of(lambda self, x, y: self.a(x))) is not None
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_regions_of_every_family_hold_nodes_in_order(family: str) -> None:
-    block = network(family).blocks[0]
-    graph = trace_alone(block)
-    order = [n.name for n in graph.nodes]
-    for region in residual_regions(graph):
-        for path in (region.branch, region.skip):
-            assert list(path) == sorted(path, key=order.index)
-        assert not {*region.branch} & {*region.skip}

@@ -5,45 +5,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.families import FAMILIES, C, Mlp, network
-from updp.blocks.tracing.calls import Arguments
+from tests.families import FAMILIES, C, Mlp, images, network
+from updp.blocks.tracing.calls import Arguments, record_calls
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
-from updp.blocks.tracing.trace import trace_alone
+from updp.blocks.tracing.region import residual_regions
+from updp.blocks.tracing.trace import trace_alone, trains_otherwise
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_children_are_leaves_and_the_graph_computes_the_block(family: str) -> None:
     model = network(family)
     block = model.blocks[0]
-    graph = trace_alone(block)
+    (call,) = record_calls(model, images(), ["blocks.0"])["blocks.0"]
+    graph = trace_alone(block, call)
     children = dict(block.named_children())
     for node in graph.nodes:
         if node.op == "call_module":
             assert str(node.target).split(".")[0] in children
-    form = FAMILIES[family].form
-    shape = {"image": (2, C, 9, 7), "tokens": (2, 63, C), "nhwc": (2, 9, 7, C)}[form]
-    x = torch.randn(shape)
-    values = run_graph(block, graph, Arguments((x.clone(),)))
-    assert torch.equal(values["output"], block(x))
+    assert torch.equal(run_graph(block, graph, call)["output"], block(call.args[0].clone()))
+    order = [n.name for n in graph.nodes]
+    for region in residual_regions(graph):
+        for path in (region.branch, region.skip):
+            assert list(path) == sorted(path, key=order.index)
+        assert not {*region.branch} & {*region.skip}
 
 
 class Either(nn.Module):
+    """Its way in training is another; a mode that is passed on is none."""
+
     def __init__(self, inner: bool) -> None:
         super().__init__()
         self.inner, self.fc = inner, Mlp(C)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 0.5, self.training)
         return self.fc(x) if self.inner or not self.training else self.fc(x) * 2
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_forward_that_depends_on_the_mode_is_refused(training: bool) -> None:
-    module = Either(inner=False).train(training)
-    with pytest.raises(NotTraceable, match="differs between training and evaluation"):
-        trace_alone(module)
-    assert module.training == module.fc.training == training
-    trace_alone(module, both_modes=False)  # evaluation
-    trace_alone(Either(inner=True))
+def test_a_forward_is_traced_as_in_evaluation(training: bool) -> None:
+    for inner in (True, False):
+        module, call = Either(inner).train(training), Arguments((torch.ones(2, C),))
+        graph = trace_alone(module, call)
+        assert [n.target for n in graph.nodes][1:] == ["training", F.dropout, "fc", "output"]
+        assert trains_otherwise(module, call, graph) == (not inner)
+        assert module.training is module.fc.training is training
 
 
 def test_children_keep_their_own_mode_and_are_not_run() -> None:

@@ -222,3 +222,21 @@ def test_files_in_a_data_folder_are_found(tmp_path: Path) -> None:
         write(tmp_path / "data" / f"{name}.parquet", [(png(4, 3, colour=label), label)])
     source = open_source(str(tmp_path), input_size=None)
     assert (len(source.train), list(source.test.targets)) == (1, [1])
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        (json.dumps({"info": {"features": {"label": {"names": [1, None]}}}}), ("1", "None")),
+        ("[" * 100_000, ("0", "1")),
+        ('{"info": [1]}', ("0", "1")),
+        ("\x00", ("0", "1")),
+    ],
+)
+def test_metadata_of_another_hand_is_read_or_left(
+    text: str, classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in ("train", "test"):
+        rows = [(png(4, 3, colour=n), n) for n in range(2)]
+        write(tmp_path / f"{name}.parquet", rows, {"huggingface": text})
+    assert open_source(str(tmp_path), input_size=None).classes == classes

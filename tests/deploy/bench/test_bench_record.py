@@ -96,5 +96,5 @@ def test_another_file_is_named_and_left(tmp_path: Path, text: str) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "bench").write_text("a file")
-    with pytest.raises(UserError, match=r"bench\.json' cannot be written"):
+    with pytest.raises(UserError, match=r"File exists; move away what is there"):
         keep(tmp_path / "bench" / "bench.json", empty(), row())

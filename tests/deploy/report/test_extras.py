@@ -56,8 +56,8 @@ def int8(merged: float) -> Int8:
     sides = [
         Int8Figures(
             file="x.onnx",
-            top1_float=90.0,
-            top1_int8=top1,
+            metric_float=90.0,
+            metric_int8=top1,
             agreement=97.0,
             bytes_float=4_000_000,
             bytes_int8=1_000_000,

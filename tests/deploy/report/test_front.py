@@ -8,7 +8,7 @@ from updp.deploy.report.figures import front_plot
 from updp.deploy.report.plot import Plot, Series
 from updp.search.outcome import ScoredPlan, SearchResult
 
-ALIKE = {"top1": 90.0, "noise": 0.1, "macs": 9e6, "parameters": 1e3, "memory": 1e6}
+ALIKE = {"metric": 90.0, "noise": 0.1, "macs": 9e6, "parameters": 1e3, "memory": 1e6}
 
 
 def point(latency: float, score: float, **more: Any) -> ScoredPlan:
@@ -32,8 +32,8 @@ def series(found: Plot) -> dict[str, Series]:
 def test_refined_plans_are_drawn_as_fitted_and_the_star_is_one_of_them() -> None:
     found = plot(
         point(7, 0.05),
-        point(8, 0.3, fitted=0.001, fitted_top1=97.5),
-        point(7.5, 0.4, fitted=0.02, fitted_top1=96.0, complete=False),
+        point(8, 0.3, fitted=0.001, fitted_metric=97.5),
+        point(7.5, 0.4, fitted=0.02, fitted_metric=96.0, complete=False),
         chosen=1,
     )
     drawn = series(found)
@@ -52,7 +52,7 @@ def test_refined_plans_are_drawn_as_fitted_and_the_star_is_one_of_them() -> None
 
 
 def test_a_star_that_was_not_refined_is_at_its_score() -> None:
-    found = plot(point(7, 0.05), point(8, 0.3, fitted=0.001, fitted_top1=97.5), chosen=0)
+    found = plot(point(7, 0.05), point(8, 0.3, fitted=0.001, fitted_metric=97.5), chosen=0)
     assert [m.y for m in series(found)["taken"].marks] == [0.05]
 
 

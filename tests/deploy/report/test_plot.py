@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from updp.deploy.report.plot import Axis, Mark, Plot, Series, linear, logarithmic, named, shortened
 from updp.deploy.report.words import amount, digits, masked, sampling_error
+from updp.tasks import CLASSIFICATION
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -83,8 +84,8 @@ def test_digits_have_no_exponent() -> None:
 
 def test_the_sampling_error_is_the_binomial_and_never_nothing() -> None:
     # 1.96 standard errors of a share of 846, by hand.
-    assert sampling_error(93.26, 846) == pytest.approx(1.689, abs=1e-3)
-    assert sampling_error(100.0, 500) == pytest.approx(0.6)
+    assert sampling_error(CLASSIFICATION.metric, 93.26, 846) == pytest.approx(1.689, abs=1e-3)
+    assert sampling_error(CLASSIFICATION.metric, 100.0, 500) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("secret", ["pa55", "pa/55", "p:a@55", "s3'cr3t", 's3"cr3t'])

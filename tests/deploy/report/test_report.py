@@ -11,6 +11,7 @@ from tests import tiny
 from tests.deploy.report.reading import Page, change
 from updp import UserError, report
 from updp.deploy.report.words import digits, sampling_error
+from updp.tasks import CLASSIFICATION
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
 
@@ -26,9 +27,9 @@ def test_the_headline_comes_first_and_agrees_with_result_json(run: Path) -> None
     found = Page(path.read_text())
     text = found.text[found.text.index("updp · run") :]
     top = text[: text.index("The network, site by site")]
-    assert f"{result['merged']['top1']:.2f} %" in top
-    assert f"baseline {result['baseline']['top1']:.2f} %" in top
-    noise = sampling_error(result["merged"]["top1"], result["test_images"])
+    assert f"{result['merged']['metric']:.2f} %" in top
+    assert f"baseline {result['baseline']['metric']:.2f} %" in top
+    noise = sampling_error(CLASSIFICATION.metric, result["merged"]["metric"], result["test_images"])
     assert f"± {digits(noise, 2)}: sampling error, {result['test_images']} test images" in top
     assert f"{result['speedup']['median']:.2f}x" in top
     assert f"Parameters {result['merged']['parameters']:,} baseline" in top
@@ -92,7 +93,7 @@ def test_markup_in_what_the_user_wrote_is_text(run: Path) -> None:
         text = (run / file).read_text()
         text = text.replace('"blocks.1"', json.dumps(EVIL)).replace('"Block"', json.dumps(EVIL))
         (run / file).write_text(text)
-    change(run / "result.json", lambda r: r["top1_by_stage"].update({EVIL: 12.0}))
+    change(run / "result.json", lambda r: r["by_stage"].update({EVIL: 12.0}))
     html = report(run).read_text()
     found = Page(html)
     assert "<img" not in html
@@ -133,11 +134,11 @@ def test_the_headline_claims_nothing_inside_the_noise(
 def test_a_change_of_top1_inside_the_sampling_error_is_called_so(run: Path) -> None:
     def set_top1(result: dict) -> None:
         result["test_images"] = 846
-        result["baseline"]["top1"], result["merged"]["top1"] = 93.26, 91.96
+        result["baseline"]["metric"], result["merged"]["metric"] = 93.26, 91.96
 
     change(run / "result.json", set_top1)
     assert "baseline 93.26 %: −1.30 points, within the sampling error" in page(run).text
-    change(run / "result.json", lambda r: r["merged"].update(top1=80.0))
+    change(run / "result.json", lambda r: r["merged"].update(metric=80.0))
     text = page(run).text
     assert "−13.26 points" in text
     assert "points, within the sampling error" not in text
@@ -145,7 +146,7 @@ def test_a_change_of_top1_inside_the_sampling_error_is_called_so(run: Path) -> N
 
 def test_the_stage_that_lost_most_is_marked(run: Path) -> None:
     stages = {"baseline": 90.0, "after search": 70.0, "after fit": 88.0, "merged": 87.0}
-    change(run / "result.json", lambda r: r.update(top1_by_stage=stages))
+    change(run / "result.json", lambda r: r.update(by_stage=stages))
     text = page(run).text
     assert text.count("−20.00 lost most") == 1
     assert text.count("lost most") == 2  # the table and the plot's legend

@@ -22,8 +22,8 @@ def runs(run: Path, other: Callable[[str], Path]) -> list[Path]:
 
     def worse(result: dict) -> None:
         result["speedup"] = {"median": 1.1, "low": 0.9, "high": 1.2}
-        result["merged"]["top1"] = 8.0
-        result["top1_by_stage"]["merged"] = 8.0
+        result["merged"]["metric"] = 8.0
+        result["by_stage"]["merged"] = 8.0
 
     change(second / "result.json", worse)
     return [run, second]
@@ -74,7 +74,7 @@ def test_markdown_holds_the_headline_the_stages_and_the_command(run: Path) -> No
     text, result = path.read_text(), json.loads((run / "result.json").read_text())
     assert text.startswith("### 10.00x faster, at ")
     assert f"{result['merged']['parameters']:,}" in text
-    for stage, value in result["top1_by_stage"].items():
+    for stage, value in result["by_stage"].items():
         assert f"| {stage} | {value:.2f} ±" in text
     assert "```sh\n" in text
     assert "<" not in text
@@ -84,7 +84,7 @@ def test_what_the_user_wrote_is_escaped_in_markdown(runs: list[Path]) -> None:
     for run in runs:
         change(run / "run.json", lambda about: about.update(model=EVIL, data=EVIL))
         change(run / "run.json", lambda about: about.update(command=["updp", "a```b\n# c"]))
-        change(run / "result.json", lambda result: result["top1_by_stage"].update({EVIL: 12.0}))
+        change(run / "result.json", lambda result: result["by_stage"].update({EVIL: 12.0}))
     for text in (
         report(runs[0], format="markdown").read_text(),
         report(*runs, out=runs[0] / "x.md").read_text(),
@@ -119,6 +119,6 @@ def test_a_folder_and_a_new_folder_can_be_named(run: Path, tmp_path: Path) -> No
     assert report(run, out=tmp_path) == tmp_path / "report.html"
     assert report(run, out=tmp_path / "new/x.MD") == tmp_path / "new/x.MD"
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="File exists; move away what is there"):
         report(run, out=tmp_path / "file/x.html")
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]

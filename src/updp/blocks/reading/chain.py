@@ -13,10 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from updp.blocks.modules import UserCodeError, call_user_code
-from updp.blocks.reading.linear import LinearStep
+from updp.blocks.reading.cursor import FLIPPED, Cursor, NotAChain
+from updp.blocks.reading.layouts import OTHER, layout_of, normalized, usual_layout
+from updp.blocks.reading.linear import CONVOLUTIONS, LinearStep
 from updp.blocks.reading.probe import channels_if_near_a_line, kind_of
-from updp.blocks.reading.steps import ActStep, Call, Chain, NormStep, ScaleStep, Step, batch_norm
+from updp.blocks.reading.steps import (
+    ActStep,
+    Call,
+    Chain,
+    Factor,
+    NormStep,
+    ScaleStep,
+    Step,
+    batch_norm,
+)
 from updp.blocks.surgery import extract
 from updp.blocks.teach import taught_operator
 from updp.blocks.tracing.calls import Arguments
@@ -25,68 +35,86 @@ from updp.blocks.tracing.region import data_nodes, groups, whole_region
 from updp.blocks.tracing.trace import trace_alone
 
 _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-_PERMUTES = {torch.permute, "permute"}
+_PERMUTES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "rearrange"}
 _SAME = {"contiguous", "clone"}
 _RESHAPES = {"reshape", "view", "unsqueeze", torch.reshape, torch.unsqueeze}
-_LAYOUTS = {(0, 2, 3, 1): ("first", "last"), (0, 3, 1, 2): ("last", "first")}  # by permutation
-
-
-class NotAChain(Exception):
-    """A path is not a chain of linear operators, norms and activations; the text is the reason."""
+_TOGETHER = 8  # groups of nodes at most that make a permutation of channels
 
 
 def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor) -> Chain:
     """Read the nodes `path`, in order, of a block's graph as a chain.
 
-    `x` is a real input of the path: (N, C, H, W), (N, H, W, C), (N, T, C) or (N, C).
+    `x` is a real input of the path: (N, C, ...) or (N, ..., C), with any number of axes.
 
     Raises:
         NotAChain: something on the path is neither linear, nor a norm, nor an activation.
     """
-    if x.ndim not in (2, 3, 4):
-        raise NotAChain(f"its tensor has {x.ndim} dimensions, not 2, 3 or 4")
+    if x.ndim < 2:
+        raise NotAChain(f"its tensor has {x.ndim} dimensions: none holds its channels")
     reader = _Reader(x)
     with torch.no_grad():
         reader.read(block, graph, path, prefix="")
-    layout_in = reader.start or "first"
+    if reader.padded:
+        raise NotAChain("it ends in zero padding that no convolution reads")
+    layout_in = reader.start or usual_layout(x.ndim)
+    known = {"": layout_in, FLIPPED: OTHER[layout_in]}
     convolves = any(isinstance(s, LinearStep) and s.spatial for s in reader.steps)
-    steps = tuple(
-        replace(s, layout=s.layout or layout_in) if isinstance(s, NormStep) else s
-        for s in reader.steps
-    )
-    return Chain(steps, "first" if convolves else layout_in, layout_in, reader.layout or layout_in)
+    layout = "first" if convolves else layout_in
+    dims = x.ndim - 2 if layout == "first" else 2
+    if dims > 3:
+        raise NotAChain(f"its tensor has {x.ndim} dimensions, and its channels are not the last")
+
+    def settled(step: Step) -> Step:
+        if isinstance(step, NormStep):
+            return replace(step, layout=known.get(step.layout, step.layout))
+        return step.on(dims) if isinstance(step, LinearStep) else step
+
+    steps = tuple(map(settled, reader.steps))
+    layout_out = known.get(reader.layout_now, reader.layout_now)
+    return Chain(steps, layout, layout_in, layout_out, dims)
 
 
-class _Reader:
-    """Collects the steps of a path; runs each on the tensor, and keeps track of its layout.
-
-    The layout of a 4-d tensor is None until a module shows which axis holds the channels. `start`
-    is the layout at the entry of the path.
-    """
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-        self.start = self.layout = "last" if x.ndim < 4 else None
-        self.flat = x.ndim == 2  # (N, C): the channels are both first and last
-        self.steps: list[Step] = []
+class _Reader(Cursor):
+    """Reads the nodes of a path as steps; runs each on the tensor."""
 
     def read(self, owner: nn.Module, graph: fx.Graph, path: Sequence[str], prefix: str) -> None:
         """Read the nodes of a path; `prefix` is the path of `owner` in the block, with its dot."""
         data = data_nodes(graph)
         previous: fx.Node | None = None
-        for group in groups(graph, path):
+        rest = groups(graph, path)
+        while rest:
+            group = rest[0]
             node = group[-1]
             name = f"{prefix}{node.target if node.op == 'call_module' else node.name}"
             inputs = {p for n in group for p in n.all_input_nodes if p in data and p not in group}
             if len(inputs) != 1 or (previous is not None and inputs != {previous}):
                 raise NotAChain(f"`{name}` takes several inputs")
             (source,) = inputs
-            if len(group) == 1:
-                self._node(name, owner, node, source, prefix)
-            else:
-                part = extract(owner, graph, source.name, node.name)
-                self._other(name, part, f"`{name}` takes several inputs")
-            previous = node
+            count, before = 1, self.state
+            try:
+                if len(group) == 1:
+                    self._node(name, owner, node, source, prefix)
+                else:
+                    part = extract(owner, graph, source.name, node.name)
+                    self._other(name, part, f"`{name}` takes several inputs")
+            except NotAChain:
+                self.state = before
+                if not (count := self._shuffle(name, owner, source, rest)):
+                    raise
+            previous, rest = rest[count - 1][-1], rest[count:]
+
+    def _shuffle(
+        self, name: str, owner: nn.Module, source: fx.Node, rest: list[list[fx.Node]]
+    ) -> int:
+        """Read the first groups together as a permutation of channels; how many, 0 for none."""
+        for count, group in enumerate(rest[:_TOGETHER], 1):
+            if any(node.op not in ("call_function", "call_method") for node in group):
+                return 0
+            part = extract(owner, source.graph, source.name, group[-1].name)
+            if self.reorder(name, part):
+                self.advance(part)
+                return count
+        return 0
 
     def _node(
         self, name: str, owner: nn.Module, node: fx.Node, source: fx.Node, prefix: str
@@ -98,55 +126,51 @@ class _Reader:
                 self._other(name, part, f"`{name}` takes more than a tensor")
                 return
             self._module(name, owner.get_submodule(str(node.target)))
-        elif node.target in _PERMUTES:
-            self._permute(name, node)
-            self._advance(call)
+        elif _permutes(node):
+            self.permute(name, call)
+            self.advance(call)
         elif node.target is F.batch_norm and isinstance(owner, nn.modules.batchnorm._BatchNorm):
             self._norm(prefix.rstrip("."), owner, owner.num_features)
-            self._advance(lambda x: batch_norm(owner, x))
+            self.advance(lambda x: batch_norm(owner, x))
         elif node.target in _MULS and (gamma := _parameter(owner, node, source)) is not None:
-            self.steps.append(ScaleStep(name, gamma))
-            self._advance(extract(owner, node.graph, source.name, node.name))
+            self.add(ScaleStep(name, gamma))
+            self.advance(extract(owner, node.graph, source.name, node.name))
         elif node.target not in _SAME:
             # A `Call` can be added to a merged block's graph; with parameters it must be a module.
             alone = all(n is source for n in node.all_input_nodes)
             function = call if alone else extract(owner, node.graph, source.name, node.name)
             self._other(name, function, f"`{name}` is neither linear on channels nor elementwise")
 
-    def _advance(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace the tensor by what `function` makes of it."""
-        try:
-            self.x = call_user_code(function, self.x.clone())
-        except UserCodeError as error:
-            raise NotAChain(f"it does not run alone: {error}") from error
-
     def _module(self, name: str, module: nn.Module) -> None:
         if (taught := taught_operator(module)) is not None or isinstance(
-            module, (nn.Conv2d, nn.Linear)
+            module, (*CONVOLUTIONS, nn.Linear)
         ):
-            maps = isinstance(module, nn.Conv2d) if taught is None else taught.weight.ndim == 4
-            self._need("first" if maps else "last", name)
+            maps = isinstance(module, CONVOLUTIONS) if taught is None else taught.weight.ndim > 2
+            self.need("first" if maps else "last", name)
             try:
-                self.steps.append(LinearStep.read(name, module, self.x))
+                step = LinearStep.read(name, module, self.x)
             except ValueError as error:
                 raise NotAChain(f"`{name}` ({type(module).__name__}) {error}") from error
+            self.steps.append(step.padded(self.take_padding(name)))
+        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+            raise NotAChain(f"`{name}` is a transposed convolution, whose output grid is finer")
         elif (channels := _norm_channels(module)) is not None:
             self._norm(name, module, channels)
         elif isinstance(module, nn.PReLU):
             if module.num_parameters > 1 and not self.flat:
-                self._need("first", name)
-            self.steps.append(ActStep(name, module))
+                self.need("first", name)
+            self.add(ActStep(name, module))
         elif any(True for _ in module.parameters()) or not self._probe(name, module):
             self._inside(name, module)
             return
-        self._advance(module)
+        self.advance(module)
 
     def _inside(self, name: str, module: nn.Module) -> None:
         """Read a module of an unknown class: as a chain of its own, else as a gate."""
         kind, count = type(module).__name__, len(self.steps)
-        x, start, layout = self.x, self.start, self.layout
+        before, layout = self.state, self.layout
         try:
-            graph = trace_alone(module, Arguments((self.x.clone(),)), both_modes=False)
+            graph = trace_alone(module, Arguments((self.x.clone(),)))
             region = whole_region(graph)
             if region is None:
                 raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")
@@ -155,7 +179,7 @@ class _Reader:
             if (
                 isinstance(only, NormStep)
                 and isinstance(only.module, fx.GraphModule)
-                and only.layout == (layout or "first")
+                and only.layout == (layout or self.start)
             ):
                 # The extracted nodes are the whole forward: let the step name the user's module.
                 self.steps[-1] = replace(only, name=name, module=module)
@@ -164,62 +188,66 @@ class _Reader:
             reason = f"`{name}` ({kind}) cannot be traced: {error}"
         except NotAChain as error:
             reason = f"`{name}` ({kind}) is not a chain: {error}"
-        self.x, self.start, self.layout = x, start, layout
-        del self.steps[count:]
+        self.state = before
         self._other(name, module, reason)
 
     def _norm(self, name: str, module: nn.Module, channels: int) -> None:
         if getattr(module, "running_mean", 0) is None:
             raise NotAChain(f"`{name}` is a BatchNorm without running statistics")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise NotAChain(f"`{name}` is a BatchNorm that trains in evaluation mode, too")
         by_channel = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
         if isinstance(module, by_channel) and not self.flat:
-            self._need("first", name)
-        self.steps.append(NormStep(name, module, self.layout or "", channels))
+            self.need("first", name)
+        first, last = self.x.shape[1], self.x.shape[-1]
+        if normalized(module) and not self.flat and first != last:
+            self.need("last" if last == channels else "first", name)
+        self.add(NormStep(name, module, self.layout_now, channels))
 
     def _probe(self, name: str, function: Callable[[Tensor], Tensor]) -> bool:
         """Add an elementwise function as an activation or a scale; False for any other."""
+        # First, and on the tensor itself: a shuffle may be the identity for few channels.
+        if self.reorder(name, function):
+            return True
         kind = kind_of(function)
-        if kind == "activation":
-            self.steps.append(ActStep(name, function))
+        learns = isinstance(function, nn.Module) and any(True for _ in function.parameters())
+        if learns and isinstance(function, nn.Module) and kind not in ("activation", "other"):
+            self.add(ScaleStep(name, Factor(function)))  # even where it is 1 as yet
+        elif kind == "activation":
+            self.add(ActStep(name, function))
         elif isinstance(kind, float):
-            self.steps.append(ScaleStep(name, torch.tensor(kind, dtype=torch.float64)))
+            self.add(ScaleStep(name, torch.tensor(kind, dtype=torch.float64)))
         return kind != "other"
 
     def _other(self, name: str, function: Callable[[Tensor], Tensor], reason: str) -> None:
         """Add an elementwise function, or one near to a line per channel, as norms and gates are.
 
-        Raises NotAChain with `reason` for any other.
+        Zero padding is kept for the next operator. Raises NotAChain with `reason` for any other.
         """
-        if not self._probe(name, function):
-            if not (channels := channels_if_near_a_line(function, self.x, self.layout or "first")):
+        known = self._probe(name, function) or self.pad(name, function)
+        if not known and not self.crop(function):
+            layout = self.layout
+            if layout is None:
+                layout = usual_layout(self.x.ndim)
+                if isinstance(function, nn.Module):
+                    layout = layout_of(function, self.x)
+            if not (channels := channels_if_near_a_line(function, self.x, layout)):
                 raise NotAChain(reason)
-            if self.layout is None and self.x.ndim == 4:
-                self._need("first", name)
-            self.steps.append(NormStep(name, function, self.layout or "", channels))
-        self._advance(function)
+            self.need(layout, name)
+            self.add(NormStep(name, function, layout, channels))
+        self.advance(function)
 
-    def _permute(self, name: str, node: fx.Node) -> None:
-        # torch takes both `permute(0, 2, 1)` and `permute((0, 2, 1))`.
-        axes = node.kwargs.get("dims", node.args[1:])
-        assert isinstance(axes, (tuple, list))
-        dims = tuple(axes[0] if len(axes) == 1 else axes)  # type: ignore[arg-type]
-        if dims not in _LAYOUTS:
-            raise NotAChain(f"`{name}` permutes dimensions as {dims}")
-        source, target = _LAYOUTS[dims]
-        self._need(source, name)
-        self.layout = target
 
-    def _need(self, layout: str, name: str) -> None:
-        """Check that the tensor has this layout, or settle that it has."""
-        if self.layout is None:
-            self.start = self.layout = layout
-        elif self.layout != layout:
-            raise NotAChain(f"`{name}` does not work along the channels")
+def _permutes(node: fx.Node) -> bool:
+    """Whether the node may be a permutation of axes, by its name."""
+    if node.target is getattr:
+        return "mT" in node.args
+    return getattr(node.target, "__name__", node.target) in _PERMUTES
 
 
 def _norm_channels(module: nn.Module) -> int | None:
     """Number of channels of a norm whose forward does nothing else; None for other modules."""
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
         plain = type(module).forward is nn.modules.batchnorm._BatchNorm.forward
         return module.num_features if plain else None
     if isinstance(module, nn.GroupNorm):

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
+from updp.algebra import Padding, Size, convolve, padding_of, sides_of
+from updp.blocks.copying import copy_module
 from updp.blocks.teach import Linear, taught_operator
 
-Pair = tuple[int, int]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FORWARDS = {kind.forward for kind in (*CONVOLUTIONS, nn.Linear)}
+_FUNCTIONS: dict[type[nn.Module], tuple[Callable[..., Tensor], ...]] = {
+    nn.Linear: (F.linear,),
+    nn.Conv1d: (F.conv1d, torch.conv1d),
+    nn.Conv2d: (F.conv2d, torch.conv2d),
+    nn.Conv3d: (F.conv3d, torch.conv3d),
+}
+_Operator = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -23,42 +33,46 @@ class LinearStep:
     """A convolution, or a linear layer on channels as a 1x1 convolution.
 
     name:      path of the module in its block
-    padding:   zero padding (left, right, top, bottom)
-    derived:   the forward computes the weight it uses (weight standardisation), or the class was
-               registered with `updp.teach_operator`; the weight is then computed at each access
+    padding:   zero padding (left, right, top, bottom), as in `torch.nn.functional.pad`
+    before:    the part of it that the block adds to the module's own
+    behind:    what the block crops from the module's output, as negative padding
+    derived:   the weight is computed at each access: by the forward (weight standardisation), by a
+               parametrization, by a hook (`torch.nn.utils.weight_norm`), or as registered with
+               `updp.teach_operator`
     """
 
     name: str
     module: nn.Module
-    stride: Pair = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: Pair = (1, 1)
+    stride: Size = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: Size = (1, 1)
     groups: int = 1
     derived: bool = False
+    before: Padding = ()
+    behind: Padding = ()
 
     @classmethod
     def read(cls, name: str, module: nn.Module, x: Tensor) -> LinearStep:
         """Read a convolution, a linear layer or a registered module as a step.
 
-        A subclass with a forward of its own is run on `x`, (N, C, H, W) or (..., C).
+        A subclass with a forward of its own is run on `x`, (N, C, ...) or (..., C).
 
         Raises:
             ValueError: it computes something else; the text is the reason.
         """
         if (t := taught_operator(module)) is not None:
             return cls(name, module, t.stride, t.padding, t.dilation, t.groups, derived=True)
-        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
         if isinstance(module, nn.Linear):
-            plain = type(module).forward is nn.Linear.forward
-            if not plain:
+            if not (plain := _is_plain(module)):
                 _watch(module, x)
-            return cls(name, module, derived=not plain)
+            return cls(name, module, derived=not plain or is_parametrized(module))
         if module.padding_mode != "zeros":
             raise ValueError(f"pads with {module.padding_mode!r}, not with zeros")
-        stride, dilation, groups = _pair(module.stride), _pair(module.dilation), module.groups
-        if type(module).forward is nn.Conv2d.forward:
-            padding = _padding(module.padding, module)
-            return cls(name, module, stride, padding, dilation, groups)
+        stride, dilation, groups = module.stride, module.dilation, module.groups
+        if _is_plain(module):
+            padding, derived = _padding(module.padding, module), is_parametrized(module)
+            return cls(name, module, stride, padding, dilation, groups, derived=derived)
         # A forward of its own, as in timm's `StdConv2d` and `Conv2dSame`: see what it really does.
         seen = _watch(module, x)
         if (seen.stride, seen.dilation, seen.groups) != (stride, dilation, groups):
@@ -66,10 +80,31 @@ class LinearStep:
         derived = not _is_own(seen.weight, module)
         return cls(name, module, stride, seen.padding, dilation, groups, derived=derived)
 
+    def padded(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
+        """The step with zeros that the block puts before it, (before, behind) of each axis."""
+        if not any(map(any, sides)):
+            return self
+        own = sides_of(self.on(len(sides)).padding)
+        both = [(a + c, b + d) for (a, b), (c, d) in zip(sides, own, strict=True)]
+        before = padding_of(sides)
+        return replace(self.on(len(sides)), padding=padding_of(both), before=before)
+
+    def cropped(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
+        """The step, of stride 1, without pixels (before, behind) of its output."""
+        behind = padding_of((-a, -b) for a, b in sides)
+        padding = tuple(a + b for a, b in zip(self.padding, behind, strict=True))
+        return replace(self, padding=padding, behind=behind)
+
+    def on(self, dims: int) -> LinearStep:
+        """The step with so many axes; a linear layer works on any number, a convolution on its."""
+        if len(self.stride) == dims:
+            return self
+        return replace(self, stride=(1,) * dims, dilation=(1,) * dims, padding=(0, 0) * dims)
+
     @property
     def weight(self) -> Tensor:
         """Kernel as (O, I / groups, kh, kw); gradients reach the module's own weight."""
-        return _as_kernel(_weight(self.module))
+        return self._as_kernel(_weight(self.module))
 
     @property
     def bias(self) -> Tensor | None:
@@ -83,7 +118,7 @@ class LinearStep:
         if not self.derived:
             return self.weight.detach().double()
         with torch.no_grad():
-            return _as_kernel(_weight(copy.deepcopy(self.module).double()))
+            return self._as_kernel(_weight(copy_module(self.module).double()))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,14 +136,14 @@ class LinearStep:
         return self.shape[1] * self.groups
 
     @property
-    def kernel(self) -> Pair:
+    def kernel(self) -> Size:
         """Kernel size (kh, kw)."""
-        return self.shape[2], self.shape[3]
+        return self.shape[2:]
 
     @property
     def spatial(self) -> bool:
         """Whether the step is more than a dense linear layer on each pixel."""
-        return self.groups > 1 or not self.kernel == self.stride == (1, 1) or any(self.padding)
+        return self.groups > 1 or {*self.kernel, *self.stride} != {1} or any(self.padding)
 
     @property
     def depthwise(self) -> bool:
@@ -119,11 +154,14 @@ class LinearStep:
         """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
         if layout == "last":
             return F.linear(x, self.weight.flatten(1), self.bias)
-        if isinstance(self.module, nn.Conv2d):
-            y: Tensor = self.module(x)
-            return y
-        x = F.pad(x, self.padding)
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        if isinstance(self.module, CONVOLUTIONS) and taught_operator(self.module) is None:
+            y: Tensor = self.module(F.pad(x, self.before) if self.before else x)
+            return F.pad(y, self.behind) if self.behind else y
+        x, dilation = F.pad(x, self.padding), self.dilation
+        return convolve(x, self.weight, self.bias, self.stride, 0, dilation, self.groups)
+
+    def _as_kernel(self, weight: Tensor) -> Tensor:
+        return weight if weight.ndim > 2 else weight[(..., *(None,) * len(self.stride))]
 
 
 class _WeightFound(Exception):
@@ -131,14 +169,15 @@ class _WeightFound(Exception):
 
 
 class _Watcher(TorchFunctionMode):
-    """Watches a forward for its one call of `conv2d` or `linear`, and for a pad before it.
+    """Watches a forward for its one convolution or `linear`, and for a pad before it.
 
     With `stop`, ends the forward at that call, with only the weight known.
     """
 
-    def __init__(self, module: nn.Conv2d | nn.Linear, x: Tensor, stop: bool) -> None:
+    def __init__(self, module: _Operator, x: Tensor, stop: bool) -> None:
         super().__init__()
         self.module, self.stop, self.x = module, stop, x
+        self.functions = next(f for kind, f in _FUNCTIONS.items() if isinstance(module, kind))
         self.weight: Tensor | None = None
         self.pads: dict[int, tuple[Tensor, list[int]]] = {}  # by id of the padded tensor
         self.seen: Linear | None = None
@@ -152,8 +191,7 @@ class _Watcher(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        linear = isinstance(self.module, nn.Linear)
-        if func in ((F.linear,) if linear else (F.conv2d, torch.conv2d)):
+        if func in self.functions:
             names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
             operands = dict(zip(names, args, strict=False)) | kwargs
             self.weight = operands["weight"]
@@ -175,25 +213,25 @@ class _Watcher(TorchFunctionMode):
         """Check the operands of the watched call, and keep them as `seen`."""
         if self.seen is not None:
             raise ValueError("convolves more than once")
-        x, before = operands["input"], [0, 0, 0, 0]
+        dims = self.module.weight.ndim - 2 or 2
+        x, before = operands["input"], [0, 0] * dims
         if id(x) in self.pads:
             x, before = self.pads[id(x)]
-        if x is not self.x or len(before) > 4:
+        if x is not self.x or len(before) > 2 * dims:
             raise ValueError("changes its input before it convolves it")
         if operands.get("bias") is not self.module.bias:
             raise ValueError("does not add its own bias")
         assert self.weight is not None
-        if isinstance(self.module, nn.Linear):
-            own = (0, 0, 0, 0)
-        else:
+        own: Padding = (0, 0) * dims
+        if not isinstance(self.module, nn.Linear):
             own = _padding(operands.get("padding", 0), self.module)
-        left, right, top, bottom = (a + b for a, b in zip([*before, 0, 0], own, strict=False))
+        before = [*before, *[0] * (2 * dims - len(before))]
         self.seen = Linear(
             self.weight,
             self.module.bias,
-            _pair(operands.get("stride", 1)),
-            (left, right, top, bottom),
-            _pair(operands.get("dilation", 1)),
+            _per_axis(operands.get("stride", 1), dims),
+            tuple(a + b for a, b in zip(before, own, strict=True)),
+            _per_axis(operands.get("dilation", 1), dims),
             operands.get("groups", 1),
         )
 
@@ -203,7 +241,15 @@ def _is_own(weight: Tensor, module: nn.Module) -> bool:
     return weight is module._parameters.get("weight")
 
 
-def _watch(module: nn.Conv2d | nn.Linear, x: Tensor) -> Linear:
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a call convolves with the module's `weight` as it stands now."""
+    # Old `weight_norm` and `spectral_norm` make the weight anew in a hook before each forward.
+    return type(module).forward in _FORWARDS and not (
+        module._forward_pre_hooks or "forward" in vars(module)
+    )
+
+
+def _watch(module: _Operator, x: Tensor) -> Linear:
     """Run a subclass on `x`, and see with what it convolves; ValueError if that is not all."""
     with torch.no_grad():
         watcher = _Watcher(module, x, stop=False)
@@ -220,12 +266,14 @@ def _weight(module: nn.Module) -> Tensor:
     """The weight that the forward uses, as the module has it, without running the operator."""
     if (taught := taught_operator(module)) is not None:
         return taught.weight
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
     own = module.weight
-    if type(module).forward in (nn.Conv2d.forward, nn.Linear.forward):
+    if _is_plain(module):
         return own
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    x = own.new_zeros(1, own.shape[1] * groups, *own.shape[2:])
+    groups = 1 if isinstance(module, nn.Linear) else module.groups
+    # What a hook left as `weight` may be of another type or device than its parameters are.
+    like = next(module.parameters())
+    x = like.new_zeros(1, own.shape[1] * groups, *own.shape[2:])
     watcher = _Watcher(module, x, stop=True)
     try:
         with watcher:
@@ -236,21 +284,17 @@ def _weight(module: nn.Module) -> Tensor:
     return watcher.weight
 
 
-def _as_kernel(weight: Tensor) -> Tensor:
-    return weight if weight.ndim == 4 else weight[:, :, None, None]
-
-
-def _padding(padding: Any, conv: nn.Conv2d) -> tuple[int, int, int, int]:
+def _padding(padding: Any, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Padding:
     """Zero padding (left, right, top, bottom) in pixels, also of 'same' and 'valid'."""
+    dims = len(conv.kernel_size)
     if padding == "valid":
-        return (0, 0, 0, 0)
+        return (0, 0) * dims
     if padding == "same":  # torch puts the odd pixel behind
-        (kh, kw), (dh, dw) = _pair(conv.kernel_size), _pair(conv.dilation)
-        th, tw = dh * (kh - 1), dw * (kw - 1)
-        return (tw // 2, tw - tw // 2, th // 2, th - th // 2)
-    ph, pw = _pair(padding)
-    return (pw, pw, ph, ph)
+        reach = (d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+        return padding_of((r // 2, r - r // 2) for r in reach)
+    return padding_of((p, p) for p in _per_axis(padding, dims))
 
 
-def _pair(value: int | tuple[int, ...]) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+def _per_axis(value: int | tuple[int, ...], dims: int) -> Size:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values

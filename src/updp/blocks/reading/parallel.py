@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.reading.chain import NotAChain, read_chain
+from updp.blocks.reading.chain import read_chain
+from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.linear import LinearStep
-from updp.blocks.reading.steps import Chain, NormStep, ScaleStep, Step, is_affine
+from updp.blocks.reading.steps import (
+    Chain,
+    NormStep,
+    ScaleStep,
+    ShuffleStep,
+    Step,
+    is_affine,
+)
 from updp.blocks.tracing.region import Region, data_nodes, is_add
 
 _SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
@@ -43,7 +51,8 @@ def read_paths(
             found = [*first, *((*path, minus) for path in second)]
         elif len(inputs) == 1 and isinstance(x := values[inputs[0].name], Tensor):
             chain = read_chain(block, graph, [node.name], x)
-            linear = all(isinstance(s, LinearStep) or is_affine(s) for s in chain.steps)
+            kinds = (LinearStep, ShuffleStep)
+            linear = all(isinstance(s, kinds) or is_affine(s) for s in chain.steps)
             if not linear or chain.layout_in != chain.layout_out:
                 raise NotAChain(f"`{node.name}` is not linear")
             layouts.update({chain.layout} if chain.steps else set())
@@ -68,4 +77,5 @@ def read_paths(
         return replace(step, layout=layout) if isinstance(step, NormStep) else step
 
     paths_of_steps = (tuple(map(laid_out, path)) for path in found)
-    return tuple(Chain(steps, layout, layout, layout) for steps in paths_of_steps)
+    dims = values[region.entry].ndim - 2 if layout == "first" else 2
+    return tuple(Chain(steps, layout, layout, layout, dims) for steps in paths_of_steps)

@@ -1,10 +1,14 @@
 """Classify functions of a tensor by running them on random inputs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from updp.algebra import padding_of
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, seeded_input
 
 _EXPLAINED = 0.5  # share of variance that a line per channel must explain
@@ -21,22 +25,120 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
     axis = 1 if layout == "first" else -1
     channels = x.shape[axis]
     own = list(function.parameters()) if isinstance(function, nn.Module) else []
-    # Whether a convolution is near to a line depends on its weights, but the sites of a model must
-    # depend on its structure alone: a finished run is opened again with other weights.
-    convolves = any(p.ndim == 4 and p.shape[2:].numel() > 1 for p in own)
-    if convolves or sum(p.numel() for p in own) > channels**2:
+    if sum(p.numel() for p in own) > channels**2:
         return 0
     x = seeded_input(x.shape, x)
     try:
-        y = call_user_code(function, x.clone())
+        with _Convolutions() as convolutions:
+            y = call_user_code(function, x.clone())
     except UserCodeError:
         return 0
     if not isinstance(y, Tensor) or y.shape != x.shape:
+        return 0
+    # Whether a convolution is near to a line depends on its weights, but the sites of a model must
+    # depend on its structure alone: a finished run is opened again with other weights. One along
+    # the channels, (N, 1, C), makes a gate.
+    if any(shape[1:] != (1, channels) for shape in convolutions.shapes):
         return 0
     rows = [t.movedim(axis, 0).flatten(1).double() for t in (x, y)]
     a, b = (t - t.mean(1, keepdim=True) for t in rows)
     explained = (a * b).sum(1).square() / (a.square().sum(1) * b.square().sum(1)).clamp_min(1e-30)
     return channels if explained.mean() > _EXPLAINED else 0
+
+
+class _Convolutions(TorchFunctionMode):
+    """Notes the shape of what is convolved by more than one tap."""
+
+    NAMES = frozenset(f"conv{'_transpose' * t}{d}d" for t in (0, 1) for d in (1, 2, 3))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self.NAMES:
+            operands = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+            if operands["weight"].shape[2:].numel() > 1:
+                self.shapes.append(tuple(operands["input"].shape))
+        return func(*args, **kwargs)
+
+
+def permutation_of(function: Callable[[Tensor], Tensor], ndim: int) -> tuple[int, ...] | None:
+    """The axes of its input, in the order in which the function gives them; None for another."""
+    sizes = range(2, 2 + ndim)  # all different, so that the shape tells
+    try:
+        y = call_user_code(function, torch.empty(*sizes, device="meta"))
+    except UserCodeError:
+        return None
+    if not isinstance(y, Tensor) or sorted(y.shape) != list(sizes):
+        return None
+    return tuple(size - 2 for size in y.shape)
+
+
+@torch.no_grad()
+def channel_order_of(function: Callable[[Tensor], Tensor], x: Tensor, layout: str) -> Tensor | None:
+    """Another order (C,) in which the function gives the channels of `x`; None if it does more."""
+    axis = 1 if layout == "first" else x.ndim - 1
+    count = x.shape[axis]
+    numbers = torch.arange(count, dtype=torch.float64, device=x.device)
+    shape = [count if i == axis else 1 for i in range(x.ndim)]
+    values = seeded_input(x.shape, numbers)
+    try:
+        numbered = call_user_code(function, numbers.view(shape).expand(x.shape).clone())
+        if not isinstance(numbered, Tensor) or numbered.shape != x.shape:
+            return None
+        order = numbered.movedim(axis, 0).flatten(1)[:, 0].long()
+        places = torch.arange(count, device=x.device)
+        if torch.equal(order, places) or not torch.equal(order.sort().values, places):
+            return None
+        y = call_user_code(function, values.clone())
+    except UserCodeError:
+        return None
+    return order if torch.equal(y, values.index_select(axis, order)) else None
+
+
+@torch.no_grad()
+def zero_padding_of(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[tuple[int, int], ...] | None:
+    """Zeros (before, behind) that the function puts around its input on each axis; else None."""
+    try:
+        filled = call_user_code(function, torch.ones_like(x))
+        if not isinstance(filled, Tensor) or filled.ndim != x.ndim or filled.shape == x.shape:
+            return None
+        sides = []
+        for axis, size in enumerate(x.shape):
+            places = filled.movedim(axis, 0).flatten(1).any(1).nonzero().flatten()
+            before = int(places[0]) if len(places) else 0
+            sides.append((before, filled.shape[axis] - size - before))
+        x = seeded_input(x.shape, x)
+        y = call_user_code(function, x.clone())
+    except UserCodeError:
+        return None
+    cropped = any(side < 0 for pair in sides for side in pair)
+    return None if cropped or not torch.equal(y, F.pad(x, padding_of(sides))) else tuple(sides)
+
+
+@torch.no_grad()
+def crop_of(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int, int], ...] | None:
+    """Pixels (before, behind) of each axis that the function cuts off, and no more; else None."""
+    numbers = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
+    try:
+        y = call_user_code(function, numbers.clone())
+    except UserCodeError:
+        return None
+    if not isinstance(y, Tensor) or y.ndim != x.ndim or not 0 < y.numel() < x.numel():
+        return None
+    starts = torch.unravel_index(y.flatten()[0].long(), x.shape)
+    sides = tuple(
+        (int(a), size - left - int(a))
+        for a, size, left in zip(starts, x.shape, y.shape, strict=True)
+    )
+    whole = F.pad(numbers, padding_of((-a, -b) for a, b in sides))
+    return sides if whole.shape == y.shape and torch.equal(whole, y) else None
 
 
 @torch.no_grad()

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from updp.blocks.reading.chain import NotAChain, read_chain
+from updp.blocks.reading.chain import read_chain
+from updp.blocks.reading.cursor import NotAChain
+from updp.blocks.reading.linear import LinearStep
 from updp.blocks.reading.steps import Chain, NormStep
 from updp.blocks.tracing.region import Region, data_nodes, runs
 
@@ -26,6 +28,12 @@ class _Part:
     def mixing(self) -> int:
         """Number of operators that mix channels: all but depthwise convolutions."""
         return sum(not step.depthwise for step in self.chain.linears)
+
+    @property
+    def shows_layout(self) -> bool:
+        """Whether it works in one layout only; an activation takes any."""
+        permutes = self.chain.layout_in != self.chain.layout_out
+        return permutes or any(isinstance(s, (LinearStep, NormStep)) for s in self.chain.steps)
 
 
 def plain_regions(
@@ -48,11 +56,11 @@ def plain_regions(
         parts: list[_Part] = []
         for node in [*run, None]:
             part = None if node is None or taken(node) else _read(module, graph, node, values)
-            if part is not None:
+            if part is not None and _fits(parts, part):
                 parts.append(part)
                 continue
             found += [_region(piece) for piece in _pieces(parts, graph)]
-            parts = []
+            parts = [] if part is None else [part]
     return found
 
 
@@ -71,9 +79,15 @@ def _read(
         return None
 
 
+def _fits(parts: list[_Part], part: _Part) -> bool:
+    """Whether a part reads the layout that those before it give."""
+    shown = [p for p in parts if p.shows_layout]
+    return not (shown and part.shows_layout) or shown[-1].chain.layout_out == part.chain.layout_in
+
+
 def _is_vector(x: Tensor) -> bool:
-    """Whether a 4-d tensor is a map of one pixel, channels first or last."""
-    return x.ndim == 4 and 1 in (x.shape[2] * x.shape[3], x.shape[1] * x.shape[2])
+    """Whether a tensor is a map of one pixel, channels first or (from 4 axes on) last."""
+    return x.shape[2:].numel() == 1 or (x.ndim > 3 and x.shape[1:-1].numel() == 1)
 
 
 def _pieces(parts: list[_Part], graph: fx.Graph) -> list[list[_Part]]:

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.reading.chain import NotAChain, read_chain
+from updp.blocks.reading.chain import read_chain
+from updp.blocks.reading.cursor import NotAChain
+from updp.blocks.reading.layouts import layout_of
 from updp.blocks.reading.parallel import read_paths
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
+from updp.blocks.surgery import extract
 from updp.blocks.tracing.region import Region
 
 _TOLERANCE = 1e-4  # relative, float32: between a chain and the block it was read from
@@ -32,6 +35,7 @@ class Site:
     layout:     of the tensor at the exit: first | last
     extras:     values of `region.extras` in the example
     calls:      number of calls of the block in one forward of the model
+    work:       how many calls like the first they amount to, by the number of pixels
     why:        why `branch` is None
     paths:      parallel chains whose sum is the region, if it is linear already
     """
@@ -48,6 +52,7 @@ class Site:
     layout: str
     extras: tuple[Any, ...] = ()
     calls: int = 1
+    work: float = 1.0
     why: str = ""
     paths: tuple[Chain, ...] = ()
 
@@ -61,6 +66,11 @@ class Site:
     def channels(self) -> int:
         """Number of channels at the exit."""
         return self.shape_out[1 if self.layout == "first" else -1]
+
+    @property
+    def dims(self) -> int:
+        """Axes of an operator on maps at the exit, as `fit.as_maps` makes them."""
+        return len(self.shape_out) - 2 if self.layout == "first" else 2
 
 
 def read_site(
@@ -85,9 +95,11 @@ def read_site(
     entry, last = values[region.entry], values[region.branch[-1]]
     if not isinstance(entry, Tensor) or not isinstance(last, Tensor):
         raise NotAChain("its input or output is no tensor")
+    if entry.is_nested or last.is_nested:
+        raise NotAChain("its tensor is nested: it has images of several sizes")
     for others in calls[1:]:
-        if others[region.entry].shape != entry.shape:
-            raise NotAChain("the model calls it with tensors of several shapes")
+        if others[region.entry].ndim != entry.ndim:
+            raise NotAChain("the model calls it with maps and with tokens")
     region, post = _with_post(block, graph, region, values)
     branch: Chain | None = None
     skip, paths, why = None, tuple[Chain, ...](), ""
@@ -120,9 +132,10 @@ def read_site(
         post,
         tuple(entry.shape),
         tuple(out.shape),
-        branch.layout_out if branch else _guess_layout(block, graph, region, entry),
+        branch.layout_out if branch else _layout(block, graph, region, values),
         tuple(values[extra] for extra in region.extras),
         len(calls),
+        sum(others[region.entry].numel() for others in calls) / max(entry.numel(), 1),
         why,
         paths,
     )
@@ -136,26 +149,10 @@ def _check_mergeable(branch: Chain) -> None:
         raise NotAChain(f"it calls `{repeated[0]}` more than once")
 
 
-def _guess_layout(block: nn.Module, graph: fx.Graph, region: Region, x: Tensor) -> str:
-    """Layout of a branch that is not a chain, from its first module that tells."""
-    if x.ndim != 4:
-        return "last"
-    for node in graph.nodes:
-        if node.name not in region.branch or node.op != "call_module":
-            continue
-        for module in block.get_submodule(str(node.target)).modules():
-            shape = getattr(module, "normalized_shape", None)
-            if isinstance(module, nn.Linear):
-                return "last"
-            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)):
-                return "first"
-            if shape is not None and x.shape[1] != x.shape[3] == shape[0]:
-                return "last"
-            if shape is not None and type(module).forward is nn.LayerNorm.forward:
-                return "last"
-            if shape is not None:
-                return "first"
-    return "first"
+def _layout(block: nn.Module, graph: fx.Graph, region: Region, values: Mapping[str, Any]) -> str:
+    """Layout of a branch that is not a chain, from what its modules are given."""
+    part = extract(block, graph, region.entry, region.branch[-1], region.extras)
+    return layout_of(part, *(values[name] for name in (region.entry, *region.extras)))
 
 
 def _read_skip(
@@ -165,7 +162,7 @@ def _read_skip(
     try:
         skip = read_chain(block, graph, region.skip, values[region.entry])
         if not skip.steps:  # no step of an identity shows its layouts
-            return Chain((), branch.layout, branch.layout_in, branch.layout_in)
+            return Chain((), branch.layout, branch.layout_in, branch.layout_in, branch.dims)
         if any(isinstance(s, ActStep) for s in skip.steps) or skip.layout != branch.layout:
             return None
         _check(skip, values[region.entry], values[region.skip[-1]])
@@ -222,10 +219,14 @@ def _with_post(
         if node.op == "output":
             break
         try:
-            steps = read_chain(block, graph, [node.name], x).steps
+            chain = read_chain(block, graph, [node.name], x)
         except NotAChain:
             break
+        steps = chain.steps
+        # A permutation has no steps, but what is behind it is in another layout.
         if len(steps) > 1 or not all(isinstance(s, ActStep) for s in steps):
+            break
+        if chain.layout_in != chain.layout_out:
             break
         region = replace(region, exit=node.name, tail=(*region.tail, node.name))
         if steps:

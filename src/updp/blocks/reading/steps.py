@@ -1,7 +1,7 @@
 """Steps of a chain: linear operators, norms, activations and scales.
 
 A step refers to a module, parameter or function of the user's block. Steps run in the *canonical*
-layout of their chain: channels first, (N, C, H, W), if the chain has a convolution, else last,
+layout of their chain: channels first, (N, C, ...), if the chain has a convolution, else last,
 (..., C).
 """
 
@@ -11,22 +11,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from updp.blocks.copying import copy_module
 from updp.blocks.reading.linear import LinearStep
 
 
 def to_layout(x: Tensor, source: str, target: str) -> Tensor:
-    """Move the channels of a 4-d tensor between `first` (N, C, H, W) and `last` (N, H, W, C).
+    """Move the channels of a tensor between `first` (N, C, H, W) and `last` (N, H, W, C).
 
-    Tokens (N, T, C) and vectors (N, C) have one layout only, and are returned as they are.
+    Vectors (N, C) have one layout only, and are returned as they are.
     """
-    if source == target or x.ndim != 4:
-        return x
-    return x.permute(0, 2, 3, 1) if target == "last" else x.permute(0, 3, 1, 2)
+    return x if source == target or x.ndim < 3 else x.permute(order_of(target, x.ndim))
+
+
+def order_of(layout: str, ndim: int) -> tuple[int, ...]:
+    """The permutation of axes that brings a tensor of the other layout into this one."""
+    inner = range(1, ndim - 1)
+    return (0, ndim - 1, *inner) if layout == "first" else (0, *(i + 1 for i in inner), 1)
+
+
+def per_channel(values: Tensor, layout: str, ndim: int) -> Tensor:
+    """Reshape values per channel (C,) so that they broadcast onto tensors of so many axes."""
+    return values if layout == "last" else values.reshape(-1, *[1] * (ndim - 2))
 
 
 @dataclass(frozen=True)
@@ -93,32 +104,81 @@ class ActStep:
         return self.function(x.clone())  # many activations work in place
 
 
+class Factor(nn.Module):
+    """The constant by which a function scales any tensor, computed from its parameters."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self) -> Tensor:
+        """The factor (1,)."""
+        ones = next(self.function.parameters()).new_ones(2, 2, 2, 2)
+        factor: Tensor = self.function(ones)
+        return factor.flatten()[:1]
+
+
 @dataclass(frozen=True)
 class ScaleStep:
-    """A factor per channel (layer scale; any shape of C elements), or one constant for all."""
+    """A factor per channel (layer scale; any shape of C elements), or one constant for all.
+
+    `source` is the factor, or a module without inputs that computes it from parameters.
+    """
 
     name: str
-    parameter: Tensor
+    source: Tensor | nn.Module
+
+    @property
+    def parameter(self) -> Tensor:
+        """The factor; gradients reach the parameters that it is computed from."""
+        factor: Tensor = self.source() if isinstance(self.source, nn.Module) else self.source
+        return factor
+
+    @property
+    def exact(self) -> Tensor:
+        """The factor without gradient, in float64 where it is computed."""
+        if not isinstance(self.source, nn.Module):
+            return self.source.detach()
+        with torch.no_grad():
+            factor: Tensor = copy_module(self.source).double()()
+        return factor
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
         gamma = self.parameter.flatten()
         if len(gamma) == 1:
             return x * gamma[0]
-        return x * (gamma if layout == "last" else gamma[:, None, None])
+        return x * per_channel(gamma, layout, x.ndim)
 
 
-Step = LinearStep | NormStep | ActStep | ScaleStep
+@dataclass(frozen=True)
+class ShuffleStep:
+    """A permutation of channels, as ShuffleNet's: channel c becomes `order[c]`, indices (C,)."""
+
+    name: str
+    order: Tensor
+
+    def keep(self, x: Tensor, layout: str) -> Tensor:
+        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
+        return x.index_select(1 if layout == "first" else -1, self.order.to(x.device))
+
+
+Step = LinearStep | NormStep | ActStep | ScaleStep | ShuffleStep
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A path through a block as a sequence of steps; without steps it is the identity."""
+    """A path through a block as a sequence of steps; without steps it is the identity.
+
+    layout:  canonical layout: first | last; those of the tensors that enter and leave the path
+    dims:    axes of its operators' kernels; 2 in layout `last`, where all are linear layers
+    """
 
     steps: tuple[Step, ...]
-    layout: str  # canonical layout: first | last
-    layout_in: str  # layout of the tensor that enters the path
+    layout: str
+    layout_in: str
     layout_out: str
+    dims: int = 2
 
     @property
     def linears(self) -> tuple[LinearStep, ...]:

@@ -10,6 +10,8 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import hooks
+from updp.blocks.nested import Samples, call
+from updp.blocks.values import tensors_of
 
 
 @dataclass(frozen=True)
@@ -19,17 +21,30 @@ class Arguments:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of all tensors in it, in order."""
+        return tuple(tuple(t.shape) for t in tensors_of((self.args, self.kwargs)))
+
+
+def signature_of(forward: Callable[..., Any]) -> inspect.Signature:
+    """The signature of the method `forward` without its module."""
+    signature = inspect.signature(inspect.unwrap(forward))
+    own, *others = signature.parameters.values()
+    if own.kind is own.VAR_POSITIONAL:  # a decorator's `*args`, of which the module is one
+        return signature
+    return signature.replace(parameters=others)
+
 
 def arguments(forward: Callable[..., Any], call: Arguments) -> dict[str, Any]:
     """Bind a call to the parameters of the method `forward`; values by name, with defaults."""
-    signature = inspect.signature(inspect.unwrap(forward))
-    bound = signature.bind(None, *call.args, **call.kwargs)
+    bound = signature_of(forward).bind(*call.args, **call.kwargs)
     bound.apply_defaults()
-    return dict(list(bound.arguments.items())[1:])
+    return dict(bound.arguments)
 
 
 def record_calls(
-    model: nn.Module, example: Tensor, names: Sequence[str]
+    model: nn.Module, example: Samples, names: Sequence[str]
 ) -> dict[str, list[Arguments]]:
     """Arguments of each call of the modules `names`, in one forward of `model` on `example`."""
     calls: dict[str, list[Arguments]] = {name: [] for name in names}
@@ -42,7 +57,7 @@ def record_calls(
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     with torch.no_grad(), hooks(map(record, names)):
-        model(example)
+        call(model, example)
     return calls
 
 

@@ -27,18 +27,16 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
             values[n.name] = copied(result)  # in-place operations may change the result later
             return result
 
+        def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+            return fx.node.map_aggregate(by_name[str(target).lstrip("*")], copied)
+
     try:
         by_name = arguments(forward_of(module), call)
     except TypeError as error:
         raise NotTraceable(f"its call is not understood: {first_line(error)}") from error
-    ordered = [
-        fx.node.map_aggregate(by_name[str(n.target)], copied)
-        for n in graph.nodes
-        if n.op == "placeholder" and not str(n.target).startswith("*")
-    ]
     try:
         with torch.no_grad():
-            Recorder(fx.GraphModule(module, graph), garbage_collect_values=False).run(*ordered)
+            Recorder(fx.GraphModule(module, graph), garbage_collect_values=False).run()
     except Exception as error:  # user code may raise any
         raise NotTraceable(f"its graph does not run: {first_line(error)}") from error
     return values

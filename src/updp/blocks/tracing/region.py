@@ -3,9 +3,10 @@
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 
@@ -64,6 +65,13 @@ def residual_regions(
     the one with more is the branch. An add whose paths do not fork from one tensor, as that of a
     position embedding, is not a residual add.
     """
+    return [region for region, why in residual_adds(graph, operators) if not why]
+
+
+def residual_adds(
+    graph: fx.Graph, operators: Callable[[str], int] = lambda target: 1
+) -> list[tuple[Region, str]]:
+    """All adds of two paths from one tensor, each with why it ends no region; see there."""
     ancestors = data_nodes(graph)
     at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
     found = []
@@ -87,22 +95,24 @@ def residual_regions(
             sorted((n for n in ancestors[end] if fork in ancestors[n] and n is not fork), key=at)
             for end in (left, right)
         ]
-        if set(paths[0]) & set(paths[1]) or _leaks({*paths[0], *paths[1]}, add):
-            continue
         paths.sort(key=weight)
         skip, branch = paths
-        if _outer(skip, fork, ancestors):
-            continue
-        found.append(
-            Region(
-                fork.name,
-                tuple(n.name for n in branch),
-                tuple(n.name for n in skip),
-                add.name,
-                add.name,
-                tuple(n.name for n in sorted(_outer(branch, fork, ancestors), key=at)),
-            )
+        why = ""
+        if set(paths[0]) & set(paths[1]):
+            why = "its two paths meet before they are added"
+        elif leaving := _leaving([*skip, *branch], add):
+            why = f"what `{leaving}` makes is read outside of it, too"
+        elif _outer(skip, fork, ancestors):
+            why = "its skip reads another value"
+        region = Region(
+            fork.name,
+            tuple(n.name for n in branch),
+            tuple(n.name for n in skip),
+            add.name,
+            add.name,
+            tuple(n.name for n in sorted(_outer(branch, fork, ancestors), key=at)),
         )
+        found.append((region, why))
     return found
 
 
@@ -161,9 +171,12 @@ def runs(graph: fx.Graph) -> list[list[fx.Node]]:
     return found
 
 
-def _leaks(inside: set[fx.Node], add: fx.Node) -> bool:
-    """Whether a value of the region is used outside of it, other than by its add."""
-    return any(user not in inside and user is not add for n in inside for user in n.users)
+def _leaving(inside: Sequence[fx.Node], add: fx.Node) -> str:
+    """A value of the region that is used outside of it, other than by its add; empty if none is."""
+    for node in inside:
+        if any(user not in inside and user is not add for user in node.users):
+            return node.name
+    return ""
 
 
 def _outer(
@@ -176,3 +189,16 @@ def _outer(
         for p in node.all_input_nodes
         if p in ancestors and p not in path and p is not fork
     }
+
+
+def joins_maps(region: Region, values: Sequence[Mapping[str, Any]] | str) -> bool:
+    """Whether a region goes from numbers to numbers; sizes and indices are added, too."""
+    if isinstance(values, str):
+        return True
+    ends = (values[0][name] for name in (region.entry, *region.branch[-1:]))
+    return all(isinstance(x, Tensor) and x.is_floating_point() for x in ends)
+
+
+def place_of(graph: fx.Graph, region: Region) -> int:
+    """Position in the graph at which a region ends, to order the sites of a block."""
+    return next(i for i, node in enumerate(graph.nodes) if node.name == region.exit)

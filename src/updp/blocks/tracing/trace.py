@@ -1,109 +1,119 @@
 """Trace one module into an fx graph, with its children as leaves."""
 
+import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from updp.blocks.tracing.calls import Arguments
-from updp.blocks.tracing.interpret import NotTraceable, first_line, run_graph
-from updp.blocks.tracing.region import data_nodes, is_add
+from updp.blocks.tracing.foreign import Foreign, foreign_function
+from updp.blocks.tracing.inlining import to_inline
+from updp.blocks.tracing.interpret import NotTraceable, first_line
+from updp.blocks.tracing.overwrites import Notes, follow_overwrites, share_memory
 from updp.blocks.tracing.tracer import Tracer
 
-_PURE = {getattr, operator.getitem, torch._assert, "size", "dim"}
+_MOST_FOREIGN = 16  # functions that one forward may call which take no proxies
+_TABLES = frozenset(vars(nn.Module()))  # torch's own attributes of a module
 
 
 def trace_alone(
-    module: nn.Module, call: Arguments | None = None, *, both_modes: bool = True
+    module: nn.Module, call: Arguments | None = None, *, training: bool = False
 ) -> fx.Graph:
-    """Trace `module.forward` in evaluation mode; `call_module` targets are its children.
+    """Trace `module.forward`; `call_module` targets are its children.
 
-    A child that adds two of its arguments is traced through, so that the residual add belongs to
-    `module`.
+    It is traced as in evaluation: where it passes its mode on, as in
+    `F.dropout(x, p, self.training)`, the graph does so too. Children that hide what a branch reads
+    are traced through; see `to_inline`.
 
     Args:
         call: arguments of a real call. Their values decide conditions and loops on sizes; where
             tracing fails otherwise, arguments that are None are taken to be constants.
-        both_modes: refuse a forward whose graph differs between training and evaluation.
+        training: trace as in training instead.
 
     Raises:
-        NotTraceable: control flow on tensor values, a difference between the modes, or effects
-            that a graph does not keep.
+        NotTraceable: control flow on tensor values, or effects that a graph does not keep.
     """
-    graph = _trace(module, call, both_modes)
-    if call is not None and (inlined := _adding_children(module, graph, call)):
+
+    def trace(part: nn.Module, given: Arguments) -> tuple[fx.Graph, Mapping[fx.Node, Any]]:
+        return _trace(part, given, training, {})
+
+    graph, values = _trace(module, call, training, {})
+    inlined: dict[str, bool] = {}
+    while call is not None and (more := to_inline(module, (graph, values), trace)):
+        inlined |= more
         try:
-            return _trace(module, call, both_modes, inlined)
+            graph, values = _trace(module, call, training, inlined)
         except NotTraceable:
-            return graph
+            break
     return graph
 
 
+def trains_otherwise(module: nn.Module, call: Arguments, graph: fx.Graph) -> bool:
+    """Whether the forward that was traced as `graph` takes another way in training."""
+    try:
+        return str(trace_alone(module, call, training=True)) != str(graph)
+    except NotTraceable:
+        return True
+
+
 def _trace(
-    module: nn.Module,
-    call: Arguments | None,
-    both_modes: bool,
-    inlined: frozenset[str] = frozenset(),
-) -> fx.Graph:
-    try:
-        return _trace_once(module, partial(Tracer, call, inlined, fixed=False), both_modes)
-    except NotTraceable:
-        if call is None:
-            raise
-        return _trace_once(module, partial(Tracer, call, inlined, fixed=True), both_modes)
-
-
-def _trace_once(module: nn.Module, make_tracer: Callable[[], Tracer], both_modes: bool) -> fx.Graph:
-    graphs = []
-    try:
-        # Set the module's own flag only: its children are leaves and keep their modes.
-        for mode in (True, False) if both_modes else (False,):
-            with restored(module), torch.no_grad():
-                module.training = mode
-                graphs.append(make_tracer().trace(module))
-    except Exception as error:  # fx raises many kinds, and user code may raise any
-        raise NotTraceable(first_line(error)) from error
-    if str(graphs[0]) != str(graphs[-1]):
-        raise NotTraceable("its forward differs between training and evaluation")
-    _refuse_losses(graphs[-1])
-    return graphs[-1]
-
-
-def _adding_children(module: nn.Module, graph: fx.Graph, call: Arguments) -> frozenset[str]:
-    """Paths of children whose own graph adds values of two different arguments."""
-    try:
-        values = run_graph(module, graph, call)
-    except NotTraceable:
-        return frozenset()
-    found = set()
-    for node in graph.nodes:
-        if node.op != "call_module" or len(node.all_input_nodes) < 2:
-            continue
-        child = module.get_submodule(str(node.target))
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+    module: nn.Module, call: Arguments | None, training: bool, inlined: Mapping[str, bool]
+) -> tuple[fx.Graph, Mapping[fx.Node, Any]]:
+    """Trace, with None as a constant at the second try, then with buffers read in the graph."""
+    make_tracer = partial(Tracer, call, inlined, training=training)
+    errors: list[NotTraceable] = []
+    for buffers, fixed in product((False, True), (False, True)) if call else [(False, False)]:
         try:
-            inner = _trace(child, Arguments(args, kwargs), both_modes=True)
+            return _trace_through(module, partial(make_tracer, fixed=fixed, buffers=buffers))
+        except NotTraceable as error:
+            errors.append(error)
+    raise errors[len(errors) > 1]
+
+
+def _trace_through(
+    module: nn.Module, make_tracer: Callable[..., Tracer]
+) -> tuple[fx.Graph, Mapping[fx.Node, Any]]:
+    """Trace, and again with each function that takes no proxies as one node."""
+    foreign: list[Foreign] = []
+    first: NotTraceable | None = None
+    while True:
+        tracer = make_tracer(foreign=foreign)
+        try:
+            # A forward may call any method of its children, which may keep what it is given.
+            with restored(module), contents_restored(*module.children()), torch.no_grad():
+                graph = tracer.trace(module)
+            follow_overwrites(graph, tracer.notes)
+            _settle(graph, tracer.notes)
+            return graph, tracer.notes.values
         except NotTraceable:
-            continue
-        ancestors = data_nodes(inner)
-        for add in filter(is_add, inner.nodes):
-            sides = [ancestors[n] for n in add.all_input_nodes if n in ancestors]
-            # Disjoint ancestors: the two sides do not meet within the child.
-            if len(sides) == 2 and not sides[0] & sides[1]:
-                found.add(str(node.target))
-    return frozenset(found)
+            raise
+        except Exception as error:  # fx raises many kinds, and user code may raise any
+            first = first or NotTraceable(first_line(error))
+            found = foreign_function(error)
+            known = found is None or found.function in [f.function for f in foreign]
+            if found is None or known or len(foreign) == _MOST_FOREIGN:
+                raise first from error
+            foreign.append(found)
 
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Context that undoes what a forward does to its own module: attributes, mode, buffers."""
+    """Context that undoes what a forward does to its own module: attributes, mode, buffers.
+
+    Lists, dictionaries and sets that it keeps get their contents back.
+    """
     before = dict(vars(module))
     buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
     try:
-        yield
+        with contents_restored(module):
+            yield
     finally:
         vars(module).clear()
         vars(module).update(before)
@@ -111,29 +121,82 @@ def restored(module: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer.copy_(value)
 
 
-def _refuse_losses(graph: fx.Graph) -> None:
-    """Erase unused pure nodes; refuse constant tensors and unused results with side effects.
+@contextmanager
+def contents_restored(*modules: nn.Module) -> Iterator[None]:
+    """Context that gives lists, dictionaries and sets that modules keep their contents back."""
+    contents = [
+        pair
+        for module in modules
+        for key, value in vars(module).items()
+        if key not in _TABLES
+        for pair in _containers((value,))
+    ]
+    try:
+        yield
+    finally:
+        for container, content in contents:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
 
-    An unused `x.relu_()` changes `x`, which a graph without the node would lose.
+
+def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
+    """Plain containers in the values of one, with copies of their contents."""
+    for part in [*value.values()] if isinstance(value, dict) else [*value]:
+        if type(part) in (dict, OrderedDict, defaultdict, list, set):
+            yield part, copy.copy(part)
+            if depth:
+                yield from _containers(part, depth - 1)
+
+
+def _settle(graph: fx.Graph, notes: Notes) -> None:
+    """Make constants of what is None or empty; erase what is not used and has no effect.
+
+    Raises:
+        NotTraceable: a constant tensor, or a node that nothing reads changes a tensor of the
+            caller's.
     """
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method") and _is_nothing(notes.values.get(node, 0)):
+            for user in list(node.users):
+                _put_constant(user, node, notes.values[node])
     for node in reversed(graph.nodes):
+        # fx would register the code of each graph for good, to record such a function in it.
+        node.meta.pop("is_wrapped", None)
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
             raise NotTraceable("its forward makes a tensor of its own")
         if node.users or node.op in ("placeholder", "output"):
             continue
-        if not _is_pure(node):
+        if not _is_pure(node, notes):
             label = node.target if node.op == "call_module" else node.name
             raise NotTraceable(f"its forward drops what `{label}` returns")
         graph.erase_node(node)
 
 
-def _is_pure(node: fx.Node) -> bool:
-    """Whether the node only returns a value; torch names in-place operations with a final `_`."""
+def _is_nothing(value: Any) -> bool:
+    """Whether a value is None, or holds nothing but None: an attention's weights that it lacks."""
+    leaves: list[Any] = []
+    fx.node.map_aggregate(value, leaves.append)
+    return all(leaf is None for leaf in leaves)
+
+
+def _put_constant(user: fx.Node, node: fx.Node, value: Any) -> None:
+    user.args, user.kwargs = fx.node.map_aggregate(
+        (user.args, user.kwargs), lambda a: value if a is node else a
+    )
+
+
+def _is_pure(node: fx.Node, notes: Notes) -> bool:
+    """Whether a node changes nothing that its caller sees.
+
+    Where its value is not known, torch's names tell: in-place operations end with `_`.
+    """
+    if node in notes.values:
+        changed = (*notes.overwritten.get(node, ()), *notes.spoiled.get(node, ()))
+        outer = [n for n in notes.values if n.op in ("placeholder", "get_attr")]
+        return not any(
+            share_memory(notes.values[n], notes.values[o]) for n in changed for o in outer
+        )
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
     if node.op == "call_module" or node.target is operator.setitem or node.kwargs.get("inplace"):
         return False
-    return (
-        node.op == "get_attr"
-        or node.target in _PURE
-        or not (name.endswith("_") or name in ("iadd", "imul", "isub", "itruediv"))
-    )
+    return node.op == "get_attr" or not (name.endswith("_") and not name.endswith("__"))

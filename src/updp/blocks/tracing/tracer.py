@@ -2,74 +2,82 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.fx.proxy import Attribute
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
 
 from updp.blocks.teach import forward_of
-from updp.blocks.tracing.calls import Arguments, arguments, copied
+from updp.blocks.tracing.calls import Arguments, copied
+from updp.blocks.tracing.foreign import Foreign, unscripted
+from updp.blocks.tracing.overwrites import Notes, are_one
+from updp.blocks.tracing.proxies import Flag, ValueProxy, is_flag
+from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
 
-_MISSING = object()
-
-
-class _Proxy(fx.Proxy):
-    """A proxy whose concrete value can be read: sizes may be compared, counted, iterated."""
-
-    def __getattr__(self, name: str) -> _Attribute:
-        return _Attribute(self, name)
-
-    def __len__(self) -> int:
-        return len(self._value())
-
-    def __index__(self) -> int:
-        return operator.index(self._value())
-
-    def __int__(self) -> int:
-        return int(self._number())
-
-    def __float__(self) -> float:
-        return float(self._number())
-
-    def _number(self) -> Any:
-        value = self._value()
-        if not isinstance(value, (int, float)):
-            raise TypeError(f"a number was made of `{self.node.name}`")
-        return value
-
-    def _value(self) -> Any:
-        tracer = self.tracer
-        assert isinstance(tracer, Tracer)
-        value = tracer.values.get(self.node, _MISSING)
-        if value is _MISSING:
-            raise TypeError(f"the value of `{self.node.name}` is not known")
-        return value
-
-
-class _Attribute(_Proxy, Attribute):
-    """An attribute of a proxy, such as `x.shape`; fx creates its node on first use."""
+# What makes a tensor of numbers. A graph calls it again, for a tensor is no part of a graph.
+_NAMES = (
+    *("tensor", "as_tensor", "from_numpy", "scalar_tensor", "zeros", "ones", "full", "empty"),
+    *("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices"),
+)
+_MAKERS = {name: getattr(torch, name) for name in _NAMES}
+# What takes nothing but the size of a tensor, and its type.
+_SIZED = {"zeros_like", "ones_like", "full_like", "empty_like"} | {
+    f"new_{name}" for name in ("zeros", "ones", "full", "empty")
+}
 
 
 class Tracer(fx.Tracer):
     """A tracer of one module, with concrete values from the arguments of a real call.
 
-    Every child is a leaf, so control flow inside a child does not matter.
+    Every child is a leaf, so control flow inside a child does not matter. The module's `training`
+    is a node where it is an argument, as in `F.dropout(x, p, self.training)`, and decides
+    conditions by `training`.
 
     Args:
         call: arguments of a real call; None traces without values.
-        inlined: paths of children that are traced through instead of being leaves.
+        inlined: paths of children that are traced through instead of being leaves; whether sites
+            are named after the child itself.
         fixed: whether arguments that are None in `call` become constants.
+        buffers: whether the graph reads the module's buffers; else what is computed of them and of
+            sizes is a constant, which a graph cannot hold, but a forward may change them.
+        training: the mode for which the forward is traced.
+        foreign: functions that are recorded as one node each, for they do not take proxies.
     """
 
-    def __init__(self, call: Arguments | None, inlined: frozenset[str], fixed: bool) -> None:
-        super().__init__()
-        self.call, self.inlined, self.fixed = call, inlined, fixed
-        self.values: dict[fx.Node, Any] = {}
+    def __init__(
+        self,
+        call: Arguments | None,
+        inlined: Mapping[str, bool],
+        *,
+        fixed: bool,
+        buffers: bool = False,
+        training: bool = False,
+        foreign: Iterable[Foreign] = (),
+    ) -> None:
+        functions = (*_MAKERS.values(), *(f.function for f in foreign))
+        super().__init__(autowrap_functions=functions)
+        self._autowrap_search += [torch, *(module for f in foreign for module in f.holders)]
+        self.call, self.inlined, self.fixed, self.training = call, inlined, fixed, training
+        self.proxy_buffer_attributes = buffers
+        self.notes = Notes()
+        self.values = self.notes.values
         self.computing = False  # while a node's value is computed, nothing is to be recorded
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace `root.forward`; the modes of `root` and of what is inlined are put back."""
+        with ExitStack() as stack:
+            for path in ("", *self.inlined):
+                stack.enter_context(_flagged(root.get_submodule(path), Flag(self, path)))
+            stack.enter_context(unscripted())
+            stack.enter_context(_Makers(self))
+            # A compiled helper is traced through, not compiled.
+            stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
+            return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Every child is a leaf, except those of `inlined`."""
@@ -77,20 +85,61 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Wrap a node in a proxy with a concrete value."""
-        return _Proxy(node, self)
+        return ValueProxy(node, self)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         """Record a node, and compute its value if those of its inputs are known."""
         node = super().create_node(kind, *args, **kwargs)
-        if self.call is not None and kind not in ("placeholder", "output"):
+        path = self.scope.module_path
+        if outer := [p for p, named in self.inlined.items() if named and _is_in(path, p)]:
+            node.meta["child"] = min(outer, key=len)
+        if is_flag(node):
+            self.values[node] = self.training
+        elif self.call is not None and kind not in ("placeholder", "output"):
             inputs = node.all_input_nodes
             if all(n in self.values for n in inputs):
-                self.computing = True
-                try:
-                    self.values[node] = self._run(node)
-                finally:
-                    self.computing = False
+                self._compute(node, inputs)
         return node
+
+    def note_overwritten(self, node: fx.Node, base: fx.Node) -> None:
+        """Note that `node` holds from now on what the tensor of `base` holds."""
+        if isinstance(self.values.get(base), Tensor):
+            self.notes.overwritten.setdefault(node, []).append(base)
+
+    def value_of(self, node: fx.Node) -> Any:
+        """The value of a node. Raises TypeError where it is not known."""
+        if node not in self.values:
+            raise TypeError(f"the value of `{node.name}` is not known")
+        return self.values[node]
+
+    def decided(self, node: fx.Node) -> Any:
+        """The value of a node on which it may depend what is traced.
+
+        Raises:
+            TypeError: it is not known, or depends on what a tensor holds, not on sizes and flags.
+        """
+        value = self.value_of(node)
+        if node in self.notes.valued:
+            raise TypeError(f"what `{node.name}` holds decides what its forward does")
+        return value
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decide a condition by sizes and flags, never by a tensor's values."""
+        return bool(self.decided(obj.node))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterate over a tuple, list or dict; over a tensor only where fx can unpack it."""
+        value = self.values.get(obj.node)
+        if isinstance(value, Mapping):
+            return iter(value)
+        if isinstance(value, (tuple, list)):
+            return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
+        return super().iter(obj)
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        """The keys of a dict, for `**`."""
+        value = self.values.get(obj.node)
+        return value.keys() if isinstance(value, Mapping) else super().keys(obj)
 
     def call_module(
         self,
@@ -110,6 +159,82 @@ class Tracer(fx.Tracer):
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Create one placeholder per parameter, of which each gets what it got in `call`."""
+        # fx reads the outer signature, and so fails on a forward that is wrapped by a decorator
+        # with `*args, **kwargs`.
+        assert isinstance(self.root, nn.Module)
+        root_fn = forward_of(self.root)
+        if self.call is None:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        taken = parameters(root_fn, self.call)
+        values = [self._argument(parameter) for parameter in taken]
+
+        def call(root: nn.Module, *values: Any) -> Any:
+            places: list[Any] = []
+            keywords: dict[str, Any] = {}
+            for parameter, value in zip(taken, values, strict=True):
+                if parameter.target.startswith("**"):
+                    keywords |= value
+                elif parameter.target.startswith("*"):
+                    places += value
+                elif parameter.by_place:
+                    places.append(value)
+                else:
+                    keywords[parameter.name] = value
+            return root_fn(root, *places, **keywords)
+
+        return call, [self.root, *values]
+
+    def _argument(self, parameter: Parameter) -> Any:
+        """A placeholder's proxy; of further arguments the constants as they were given."""
+        proxy = self.create_proxy("placeholder", parameter.target, parameter.default, {})
+        value = self.values[proxy.node] = map_aggregate(parameter.value, copied)
+        self._note_values(proxy.node)
+
+        def part(key: int | str, of: Any) -> Any:
+            return of if is_plain(of) else proxy[key]  # type: ignore[index]
+
+        if parameter.target.startswith("**"):
+            return {key: part(key, of) for key, of in value.items()}
+        if parameter.target.startswith("*"):
+            return [part(i, of) for i, of in enumerate(value)]
+        return None if value is None and self.fixed else proxy
+
+    def _compute(self, node: fx.Node, inputs: list[fx.Node]) -> None:
+        """Compute the value of a node, and note of which inputs it overwrote the tensor."""
+        before = [(n, _version(self.values[n])) for n in inputs]
+        self.computing = True
+        try:
+            self.values[node] = self._run(node)
+        finally:
+            self.computing = False
+        for base in [n for n, version in before if _version(self.values[n]) != version]:
+            assigned = node.target is operator.setitem and base is node.args[0]
+            if assigned or are_one(self.values[node], self.values[base]):
+                self.note_overwritten(node, base)
+            elif node.target is not operator.setitem:
+                self.notes.spoiled.setdefault(node, []).append(base)
+        self._note_values(node)
+
+    def _note_values(self, node: fx.Node) -> None:
+        """Note whether a node's value depends on what a tensor holds, not on its size alone."""
+        value, inputs = self.values[node], node.all_input_nodes
+        given = node.op in ("placeholder", "get_attr")
+        if not given and not any(n in self.notes.valued for n in inputs):
+            return
+        if getattr(node.target, "__name__", node.target) in _SIZED:
+            return
+        read = node.op == "call_method" and node.target in ("item", "tolist")
+        if (
+            read
+            or holds_tensor(value)
+            or any(n in self.notes.valued and not holds_tensor(self.values[n]) for n in inputs)
+        ):
+            self.notes.valued.add(node)
+
     def _run(self, node: fx.Node) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
         if node.op == "get_attr":
@@ -121,57 +246,38 @@ class Tracer(fx.Tracer):
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        """Create one placeholder per named parameter; they are passed as in `call`."""
-        # fx reads the outer signature, and so fails on a forward that is wrapped by a decorator
-        # with `*args, **kwargs`.
-        assert isinstance(self.root, nn.Module)
-        root_fn = forward_of(self.root)
-        named = _named_parameters(root_fn)
-        if self.call is None or named is None:
-            return super().create_args_for_root(root_fn, is_module, concrete_args)
-        bound = arguments(root_fn, self.call)
-        if any(bound[name] for name in bound.keys() - named.keys()):
-            raise TypeError("it takes arguments of any number or name")
-        by_place = [*named][: len(self.call.args)]
-        values: list[Any] = []
-        for name, default in named.items():
-            proxy = self.create_proxy("placeholder", name, default, {})
-            self.values[proxy.node] = fx.node.map_aggregate(bound[name], copied)
-            values.append(None if bound[name] is None and self.fixed else proxy)
 
-        def call(root: nn.Module, *values: Any) -> Any:
-            keywords = dict(zip(named, values, strict=True))
-            return root_fn(root, *(keywords.pop(name) for name in by_place), **keywords)
+class _Makers(TorchFunctionMode):
+    """Records calls that make a tensor, with constants alone too."""
 
-        return call, [self.root, *values]
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
 
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """Decide a condition by sizes and flags, never by a tensor's values."""
-        value = self.values.get(obj.node, _MISSING)
-        if value is _MISSING or isinstance(value, torch.Tensor):
-            return super().to_bool(obj)
-        return bool(value)
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterate over a tuple or list; over a tensor only where fx can unpack it."""
-        value = self.values.get(obj.node)
-        if isinstance(value, (tuple, list)):
-            return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
-        return super().iter(obj)
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        maker = _MAKERS.get(getattr(func, "__name__", ""))
+        if not self._tracer.computing and maker is not None and maker == func:
+            with suppress(NotImplementedError):  # an argument that is no part of a graph
+                return self._tracer.create_proxy("call_function", maker, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
-def _named_parameters(forward: Callable[..., Any]) -> dict[str, tuple[Any, ...]] | None:
-    """Parameters of a method with their defaults, as `()` or `(default,)`.
+@contextmanager
+def _flagged(module: nn.Module, flag: Flag) -> Iterator[None]:
+    training = module.training
+    vars(module)["training"] = flag
+    try:
+        yield
+    finally:
+        module.training = training
 
-    None if a parameter is positional-only. `*args` and `**kwargs` are left out.
-    """
-    found: dict[str, tuple[Any, ...]] = {}
-    for p in list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]:
-        if p.kind is p.POSITIONAL_ONLY:
-            return None
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            found[p.name] = () if p.default is p.empty else (p.default,)
-    return found
+
+def _is_in(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(f"{parent}.")
+
+
+def _version(value: Any) -> int:
+    """How often a tensor was changed in place."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

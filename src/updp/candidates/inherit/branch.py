@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from updp.algebra import Padding, centre_tap
-from updp.blocks import ActStep, Chain, LinearStep, ScaleStep
+from updp.algebra import Padding, Size, centre_tap, convolve, padding_of, sides_of
+from updp.blocks import ActStep, Chain, LinearStep, ScaleStep, ShuffleStep
 from updp.candidates.base import blend
 from updp.candidates.inherit.placement import Placed, place
 from updp.candidates.parts.channel_norm import ChannelNorm
@@ -81,7 +81,7 @@ class LinearBranch(nn.Module):
         step, layout = placed.step, self.chain.layout
         if isinstance(step, LinearStep):
             return self._linear(placed, step, h, lam)
-        if isinstance(step, ScaleStep):
+        if isinstance(step, (ScaleStep, ShuffleStep)):
             return step.keep(h, layout)
         norm = self.norm_at(placed)
         pruned = h if norm is None else norm(h)
@@ -97,19 +97,18 @@ class LinearBranch(nn.Module):
             return F.linear(h, weight.flatten(1), bias)
         if lam < 1:  # the baseline pads with zeros where this map has a border
             h = torch.lerp(_pad(_crop(h, placed.border), placed.border), h, lam)
-        ph = pw = 0
+        padding: Size = (0,) * self.chain.dims
         if placed.shrunk and lam < 1:  # the outer taps fade, and need padding of their own
             weight = torch.lerp(weight, _only_centre(weight), lam)
-            pw, _, ph, _ = step.padding
+            padding = tuple(before for before, _ in sides_of(step.padding))
         elif placed.shrunk:
             weight = centre_tap(weight)
-        return F.conv2d(h, weight, bias, step.stride, (ph, pw), step.dilation, step.groups)
+        return convolve(h, weight, bias, step.stride, padding, step.dilation, step.groups)
 
 
 def _only_centre(weight: Tensor) -> Tensor:
     """Set all but the centre tap of weight (O, I / groups, kh, kw) to zero."""
-    kh, kw = weight.shape[2:]
-    return F.pad(centre_tap(weight), (kw // 2, kw // 2, kh // 2, kh // 2))
+    return F.pad(centre_tap(weight), padding_of((k // 2, k // 2) for k in weight.shape[2:]))
 
 
 def _pad(x: Tensor, padding: Padding) -> Tensor:
@@ -117,5 +116,4 @@ def _pad(x: Tensor, padding: Padding) -> Tensor:
 
 
 def _crop(x: Tensor, border: Padding) -> Tensor:
-    left, right, top, bottom = (-b for b in border)
-    return F.pad(x, (left, right, top, bottom)) if any(border) else x
+    return F.pad(x, tuple(-b for b in border)) if any(border) else x

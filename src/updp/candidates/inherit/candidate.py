@@ -8,7 +8,7 @@ one operator, and a convolution may be shrunk to its centre tap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby, pairwise, product
 from math import gcd, prod
@@ -16,8 +16,8 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from updp.algebra import can_shrink
-from updp.blocks import ActStep, LinearStep, NormStep, Site
+from updp.algebra import can_shrink, kept_groups, sides_of
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, ShuffleStep, Site
 from updp.candidates.base import Candidate
 from updp.candidates.inherit.branch import LinearBranch
 from updp.candidates.inherit.form import InheritForm
@@ -93,16 +93,15 @@ class Inherit(Candidate):
         """Count the multiply-accumulates of the merged branch for one image, without its skip."""
         linears = {s.name: s for s in site.chain.linears}
         total = 0
-        h, w = _size(site.shape_in, site.chain.layout_in)
+        sizes = _sizes(site)
         for segment in self.segments:
             steps = [linears[name] for name in segment]
-            (h, taps_h), (w, taps_w) = (
-                _along(size, axis, [s for s in steps if s.name not in self.shrunk])
-                for axis, size in enumerate((h, w))
-            )
-            groups = gcd(*(s.groups for s in steps))
+            wide = [s for s in steps if s.name not in self.shrunk]
+            along = [_along(size, axis, wide) for axis, size in enumerate(sizes)]
+            sizes, taps = [size for size, _ in along], [count for _, count in along]
+            groups = _groups(site.chain, steps)
             inputs = steps[0].in_channels // groups
-            total += h * w * steps[-1].out_channels * inputs * taps_h * taps_w
+            total += prod(sizes) * steps[-1].out_channels * inputs * prod(taps)
         return total
 
 
@@ -149,8 +148,7 @@ def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
     stride, distances, reach = 1, [0], 0
     for step in steps:
         kernel, dilation = step.kernel[axis], step.dilation[axis]
-        left, right, top, bottom = step.padding
-        padded = size + (left + right if axis else top + bottom)
+        padded = size + sum(sides_of(step.padding)[axis])
         size = (padded - dilation * (kernel - 1) - 1) // step.stride[axis] + 1
         if kernel > 1:
             distances.append(dilation * stride)
@@ -159,12 +157,26 @@ def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
     return size, reach // (gcd(*distances) or 1) + 1
 
 
+def _groups(chain: Chain, segment: Sequence[LinearStep]) -> int:
+    """Return the groups of a segment's merged operator; a shuffle of channels leaves fewer."""
+    places = [i for i, step in enumerate(chain.steps) if isinstance(step, LinearStep)]
+    start, last = (chain.steps.index(step) for step in (segment[0], segment[-1]))
+    end = next((place for place in places if place > last), len(chain.steps))
+    groups = segment[0].in_channels
+    for step in chain.steps[0 if start == places[0] else start : end]:
+        if isinstance(step, LinearStep):
+            groups = gcd(groups, step.groups)
+        elif isinstance(step, ShuffleStep):
+            groups = kept_groups(groups, step.order)
+    return groups
+
+
 def _shrinkable(site: Site) -> list[str]:
     # Not where it strides: a 1x1 would skip pixels that the kernel reads.
     return [
         s.name
         for s in site.chain.linears
-        if s.kernel != (1, 1) and s.stride == (1, 1) and can_shrink(s.kernel, s.padding, s.dilation)
+        if {*s.kernel} != {1} == {*s.stride} and can_shrink(s.kernel, s.padding, s.dilation)
     ]
 
 
@@ -187,8 +199,7 @@ def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
         yield from combinations(reversed(names), count)
 
 
-def _size(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
-    """Return (height, width) of a map; tokens (N, ..., C) are one column."""
-    if len(shape) == 4:
-        return (shape[2], shape[3]) if layout == "first" else (shape[1], shape[2])
-    return (prod(shape[1:-1]), 1)
+def _sizes(site: Site) -> list[int]:
+    """Return the sizes of the branch's input along its operators' axes; tokens are one column."""
+    inner = site.shape_in[2:] if site.chain.layout_in == "first" else site.shape_in[1:-1]
+    return [*inner] if len(inner) == site.chain.dims else [prod(inner), 1]

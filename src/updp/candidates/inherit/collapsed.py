@@ -1,45 +1,13 @@
-"""Trainable merged operators: the parameters of a form that is fitted, or merged early."""
+"""A merged block as parameters: those of a form that is fitted, or merged early."""
 
 from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.algebra import Operator
+from updp.blocks.reading.steps import per_channel
 from updp.candidates.parts.merged_block import MergedBlock
-
-
-class TrainableOperator(nn.Module):
-    """An operator with parameters: its weight (O, I / groups, kh, kw) and its bias (O,).
-
-    Their dtype and device are those of `like`.
-    """
-
-    def __init__(self, operator: Operator, layout: str, like: Tensor) -> None:
-        super().__init__()
-        self.layout, self.shape = layout, operator
-        self.weight = nn.Parameter(operator.weight.to(like))
-        self.bias = nn.Parameter(operator.bias.to(like))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to x, (N, I, H, W) in layout `first` or (..., I) in layout `last`."""
-        if self.layout == "last":
-            return F.linear(x, self.weight.flatten(1), self.bias)
-        shape = self.shape
-        x = F.pad(x, shape.padding) if any(shape.padding) else x
-        return F.conv2d(x, self.weight, self.bias, shape.stride, 0, shape.dilation, shape.groups)
-
-    def operator(self) -> Operator:
-        """Copy the parameters into an operator in float64."""
-        weight, bias = self.weight.detach().double().clone(), self.bias.detach().double().clone()
-        return replace(self.shape, weight=weight, bias=bias)
-
-    @torch.no_grad()
-    def set(self, operator: Operator) -> None:
-        """Copy the weights of an operator of the same shape."""
-        self.weight.copy_(operator.weight)
-        self.bias.copy_(operator.bias)
+from updp.candidates.parts.trainable import TrainableOperator
 
 
 class Collapsed(nn.Module):
@@ -89,7 +57,7 @@ class Collapsed(nn.Module):
         if self.scale is None:
             return None
         assert beside is not None
-        return beside * (self.scale if self._merged.layout == "last" else self.scale[:, None, None])
+        return beside * per_channel(self.scale, self._merged.layout, beside.ndim)
 
     def merged(self) -> MergedBlock:
         """See `Form.merged`."""

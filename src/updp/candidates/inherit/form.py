@@ -62,7 +62,7 @@ class InheritForm(Form):
         if lam < 1 and self._shape != "collapsed":
             kept = h if self.post is None else self.post.keep(h, self.chain.layout)
             y = blend(kept, y, lam)
-        return to_layout(y, self.chain.layout, self.chain.layout_out) if x.ndim == 4 else y
+        return to_layout(y, self.chain.layout, self.chain.layout_out)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
@@ -130,8 +130,7 @@ class InheritForm(Form):
 
     def _enter(self, x: Tensor, layout: str | None = None) -> Tensor:
         """Move a tensor of the block, by default one of its entry, to the canonical layout."""
-        source = layout or self.chain.layout_in
-        return to_layout(x, source, self.chain.layout) if x.ndim == 4 else x
+        return to_layout(x, layout or self.chain.layout_in, self.chain.layout)
 
     def _beside(self, x: Tensor) -> Tensor | None:
         """Return the skip's value in the canonical layout; None without a skip."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from updp import algebra
 from updp.algebra import Affine, Operator
-from updp.blocks import Chain, LinearStep, ScaleStep
+from updp.blocks import Chain, LinearStep, ScaleStep, ShuffleStep
 from updp.blocks.folding import chain_operator, factor_of, fold_norm, operator_of
 from updp.candidates.inherit.branch import LinearBranch
 from updp.candidates.inherit.placement import Placed
@@ -14,7 +14,8 @@ from updp.candidates.inherit.placement import Placed
 def merge_branch(branch: LinearBranch) -> list[Operator]:
     """Merge the branch at lambda 1 in evaluation mode, to one operator per segment."""
     operators: list[Operator] = []
-    before: Affine | None = None
+    first = branch.chain.linears[0]
+    front: Operator | None = None  # what the steps before the first operator do
     segment = -1
     for placed in branch.placed:
         if isinstance(placed.step, LinearStep):
@@ -24,14 +25,14 @@ def merge_branch(branch: LinearBranch) -> list[Operator]:
             else:
                 operators.append(operator)
             segment = placed.segment
-        elif (affine := _affine_at(branch, placed, operators)) is None:
-            continue
         elif operators:
-            operators[-1] = algebra.after(operators[-1], affine)
+            operators[-1] = _with_step(operators[-1], branch, placed)
         else:
-            before = affine if before is None else algebra.chain(before, affine)
-    if before is not None:
-        operators[0] = algebra.before(before, operators[0])
+            channels, device = first.in_channels, first.weight.device
+            start = algebra.identity(channels, channels, device, branch.chain.dims)
+            front = _with_step(front or start, branch, placed)
+    if front is not None:
+        operators[0] = algebra.compose(front, operators[0])
     return operators
 
 
@@ -63,13 +64,11 @@ def merge_skip(
     return algebra.after(beside, Affine(end.scale, torch.zeros_like(end.shift)))
 
 
-def _affine_at(branch: LinearBranch, placed: Placed, operators: list[Operator]) -> Affine | None:
-    """Return what the step at a place does per channel; None where it is an activation."""
+def _with_step(operator: Operator, branch: LinearBranch, placed: Placed) -> Operator:
+    """Return the operator with the step at a place behind it; the same where that is removed."""
     if isinstance(placed.step, ScaleStep):
-        if operators:
-            return factor_of(placed.step, operators[-1].bias)
-        first = branch.chain.linears[0]
-        like = first.weight.new_empty(first.in_channels, dtype=torch.float64)
-        return factor_of(placed.step, like)
+        return algebra.after(operator, factor_of(placed.step, operator.bias))
+    if isinstance(placed.step, ShuffleStep):
+        return algebra.reorder(operator, placed.step.order.to(operator.bias.device))
     norm = branch.norm_at(placed)
-    return None if norm is None else fold_norm(norm)
+    return operator if norm is None else algebra.after(operator, fold_norm(norm))

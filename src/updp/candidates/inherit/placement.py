@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass
 
-from updp.algebra import Padding
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
+from updp.algebra import Padding, padding_of
+from updp.blocks import (
+    ActStep,
+    Chain,
+    LinearStep,
+    NormStep,
+    ScaleStep,
+    ShuffleStep,
+    Step,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ def place(
     where = {name: i for i, segment in enumerate(segments) for name in segment}
     placed: list[Placed] = []
     norms: list[int] = []
-    none: Padding = (0, 0, 0, 0)
+    none: Padding = (0, 0) * chain.dims
     border, current, channels = none, -1, 0
     for i, step in enumerate(chain.steps):
         pad, norm = none, None
@@ -50,7 +58,7 @@ def place(
         if isinstance(step, NormStep) or (
             linearise
             and isinstance(step, ActStep)
-            and isinstance(previous, (LinearStep, ScaleStep))
+            and isinstance(previous, (LinearStep, ScaleStep, ShuffleStep))
             and channels
         ):
             norm = len(norms)
@@ -60,18 +68,17 @@ def place(
         if isinstance(step, LinearStep):
             channels = step.out_channels
             own = none if is_shrunk else step.padding
-            sh, sw = step.stride
-            left, right, top, bottom = (b - o for b, o in zip(border, own, strict=True))
-            border = (left // sw, right // sw, top // sh, bottom // sh)
+            strides = padding_of((s, s) for s in step.stride)
+            border = tuple((b - o) // s for b, o, s in zip(border, own, strides, strict=True))
     return placed, norms
 
 
 def _padding(steps: list[LinearStep], shrunk: frozenset[str]) -> Padding:
     """Sum the padding of a segment on its first operator: of p_j * s_1 * ... * s_j-1, per side."""
-    total, strides = [0, 0, 0, 0], [1, 1]
+    total, strides = [0] * len(steps[0].padding), [1] * len(steps[0].padding)
     for step in steps:
         if step.name not in shrunk:
-            for side, p in enumerate(step.padding):
-                total[side] += p * strides[0 if side > 1 else 1]
-        strides = [s * own for s, own in zip(strides, step.stride, strict=True)]
-    return (total[0], total[1], total[2], total[3])
+            total = [t + p * s for t, p, s in zip(total, step.padding, strides, strict=True)]
+        own = padding_of((s, s) for s in step.stride)
+        strides = [s * o for s, o in zip(strides, own, strict=True)]
+    return tuple(total)

@@ -6,7 +6,6 @@ do, gains little from less depth. The fit chooses the channels, and adapts what 
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, Site
+from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
@@ -129,7 +129,7 @@ class MergedNarrow:
         """See `MergedForm.replacement`: the same calls, of modules with fewer channels."""
         names = {target: f"{target.replace('.', '_')}_narrow" for target in self.modules}
         added = {
-            names[target]: copy.deepcopy(module).to(device, dtype)
+            names[target]: copy_module(module).to(device, dtype)
             for target, module in self.modules.items()
         }
         return Replacement(site.region, emit_rewired(site.region, names), added)
@@ -160,7 +160,7 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     This tries all that was read of the block's structure: it finds a module that is also called
     elsewhere, or shared by two steps. Where a gate mixes channels only the shape is compared.
     """
-    block = copy.deepcopy(block).double().eval()
+    block = copy_module(block).double().eval()
     device = next(block.parameters()).device
     narrow = NarrowForm(site, block, graph, width)
     # A buffer that is not saved would not follow the channels that a fit has chosen.
@@ -205,4 +205,4 @@ def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:
 
 
 def _copies(block: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
-    return {target: copy.deepcopy(block.get_submodule(target)) for target in targets}
+    return {target: copy_module(block.get_submodule(target)) for target in targets}

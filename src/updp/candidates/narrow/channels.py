@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, Step
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
 from updp.candidates.narrow.slicing import (
     can_cut_gate,
     cut_gate,
@@ -52,7 +52,7 @@ class Inner:
     def cut(self, chain: Chain, channels: Tensor) -> None:
         """Remove all channels but `channels` (indices) from the chain's modules."""
         count, consumer = self.count(chain), module_of(chain.steps[self.consumer])
-        assert isinstance(consumer, (nn.Conv2d, nn.Linear))
+        assert consumer is not None
         cut_inputs(consumer, channels)
         for step in chain.steps[self.producer : self.consumer]:
             if (module := module_of(step)) is None:
@@ -66,10 +66,11 @@ class Inner:
     def hide(self, chain: Chain, channels: Tensor) -> None:
         """Zero the consumer's weights for all channels but `channels` (indices), which all stay."""
         consumer = module_of(chain.steps[self.consumer])
-        assert isinstance(consumer, (nn.Conv2d, nn.Linear))
-        hidden = torch.ones(consumer.weight.shape[1], dtype=torch.bool)
+        assert consumer is not None
+        weight = consumer.get_parameter("weight")
+        hidden = torch.ones(weight.shape[1], dtype=torch.bool)
         hidden[channels.cpu()] = False
-        consumer.weight[:, hidden.to(consumer.weight.device)] = 0
+        weight[:, hidden.to(weight.device)] = 0
 
     @torch.no_grad()
     def largest(self, chain: Chain, count: int) -> Tensor:
@@ -123,7 +124,7 @@ def _acts_on_each_channel(step: Step) -> bool:
         function = step.function
         stateless = not isinstance(function, nn.Module) or not has_state(function)
         return stateless or isinstance(function, nn.PReLU)
-    return step.parameter.numel() == 1
+    return isinstance(step, ScaleStep) and step.parameter.numel() == 1
 
 
 def _is_plain(step: LinearStep) -> bool:

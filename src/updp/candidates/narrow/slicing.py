@@ -1,12 +1,13 @@
 """Removal of channels from a module, in place: its tensors, and its attributes of sizes."""
 
-import copy
 import logging
 
 import torch
 from torch import Tensor, fx, nn
 
+from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input
+from updp.blocks.reading.linear import CONVOLUTIONS
 
 _log = logging.getLogger(__name__)
 _SIZES = ("out_features", "num_features", "num_parameters", "num_channels", "normalized_shape")
@@ -24,19 +25,19 @@ def cut_outputs(module: nn.Module, channels: Tensor) -> None:
         if tensor.numel() > 1:  # a PReLU may have one parameter for all channels
             _resize(module, len(tensor), channels)
             _cut(module, name, 0, channels)
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS):
         if module.groups > 1:  # depthwise
             module.in_channels = module.groups = len(channels)
         module.out_channels = len(channels)
 
 
 @torch.no_grad()
-def cut_inputs(module: nn.Conv2d | nn.Linear, channels: Tensor) -> None:
-    """Keep only these input channels."""
+def cut_inputs(module: nn.Module, channels: Tensor) -> None:
+    """Keep only these input channels of an operator."""
     _cut(module, "weight", 1, channels)
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS):
         module.in_channels = len(channels)
-    else:
+    elif isinstance(module, nn.Linear):
         module.in_features = len(channels)
 
 
@@ -48,7 +49,7 @@ def cut_gate(module: nn.Module, channels: Tensor, count: int) -> None:
     tries whether the result works.
     """
     for part in module.modules():
-        if isinstance(part, (nn.Conv2d, nn.Linear)):
+        if isinstance(part, (*CONVOLUTIONS, nn.Linear)):
             out_channels, in_channels = part.weight.shape[:2]
             if out_channels == count:
                 cut_outputs(part, channels)
@@ -69,8 +70,10 @@ def can_cut_gate(module: object, count: int, layout: str) -> bool:
     if any(isinstance(part, nn.GroupNorm) for part in module.modules()):
         return False  # its groups would hold other channels
     left = count // 2 or 1
-    shapes = [(2, left, 5, 3)] if layout == "first" else [(2, 6, left), (2, 5, 3, left)]
-    trial = copy.deepcopy(module).eval()
+    shapes: list[tuple[int, ...]] = [(2, 6, left), (2, 5, 3, left)]
+    if layout == "first":
+        shapes = [(2, left, 5, 3), (2, left, 6), (2, left, 2, 5, 3)]
+    trial = copy_module(module).eval()
     cut_gate(trial, torch.arange(left), count)
     return any(_works(trial, seeded_input(shape, like_of(module))) for shape in shapes)
 

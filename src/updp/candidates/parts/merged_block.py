@@ -1,16 +1,19 @@
 """Merged sites as data, and their emission into the graph of their block."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
-from updp.algebra import Affine, Operator
+from updp.algebra import Affine, Operator, sides_of
 from updp.blocks import Site
-from updp.blocks.reading.steps import ActStep, Call
+from updp.blocks.copying import copy_module
+from updp.blocks.reading.linear import CONVOLUTIONS
+from updp.blocks.reading.steps import ActStep, Call, order_of, per_channel
 from updp.blocks.surgery import Replacement
+
+_PADS: tuple[Callable[..., nn.Module], ...] = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,14 @@ class MergedBlock:
         if isinstance(self.skip, Operator):
             added[f"{base}_skip"] = _as_module(self.skip, self.layout, dtype, device)
         elif self.skip is not None:
-            added[f"{base}_scale"] = _parameter(self.skip, self.layout, dtype, device)
-        flat = len(site.shape_in) != 4
+            added[f"{base}_scale"] = _parameter(self.skip, self.layout, site, dtype, device)
+        ndim = len(site.shape_in)
 
         def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
             def move(node: fx.Node, source: str, target: str) -> fx.Node:
-                if flat or source == target:
+                if ndim < 3 or source == target:
                     return node
-                dims = (0, 3, 1, 2) if target == "first" else (0, 2, 3, 1)
-                return graph.call_method("permute", (node, *dims))
+                return graph.call_method("permute", (node, *order_of(target, ndim)))
 
             x = y = move(x, self.layout_in, self.layout)
             for name in names:
@@ -78,8 +80,8 @@ class MergedSkip:
         """See `MergedForm.replacement`: two parameters, and the activation."""
         base = _base(site)
         added: dict[str, object] = {
-            f"{base}_scale": _parameter(self.affine.scale, self.layout, dtype, device),
-            f"{base}_shift": _parameter(self.affine.shift, self.layout, dtype, device),
+            f"{base}_scale": _parameter(self.affine.scale, self.layout, site, dtype, device),
+            f"{base}_shift": _parameter(self.affine.shift, self.layout, site, dtype, device),
         }
         activate = _activation(self.activation, f"{base}_act", added, dtype, device)
 
@@ -96,11 +98,11 @@ def _base(site: Site) -> str:
 
 
 def _parameter(
-    values: Tensor, layout: str, dtype: torch.dtype, device: torch.device
+    values: Tensor, layout: str, site: Site, dtype: torch.dtype, device: torch.device
 ) -> nn.Parameter:
-    """Make a parameter of one value per channel (C,) that broadcasts onto a feature map."""
-    shape = (-1,) if layout == "last" else (-1, 1, 1)
-    return nn.Parameter(values.reshape(shape).to(device, dtype))
+    """Make a parameter of one value per channel (C,) that broadcasts onto the site's maps."""
+    shaped = per_channel(values, layout, len(site.shape_out))
+    return nn.Parameter(shaped.clone().to(device, dtype))
 
 
 def _activation(
@@ -113,7 +115,7 @@ def _activation(
     """Return a function that writes the activation into a graph; a module is put into `added`."""
     function = step.function if step else None
     if isinstance(function, nn.Module):
-        added[name] = copy.deepcopy(function).to(device, dtype)
+        added[name] = copy_module(function).to(device, dtype)
         return lambda graph, x: graph.call_module(name, (x,))
     if isinstance(function, Call):
         return function.emit
@@ -126,27 +128,27 @@ def _as_module(op: Operator, layout: str, dtype: torch.dtype, device: torch.devi
     """Make a linear layer for layout `last`, else a convolution, behind a pad layer if uneven."""
     if layout == "last":
         linear = nn.Linear(op.in_channels, op.out_channels, dtype=dtype, device=device)
-        return _fill(linear, op.weight[:, :, 0, 0], op.bias)
-    left, right, top, bottom = op.padding
-    even = left == right and top == bottom and min(op.padding) >= 0
-    conv = nn.Conv2d(
+        return _fill(linear, op.weight.flatten(1), op.bias)
+    sides = sides_of(op.padding)
+    even = all(before == behind >= 0 for before, behind in sides)
+    kind: Callable[..., nn.Module] = CONVOLUTIONS[op.dims - 1]
+    conv = kind(
         op.in_channels,
         op.out_channels,
         op.kernel_size,
         op.stride,
-        (top, left) if even else 0,
+        tuple(before for before, _ in sides) if even else 0,
         op.dilation,
         op.groups,
         dtype=dtype,
         device=device,
     )
     _fill(conv, op.weight, op.bias)
-    return conv if even else nn.Sequential(nn.ZeroPad2d(op.padding), conv)
+    return conv if even else nn.Sequential(_PADS[op.dims - 1](op.padding), conv)
 
 
-def _fill(module: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Module:
+def _fill(module: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
     with torch.no_grad():
-        module.weight.copy_(weight)
-        assert module.bias is not None
-        module.bias.copy_(bias)
+        module.get_parameter("weight").copy_(weight)
+        module.get_parameter("bias").copy_(bias)
     return module

@@ -1,60 +1,42 @@
 """Data sets from a user's own data loaders, or from data sets alone."""
 
-import copy
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
-from updp.blocks.modules import UserCodeError, call_user_code
-from updp.data.images import Images, by
+from updp.blocks.nested import tensors_in
+from updp.data.images import by
 from updp.data.overlap import warn_of_shared_images
-from updp.data.readers.corrupt import error_of, readable
 from updp.data.readers.items import as_image, as_label, describe, split_item
-from updp.data.readers.samplers import settings_of
+from updp.data.readers.loader_items import Loader, LoaderItems
+from updp.data.readers.samples import LoaderSamples, is_samples
 from updp.data.source import Source
 from updp.data.split import hold_out_test
 from updp.errors import UserError
 from updp.io.seeds import random_state
+from updp.tasks import CLASSIFICATION, Classification, Task
 
 _log = logging.getLogger(__name__)
 
 _HASHED_ITEMS = 64
 _MANY = 10_000  # items whose labels take a while, as each image is read for it
-Loader = DataLoader[Any] | Dataset[Any]
 
 
-class Wrapped(Images):
-    """The items of a map-style data set that its loader's sampler gives, through its `collate_fn`.
+class Wrapped(LoaderItems):
+    """Images of a loader with their labels.
 
     The module `items` says what they may be; an image is uint8, or float32 and normalised already.
     """
 
     def __init__(self, given: Loader, split: str, *, skip_corrupt: bool = False) -> None:
-        self.dataset: Any = given.dataset if isinstance(given, DataLoader) else given
-        if isinstance(self.dataset, IterableDataset) or not (
-            hasattr(self.dataset, "__getitem__") and hasattr(self.dataset, "__len__")
-        ):
-            raise UserError(
-                f"the {split} loader's {type(self.dataset).__name__} is iterable: a killed run "
-                "resumes in the order it had, which needs a map-style data set (__len__ and "
-                "__getitem__)"
-            )
-        self.split, self.settings = split, settings_of(given, f"the {split} loader")
-        self.indices = self.settings.indices
-        if not len(self.indices):
-            raise UserError(f"the {split} loader's data set is empty")
-        if skip_corrupt:
-            errors = (error_of(self._item, index) for index in range(len(self.indices)))
-            self.indices = self.indices[readable(errors, f"the {split} loader")]
-        self.targets = [0] * len(self.indices)  # until they are known: the length is theirs
+        super().__init__(given, split, skip_corrupt=skip_corrupt)
         self.listed = False  # whether the data set has listed its labels
         image, _ = self._item(0)
         self.size, self._dtype = (image.shape[0], image.shape[1], image.shape[2]), image.dtype
@@ -70,45 +52,28 @@ class Wrapped(Images):
         if image.dtype != self._dtype or image.shape != self.size:
             kinds = [str(dtype).removeprefix("torch.") for dtype in (image.dtype, self._dtype)]
             raise UserError(
-                f"{self._where(index)} is {kinds[0]} {by(image.shape)}, the first one {kinds[1]} "
+                f"{self.where(index)} is {kinds[0]} {by(image.shape)}, the first one {kinds[1]} "
                 f"{by(self.size)}: give all images one size and type"
             )
         if self.listed and label != self.targets[index]:
             raise UserError(
-                f"{self._where(index)} has the label {label}, and its data set lists "
+                f"{self.where(index)} has the label {label}, and its data set lists "
                 f"{self.targets[index]} for it: mend its `targets`, or take them away"
             )
         return image, label
 
-    def part(self, indices: NDArray[np.int64]) -> "Wrapped":
-        """Some of these images, by their indices."""
-        part = copy.copy(self)
-        part.indices = self.indices[indices]
-        part.targets = [self.targets[index] for index in indices]
-        return part
-
-    def _where(self, index: int) -> str:
-        return f"item {self.indices[index]} of the {self.split} loader"
-
     def _item(self, index: int) -> tuple[Tensor, int]:
-        where = self._where(index)
-        try:
-            item = call_user_code(lambda: self.dataset[int(self.indices[index])])
-            batch = self.settings.collate and call_user_code(self.settings.collate, [item])
-        except UserCodeError as error:
-            raise UserError(
-                f"{where} cannot be read ({error}): mend the data set, or leave such items out "
-                "with data.skip_corrupt=true"
-            ) from error
-        if self.settings.collate is None:
-            image, label = split_item(item, where)
+        where = self.where(index)
+        raw, is_batch = self.raw(index)
+        if not is_batch:
+            image, label = split_item(raw, where)
         else:
-            images, labels = split_item(batch, f"the collate_fn's batch of {where}")
+            images, labels = split_item(raw, f"the collate_fn's batch of {where}")
             try:
                 image, label = images[0], labels[0]
             except (TypeError, IndexError, KeyError) as error:
                 raise UserError(
-                    f"{where}: the loader's collate_fn gives {describe(batch)}, which is no batch"
+                    f"{where}: the loader's collate_fn gives {describe(raw)}, which is no batch"
                 ) from error
         return as_image(image, where), as_label(label, where)
 
@@ -117,7 +82,7 @@ class Wrapped(Images):
         listed = _listed_labels(self.dataset)
         if listed is not None:
             try:
-                labels = [as_label(listed[i], self._where(n)) for n, i in enumerate(self.indices)]
+                labels = [as_label(listed[i], self.where(n)) for n, i in enumerate(self.indices)]
                 sample = np.unique(np.linspace(0, len(labels) - 1, _HASHED_ITEMS).astype(int))
                 self.listed = all(self._item(n)[1] == labels[n] for n in sample)
             except (UserError, TypeError, IndexError, KeyError):
@@ -134,8 +99,12 @@ class Wrapped(Images):
         return [self._item(index)[1] for index in range(len(self))]
 
 
-def from_loaders(train: Loader, test: Loader | None, *, skip_corrupt: bool = False) -> Source:
+def from_loaders(
+    train: Loader, test: Loader | None, *, skip_corrupt: bool = False, task: Task = CLASSIFICATION
+) -> Source:
     """Take the images of two loaders or data sets, with their batch size and workers.
+
+    In other tasks than classification, and where items are no images, they are `samples`.
 
     Without a test loader a tenth of the images is split off, and a warning says so. The order of
     training is updp's own, a function of the seed, so that a killed run goes on as it was. Labels
@@ -147,7 +116,7 @@ def from_loaders(train: Loader, test: Loader | None, *, skip_corrupt: bool = Fal
             has uint8 images and the other floats.
     """
     with random_state(0):
-        wrapped = partial(Wrapped, skip_corrupt=skip_corrupt)
+        wrapped = _reader(train, task, skip_corrupt=skip_corrupt)
         first = wrapped(train, "training")
         splits = _split_off(first) if test is None else (first, wrapped(test, "test"))
         digests = [[_fingerprint(images) for images in splits] for _ in range(2)]
@@ -163,7 +132,8 @@ def from_loaders(train: Loader, test: Loader | None, *, skip_corrupt: bool = Fal
         digest if digest == again else hashlib.sha256(_description(images)).hexdigest()
         for digest, again, images in zip(*digests, splits, strict=True)
     ]
-    classes = 1 + max(*splits[0].targets, *splits[1].targets)
+    is_classified = isinstance(task, Classification)
+    classes = 1 + max(*splits[0].targets, *splits[1].targets) if is_classified else 0
     settings = splits[0].settings
     return Source(
         train=splits[0],
@@ -174,10 +144,20 @@ def from_loaders(train: Loader, test: Loader | None, *, skip_corrupt: bool = Fal
         indexed=True,
         batch_size=settings.batch_size,
         workers=settings.workers,
+        example=splits[0].example if isinstance(splits[0], LoaderSamples) else None,
     )
 
 
-def _split_off(images: Wrapped) -> tuple[Wrapped, Wrapped]:
+def _reader(given: Loader, task: Task, *, skip_corrupt: bool) -> Callable[..., LoaderItems]:
+    """The class of the items, ready to be made of a loader and its name."""
+    images = partial(Wrapped, skip_corrupt=skip_corrupt)
+    samples = partial(LoaderSamples, task=task, skip_corrupt=skip_corrupt)
+    if not isinstance(task, Classification):
+        return samples
+    return samples if is_samples(given) else images
+
+
+def _split_off(images: LoaderItems) -> tuple[LoaderItems, LoaderItems]:
     """Training and test split of a loader that has no other beside it."""
     train, test = (images.part(indices) for indices in hold_out_test(images.targets))
     _log.warning(
@@ -204,20 +184,25 @@ def _listed_labels(dataset: Any) -> Any:
     return None
 
 
-def _description(images: Wrapped) -> bytes:
+def _description(images: LoaderItems) -> bytes:
     return f"{len(images)} {images.targets} {images.size}".encode()
 
 
-def _fingerprint(images: Wrapped) -> str:
+def _fingerprint(images: LoaderItems) -> str:
     """Sha256 of labels and first images; transforms draw from one and the same random state."""
     digest = hashlib.sha256(_description(images))
     with random_state(0):
         for index in range(min(_HASHED_ITEMS, len(images))):
-            digest.update(images[index][0].numpy().data)
+            digest.update(_bytes(images[index][0]))
     return digest.hexdigest()
 
 
-def _warn_of_overlap(train: Wrapped, test: Wrapped) -> None:
+def _bytes(inputs: Any) -> bytes:
+    """The contents of all tensors."""
+    return b"".join(tensor.numpy().tobytes() for tensor in tensors_in(inputs))
+
+
+def _warn_of_overlap(train: LoaderItems, test: LoaderItems) -> None:
     (one, first), (other, second) = _origin(train), _origin(test)
     if one is other:
         shared = len(np.intersect1d(first, second))
@@ -230,13 +215,13 @@ def _warn_of_overlap(train: Wrapped, test: Wrapped) -> None:
             )
         return
 
-    def contents(images: Wrapped) -> Any:
-        return lambda index: images[index][0].numpy().tobytes()
+    def contents(images: LoaderItems) -> Any:
+        return lambda index: _bytes(images[index][0])
 
     warn_of_shared_images(contents(train), len(train), contents(test), len(test))
 
 
-def _origin(images: Wrapped) -> tuple[object, Any]:
+def _origin(images: LoaderItems) -> tuple[object, Any]:
     """The data set below all subsets, and the indices in it."""
     dataset, indices = images.dataset, images.indices
     while isinstance(dataset, Subset):

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 from filelock import FileLock
 from pydantic import BaseModel
 
-from updp.errors import UserError, reason
+from updp.errors import UserError
 from updp.io.files import write_text
 from updp.io.records import Record
 from updp.measure import Timing
+from updp.run.integrity import explained
 
 Verdict = Literal["faster", "slower", "no difference"]
 
@@ -87,10 +88,8 @@ class Bench(Record):
 
     def save(self, path: Path) -> None:
         """Write JSON atomically to any file. Raises UserError."""
-        try:
+        with explained():
             write_text(path, self.model_dump_json(indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"'{path}' cannot be written: {reason(error)}") from error
 
     @classmethod
     def open(cls, path: Path) -> Bench:
@@ -122,10 +121,8 @@ def keep(path: Path, bench: Bench, row: Row) -> None:
 
     Raises UserError where the file is no record, or cannot be written.
     """
-    try:
+    with explained():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock"):
             known = Bench.open(path) if path.exists() else bench.model_copy(update={"rows": []})
             bench.model_copy(update={"rows": known.rows}).with_row(row).save(path)
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be written: {reason(error)}") from error

@@ -15,10 +15,12 @@ from updp.errors import UserError
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
 from updp.run.inputs import as_device
+from updp.run.integrity import explained
 
 LEAST_ROUNDS = 3
 
 
+@explained()
 @usual_torch()
 def bench(
     baseline: nn.Module | str | Path,

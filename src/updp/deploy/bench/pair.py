@@ -5,7 +5,9 @@ from pathlib import Path
 
 from torch import nn
 
+from updp.blocks.nested import Samples
 from updp.data import model_input_size
+from updp.data.example import read_example
 from updp.errors import UserError
 from updp.models import load_model, own_copy
 from updp.recipe import Recipe
@@ -18,11 +20,15 @@ _Spec = nn.Module | str | Path  # a module, a model by name, or a run directory
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models in evaluation mode, for images of `shape` (C, H, W); the first is the baseline."""
+    """Two models in evaluation mode, for images of `shape` (C, H, W); the first is the baseline.
+
+    `example` are a few inputs where random images cannot stand for them.
+    """
 
     names: tuple[str, str]
     models: tuple[nn.Module, nn.Module]
     shape: tuple[int, ...]
+    example: Samples | None = None
 
 
 def pair_of_run(
@@ -41,11 +47,12 @@ def pair_of_run(
     baseline = load_model(
         name,
         weights=None if file is None else Path(file),
-        num_classes=len(record.classes),
-        seed=Recipe.load(path / "recipe.yaml").seed,
+        num_classes=len(record.classes) or None,
+        seed=Recipe.of_run(path).seed,
     )
     check_weights(path, baseline, name, file)
-    return Pair(("baseline", "merged"), (baseline.eval(), load(path, baseline)), record.input_shape)
+    models = baseline.eval(), load(path, baseline)
+    return Pair(("baseline", "merged"), models, record.input_shape, read_example(path / "sites"))
 
 
 def pair_of_two(
@@ -72,7 +79,9 @@ def pair_of_two(
         sizes = ", ".join(f"'{n}' is for {'x'.join(map(str, s))}" for n, s in shapes.items())
         raise UserError(f"{sizes}: choose with --input-size, for both see the same images")
     shape = input_size or next(iter(shapes.values()))
-    return Pair((a[0], b[0]), (a[1].eval(), b[1].eval()), shape)
+    stored = (read_example(Path(run) / "sites") for run in runs)
+    example = next((found for found in stored if found is not None), None)
+    return Pair((a[0], b[0]), (a[1].eval(), b[1].eval()), shape, example)
 
 
 def _open(

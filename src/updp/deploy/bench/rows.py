@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from updp.blocks.modules import seeded_input
+from updp.blocks.nested import Samples, tensors_in
+from updp.data.example import make_example
 from updp.deploy.bench.bench_record import BenchFigures, Row, Setting
 from updp.deploy.bench.energy import Counter, joules_per_run
 from updp.deploy.bench.pair import Pair
@@ -18,6 +19,7 @@ from updp.measure import compare, peak_memory
 from updp.measure.runtime import deployed, runner
 from updp.recipe import MeasureSettings
 from updp.run.records import versions
+from updp.supernet import bytes_of
 
 ROUNDS = 21
 _ROUND_SECONDS = 0.1
@@ -43,7 +45,7 @@ def measure_rows(
     progress.begin("bench", len(settings))
     for setting in settings:
         with _threads(setting.threads):
-            row = _measure(models, pair.shape, setting, device, meter, rounds)
+            row = _measure(models, pair, setting, device, meter, rounds)
         verdict = row.verdict if row.speedup is not None else "not run"
         progress.advance(f"{setting.runtime}, batch {setting.batch_size}: {verdict}")
         yield row
@@ -51,14 +53,14 @@ def measure_rows(
 
 def _measure(
     models: Mapping[str, nn.Module],
-    shape: tuple[int, ...],
+    pair: Pair,
     setting: Setting,
     device: torch.device,
     meter: tuple[Counter | None, str],
     rounds: int,
 ) -> Row:
     counter, energy_from = meter
-    x = seeded_input((setting.batch_size, *shape)).to(device)
+    x = make_example(pair.example, pair.shape, setting.batch_size).to(device)
     measure = MeasureSettings.model_validate(
         setting.model_dump(include={"runtime", "batch_size", "precision", "layout"})
     )
@@ -85,7 +87,7 @@ def _measure(
 
 
 def _memory(
-    model: nn.Module, x: Tensor, measure: MeasureSettings, run: Callable[[], object]
+    model: nn.Module, x: Samples, measure: MeasureSettings, run: Callable[[], object]
 ) -> int | None:
     """Bytes of activations at the worst moment of one forward, the images x among them.
 
@@ -94,15 +96,16 @@ def _memory(
     """
     if measure.runtime not in ("eager", "compile"):
         return None
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-        torch.cuda.reset_peak_memory_stats(x.device)
-        before = torch.cuda.memory_allocated(x.device)
+    device = tensors_in(x)[0].device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        torch.cuda.synchronize(x.device)
-        added = torch.cuda.max_memory_allocated(x.device) - before
+        torch.cuda.synchronize(device)
+        added = torch.cuda.max_memory_allocated(device) - before
         dtype: torch.dtype = getattr(torch, measure.precision)
-        return added + x.numel() * dtype.itemsize
+        return added + bytes_of(x.to(dtype))
     if measure.runtime == "compile":
         return None
     module, inputs = deployed(model, (x,), measure)

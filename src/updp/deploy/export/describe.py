@@ -14,6 +14,7 @@ def describe(run: Finished) -> dict[str, Any]:
     """
     channels, height, width = run.shape
     preprocess, resize, prepared = run.feed.preprocess, run.feed.resize, run.feed.normalised
+    prepared = prepared or preprocess is None
     return {
         "format": FORMAT,
         "input": {
@@ -35,8 +36,8 @@ def describe(run: Finished) -> dict[str, Any]:
             "fill": list(resize.fill),  # of crop_mode "border", in [0, 1]
         },
         "range": None if prepared else [0, 1],  # of pixels before mean and std
-        "mean": None if prepared else list(preprocess.mean),
-        "std": None if prepared else list(preprocess.std),
+        "mean": None if prepared else list(preprocess.mean if preprocess else ()),
+        "std": None if prepared else list(preprocess.std if preprocess else ()),
         "output": {"name": OUTPUT, "layout": "NC", "dtype": "float32"},
         "classes": list(run.classes),
     }

@@ -15,17 +15,20 @@ from updp.deploy.export.formats import parse_formats
 from updp.deploy.export.manifest import PREPROCESS, Exported, add_export, begin_writing, within
 from updp.deploy.export.parity import Parity, batches, compare, compare_sizes, logits, resized
 from updp.deploy.export.program import CapturedModel, capture
-from updp.errors import ExportError, UserError, reason
+from updp.errors import ExportError, UserError, is_machines, reason
 from updp.io.files import replace, write_json
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
 from updp.measure import count_parameters
 from updp.run.finished import Finished, check_finished, open_run
 from updp.run.inputs import Data, Test
+from updp.run.integrity import explained
+from updp.tasks import Classification, Task
 
 _log = logging.getLogger(__name__)
 
 
+@explained()
 @usual_torch()
 def export(
     run: str | Path,
@@ -37,6 +40,7 @@ def export(
     test: Test | None = None,
     weights: str | Path | None = None,
     device: str | None = None,
+    task: Task | None = None,
     test_images: int = 1000,
     progress: Progress | None = None,
     each: Callable[[Exported], None] | None = None,
@@ -59,6 +63,7 @@ def export(
         test: As `model`.
         weights: As `model`.
         device: Where the run's images are prepared; the comparison is made on the CPU.
+        task: The run's, where it was given as an object.
         test_images: How many test images to compare on, at most.
         each: Called with every record as soon as its files are there.
 
@@ -75,7 +80,14 @@ def export(
         raise UserError(f"--test-images {test_images}: compare on 1 at least")
     folder = check_place(check_finished(run), out, formats)
     opened = open_run(
-        run, model, data, test=test, weights=weights, device=device or "cpu", progress=progress
+        run,
+        model,
+        data,
+        test=test,
+        weights=weights,
+        device=device or "cpu",
+        task=task,
+        progress=progress,
     )
     exporter = _Exporter(opened, folder, test_images, progress)
     preprocess = describe(opened)
@@ -115,11 +127,15 @@ class _Exporter:
 
     def __init__(self, run: Finished, folder: Path, limit: int, progress: Progress) -> None:
         self.run, self.folder, self.limit, self.progress = run, folder, limit, progress
-        self.merged = run.merged.cpu().eval()
-        self.baseline = run.baseline.cpu().eval()
+        self.merged = run.plain(run.merged).cpu().eval()
+        self.baseline = run.plain(run.baseline).cpu().eval()
+        self.classifies = isinstance(run.feed.task, Classification)
         self.expected = logits(self.merged, self._images())
-        some = next(iter(run.feed.test()))[0][:4].cpu()
-        self.resized = list(resized(self.merged, some))
+        some = next(self._images())[:4]
+        tried = run.record.other_size
+        # Not at sizes at which the merged model runs, but is not what was trained.
+        self.frozen = tried.describe(run.shape) if tried else ""
+        self.resized = [] if self.frozen else list(resized(self.merged, some))
         self._programs: dict[tuple[bool, bool], CapturedModel] = {}
 
     def write(self, form: Format, preprocess: Mapping[str, object]) -> Exported:
@@ -149,7 +165,7 @@ class _Exporter:
                 undecided=parity.undecided,
                 tolerance=parity.tolerance,
                 dynamic=list(program.dynamic),
-                note=program.note,
+                note=f"for {self.frozen}" if self.frozen else program.note,
                 input_sizes=list(parities),
                 versions=form.versions(),
                 seconds=round(time.monotonic() - began, 1),
@@ -181,14 +197,16 @@ class _Exporter:
                 form.save(program, path)
                 network = form.load(path)
                 found = logits(network, self._images())
-                sizes = compare_sizes(network, self.resized) if any_size else {}
+                sizes = compare_sizes(network, self.resized, self.classifies) if any_size else {}
             except UserError:
                 raise
             except Exception as error:  # converters and runtimes have errors of many types
+                if is_machines(error):
+                    raise
                 failure = reason(error)
                 _log.info("%s, any size %s: %s", form.name, any_size, failure)
                 continue
-            parities = {program.shape: compare(self.expected, found), **sizes}
+            parities = {program.shape: compare(self.expected, found, self.classifies), **sizes}
             wrong = [str(parity) for parity in parities.values() if not parity.good]
             if not wrong:
                 return program, parities
@@ -202,6 +220,8 @@ class _Exporter:
         try:
             form.save(self._program(self.baseline, any_size), path)
         except Exception as error:  # this figure is worth no failed export
+            if is_machines(error):
+                raise
             self.progress.say(f"the baseline does not export to {form.name}: {reason(error)}")
             return None
         return _size(form.files(path))

@@ -19,9 +19,10 @@ _SIZES = (1, 2, 3, 16)  # of the first batches: a graph may have fixed the one i
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file's logits are from PyTorch's, over `images` images.
+    """How far a file's logits, or other outputs, are from PyTorch's, over `images` images.
 
-    `max_rel` is relative to the largest logit of an image, `agreement` a share in percent.
+    `max_rel` is relative to the largest logit of an image, `agreement` a share in percent, which is
+    100 of what is no classifier.
     """
 
     images: int
@@ -47,6 +48,7 @@ def batches(feed: Feed, limit: int) -> Iterator[Tensor]:
     """The first `limit` test images (N, C, H, W) on the CPU, in batches of several sizes."""
     sizes = iter(_SIZES)
     for images, _ in feed.test():
+        assert isinstance(images, Tensor)
         rest = images[:limit].cpu()
         limit -= len(rest)
         while len(rest):
@@ -63,26 +65,33 @@ def logits(model: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tenso
     return torch.cat([model(batch) for batch in images])
 
 
-def compare(expected: Tensor, found: Tensor) -> Parity:
-    """Compare logits (N, classes) of the same images; tied best classes may swap."""
+def compare(expected: Tensor, found: Tensor, classifies: bool = True) -> Parity:
+    """Compare logits (N, classes) of the same images; tied best classes may swap.
+
+    Other outputs (N, ...) are compared by their values alone.
+    """
+    if not classifies:
+        expected, found = (x.reshape(len(x), -1) for x in (expected, found))
     tolerance = max(_TOLERANCE, _RESOLUTION * float(expected.abs().max()))
     difference = (expected - found).abs().amax(1)
     best = expected.topk(min(2, expected.shape[1])).values
     undecided = (best[:, 0] - best[:, -1] < 2 * tolerance) & (expected.shape[1] > 1)
+    if not classifies:
+        undecided = torch.ones_like(undecided)
     agree = (expected.argmax(1) == found.argmax(1)) | undecided
     return Parity(
         images=len(expected),
         max_abs=float(difference.max()),
         max_rel=float((difference / expected.abs().amax(1).clamp(min=1e-12)).max()),
         agreement=100 * int(agree.sum()) / len(agree),
-        undecided=int(undecided.sum()),
+        undecided=int(undecided.sum()) if classifies else 0,
         tolerance=tolerance,
     )
 
 
 def resized(model: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Images (N, C, H, W) at other sizes with their logits, for sizes that the model takes."""
-    for size in other_sizes(images.shape[2], images.shape[3]):
+    for size in () if images.ndim != 4 else other_sizes(images.shape[2], images.shape[3]):
         scaled = functional.interpolate(images, size, mode="bilinear", align_corners=False)
         try:
             expected = call_user_code(logits, model, [scaled])
@@ -92,11 +101,11 @@ def resized(model: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def compare_sizes(
-    network: Network, others: Iterable[tuple[Tensor, Tensor]]
+    network: Network, others: Iterable[tuple[Tensor, Tensor]], classifies: bool = True
 ) -> dict[tuple[int, int, int], Parity]:
     """Parity at each further image size (C, H, W). Raises whatever the runtime raises."""
     found = {}
     for images, expected in others:
         channels, height, width = images.shape[1:]
-        found[channels, height, width] = compare(expected, logits(network, [images]))
+        found[channels, height, width] = compare(expected, logits(network, [images]), classifies)
     return found

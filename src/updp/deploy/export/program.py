@@ -1,6 +1,5 @@
 """A model captured by torch.export, with every axis dynamic on which the model does not depend."""
 
-import copy
 import logging
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
+from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.errors import UserError
 from updp.io.quiet import quiet
@@ -56,7 +56,7 @@ def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> Capt
 
     Raises UserError where torch.export does not read the model, or the model fixes the batch.
     """
-    plain = copy.deepcopy(model).cpu().eval()
+    plain = copy_module(model).cpu().eval()
     # torch.export specialises sizes of 0 and 1 to constants, so the batch must be larger.
     images = torch.zeros(3, *example.shape[1:])
     if any_size and _NEWER:

@@ -2,9 +2,10 @@
 
 from typing import ClassVar
 
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field
 
 from updp.io.records import Record
+from updp.tasks import CLASSIFICATION, Metric
 
 
 class Int8Operator(BaseModel, extra="forbid", frozen=True):
@@ -22,33 +23,31 @@ class Int8Operator(BaseModel, extra="forbid", frozen=True):
 
 
 class Int8Figures(BaseModel, extra="forbid", frozen=True):
-    """INT8 figures of one model. Accuracies are top-1 on the test split, in percent.
-
-    They are None where the test images have no labels.
-    """
+    """INT8 figures of one model, on the test split; metrics are None where that has no labels."""
 
     file: str
-    top1_float: float | None
-    top1_int8: float | None
-    agreement: float  # percent of test images that float and INT8 put into the same class
+    metric_float: float | None = Field(validation_alias=AliasChoices("metric_float", "top1_float"))
+    metric_int8: float | None = Field(validation_alias=AliasChoices("metric_int8", "top1_int8"))
+    agreement: float  # the metric of INT8 beside float's predictions
     bytes_float: int  # of the ONNX files
     bytes_int8: int
     equalised_pairs: int  # of operators
     skips_apart: int = 0  # taken out of convolutions, into which merging had put them
     operators: list[Int8Operator]
 
-    @property
-    def loss(self) -> float:
-        """Points of top-1 that INT8 costs, negative where it gains; or of agreement with float."""
-        if self.top1_float is None or self.top1_int8 is None:
-            return 100 - self.agreement
-        return self.top1_float - self.top1_int8
+    def loss(self, metric: Metric) -> float:
+        """What INT8 costs of the metric, negative where it gains; or of agreement with float."""
+        if self.metric_float is None or self.metric_int8 is None:
+            return 100 - self.agreement if metric.higher_is_better else self.agreement
+        apart = self.metric_float - self.metric_int8
+        return apart if metric.higher_is_better else -apart
 
 
 class Int8(Record):
     """Both models in INT8."""
 
     FILE: ClassVar[str] = "export/int8.json"
+    metric: Metric = CLASSIFICATION.metric
     baseline: Int8Figures
     merged: Int8Figures
     images: int  # of the calibration split, which set the ranges of activations
@@ -60,5 +59,5 @@ class Int8(Record):
 
     @property
     def excess(self) -> float:
-        """Points that INT8 costs the merged model more than the baseline."""
-        return self.merged.loss - self.baseline.loss
+        """What INT8 costs the merged model more than the baseline."""
+        return self.merged.loss(self.metric) - self.baseline.loss(self.metric)

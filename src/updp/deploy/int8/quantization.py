@@ -5,27 +5,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from updp.blocks.nested import join
 from updp.data.feed import Feed
 from updp.deploy.export.onnx import Onnx
 from updp.deploy.int8.int8_model import FloatModel
 from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
 from updp.deploy.int8.static import METHODS
-from updp.errors import ExportError, UserError, reason
+from updp.errors import ExportError, UserError, is_machines, reason
 from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
 from updp.run.finished import check_finished, open_run
 from updp.run.inputs import Data, Test
-from updp.training.evaluate import accuracy
+from updp.run.integrity import explained
+from updp.tasks import Task
 
 _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 
 
+@explained()
 @usual_torch()
 def quantize(
     run: str | Path,
@@ -79,14 +82,17 @@ def quantize(
     Onnx().check("INT8")
     progress = progress or Silent()
     opened = open_run(run, model, data, test=test, weights=weights, device="cpu", progress=progress)
-    calibration = torch.cat(opened.feed.calibration(calibration_images))
+    own = {"baseline": opened.baseline, "merged": opened.merged}
+    nets = {name: opened.plain(net) for name, net in own.items()}
+    labelled, measured = opened.feed.test_labelled, opened.feed.task
+    calibration = join(opened.feed.calibration(calibration_images))
+    assert isinstance(calibration, Tensor)
     if len(calibration) < calibration_images:
         raise UserError(
             f"--calibration-images {calibration_images} is more than the {len(calibration)} "
             f"calibration images of '{opened.path}': ask for fewer"
         )
     tried = sorted({False, not per_channel} if equalize is None else {equalize})
-    nets = {"baseline": opened.baseline, "merged": opened.merged}
     floats, quantized, figures, contents = {}, {}, {}, {}
     progress.begin("quantize", len(nets) * (len(tried) + 1))
     with tempfile.TemporaryDirectory() as temporary:
@@ -101,15 +107,15 @@ def quantize(
         # One choice for both models: else part of the difference between them would be its doing.
         chosen = min(tried, key=lambda choice: sum(quantized[name, choice].lost for name in nets))
         for name, net in nets.items():
-            int8, new = quantized[name, chosen], new_operators(opened.baseline, net)
+            int8, new = quantized[name, chosen], new_operators(nets["baseline"], net)
             with _failing(name):
                 exact, rounded, labels = _test_logits(opened.feed, floats[name].file, int8.file)
             contents[name] = int8.file.read_bytes()
             figures[name] = Int8Figures(
                 file=_FILES[name],
-                top1_float=accuracy(exact, labels) if opened.feed.test_labelled else None,
-                top1_int8=accuracy(rounded, labels) if opened.feed.test_labelled else None,
-                agreement=accuracy(rounded, exact.argmax(1)),
+                metric_float=_value(measured, exact, labels) if labelled else None,
+                metric_int8=_value(measured, rounded, labels) if labelled else None,
+                agreement=_value(measured, rounded, measured.predictions(exact)),
                 bytes_float=floats[name].bytes,
                 bytes_int8=len(contents[name]),
                 equalised_pairs=int8.pairs,
@@ -119,8 +125,9 @@ def quantize(
             progress.advance(f"{name}, test images")
     record = Int8(
         **figures,
+        metric=measured.metric if labelled else measured.agreement,
         images=len(calibration),
-        test_images=len(labels),
+        test_images=len(exact),
         method=method,
         per_channel=per_channel,
         equalised=any(side.equalised_pairs for side in figures.values()),
@@ -133,11 +140,19 @@ def quantize(
     return record
 
 
-def _test_logits(feed: Feed, *files: Path) -> list[Tensor]:
-    """Logits (N, classes) of each ONNX file on the test split, read once, and the labels (N,)."""
+def _test_logits(feed: Feed, *files: Path) -> list[Any]:
+    """Outputs (N, ...) of each ONNX file on the test split, read once, and the labels."""
     networks = [Onnx().load(file) for file in files]
-    rows = ([*(run(images) for run in networks), labels] for images, labels in feed.test())
-    return [torch.cat(column) for column in zip(*rows, strict=True)]
+    rows: list[list[Any]] = []
+    for images, labels in feed.test():
+        assert isinstance(images, Tensor)
+        rows.append([*(run(images) for run in networks), labels])
+    return [join(column) for column in zip(*rows, strict=True)]
+
+
+def _value(task: Task, outputs: Any, labels: Any) -> float:
+    value: float = task.value([task.figures(outputs, labels)])
+    return value
 
 
 @contextmanager
@@ -148,5 +163,7 @@ def _failing(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_machines(error):
+            raise
         why = reason(error)
         raise ExportError(f"INT8 of the {name} model: {why}; no file is written") from error

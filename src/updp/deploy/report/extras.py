@@ -57,20 +57,21 @@ def _exports(exported: dict[str, Exported]) -> Section:
 
 
 def _int8(found: Int8) -> Section:
+    metric = found.metric
     rows = [
         (
             name,
-            *("" if top1 is None else f"{top1:.2f}" for top1 in (side.top1_float, side.top1_int8)),
-            signed(-side.loss) if side.loss else "0",
+            *("" if v is None else metric.number(v) for v in (side.metric_float, side.metric_int8)),
+            signed(-side.loss(metric)) if side.loss(metric) else "0",
             f"{side.agreement:.2f}",
             f"{side.bytes_float / 1e6:.2f} → {side.bytes_int8 / 1e6:.2f}",
         )
         for name, side in (("baseline", found.baseline), ("merged", found.merged))
     ]
-    names = ("model", "top-1 %, float", "INT8", "change", "same class, %", "MB")
-    percent = found.merged.top1_int8
-    percent = found.merged.agreement if percent is None else percent
-    noise = sampling_error(percent, found.test_images)
+    names = ("model", f"{metric.title}, float", "INT8", "change", "same class, %", "MB")
+    value = found.merged.metric_int8
+    value = found.merged.agreement if value is None else value
+    noise = sampling_error(metric, value, found.test_images)
     what = f"costs the merged model {signed(found.excess)} points more than the baseline"
     if abs(found.excess) <= noise:
         what = "costs the merged model as much as the baseline, within the sampling error"

@@ -10,6 +10,7 @@ from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import amount, digits, error, ms, signed, spread
 from updp.measure import Timing
 from updp.search.outcome import ScoredPlan, SearchResult
+from updp.tasks import Metric
 
 _AXES = {
     "latency": "predicted latency",
@@ -20,25 +21,28 @@ _AXES = {
 _CURVE = 300  # marks of a training curve, at most
 
 
-def stage_plot(stages: Sequence[Stage], what: str) -> Plot:
-    """`what` (top-1 or agreement) after each stage with its sampling error."""
+def stage_plot(stages: Sequence[Stage], metric: Metric) -> Plot:
+    """The metric after each stage, with its sampling error where that is known."""
+    what, points = metric.name, " points" if metric.unit == "%" else ""
     marks = tuple(
         Mark(
-            s.percent,
+            s.value,
             i,
-            f"{s.name}\n{what}: {s.percent:.2f} % (± {s.noise:.1f})"
-            + (f"\nchange: {signed(s.change)} points" if s.change is not None else ""),
-            along=(s.percent - s.noise, min(s.percent + s.noise, 100.0)),
+            f"{s.name}\n{what}: {metric.text(s.value)}"
+            + (f" (± {s.noise:.1f})" if s.noise else "")
+            + (f"\nchange: {signed(s.change)}{points}" if s.change is not None else ""),
+            along=(s.value - s.noise, min(s.value + s.noise, 100.0)) if s.noise else None,
         )
         for i, s in enumerate(stages)
     )
-    ends = [end for m in marks if m.along for end in m.along]
-    series = [Series(f"{what}, bar: sampling error (95 %)", "c-one", marks, line=True)]
+    ends = [end for m in marks for end in m.along or (m.x,)]
+    about = f"{what}, bar: sampling error (95 %)" if metric.of_samples else what
+    series = [Series(about, "c-one", marks, line=True)]
     worst = tuple(m for m, s in zip(marks, stages, strict=True) if s.worst)
     if worst:
         series.append(Series("lost most", "c-drop", worst, shape="diamond"))
-    x, y = linear(f"{what}, %", ends), named([s.name for s in stages])
-    title = f"{what.capitalize()} after each stage"
+    x, y = linear(f"{what}, {metric.unit}".rstrip(", "), ends), named([s.name for s in stages])
+    title = f"{what[:1].upper()}{what[1:]} after each stage"
     return Plot("stages", title, x, y, tuple(series), tall=66 + 36 * len(stages))
 
 
@@ -50,12 +54,13 @@ def front_plot(outcome: SearchResult) -> Plot:
         cost = getattr(point, axis) / getattr(base, axis)
         text = [f"{len(point.choices)} pruned" if point.choices else "the baseline"]
         text.append(f"score: {digits(point.score or 0.0)}")
-        if point.top1 is not None:
-            text.append(f"{outcome.measure}, held-out images: {point.top1:.2f} %")
+        metric = outcome.metric
+        if point.metric is not None:
+            text.append(f"{metric.name}, held-out images: {metric.text(point.metric)}")
         if point.fitted is not None:
             text.append(f"score after fit and repair: {digits(point.fitted)}")
-        if point.fitted_top1 is not None:
-            text.append(f"{outcome.measure} after fit and repair: {point.fitted_top1:.2f} %")
+        if point.fitted_metric is not None:
+            text.append(f"{metric.name} after fit and repair: {metric.text(point.fitted_metric)}")
         text.append(f"latency, predicted: {ms(point.latency)} ± {digits(point.noise, 2)}")
         if point.measured is not None:
             text.append(f"measured: {spread(point.measured)} ms")

@@ -1,4 +1,4 @@
-"""The headline: top-1, speed-up and size, with no claim inside the noise."""
+"""The headline: the metric, speed-up and size, with no claim inside the noise."""
 
 from updp.deploy.report.parts import Card, Head
 from updp.deploy.report.run_files import ReportedRun
@@ -9,26 +9,34 @@ from updp.run.records import Result
 def headline(run: ReportedRun) -> Head:
     """Title, one sentence and three cards."""
     result, claim = run.result, speed(run.result)
+    metric = result.metric
     sites = set(run.plan.choices) | {row.site for row in run.survey.sites} if run.survey else None
     pruned = f"{len(run.plan)}{f' of {len(sites)}' if sites else ''} sites pruned"
     return Head(
         model=masked(run.record.model) or "A model from Python",
         data=masked(run.record.data) or "data from Python",
-        title=f"{claim[0].upper()}{claim[1:]}, at {result.merged.percent:.2f} % {result.measure}",
+        title=f"{_upper(claim)}, at {metric.text(result.merged.metric)} {metric.name}",
         sentence=f"{pruned}; {result.device}.",
-        cards=(_top1(result), _speed(result), _size(result)),
+        cards=(_metric(result), _speed(result), _size(result)),
     )
 
 
-def _top1(result: Result) -> Card:
-    noise = digits(sampling_error(result.merged.percent, result.test_images), 2)
-    error = f"± {noise}: sampling error, {result.test_images:,} test images"
-    value = f"{result.merged.percent:.2f} %"
-    if result.measure != "top-1":
+def _metric(result: Result) -> Card:
+    metric, images = result.metric, result.test_images
+    noise = sampling_error(metric, result.merged.metric, images)
+    error = f"± {digits(noise, 2)}: sampling error, {images:,} test images"
+    if not noise:
+        error = f"{images:,} test images" + ("" if metric.higher_is_better else "; lower is better")
+    value = metric.text(result.merged.metric)
+    if metric.name == "agreement":
         lines = (error, "without labels: images in the class that the baseline has")
         return Card("Agreement with the baseline", value, lines)
-    lines = (error, f"baseline {result.baseline.percent:.2f} %: {accuracy(result)}")
-    return Card("Top-1 of the merged model", value, lines)
+    lines = (error, f"baseline {metric.text(result.baseline.metric)}: {accuracy(result)}")
+    return Card(f"{_upper(metric.name)} of the merged model", value, lines)
+
+
+def _upper(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
 def _speed(result: Result) -> Card:

@@ -109,10 +109,12 @@ def _block(run: ReportedRun, name: str, offers: Sequence[Offer], fit: FitRow | N
     block = name.partition(":")[0]
     merge: dict[str, float] = {}
     for check in run.checks:
-        if check.where == block and block:
+        if check.where in (block, name) and check.where:
             merge[check.dtype] = max(check.error, merge.get(check.dtype, 0.0))
     kind = str(candidate.get("kind", ""))
     became = kind if kind in ("fuse", "drop", "fold", "narrow") else "other"
+    if kind == "linear":
+        became = "one"
     if kind == "inherit":
         became = "one" if len(candidate.get("segments", ())) <= 1 else "two"
     return Block(name, became, run.plan.choices[name], taken, fit, merge)

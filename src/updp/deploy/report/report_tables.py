@@ -21,15 +21,16 @@ from updp.deploy.report.words import (
     with_noise,
 )
 from updp.run.records import Result
+from updp.tasks import CLASSIFICATION
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Top-1, or agreement with the baseline, after one stage; figures are in points."""
+    """The metric after one stage, with its change."""
 
     name: str
-    percent: float
-    noise: float  # sampling error
+    value: float
+    noise: float  # sampling error; 0 where it is not known
     change: float | None  # from the stage before
     worst: bool  # it lost most
 
@@ -38,14 +39,15 @@ def stages(result: Result) -> list[Stage]:
     """The stages in order; the one that lost most, if any lost something, is marked."""
     values = list(result.by_stage.values())
     changes = [None, *(after - before for before, after in pairwise(values))]
-    least = min((change for change in changes if change is not None), default=0.0)
+    sign = 1 if result.metric.higher_is_better else -1
+    least = min((sign * change for change in changes if change is not None), default=0.0)
     return [
         Stage(
             name,
             value,
-            sampling_error(value, result.test_images),
+            sampling_error(result.metric, value, result.test_images),
             change,
-            change is not None and change < 0 and change == least,
+            change is not None and sign * change < 0 and sign * change == least,
         )
         for (name, value), change in zip(result.by_stage.items(), changes, strict=True)
     ]
@@ -55,9 +57,10 @@ def headline_table(run: ReportedRun) -> Table:
     """Baseline beside merged model."""
     r = run.result
     b, m = r.baseline, r.merged
-    change = signed(m.percent - b.percent)
+    change, metric = signed(m.metric - b.metric), r.metric
+    found = (with_noise(metric, s.metric, r.test_images) for s in (b, m))
     rows = (
-        (f"{r.measure} %", *(with_noise(s.percent, r.test_images) for s in (b, m)), change),
+        (metric.title, *found, change),
         (f"ms, batch {r.batch_size} (IQR)", spread(b.latency), spread(m.latency), times(r.speedup)),
         ("parameters", f"{b.parameters:,}", f"{m.parameters:,}", share(m.parameters, b.parameters)),
         ("MACs", amount(b.macs), amount(m.macs), share(m.macs, b.macs)),
@@ -66,19 +69,19 @@ def headline_table(run: ReportedRun) -> Table:
 
 
 def stage_table(run: ReportedRun) -> Table:
-    """Top-1 or agreement after each stage; the one that lost most is marked."""
+    """The metric after each stage; the one that lost most is marked."""
+    metric = run.result.metric
     rows = [
         (
             s.name,
-            f"{s.percent:.2f} ± {digits(s.noise, 2)}",
+            metric.number(s.value) + (f" ± {digits(s.noise, 2)}" if s.noise else ""),
             "" if s.change is None else signed(s.change) if s.change else "0",
             "lost most" if s.worst else "",
         )
         for s in stages(run.result)
     ]
-    what = run.result.measure
-    title = f"{what.capitalize()} after each stage"
-    return Table(title, ("", f"{what} %", "change", ""), rows, left=(0, 3))
+    title = f"{metric.name[:1].upper()}{metric.name[1:]} after each stage"
+    return Table(title, ("", metric.title, "change", ""), rows, left=(0, 3))
 
 
 def site_table(found: Sequence[Block]) -> Table:
@@ -134,6 +137,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         ("data", about.data),
         ("test split", about.test),
         ("classes", f"{len(about.classes)}: {classes}" if classes else ""),
+        ("task", about.task if about.task != CLASSIFICATION.name else ""),
         ("image", "×".join(map(str, about.input_shape))),
         ("seed", str(run.recipe.seed)),
         ("budget", run.plan.budget),

@@ -8,7 +8,7 @@ from pathlib import Path
 from updp.deploy.bench.bench_record import Bench
 from updp.deploy.export.manifest import Exports
 from updp.deploy.int8.int8_record import Int8
-from updp.errors import UserError, reason
+from updp.errors import UserError, reason, unreadable
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.integrity import PUBLISHED, check_published, check_stages
@@ -72,7 +72,7 @@ def _load(path: Path, name: str) -> ReportedRun:
         path=path,
         name=name,
         record=RunRecord.read(path),
-        recipe=Recipe.load(path / "recipe.yaml"),
+        recipe=Recipe.of_run(path),
         plan=Plan.read(path),
         result=Result.read(path),
         survey=Survey.read_if_there(path),
@@ -91,7 +91,7 @@ def _figures(path: Path) -> list[dict[str, float]]:
     try:
         lines = path.read_text().splitlines() if path.exists() else []
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read: {reason(error)}") from error
+        raise unreadable(path, error) from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -60,17 +60,25 @@ def warnings(runs: Sequence[ReportedRun]) -> list[str]:
 
 def headline_table(runs: Sequence[ReportedRun]) -> Table:
     """A row for each run."""
-    names = ("run", "top-1 %", "speed-up (IQR)", "top-1 change", "sites pruned", "ms (IQR)")
+    metric = runs[0].result.metric
+    names = (
+        "run",
+        metric.title,
+        "speed-up (IQR)",
+        f"{metric.name} change",
+        "sites pruned",
+        "ms (IQR)",
+    )
     return Table(
         "Headline",
         (*names, "parameters", "MACs"),
         [
             (
                 run.name,
-                with_noise(run.result.merged.percent, run.result.test_images)
-                + (" (agreement)" if run.result.measure != "top-1" else ""),
+                with_noise(run.result.metric, run.result.merged.metric, run.result.test_images)
+                + (f" ({run.result.metric.name})" if run.result.metric != metric else ""),
                 times(run.result.speedup) + ("" if run.result.faster else " within the noise"),
-                signed(run.result.merged.percent - run.result.baseline.percent),
+                signed(run.result.merged.metric - run.result.baseline.metric),
                 str(len(run.plan)),
                 spread(run.result.merged.latency),
                 amount(run.result.merged.parameters),
@@ -83,12 +91,15 @@ def headline_table(runs: Sequence[ReportedRun]) -> Table:
 
 def stage_table(runs: Sequence[ReportedRun]) -> Table:
     """Stages as rows, runs as columns."""
+    metric = runs[0].result.metric
     stages = list(dict.fromkeys(s for run in runs for s in run.result.by_stage))
     rows = []
     for stage in stages:
         values = [run.result.by_stage.get(stage) for run in runs]
-        rows.append((stage, *("" if v is None else f"{v:.2f}" for v in values)))
-    return Table("Top-1 after each stage, %", ("stage", *(run.name for run in runs)), rows)
+        rows.append((stage, *("" if v is None else metric.number(v) for v in values)))
+    title = f"{metric.name[:1].upper()}{metric.name[1:]} after each stage"
+    title += f", {metric.unit}" if metric.unit else ""
+    return Table(title, ("stage", *(run.name for run in runs)), rows)
 
 
 def matrix(runs: Sequence[ReportedRun]) -> list[tuple[str, list[Block | None]]]:
@@ -99,7 +110,7 @@ def matrix(runs: Sequence[ReportedRun]) -> list[tuple[str, list[Block | None]]]:
 
 
 def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
-    """Top-1 over latency as a share of the baseline's, since runs saw clocks of other speeds."""
+    """The metric over latency as a share of the baseline's, as runs saw clocks of other speeds."""
     series = [
         Series(
             run.name,
@@ -111,24 +122,30 @@ def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
     ]
     bases: dict[float, list[str]] = {}
     for run in runs:
-        bases.setdefault(run.result.baseline.percent, []).append(run.name)
+        bases.setdefault(run.result.baseline.metric, []).append(run.name)
     marks = []
-    for top1, names in bases.items():
+    metric = runs[0].result.metric
+    for value, names in bases.items():
         text = "baseline" + (f" of {', '.join(names)}" if len(bases) > 1 else "")
-        marks.append(Mark(1.0, top1, f"{text}\ntop-1: {top1:.2f} %"))
+        marks.append(Mark(1.0, value, f"{text}\n{metric.name}: {metric.text(value)}"))
     series.append(Series("baseline", "c-keep", tuple(marks), shape="ring"))
     drawn = [m for s in series for m in s.marks]
     costs = [v for m in drawn for v in (m.x, *(m.along or ()))]
     x = linear("latency, share of the baseline's", costs)
-    y = linear("top-1, %", [v for m in drawn for v in (m.y, *(m.across or ()))])
+    y = linear(
+        f"{metric.name}, {metric.unit}".rstrip(", "),
+        [v for m in drawn for v in (m.y, *(m.across or ()))],
+    )
     note = "Bars are quartiles, and the sampling error (95 %)."
-    return Plot("tradeoff", "Top-1 over latency", x, y, tuple(series), note, tall=320)
+    title = f"{metric.name[:1].upper()}{metric.name[1:]} over latency"
+    return Plot("tradeoff", title, x, y, tuple(series), note, tall=320)
 
 
 def _mark(name: str, result: Result) -> Mark:
-    top1, s = result.merged.percent, result.speedup
-    noise = sampling_error(top1, result.test_images)
-    text = f"{name}\n{result.measure}: {top1:.2f} % ± {digits(noise, 2)}\nspeed-up: {times(s)}\n"
+    metric, value, s = result.metric, result.merged.metric, result.speedup
+    noise = sampling_error(metric, value, result.test_images)
+    found = metric.text(value) + (f" ± {digits(noise, 2)}" if noise else "")
+    text = f"{name}\n{metric.name}: {found}\nspeed-up: {times(s)}\n"
     text += f"ms: {spread(result.merged.latency)}"
-    shares, accuracies = (1 / s.high, 1 / s.low), (top1 - noise, min(top1 + noise, 100.0))
-    return Mark(1 / s.median, top1, text, along=shares, across=accuracies)
+    shares, accuracies = (1 / s.high, 1 / s.low), (value - noise, value + noise)
+    return Mark(1 / s.median, value, text, along=shares, across=accuracies)

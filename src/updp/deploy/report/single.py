@@ -11,6 +11,7 @@ from updp.deploy.report.network import Block, blocks, legend
 from updp.deploy.report.parts import Section
 from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import error, times
+from updp.run.records import Result
 
 
 def context(run: ReportedRun) -> dict[str, Any]:
@@ -28,15 +29,24 @@ def context(run: ReportedRun) -> dict[str, Any]:
         "sites": tables.site_table(found),
         "unusable": tables.unusable_table(run),
         "stage_table": tables.stage_table(run),
-        "stage_note": f"±: sampling error for {result.test_images:,} test images, 95 %. Every "
-        "stage sees the same images, so a change is surer than two such errors make it look.",
-        "stage_plot": figures.stage_plot(tables.stages(result), result.measure),
+        "stage_note": _stage_note(result),
+        "stage_plot": figures.stage_plot(tables.stages(result), result.metric),
         "sections": [_search(run), _proof(run, found), _training(run), *sections(run)],
         "command": tables.command(run),
         "facts": tables.facts(run),
         "recipe": tables.recipe_text(run),
         "absent": absent(run),
     }
+
+
+def _stage_note(result: Result) -> str:
+    if not result.metric.of_samples:
+        better = "higher" if result.metric.higher_is_better else "lower"
+        return f"On {result.test_images:,} test images; {better} is better."
+    return (
+        f"±: sampling error for {result.test_images:,} test images, 95 %. Every stage sees the "
+        "same images, so a change is surer than two such errors make it look."
+    )
 
 
 def _search(run: ReportedRun) -> Section:
@@ -60,6 +70,9 @@ def _proof(run: ReportedRun, found: list[Block]) -> Section:
         how = "block by block and end to end, on random input and real images"
         text += f" ({len(run.checks)} comparisons, {how})"
     texts = [f"{text}."]
+    if run.result.merge_note:
+        why = f"{run.result.merge_note}: merged sites were compared in float64 each alone"
+        texts.append(f"{why}, and the whole model in float32 only.")
     if run.checks and not any(check.error for check in run.checks):
         texts.append("All are exactly 0: what was trained had the shape that was merged.")
     if not run.fits:

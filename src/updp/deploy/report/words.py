@@ -5,6 +5,7 @@ import re
 
 from updp.measure import Timing
 from updp.run.records import Result
+from updp.tasks import Metric
 
 
 def amount(value: float) -> str:
@@ -52,21 +53,25 @@ def share(new: float, old: float) -> str:
     return f"{signed(100 * (new / old - 1), 1)} %" if old else ""
 
 
-def sampling_error(top1: float, images: int) -> float:
-    """Half of the 95 % confidence interval of `top1` (percent), in points.
+def sampling_error(metric: Metric, value: float, images: int) -> float:
+    """Half of the 95 % confidence interval of a metric in percent, in points.
 
-    The normal approximation of the binomial, 1.96 sqrt(p (1 - p) / n); at least 3 / n, the rule
-    of three, for with no image wrong the approximation would be 0.
+    0 where it is not known: of a metric that is no share of the images, such as mean IoU. Else the
+    normal approximation of the binomial, 1.96 sqrt(p (1 - p) / n); at least 3 / n, the rule of
+    three, for with no image wrong the approximation would be 0.
     """
+    if not metric.of_samples:
+        return 0.0
     if not images:
         return math.inf
-    p = min(max(top1 / 100, 0.0), 1.0)
+    p = min(max(value / 100, 0.0), 1.0)
     return 100 * max(1.96 * math.sqrt(p * (1 - p) / images), 3 / images)
 
 
-def with_noise(top1: float, images: int) -> str:
-    """`91.96 ± 1.8`: top-1 with its sampling error."""
-    return f"{top1:.2f} ± {digits(sampling_error(top1, images), 2)}"
+def with_noise(metric: Metric, value: float, images: int) -> str:
+    """`91.96 ± 1.8`: a metric with its sampling error, where that is known."""
+    noise = sampling_error(metric, value, images)
+    return metric.number(value) + (f" ± {digits(noise, 2)}" if noise else "")
 
 
 def speed(result: Result) -> str:
@@ -80,12 +85,13 @@ def speed(result: Result) -> str:
 
 
 def accuracy(result: Result) -> str:
-    """The change of top-1 from the baseline's, and whether the sampling error explains it."""
-    change = result.merged.percent - result.baseline.percent
+    """The change of the metric from the baseline's, and whether the sampling error explains it."""
+    change = result.merged.metric - result.baseline.metric
     if change == 0:
         return "the same as the baseline"
-    inside = abs(change) <= sampling_error(result.merged.percent, result.test_images)
-    points = f"{signed(change)} points"
+    noise = sampling_error(result.metric, result.merged.metric, result.test_images)
+    inside = abs(change) <= noise
+    points = f"{signed(change)} points" if result.metric.unit == "%" else signed(change)
     return f"{points}, within the sampling error" if inside else points
 
 

@@ -10,6 +10,7 @@ from updp.deploy.report import markdown, several, single
 from updp.deploy.report.run_files import load_runs
 from updp.errors import UserError, needs_extra
 from updp.io.files import write_text
+from updp.run.integrity import explained
 
 Format = Literal["html", "markdown"]
 _SUFFIXES: dict[str, Format] = {
@@ -21,6 +22,7 @@ _SUFFIXES: dict[str, Format] = {
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
+@explained()
 def report(*runs: str | Path, out: str | Path | None = None, format: Format | None = None) -> Path:
     """Write the report of a finished run, or a comparison of several; returns the file's path.
 
@@ -52,10 +54,7 @@ def report(*runs: str | Path, out: str | Path | None = None, format: Format | No
         text = _render("run.html", single.context(loaded[0]))
     else:
         text = _render("several.html", several.context(loaded))
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise UserError(f"--out '{path}' cannot be written: {error.strerror}") from error
+    write_text(path, text)
     return path
 
 
@@ -91,7 +90,7 @@ def _render(template: str, context: dict[str, Any]) -> str:
     inlined: dict[str, Any] = {}
     for name, file in (("style", "style.css"), ("script", "script.js")):
         text = (_TEMPLATES / file).read_text()
-        inlined[name] = Markup(text)  # not escaped: our own file
+        inlined[name] = Markup(text)  # nosec B704: not escaped, as our own file
         # By its hash the page's security policy lets this text run, and nothing else.
         digest = hashlib.sha256(text.encode()).digest()
         inlined[f"{name}_hash"] = f"sha256-{base64.b64encode(digest).decode()}"

@@ -15,8 +15,8 @@ from typing import ClassVar
 from updp.io.seeds import mix
 from updp.recipe import SearchSettings
 from updp.search.integer_program import IntegerProgram, Row
-from updp.search.score import Reference
 from updp.search.space import Genome, Limits, Space
+from updp.tasks import CLASSIFICATION, Metric
 
 _PATIENCE = 200  # random plans without a new one, beside as many as are known
 
@@ -24,17 +24,17 @@ Known = Mapping[Genome, float]  # scores, lower is better
 
 
 @dataclass(frozen=True)
-class Task:
+class SearchTask:
     """What is searched for: the plan of the best score within the limits.
 
-    `reference` says what the top-1 of plans is measured against, see `SearchResult`.
+    `metric` is what plans are measured by beside their score.
     """
 
     space: Space
     limits: Limits
     settings: SearchSettings
     seed: int = 0
-    reference: Reference = "labels"
+    metric: Metric = CLASSIFICATION.metric
 
     @cached_property
     def program(self) -> IntegerProgram:
@@ -80,7 +80,7 @@ class Searcher(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: SearchTask) -> None:
         self.task = task
 
     @classmethod  # noqa: B027, most need no package

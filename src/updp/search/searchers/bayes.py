@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
 
 from updp.io.seeds import mix
-from updp.search.searchers.base import Known, Searcher, Task
+from updp.search.searchers.base import Known, Searcher, SearchTask
 from updp.search.searchers.surrogate import Surrogate, ranked
 from updp.search.space import Genome
 
@@ -69,7 +69,7 @@ class Kernel(NamedTuple):
 class Process:
     """A Gaussian process on the log scores of plans."""
 
-    def __init__(self, task: Task, known: Known) -> None:
+    def __init__(self, task: SearchTask, known: Known) -> None:
         self.task = task
         plans = [g for g in known if math.isfinite(known[g])]
         scores = np.array([known[g] for g in plans])

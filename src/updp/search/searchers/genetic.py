@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from updp.errors import needs_extra
 from updp.io.seeds import mix
-from updp.search.searchers.base import Known, Searcher, Task
+from updp.search.searchers.base import Known, Searcher, SearchTask
 from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome
 
@@ -25,7 +25,7 @@ class Genetic(Searcher):
 
     name = "genetic"
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: SearchTask) -> None:
         super().__init__(task)
         self.check_installed()
         import optuna

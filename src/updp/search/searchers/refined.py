@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from updp.search.searchers.base import Known, Searcher, Task
+from updp.search.searchers.base import Known, Searcher, SearchTask
 from updp.search.searchers.surrogate import Surrogate, ranked
 from updp.search.space import Genome
 
@@ -29,7 +29,7 @@ class Refined(Searcher):
 
     name = "refined"
 
-    def __init__(self, task: Task, alone: Known) -> None:
+    def __init__(self, task: SearchTask, alone: Known) -> None:
         super().__init__(task)
         self.alone = alone
         self._singles = [g for g in task.space.singles() if g in alone]

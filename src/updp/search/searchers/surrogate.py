@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from updp.search.searchers.base import Known, Task
+from updp.search.searchers.base import Known, SearchTask
 from updp.search.space import Genome, Limits
 
 _LEVELS = 8  # of cost, on the front with which a search opens
@@ -20,7 +20,7 @@ _LEVELS = 8  # of cost, on the front with which a search opens
 class Surrogate:
     """Predicts the score of a plan, above the baseline's, as a sum over its candidates."""
 
-    def __init__(self, task: Task, known: Known, ridge: float = 3.0) -> None:
+    def __init__(self, task: SearchTask, known: Known, ridge: float = 3.0) -> None:
         self.task = task
         space = task.space
         base = known[space.keep]
@@ -103,6 +103,6 @@ class Surrogate:
             yield from self.neighbours(plan)
 
 
-def ranked(task: Task, known: Known) -> list[Genome]:
+def ranked(task: SearchTask, known: Known) -> list[Genome]:
     """The known plans within the limits, the best first."""
     return sorted((g for g in known if task.meets(g)), key=lambda g: (known[g], g))

@@ -1,10 +1,13 @@
 import math
+import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from updp.training.evaluate import accuracy, predict, top1, top1_of_each
-from updp.training.losses import classification, distillation
+from updp.tasks import CLASSIFICATION
+from updp.tasks.losses import classification, distillation
+from updp.training.evaluate import accuracy, evaluate, predict, top1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
@@ -86,8 +89,18 @@ def test_networks_are_evaluated_in_one_pass_a_batch_at_a_time() -> None:
     }
     x, y = torch.randn(23, 3), torch.arange(23) % 4
     ticks: list[int] = []
-    batches = zip(x.split(5), y.split(5), strict=True)  # can be read once
-    found, images = top1_of_each(nets, batches, lambda: ticks.append(1))
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for part, labels in zip(x.split(5), y.split(5), strict=True):
+            # The whole test split does not fit into memory: none but the last batch is kept.
+            assert sum(ref() is not None for ref in seen) <= 1
+            images = part.clone()
+            seen.append(weakref.ref(images))
+            yield images, labels
+            del images
+
+    found, images = evaluate(CLASSIFICATION, nets, batches(), lambda: ticks.append(1))
     assert (images, len(ticks)) == (23, 5)
     for name, net in nets.items():
         assert net.training

@@ -25,6 +25,16 @@ def classification(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> T
     return F.cross_entropy(at_least_float32(logits), targets, label_smoothing=smoothing)
 
 
+def divergence(logits: Tensor, baseline: Tensor) -> Tensor:
+    """KL(baseline || network) of logits (N, classes, ...) in float64, (N,).
+
+    The mean over what lies behind the classes: pixels or tokens.
+    """
+    own, target = logits.double().log_softmax(1), baseline.double().log_softmax(1)
+    apart = (target.exp() * (target - own)).sum(1)
+    return apart if apart.ndim == 1 else apart.flatten(1).mean(1)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision as float32, in which losses are summed; other tensors as they are."""
     return x.float() if x.dtype.itemsize < 4 else x

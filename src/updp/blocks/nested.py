@@ -1,0 +1,243 @@
+"""Nested values: what models take and return beside single tensors.
+
+Tensors have one sample in each place of their first axis. Tuples, dictionaries and dataclasses hold
+such tensors; a list holds one entry for each sample, as images of several sizes for a detector.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import register_pytree_node
+
+
+def map_leaves(kind: type | tuple[type, ...], function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply `function` to each `kind` in tuples, lists, mappings and dataclasses, in a copy.
+
+    Mappings and dataclasses, such as transformers' `ModelOutput`, stay what they are. Other objects
+    are passed on.
+    """
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, ModelInputs):
+        return ModelInputs(*map_leaves(kind, function, (value.args, value.kwargs)))
+    if isinstance(value, tuple | list):
+        parts = [map_leaves(kind, function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, Mapping):
+        if type(value) is dict:
+            return {key: map_leaves(kind, function, part) for key, part in value.items()}
+        mapped: Any = copy.copy(value)
+        for key, part in value.items():
+            mapped[key] = map_leaves(kind, function, part)
+        return mapped
+    if _is_record(value):
+        parts = [map_leaves(kind, function, part) for part in _parts(value).values()]
+        return _rebuilt(value, dict(zip(_parts(value), parts, strict=True)))
+    return value
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Apply `function` to each tensor in a nested value, see `map_leaves`."""
+    return map_leaves(Tensor, function, value)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a nested value, in order."""
+    found: list[Tensor] = []
+    map_tensors(found.append, value)
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether the tensors in two nested values are equal bit by bit."""
+    pairs = tensors_in(one), tensors_in(other)
+    return len(pairs[0]) == len(pairs[1]) and all(map(torch.equal, *pairs))
+
+
+def count(value: Any) -> int:
+    """The number of samples. Raises ValueError where there is no tensor."""
+    if isinstance(value, Tensor | list):
+        return len(value)
+    if isinstance(value, ModelInputs):
+        return len(value)
+    for part in _parts(value).values():
+        try:
+            return count(part)
+        except ValueError:
+            continue
+    raise ValueError(f"{type(value).__name__} holds no samples")
+
+
+def take(value: Any, index: Any) -> Any:
+    """Some of the samples; `index` is a slice or a tensor of numbers or of truth values."""
+    if isinstance(value, list):
+        if isinstance(index, Tensor):
+            numbers = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+            return [value[number] for number in numbers.tolist()]
+        return value[index]
+    if isinstance(value, Tensor):
+        return value[index.to(value.device) if isinstance(index, Tensor) else index]
+    if isinstance(value, ModelInputs):
+        return value[index]
+    return _rebuilt(value, {key: take(part, index) for key, part in _parts(value).items()})
+
+
+def join(values: Sequence[Any]) -> Any:
+    """The samples of several values of one form, one after another."""
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    if isinstance(first, list):
+        return [part for value in values for part in value]
+    if isinstance(first, ModelInputs):
+        joined = join([(value.args, value.kwargs) for value in values])
+        return ModelInputs(*joined)
+    parts = [_parts(value) for value in values]
+    return _rebuilt(first, {key: join([part[key] for part in parts]) for key in parts[0]})
+
+
+def split(value: Any, size: int) -> list[Any]:
+    """Consecutive parts of `size` samples, the last one perhaps shorter, as `torch.split`."""
+    return [take(value, slice(at, at + size)) for at in range(0, count(value), size)]
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a nested value is known as a whole: it holds no objects but tensors and constants."""
+    if value is None or isinstance(value, Tensor | bool | int | float | str | torch.dtype):
+        return True
+    if isinstance(value, ModelInputs):
+        return is_plain((value.args, value.kwargs))
+    known = isinstance(value, tuple | list | Mapping) or _is_record(value)
+    parts = value if isinstance(value, list) else _parts(value).values()
+    return known and all(map(is_plain, parts))
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    """What a tuple, mapping or dataclass holds; empty for anything else."""
+    if isinstance(value, tuple):
+        return dict(enumerate(value))
+    if isinstance(value, Mapping):
+        return dict(value)
+    if _is_record(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {}
+
+
+def _rebuilt(value: Any, parts: Mapping[Any, Any]) -> Any:
+    """The value with other parts; itself where it has none."""
+    if isinstance(value, tuple):
+        return type(value)(*parts.values()) if hasattr(value, "_fields") else tuple(parts.values())
+    if isinstance(value, Mapping):
+        return dict(parts)
+    if not parts:
+        return value
+    rebuilt = copy.copy(value)
+    for key, part in parts.items():
+        object.__setattr__(rebuilt, key, part)
+    return rebuilt
+
+
+class ModelInputs:
+    """A batch of what a model is called with, beyond one tensor; in its samples it acts as one.
+
+    >>> batch = ModelInputs((), {"input_ids": torch.zeros(8, 5), "mask": torch.ones(8, 5)})
+    >>> len(batch), batch[:2].kwargs["mask"].shape
+    (8, torch.Size([2, 5]))
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        self.args, self.kwargs = args, kwargs or {}
+
+    def __len__(self) -> int:
+        return count((self.args, self.kwargs))
+
+    def __getitem__(self, index: Any) -> ModelInputs:
+        return ModelInputs(*take((self.args, self.kwargs), index))
+
+    def clone(self) -> ModelInputs:
+        """A copy of each tensor."""
+        cloned: ModelInputs = map_tensors(torch.clone, self)
+        return cloned
+
+    def to(self, *args: Any, **kwargs: Any) -> ModelInputs:
+        """`Tensor.to` of each tensor; only floating-point ones take another type."""
+        is_type = any(isinstance(arg, torch.dtype) for arg in (*args, *kwargs.values()))
+
+        def moved(x: Tensor) -> Tensor:
+            if is_type and not x.is_floating_point():
+                return x
+            # A memory layout is for maps (N, C, H, W).
+            return x if "memory_format" in kwargs and x.ndim != 4 else x.to(*args, **kwargs)
+
+        moved_inputs: ModelInputs = map_tensors(moved, self)
+        return moved_inputs
+
+
+Samples = Tensor | ModelInputs  # a batch of inputs: images (N, C, H, W), or whatever a model takes
+
+
+register_pytree_node(
+    ModelInputs,
+    lambda x: ([x.args, x.kwargs], None),
+    lambda parts, _: ModelInputs(*parts),
+    serialized_type_name="updp.ModelInputs",
+)
+
+
+def as_samples(value: Any) -> Samples:
+    """A batch as a model is called with it: a dictionary by keyword, a tuple by position."""
+    if isinstance(value, Tensor | ModelInputs):
+        return value
+    if isinstance(value, Mapping):
+        return ModelInputs((), dict(value))
+    return ModelInputs(value if isinstance(value, tuple) else (value,))
+
+
+def arguments_of(*inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call; `inputs` may be one `ModelInputs`."""
+    if len(inputs) == 1 and isinstance(inputs[0], ModelInputs):
+        return inputs[0].args, inputs[0].kwargs
+    return inputs, {}
+
+
+def call(module: Callable[..., Any], *inputs: Any) -> Any:
+    """Call a module with its inputs, or with one `ModelInputs`."""
+    args, kwargs = arguments_of(*inputs)
+    return module(*args, **kwargs)
+
+
+def named_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors with their place in a nested value, such as `args.0` or `kwargs.input_ids`."""
+    if isinstance(value, Tensor):
+        yield path, value
+    if isinstance(value, ModelInputs):
+        value = {"args": value.args, "kwargs": value.kwargs}
+    parts = dict(enumerate(value)) if isinstance(value, list) else _parts(value)
+    for key, part in parts.items():
+        yield from named_tensors(part, f"{path}.{key}" if path else str(key))
+
+
+def from_named(tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `named_tensors`: dictionaries, and lists where all keys are numbers."""
+    if list(tensors) == [""]:
+        return tensors[""]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        key, _, rest = name.partition(".")
+        parts.setdefault(key, {})[rest] = tensor
+    nested = {key: from_named(part) for key, part in parts.items()}
+    if nested and all(key.isdecimal() for key in nested):
+        return [nested[key] for key in sorted(nested, key=int)]
+    return nested

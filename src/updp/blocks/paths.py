@@ -1,0 +1,11 @@
+"""Dotted names of modules, and whether one lies in another."""
+
+
+def under(name: str, parent: str) -> bool:
+    """Whether the module path `name` is `parent` or lies in it; all paths lie in the root."""
+    return not parent or name == parent or name.startswith(f"{parent}.")
+
+
+def nested(a: str, b: str) -> bool:
+    """Whether one of two module paths lies in the other."""
+    return under(a, b) or under(b, a)

@@ -1,0 +1,65 @@
+"""The forward of a block after surgery: generated code on the user's own object."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import itertools
+import linecache
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import fx, nn
+
+_State = tuple[nn.Module, str, str, dict[str, str], dict[str, Any]]
+_numbers = itertools.count()
+
+
+class RewrittenForward:
+    """A graph's code as the `forward` of one block, set on the instance.
+
+    So the block stays of the user's class, with its attributes, methods and hooks. Unlike a bound
+    method of generated code it can be pickled, and a copy of the block has one of its own.
+
+    `block` is the module whose children the code uses, `code` the generated source.
+    """
+
+    def __init__(self, block: nn.Module, graph: fx.Graph) -> None:
+        written = graph.python_code("self")
+        names = written.globals
+        modules = {n: v.__name__ for n, v in names.items() if isinstance(v, ModuleType)}
+        others = {n: v for n, v in names.items() if n not in modules}
+        self.__setstate__((block, type(block).__name__, written.src, modules, others))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph's code on the block."""
+        return self._function(self.block, *args, **kwargs)
+
+    def __getstate__(self) -> _State:
+        return self.block, self._label, self.code, self._modules, self._others
+
+    def __setstate__(self, state: _State) -> None:
+        self.block, self._label, self.code, self._modules, self._others = state
+        # Modules are kept by name: they cannot be pickled.
+        found = {name: importlib.import_module(key) for name, key in self._modules.items()}
+        self._function = _compiled(self._label, self.code, found | self._others)
+        # torch.export and others ask for the names of the arguments.
+        signature = inspect.signature(self._function)
+        self.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenForward:
+        memo[id(self)] = copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        copied.block = copy.deepcopy(self.block, memo)
+        return copied
+
+
+def _compiled(label: str, source: str, names: dict[str, Any]) -> Callable[..., Any]:
+    """The function `forward` of generated source, which tracebacks can show."""
+    file = f"<updp {label} {next(_numbers)}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), names)
+    function: Callable[..., Any] = names["forward"]
+    return function

@@ -1,0 +1,85 @@
+"""Does what was traced at one image size hold at another?
+
+Sizes may decide what a forward does, and tracing keeps what they decided. Nothing tells but
+running the model at a second size.
+"""
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from updp.blocks.findings import Findings
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import Samples
+from updp.blocks.unpruned import unpruned
+from updp.blocks.values import difference
+
+_TOLERANCE = 1e-5  # relative
+_LARGE = 512**2  # pixels, from which on the other size is the smaller one
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # of interpolation, by the number of axes
+
+
+class OtherSize(BaseModel, frozen=True):
+    """A second size of the input, (height, width) of images, and what the model does there.
+
+    taken:   whether the model itself takes it
+    frozen:  the blocks that compute something else there once their forward is rewritten
+    """
+
+    size: tuple[int, ...]
+    taken: bool
+    frozen: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pruned model is right at other sizes, as far as is known."""
+        return self.taken and not self.frozen
+
+    def describe(self, size: tuple[int, ...]) -> str:
+        """One line for people, of a model pruned at `size` (..., height, width), or nothing."""
+        if not self.frozen:
+            return ""
+        here, there = ("x".join(map(str, s)) for s in (size[-len(self.size) :], self.size))
+        names = ", ".join(name or "the model's own forward" for name in self.frozen[:3])
+        more = f" and {len(self.frozen) - 3} more" if len(self.frozen) > 3 else ""
+        return (
+            f"images of {here} alone: at {there}, which the model takes, {names}{more} would "
+            "compute something else once pruned, for what sizes decide is fixed"
+        )
+
+
+@torch.no_grad()
+def try_other_size(model: nn.Module, findings: Findings, images: Samples) -> OtherSize:
+    """Run the model at a second size, as it is and rewritten with nothing pruned.
+
+    Args:
+        model: in evaluation mode; it is left as it was, but for what its own forward changes.
+        findings: its sites.
+        images: (N, C, H, W) of the size at which it was traced; or sequences, or volumes. Of
+            other inputs no second size is known.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        return OtherSize(size=(), taken=False)
+    own = images.shape[2:]
+    size = tuple(2 * n if own.numel() <= _LARGE else n // 2 for n in own)
+    if len(size) not in _MODES:
+        return OtherSize(size=size, taken=False)
+    x = torch.nn.functional.interpolate(images, size, mode=_MODES[len(size)])
+    try:
+        expected = call_user_code(model, x.clone())
+    except UserCodeError:
+        return OtherSize(size=size, taken=False)
+
+    def differs(found: Findings) -> bool:
+        with unpruned(model, found):
+            try:
+                return difference(call_user_code(model, x.clone()), expected) > _TOLERANCE
+            except UserCodeError:
+                return True
+
+    frozen: tuple[str, ...] = ()
+    if differs(findings):
+        blocks = {site.block: None for site in findings.sites}
+        alone = (b for b in blocks if differs(findings.within(b)))
+        frozen = tuple(alone) or tuple(blocks)
+    return OtherSize(size=size, taken=True, frozen=frozen)

@@ -1,0 +1,69 @@
+"""Compare a traced graph with its module, and say why they differ."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from updp.blocks.tracing.calls import Arguments, copied
+from updp.blocks.tracing.interpret import NotTraceable, run_graph
+from updp.blocks.values import difference
+
+_TOLERANCE = 1e-4  # relative: between a graph and its module
+
+
+def check_graph(
+    module: nn.Module,
+    graph: fx.Graph,
+    larger: Arguments,
+    traced: tuple[Arguments, Mapping[str, Any]],
+    *,
+    only: bool,
+) -> None:
+    """Check that the graph computes the same as the module for a larger number of images.
+
+    Sizes decide conditions when a module is traced, but the number of images must not, nor may
+    the size of a call where the model makes several.
+
+    Args:
+        module: in evaluation.
+        graph: of its forward.
+        larger: arguments for more images.
+        traced: arguments that the graph was traced with, and the values of its nodes for them.
+        only: whether the model calls it at one size only.
+
+    Raises:
+        NotTraceable: they differ; the text is why.
+    """
+    call, values = traced
+    own = _run(module, larger)
+    made = output_of(graph, run_graph(module, graph, larger))
+    if isinstance(own, Mapping) and type(own) is not type(made):
+        raise NotTraceable(f"it returns a {type(own).__name__}, which a graph does not make")
+    if difference(made, own) <= _TOLERANCE:
+        return
+    if computes(module, call, output_of(graph, values)):
+        what = "number of images" if only else "size or number of images"
+        raise NotTraceable(f"its graph holds for one {what} only")
+    if difference(_run(module, call), _run(module, call)) > _TOLERANCE:
+        raise NotTraceable("two evaluations of it differ: it is random, or keeps a state")
+    raise NotTraceable(
+        "its graph computes something else than it does: it may run under autocast, or read what "
+        "its modules keep"
+    )
+
+
+def computes(module: nn.Module, call: Arguments, expected: Any) -> bool:
+    """Whether the module's own forward, without its hooks, returns `expected` for a call."""
+    return difference(expected, _run(module, call)) <= _TOLERANCE
+
+
+def output_of(graph: fx.Graph, values: Mapping[str, Any]) -> Any:
+    """What a graph returns, of the values of its nodes by name."""
+    *_, output = graph.nodes
+    return values[output.name]  # "output" is the name of a module's node in some
+
+
+def _run(module: nn.Module, call: Arguments) -> Any:
+    args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
+    return module.forward(*args, **kwargs)

@@ -1,0 +1,109 @@
+"""The proxies of a trace: what a forward gets in place of its tensors, sizes and flags."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+from torch.fx.proxy import Attribute
+
+if TYPE_CHECKING:
+    from updp.blocks.tracing.tracer import Tracer
+
+_IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy whose concrete value can be read: sizes may be compared, counted, iterated.
+
+    `x += y` and `x[i] = y` are noted, so that later uses of `x` read the new value. NumPy's
+    functions record themselves, by NumPy's own protocols.
+    """
+
+    tracer: Tracer
+
+    def __getattr__(self, name: str) -> _Attribute:
+        if name.startswith("__array"):  # NumPy would take a proxy for an array's interface
+            raise AttributeError(name)
+        return _Attribute(self, name)
+
+    def __len__(self) -> int:
+        return len(self.tracer.value_of(self.node))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.decided(self.node))
+
+    def __int__(self) -> int:
+        return int(self.tracer.decided(self.node))
+
+    def __float__(self) -> float:
+        return float(self.tracer.decided(self.node))
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.tracer.decided(self.node)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        if method != "__call__":
+            return NotImplemented
+        return self.tracer.create_proxy("call_function", function, args, kwargs)
+
+    def __array_function__(
+        self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any
+    ) -> Any:
+        return self.tracer.create_proxy("call_function", function, args, kwargs)
+
+
+def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:
+    function = getattr(operator, name if hasattr(operator, name) else f"{name}_")
+
+    def overwrite(self: ValueProxy, other: Any) -> Any:
+        result = function(self, other)
+        self.tracer.note_overwritten(result.node, self.node)
+        return result
+
+    return overwrite
+
+
+for _name in _IN_PLACE:
+    setattr(ValueProxy, f"__i{_name}__", _in_place(_name))
+
+
+class _Attribute(ValueProxy, Attribute):
+    """An attribute of a proxy, such as `x.shape`; fx creates its node on first use."""
+
+
+class Flag(ValueProxy):
+    """A module's `training`, which is a node where it is an argument; conditions read its value."""
+
+    def __init__(self, tracer: Tracer, path: str) -> None:
+        self.tracer, self._path = tracer, path
+        self._made: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """The node that reads the flag of the module; created on first use."""
+        if self._made is None:
+            target = f"{self._path}.training".lstrip(".")
+            self._made = self.tracer.create_node("get_attr", target, (), {})
+        return self._made
+
+    def __bool__(self) -> bool:
+        return self.tracer.training
+
+
+def is_flag(node: fx.Node) -> bool:
+    """Whether the node reads the mode of a module."""
+    return node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training"
+
+
+def set_modes(part: fx.GraphModule, training: bool) -> None:
+    """Set the flags that a part of a block reads, and not the modes of the block's modules."""
+    part.training = training
+    for node in filter(is_flag, part.graph.nodes):
+        owner: nn.Module = part.get_submodule(str(node.target).rpartition(".")[0])
+        owner.training = training

@@ -1,0 +1,69 @@
+"""The placeholders of a traced forward: what it takes, and how a real call gave it."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.node import map_aggregate
+
+from updp.blocks.tracing.calls import Arguments, arguments, signature_of
+
+_PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, type(None), type(...))
+_STARS = {
+    int(inspect.Parameter.VAR_POSITIONAL): "*",
+    int(inspect.Parameter.VAR_KEYWORD): "**",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a forward in a call.
+
+    name:     as in the signature
+    target:   as in the graph: with `*` or `**` where it takes any number of values
+    default:  `()` or `(default,)`
+    value:    in the call
+    by_place: whether the call gave it by its place
+    """
+
+    name: str
+    target: str
+    default: tuple[Any, ...]
+    value: Any
+    by_place: bool
+
+
+def parameters(forward: Callable[..., Any], call: Arguments) -> list[Parameter]:
+    """Parameters of a method without its first; `*args` and `**kwargs` only where they got any."""
+    bound = arguments(forward, call)
+    found: list[Parameter] = []
+    for i, p in enumerate(signature_of(forward).parameters.values()):
+        stars = _STARS.get(int(p.kind), "")
+        if stars and not bound.get(p.name):
+            continue
+        default = () if p.default is p.empty else (p.default,)
+        named = p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)
+        by_place = not named and i < len(call.args)
+        found.append(Parameter(p.name, f"{stars}{p.name}", default, bound[p.name], by_place))
+    return found
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, flag, text or None, or a tuple, list or dict of those.
+
+    >>> is_plain({"output_attentions": False}), is_plain((torch.zeros(1), None))
+    (True, False)
+    """
+    leaves: list[Any] = []
+    map_aggregate(value, leaves.append)
+    return all(isinstance(leaf, _PLAIN) for leaf in leaves)
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, or nested tuples, lists and dicts that hold one."""
+    found: list[Any] = []
+    map_aggregate(value, lambda v: found.append(v) if isinstance(v, Tensor) else None)
+    return bool(found)

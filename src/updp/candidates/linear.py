@@ -1,0 +1,225 @@
+"""`linear`: one linear operator in place of a branch that is no chain.
+
+A gated feed-forward (GLU, SwiGLU, WaveNet's) has two paths that are multiplied, and other branches
+concatenate theirs, so no operators of them merge. What such a branch computes at a position comes
+from few positions near to it: the nearest linear map of those is found by regression, one linear
+layer or one convolution. Linear maps in place of blocks: ReplaceMe (Shopkhoev et al., 2025).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import gcd, prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp import algebra
+from updp.algebra import Operator, padding_of
+from updp.blocks import Site, to_layout
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating
+from updp.blocks.surgery import extract
+from updp.candidates.base import Candidate, Form, blend
+from updp.candidates.parts.merged_block import MergedBlock
+from updp.candidates.parts.regraph import example
+from updp.candidates.parts.trainable import TrainableOperator
+from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
+from updp.fit.operator import skip_of
+from updp.fit.ridge import Ridge
+from updp.fit.rows import Sample, with_weights
+from updp.recipe import CandidateSettings, FitSettings
+
+_log = logging.getLogger(__name__)
+_START = 1e-4  # strength of the ridge by which the operator starts; the fit chooses its own
+_ROWS = 8  # of that regression, for each unknown
+_TAPS = 27  # at most: a wider kernel costs more than most branches do
+
+
+@dataclass(frozen=True)
+class OneLinear(Candidate):
+    """A branch as one linear operator, then the block's own activation.
+
+    Without a kernel it is a linear layer on each position.
+
+    kernel:    taps along each axis of the map
+    dilation:  their distances
+    reach:     positions (before, behind) that it reads on each axis, which are its padding
+    """
+
+    kind: ClassVar[str] = "linear"
+    kernel: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    reach: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Such as `linear` or `linear 3x3`."""
+        return " ".join((self.kind, "x".join(map(str, self.kernel)))).strip()
+
+    @property
+    def rank(self) -> int:
+        """After what keeps more of the branch, before leaving it out."""
+        return 99
+
+    @classmethod
+    def propose(
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
+    ) -> Iterator[OneLinear]:
+        """Yield one, where few positions decide what the branch computes, or for any if so set."""
+        if settings.linear == "never" or not cls().fits(site):
+            return
+        found = _reading(site, block, graph)
+        if found is not None and found.fits(site) and prod(found.kernel) <= _TAPS:
+            yield found
+        elif settings.linear == "always":
+            yield cls()
+
+    def fits(self, site: Site) -> bool:
+        """Whether the branch is no chain, and keeps the size of its map."""
+        sizes, after = (_sizes(shape, site.layout) for shape in (site.shape_in, site.shape_out))
+        same = sizes == after and len(self.kernel) in (0, len(sizes))
+        return site.branch is None and not site.paths and same and len(self.kernel) <= 3
+
+    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> OneLinearForm:
+        """See `Candidate.build`."""
+        layout = "first" if self.kernel else site.layout
+        dims = len(site.shape_in) - 2 if layout == "first" else 2
+        inputs = site.shape_in[1 if site.layout == "first" else -1]
+        kernel = self.kernel or (1,) * dims
+        zeros = torch.zeros(site.channels, inputs, *kernel, dtype=torch.float64)
+        bias = zeros.new_zeros(site.channels)
+        padding, dilation = padding_of(self.reach), self.dilation
+        operator = Operator(zeros, bias, padding=padding, dilation=dilation)
+        return OneLinearForm(site, block, graph, operator, layout)
+
+
+class OneLinearForm(Form):
+    """An operator of its own, the block's skip, and the block's activation (`post`).
+
+    It starts as the nearest linear map to the branch on the images by which it is calibrated.
+    `layout` is the operator's.
+    """
+
+    def __init__(
+        self, site: Site, block: nn.Module, graph: fx.Graph, operator: Operator, layout: str
+    ) -> None:
+        super().__init__()
+        region = site.region
+        self.post, self._outside, self._layout = site.post, site.layout, layout
+        keep = extract(block, graph, region.entry, region.exit, region.extras)
+        branch = extract(block, graph, region.entry, region.branch[-1], region.extras)
+        self._keep: list[Callable[..., Tensor]] = [keep]
+        self._branch: list[Callable[..., Tensor]] = [branch]
+        skip = skip_of(site, block, graph)
+        self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
+        self._is_identity = bool(self._skip) and not region.skip
+        like = next(block.parameters(), torch.empty(0))
+        self.linear = TrainableOperator(operator, layout, like)
+
+    def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
+        """See `Form.forward`."""
+        y: Tensor = to_layout(self.linear(self._enter(x)), self._layout, self._outside)
+        for skip in self._skip:
+            y = y + skip(x.clone())
+        if self.post is not None:
+            y = self.post.function(y)
+        # After the form, for the block may work in place on x.
+        return blend(self._keep[0](x, *extras), y, lam) if lam < 1 else y
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, *extras: Any) -> None:
+        """Start the operator as the ridge regression of what the branch gives on what it reads."""
+        operator, maps = self.linear.operator(), self._maps(x)
+        unknowns = operator.weight[0].numel() + 1
+        sample = Sample.draw(len(maps), maps.shape[2:], _ROWS * unknowns, 0)
+        rows = sample.patches(maps, operator).double()
+        wanted = sample.of(self._maps(self._branch[0](x.clone(), *extras))).double()
+        prior = rows.new_zeros(1, unknowns, wanted.shape[1])
+        ridge = Ridge(rows.mT @ rows, prior, _START)
+        self.linear.set(with_weights(operator, ridge.solve(rows.mT @ wanted)))
+
+    def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
+        """See `Form.fit_tasks`: one regression, of the operator."""
+        linear = self.linear
+        clamp = clamp_of(self.post.function if self.post else None, linear.weight)
+
+        def added(x: Tensor) -> Tensor | None:
+            return self._maps(self._skip[0](x.clone())) if self._skip else None
+
+        def target(x: Tensor, *extras: Any) -> Tensor:
+            beside, y = added(x), self._maps(self._branch[0](x.clone(), *extras))
+            return y if beside is None else y + beside
+
+        def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
+            return self._maps(x), added(x)
+
+        def take(fitted: Fitted) -> None:
+            linear.set(fitted.operator)
+
+        regression = Regression(linear.operator(), clamp, settings, batches)
+        return [FitTask("linear", regression, target, inputs, take)]
+
+    def merged(self) -> MergedBlock:
+        """See `Form.merged`: an identity skip goes into the operator."""
+        operator, skip = self.linear.operator(), None
+        if self._is_identity:
+            device, dims = operator.weight.device, operator.dims
+            identity = algebra.identity(operator.in_channels, device=device, dims=dims)
+            operator = algebra.add(operator, identity)
+        elif self._skip:
+            skip = torch.ones_like(operator.bias)
+        outside = self._outside
+        return MergedBlock((operator,), skip, self.post, self._layout, outside, outside)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return to_layout(x, self._outside, self._layout)
+
+    def _maps(self, x: Tensor) -> Tensor:
+        return as_maps(self._enter(x), self._layout)
+
+
+def _sizes(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    return shape[2:] if layout == "first" else shape[1:-1]
+
+
+@torch.no_grad()
+def _reading(site: Site, block: nn.Module, graph: fx.Graph) -> OneLinear | None:
+    """The positions that decide what the branch computes at one, as is tried; None if unknown.
+
+    They are unknown where those that a change in the middle reaches end at the map's edge.
+    """
+    region = site.region
+    part = extract(block, graph, region.entry, region.branch[-1], region.extras)
+    x, *extras = example(site, block)
+    other = x.clone()
+    sizes = _sizes(site.shape_in, site.layout)
+    middle = tuple(size // 2 for size in sizes)
+    pixel = to_layout(other, site.layout, "last")[(0, *middle)]
+    # Not the same for all channels, which a LayerNorm would take out again.
+    pixel += torch.linspace(-1, 2, len(pixel)).to(pixel)
+    try:
+        with evaluating(part):
+            before, after = (call_user_code(part, t.clone(), *extras) for t in (x, other))
+    except UserCodeError as error:
+        _log.info("%s: no linear form: %s", site.name, error)
+        return None
+    changed = to_layout(before != after, site.layout, "last").any(-1)
+    reached = changed.nonzero()
+    if not len(reached) or reached[:, 0].any():
+        return None
+    # Output o reads what lies at p: so its taps are at p - o.
+    taps = [{p - int(o) for o in places} for p, places in zip(middle, reached.T[1:], strict=True)]
+    if all(own == {0} for own in taps):
+        return OneLinear()
+    ends = [(p - max(own), p - min(own)) for p, own in zip(middle, taps, strict=True)]
+    edges = zip(sizes, ends, strict=True)
+    if any(size > 1 and (first <= 0 or last >= size - 1) for size, (first, last) in edges):
+        return None
+    steps = [gcd(*(tap - min(own) for tap in own)) or 1 for own in taps]
+    spans = [max(own) - min(own) for own in taps]
+    kernel = tuple(span // step + 1 for span, step in zip(spans, steps, strict=True))
+    reach = tuple((-min(own), max(own)) for own in taps)
+    return OneLinear(kernel, tuple(steps), reach)

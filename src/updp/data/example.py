@@ -1,0 +1,44 @@
+"""Example inputs of a model, to trace it, to time it and to open its run again without the data."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from updp.blocks.modules import seeded_input
+from updp.blocks.nested import ModelInputs, Samples, count, from_named, named_tensors, take
+from updp.io.files import content_of, read_tensors, write_tensors
+
+FILE = "example.safetensors"  # in the folder of the stage `sites`, where there are real inputs
+
+
+def make_example(stored: Samples | None, shape: tuple[int, ...], size: int) -> Samples:
+    """So many inputs: the real ones that are `stored`, again and again, or seeded random ones.
+
+    Real ones are needed where numbers have a meaning, as tokens and masks do. `shape` is that of
+    one random image, such as (C, H, W).
+    """
+    if stored is None:
+        return seeded_input((size, *shape))
+    repeats: Samples = take(stored, torch.arange(size) % count(stored))
+    return repeats
+
+
+def write_example(folder: Path, stored: Samples | None) -> None:
+    """Write real inputs, if there are any, into a folder."""
+    if stored is not None:
+        tensors = {name: x.contiguous().clone() for name, x in named_tensors(stored)}
+        write_tensors(folder / FILE, tensors)
+
+
+def read_example(folder: Path) -> Samples | None:
+    """The inputs that `write_example` left, or None. Raises UserError: they are damaged."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    tensors, _ = read_tensors(path)
+    with content_of(path):
+        nested = from_named(tensors)
+        if isinstance(nested, Tensor):
+            return nested
+        return ModelInputs(tuple(nested.get("args", ())), nested.get("kwargs", {}))

@@ -1,0 +1,80 @@
+"""Items of a user's data set, as the loader around it gives them."""
+
+import copy
+from abc import abstractmethod
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.data.images import Images
+from updp.data.readers.corrupt import error_of, readable
+from updp.data.readers.samplers import settings_of
+from updp.errors import UserError
+
+Loader = DataLoader[Any] | Dataset[Any]
+
+
+class LoaderItems(Images):
+    """The items of a map-style data set that its loader's sampler gives, through its `collate_fn`.
+
+    Raises UserError: the data set is iterable or empty, or its first item cannot be read.
+    """
+
+    def __init__(self, given: Loader, split: str, *, skip_corrupt: bool = False) -> None:
+        self.dataset: Any = given.dataset if isinstance(given, DataLoader) else given
+        if isinstance(self.dataset, IterableDataset) or not (
+            hasattr(self.dataset, "__getitem__") and hasattr(self.dataset, "__len__")
+        ):
+            raise UserError(
+                f"the {split} loader's {type(self.dataset).__name__} is iterable: a killed run "
+                "resumes in the order it had, which needs a map-style data set (__len__ and "
+                "__getitem__)"
+            )
+        self.split, self.settings = split, settings_of(given, f"the {split} loader")
+        self.indices = self.settings.indices
+        if not len(self.indices):
+            raise UserError(f"the {split} loader's data set is empty")
+        if skip_corrupt:
+            errors = (error_of(self._item, index) for index in range(len(self.indices)))
+            self.indices = self.indices[readable(errors, f"the {split} loader")]
+        self.targets = [0] * len(self.indices)  # until they are known: the length is theirs
+
+    @property
+    @abstractmethod
+    def normalised(self) -> bool:
+        """Whether inputs are as the model takes them, and no 8-bit pixels."""
+
+    @abstractmethod
+    def _item(self, index: int) -> tuple[Any, Any]:
+        """Inputs and labels of an item. Raises UserError: they cannot be used."""
+
+    def part(self, indices: NDArray[np.int64]) -> Self:
+        """Some of these images, by their indices."""
+        part = copy.copy(self)
+        part.indices = self.indices[indices]
+        part.targets = [self.targets[index] for index in indices]
+        return part
+
+    def where(self, index: int) -> str:
+        """An item's name for errors."""
+        return f"item {self.indices[index]} of the {self.split} loader"
+
+    def raw(self, index: int) -> tuple[Any, bool]:
+        """An item as the data set gives it, or a batch of it alone by the loader's `collate_fn`.
+
+        Returns:
+            It, and whether it is a batch.
+        """
+        try:
+            item = call_user_code(lambda: self.dataset[int(self.indices[index])])
+            if self.settings.collate is None:
+                return item, False
+            return call_user_code(self.settings.collate, [item]), True
+        except UserCodeError as error:
+            raise UserError(
+                f"{self.where(index)} cannot be read ({error}): mend the data set, or leave such "
+                "items out with data.skip_corrupt=true"
+            ) from error

@@ -1,0 +1,176 @@
+"""Samples of any form from a user's loader: inputs of a model with the labels of its task.
+
+Inputs are a tensor, or a tuple or dictionary of tensors (given to the model by position or by
+keyword); labels are whatever the task compares with. Numbers and NumPy arrays become tensors,
+Pillow images and 8-bit pixels (C, H, W) are normalised as those of classifiers.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import Samples, as_samples, map_leaves, map_tensors, take, tensors_in
+from updp.data.images import NO_LABEL
+from updp.data.readers.items import as_image, as_label, describe
+from updp.data.readers.loader_items import Loader, LoaderItems
+from updp.errors import UserError
+from updp.tasks import Classification, Task
+
+_EXAMPLES = 8  # samples kept to trace and time a model on
+_LEAVES = (Image.Image, np.ndarray, np.generic, bool, int, float, Tensor)
+
+
+class LoaderSamples(LoaderItems):
+    """Items of a loader as inputs and labels of a task; all of one form, so that batches join."""
+
+    def __init__(
+        self, given: Loader, split: str, task: Task, *, skip_corrupt: bool = False
+    ) -> None:
+        self.task, self._form = task, ""
+        super().__init__(given, split, skip_corrupt=skip_corrupt)
+        first, labels = self._item(0)
+        self._form = "" if task.is_ragged else _form(first)
+        self._first = first
+        self.size = tuple(first.shape) if isinstance(first, Tensor) else ()
+        if labels is None:
+            self.targets = [NO_LABEL] * len(self.indices)
+        elif isinstance(task, Classification):
+            self.targets = [self._item(index)[1] for index in range(len(self.indices))]
+
+    @property
+    def normalised(self) -> bool:
+        """Whether inputs are as the model takes them, and no 8-bit pixels."""
+        first = self._first
+        return not (isinstance(first, Tensor) and first.dtype == torch.uint8 and first.ndim == 3)
+
+    @property
+    def example(self) -> Samples | None:
+        """A few inputs, where random images cannot stand for them."""
+        first = self._first
+        if isinstance(first, Tensor) and (first.is_floating_point() or not self.normalised):
+            return None
+        return self.collate([self[index] for index in range(min(_EXAMPLES, len(self)))])[0]
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        inputs, labels = self._item(index)
+        where = self.where(index)
+        if self._form and (form := _form(inputs)) != self._form:
+            raise UserError(
+                f"{where} is {form}, the first one {self._form}: give all inputs one size and "
+                "type (text is padded to one length)"
+            )
+        if self.labelled != (labels is not None):
+            raise UserError(f"{where} and the first one differ in whether they have labels")
+        return inputs, NO_LABEL if labels is None else labels
+
+    def collate(self, items: list[tuple[Any, Any]]) -> tuple[Samples, Any]:
+        """A batch of items, as the task makes it."""
+        inputs, labels = zip(*items, strict=True)
+        batch = as_samples(self.task.collate([*inputs]))
+        return batch, self.task.collate([*labels]) if self.labelled else torch.tensor(labels)
+
+    def _item(self, index: int) -> tuple[Any, Any]:
+        where = self.where(index)
+        raw, is_batch = self.raw(index)
+        try:
+            inputs, labels = call_user_code(self.task.split, raw)
+        except UserCodeError as error:
+            raise UserError(f"{where} is {describe(raw)}: {error}") from error
+        if is_batch:
+            inputs, labels = (_only(part, where) for part in (inputs, labels))
+        inputs, labels = _as_tensors(inputs, where), _as_tensors(labels, where)
+        if not tensors_in(inputs):
+            raise UserError(f"{where} is {describe(raw)}: it holds no tensor for the model")
+        for tensor in tensors_in(inputs):
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UserError(
+                    f"{where} has values that are NaN or infinite: mend it, or leave it out with "
+                    "data.skip_corrupt=true"
+                )
+        if isinstance(self.task, Classification) and labels is not None:
+            labels = as_label(labels, where)
+        return inputs, labels
+
+
+def is_samples(given: Loader) -> bool:
+    """Whether a classifier's data set holds other samples than images, such as text."""
+    whole: Any = given
+    try:
+        if isinstance(given, DataLoader) and given.collate_fn is not default_collate:
+            batch = call_user_code(lambda: given.collate_fn([whole.dataset[0]]))
+            inputs = _only(Classification().split(batch)[0], "")
+        else:
+            dataset = whole.dataset if isinstance(given, DataLoader) else whole
+            inputs, _ = Classification().split(call_user_code(lambda: dataset[0]))
+    except (UserCodeError, UserError):
+        return False  # the reader of images says what is wrong
+    if isinstance(inputs, dict):
+        return not {"pixel_values", "image", "img"} & inputs.keys()
+    if isinstance(inputs, tuple | list):
+        return len(tensors_in(inputs)) == len(inputs) > 0
+    if isinstance(inputs, Tensor):
+        return inputs.ndim not in (0, 2, 3)
+    return False
+
+
+def _only(batch: Any, where: str) -> Any:
+    """The only sample of a batch that a `collate_fn` made."""
+    if batch is None:
+        return None
+    if isinstance(batch, tuple | list) and len(batch) == 1:  # such as tuple(zip(*items))
+        return batch[0]
+    try:
+        return take(batch, 0)
+    except (TypeError, IndexError, KeyError) as error:
+        raise UserError(
+            f"{where}: the loader's collate_fn gives {describe(batch)}, which is no batch"
+        ) from error
+
+
+def _as_tensors(value: Any, where: str) -> Any:
+    """Numbers, arrays and pictures as tensors; floats as float32."""
+
+    def convert(leaf: Any) -> Tensor:
+        if isinstance(leaf, Image.Image):
+            return as_image(leaf, where)
+        if isinstance(leaf, np.ndarray):
+            native = np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("="))
+            leaf = torch.from_numpy(native.copy())
+        tensor = torch.as_tensor(leaf).detach()
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    return map_leaves(_LEAVES, convert, _without_lists(value))
+
+
+def _without_lists(value: Any) -> Any:
+    """Lists of numbers, such as tokens, as arrays; in an item they are no lists of samples."""
+    if isinstance(value, Mapping):
+        return {key: _without_lists(part) for key, part in value.items()}
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(map(_without_lists, value))
+    if isinstance(value, list):
+        array = np.asarray(value) if _is_numbers(value) else None
+        return value if array is None else array
+    return value
+
+
+def _is_numbers(value: list[Any]) -> bool:
+    """Whether a list holds numbers alone, or lists of as many each."""
+    if all(isinstance(part, list) for part in value):
+        return len({len(part) for part in value}) == 1 and all(map(_is_numbers, value))
+    return all(isinstance(part, bool | int | float) for part in value)
+
+
+def _form(inputs: Any) -> str:
+    """Shapes and types of nested tensors, as text."""
+    texts: list[str] = []
+    map_tensors(
+        lambda x: texts.append(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"), inputs
+    )
+    return ", ".join(texts)

@@ -1,0 +1,41 @@
+"""Tasks: what goes into a model, which outputs count, and how they are compared and measured.
+
+`base.Task` is the interface; `TASKS` are those with a name. All stages reach a model's outputs, its
+losses and its metric by it, and know nothing else of what the model is for.
+"""
+
+from updp.errors import UserError
+from updp.tasks.base import Task
+from updp.tasks.classification import Classification, MultiLabel
+from updp.tasks.dense import RegressionTask, Segmentation
+from updp.tasks.detection import Detection
+from updp.tasks.metric import Metric
+from updp.tasks.text import CausalLM, TokenClassification
+
+CLASSIFICATION = Classification()
+_BUILT_IN = (
+    CLASSIFICATION,
+    MultiLabel(),
+    RegressionTask(),
+    Task(),
+    Segmentation(),
+    TokenClassification(),
+    CausalLM(),
+    Detection(),
+)
+TASKS = {task.name: task for task in _BUILT_IN}
+
+__all__ = ["CLASSIFICATION", "TASKS", "Classification", "Metric", "Task", "find_task"]
+
+
+def find_task(task: Task | str) -> Task:
+    """A built-in task by its name; a task is returned as it is. Raises UserError.
+
+    >>> updp.find_task("segmentation").metric.name
+    'mean IoU'
+    """
+    if isinstance(task, Task):
+        return task
+    if task not in TASKS:
+        raise UserError(f"task '{task}' is unknown: take one of {', '.join(TASKS)}")
+    return TASKS[task]

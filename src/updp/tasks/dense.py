@@ -1,0 +1,96 @@
+"""Tasks with numbers or with a class for each pixel: regression, embedding, segmentation."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from updp.tasks.base import Task
+from updp.tasks.losses import at_least_float32, distillation, divergence
+from updp.tasks.metric import Metric
+
+_IGNORED = 255  # the label of pixels that do not count
+
+
+class RegressionTask(Task):
+    """Numbers of any shape, such as depth or a box: outputs and labels (N, ...)."""
+
+    name = "regression"
+    metric = Metric(name="R2")
+    agreement = Metric(name="R2 beside the baseline")
+
+    def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Squared error, over the mean square of the labels."""
+        return self.distance(outputs, _like(labels, outputs)).mean()
+
+    def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Squared errors, and the sum, the sum of squares and the number of labels."""
+        labels = _like(labels, outputs).double()
+        error = (outputs.double() - labels).square().sum()
+        count = labels.new_tensor(labels.numel())
+        return torch.stack([error, labels.sum(), labels.square().sum(), count])
+
+    def value(self, figures: Sequence[Tensor]) -> float:
+        """The share of the labels' variance that is explained, in percent."""
+        error, total, squares, count = torch.stack([*figures]).sum(0).tolist()
+        variance = squares - total**2 / max(count, 1)
+        return 100 * (1 - error / variance) if variance > 0 else 0.0
+
+
+class Segmentation(Task):
+    """A class for each pixel: logits (N, classes, H, W) and labels (N, H, W), 255 for none.
+
+    Logits of another size are scaled to that of the labels.
+    """
+
+    name = "segmentation"
+    metric = Metric(name="mean IoU")
+    agreement = Metric(name="mean IoU beside the baseline")
+    keys = ("out", "logits")
+
+    def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
+        """KL(baseline || network) of each pixel, the mean over the pixels."""
+        return divergence(outputs, baseline)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """The best class of each pixel."""
+        return outputs.argmax(1)
+
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """KL(teacher || network) of softened logits, the mean over pixels, times T^2."""
+        own, target = (x.movedim(1, -1).flatten(0, -2) for x in (outputs, teacher))
+        return distillation(own, target, temperature)
+
+    def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy."""
+        logits = at_least_float32(_sized(outputs, labels))
+        return F.cross_entropy(
+            logits, labels.long(), ignore_index=_IGNORED, label_smoothing=smoothing
+        )
+
+    def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Pixels of each class (rows) that were put into each class (columns)."""
+        classes = outputs.shape[1]
+        wanted, found = labels.flatten().long(), _sized(outputs, labels).argmax(1).flatten()
+        counted = (wanted >= 0) & (wanted < classes) & (wanted != _IGNORED)
+        pairs = wanted[counted] * classes + found[counted]
+        return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+    def value(self, figures: Sequence[Tensor]) -> float:
+        """Intersection over union in percent, the mean over classes that occur."""
+        table = torch.stack([*figures]).sum(0).double()
+        inside = table.diagonal()
+        union = table.sum(0) + table.sum(1) - inside
+        return 100 * float((inside / union)[union > 0].mean()) if union.any() else 0.0
+
+
+def _like(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Labels in the shape of the outputs, from which (N,) differs for one number a sample."""
+    return labels.to(outputs).reshape_as(outputs) if labels.shape != outputs.shape else labels
+
+
+def _sized(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.shape[2:] == labels.shape[1:]:
+        return logits
+    return F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)

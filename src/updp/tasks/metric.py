@@ -1,0 +1,34 @@
+"""The metric of a task: its name, unit and direction."""
+
+from pydantic import BaseModel
+
+
+class Metric(BaseModel, frozen=True):
+    """What a model is measured by.
+
+    >>> updp.Metric(name="perplexity", unit="", higher_is_better=False).text(12.3456)
+    '12.35'
+    """
+
+    name: str
+    unit: str = "%"
+    higher_is_better: bool = True
+    of_samples: bool = False  # a share of the samples, so that its sampling error is known
+
+    @property
+    def key(self) -> str:
+        """The name for charts: `top1`, `mean_IoU`."""
+        return self.name.replace("-", "").replace(" ", "_")
+
+    @property
+    def title(self) -> str:
+        """Name and unit for the head of a column: `top-1 %`."""
+        return f"{self.name} {self.unit}".strip()
+
+    def text(self, value: float) -> str:
+        """A value with its unit: `91.96 %`."""
+        return f"{self.number(value)} {self.unit}".strip()
+
+    def number(self, value: float) -> str:
+        """A value alone, of two decimals, or of three digits where it is small."""
+        return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"

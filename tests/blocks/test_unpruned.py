@@ -1,0 +1,254 @@
+"""What a model reads of its blocks: with nothing pruned it must still be the model."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.families import Basic, C, conv, images
+from tests.road import prune_half, supernet
+from updp.blocks import find
+from updp.errors import UserError
+
+
+class Reader(nn.Module):
+    """A classifier that reads something of each of its blocks."""
+
+    def __init__(self, kind: str = "nothing") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = conv(3, C), nn.Linear(C, 5)
+        self.blocks = nn.ModuleList([Basic(conv(C, 6), conv(6, C)) for _ in range(4)])
+        for block in self.blocks:
+            block.gain = 0.5
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x) * READ[self.kind](block)
+        return self.head(x.mean((2, 3)))
+
+
+READ: dict[str, Callable[[nn.Module], object]] = {
+    "nothing": lambda block: 1.0,
+    "attribute": lambda block: block.gain,
+    "class": lambda block: 0.5 if isinstance(block, Basic) else 2.0,
+    "length": lambda block: 1 / len([*block.children()]),
+    "child's attribute": lambda block: 1 / block.conv1.out_channels,
+    "child": lambda block: 0.5 if hasattr(block, "bn2") else 2.0,
+    "weight": lambda block: block.conv1.weight.mean() + 1,
+    "log": lambda block: block.log[-1] if isinstance(block, Logging) else 1.0,
+    "hook": lambda block: block.last.mean(),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(READ.keys() - {"nothing", "length", "log", "hook"}))
+def test_what_the_model_reads_of_a_pruned_block_is_there(kind: str) -> None:
+    net = Reader(kind)
+    merged = prune_half(net, images())
+    assert {type(block) for block in merged.blocks} == {Basic}
+    assert len(find(copy.deepcopy(net).eval(), images()).sites) == 4
+    kept = [n for n, _ in merged.named_parameters() if n.startswith("blocks.0.conv1")]
+    assert bool(kept) == (kind == "weight")
+
+
+def with_hooks(kind: str) -> nn.Module:
+    net = Reader("hook" if kind == "keeps" else "nothing")
+    for block in net.blocks:
+        if kind == "scales":
+            block.register_forward_hook(lambda m, x, y: y * 0.5)
+        elif kind == "clamps":
+            block.register_forward_pre_hook(lambda m, x: (x[0].clamp(-0.1, 0.1),))
+        elif kind == "keeps":
+            block.register_forward_hook(keep_last)
+    return net
+
+
+def keep_last(module: nn.Module, x: tuple[Tensor], y: Tensor) -> None:
+    module.last = y.detach()
+
+
+@pytest.mark.parametrize("kind", ["scales", "clamps", "keeps"])
+def test_hooks_of_a_pruned_block_still_run(kind: str) -> None:
+    net = with_hooks(kind)
+    if kind == "keeps":
+        prune_half(net, images())
+        return
+    findings, switched = supernet(net, images())
+    assert len(findings.sites) == 4
+    assert torch.equal(switched(images()), net.eval()(images()))
+    switched.choose({n: s.labels[0] for n, s in switched.switches.items()})
+    x = images()
+    exact = switched.merged(torch.float64)(x.double())
+    assert torch.allclose(exact, switched.double()(x.double()), rtol=1e-11)
+
+
+class Logging(Basic):
+    def forward(self, x: Tensor) -> Tensor:
+        self.log = [*getattr(self, "log", [])[-1:], x.mean()]
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["log", "length"])
+def test_a_block_whose_traces_are_read_is_refused(kind: str) -> None:
+    net = Reader(kind)
+    net.blocks[1] = Logging(conv(C, 6), conv(6, C))
+    if kind == "length":  # a switch is one child more
+        findings = find(net.eval(), images())
+        assert [u.name for u in findings.unusable] == [f"blocks.{i}" for i in range(4)]
+        return
+    findings = find(net.eval(), images())
+    assert [s.name for s in findings.sites] == ["blocks.0", "blocks.2", "blocks.3"]
+    ((name, kind, reason),) = [(u.name, u.kind, u.reason) for u in findings.unusable]
+    assert (name, kind) == ("blocks.1", "Logging")
+    says = "the model needs more of it than its output: without that, its output differs"
+    assert reason.startswith(says)
+    assert "log" not in vars(net.blocks[1])
+    prune_half(net, images(), first=1)
+
+
+class MonteCarlo(Basic):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.5, training=True)
+
+
+class Dropping(nn.Sequential):
+    """Runs each of its layers by chance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            if torch.rand(()) < 0.5:
+                x = layer(x)
+        return x
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (MonteCarlo(conv(C, 6), conv(6, C)), r"module blocks\.1 \(MonteCarlo\) is random"),
+        (Dropping(*(conv(C, C, bias=True) for _ in range(9))), r"blocks\.1 \(Dropping\)"),
+        (nn.Sequential(Counting()), r"blocks\.1\.0 \(Counting\) is random, or remembers"),
+    ],
+)
+def test_a_model_that_is_random_in_evaluation_is_named_with_its_module(
+    module: nn.Module, says: str
+) -> None:
+    net = Reader().eval()
+    net.blocks[1] = module.eval()
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match=says) as caught:
+        find(net, images())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+class Cached(nn.Module):
+    """Keeps tensors in a dictionary, by the name of a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.shift = nn.Linear(C, 6), nn.Linear(6, C), nn.Parameter(torch.ones(6))
+        self.cache: dict[str, Tensor] = {}
+
+    def bias(self, device: torch.device) -> Tensor:
+        if self.training:
+            return self.shift * 2
+        if str(device) not in self.cache:
+            self.cache[str(device)] = self.shift * 2
+        return self.cache[str(device)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) + self.bias(x.device)).softmax(-1))
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = Cached()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_what_a_module_keeps_in_a_dictionary_is_restored() -> None:
+    net = Reader().eval()
+    net.blocks[1] = Around().eval()
+    find(net, images())
+    assert net.blocks[1].a.cache == {}
+    copy.deepcopy(net)
+
+
+def test_the_returned_model_is_copied_compiled_exported_saved_and_pruned_again() -> None:
+    x = images()
+    merged = prune_half(Reader("attribute"), x)
+    expected = merged(x)
+    for made in (copy.deepcopy(merged), reloaded(merged), reloaded(reloaded(merged))):
+        assert torch.equal(made(x), expected)
+        assert made.blocks[0].forward.block is made.blocks[0]
+        with torch.no_grad():
+            made.blocks[0].branch_merged.weight.zero_()
+        assert not torch.equal(made(x), expected)
+    assert torch.equal(merged(x), expected)
+    compiled = torch.compile(merged, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(x), expected, atol=1e-6)
+    program = torch.export.export(merged, (x,))
+    assert torch.allclose(program.module()(x), expected, atol=1e-6)
+    findings, _ = supernet(merged, x)
+    assert [s.name for s in findings.sites] == [":blocks.0", "blocks.1", "blocks.3"]
+    twice = prune_half(merged, x)
+    assert twice.blocks[0].gain == 0.5
+
+
+def reloaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class Training(nn.Module):
+    """Its BatchNorm takes the statistics of the batch in evaluation, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = conv(C, 6), nn.BatchNorm2d(6), conv(6, C)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.norm.training = True
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.norm(self.a(x)).relu())
+
+
+def test_batch_statistics_in_evaluation_are_named_and_not_folded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = Reader()
+    net.blocks[1] = Training()
+    statistics = net.blocks[1].norm.running_mean.clone()
+    findings = find(net.eval(), images())
+    assert torch.equal(net.blocks[1].norm.running_mean, statistics)
+    assert "its module blocks.1.norm (BatchNorm2d) takes statistics of the batch" in caplog.text
+    (site,) = [s for s in findings.sites if s.name == "blocks.1"]
+    assert site.why == "`norm` is a BatchNorm that trains in evaluation mode, too"
+    caplog.clear()
+    find(Reader().eval(), images())
+    assert not caplog.text

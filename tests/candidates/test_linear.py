@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.families import C, Concatenated, Net, error, images, network, randomise
+from tests.supernet.test_supernet import Crossed
+from updp.blocks import find
+from updp.candidates import OneLinear
+from updp.recipe import CandidateSettings
+
+
+def proposed(model: nn.Module, linear: str = "local") -> list[list[OneLinear]]:
+    found = find(model, images())
+    settings = CandidateSettings(linear=linear)  # type: ignore[arg-type]
+    parts = [(s, model.get_submodule(s.block), found.graphs[s.block]) for s in found.sites]
+    return [[*OneLinear.propose(*part, settings)] for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("family", "candidate", "label"),
+    [
+        ("gated", OneLinear(), "linear"),
+        ("gated_map", OneLinear(), "linear"),
+        ("wavenet", OneLinear((2,), (3,), ((3, 0),)), "linear 2"),
+        ("concatenated", OneLinear((3, 3), (1, 1), ((1, 1), (1, 1))), "linear 3x3"),
+    ],
+)
+def test_the_operator_reads_what_the_branch_reads(
+    family: str, candidate: OneLinear, label: str
+) -> None:
+    assert proposed(network(family)) == [[candidate]] * 2
+    assert candidate.label == label
+    assert proposed(network(family), "never") == [[], []]
+
+
+def test_attention_is_replaced_only_where_it_is_asked_for() -> None:
+    attention, mlp = proposed(network("vit"))[:2]
+    assert (attention, mlp) == ([], [])
+    assert proposed(network("vit"), "always")[:2] == [[OneLinear()], []]
+
+
+def test_causal_attention_is_no_local_branch() -> None:
+    """Its mask is one-sided, and its norm takes out what is the same in all channels."""
+    assert proposed(randomise(Crossed()).eval())[0] == []
+
+
+def test_a_branch_that_tells_nothing_has_none() -> None:
+    """Its last weights are zero, as they are when training begins."""
+    model = network("gated")
+    for block in model.blocks:
+        nn.init.zeros_(block.down.weight)
+    assert proposed(model) == [[], []]
+
+
+class Joined(Concatenated):
+    """Linear, by paths that are joined."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.permute(0, 3, 1, 2)
+        return x + self.c(torch.cat([self.a(y), self.b(y)], 1).permute(0, 2, 3, 1))
+
+
+def test_a_branch_that_is_linear_is_found_from_its_values() -> None:
+    torch.manual_seed(0)
+    model = randomise(Net([Joined(C), Joined(C)], "nhwc")).eval()
+    found = find(model, images())
+    site, block = found.sites[0], model.blocks[0]
+    ((candidate,), _) = proposed(model)
+    form = candidate.build(site, block, found.graphs[site.block])
+    x = torch.randn(40, 9, 7, C)
+    form.calibrate(x)
+    assert error(form(x), block(x)) < 1e-3

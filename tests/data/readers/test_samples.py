@@ -1,0 +1,97 @@
+"""Loaders of other samples than labelled images."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from updp import UserError
+from updp.blocks.nested import ModelInputs
+from updp.data import from_loaders
+from updp.data.example import make_example, read_example, write_example
+from updp.tasks import TASKS, Task
+
+
+class Items:
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def tagged(n: int, **more: Any) -> dict[str, Any]:
+    ids = np.arange(n, n + 4)
+    return {"input_ids": ids, "attention_mask": [1, 1, 1, 0], "labels": ids % 2, **more}
+
+
+def opened(items: list[Any], task: str = "token-classification", **kw: Any) -> Any:
+    splits = (Items(items), Items(items[:2]))
+    train, test = (DataLoader(data, **kw) if kw else data for data in splits)
+    return from_loaders(train, test, task=TASKS[task])
+
+
+def test_a_dictionary_is_inputs_by_keyword_and_labels() -> None:
+    source = opened([tagged(n) for n in range(5)])
+    assert source.labelled
+    x, labels = source.train.collate([source.train[3], source.train[0]])
+    assert isinstance(x, ModelInputs)
+    assert x.kwargs["input_ids"].tolist() == [[3, 4, 5, 6], [0, 1, 2, 3]]
+    assert labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
+
+
+def test_a_collate_function_pads_and_is_used(tmp_path: Any) -> None:
+    def padded(items: list[Any]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor([*item, *[0] * (5 - len(item))]) for item in items]
+        return {"input_ids": torch.stack(ids)}
+
+    source = opened([[1, 2], [3, 4, 5], [6]], "causal-lm", batch_size=2, collate_fn=padded)
+    inputs, labels = source.train[1]
+    assert inputs["input_ids"].tolist() == labels.tolist() == [3, 4, 5, 0, 0]
+
+
+def test_examples_are_real_where_numbers_have_a_meaning(tmp_path: Any) -> None:
+    source = opened([tagged(n) for n in range(5)])
+    write_example(tmp_path, source.example)
+    stored = read_example(tmp_path)
+    assert stored.kwargs.keys() == source.example.kwargs.keys()
+    assert all(torch.equal(x, stored.kwargs[n]) for n, x in source.example.kwargs.items())
+    assert make_example(stored, (), 7).kwargs["input_ids"][6].tolist() == [1, 2, 3, 4]
+    maps = TensorDataset(torch.randn(4, 3, 8, 8), torch.zeros(4, 8, 8).long())
+    source = from_loaders(maps, maps, task=TASKS["segmentation"])
+    assert source.example is None
+    assert make_example(None, source.image_size, 2).shape == (2, 3, 8, 8)
+
+
+def test_text_of_classes_is_classified() -> None:
+    items = [{"input_ids": torch.arange(4) + n, "label": n % 3} for n in range(6)]
+    source = from_loaders(Items(items), Items(items[:2]))
+    assert (source.classes, source.train.targets) == (("0", "1", "2"), [0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"input_ids": torch.arange(3), "attention_mask": [1, 1, 1], "labels": 0}, "one length"),
+        (tagged(0, input_ids=np.full(4, np.nan), attention_mask=np.ones(4)), "NaN or infinite"),
+        ({"labels": 1}, "no tensor for the model"),
+        ({"input_ids": np.arange(4), "attention_mask": [1, 1, 1, 1]}, "whether they have labels"),
+    ],
+)
+def test_unlike_items_are_named(item: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"^item 2 of the training loader .*{message}"):
+        opened([tagged(0), tagged(1), item])
+
+
+def test_a_task_that_fails_on_an_item_is_named() -> None:
+    class Own(Task):
+        def split(self, item: Any) -> Any:
+            return item["x"], item["y"]
+
+    with pytest.raises(UserError, match=r"item 0 of the training loader is \{z: int\}: .*KeyError"):
+        from_loaders(Items([{"z": 1}]), None, task=Own())

@@ -1,0 +1,158 @@
+"""The built-in tasks against figures by hand, NumPy or torch's own functions."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests import tiny
+from updp import UserError
+from updp.blocks.nested import ModelInputs
+from updp.tasks import TASKS, Metric, find_task
+
+SHAPES = {
+    "classification": (6, 4),
+    "multi-label": (6, 4),
+    "regression": (6, 1),
+    "embedding": (6, 8),
+    "segmentation": (6, 4, 3, 5),
+    "token-classification": (6, 7, 4),
+    "causal-lm": (6, 7, 9),
+}
+
+
+def labels_of(name: str, outputs: Tensor) -> Any:
+    torch.manual_seed(1)
+    task = TASKS[name]
+    if name == "causal-lm":
+        return torch.randint(0, 9, (6, 7))
+    return task.predictions(outputs + torch.randn_like(outputs))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_contract_of_a_task(name: str) -> None:
+    task, shape = TASKS[name], SHAPES[name]
+    torch.manual_seed(0)
+    own, other = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    assert task.distance(other, other).abs().max() < 1e-6
+    assert task.distance(own, other).shape == (6,)
+    assert task.distance(own, other).min() > 0
+    assert task.uncertainty(other).shape == (6,)
+    labels = labels_of(name, other)
+    for loss in (task.loss(own, labels), task.distillation(own, other, 2.0)):
+        assert loss.ndim == 0
+        own.grad = None
+        loss.backward(retain_graph=True)
+        assert own.grad is not None
+        assert own.grad.abs().sum() > 0
+    assert task.distillation(other, other) == pytest.approx(0, abs=1e-6)
+    # The metric is the same in any parts.
+    whole = task.value([task.figures(other, labels)])
+    halves = [task.figures(other[part], labels[part]) for part in (slice(4), slice(4, 6))]
+    if name != "embedding":  # whose scale is that of the batch
+        assert task.value(halves) == pytest.approx(whole, rel=1e-6)
+    if name != "causal-lm":
+        best = task.value([task.figures(other, task.predictions(other))])
+        assert best == pytest.approx(100 if task.agreement.higher_is_better else 0, abs=1e-4)
+
+
+def test_metrics_by_hand() -> None:
+    torch.manual_seed(0)
+    maps, masks = torch.randn(3, 4, 5, 6), torch.randint(0, 4, (3, 5, 6))
+    masks[0, 0, 0] = 255
+    found, wanted = maps.argmax(1).numpy(), masks.numpy()
+    counted = wanted != 255
+    overlaps = [
+        np.sum((found == c) & (wanted == c) & counted)
+        / np.sum(((found == c) | (wanted == c)) & counted)
+        for c in range(4)
+    ]
+    task = TASKS["segmentation"]
+    assert task.value([task.figures(maps, masks)]) == pytest.approx(100 * np.mean(overlaps))
+
+    task, scores = TASKS["multi-label"], torch.tensor([[1.0, -1, 1], [1, 1, -1]])
+    real = torch.tensor([[1, 0, 0], [1, 0, 1]])
+    assert task.value([task.figures(scores, real)]) == pytest.approx(100 * 2 * 2 / (2 * 2 + 1 + 2))
+
+    task, values = TASKS["regression"], torch.randn(9)
+    guess = values + torch.randn(9)
+    expected = 1 - np.mean((guess - values).numpy() ** 2) / np.var(values.numpy())
+    assert task.value([task.figures(guess[:, None], values)]) == pytest.approx(
+        100 * expected, rel=1e-4
+    )
+
+    task, logits = TASKS["causal-lm"], torch.randn(2, 5, 7)
+    ids = torch.randint(0, 7, (2, 5))
+    ids[0, 3:] = -100
+    right = [
+        logits[n, t].log_softmax(0)[ids[n, t + 1]].item()
+        for n in range(2)
+        for t in range(4)
+        if ids[n, t + 1] >= 0
+    ]
+    perplexity = math.exp(-np.mean(right))
+    assert task.value([task.figures(logits, ids)]) == pytest.approx(perplexity, rel=1e-5)
+    assert task.loss(logits, ids).item() == pytest.approx(-np.mean(right), rel=1e-5)
+
+
+def test_divergence_is_that_of_torch_by_position() -> None:
+    own, other = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    kl = F.kl_div(own.log_softmax(-1), other.log_softmax(-1), reduction="none", log_target=True)
+    expected = kl.sum(-1).mean(1)
+    for name, axis in (("token-classification", -1), ("segmentation", 1)):
+        found = TASKS[name].distance(own.movedim(-1, axis), other.movedim(-1, axis))
+        assert torch.allclose(found.float(), expected, atol=1e-6)
+
+
+def test_tokens_outside_of_the_mask_do_not_count() -> None:
+    class Tagger(nn.Module):
+        def forward(self, attention_mask: Tensor, x: Tensor) -> dict[str, Tensor]:
+            return {"loss": x.sum(), "logits": x}
+
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    task, x = TASKS["token-classification"], torch.randn(2, 3, 4)
+    y = torch.where(mask[..., None] > 0, x, torch.randn(2, 3, 4))
+    found = [task.run(Tagger(), ModelInputs((), {"attention_mask": mask, "x": t})) for t in (x, y)]
+    assert task.distance(*found).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "detection"])
+def test_a_task_has_a_name_and_a_metric(name: str) -> None:
+    assert find_task(name).name == name
+    assert find_task(name).metric.name
+
+
+def test_an_unknown_task_is_refused_with_those_there_are(tmp_path: Any) -> None:
+    with pytest.raises(UserError, match="task 'segmenting' is unknown: take one of classification"):
+        find_task("segmenting")
+    model = tiny.write_model(tmp_path)
+    refused = tiny.updp(
+        *("prune", "--model", model, "--data", "digits", "--set", "task=segmenting"),
+        *("--budget", "blocks=1", "--out", tmp_path / "run"),
+    )
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+
+
+def test_values_are_written_with_their_unit() -> None:
+    metric = Metric(name="perplexity", unit="", higher_is_better=False)
+    assert (metric.text(12.3456), metric.title, metric.number(0.00123)) == (
+        "12.35",
+        "perplexity",
+        "0.00123",
+    )
+    assert (Metric(name="top-1").text(91.956), Metric(name="mean IoU").key) == (
+        "91.96 %",
+        "mean_IoU",
+    )
+
+
+def test_what_counts_of_several_outputs() -> None:
+    task, x = TASKS["classification"], torch.ones(2, 3)
+    assert task.outputs({"features": x[0], "logits": x}) is x
+    assert task.outputs((x, x[0])) is x
+    with pytest.raises(UserError, match="returns a dict without a tensor"):
+        task.outputs({"a": 1})
