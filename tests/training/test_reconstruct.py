@@ -105,7 +105,7 @@ def test_it_goes_on_where_another_process_ended(tiny_model: str) -> None:
         save=lambda rows: weights.append({n: t.clone() for n, t in whole.weights().items()}),
     )
     assert len(rows) == len(weights) == 3
-    for done in (1, 2, 3):
+    for done in (1, 3):
         net = make(tiny_model, "blocks.1", "blocks.2")
         net.load_weights(weights[done - 1])
         assert run(net, tiny_model, done=rows[:done]) == rows

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from updp import errors
 from updp.blocks.nested import Samples
 from updp.data.images import NO_LABEL, Images, by
 from updp.errors import UserError, reason
@@ -89,5 +90,5 @@ def fingerprint_files(root: Path, files: Sequence[str]) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path as text that any terminal and file takes, bytes that are no UTF-8 as `\\xff`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as one line that any terminal and file takes, bytes that are no UTF-8 as `\\xff`."""
+    return errors.printable(os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -121,8 +121,8 @@ def _read_index(file: Path) -> TarIndex:
         raise UserError(f"'{file}' is not a readable tar file: {reason(error)}") from error
     if unlabelled and max(index.labels) != NO_LABEL:
         raise UserError(
-            f"'{file}' has an image '{unlabelled}' without a label and others with one: updp reads "
-            'KEY.cls with a whole number, or KEY.json with {"label": 3}'
+            f"'{file}' has an image '{printable(unlabelled)}' without a label and others with one: "
+            'updp reads KEY.cls with a whole number, or KEY.json with {"label": 3}'
         )
     return index
 
