@@ -11,11 +11,11 @@ from benchmarks.coverage.network import measure
 SAMPLE = {
     "timm/test_resnet": {"inherit", "drop"},
     "timm/test_vit": {"inherit", "fold", "drop"},
-    "timm/test_mambaout": {"drop"},  # gated
 }
 # Small blocks of these kinds are found and merged in tests/blocks and tests/candidates, too.
 SLOW = {
     "timm/test_convnext": {"inherit", "drop"},
+    "timm/test_mambaout": {"drop"},  # gated
     "timm/test_nfnet": {"inherit", "drop"},  # weight standardisation
     "timm/test_byobnet": {"inherit", "drop"},
     "timm/starnet_s050": {"drop"},  # products of two paths

@@ -13,6 +13,7 @@ from updp.recipe import ReconstructSettings
 from updp.supernet import Supernet
 from updp.training.reconstruct import ReconstructRow, reconstruct
 
+pytestmark = pytest.mark.usefixtures("fixed_clock")
 SETTINGS = ReconstructSettings(epochs=6, lr=0.01)
 
 
