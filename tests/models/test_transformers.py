@@ -73,6 +73,7 @@ def folder(path: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_models_are_found_pruned_and_merged(name: str, tmp_path: Path) -> None:
     _, expected, attention = MODELS[name]
+    torch.manual_seed(0)  # of some random weights float32 loses more than the 1e-5 below
     model = load_model(f"hf/{folder(tmp_path, name)}").eval()
     x = torch.randn(2, 3, 32, 32) if name not in ("vit", "deit", "beit", "dinov2") else None
     x = torch.randn(2, 3, 16, 16) if x is None else x
