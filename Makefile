@@ -8,6 +8,7 @@ PYTEST := bin/pytest --numprocesses $(WORKERS)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+AUDITED := '.[dev,audit]'  # a comma written in `call` would end its argument
 LOCKED := requirements/locked.txt
 OLDEST := requirements/oldest.txt
 COMPILE := .venv/bin/uv pip compile pyproject.toml --universal --quiet \
@@ -52,12 +53,16 @@ audit: .venv-audit/.ready
 	.venv-audit/bin/pip-audit --requirement $(LOCKED) --no-deps --disable-pip
 
 # Hours: the sources are changed in one place after the other, which some test must notice. MODULE is
-# one of algebra, fit, merge (with verify). What was done is kept; start over with `rm mutants/*.sqlite`.
+# one of algebra, fit, merge (with verify); SAMPLE a number, where not all of its mutants are wanted.
+# What was done is kept; start over with `rm mutants/*.sqlite`. The sources are changed in place: use
+# a checkout of its own.
 MODULE ?= algebra
+SAMPLE ?=
 MUTANTS := mutants/$(MODULE)
 mutants: .venv-audit/.ready
 	test -e $(MUTANTS).sqlite || \
 		.venv-audit/bin/cosmic-ray init $(MUTANTS).toml $(MUTANTS).sqlite
+	.venv-audit/bin/python mutants/sample.py $(MUTANTS).sqlite $(SAMPLE)
 	.venv-audit/bin/cosmic-ray exec $(MUTANTS).toml $(MUTANTS).sqlite
 	.venv-audit/bin/cr-report --show-diff $(MUTANTS).sqlite > $(MUTANTS).txt
 	.venv-audit/bin/cr-rate --fail-over 15 $(MUTANTS).sqlite
@@ -91,7 +96,7 @@ $(READY): pyproject.toml $(LOCKED)
 	$(call install,'.[test]' --constraint $(OLDEST))
 
 .venv-audit/.ready: pyproject.toml $(LOCKED)
-	$(call install,'.[dev,audit]' --constraint $(LOCKED))
+	$(call install,$(AUDITED) --constraint $(LOCKED))
 
 .venv-newest/.ready: pyproject.toml
 	$(call install,'.[dev]' --upgrade --upgrade-strategy eager)

@@ -95,7 +95,8 @@ def accuracy(result: Result) -> str:
     return f"{points}, within the sampling error" if inside else points
 
 
-_SECRET = r"passw(?:or)?d|pwd|token|secret|api[_-]?key"  # ends of names, as in access_token
+# Ends of names, as in access_token.
+_SECRET = r"passw(?:or)?d|pwd|token|secret|api[_-]?key"  # nosec B105
 _USER = re.compile(r"(://[^:/@\s]*):\S*@")
 _QUERY = re.compile(rf"([?&][\w-]*(?:{_SECRET})=)[^&\s]*", re.IGNORECASE)
 
