@@ -46,6 +46,7 @@ def is_run(item: WorkItem) -> bool:
 
 
 def main(session: str, count: str | None = None) -> None:
+    """Leave `count` mutants in the session, or all that are run."""
     with use_db(session) as db:
         if db.num_results:
             return

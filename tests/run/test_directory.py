@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def test_only_the_teacher_changes_without_a_start_from_the_beginning(
     assert RunRecord.read(directory.path) == record("m", teacher="t", teacher_weights="w")
     directory.describe(record("n"), Recipe())
     assert RunRecord.read(directory.path) == record("m")
+
+
+@pytest.mark.parametrize("shape", [(3, 2**14, 2**14), (2**40,), (1, 512, 512, 513), (3, 0, 8)])
+def test_a_run_cannot_ask_for_an_input_that_fills_memory(
+    shape: tuple[int, ...], directory: RunDirectory
+) -> None:
+    file = directory.path / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"input_shape": shape}))
+    with pytest.raises(UserError, match=r"run\.json.*input_shape"):
+        RunRecord.read(directory.path)
 
 
 @pytest.mark.parametrize("make", [False, True])

@@ -16,6 +16,7 @@ Exports, INT8 and benchmarks have their own records, in `deploy`.
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from torch import nn
 
 from updp.blocks import OtherSize
@@ -34,6 +35,16 @@ from updp.measure import Timing
 from updp.models import is_code
 from updp.stages.context import Context
 from updp.tasks import CLASSIFICATION, Metric
+
+_LARGEST = 2**27  # numbers of an input, half a GiB: a larger one is damage, or meant to fill memory
+
+
+def _possible(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(shape) > _LARGEST:
+        raise ValueError(
+            f"an input of {' x '.join(map(str, shape))} numbers is larger than any image"
+        )
+    return shape
 
 
 class RunRecord(Record):
@@ -53,7 +64,7 @@ class RunRecord(Record):
     task: str = CLASSIFICATION.name
     classes: tuple[str, ...]
     # Of an image, or empty where inputs are no one tensor.
-    input_shape: tuple[Annotated[int, Field(ge=1, le=2**14)], ...]
+    input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_possible)]
     other_size: OtherSize | None = None
     device: str = ""
     threads: int = 0
