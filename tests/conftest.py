@@ -1,9 +1,12 @@
 """Fixtures for every test."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run in several processes
 
 import pytest
 import torch

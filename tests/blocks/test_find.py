@@ -13,6 +13,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
 
 from tests.families import FAMILIES, Basic, C, Mlp, Net, Parallel, conv, images, network, randomise
+from tests.sampling import every_other
 from updp.blocks import Findings, find
 
 
@@ -530,7 +531,7 @@ def test_find_leaves_a_failing_model_unchanged() -> None:
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every_other(FAMILIES))
 def test_findings_do_not_depend_on_weights_or_images(family: str) -> None:
     """For a run is found again by its model's structure alone."""
 

@@ -13,6 +13,7 @@ import torch
 
 import updp
 from tests import tiny
+from tests.sampling import slow
 from updp.deploy.int8 import Int8
 from updp.deploy.int8 import int8_model as forms
 from updp.deploy.int8 import quantization as module
@@ -115,7 +116,7 @@ def test_both_models_are_calibrated_on_the_same_images(
     [
         ({"baseline": (0.1, 0.2), "merged": (0.5, 0.3)}, True),
         ({"baseline": (0.1, 0.4), "merged": (0.5, 0.3)}, False),
-        ({"baseline": (0.1, 0.1), "merged": (0.3, 0.3)}, False),
+        slow({"baseline": (0.1, 0.1), "merged": (0.3, 0.3)}, False),
     ],
 )
 def test_channels_are_equalised_in_both_models_or_in_neither(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.candidates.supernets import Case, case
 from tests.candidates.test_contract import CASES
 from tests.families import error
+from tests.sampling import every_other
 from updp.blocks import find
 from updp.candidates import propose
 from updp.recipe import FitSettings
@@ -19,7 +20,7 @@ from updp.supernet import Supernet, fit_candidates, fit_plan
 FIT = FitSettings(ridge=(1e-8, 1e-4), rows=10_000, judged=0)
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=every_other(CASES), ids="-".join)
 def made(request: pytest.FixtureRequest) -> Case:
     return case(*request.param)
 

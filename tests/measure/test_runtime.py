@@ -18,6 +18,7 @@ from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tests.extras import needs
+from tests.sampling import slow
 from updp.errors import UserError
 from updp.measure import runner
 from updp.recipe import MeasureSettings
@@ -120,7 +121,7 @@ def test_compile_computes_the_same(layout: Any, precision: Any) -> None:
 
 
 @needs("onnx")
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", slow("float16")])
 def test_onnxruntime_computes_the_same(precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
     for module, inputs in cases():
         check(module, inputs, MeasureSettings(runtime="onnxruntime", precision=precision))

@@ -177,7 +177,7 @@ def test_merged_at_the_end_of_the_ramp_the_merged_operators_are_trained(
     weights = whole.weights()
     images = next(iter(feed.held_out()))[0]
     assert torch.allclose(whole(images), whole.merged()(images), atol=1e-5)
-    for stop in (2, 5, 6, 7, 9):
+    for stop in (2, 6, 9):
         folder = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
             run(folder, stop)

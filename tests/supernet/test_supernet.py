@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.families import FAMILIES, Basic, C, Net, ViT, conv, error, images, network, randomise
+from tests.sampling import every_other
 from updp.blocks import find
 from updp.candidates import baseline_macs, proposals, propose
 from updp.recipe import CandidateSettings, MergeSettings
@@ -261,7 +262,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", every_other(NETWORKS))
 def test_known_networks_are_unchanged_until_pruned_and_merge_exactly(name: str) -> None:
     count, lost, size, options = NETWORKS[name]
     torch.manual_seed(0)

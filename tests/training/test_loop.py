@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests import tiny
+from tests.sampling import slow
 from updp import Recipe, UserError
 from updp.io.files import Figures, read_tensors
 from updp.io.progress import Silent
@@ -76,7 +77,7 @@ def run(
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "stops"), [("sgd", (0, 1, 7)), ("adamw", (5, 13)), ("lamb", (3,))]
+    ("optimizer", "stops"), [("sgd", (0, 1, 7)), ("adamw", (5, 13)), slow("lamb", (3,))]
 )
 def test_a_killed_and_resumed_training_ends_the_same(
     optimizer: str, stops: tuple[int, ...], tiny_model: str, tmp_path: Path
@@ -93,7 +94,7 @@ def test_a_killed_and_resumed_training_ends_the_same(
 EVERYTHING = {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "decay": "step", "decay_rate": 0.5}
 
 
-@pytest.mark.parametrize("stops", [(0,), (1, 8, 13)])
+@pytest.mark.parametrize("stops", [slow((0,)), (1, 8, 13)])
 def test_ema_weights_and_mixed_images_survive_a_restart(
     stops: tuple[int, ...], tiny_model: str, tmp_path: Path
 ) -> None:
@@ -114,7 +115,7 @@ def norm(net: Supernet) -> float:
     return sum(t.double().square().sum().item() for t in net.weights().values())
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [slow(0.0), 0.9])
 def test_checks_survive_a_restart_and_do_not_change_the_training(
     ema: float, tiny_model: str, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests import tiny
+from tests.sampling import slow
 from updp import UserError
 from updp.blocks import find
 from updp.candidates import make_offers
@@ -172,7 +173,7 @@ def overflow_twice(number: int) -> float:
     return 1e6 if number in (2, 7) else 1.0
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", [slow("contiguous"), "channels_last"])
 def test_a_killed_float16_training_ends_the_same(
     layout: str, tiny_model: str, tmp_path: Path
 ) -> None:

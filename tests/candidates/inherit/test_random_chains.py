@@ -82,7 +82,7 @@ def branches(draw: st.DrawFn, residual: bool) -> nn.Sequential:
     size=st.tuples(st.integers(5, 11), st.integers(5, 11)),
     linearise=st.booleans(),
 )
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=30)
 def test_random_chains_merge_exactly_or_are_refused(
     made: tuple[nn.Sequential, bool],
     post: nn.Module | None,
