@@ -43,20 +43,38 @@ READ: dict[str, Callable[[nn.Module], object]] = {
     "length": lambda block: 1 / len([*block.children()]),
     "child's attribute": lambda block: 1 / block.conv1.out_channels,
     "child": lambda block: 0.5 if hasattr(block, "bn2") else 2.0,
+    "children": lambda block: sum(getattr(m, "out_channels", 0) for m in block.children()) / 10,
+    "last child": lambda block: [*block.named_children()][-1][0] == "act2",
     "weight": lambda block: block.conv1.weight.mean() + 1,
+    "modules": lambda block: len([*block.modules()]) / 7,
+    "parameters": lambda block: sum(p.numel() for p in block.parameters()) / 400,
     "log": lambda block: block.log[-1] if isinstance(block, Logging) else 1.0,
     "hook": lambda block: block.last.mean(),
 }
 
 
-@pytest.mark.parametrize("kind", sorted(READ.keys() - {"nothing", "length", "log", "hook"}))
+CONTAINER: dict[str, Callable[[nn.Module], object]] = {
+    "length": lambda block: 12 / len(block),
+    "index": lambda block: block[-1].out_channels,
+    "channels": lambda block: sum(getattr(m, "out_channels", 0) for m in block),
+    "convolutions": lambda block: sum(isinstance(m, nn.Conv2d) for m in block),
+}
+READ |= {f"container's {kind}": read for kind, read in CONTAINER.items()}
+NOT_THERE = {"log": "log", "modules": "modules", "parameters": "parameters"}
+ASKED_ELSEWHERE = {"nothing", "hook", *NOT_THERE, *(f"container's {kind}" for kind in CONTAINER)}
+
+
+@pytest.mark.parametrize("kind", sorted(READ.keys() - ASKED_ELSEWHERE))
 def test_what_the_model_reads_of_a_pruned_block_is_there(kind: str) -> None:
     net = Reader(kind)
     merged = prune_half(net, images())
     assert {type(block) for block in merged.blocks} == {Basic}
     assert len(find(copy.deepcopy(net).eval(), images()).sites) == 4
-    kept = [n for n, _ in merged.named_parameters() if n.startswith("blocks.0.conv1")]
-    assert bool(kept) == (kind == "weight")
+    assert ("blocks.0.conv1.weight" in dict(merged.named_parameters())) == (kind == "weight")
+    counted = kind in ("length", "children", "last child")
+    assert (len([*merged.blocks[0].children()]) == 6) == counted
+    prune_half(merged, images())
+    assert torch.equal(copy.deepcopy(merged)(images()), merged(images()))
 
 
 def with_hooks(kind: str) -> nn.Module:
@@ -96,22 +114,59 @@ class Logging(Basic):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("kind", ["log", "length"])
-def test_a_block_whose_traces_are_read_is_refused(kind: str) -> None:
+@pytest.mark.parametrize("kind", sorted(NOT_THERE))
+def test_a_block_of_which_more_is_read_is_refused(kind: str) -> None:
     net = Reader(kind)
     net.blocks[1] = Logging(conv(C, 6), conv(6, C))
-    if kind == "length":  # a switch is one child more
-        findings = find(net.eval(), images())
-        assert [u.name for u in findings.unusable] == [f"blocks.{i}" for i in range(4)]
-        return
     findings = find(net.eval(), images())
-    assert [s.name for s in findings.sites] == ["blocks.0", "blocks.2", "blocks.3"]
-    ((name, kind, reason),) = [(u.name, u.kind, u.reason) for u in findings.unusable]
-    assert (name, kind) == ("blocks.1", "Logging")
-    says = "the model needs more of it than its output: without that, its output differs"
-    assert reason.startswith(says)
+    refused = [u.name for u in findings.unusable]
+    assert refused == ([f"blocks.{i}" for i in range(4)] if kind != "log" else ["blocks.1"])
+    (reason,) = [u.reason for u in findings.unusable if u.kind == "Logging"]
+    says = f"the model needs more of it than its output (it reads {NOT_THERE[kind]}): without that"
+    assert reason.startswith(f"{says}, its output differs")
     assert "log" not in vars(net.blocks[1])
-    prune_half(net, images(), first=1)
+    if kind == "log":
+        prune_half(net, images(), first=1)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Layers(nn.Module):
+    """A block that acts as a list of its layers."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self.layers[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+        return x + y
+
+
+@pytest.mark.parametrize("container", [nn.Sequential, Residual, Layers])
+@pytest.mark.parametrize("kind", CONTAINER)
+def test_a_container_that_is_pruned_has_its_length_and_layers(
+    kind: str, container: Callable[..., nn.Module]
+) -> None:
+    net = Reader(f"container's {kind}")
+    for i in range(4):
+        net.blocks[i] = container(conv(C, 6), nn.BatchNorm2d(6), nn.ReLU(), conv(6, C))
+    merged = prune_half(net, images())
+    assert type(merged.blocks[0]) is container
+    assert len(merged.blocks[0]) == 4
+    weights = sum(p.shape == (C, 6, 3, 3) for p in merged.blocks[0].parameters())
+    assert weights == (kind == "convolutions")
 
 
 class MonteCarlo(Basic):
