@@ -270,6 +270,16 @@ def test_the_returned_model_is_copied_compiled_exported_saved_and_pruned_again()
     assert twice.blocks[0].gain == 0.5
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_the_returned_model_is_traced_by_torchscript_and_not_scripted() -> None:
+    merged = prune_half(Reader(), images())
+    traced = torch.jit.trace(merged, images())
+    more = torch.cat([images(), images() + 1])
+    assert torch.allclose(traced(more), merged(more), atol=1e-6)
+    with pytest.raises(AttributeError, match=r"of a pruned Basic: take torch\.jit\.trace"):
+        torch.jit.script(merged.blocks[0])
+
+
 def reloaded(model: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(model, file)

@@ -37,6 +37,17 @@ class RewrittenForward:
         """Run the graph's code on the block."""
         return self._function(self.block, *args, **kwargs)
 
+    @property
+    def __globals__(self) -> Any:
+        """What torch.jit.script asks of a function first, whose source it then wants from a file.
+
+        Raises AttributeError, with what does work in place of it.
+        """
+        raise AttributeError(
+            f"torch.jit.script does not read the forward of a pruned {self._label}: "
+            "take torch.jit.trace or torch.export"
+        )
+
     def __getstate__(self) -> _State:
         return self.block, self._label, self.code, self._modules, self._others
 
