@@ -6,7 +6,9 @@ import copy
 import importlib
 import inspect
 import itertools
+import keyword
 import linecache
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ from torch import fx, nn
 
 _State = tuple[nn.Module, str, str, dict[str, str], dict[str, Any]]
 _numbers = itertools.count()
+_KEYWORD = re.compile(rf"((?:self|getattr\([^()]*\))(?:\.\w+)*?)\.({'|'.join(keyword.kwlist)})\b")
 
 
 class RewrittenForward:
@@ -31,7 +34,8 @@ class RewrittenForward:
         names = written.globals
         modules = {n: v.__name__ for n, v in names.items() if isinstance(v, ModuleType)}
         others = {n: v for n, v in names.items() if n not in modules}
-        self.__setstate__((block, type(block).__name__, written.src, modules, others))
+        source = _spelt(written.src)
+        self.__setstate__((block, type(block).__name__, source, modules, others))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph's code on the block."""
@@ -65,6 +69,13 @@ class RewrittenForward:
         vars(copied).update(vars(self))
         copied.block = copy.deepcopy(self.block, memo)
         return copied
+
+
+def _spelt(source: str) -> str:
+    """Generated source, in which fx writes `self.if(x)` for a child that has a keyword's name."""
+    while (spelt := _KEYWORD.sub(r'getattr(\1, "\2")', source)) != source:
+        source = spelt
+    return source
 
 
 def _compiled(label: str, source: str, names: dict[str, Any]) -> Callable[..., Any]:

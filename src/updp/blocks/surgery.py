@@ -1,6 +1,7 @@
 """Graph surgery on one block: extract a subgraph as a module, or replace regions of it."""
 
 import copy
+import keyword
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import attrgetter
@@ -259,7 +260,11 @@ def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> f
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             own = node.target not in added
-            root[node.target] = attrgetter(node.target)(block) if own else added[node.target]
+            value = attrgetter(node.target)(block) if own else added[node.target]
+            # fx writes attributes into code as they are, and a child may be called `if`.
+            parts = node.target.split(".")
+            node.target = ".".join(f"{p}__" if keyword.iskeyword(p) else p for p in parts)
+            root[node.target] = value
     module = fx.GraphModule(root, graph, class_name=type(block).__name__)
     module.training = block.training
     module._tracer_cls = None  # a pickle would name our tracer, which fx cannot call

@@ -90,6 +90,8 @@ class Tracer(fx.Tracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         """Record a node, and compute its value if those of its inputs are known."""
         node = super().create_node(kind, *args, **kwargs)
+        if node.name == "self":  # a child of that name: its variable would hide the module
+            node._rename("self_value")
         path = self.scope.module_path
         if outer := [p for p, named in self.inlined.items() if named and _is_in(path, p)]:
             node.meta["child"] = min(outer, key=len)
