@@ -64,7 +64,8 @@ def input_names(model: nn.Module, inputs: Samples) -> tuple[str, ...]:
         kind, _, key = path.partition(".")
         if kind == "args":
             place, _, rest = key.partition(".")
-            key = "_".join(filter(None, ([*arguments, *["input"] * 99][int(place)], rest)))
+            argument = arguments[int(place)] if int(place) < len(arguments) else "input"
+            key = f"{argument}.{rest}" if rest else argument
         name = "".join(c if c.isalnum() else "_" for c in key)
         taken = names.count(name) or keyword.iskeyword(name) or not name.isidentifier()
         names.append(f"input_{len(names)}" if taken else name)
