@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable
 
@@ -167,6 +168,38 @@ def test_a_container_that_is_pruned_has_its_length_and_layers(
     assert len(merged.blocks[0]) == 4
     weights = sum(p.shape == (C, 6, 3, 3) for p in merged.blocks[0].parameters())
     assert weights == (kind == "convolutions")
+
+
+RUN: dict[str, Callable[[nn.Sequential, Tensor], Tensor]] = {
+    "iterated": lambda block, x: functools.reduce(lambda y, layer: layer(y), block, x) / len(block),
+    "indexed": lambda block, x: block[-1](block[2](block[1](block[0](x)))),
+    "sliced": lambda block, x: block[2:](block[:2](x)),
+    "called beside": lambda block, x: block(x) + block[0](x)[:, :C],
+}
+
+
+class Runner(nn.Module):
+    """A classifier that runs the layers of its blocks itself."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = (conv(C, 6), nn.BatchNorm2d(6), nn.ReLU(), conv(6, C))
+        self.blocks = nn.ModuleList([nn.Sequential(*map(copy.deepcopy, layers)) for _ in range(3)])
+        self.kind, self.stem, self.head = kind, conv(3, C), nn.Linear(C, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + RUN[self.kind](block, x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", RUN)
+def test_layers_that_the_model_runs_itself_are_pruned(kind: str) -> None:
+    findings = find(Runner(kind).eval(), images())
+    assert len(findings.sites) == 3, findings.unusable
+    prune_half(Runner(kind), images())
 
 
 class MonteCarlo(Basic):

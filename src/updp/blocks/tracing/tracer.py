@@ -150,8 +150,11 @@ class Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Record a call of a module, or run it while a value is computed."""
-        if self.computing:
+        """Record a call of a module, or run it while a value is computed.
+
+        A module that the forward makes, such as a slice of an `nn.Sequential`, is traced through.
+        """
+        if self.computing or (self.submodule_paths and m not in self.submodule_paths):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
