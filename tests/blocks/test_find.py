@@ -313,6 +313,26 @@ class Dense(nn.Module):
         return self.conv2(F.relu(self.bn2(y)))
 
 
+class Sized(nn.Module):
+    """Its branch on tokens reads sizes of the map that they were made from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.conv = nn.Linear(C, C), conv(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        t = x.flatten(2).transpose(1, 2)
+        y = self.fc(t).cumsum(1).transpose(1, 2).reshape(n, c, h, w)
+        t = t + self.conv(y).flatten(2).transpose(1, 2)
+        return t.transpose(1, 2).reshape(n, c, h, w)
+
+
+def test_a_branch_that_reads_an_outer_size_where_it_is_no_chain_is_a_site() -> None:
+    found = find(nn.Sequential(conv(3, C), Sized(), Sized()).eval(), images())
+    assert [site.name for site in found.sites] == ["1", "2"]
+
+
 class Shuffle(nn.Module):
     """ShuffleNet's: one half of the channels goes through the branch."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable
 
@@ -43,20 +44,38 @@ READ: dict[str, Callable[[nn.Module], object]] = {
     "length": lambda block: 1 / len([*block.children()]),
     "child's attribute": lambda block: 1 / block.conv1.out_channels,
     "child": lambda block: 0.5 if hasattr(block, "bn2") else 2.0,
+    "children": lambda block: sum(getattr(m, "out_channels", 0) for m in block.children()) / 10,
+    "last child": lambda block: [*block.named_children()][-1][0] == "act2",
     "weight": lambda block: block.conv1.weight.mean() + 1,
+    "modules": lambda block: len([*block.modules()]) / 7,
+    "parameters": lambda block: sum(p.numel() for p in block.parameters()) / 400,
     "log": lambda block: block.log[-1] if isinstance(block, Logging) else 1.0,
     "hook": lambda block: block.last.mean(),
 }
 
 
-@pytest.mark.parametrize("kind", sorted(READ.keys() - {"nothing", "length", "log", "hook"}))
+CONTAINER: dict[str, Callable[[nn.Module], object]] = {
+    "length": lambda block: 12 / len(block),
+    "index": lambda block: block[-1].out_channels,
+    "channels": lambda block: sum(getattr(m, "out_channels", 0) for m in block),
+    "convolutions": lambda block: sum(isinstance(m, nn.Conv2d) for m in block),
+}
+READ |= {f"container's {kind}": read for kind, read in CONTAINER.items()}
+NOT_THERE = {"log": "log", "modules": "modules", "parameters": "parameters"}
+ASKED_ELSEWHERE = {"nothing", "hook", *NOT_THERE, *(f"container's {kind}" for kind in CONTAINER)}
+
+
+@pytest.mark.parametrize("kind", sorted(READ.keys() - ASKED_ELSEWHERE))
 def test_what_the_model_reads_of_a_pruned_block_is_there(kind: str) -> None:
     net = Reader(kind)
     merged = prune_half(net, images())
     assert {type(block) for block in merged.blocks} == {Basic}
     assert len(find(copy.deepcopy(net).eval(), images()).sites) == 4
-    kept = [n for n, _ in merged.named_parameters() if n.startswith("blocks.0.conv1")]
-    assert bool(kept) == (kind == "weight")
+    assert ("blocks.0.conv1.weight" in dict(merged.named_parameters())) == (kind == "weight")
+    counted = kind in ("length", "children", "last child")
+    assert (len([*merged.blocks[0].children()]) == 6) == counted
+    prune_half(merged, images())
+    assert torch.equal(copy.deepcopy(merged)(images()), merged(images()))
 
 
 def with_hooks(kind: str) -> nn.Module:
@@ -96,22 +115,91 @@ class Logging(Basic):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("kind", ["log", "length"])
-def test_a_block_whose_traces_are_read_is_refused(kind: str) -> None:
+@pytest.mark.parametrize("kind", sorted(NOT_THERE))
+def test_a_block_of_which_more_is_read_is_refused(kind: str) -> None:
     net = Reader(kind)
     net.blocks[1] = Logging(conv(C, 6), conv(6, C))
-    if kind == "length":  # a switch is one child more
-        findings = find(net.eval(), images())
-        assert [u.name for u in findings.unusable] == [f"blocks.{i}" for i in range(4)]
-        return
     findings = find(net.eval(), images())
-    assert [s.name for s in findings.sites] == ["blocks.0", "blocks.2", "blocks.3"]
-    ((name, kind, reason),) = [(u.name, u.kind, u.reason) for u in findings.unusable]
-    assert (name, kind) == ("blocks.1", "Logging")
-    says = "the model needs more of it than its output: without that, its output differs"
-    assert reason.startswith(says)
+    refused = [u.name for u in findings.unusable]
+    assert refused == ([f"blocks.{i}" for i in range(4)] if kind != "log" else ["blocks.1"])
+    (reason,) = [u.reason for u in findings.unusable if u.kind == "Logging"]
+    says = f"the model needs more of it than its output (it reads {NOT_THERE[kind]}): without that"
+    assert reason.startswith(f"{says}, its output differs")
     assert "log" not in vars(net.blocks[1])
-    prune_half(net, images(), first=1)
+    if kind == "log":
+        prune_half(net, images(), first=1)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Layers(nn.Module):
+    """A block that acts as a list of its layers."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self.layers[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+        return x + y
+
+
+@pytest.mark.parametrize("container", [nn.Sequential, Residual, Layers])
+@pytest.mark.parametrize("kind", CONTAINER)
+def test_a_container_that_is_pruned_has_its_length_and_layers(
+    kind: str, container: Callable[..., nn.Module]
+) -> None:
+    net = Reader(f"container's {kind}")
+    for i in range(4):
+        net.blocks[i] = container(conv(C, 6), nn.BatchNorm2d(6), nn.ReLU(), conv(6, C))
+    merged = prune_half(net, images())
+    assert type(merged.blocks[0]) is container
+    assert len(merged.blocks[0]) == 4
+    weights = sum(p.shape == (C, 6, 3, 3) for p in merged.blocks[0].parameters())
+    assert weights == (kind == "convolutions")
+
+
+RUN: dict[str, Callable[[nn.Sequential, Tensor], Tensor]] = {
+    "iterated": lambda block, x: functools.reduce(lambda y, layer: layer(y), block, x) / len(block),
+    "indexed": lambda block, x: block[-1](block[2](block[1](block[0](x)))),
+    "sliced": lambda block, x: block[2:](block[:2](x)),
+    "called beside": lambda block, x: block(x) + block[0](x)[:, :C],
+}
+
+
+class Runner(nn.Module):
+    """A classifier that runs the layers of its blocks itself."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = (conv(C, 6), nn.BatchNorm2d(6), nn.ReLU(), conv(6, C))
+        self.blocks = nn.ModuleList([nn.Sequential(*map(copy.deepcopy, layers)) for _ in range(3)])
+        self.kind, self.stem, self.head = kind, conv(3, C), nn.Linear(C, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + RUN[self.kind](block, x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", RUN)
+def test_layers_that_the_model_runs_itself_are_pruned(kind: str) -> None:
+    findings = find(Runner(kind).eval(), images())
+    assert len(findings.sites) == 3, findings.unusable
+    prune_half(Runner(kind), images())
 
 
 class MonteCarlo(Basic):
@@ -213,6 +301,16 @@ def test_the_returned_model_is_copied_compiled_exported_saved_and_pruned_again()
     assert [s.name for s in findings.sites] == [":blocks.0", "blocks.1", "blocks.3"]
     twice = prune_half(merged, x)
     assert twice.blocks[0].gain == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_the_returned_model_is_traced_by_torchscript_and_not_scripted() -> None:
+    merged = prune_half(Reader(), images())
+    traced = torch.jit.trace(merged, images())
+    more = torch.cat([images(), images() + 1])
+    assert torch.allclose(traced(more), merged(more), atol=1e-6)
+    with pytest.raises(AttributeError, match=r"of a pruned Basic: take torch\.jit\.trace"):
+        torch.jit.script(merged.blocks[0])
 
 
 def reloaded(model: nn.Module) -> nn.Module:

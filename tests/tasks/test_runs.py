@@ -101,8 +101,19 @@ def test_several_inputs_are_walked_resumed_and_reported(tmp_path: Path) -> None:
     assert (out / "result.json").read_bytes() == before
     assert again.model(torch.ones(1, 3, 6, 6), gate=torch.ones(1, 4)).shape == (1, 4)
     updp.report(out)
-    with pytest.raises(UserError, match="takes other inputs than one tensor"):
-        export(out, "pt2", model=model, data=(data(48), data(16)))
+    (record,) = export(out, "pt2", model=model, data=(data(48), data(16)))
+    assert record.max_abs <= record.tolerance
+    assert (record.input_sizes, record.top1_agreement) == ([(3, 6, 6)], 100)
+    described = json.loads((out / "export/preprocess.json").read_text())
+    assert [(x["name"], x["size"]) for x in described["inputs"]] == [
+        ("x", [3, 6, 6]),
+        ("gate", [4]),
+    ]
+    with pytest.raises(UserError, match="takes several inputs: INT8 calibrates one tensor alone"):
+        updp.quantize(out, model=model, data=(data(48), data(16)))
+    pytest.importorskip("onnxruntime")
+    made = updp.bench(model, out, runtimes=["eager", "onnxruntime"], batch_sizes=[1], rounds=3)
+    assert [row.failure for row in made.rows] == ["", ""]
 
 
 class Area(updp.Task):

@@ -29,6 +29,8 @@ class Findings:
     modal:    paths of blocks whose forward takes another way in training
     whole:    paths of blocks that keep all of their modules when they are pruned, because the rest
               of the model reads them
+    counted:  paths of blocks whose children the rest of the model counts: new modules go inside
+              one of them
     """
 
     sites: tuple[Site, ...]
@@ -36,6 +38,7 @@ class Findings:
     graphs: dict[str, fx.Graph]
     modal: frozenset[str] = frozenset()
     whole: frozenset[str] = frozenset()
+    counted: frozenset[str] = frozenset()
 
     def within(self, block: str) -> Findings:
         """The findings of one block alone."""

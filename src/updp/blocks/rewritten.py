@@ -6,7 +6,9 @@ import copy
 import importlib
 import inspect
 import itertools
+import keyword
 import linecache
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ from torch import fx, nn
 
 _State = tuple[nn.Module, str, str, dict[str, str], dict[str, Any]]
 _numbers = itertools.count()
+_KEYWORD = re.compile(rf"((?:self|getattr\([^()]*\))(?:\.\w+)*?)\.({'|'.join(keyword.kwlist)})\b")
 
 
 class RewrittenForward:
@@ -31,11 +34,23 @@ class RewrittenForward:
         names = written.globals
         modules = {n: v.__name__ for n, v in names.items() if isinstance(v, ModuleType)}
         others = {n: v for n, v in names.items() if n not in modules}
-        self.__setstate__((block, type(block).__name__, written.src, modules, others))
+        source = _spelt(written.src)
+        self.__setstate__((block, type(block).__name__, source, modules, others))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph's code on the block."""
         return self._function(self.block, *args, **kwargs)
+
+    @property
+    def __globals__(self) -> Any:
+        """What torch.jit.script asks of a function first, whose source it then wants from a file.
+
+        Raises AttributeError, with what does work in place of it.
+        """
+        raise AttributeError(
+            f"torch.jit.script does not read the forward of a pruned {self._label}: "
+            "take torch.jit.trace or torch.export"
+        )
 
     def __getstate__(self) -> _State:
         return self.block, self._label, self.code, self._modules, self._others
@@ -54,6 +69,13 @@ class RewrittenForward:
         vars(copied).update(vars(self))
         copied.block = copy.deepcopy(self.block, memo)
         return copied
+
+
+def _spelt(source: str) -> str:
+    """Generated source, in which fx writes `self.if(x)` for a child that has a keyword's name."""
+    while (spelt := _KEYWORD.sub(r'getattr(\1, "\2")', source)) != source:
+        source = spelt
+    return source
 
 
 def _compiled(label: str, source: str, names: dict[str, Any]) -> Callable[..., Any]:

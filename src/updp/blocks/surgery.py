@@ -1,6 +1,7 @@
 """Graph surgery on one block: extract a subgraph as a module, or replace regions of it."""
 
 import copy
+import keyword
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import attrgetter
@@ -12,6 +13,7 @@ from updp.blocks.rewritten import RewrittenForward
 from updp.blocks.tracing.region import Region
 
 _TABLES = ("_modules", "_parameters", "_buffers")
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 # Function of a graph, the node at a region's entry and the last node of its skip (the entry again
 # for an identity): adds nodes to the graph and returns the one that replaces the region's exit.
@@ -56,7 +58,12 @@ def isolate(block: nn.Module, graph: fx.Graph, replacement: Replacement) -> fx.G
 
 
 def rewrite(
-    block: nn.Module, graph: fx.Graph, replacements: Sequence[Replacement], *, whole: bool
+    block: nn.Module,
+    graph: fx.Graph,
+    replacements: Sequence[Replacement],
+    *,
+    whole: bool,
+    inside: bool = False,
 ) -> None:
     """Make all `replacements` in the block itself, which stays the same object of its class.
 
@@ -69,6 +76,8 @@ def rewrite(
         replacements: of its regions.
         whole: keep what the new forward does not use. Otherwise an `nn.Identity` with the plain
             attributes of the old module stands for a child, and None for a tensor.
+        inside: put new modules into one of the children (see `has_room`), so that the block has
+            as many as before.
     """
     emitted = _emit(graph, replacements)
     for node in reversed(emitted.graph.nodes):
@@ -83,9 +92,45 @@ def rewrite(
         tables.add("_parameters")
     for key in tables:
         vars(block)[key] = vars(block)[key].copy()
+    host = _host(block) if inside else ""
+    if host:
+        block._modules[host] = _twin(block.get_submodule(host))
     for name, value in emitted.added.items():
-        nn.Module.__setattr__(block, name, value)  # type: ignore[arg-type]
+        owner = block
+        if host and isinstance(value, nn.Module):
+            owner = block.get_submodule(host)
+            for node in [n for n in emitted.graph.nodes if n.target == name]:
+                node.target = f"{host}.{name}"
+        nn.Module.__setattr__(owner, name, value)  # type: ignore[arg-type]
     vars(block)["forward"] = RewrittenForward(block, emitted.graph)
+
+
+def has_room(block: nn.Module) -> bool:
+    """Whether a block has a child that can hold new modules: one of torch's that has none."""
+    return bool(_host(block))
+
+
+def _host(block: nn.Module) -> str:
+    """The child that new modules go into; empty if there is none.
+
+    A twin of it takes its place, which shares its parameters but would not share its buffers.
+    """
+    found = {
+        name: sum(True for _ in child.parameters())
+        for name, child in block._modules.items()
+        if child is not None
+        and type(child).__module__.startswith("torch.nn.")
+        and not [*child.children(), *child.buffers()]
+        and not isinstance(child, _CONTAINERS)
+    }
+    return min(found, key=found.__getitem__, default="")
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A module that shares all but its table of children with another."""
+    twin: nn.Module = object.__new__(type(module))
+    vars(twin).update(vars(module), _modules=module._modules.copy())
+    return twin
 
 
 def calling(region: Region, name: str, module: nn.Module) -> Replacement:
@@ -101,6 +146,13 @@ def calling(region: Region, name: str, module: nn.Module) -> Replacement:
 def surgical_state(block: nn.Module) -> dict[str, Any]:
     """What `rewrite` changes of a block, with which `restore` undoes it."""
     return {key: vars(block)[key] for key in (*_TABLES, "forward") if key in vars(block)}
+
+
+def as_before(block: nn.Module, state: Mapping[str, Any]) -> nn.Module:
+    """A twin of a block with another `surgical_state`; they share all modules and tensors."""
+    twin = _twin(block)
+    restore(twin, state)
+    return twin
 
 
 def restore(block: nn.Module, state: Mapping[str, Any]) -> None:
@@ -129,11 +181,18 @@ def _only(module: nn.Module, used: Set[str]) -> dict[str, Any]:
 
 
 def _stand_in(module: nn.Module) -> nn.Module:
-    """What takes the place of a module that does not run any more: `len` and names stay right."""
-    stand_in = nn.Identity()
-    own = vars(stand_in)
+    """What takes the place of a module that does not run any more: `len` and names stay right.
+
+    A container stays one, of stand-ins.
+    """
+    kind = type(module) if isinstance(module, _CONTAINERS) else nn.Identity
+    stand_in: nn.Module = object.__new__(kind)
+    own = vars(nn.Identity())
     plain = {n: v for n, v in vars(module).items() if n not in own and _is_plain(v)}
-    vars(stand_in).update(plain)
+    vars(stand_in).update(own | plain)
+    if kind is not nn.Identity:
+        children = module._modules.items()
+        stand_in._modules = {n: c if c is None else _stand_in(c) for n, c in children}
     return stand_in.train(module.training)
 
 
@@ -201,7 +260,11 @@ def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> f
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             own = node.target not in added
-            root[node.target] = attrgetter(node.target)(block) if own else added[node.target]
+            value = attrgetter(node.target)(block) if own else added[node.target]
+            # fx writes attributes into code as they are, and a child may be called `if`.
+            parts = node.target.split(".")
+            node.target = ".".join(f"{p}__" if keyword.iskeyword(p) else p for p in parts)
+            root[node.target] = value
     module = fx.GraphModule(root, graph, class_name=type(block).__name__)
     module.training = block.training
     module._tracer_cls = None  # a pickle would name our tracer, which fx cannot call

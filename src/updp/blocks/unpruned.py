@@ -8,18 +8,22 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from updp.blocks.findings import Findings, Unusable
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.nested import call
+from updp.blocks.reading.site import Site
+from updp.blocks.reads import what_is_read
 from updp.blocks.repeatable import NOISE, RecordedRun, describe_random, warn_of_batch_statistics
 from updp.blocks.surgery import (
     Replacement,
     calling,
     extract,
+    has_room,
     restore,
     rewrite,
     surgical_state,
@@ -29,6 +33,9 @@ from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
 _TOLERANCE = 1e-6  # relative; the same operators run, so that CPUs differ in no bit
+# Of a pruned block, the most frugal first: whether all modules stay, and whether new ones go
+# inside one of the children, so that there are as many.
+_FORMS = ((False, False), (True, False), (False, True), (True, True))
 
 
 def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[RecordedRun]) -> Findings:
@@ -48,22 +55,27 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Recorde
         raise UserError(describe_random(model, runs[0].images))
     limit = max(_TOLERANCE, 10 * noise)
     refused: dict[str, str] = {}
-    whole = set()
+    whole, counted = set(), set()
     blocks = _blocks(model, findings)
     for name, block in blocks.items():
         before = surgical_state(block)
-        _rewrite(block, findings, name, whole=False)
-        if not _why_not(model, runs, limit):
-            continue
-        restore(block, before)
-        _rewrite(block, findings, name, whole=True)
-        if why := _why_not(model, runs, limit):
+        for is_whole, inside in _FORMS if has_room(block) else _FORMS[:2]:
             restore(block, before)
-            refused[name] = f"the model needs more of it than its output: without that, {why}"
-            _log.info("%s cannot be pruned: %s", name or "the model", refused[name])
+            _rewrite(block, findings, name, whole=is_whole, inside=inside)
+            if not (why := _why_not(model, runs, limit)):
+                break
         else:
+            restore(block, before)
+            read = what_is_read(model, block, runs[0])
+            refused[name] = f"the model needs more of it than its output{read}: without that, {why}"
+            _log.info("%s cannot be pruned: %s", name or "the model", refused[name])
+            continue
+        if is_whole:
             whole.add(name)
             _log.info("%s keeps its modules, which the rest of the model reads", name)
+        if inside:
+            counted.add(name)
+            _log.info("%s keeps its number of modules, which the rest of the model reads", name)
     sites = tuple(site for site in findings.sites if site.block not in refused)
     unusable = [Unusable(n, type(blocks[n]).__name__, why) for n, why in refused.items()]
     return replace(
@@ -71,6 +83,7 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Recorde
         sites=sites,
         unusable=(*findings.unusable, *unusable),
         whole=frozenset(whole),
+        counted=frozenset(counted),
     )
 
 
@@ -81,7 +94,8 @@ def unpruned(model: nn.Module, findings: Findings) -> Iterator[None]:
     before = {name: surgical_state(block) for name, block in blocks.items()}
     try:
         for name, block in blocks.items():
-            _rewrite(block, findings, name, whole=name in findings.whole)
+            whole, counted = name in findings.whole, name in findings.counted
+            _rewrite(block, findings, name, whole=whole, inside=counted)
         yield
     finally:
         for name, block in blocks.items():
@@ -93,15 +107,28 @@ def _blocks(model: nn.Module, findings: Findings) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in {s.block: None for s in findings.sites}}
 
 
-def _rewrite(block: nn.Module, findings: Findings, name: str, *, whole: bool) -> None:
+def _rewrite(block: nn.Module, findings: Findings, name: str, *, whole: bool, inside: bool) -> None:
     graph = findings.graphs[name]
     parts: list[Replacement] = []
     for site in findings.sites:
         if site.block == name:
             region = site.region
             keep = extract(block, graph, region.entry, region.exit, region.extras)
-            parts.append(calling(region, f"switch{len(parts)}", keep))
-    rewrite(block, graph, parts, whole=whole)
+            parts.append(calling(region, f"switch{len(parts)}", _disguised(keep, site)))
+    rewrite(block, graph, parts, whole=whole, inside=inside)
+
+
+def _disguised(keep: nn.Module, site: Site) -> nn.Module:
+    """A site's own path as an operator of other sizes and weights, which a pruned site has.
+
+    Nothing outside may depend on these, nor find the path's own modules in the block.
+    """
+    ndim = len(site.shape_out)
+    kind: Any = nn.Linear if ndim not in (3, 4, 5) else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 3]
+    operator: nn.Module = kind(1, 1) if kind is nn.Linear else kind(1, 1, 1)
+    operator.to(like_of(keep))
+    vars(operator)["forward"] = keep.forward
+    return operator.eval()
 
 
 def _why_not(model: nn.Module, runs: Sequence[RecordedRun], limit: float) -> str:

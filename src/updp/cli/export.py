@@ -126,7 +126,7 @@ def print_exports(console: Console, records: list[Exported], run: Path) -> None:
     console.print(
         f"compared with the merged PyTorch model on {first.images} test images; undecided: its two "
         f"best logits are closer than the tolerance allows\nfiles: {run / first.folder}; "
-        "preprocess.json there says what an image must be made into, docs/guides/deploying.md how",
+        "preprocess.json there says what goes in, docs/guides/deploying.md how",
         highlight=False,
         soft_wrap=True,
     )

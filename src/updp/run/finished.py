@@ -1,5 +1,6 @@
 """A finished run opened again: both models, the data, the plan and the figures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks.modules import evaluating
+from updp.blocks.nested import ModelInputs, Samples, call, is_plain
 from updp.data import Source
 from updp.data.feed import Feed
 from updp.errors import UserError
@@ -18,6 +20,7 @@ from updp.recipe import Recipe
 from updp.run.inputs import Data, Test, open_inputs
 from updp.run.integrity import PUBLISHED, check_published
 from updp.run.load import load
+from updp.run.plain import PlainModel
 from updp.run.records import Result, RunRecord
 from updp.stages.sites import SitesKey
 from updp.tasks import TASKS, Task
@@ -51,28 +54,32 @@ class Finished:
     shape: tuple[int, ...]
 
     def plain(self, model: nn.Module) -> nn.Module:
-        """One of the models as a function from one tensor to the one that counts.
+        """One of the models as a function from its input tensors to the output that counts.
 
-        It is itself where it is such a function already.
+        It is itself where it takes one tensor and returns one.
 
-        Raises UserError: it takes several inputs, or several of its outputs count.
+        Raises UserError: it takes no fixed number of tensors, or several of its outputs count.
         """
-        first = next(self.feed.test())[0][:2].to("cpu")
-        if not isinstance(first, Tensor):
+        first = self.first_inputs()
+        if _holds_list(first) or not is_plain(first):
             raise UserError(
-                f"the model of '{self.path}' takes other inputs than one tensor, for which there "
-                "are no exports: take the merged model of `updp.load`, and torch.export"
-            )
-        with torch.no_grad(), evaluating(model.cpu()):
-            returned = model(first)
-        if isinstance(returned, Tensor):
-            return model
-        if not isinstance(self.feed.task.run(model, first), Tensor):
-            raise UserError(
-                f"several outputs of the model of '{self.path}' count, for which there are no "
+                f"the model of '{self.path}' takes lists or objects, for which there are no "
                 "exports: take the merged model of `updp.load`, and torch.export"
             )
-        return _Counted(model, self.feed.task).eval()
+        with torch.no_grad(), evaluating(model.cpu()):
+            returned = call(model, first)
+            if isinstance(first, Tensor) and isinstance(returned, Tensor):
+                return model
+            if not isinstance(self.feed.task.run(model, first), Tensor):
+                raise UserError(
+                    f"several outputs of the model of '{self.path}' count, for which there are no "
+                    "exports: take the merged model of `updp.load`, and torch.export"
+                )
+        return PlainModel(model, self.feed.task, first).eval()
+
+    def first_inputs(self) -> Samples:
+        """The first two test samples, on the CPU, as the model is called with them."""
+        return next(self.feed.test())[0][:2].to("cpu")
 
     @property
     def device(self) -> torch.device:
@@ -80,15 +87,14 @@ class Finished:
         return self.feed.device
 
 
-class _Counted(nn.Module):
-    """A model with the output that counts alone."""
-
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.model, self._task = model, task
-
-    def forward(self, x: Tensor) -> Any:
-        return self._task.run(self.model, x)
+def _holds_list(value: Any) -> bool:
+    """Whether there is a list, of one entry for each sample, in nested inputs."""
+    if isinstance(value, ModelInputs):
+        return _holds_list((value.args, value.kwargs))
+    parts = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, tuple | Mapping):
+        return isinstance(value, list)
+    return any(map(_holds_list, parts))
 
 
 def check_finished(run: str | Path) -> Path:

@@ -14,6 +14,7 @@ from updp.blocks.modules import evaluating, hooks
 from updp.blocks.nested import Samples, call
 from updp.blocks.surgery import (
     Replacement,
+    as_before,
     calling,
     extract,
     isolate,
@@ -46,7 +47,8 @@ class Supernet(nn.Module):
         self._blocks: dict[str, list[Site]] = {}
         for site in self.sites.values():
             self._blocks.setdefault(site.block, []).append(site)
-        self._whole, self._modal = findings.whole, findings.modal
+        self._whole, self._counted = findings.whole, findings.counted
+        self._modal = findings.modal
         self._originals = {name: model.get_submodule(name) for name in self._blocks}
         self._base = _tensors(model)
         self._own = {name: surgical_state(block) for name, block in self._originals.items()}
@@ -168,7 +170,8 @@ class Supernet(nn.Module):
         for name, sites in self._blocks.items():
             parts = [p for site in sites if (p := self._merged_part(site, dtype))]
             if parts:
-                rewrite(blocks[name], self._graphs[name], parts, whole=name in self._whole)
+                whole, counted = name in self._whole, name in self._counted
+                rewrite(blocks[name], self._graphs[name], parts, whole=whole, inside=counted)
         return model.eval()
 
     def merged_site(self, site: str, dtype: torch.dtype) -> nn.Module:
@@ -180,7 +183,7 @@ class Supernet(nn.Module):
     def block_of(self, site: str) -> tuple[nn.Module, fx.Graph]:
         """The user's own block that holds `site`, with the present weights, and its graph."""
         name = self.sites[site].block
-        return self._originals[name], self._graphs[name]
+        return as_before(self._originals[name], self._own[name]), self._graphs[name]
 
     def pruned_blocks(self) -> list[str]:
         """Paths of the blocks in which a site runs a candidate."""
@@ -216,7 +219,7 @@ class Supernet(nn.Module):
             switch = Switch(keep, forms)
             self.switches[site.name] = switch
             parts.append(calling(region, f"switch{i}", switch))
-        rewrite(block, graph, parts, whole=True)
+        rewrite(block, graph, parts, whole=True, inside=name in self._counted)
         if name in self._modal:
             switches = [self.switches[site.name] for site in sites]
             own = self._own[name].get("forward")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -109,8 +109,8 @@ class Wrong(Pt2):
     def __init__(self, spoil: Callable[[Tensor], Tensor]) -> None:
         self.spoil = spoil
 
-    def _load(self, path: Path) -> Network:
-        network = super()._load(path)
+    def _load(self, path: Path, names: Sequence[str]) -> Network:
+        network = super()._load(path, names)
         return lambda images: self.spoil(network(images))
 
 
@@ -213,8 +213,8 @@ def stop_before(patch: pytest.MonkeyPatch, name: str) -> None:
 class Tied(Pt2):
     """A runtime that takes no other size than the network's own."""
 
-    def _load(self, path: Path) -> Network:
-        network = super()._load(path)
+    def _load(self, path: Path, names: Sequence[str]) -> Network:
+        network = super()._load(path, names)
 
         def run(images: Tensor) -> Tensor:
             assert images.shape[2:] == (8, 8)

@@ -107,9 +107,13 @@ class _Reader(Cursor):
         self, name: str, owner: nn.Module, source: fx.Node, rest: list[list[fx.Node]]
     ) -> int:
         """Read the first groups together as a permutation of channels; how many, 0 for none."""
+        data, inside = data_nodes(source.graph), {source}
         for count, group in enumerate(rest[:_TOGETHER], 1):
+            inside.update(group)
             if any(node.op not in ("call_function", "call_method") for node in group):
                 return 0
+            if any(p in data and p not in inside for node in group for p in node.all_input_nodes):
+                return 0  # a size of another tensor, say
             part = extract(owner, source.graph, source.name, group[-1].name)
             if self.reorder(name, part):
                 self.advance(part)

@@ -36,7 +36,7 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
         raise NotTraceable(f"its call is not understood: {first_line(error)}") from error
     try:
         with torch.no_grad():
-            Recorder(fx.GraphModule(module, graph), garbage_collect_values=False).run()
+            Recorder(module, garbage_collect_values=False, graph=graph).run()
     except Exception as error:  # user code may raise any
         raise NotTraceable(f"its graph does not run: {first_line(error)}") from error
     return values

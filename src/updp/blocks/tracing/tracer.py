@@ -90,6 +90,8 @@ class Tracer(fx.Tracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         """Record a node, and compute its value if those of its inputs are known."""
         node = super().create_node(kind, *args, **kwargs)
+        if node.name == "self":  # a child of that name: its variable would hide the module
+            node._rename("self_value")
         path = self.scope.module_path
         if outer := [p for p, named in self.inlined.items() if named and _is_in(path, p)]:
             node.meta["child"] = min(outer, key=len)
@@ -148,8 +150,11 @@ class Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Record a call of a module, or run it while a value is computed."""
-        if self.computing:
+        """Record a call of a module, or run it while a value is computed.
+
+        A module that the forward makes, such as a slice of an `nn.Sequential`, is traced through.
+        """
+        if self.computing or (self.submodule_paths and m not in self.submodule_paths):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 

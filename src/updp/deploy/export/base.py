@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -10,15 +10,17 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from updp.blocks.nested import Samples
 from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import needs_extra, reason
 from updp.io.quiet import quiet
 from updp.measure.openvino import import_openvino
+from updp.run.plain import INPUT
 
 _log = logging.getLogger(__name__)
-INPUT, OUTPUT = "images", "logits"  # names of the graph's input and output
+OUTPUT = "logits"  # name of the graph's output
 
-Network = Callable[[Tensor], Tensor]  # images (N, C, H, W) to logits (N, classes), on the CPU
+Network = Callable[..., Tensor]  # images (N, C, H, W), or several inputs, to logits, on the CPU
 
 
 class Format(ABC):
@@ -42,21 +44,23 @@ class Format(ABC):
                 purpose = purpose or f"export to {self.name}"
                 raise needs_extra(purpose, package, self.extra) from error
 
-    def write(self, model: nn.Module, example: Tensor, path: Path) -> CapturedModel:
-        """Write `model` to the file `path`; of `example` (N, C, H, W) only the shape matters.
+    def write(
+        self, model: nn.Module, example: Samples, path: Path, names: Sequence[str] = (INPUT,)
+    ) -> CapturedModel:
+        """Write `model` to the file `path`; of images (N, C, H, W) only the shape matters.
 
-        Height and width are dynamic where model and converter admit it, as the returned program
+        Sizes are dynamic where model and converter admit it, as the returned program
         says. Raises UserError: a package is missing, or torch.export does not read the model.
         """
         self.check()
-        program = capture(model, example)
+        program = capture(model, example, names=names)
         try:
             self.save(program, path)
         except Exception as error:  # a converter may take no dynamic size; each has its own errors
             if not program.any_size:
                 raise
-            _log.info("%s: height and width are fixed: %s", self.name, reason(error))
-            program = capture(model, example, any_size=False)
+            _log.info("%s: sizes are fixed: %s", self.name, reason(error))
+            program = capture(model, example, names=names, any_size=False)
             self.save(program, path)
         return program
 
@@ -65,10 +69,13 @@ class Format(ABC):
         with quiet():
             self._save(program, path)
 
-    def load(self, path: Path) -> Network:
-        """The written file as a function, run by its own runtime without `updp`."""
+    def load(self, path: Path, names: Sequence[str] = (INPUT,)) -> Network:
+        """The written file as a function, run by its own runtime without `updp`.
+
+        It takes the inputs of these `names` by position.
+        """
         with quiet():
-            return self._load(path)
+            return self._load(path, names)
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """All files that belong to `path`, which comes first."""
@@ -82,4 +89,4 @@ class Format(ABC):
     def _save(self, program: CapturedModel, path: Path) -> None: ...
 
     @abstractmethod
-    def _load(self, path: Path) -> Network: ...
+    def _load(self, path: Path, names: Sequence[str]) -> Network: ...

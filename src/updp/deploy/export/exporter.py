@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from updp.blocks.nested import Samples
 from updp.deploy.export.base import Format
 from updp.deploy.export.describe import describe
 from updp.deploy.export.folder import STEM, check_names, check_place, staging
@@ -23,6 +23,7 @@ from updp.measure import count_parameters
 from updp.run.finished import Finished, check_finished, open_run
 from updp.run.inputs import Data, Test
 from updp.run.integrity import explained
+from updp.run.plain import input_names
 from updp.tasks import Classification, Task
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def export(
         progress=progress,
     )
     exporter = _Exporter(opened, folder, test_images, progress)
-    preprocess = describe(opened)
+    preprocess = describe(opened, exporter.names)
     records: list[Exported] = []
     failures: dict[str, UserError | ExportError] = {}
     progress.begin("export", len(formats))
@@ -123,19 +124,20 @@ def _joined(failures: Mapping[str, UserError | ExportError]) -> UserError | Expo
 
 
 class _Exporter:
-    """What all formats of one export share: both captured models, images, expected logits."""
+    """What all formats of one export share: both captured models, inputs, expected logits."""
 
     def __init__(self, run: Finished, folder: Path, limit: int, progress: Progress) -> None:
         self.run, self.folder, self.limit, self.progress = run, folder, limit, progress
         self.merged = run.plain(run.merged).cpu().eval()
         self.baseline = run.plain(run.baseline).cpu().eval()
         self.classifies = isinstance(run.feed.task, Classification)
-        self.expected = logits(self.merged, self._images())
-        some = next(self._images())[:4]
+        self.names = input_names(run.merged, run.first_inputs())
+        self.expected = logits(self.merged, self._inputs())
+        self.example = next(self._inputs())
         tried = run.record.other_size
         # Not at sizes at which the merged model runs, but is not what was trained.
         self.frozen = tried.describe(run.shape) if tried else ""
-        self.resized = [] if self.frozen else list(resized(self.merged, some))
+        self.resized = [] if self.frozen else list(resized(self.merged, self.example))
         self._programs: dict[tuple[bool, bool], CapturedModel] = {}
 
     def write(self, form: Format, preprocess: Mapping[str, object]) -> Exported:
@@ -183,8 +185,8 @@ class _Exporter:
 
     def _write_right(
         self, form: Format, path: Path
-    ) -> tuple[CapturedModel, dict[tuple[int, int, int], Parity]]:
-        """Write for any image size if that file computes the right logits, else for the run's own.
+    ) -> tuple[CapturedModel, dict[tuple[int, ...], Parity]]:
+        """Write for any size if that file computes the right logits, else for the run's own.
 
         Returns the program and its parity at each size, the run's own first. Raises ExportError.
         """
@@ -195,8 +197,8 @@ class _Exporter:
                 continue
             try:
                 form.save(program, path)
-                network = form.load(path)
-                found = logits(network, self._images())
+                network = form.load(path, self.names)
+                found = logits(network, self._inputs())
                 sizes = compare_sizes(network, self.resized, self.classifies) if any_size else {}
             except UserError:
                 raise
@@ -229,11 +231,10 @@ class _Exporter:
     def _program(self, model: nn.Module, any_size: bool) -> CapturedModel:
         key = (model is self.merged, any_size)
         if key not in self._programs:
-            example = torch.zeros(1, *self.run.shape)
-            self._programs[key] = capture(model, example, any_size=any_size)
+            self._programs[key] = capture(model, self.example, names=self.names, any_size=any_size)
         return self._programs[key]
 
-    def _images(self) -> Iterator[Tensor]:
+    def _inputs(self) -> Iterator[Samples]:
         return batches(self.run.feed, self.limit)
 
 

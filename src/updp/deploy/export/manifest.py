@@ -37,9 +37,9 @@ class Exported(BaseModel):
     top1_agreement: float  # percent
     undecided: int  # images whose two best logits are within twice the tolerance: either may win
     tolerance: float
-    dynamic: list[str]  # `batch`, and `height` and `width` where they are not fixed
+    dynamic: list[str]  # `batch`, and `height`, `width` or `length` where they are not fixed
     note: str  # why a size is fixed, or nothing
-    input_sizes: list[tuple[int, int, int]]  # (C, H, W) at which the two were compared
+    input_sizes: list[tuple[int, ...]]  # (C, H, W) of the first input at which they were compared
     versions: dict[str, str]
     seconds: float
 

@@ -1,18 +1,19 @@
 """ONNX: one file for ONNX Runtime and everything else that reads it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from updp.deploy.export.base import INPUT, OUTPUT, Format, Network
+from updp.deploy.export.base import OUTPUT, Format, Network
 from updp.deploy.export.program import CapturedModel
 
 _LIMIT = 1_900_000_000  # bytes of weights in one file: a protobuf message holds 2 GB
 
 
 class Onnx(Format):
-    """A graph from `images` (batch, C, H, W) to `logits` (batch, classes)."""
+    """A graph from `images` (batch, C, H, W), or several inputs, to `logits` (batch, classes)."""
 
     name, suffix = "onnx", ".onnx"
     packages, extra = ("onnx", "onnxscript", "onnxruntime"), "onnx"
@@ -25,15 +26,15 @@ class Onnx(Format):
             program.exported,
             dynamo=True,
             verbose=False,
-            input_names=[INPUT],
+            input_names=list(program.names),
             output_names=[OUTPUT],
-            dynamic_shapes=(program.axes,),  # the names of the axes
+            dynamic_shapes=program.arguments(program.axes),  # the names of the axes
         )
         assert written is not None
         ClearMetadataAndDocStringPass()(written.model)  # stack traces of this machine
         written.save(path, external_data=sum(t.nbytes for t in weights) > _LIMIT)
 
-    def _load(self, path: Path) -> Network:
+    def _load(self, path: Path, names: Sequence[str]) -> Network:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -41,8 +42,9 @@ class Onnx(Format):
         options.log_severity_level = 3  # errors
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
 
-        def run(images: Tensor) -> Tensor:
-            (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        def run(*inputs: Tensor) -> Tensor:
+            given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+            (logits,) = session.run([OUTPUT], given)
             return torch.from_numpy(logits)
 
         return run

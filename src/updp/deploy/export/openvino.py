@@ -1,12 +1,13 @@
 """OpenVINO's intermediate representation: the graph in `model.xml`, the weights in `model.bin`."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from updp.deploy.export.base import INPUT, OUTPUT, Format, Network
+from updp.deploy.export.base import OUTPUT, Format, Network
 from updp.deploy.export.onnx import Onnx
 from updp.deploy.export.program import CapturedModel
 from updp.measure.openvino import import_openvino
@@ -30,7 +31,7 @@ class OpenVino(Format):
             passes.run_passes(model)
             openvino.save_model(model, path, compress_to_fp16=False)
 
-    def _load(self, path: Path) -> Network:
+    def _load(self, path: Path, names: Sequence[str]) -> Network:
         openvino = import_openvino()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # by default bfloat16 on CPUs that have it
@@ -38,8 +39,9 @@ class OpenVino(Format):
         }
         compiled = openvino.Core().compile_model(path, "CPU", settings)
 
-        def run(images: Tensor) -> Tensor:
-            return torch.from_numpy(compiled({INPUT: images.numpy()})[OUTPUT].copy())
+        def run(*inputs: Tensor) -> Tensor:
+            given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+            return torch.from_numpy(compiled(given)[OUTPUT].copy())
 
         return run
 

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import Samples, call, tensors_in
 from updp.data.feed import Feed
 from updp.deploy.export.base import Network
-from updp.deploy.export.program import other_sizes
+from updp.deploy.export.program import other_inputs
+from updp.run.plain import by_position
 
 _TOLERANCE = 1e-4  # of a logit, float32
 _RESOLUTION = 1e-6  # of the largest logit: what float32 keeps through some layers
@@ -19,7 +21,7 @@ _SIZES = (1, 2, 3, 16)  # of the first batches: a graph may have fixed the one i
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file's logits, or other outputs, are from PyTorch's, over `images` images.
+    """How far a file's logits, or other outputs, are from PyTorch's, over `images` samples.
 
     `max_rel` is relative to the largest logit of an image, `agreement` a share in percent, which is
     100 of what is no classifier.
@@ -44,25 +46,33 @@ class Parity:
         )
 
 
-def batches(feed: Feed, limit: int) -> Iterator[Tensor]:
-    """The first `limit` test images (N, C, H, W) on the CPU, in batches of several sizes."""
+def batches(feed: Feed, limit: int) -> Iterator[Samples]:
+    """The inputs of the first `limit` test samples on the CPU, in batches of several sizes.
+
+    Several inputs are given by position.
+    """
     sizes = iter(_SIZES)
-    for images, _ in feed.test():
-        assert isinstance(images, Tensor)
-        rest = images[:limit].cpu()
+    for inputs, _ in feed.test():
+        rest = by_position(inputs[:limit].to("cpu"))
         limit -= len(rest)
         while len(rest):
             size = next(sizes, len(rest))
-            yield rest[:size].contiguous()
+            part = rest[:size]
+            yield part.contiguous() if isinstance(part, Tensor) else part.clone()
             rest = rest[size:]
         if limit == 0:
             return
 
 
 @torch.inference_mode()
-def logits(model: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tensor:
-    """Logits (N, classes) of all batches of images (N, C, H, W)."""
-    return torch.cat([model(batch) for batch in images])
+def logits(model: Callable[..., Tensor], inputs: Iterable[Samples]) -> Tensor:
+    """Logits (N, classes) of all batches; rows (N, size) where sequences differ in length."""
+    found = [call(model, batch) for batch in inputs]
+    if len({x.shape[1:] for x in found}) > 1:
+        rows = [x.flatten(1) for x in found]
+        longest = max(x.shape[1] for x in rows)
+        found = [functional.pad(x, (0, longest - x.shape[1])) for x in rows]
+    return torch.cat(found)
 
 
 def compare(expected: Tensor, found: Tensor, classifies: bool = True) -> Parity:
@@ -89,10 +99,9 @@ def compare(expected: Tensor, found: Tensor, classifies: bool = True) -> Parity:
     )
 
 
-def resized(model: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (N, C, H, W) at other sizes with their logits, for sizes that the model takes."""
-    for size in () if images.ndim != 4 else other_sizes(images.shape[2], images.shape[3]):
-        scaled = functional.interpolate(images, size, mode="bilinear", align_corners=False)
+def resized(model: nn.Module, inputs: Samples) -> Iterator[tuple[Samples, Tensor]]:
+    """Inputs at other sizes with their logits, for sizes that the model takes."""
+    for scaled in other_inputs(inputs):
         try:
             expected = call_user_code(logits, model, [scaled])
         except UserCodeError:  # the model does not take this size
@@ -101,11 +110,11 @@ def resized(model: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def compare_sizes(
-    network: Network, others: Iterable[tuple[Tensor, Tensor]], classifies: bool = True
-) -> dict[tuple[int, int, int], Parity]:
-    """Parity at each further image size (C, H, W). Raises whatever the runtime raises."""
+    network: Network, others: Iterable[tuple[Samples, Tensor]], classifies: bool = True
+) -> dict[tuple[int, ...], Parity]:
+    """Parity at each further size of the first input. Raises whatever the runtime raises."""
     found = {}
-    for images, expected in others:
-        channels, height, width = images.shape[1:]
-        found[channels, height, width] = compare(expected, logits(network, [images]), classifies)
+    for inputs, expected in others:
+        shape = tuple(tensors_in(inputs)[0].shape[1:])
+        found[shape] = compare(expected, logits(network, [inputs]), classifies)
     return found

@@ -1,74 +1,93 @@
 """A model captured by torch.export, with every axis dynamic on which the model does not depend."""
 
+import inspect
 import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.nn import functional
 
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import ModelInputs, Samples, call, take, tensors_in
 from updp.errors import UserError
 from updp.io.quiet import quiet
+from updp.run.plain import INPUT
 
 _log = logging.getLogger(__name__)
-_AXES = {0: "batch", 2: "height", 3: "width"}
 # PyTorch 2.6 has Dim.AUTO, dynamic where the model allows it. Before, to call an axis dynamic that
 # is not is an error, so there height and width are fixed.
 _NEWER = hasattr(Dim, "AUTO")
-_BATCH = {0: Dim.DYNAMIC if _NEWER else Dim("batch")}
+_BATCH = Dim.DYNAMIC if _NEWER else Dim("batch")
 
 
 @dataclass(frozen=True)
 class CapturedModel:
-    """An exported program from images (N, C, H, W) to logits (N, classes), on the CPU."""
+    """An exported program from one tensor or several (N, ...) to one (N, ...), on the CPU."""
 
     exported: ExportedProgram
-    shape: tuple[int, int, int]  # (C, H, W) of the example
-    dynamic: tuple[str, ...]  # names of dynamic axes: `batch`, perhaps `height` and `width`
+    names: tuple[str, ...]  # of the inputs
+    shapes: tuple[tuple[int, ...], ...]  # of one sample of each input
+    axes: tuple[dict[int, str], ...]  # names of the dynamic axes of each input, by number
+    sizes: tuple[str, ...]  # names of all axes that are sizes, dynamic or not
+    variadic: bool  # whether all inputs are one argument, `*args`
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a sample of the first input: (C, H, W) of an image."""
+        return self.shapes[0]
+
+    def arguments(self, values: Iterable[Any]) -> tuple[Any, ...]:
+        """A value for each input as torch.export wants them: by arguments of the forward."""
+        return (tuple(values),) if self.variadic else tuple(values)
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        """Names of dynamic axes: `batch`, perhaps `height` and `width`, or `length`."""
+        return tuple(dict.fromkeys(name for axes in self.axes for name in axes.values()))
 
     @property
     def any_size(self) -> bool:
-        """Whether height and width are dynamic."""
-        return {"height", "width"} <= set(self.dynamic)
-
-    @property
-    def axes(self) -> dict[int, str]:
-        """Names of the dynamic axes of the input, by number."""
-        return {axis: name for axis, name in _AXES.items() if name in self.dynamic}
+        """Whether there are sizes, and all are dynamic."""
+        return bool(self.sizes) and set(self.sizes) <= set(self.dynamic)
 
     @property
     def note(self) -> str:
         """Why axes are fixed, in words; empty where all are dynamic."""
-        fixed = " and ".join(name for name in _AXES.values() if name not in self.dynamic)
-        size = "x".join(map(str, self.shape))
-        text = f"{fixed} are those of {size}: the model, or the exporter, takes no other"
+        fixed = " and ".join(name for name in self.sizes if name not in self.dynamic)
+        verb, size = "are those" if " and " in fixed else "is that", "x".join(map(str, self.shape))
+        text = f"{fixed} {verb} of {size}: the model, or the exporter, takes no other"
         return text if fixed else ""
 
 
-def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> CapturedModel:
-    """Capture a copy of `model` in evaluation mode, for images (N, C, H, W) as large as `example`.
+def capture(
+    model: nn.Module, example: Samples, *, names: Sequence[str] = (INPUT,), any_size: bool = True
+) -> CapturedModel:
+    """Capture a copy of `model` in evaluation mode, for inputs as large as `example`.
 
-    The batch axis is dynamic. Height and width are too, both or neither, where `any_size` is set
-    and both the model and the captured program take other sizes.
+    The batch axis is dynamic. Sizes (see `size_axes`) are too, all or none, where `any_size` is set
+    and both the model and the captured program take other sizes. `names` are those of the inputs.
 
     Raises UserError where torch.export does not read the model, or the model fixes the batch.
     """
     plain = copy_module(model).cpu().eval()
     # torch.export specialises sizes of 0 and 1 to constants, so the batch must be larger.
-    images = torch.zeros(3, *example.shape[1:])
-    if any_size and _NEWER:
+    inputs: Samples = take(example, torch.arange(3) % len(example))
+    if any_size and _NEWER and any(size_axes(inputs)):
         try:
-            program = _export(plain, images, {**_BATCH, 2: Dim.AUTO, 3: Dim.AUTO})
-            if program.any_size and _take_others(plain, program, images):
+            program = _export(plain, inputs, names, sized=True)
+            if program.any_size and _take_others(plain, program, inputs):
                 return program
-            _log.info("height and width are fixed: the model takes no other size")
+            _log.info("sizes are fixed: the model takes no others")
         except UserCodeError as error:  # raised while tracing, or by the traced graph
-            _log.info("height and width are fixed: %s", error)
+            _log.info("sizes are fixed: %s", error)
     try:
-        return _export(plain, images, _BATCH)
+        return _export(plain, inputs, names, sized=False)
     except UserCodeError as error:
         name = type(model).__name__
         raise UserError(
@@ -76,41 +95,89 @@ def capture(model: nn.Module, example: Tensor, *, any_size: bool = True) -> Capt
         ) from error
 
 
-def other_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Two sizes to try: a larger one of another aspect ratio, and one off by odd numbers."""
-    return (2 * height, width + width // 2), (height + 1, width + 3)
+def size_axes(inputs: Samples) -> list[dict[int, str]]:
+    """Names of the axes of each input that are sizes, by number.
+
+    They are height and width of one tensor of images (N, C, H, W), and the length of all
+    sequences (N, T) of whole numbers or truth values that are as long as the first of them.
+    """
+    tensors = tensors_in(inputs)
+    if len(tensors) == 1 and tensors[0].ndim == 4 and tensors[0].is_floating_point():
+        return [{2: "height", 3: "width"}]
+    sequences = [x for x in tensors if x.ndim == 2 and not x.is_floating_point()]
+    alike = [s.shape[1] == sequences[0].shape[1] for s in sequences]
+    chosen = {id(s) for s, same in zip(sequences, alike, strict=True) if same}
+    return [{1: "length"} if id(x) in chosen else {} for x in tensors]
 
 
-def _take_others(model: nn.Module, program: CapturedModel, images: Tensor) -> bool:
-    """Whether model and program take other sizes: H x W may be a constant of a graph.
+def other_inputs(inputs: Samples) -> Iterator[Samples]:
+    """The inputs at two other sizes: images larger and of another aspect, sequences shorter."""
+    axes = size_axes(inputs)
+    if isinstance(inputs, Tensor) and axes == [{2: "height", 3: "width"}]:
+        height, width = inputs.shape[2:]
+        for size in (2 * height, width + width // 2), (height + 1, width + 3):
+            yield functional.interpolate(inputs, size, mode="bilinear", align_corners=False)
+        return
+    tensors = tensors_in(inputs)
+    length = max((x.shape[1] for x, own in zip(tensors, axes, strict=True) if own), default=0)
+    for shorter in {length - 1, length // 2 + 1}:
+        if 1 < shorter < length:
+            cut = (x[:, :shorter] if own else x for x, own in zip(tensors, axes, strict=True))
+            yield ModelInputs(tuple(cut))
+
+
+def _take_others(model: nn.Module, program: CapturedModel, inputs: Samples) -> bool:
+    """Whether model and program take other sizes: they may be constants of a graph.
 
     Raises UserCodeError where the program does not take a size that the model takes.
     """
     captured = program.exported.module()
     taken = False
-    for size in other_sizes(*program.shape[1:]):
-        x = images.new_zeros(*images.shape[:2], *size)
+    for others in other_inputs(inputs):
         with quiet(), torch.no_grad():
             try:
-                call_user_code(model, x)
+                call_user_code(call, model, others)
             except UserCodeError:
                 continue
-            call_user_code(captured, x)
+            call_user_code(call, captured, others)
         taken = True
     return taken
 
 
-def _export(model: nn.Module, images: Tensor, shapes: dict[int, object]) -> CapturedModel:
+def _export(
+    model: nn.Module, inputs: Samples, names: Sequence[str], *, sized: bool
+) -> CapturedModel:
+    tensors, sizes = tuple(tensors_in(inputs)), size_axes(inputs)
+    wanted = [own if sized else {} for own in sizes]
+    shapes: Any = tuple({0: _BATCH} | dict.fromkeys(own, Dim.AUTO) for own in wanted)
+    variadic = _is_variadic(model)
     with quiet(), torch.no_grad():
-        exported = call_user_code(export, model, (images,), dynamic_shapes=(shapes,))
+        shapes = (shapes,) if variadic else shapes
+        exported = call_user_code(export, model, tensors, dynamic_shapes=shapes)
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)  # it would put paths of this machine into the file
-    (name,) = exported.graph_signature.user_inputs
-    (node,) = (n for n in exported.graph.nodes if n.name == name)
-    sizes = node.meta["val"].shape
-    free = [axis for axis in _AXES if not is_concrete_int(sizes[axis])]
-    if str(sizes[2]) == str(sizes[3]):  # one symbol for both: squares, which no file format says
-        free = [axis for axis in free if axis == 0]
-    dynamic = tuple(_AXES[axis] for axis in free)
-    channels, height, width = images.shape[1:]
-    return CapturedModel(exported, (channels, height, width), dynamic)
+    nodes = {n.name: n for n in exported.graph.nodes}
+    found = [nodes[name].meta["val"].shape for name in exported.graph_signature.user_inputs]
+    axes = [_free(shape, own) for shape, own in zip(found, sizes, strict=True)]
+    return CapturedModel(
+        exported,
+        names=tuple(names),
+        shapes=tuple(tuple(x.shape[1:]) for x in tensors),
+        axes=tuple(axes),
+        sizes=tuple(dict.fromkeys(name for own in sizes for name in own.values())),
+        variadic=variadic,
+    )
+
+
+def _is_variadic(model: nn.Module) -> bool:
+    """Whether a model takes its inputs as `*args`, which is one argument to torch.export."""
+    parameters = [*inspect.signature(model.forward).parameters.values()]
+    return parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
+
+
+def _free(shape: Sequence[Any], sizes: Mapping[int, str]) -> dict[int, str]:
+    """Names of the axes of one input that torch.export has left dynamic."""
+    axes = {n: name for n, name in {0: "batch", **sizes}.items() if not is_concrete_int(shape[n])}
+    if len({str(shape[n]) for n in sizes}) < len(sizes):  # squares, which no file format says
+        return {0: "batch"} if 0 in axes else {}
+    return axes

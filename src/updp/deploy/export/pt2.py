@@ -1,6 +1,7 @@
 """PyTorch's own exported program: torch.export.load reads it, the model's code is not needed."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,6 @@ class Pt2(Format):
         exported._example_inputs = None
         torch.export.save(exported, path)
 
-    def _load(self, path: Path) -> Network:
+    def _load(self, path: Path, names: Sequence[str]) -> Network:
         # Not its `forward`: a hook of the module checks the sizes of the input.
         return torch.inference_mode()(torch.export.load(path).module().__call__)

@@ -1,6 +1,7 @@
 """Weights as safetensors, and beside them the network as plain Python."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ class Safetensors(Format):
         write_tensors(path, source.tensors)
         write_text(path.with_suffix(".py"), source.text)
 
-    def _load(self, path: Path) -> Network:
+    def _load(self, path: Path, names: Sequence[str]) -> Network:
         # Not put into sys.modules: the next export writes another module of this name.
         spec = importlib.util.spec_from_file_location("updp_exported", path.with_suffix(".py"))
         assert spec is not None

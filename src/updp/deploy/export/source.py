@@ -13,7 +13,7 @@ from updp.deploy.export.template import PAGE
 
 _DROPOUTS = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _WIDTH = 100
-_RESERVED = {"aten", "images", "math", "nn", "self", "torch", "w"}  # names that the template uses
+_RESERVED = {"aten", "math", "nn", "self", "torch", "w"}  # names that the template uses
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,12 @@ def write_source(program: CapturedModel, weights: str) -> PythonSource:
         first.setdefault(_identity(tensor), name)
     graph = exported.graph
     live = _live(graph)
-    (images,) = signature.user_inputs
+    names_of = dict(zip(signature.user_inputs, map(_safe, program.names), strict=True))
     tensors: dict[str, Tensor] = {}
-    expressions: dict[fx.Node, str] = {}  # how each node's value is written
+    # How each node's value is written; the inputs come first.
+    expressions = {n: names_of[n.name] for n in graph.nodes if n.name in names_of}
     for node in graph.nodes:
-        if node.name == images:
-            expressions[node] = "images"
-        elif node.op == "placeholder" and node.name in names and node in live:
+        if node.op == "placeholder" and node.name in names and node in live:
             name = first[_identity(held[names[node.name]])]
             tensors[name] = held[name].detach()
             expressions[node] = f'w["{name}"]'
@@ -57,7 +56,8 @@ def write_source(program: CapturedModel, weights: str) -> PythonSource:
     text = PAGE.format(
         weights=weights,
         math="import math\n\n" if "math." in body else "",
-        sizes=_sizes(program),
+        arguments=", ".join(names_of.values()),
+        inputs=_inputs(program),
         parameters=_table({n: tuple(t.shape) for n, t in tensors.items() if n in parameters}),
         buffers=_table(
             {n: (tuple(t.shape), t.dtype) for n, t in tensors.items() if n not in parameters}
@@ -71,13 +71,25 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _sizes(program: CapturedModel) -> str:
-    channels, height, width = program.shape
-    if program.any_size:
-        return (
-            f"(N, {channels}, H, W) of any batch and size; {height}x{width} is what it\nknows best"
-        )
-    return f"(N, {channels}, {height}, {width}) of any batch"
+def _safe(name: str) -> str:
+    """A name of an input that no other name of the page hides."""
+    return f"{name}_" if name in _RESERVED else name
+
+
+def _inputs(program: CapturedModel) -> str:
+    """What the docstring says of the inputs."""
+    if len(program.names) == 1 and len(program.shape) == 3:
+        channels, height, width = program.shape
+        size = f"(N, {channels}, {height}, {width}) of any batch"
+        if program.any_size:
+            best = f"{height}x{width} is what it\nknows best"
+            size = f"(N, {channels}, H, W) of any batch and size; {best}"
+        return f"`{program.names[0]}` is float32 {size},\nprepared as preprocess.json says."
+    lines = []
+    for name, shape, axes in zip(program.names, program.shapes, program.axes, strict=True):
+        sizes = [axes.get(i, str(size)) for i, size in enumerate(shape, 1)]
+        lines.append(f"`{_safe(name)}` is ({', '.join(('N', *sizes))})")
+    return ", ".join(lines) + "; types are in preprocess.json."
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
@@ -92,8 +104,8 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _body(graph: fx.Graph, live: set[fx.Node], expressions: dict[fx.Node, str]) -> Iterator[str]:
-    """The lines of `forward`."""
-    place = ""
+    """The lines of `forward`; `expressions` has those of the inputs and weights already."""
+    place, given = "", set(expressions.values())
     for node in graph.nodes:
         if node.op == "output":
             (result,) = node.args[0]
@@ -107,7 +119,8 @@ def _body(graph: fx.Graph, live: set[fx.Node], expressions: dict[fx.Node, str]) 
                 place = here
                 yield f"        # {place}"
             value = _call(node, expressions)
-            expressions[node] = node.name + "_" * (node.name in _RESERVED)
+            taken = {*_RESERVED, *given}
+            expressions[node] = node.name + "_" * (node.name in taken)
             yield from _wrapped(f"        {expressions[node]} = ", value)
         elif node.op not in ("placeholder", "call_function"):
             raise ValueError(f"{node.op} {node.target} is no operator of PyTorch")
@@ -152,7 +165,7 @@ def _value(value: object, expressions: Mapping[fx.Node, str]) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_value(part, expressions) for part in value)}]"
     if isinstance(value, torch.device):
-        return "images.device"
+        return f"{next(iter(expressions.values()))}.device"  # of the first input
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     if isinstance(value, torch.dtype | torch.memory_format | torch.layout):

@@ -5,10 +5,9 @@ PAGE = '''"""A merged network, written by `updp export`. It needs torch and safe
     from model import load
 
     network = load("{weights}")  # beside this file
-    logits = network(images)
+    logits = network({arguments})
 
-`images` is float32 {sizes},
-prepared as preprocess.json says.
+{inputs}
 
 All parameters can be trained on. BatchNorms keep the statistics that they have, and there is no
 dropout: train() and eval() change nothing. `aten` holds PyTorch's operators under their own
@@ -43,8 +42,8 @@ class Network(nn.Module):
         for name, (shape, dtype) in BUFFERS.items():
             _put(self, name, torch.zeros(shape, dtype=dtype))
 
-    def forward(self, images):
-        """Logits (N, classes) of `images`."""
+    def forward(self, {arguments}):
+        """Logits (N, classes)."""
         w = dict(self.named_parameters()) | dict(self.named_buffers())
 {body}
 

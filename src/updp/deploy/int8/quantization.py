@@ -83,6 +83,11 @@ def quantize(
     progress = progress or Silent()
     opened = open_run(run, model, data, test=test, weights=weights, device="cpu", progress=progress)
     own = {"baseline": opened.baseline, "merged": opened.merged}
+    if not isinstance(opened.first_inputs(), Tensor):
+        raise UserError(
+            f"the model of '{opened.path}' takes several inputs: INT8 calibrates one tensor alone; "
+            "`updp export` writes it in float32"
+        )
     nets = {name: opened.plain(net) for name, net in own.items()}
     labelled, measured = opened.feed.test_labelled, opened.feed.task
     calibration = join(opened.feed.calibration(calibration_images))

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updp.deploy.export.base import INPUT
 from updp.deploy.int8.onnx_graph import LINEAR
 from updp.io.quiet import silent
+from updp.run.plain import INPUT
 
 METHODS = ("percentile", "minmax", "entropy")
 _BATCH = 32  # images whose activations are in memory at once
