@@ -44,6 +44,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{relative(page)} links to {link}"
 
 
+SOURCES = [file.relative_to(ROOT).as_posix() for file in (ROOT / "src").rglob("*.py")]
+MAPS = [DOCS / "architecture.md", *sorted((DOCS / "concepts").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", MAPS, ids=relative)
+def test_files_that_the_map_of_the_code_names_are_there(page: Path) -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", page.read_text())) - {"cli/COMMAND.py"}
+    for name in named:
+        at_all = any(file.endswith(f"/{name}") for file in SOURCES)
+        assert at_all or (ROOT / name).exists(), f"{relative(page)} names {name}"
+
+
 def test_the_readme_can_be_read_in_a_minute() -> None:
     assert len(README.splitlines()) <= 150
     assert len(README.split()) <= 900
