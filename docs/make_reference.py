@@ -37,17 +37,17 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        f"`updp` has {_count(group)} commands; `updp COMMAND -h` says the same.",
+        f"`updp` has {_count(group)} commands; `updp COMMAND -h` says the same. Without a command",
+        "it has these options ([shell completion](../get-started.md#shell-completion)):",
         "",
+        *_options(group),
     ]
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         if command.hidden:
             continue
         about = inspect.cleandoc(command.help or "").replace("\f", "")
         lines += [f"## updp {name}", "", about, ""]
-        rows = [_option(parameter) for parameter in command.params if not _is_hidden(parameter)]
-        if rows:
-            lines += ["| option | meaning |", "| --- | --- |", *rows, ""]
+        lines += _options(command)
     return "\n".join(lines)
 
 
@@ -128,6 +128,11 @@ def _count(group: Any) -> int:
 
 def _is_hidden(parameter: Any) -> bool:
     return getattr(parameter, "hidden", False) or parameter.name == "help"
+
+
+def _options(command: Any) -> list[str]:
+    rows = [_option(parameter) for parameter in command.params if not _is_hidden(parameter)]
+    return ["| option | meaning |", "| --- | --- |", *rows, ""] if rows else []
 
 
 def _option(parameter: Any) -> str:

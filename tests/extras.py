@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import pytest
 
 _PACKAGES = {
+    "notebook": ("ipykernel", "nbclient", "nbformat"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("onnx", "onnxscript", "openvino"),
 }

@@ -175,7 +175,7 @@ def test_inspect_leaves_the_model_alone(tiny_model: str) -> None:
     assert [offer.site for offer in found.sites] == [f"blocks.{i}" for i in range(4)]
     assert all(module.training for module in model.modules())
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    with pytest.raises(UserError, match="pass an input size"):
+    with pytest.raises(UserError, match="pass an input size, such as --input-size"):
         updp.inspect(model)
     with pytest.raises(UserError, match=r"the model fails on an input of \(1, 3, 8, 8\)"):
         updp.inspect(model, (3, 8, 8))

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.extras import needs
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+NOTEBOOK = DOCS / "tutorials/quickstart.ipynb"
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"```.*?```|^    .*$", re.DOTALL | re.MULTILINE)
@@ -39,6 +42,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{relative(page)} links to {link}"
         assert not anchor or anchor in anchors(target), f"{relative(page)} links to {link}"
+
+
+SOURCES = [file.relative_to(ROOT).as_posix() for file in (ROOT / "src").rglob("*.py")]
+MAPS = [DOCS / "architecture.md", *sorted((DOCS / "concepts").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", MAPS, ids=relative)
+def test_files_that_the_map_of_the_code_names_are_there(page: Path) -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", page.read_text())) - {"cli/COMMAND.py"}
+    for name in named:
+        at_all = any(file.endswith(f"/{name}") for file in SOURCES)
+        assert at_all or (ROOT / name).exists(), f"{relative(page)} names {name}"
 
 
 def test_the_readme_can_be_read_in_a_minute() -> None:
@@ -97,6 +112,43 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(code, names)
     assert len(names["pruned"].plan) == 6
+
+
+def test_the_notebook_is_stored_without_outputs() -> None:
+    """Outputs would be figures of whatever machine saved it, and a diff each time."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    assert cells
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+    links = [link for line in lines for link in re.findall(r"\]\(([^)]+)\)", line)]
+    assert links
+    assert all((NOTEBOOK.parent / link).exists() for link in links), links
+
+
+@pytest.mark.slow
+@needs("notebook")
+def test_the_notebook_runs_and_shows_progress_and_report(tmp_path: Path) -> None:
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    shown = [out for out in outputs if out.output_type == "display_data"]
+    assert len(shown) == 1  # all progress is one output
+    progress = shown[0].data["text/plain"]
+    assert re.search(r"merge: timing both models +━+ +22/22 took", progress)
+    assert len(progress.splitlines()) < 30
+    pages = [out.data["text/html"] for out in outputs if "text/html" in out.get("data", {})]
+    assert len(pages) == 1
+    assert "iframe srcdoc" in pages[0]
+    assert "The network, site by site" in pages[0]
+    text = "".join(out.text for out in outputs if out.get("name") == "stdout")
+    for wanted in ("layer1.0 ", "top-1 99.60 > ", "torch.Size([1, 10])", "batch 32: "):
+        assert wanted in text
 
 
 def test_the_reference_is_that_of_the_code() -> None:

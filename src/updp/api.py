@@ -12,7 +12,7 @@ from updp.blocks import OtherSize, Unusable, find, try_other_size
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import as_samples, call
 from updp.candidates import Offer, make_offers
-from updp.data import model_input_size
+from updp.data import NO_SIZE, model_input_size
 from updp.data.example import make_example
 from updp.errors import UserError
 from updp.io import processes
@@ -257,7 +257,7 @@ def inspect(
     stored = None if example is None else as_samples(example)
     shape = input_shape or settings.data.input_size or model_input_size(module) or ()
     if stored is None and not shape:
-        raise UserError("the model does not say what images it takes: pass an input size")
+        raise UserError(NO_SIZE)
     x = make_example(stored, shape, 2).to(target)
     try:
         with torch.no_grad():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from rich.console import Console
@@ -63,28 +66,40 @@ def test_durations_are_written_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Four of ten steps behind it, then six of 30 s; a second piece of work that ends early."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that progress and its bars are told."""
     clock = Clock()
     monkeypatch.setattr("time.monotonic", clock)
     monkeypatch.setattr(Pace.__init__, "__defaults__", (0, clock))
+    return clock
+
+
+def work(shown: bars.Bars, clock: Clock) -> None:
+    """Four of ten steps behind it, then six of 30 s; a second piece of work that ends early."""
+    shown.begin("subnet", 10, 4)
+    for step in range(6):
+        clock.now += 30
+        shown.advance(f"loss {step}")
+    shown.begin("nothing", 0)
+    shown.begin("search", 5)
+    clock.now += 30
+    shown.advance()
+    shown.say("a [line] that stays")
+
+
+def lines(terminal: bool, clock: Clock, entered: bool = True) -> str:
     out = StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, get_time=clock)
-    with bars.Bars(console) as shown:
-        shown.begin("subnet", 10, 4)
-        for step in range(6):
-            clock.now += 30
-            shown.advance(f"loss {step}")
-        shown.begin("nothing", 0)
-        shown.begin("search", 5)
-        clock.now += 30
-        shown.advance()
-        shown.say("a [line] that stays")
+    with bars.Bars(console) if entered else nullcontext(bars.Bars(console)) as shown:
+        work(shown, clock)
     return out.getvalue()
 
 
-def test_plain_lines_say_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lines(False, monkeypatch).strip().splitlines() == [
+@pytest.mark.parametrize(("terminal", "entered"), [(False, True), (True, False)])
+def test_plain_lines_say_the_time_left(terminal: bool, entered: bool, clock: Clock) -> None:
+    """Without a terminal, and on one where nobody would end the drawing of bars."""
+    assert lines(terminal, clock, entered).strip().splitlines() == [
         "subnet: 4/10",
         "subnet: 5/10, loss 0, 30 s, 2 min 30 s left",
         "subnet: 6/10, loss 1, 1 min 0 s, 2 min 0 s left",
@@ -98,12 +113,64 @@ def test_plain_lines_say_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_a_terminal_shows_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = lines(True, monkeypatch)
+def test_a_terminal_shows_bars(clock: Clock) -> None:
+    shown = lines(True, clock)
     assert "10/10" in shown
     assert "took 3 min 0 s" in shown
     assert "2 min 0 s left" in shown
     assert "a [line] that stays" in shown
+
+
+class Display:
+    """What IPython does with outputs: each is a list of its versions."""
+
+    def __init__(self) -> None:
+        self.outputs: list[list[str]] = []
+
+    def display(self, data: dict[str, str], raw: bool, display_id: bool) -> Display:
+        assert raw
+        assert display_id
+        self.outputs.append([data["text/plain"]])
+        return self
+
+    def update(self, data: dict[str, str], raw: bool) -> None:
+        self.outputs[-1].append(data["text/plain"])
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Display:
+    display = Display()
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    return display
+
+
+def test_a_notebook_has_one_output_that_is_written_over(clock: Clock, notebook: Display) -> None:
+    shown = bars.Bars(Console(force_jupyter=True, get_time=clock))
+    with shown:
+        work(shown, clock)
+    (versions,) = notebook.outputs
+    assert any("7/10" in text and "1 min 30 s left loss 2" in text for text in versions)
+    said, subnet, search = versions[-1].splitlines()
+    assert said == "a [line] that stays"
+    assert subnet.startswith("subnet ━━━")
+    assert " ".join(subnet.split()).endswith("10/10 took 3 min 0 s loss 5")
+    assert "1/5" in search
+    with shown:
+        shown.begin("bench", 2)
+    assert len(notebook.outputs) == 2  # in the cell that runs now
+    assert "subnet" not in notebook.outputs[1][-1]
+
+
+def test_a_notebook_is_not_flooded(clock: Clock, notebook: Display) -> None:
+    with bars.Bars(Console(force_jupyter=True, get_time=clock)) as shown:
+        shown.begin("search", 10_000)
+        for _ in range(10_000):
+            clock.now += 0.001
+            shown.advance()
+    (versions,) = notebook.outputs
+    assert len(versions) < 30
+    assert "10000/10000 took 10 s" in versions[-1]
 
 
 class Counted(Silent):

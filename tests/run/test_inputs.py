@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests import tiny
 from updp import UserError
 from updp.data import Images, Source
+from updp.io.progress import Silent
 from updp.models import load_model
 from updp.run.inputs import open_inputs
 from updp.stages.context import RunInputs
@@ -123,3 +124,26 @@ def test_images_without_labels_say_what_is_missing(tiny_model: str, tmp_path: Pa
             Image.new("L", (8, 8), number).save(tmp_path / split / f"{number}.png")
     with pytest.raises(UserError, match=r"has no labels, and supernet.epochs=0.3 trains on them"):
         opened(tiny_model, str(tmp_path))
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_normalisation_that_nobody_stated_is_said(tiny_model: str) -> None:
+    def said(model: Any, given: Any, **settings: Any) -> list[str]:
+        recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20, **settings})
+        told = Told()
+        open_inputs(model, given, recipe, progress=told)
+        return told.lines
+
+    (line,) = said(tiny_model, "digits")
+    assert line.startswith("images: mean 0.5 and std 0.5, for the model does not say")
+    assert said(tiny_model, "digits", mean=(0.3,), std=(0.4,)) == []
+    assert said("zoo/digits-resnet", "digits") == []
+    loaders = (data(), data(first=1))  # of floats, which a loader has normalised
+    assert said(load_model(tiny_model), loaders) == []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from updp.cli import completion
 from updp.cli.options import DeviceOption, JsonOption, SizeOption, parse_size
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class GridOptions:
         typer.Option(
             "--runtime",
             help=f"Any of eager, compile, onnxruntime, openvino {_MANY}; all installed.",
+            autocompletion=completion.choose_several("eager", "compile", "onnxruntime", "openvino"),
         ),
     ] = None
     batch: Annotated[
@@ -39,11 +41,19 @@ class GridOptions:
     ] = None
     precision: Annotated[
         list[str] | None,
-        typer.Option("--precision", help=f"Any of float32, bfloat16, float16 {_MANY}; float32."),
+        typer.Option(
+            "--precision",
+            help=f"Any of float32, bfloat16, float16 {_MANY}; float32.",
+            autocompletion=completion.choose_several("float32", "bfloat16", "float16"),
+        ),
     ] = None
     layout: Annotated[
         list[str] | None,
-        typer.Option("--layout", help=f"Any of contiguous, channels_last {_MANY}; contiguous."),
+        typer.Option(
+            "--layout",
+            help=f"Any of contiguous, channels_last {_MANY}; contiguous.",
+            autocompletion=completion.choose_several("contiguous", "channels_last"),
+        ),
     ] = None
     rounds: Annotated[
         int, typer.Option("--rounds", help="Interleaved repetitions, at least 3.")
@@ -78,13 +88,22 @@ class PairOptions:
 
 def bench(
     baseline: Annotated[
-        str, typer.Argument(metavar="RUN|A", help="A finished run; or a model by name, or a run.")
+        str,
+        typer.Argument(
+            metavar="RUN|A",
+            help="A finished run; or a model by name, or a run.",
+            autocompletion=completion.model_or_run,
+        ),
     ],
     grid: GridOptions,
     pair: PairOptions,
     other: Annotated[
         str | None,
-        typer.Argument(metavar="[B]", help="A second one, that is timed against the first."),
+        typer.Argument(
+            metavar="[B]",
+            help="A second one, that is timed against the first.",
+            autocompletion=completion.model_or_run,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="A JSON file for this command's rows, too.")

@@ -5,8 +5,17 @@ from typing import Annotated
 
 import typer
 
+from updp.cli import completion
 
-def doctor(run: Annotated[Path, typer.Argument(help="A run directory, finished or not.")]) -> None:
+
+def doctor(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="A run directory, finished or not.", autocompletion=completion.run_directory
+        ),
+    ],
+) -> None:
     """Say what is whole and what is broken in a run directory, and which commands mend it.
 
     Every file of a finished stage is compared with its length and checksum. Nothing is loaded, run

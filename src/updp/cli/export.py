@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from updp.cli.options import FinishedOptions
+from updp.cli import completion
+from updp.cli.options import FinishedOptions, FinishedRun
 from updp.errors import UserError
+
+# Those of deploy.export, which imports PyTorch, and `all` and `hub`.
+FORMATS = ("onnx", "pt2", "safetensors", "openvino", "all", "hub")
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run directory of a finished `updp prune`.")],
+    run: FinishedRun,
     finished: FinishedOptions,
     to: Annotated[
         list[str] | None,
@@ -25,6 +29,7 @@ def export(
             "--to",
             help="onnx, pt2, safetensors, openvino; several with commas, or all. By default onnx. "
             "hub: a folder for a model hub, with a card.",
+            autocompletion=completion.choose_several(*FORMATS),
         ),
     ] = None,
     out: Annotated[
@@ -45,6 +50,7 @@ def export(
             "--device",
             help="Where the images are prepared: cpu, the default, or cuda, cuda:1, mps. The "
             "files are compared on the CPU.",
+            autocompletion=completion.choose("cpu", "cuda", "mps"),
         ),
     ] = "cpu",
 ) -> None:

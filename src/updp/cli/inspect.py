@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from updp.cli import completion
 from updp.cli.options import MODEL, DeviceOption, JsonOption, RecipeOptions
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: Annotated[str, typer.Argument(help=MODEL, autocompletion=completion.model)],
     recipe: RecipeOptions,
     device: DeviceOption = None,
     as_json: JsonOption = False,

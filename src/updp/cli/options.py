@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from updp.cli import completion
 from updp.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,21 +18,31 @@ if TYPE_CHECKING:
 MODEL = "timm/NAME, torchvision/NAME, hf/DIR, zoo/NAME or path/file.py:factory."
 DATA = "digits, a folder of class folders, or one of Parquet files, tar files or `datasets`."
 
-ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL)]
-DataOption = Annotated[str | None, typer.Option("--data", help=DATA)]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help=MODEL, autocompletion=completion.model)
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help=DATA, autocompletion=completion.choose("digits"))
+]
 TestOption = Annotated[
     str | None,
     typer.Option(
         "--test",
         help="Data of the same forms whose test split is used; by default that of --data, or a "
         "tenth of its images where it has none.",
+        autocompletion=completion.choose("digits"),
     ),
 ]
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", help="Safetensors file with the model's weights.")
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; cuda if there is one.")
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda, cuda:1, mps; cuda if there is one.",
+        autocompletion=completion.choose("cpu", "cuda", "mps"),
+    ),
 ]
 SizeOption = Annotated[
     str | None, typer.Option("--input-size", help="CxHxW, such as 3x224x224; the model's own.")
@@ -44,6 +55,13 @@ PickOption = Annotated[
         "--pick",
         help="Another point of the finished search, in a folder of its own: a line of its front, "
         "or a budget.",
+    ),
+]
+
+FinishedRun = Annotated[
+    Path,
+    typer.Argument(
+        help="Run directory of a finished `updp prune`.", autocompletion=completion.run_directory
     ),
 ]
 
@@ -62,7 +80,10 @@ class FinishedOptions:
 class RunOptions(FinishedOptions):
     """Run directory, model and data; a run directory remembers its model and data."""
 
-    out: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/latest")
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Run directory.", autocompletion=completion.run_directory),
+    ] = Path("runs/latest")
     device: DeviceOption = None
     plan: Annotated[
         Path | None,
@@ -80,6 +101,7 @@ class RunOptions(FinishedOptions):
             "--log",
             help="A tracker for the run's curves: tensorboard (in ./logs), wandb, mlflow, trackio "
             "or another that accelerate knows.",
+            autocompletion=completion.choose("tensorboard", "wandb", "mlflow", "trackio"),
         ),
     ] = None
 
@@ -94,6 +116,7 @@ class TeacherOptions:
             "--teacher",
             help="Whose logits stage 3 follows: a model named as by --model, of the data's "
             "classes; baseline is the model itself, the default.",
+            autocompletion=completion.model,
         ),
     ] = None
     teacher_weights: Annotated[
@@ -111,11 +134,16 @@ class RecipeOptions:
         typer.Option(
             "--recipe",
             help="default, fit-only, repair, quick, paper, imagenet/NAME; or a YAML file.",
+            autocompletion=completion.recipe,
         ),
     ] = None
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a field of the recipe: subnet.epochs=20. Repeatable."),
+        typer.Option(
+            "--set",
+            help="Change a field of the recipe: subnet.epochs=20. Repeatable.",
+            autocompletion=completion.setting,
+        ),
     ] = None
     include: Annotated[
         list[str] | None,
@@ -161,6 +189,7 @@ class RunRecipeOptions(RecipeOptions):
             "--budget",
             help="blocks=K; latency, macs, parameters or memory as a share of the baseline's (0.7, "
             "70%, 1.5x) or an amount (12ms, 2G, 5M, 300MB). Several hold together.",
+            autocompletion=completion.budget,
         ),
     ] = None
     mean: Annotated[

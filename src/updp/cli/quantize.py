@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from updp.cli.options import FinishedOptions
+from updp.cli import completion
+from updp.cli.options import FinishedOptions, FinishedRun
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +21,7 @@ _WORST = 5  # operators in the second table
 
 
 def quantize(
-    run: Annotated[Path, typer.Argument(help="Run directory of a finished `updp prune`.")],
+    run: FinishedRun,
     finished: FinishedOptions,
     calibration_images: Annotated[
         int,
@@ -29,7 +30,9 @@ def quantize(
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="How activations get their ranges: percentile, minmax, entropy."
+            "--method",
+            help="How activations get their ranges: percentile, minmax, entropy.",
+            autocompletion=completion.choose("percentile", "minmax", "entropy"),
         ),
     ] = "percentile",
     per_tensor: Annotated[

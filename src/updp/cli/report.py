@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
+from updp.cli import completion
+
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories of finished runs.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run directories of finished runs.", autocompletion=completion.run_directory
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -17,7 +24,12 @@ def report(
         ),
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="html, or markdown for a README or PR.")
+        str | None,
+        typer.Option(
+            "--format",
+            help="html, or markdown for a README or PR.",
+            autocompletion=completion.choose("html", "markdown"),
+        ),
     ] = None,
 ) -> None:
     """Write a report of one run, or a comparison of several, as one file that works offline."""

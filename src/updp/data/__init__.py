@@ -7,7 +7,14 @@
 from updp.data.batches import Batches
 from updp.data.classes import match_classes
 from updp.data.images import Images
-from updp.data.preprocess import Preprocess, model_input_size, preprocess_for, resize_for
+from updp.data.preprocess import (
+    NO_SIZE,
+    Preprocess,
+    model_input_size,
+    preprocess_for,
+    resize_for,
+    states_colour,
+)
 from updp.data.readers import open_source
 from updp.data.readers.loader_items import Loader
 from updp.data.readers.loaders import from_loaders
@@ -17,6 +24,7 @@ from updp.data.split import hold_out
 from updp.data.transforms import Augment
 
 __all__ = [
+    "NO_SIZE",
     "Augment",
     "Batches",
     "Images",
@@ -31,5 +39,6 @@ __all__ = [
     "open_source",
     "preprocess_for",
     "resize_for",
+    "states_colour",
     "without_labels",
 ]

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from updp.data.resizing import ResizeCrop, Size
 from updp.errors import UserError
 
+NO_SIZE = (
+    "the model does not say what images it takes: pass an input size, such as --input-size "
+    "3x224x224 (in Python (3, 224, 224))"
+)
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -102,13 +107,18 @@ def preprocess_for(
     """
     size = input_size or model_input_size(model) or source_size
     if size is None:
-        raise UserError("the model does not say what images it takes: pass an input size")
+        raise UserError(NO_SIZE)
     config = _config(model)
-    if len(config.get("mean", ())) != size[0]:  # none, or an RGB configuration for others
+    if not states_colour(model, size[0]):
         half = (0.5,) * size[0]
         colour = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
         config = colour if size[0] == 3 else {"mean": half, "std": half}
     return Preprocess(tuple(mean or config["mean"]), tuple(std or config["std"]), size)
+
+
+def states_colour(model: nn.Module, channels: int) -> bool:
+    """Whether the model says mean and std of its images, for as many channels as they have."""
+    return len(_config(model).get("mean", ())) == channels
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, plain lines elsewhere; both show the time left."""
+"""Progress bars on a terminal and in a notebook, plain lines elsewhere; all show the time left."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from updp.io.notebook import CellOutput
 from updp.io.progress import Pace, duration
 
 _LINE_SECONDS = 20  # between two lines where there is no terminal
@@ -20,7 +21,9 @@ class Bars:
     >>> with updp.Bars() as bars:
     ...     pruned = updp.prune(model, "digits", recipe, out="runs/mine", progress=bars)
 
-    The console is standard error unless another is given.
+    The console is standard error unless another is given. On a terminal the bars are drawn inside
+    the `with` alone; without one, as where there is no terminal, a line is printed now and then. In
+    a notebook the cell has one output that is written over, with or without the `with`.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -35,15 +38,22 @@ class Bars:
             console=console,
             disable=not console.is_terminal,
         )
+        self._cell = CellOutput() if console.is_jupyter else None
         self._task: TaskID | None = None
         self._name, self._pace, self._told = "", Pace(0), 0.0
 
     def __enter__(self) -> Bars:
+        if self._cell is not None:
+            # Another cell may have been the last one's; what ended there stays there.
+            self._cell, self._task = CellOutput(), None
+            for task in self._bars.task_ids:
+                self._bars.remove_task(task)
         self._bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
+        self._show(now=True)
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         """Start a bar of `total` steps; a bar of 0 steps is not shown."""
@@ -57,8 +67,9 @@ class Bars:
         self._task = self._bars.add_task(
             name, total=total, completed=done, note="", pace=self._pace
         )
-        if not self._console.is_terminal:
+        if self._prints_lines:
             self.say(f"{name}: {done}/{total}" if done else f"{name}: {total}")
+        self._show(now=True)
 
     def advance(self, note: str = "") -> None:
         """Count one step."""
@@ -67,7 +78,7 @@ class Bars:
             self._bars.update(self._task, advance=1, note=note)
         ended = self._pace.done == self._pace.total
         late = time.monotonic() - self._told > _LINE_SECONDS or ended
-        if not self._console.is_terminal and late:
+        if self._prints_lines and late:
             parts = [
                 f"{self._name}: {self._pace.done}/{self._pace.total}",
                 note,
@@ -75,10 +86,23 @@ class Bars:
             ]
             self.say(", ".join(part for part in parts if part))
             self._told = time.monotonic()
+        self._show(now=ended)
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._bars.console.print(text, highlight=False, markup=False)
+        if self._cell is None:
+            self._bars.console.print(text, highlight=False, markup=False)
+        else:
+            self._cell.add_line(text)
+            self._show(now=True)
+
+    @property
+    def _prints_lines(self) -> bool:
+        return self._cell is None and not self._bars.live.is_started
+
+    def _show(self, now: bool) -> None:
+        if self._cell is not None:
+            self._cell.show(self._bars.get_renderable(), now)
 
 
 class _Times(ProgressColumn):

@@ -3,7 +3,6 @@
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from timm.data import create_transform
 
 from updp.recipe.part import Part
 
@@ -99,6 +98,8 @@ class DataSettings(Part):
     @classmethod
     def _is_known_to_timm(cls, value: str | None) -> str | None:
         if value is not None:
+            from timm.data import create_transform
+
             try:
                 create_transform(224, is_training=True, auto_augment=value)
             except Exception as error:  # timm asserts

@@ -1,10 +1,13 @@
-"""The settings of the two stages that train: optimiser, schedule, augmentation, losses."""
+"""The settings of the two stages that train: optimiser, schedule, augmentation, losses.
+
+timm, and with it PyTorch, is imported by the checks that ask it: names and defaults of settings are
+there without.
+"""
 
 from difflib import get_close_matches
 from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
-from timm.optim import get_optimizer_info, list_optimizers
 
 from updp.recipe.part import Part
 
@@ -44,6 +47,8 @@ class OptimizerSettings(Part):
     @field_validator("optimizer")
     @classmethod
     def _is_known_optimizer(cls, name: str) -> str:
+        from timm.optim import list_optimizers
+
         if name not in list_optimizers():
             close = get_close_matches(name, list_optimizers()) or ["sgd", "adamw", "lamb"]
             raise ValueError(f"timm has no such optimizer (but {', '.join(close)})")
@@ -52,6 +57,8 @@ class OptimizerSettings(Part):
     @field_validator("momentum")
     @classmethod
     def _has_momentum(cls, momentum: float, info: ValidationInfo) -> float:
+        from timm.optim import get_optimizer_info
+
         name = info.data.get("optimizer")  # None where it was invalid
         default = cls.model_fields["momentum"].default
         if name and momentum != default and not get_optimizer_info(name).has_momentum:
@@ -63,6 +70,8 @@ class OptimizerSettings(Part):
     def _has_betas(
         cls, betas: tuple[float, ...] | None, info: ValidationInfo
     ) -> tuple[float, ...] | None:
+        from timm.optim import get_optimizer_info
+
         name = info.data.get("optimizer")
         if betas is None or not name:
             return betas

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import Samples, count, same, take, tensors_in
-from updp.data import Source
+from updp.data import Source, states_colour
 from updp.data.feed import Feed
 from updp.errors import UserError
+from updp.models import is_code
 from updp.recipe import Recipe
 from updp.tasks import CLASSIFICATION, Classification, Task
 
@@ -100,6 +101,21 @@ def look_at(baseline: nn.Module, feed: Feed, source: Source) -> None:
             _check_knowledge(outputs, labels, source)
     else:
         _check_task(feed.task, outputs, labels if feed.labelled else None)
+
+
+def guessed_colour(baseline: nn.Module, name: str, feed: Feed, recipe: Recipe) -> str:
+    """A line where nobody said with which mean and std a user's own model was trained, else ''."""
+    preprocess, settings = feed.preprocess, recipe.data
+    is_said = settings.mean is not None and settings.std is not None
+    if preprocess is None or feed.normalised or is_said or (name and not is_code(name)):
+        return ""
+    if states_colour(baseline, preprocess.input_size[0]):
+        return ""
+    mean, std = (",".join(f"{v:g}" for v in of) for of in (preprocess.mean, preprocess.std))
+    return (
+        f"images: mean {mean} and std {std}, for the model does not say with which it was trained; "
+        "--mean and --std do"
+    )
 
 
 def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:

@@ -35,7 +35,12 @@ from updp.models import (
 from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import DataSettings, Recipe
-from updp.run.input_checks import check_labels_suffice, check_settings, look_at
+from updp.run.input_checks import (
+    check_labels_suffice,
+    check_settings,
+    guessed_colour,
+    look_at,
+)
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 from updp.tasks import Classification, Task, find_task
@@ -138,6 +143,8 @@ def open_inputs(
     )
     baseline = module.to(target).eval()
     look_at(baseline, feed, source)
+    if guessed := guessed_colour(baseline, name, feed, recipe):
+        (progress or Silent()).say(guessed)
     hashes = InputHashes(
         hash_state(module), source.fingerprint, "" if other is None else hash_state(other)
     )

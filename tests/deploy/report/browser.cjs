@@ -95,10 +95,19 @@ async function look(browser, file) {
   result.dark = await colours(page);
   await page.context().close();
 
+  // Boxes follow each other as text does: to the right, or on to the next row.
+  const disordered = (page) =>
+    page.evaluate(() => {
+      const at = [...document.querySelectorAll(".box")].map((box) => box.getBoundingClientRect());
+      return at.slice(1).filter((b, i) => b.top < at[i].bottom && (b.top !== at[i].top || b.left < at[i].right))
+        .length;
+    });
+  result.disordered = {};
   result.overflow = {};
   for (const width of [320, 390, 1280]) {
     [page] = await open(browser, file, { viewport: { width, height: 844 }, hasTouch: width < 1000 });
     result.overflow[width] = await overflow(page);
+    result.disordered[width] = await disordered(page);
     if (width === 390) {
       await page.locator(".box, .cell").nth(1).tap();
       result.tap = await tip(page);

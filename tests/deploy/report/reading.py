@@ -62,6 +62,30 @@ class Page(HTMLParser):
         return [attributes[name] for _, attributes in self.elements if name in attributes]
 
 
+def with_many_sites(run: Path, count: int) -> list[str]:
+    """Give the run's survey so many sites, of blocks with two branches; returns their names."""
+    names = [
+        f"stages.{i // 24}.blocks.{i // 2 % 12}:{('attn', 'mlp')[i % 2]}" for i in range(count)
+    ]
+
+    def repeat(survey: dict[str, Any]) -> None:
+        rows = survey["sites"]
+        survey["sites"] = []
+        for i, name in enumerate(names):
+            row = json.loads(json.dumps(rows[i % len(rows)])) | {"site": name}
+            row["offers"] = [offer | {"site": name} for offer in row["offers"]]
+            survey["sites"].append(row)
+
+    def prune(plan: dict[str, Any]) -> None:
+        label, candidate = (next(iter(plan[key].values())) for key in ("choices", "candidates"))
+        plan["choices"] = dict.fromkeys(names[::3], label)
+        plan["candidates"] = dict.fromkeys(names[::3], candidate)
+
+    change(run / "sites/sites.json", repeat)
+    change(run / "plan.json", prune)
+    return names
+
+
 def change(file: Path, edit: Callable[[Any], None]) -> None:
     """Edit a JSON file."""
     data = json.loads(file.read_text())

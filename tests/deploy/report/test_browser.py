@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.report.reading import change
+from tests.deploy.report.reading import change, with_many_sites
 from updp import report
 
 SCRIPT = Path(__file__).with_name("browser.cjs")
@@ -86,6 +86,15 @@ def test_pages_work_in_a_browser_on_a_phone_in_print_and_without_a_script(
     single, both = look(*pages)
     assert names <= set(single["plots"])
     assert set(both["plots"]) == {"plot-tradeoff"}
+
+
+@pytest.mark.slow
+def test_the_network_is_read_in_order_at_sixty_sites(
+    run: Path, look: Callable[..., list[dict[str, Any]]]
+) -> None:
+    with_many_sites(run, 60)
+    (found,) = look(report(run))
+    assert found["disordered"] == found["overflow"] == {"320": 0, "390": 0, "1280": 0}
 
 
 def _plots_are_drawn(plots: dict[str, Any]) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.deploy.report.reading import Page, change
+from tests.deploy.report.reading import Page, change, with_many_sites
 from updp import UserError, report
+from updp.deploy.report.parts import list_marks
+from updp.deploy.report.plot import Mark, Plot, Series, linear
 from updp.deploy.report.words import digits, sampling_error
 from updp.tasks import CLASSIFICATION
 
@@ -55,6 +57,34 @@ def test_every_site_is_drawn_with_what_it_became(run: Path) -> None:
         assert f"became: {became}\n" in box["title"]
         assert "block: Block\ntensor: 6×4×4" in box["title"]
         assert ("merge error, float64" in box["title"]) == (site in plan)
+
+
+def test_many_sites_stay_in_the_order_of_the_model(run: Path) -> None:
+    names = with_many_sites(run, 60)
+    found = page(run)
+    assert found.attribute("data-site") == names
+    rows = [text for text in found.texts if text in names]
+    assert rows[:60] == names  # of the table
+
+
+def test_what_a_plot_shows_is_a_table_too(run: Path) -> None:
+    found = page(run)
+    shown = {name for name in found.ids() if name.startswith("plot-")} - {"plot-stages", "plot-fit"}
+    assert found.text.count("The same as a table") == len(shown - {"plot-merge"})
+    front = found.text[found.text.index("Pareto front of the search") :]
+    assert re.search(r"taken: \d+ pruned", front)
+    curves = Plot("c", "Curve", linear("", []), linear("", []), (make_series(1000, line=True),))
+    listed = list_marks(curves)
+    assert listed is not None
+    assert 30 < len(listed.rows) <= 60
+    assert listed.rows[-1] == ("loss: step 999", "999")
+    cloud = Plot("c", "Cloud", linear("", []), linear("", []), (make_series(1000, line=False),))
+    assert list_marks(cloud) is None
+
+
+def make_series(count: int, line: bool) -> Series:
+    marks = tuple(Mark(i, i, f"step {i}\nvalue: {i}") for i in range(count))
+    return Series("loss", "c-one", marks, line=line)
 
 
 def test_every_point_can_be_read_without_a_mouse(run: Path) -> None:
@@ -129,6 +159,28 @@ def test_the_headline_claims_nothing_inside_the_noise(
     text = page(run).text
     assert says in text
     assert ("x faster" in text) == (speedup[1] > 1)
+
+
+@pytest.mark.parametrize(
+    ("merged", "says"),
+    [
+        (92.16, "at 92.16 % top-1 (−1.10 points)"),
+        (93.26, "at 93.26 % top-1 (as the baseline)"),
+        (94.26, "at 94.26 % top-1 (+1.00 points)"),
+    ],
+)
+def test_the_first_line_says_what_it_cost(run: Path, merged: float, says: str) -> None:
+    def set_top1(result: dict) -> None:
+        result["baseline"]["metric"], result["merged"]["metric"] = 93.26, merged
+
+    change(run / "result.json", set_top1)
+    assert says in page(run).text
+
+
+def test_the_command_of_a_run_by_module_can_be_pasted(run: Path) -> None:
+    command = ["/some/where/updp/__main__.py", "prune", "--out", "runs/a b"]
+    change(run / "run.json", lambda about: about.update(command=command))
+    assert "python -m updp prune --out 'runs/a b'" in page(run).text
 
 
 def test_a_change_of_top1_inside_the_sampling_error_is_called_so(run: Path) -> None:

@@ -43,7 +43,7 @@ def stage_plot(stages: Sequence[Stage], metric: Metric) -> Plot:
         series.append(Series("lost most", "c-drop", worst, shape="diamond"))
     x, y = linear(f"{what}, {metric.unit}".rstrip(", "), ends), named([s.name for s in stages])
     title = f"{what[:1].upper()}{what[1:]} after each stage"
-    return Plot("stages", title, x, y, tuple(series), tall=66 + 36 * len(stages))
+    return Plot("stages", title, x, y, tuple(series), tall=66 + 36 * len(stages), listed=False)
 
 
 def front_plot(outcome: SearchResult) -> Plot:
@@ -160,7 +160,8 @@ def fit_plot(found: Sequence[Block]) -> Plot | None:
     y = named([block.site for block, _ in fitted])
     note = "On held-out calibration images; errors of the sites before are part of it."
     drawn = tuple(s for s in series if s.marks)
-    return Plot("fit", "Fit error by site", x, y, drawn, note, tall=66 + 19 * len(fitted))
+    tall = 66 + 19 * len(fitted)
+    return Plot("fit", "Fit error by site", x, y, drawn, note, tall=tall, listed=False)
 
 
 def merge_plot(run: ReportedRun) -> Plot | None:
@@ -184,7 +185,7 @@ def merge_plot(run: ReportedRun) -> Plot | None:
     y = named([name or "logits" for name in names])
     note = "The worse of random input and real images; what is exactly 0 is not drawn."
     tall = 66 + 19 * len(names)
-    return Plot("merge", "Merge error by block", x, y, tuple(series), note, tall=tall)
+    return Plot("merge", "Merge error by block", x, y, tuple(series), note, tall=tall, listed=False)
 
 
 def training_plots(run: ReportedRun) -> list[Plot]:

@@ -2,7 +2,16 @@
 
 from updp.deploy.report.parts import Card, Head
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.words import accuracy, amount, digits, masked, sampling_error, share, speed
+from updp.deploy.report.words import (
+    accuracy,
+    amount,
+    change_of,
+    digits,
+    masked,
+    sampling_error,
+    share,
+    speed,
+)
 from updp.run.records import Result
 
 
@@ -11,14 +20,23 @@ def headline(run: ReportedRun) -> Head:
     result, claim = run.result, speed(run.result)
     metric = result.metric
     sites = set(run.plan.choices) | {row.site for row in run.survey.sites} if run.survey else None
+    quality = f"{metric.text(result.merged.metric)} {metric.name}{_cost(result)}"
     pruned = f"{len(run.plan)}{f' of {len(sites)}' if sites else ''} sites pruned"
     return Head(
         model=masked(run.record.model) or "A model from Python",
         data=masked(run.record.data) or "data from Python",
-        title=f"{_upper(claim)}, at {metric.text(result.merged.metric)} {metric.name}",
+        title=f"{_upper(claim)}, at {quality}",
         sentence=f"{pruned}; {result.device}.",
         cards=(_metric(result), _speed(result), _size(result)),
     )
+
+
+def _cost(result: Result) -> str:
+    """What the metric lost or gained; nothing for agreement, which is itself the comparison."""
+    if result.metric.name == "agreement":
+        return ""
+    change = change_of(result)
+    return f" ({change})" if change else " (as the baseline)"
 
 
 def _metric(result: Result) -> Card:

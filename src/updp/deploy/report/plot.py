@@ -104,6 +104,7 @@ class Plot:
     note: str = ""
     guide: tuple[float, float, float, float] | None = None  # a line, in values: x1, y1, x2, y2
     tall: int = 290
+    listed: bool = True  # has a table of its marks; where the page has their figures in one, not
 
     @property
     def left(self) -> float:

@@ -115,7 +115,10 @@ def unusable_table(run: ReportedRun) -> Table | None:
 
 def command(run: ReportedRun) -> str:
     """The command of the run, quoted for a shell, without passwords; empty where unknown."""
-    return shlex.join(map(masked, run.record.command))
+    words = list(run.record.command)
+    if words and words[0].endswith("__main__.py"):  # the file that `python -m updp` names
+        words[:1] = ["python", "-m", "updp"]
+    return shlex.join(map(masked, words))
 
 
 def recipe_text(run: ReportedRun) -> str:

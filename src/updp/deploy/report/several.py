@@ -138,7 +138,7 @@ def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
     )
     note = "Bars are quartiles, and the sampling error (95 %)."
     title = f"{metric.name[:1].upper()}{metric.name[1:]} over latency"
-    return Plot("tradeoff", title, x, y, tuple(series), note, tall=320)
+    return Plot("tradeoff", title, x, y, tuple(series), note, tall=320, listed=False)
 
 
 def _mark(name: str, result: Result) -> Mark:

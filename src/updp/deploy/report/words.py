@@ -86,13 +86,20 @@ def speed(result: Result) -> str:
 
 def accuracy(result: Result) -> str:
     """The change of the metric from the baseline's, and whether the sampling error explains it."""
-    change = result.merged.metric - result.baseline.metric
-    if change == 0:
+    points = change_of(result)
+    if not points:
         return "the same as the baseline"
     noise = sampling_error(result.metric, result.merged.metric, result.test_images)
-    inside = abs(change) <= noise
-    points = f"{signed(change)} points" if result.metric.unit == "%" else signed(change)
+    inside = abs(result.merged.metric - result.baseline.metric) <= noise
     return f"{points}, within the sampling error" if inside else points
+
+
+def change_of(result: Result) -> str:
+    """`−1.30 points`: the change of the metric from the baseline's; empty where there is none."""
+    change = result.merged.metric - result.baseline.metric
+    if change == 0:
+        return ""
+    return signed(change) + (" points" if result.metric.unit == "%" else "")
 
 
 # Ends of names, as in access_token.

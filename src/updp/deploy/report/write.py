@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from updp.deploy.report import markdown, several, single
+from updp.deploy.report.parts import list_marks
 from updp.deploy.report.run_files import load_runs
 from updp.errors import UserError, needs_extra
 from updp.io.files import write_text
@@ -40,7 +41,7 @@ def report(*runs: str | Path, out: str | Path | None = None, format: Format | No
 
     >>> path = updp.report("runs/mine", out="report.md")
     >>> print(path.read_text())
-    ### ...x faster, at ... % top-1
+    ### ...x faster, at ... % top-1 ...
     ...
     """
     if not runs:
@@ -87,6 +88,7 @@ def _render(template: str, context: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["list_marks"] = list_marks
     inlined: dict[str, Any] = {}
     for name, file in (("style", "style.css"), ("script", "script.js")):
         text = (_TEMPLATES / file).read_text()
