@@ -1,5 +1,6 @@
 """The JSON files and recipes of a run, changed anyhow: each is read, or refused in one line."""
 
+import copy
 import json
 import shutil
 import tempfile
@@ -121,7 +122,7 @@ def damaged(text: bytes, damage: tuple[list[Any], list[Any], float]) -> bytes:
                     if value is ...:
                         del owner[key]
                     else:
-                        owner[key] = value
+                        owner[key] = copy.deepcopy(value)  # or a later one may put it into itself
         text = json.dumps(data).encode()
     elif values:
         lines = text.decode().split("\n")
