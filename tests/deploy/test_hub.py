@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import updp
 from tests import tiny
+from updp.deploy import hub
 from updp.run.records import RunRecord
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,3 +63,17 @@ def test_the_card_and_the_configuration(run: Path) -> None:
     )
     with pytest.raises(updp.UserError, match="is the run itself"):
         updp.write_hub_folder(run, run, model=spec)
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        ("classification", "pipeline_tag: image-classification\n"),
+        ("segmentation", "pipeline_tag: image-segmentation\n"),
+        ("depth", ""),
+    ],
+)
+def test_a_hub_is_told_what_the_model_is_for(task: str, line: str, run: Path) -> None:
+    about = RunRecord.read(run).model_copy(update={"task": task})
+    card = hub._card(run, run, about, "mit")
+    assert card.startswith(f"---\nlicense: mit\nlibrary_name: updp\n{line}tags: [updp, pruning]\n")

@@ -16,6 +16,16 @@ from updp.run.inputs import Data, Test
 from updp.run.integrity import PUBLISHED
 from updp.run.records import RunRecord
 
+# By a task's name, what a hub sorts models by; a task of the user's own has none.
+_PIPELINES = {
+    "classification": "image-classification",
+    "multi-label": "image-classification",
+    "segmentation": "image-segmentation",
+    "detection": "object-detection",
+    "embedding": "feature-extraction",
+    "token-classification": "token-classification",
+    "causal-lm": "text-generation",
+}
 _PLAIN = "plain"
 _LOAD = """## Load it
 
@@ -139,7 +149,7 @@ def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
         "---",
         f"license: {licence or 'other'}",
         "library_name: updp",
-        "pipeline_tag: image-classification",
+        *([f"pipeline_tag: {_PIPELINES[about.task]}"] if about.task in _PIPELINES else []),
         "tags: [updp, pruning]",
         "---",
         "",
