@@ -13,6 +13,7 @@ from updp.io.files import (
     write_bytes,
     write_json,
     write_tensors,
+    write_text,
 )
 
 
@@ -31,6 +32,12 @@ def test_a_write_that_fails_leaves_the_old_file(
         write_bytes(path, b"new and longer")
     assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_name_that_is_no_utf8_can_be_written_of(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_text(tmp_path / "report.md", f"images of {name}")
+    assert (tmp_path / "report.md").read_text() == r"images of caf\udce9"
 
 
 def test_renames_and_removals_are_synced_to_the_disk(
