@@ -182,6 +182,15 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
         planned(plan_for(found, candidates={name: good | {"kind": "magic"}}), found)
 
 
+@pytest.mark.parametrize(
+    "long", [{"kind": "9" * 5000}, {"kind": "inherit", "segments": "9" * 5000}]
+)
+def test_what_is_quoted_of_a_damaged_plan_is_short(long: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="999") as raised:
+        from_json(long)
+    assert len(str(raised.value)) < 500
+
+
 def test_json_of_a_candidate_is_read_back() -> None:
     candidate = Inherit((("a",), ("b", "c")), ("b",), end_activation=True, linearise=True)
     assert from_json(candidate.to_json()) == candidate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from reprlib import Repr
 from typing import Any, ClassVar, TypeVar
 
 from torch import fx, nn
@@ -52,16 +53,21 @@ def proposals(
         yield from kind.propose(site, block, graph, settings)
 
 
+_quote = Repr()  # a damaged file may hold a word of megabytes
+_quote.maxstring = _quote.maxother = 200
+_quoted = _quote.repr
+
+
 def from_json(data: dict[str, Any]) -> Candidate:
     """Read what `Candidate.to_json` wrote. Raises UserError for an unknown kind or wrong data."""
     kind = KINDS.get(str(data.get("kind")))
     if kind is None:
         known = ", ".join(map(repr, KINDS))
-        raise UserError(f"candidate kind {data.get('kind')!r} is unknown: there are {known}")
+        raise UserError(f"candidate kind {_quoted(data.get('kind'))} is unknown: there are {known}")
     try:
         return kind.from_json(data)
     except (KeyError, TypeError) as error:
-        raise UserError(f"candidate {data} is not understood: {reason(error)}") from error
+        raise UserError(f"candidate {_quoted(data)} is not understood: {reason(error)}") from error
 
 
 def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
@@ -113,7 +119,9 @@ class Unknown(Candidate):
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
         """Raise UserError, for the class that can build it is not here."""
-        raise UserError(f"candidate kind {self.label!r} is unknown: there are {', '.join(KINDS)}")
+        raise UserError(
+            f"candidate kind {_quoted(self.label)} is unknown: there are {', '.join(KINDS)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the data as they were read."""
