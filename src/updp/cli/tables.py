@@ -218,7 +218,7 @@ def print_result(console: Console, run: RunDirectory) -> None:
     name = RunRecord.read(out).model
     arguments = ", ".join(map(repr, [str(out), *([name] if is_code(name) else [])]))
     console.print(result_table({"": result}))
-    metric = result.metric
+    metric, missed = result.metric, result.missed(plan.budget)
     stages = ", ".join(f"{name} {metric.number(value)}" for name, value in result.by_stage.items())
     direction = "" if metric.higher_is_better else " (lower is better)"
     what = "agreement with the baseline" if metric.name == "agreement" else metric.name
@@ -229,6 +229,7 @@ def print_result(console: Console, run: RunDirectory) -> None:
         f"device: {result.device}"
         + ("" if result.faster else "; the speed-up is within the noise")
         + (f"\nmerged parts were compared alone: {result.merge_note}" if result.merge_note else "")
+        + (f"\n{missed}" if missed else "")
         + f"\nresult: {out} (load it with updp.load({arguments}))",
         highlight=False,
         soft_wrap=True,

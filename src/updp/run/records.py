@@ -33,7 +33,8 @@ from updp.io import processes
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.models import is_code
-from updp.stages.context import Context
+from updp.recipe import Budget
+from updp.stages.context import TIMED_AGAIN, Context
 from updp.tasks import CLASSIFICATION, Metric
 
 _LARGEST = 2**27  # numbers of an input, half a GiB: a larger one is damage, or meant to fill memory
@@ -146,6 +147,9 @@ class ModelFigures(BaseModel, frozen=True):
         return data
 
 
+_NO_OTHERS = dict.fromkeys(("macs", "parameters", "memory"))
+
+
 class Result(Record):
     """The final figures of a run: on the test split, and on the clock.
 
@@ -180,6 +184,23 @@ class Result(Record):
         """How much better the merged model is than the baseline; negative where it is worse."""
         apart = self.merged.metric - self.baseline.metric
         return apart if self.metric.higher_is_better else -apart
+
+    def missed(self, budget: str) -> str:
+        """A line where the last timing is clearly slower than a budget's latency; else empty."""
+        try:
+            limits = Budget.parse(budget).model_copy(update=_NO_OTHERS)
+        except UserError:  # a plan from elsewhere has its own words, or none
+            return ""
+        before, speed = self.baseline.latency.median, self.speedup
+        limit = limits.limits({"latency": before}).get("latency")
+        if limit is None or speed.high >= before / limit:
+            return ""
+        return (
+            f"the budget latency={limits.latency} is missed: "
+            f"{before / limit:.2f}x was wanted, the "
+            f"last timing gave {speed.median:.2f}x ({speed.low:.2f}-{speed.high:.2f}); "
+            + TIMED_AGAIN
+        )
 
     def __str__(self) -> str:
         """One line: accuracy, speed-up with its quartiles, parameters and MACs."""

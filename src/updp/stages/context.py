@@ -28,8 +28,8 @@ STAGES = ("sites", "supernet", "search", "subnet", "merge")
 WEIGHTS = "weights.safetensors"  # of a stage that fits or trains
 # Of the inputs from which candidates' BatchNorms start, at once in memory: 83 images of 224 px.
 CALIBRATED_VALUES = 3 * 2**22
-_AGAIN = (
-    "if the machine was busy with other work when they were timed, `updp prune --fresh --set "
+TIMED_AGAIN = (
+    "if the machine was busy with other work when candidates were timed, `updp prune --fresh --set "
     "measure.cache=false` times them again"
 )
 
@@ -144,7 +144,7 @@ class Context(RunInputs):
             slower = any(refused.reason.startswith(SLOWER) for refused in self.survey.unusable)
             raise UserError(
                 f"model '{self.names.model}' has no block that can be pruned: "
-                "`updp inspect` says why for each" + (f"; {_AGAIN}" if slower else "")
+                "`updp inspect` says why for each" + (f"; {TIMED_AGAIN}" if slower else "")
             )
         return offers
 

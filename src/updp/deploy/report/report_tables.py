@@ -143,7 +143,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         ("task", about.task if about.task != CLASSIFICATION.name else ""),
         ("image", "×".join(map(str, about.input_shape))),
         ("seed", str(run.recipe.seed)),
-        ("budget", run.plan.budget),
+        ("budget", run.plan.budget + (", missed" if run.result.missed(run.plan.budget) else "")),
         ("timed on", f"{run.result.device}, batch of {run.result.batch_size}"),
         ("versions", ", ".join(f"{name} {value}" for name, value in about.versions.items())),
     ]
