@@ -65,7 +65,13 @@ def test_shrinking_loses_only_the_outer_taps(data):
         ((2, 2), (0, 1, 0, 1), (1, 1), False),
         ((2, 2), (1, 1, 1, 1), (2, 2), False),
         ((3, 3), (0, 0, 0, 0), (1, 1), False),
+        ((3, 3), (2, 2, 2, 2), (1, 1), False),
     ],
 )
 def test_can_shrink_wants_odd_kernels_padded_by_half_their_reach(kernel, padding, dilation, answer):
     assert can_shrink(kernel, padding, dilation) is answer
+
+
+def test_can_shrink_wants_a_dilation_for_each_axis():
+    with pytest.raises(ValueError, match="shorter"):
+        can_shrink((3, 3), (1, 1, 1, 1), (1,))
