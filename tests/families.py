@@ -646,7 +646,14 @@ def randomise(module: M) -> M:
 
 def left(block: nn.Module) -> dict[str, nn.Module]:
     """Children of a merged block for which no `nn.Identity` stands."""
-    return {n: m for n, m in block.named_children() if not isinstance(m, nn.Identity)}
+    return {n: m for n, m in block.named_children() if not _is_stand_in(m)}
+
+
+def _is_stand_in(module: nn.Module) -> bool:
+    """An identity, or a container of such: what stands for a child that does not run any more."""
+    if isinstance(module, nn.Sequential | nn.ModuleList):
+        return all(map(_is_stand_in, module))
+    return isinstance(module, nn.Identity)
 
 
 def images(count: int = 2, seed: int = 1) -> Tensor:
