@@ -209,4 +209,4 @@ def test_the_baseline_is_timed_as_the_recipe_says(
 
 def test_the_final_table_says_how_it_was_timed(finished: Path) -> None:
     device = read_json(finished / "result.json")["device"]
-    assert device == "cpu, 1 threads, eager, contiguous, float32"
+    assert device == "cpu, 1 thread, eager, contiguous, float32"

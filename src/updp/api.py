@@ -16,6 +16,7 @@ from updp.data import NO_SIZE, model_input_size
 from updp.data.example import make_example
 from updp.errors import UserError
 from updp.io import processes
+from updp.io.memory import kept_memory
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.torch_state import usual_torch
@@ -82,6 +83,7 @@ class Inspection:
 
 
 @usual_torch()
+@kept_memory()
 def prune(
     model: nn.Module | str,
     data: Data,
@@ -169,6 +171,7 @@ def prune(
 
 
 @usual_torch()
+@kept_memory()
 def estimate(
     model: nn.Module | str,
     data: Data,

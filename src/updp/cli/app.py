@@ -33,6 +33,7 @@ from updp.errors import (
     printable,
 )
 from updp.io import interrupts
+from updp.io.memory import kept_memory
 
 app = typer.Typer(
     name="updp",
@@ -105,6 +106,7 @@ def main() -> None:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
             stack.enter_context(interrupts.handled())
+            stack.enter_context(kept_memory())
             app()
         except interrupts.Stopped as stopped:
             if is_first:

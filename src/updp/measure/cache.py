@@ -55,12 +55,13 @@ class LatencyTable:
             "runtime": settings.runtime,
             "layout": settings.layout,
             "precision": settings.precision,
+            "memory": "kept",  # between operators, see updp.io.memory
             "versions": [runtime_version(settings), f"updp {version('updp')}"],
         }
         if not settings.cache:
             return cls()
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
-        words = [str(value) for name, value in about.items() if name != "versions"]
+        words = [str(value) for name, value in about.items() if name not in ("memory", "versions")]
         slug = re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower()).strip("-")
         return cls(cache_folder() / f"latency-{slug}-{digest}.json", about)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from updp.io.memory import kept_memory
 from updp.measure.runtime import runner
 from updp.recipe import MeasureSettings
 
@@ -88,13 +89,16 @@ def compare(
 ) -> dict[str, Latency]:
     """Time functions in turn, and compare each with the first.
 
+    Freed memory is kept meanwhile: what the operators take is timed, not the kernel's new pages.
+
     Args:
         functions: by name; the order is that of each round.
         rounds: how often each function has its turn.
         round_seconds: roughly how long a turn takes; the function is repeated to fill it.
         tick: called after each round.
     """
-    times = _clock.get()(functions, rounds, round_seconds, tick)
+    with kept_memory():
+        times = _clock.get()(functions, rounds, round_seconds, tick)
     first = next(iter(times.values()))
     return {
         name: Latency(

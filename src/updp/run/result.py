@@ -54,6 +54,7 @@ def _make_result(
 ) -> Result:
     """Time both models, of which `stages` has the metric after each stage."""
     progress, baseline, measure = context.progress, context.baseline, context.recipe.measure
+    threads = torch.get_num_threads()
     rounds = 2 * measure.rounds  # the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
@@ -73,7 +74,7 @@ def _make_result(
         by_stage=stages,
         test_images=images,
         batch_size=measure.batch_size,
-        device=f"{context.device}, {torch.get_num_threads()} threads, "
+        device=f"{context.device}, {threads} thread{'s' if threads > 1 else ''}, "
         f"{measure.runtime}, {measure.layout}, {measure.precision}",
         merge_error={
             dtype: max(c.error for c in checks if c.dtype == dtype)
