@@ -100,9 +100,13 @@ def test_the_ridge_strength_minimises_the_held_out_error() -> None:
 def test_rows_are_bounded_by_memory_and_by_unknowns() -> None:
     operator = Operator(torch.zeros(4, 4, 3, 3).double(), torch.zeros(4).double())
     few = Regression(operator, RELU, FitSettings(rows=10), batches=5)
-    assert few.quota == 10 * 37 // 5
+    maps = torch.randn(8, 4, 6, 6).double()
+    for number in range(5):
+        few.target(number, maps)
+        few.input(number, torch.randn(8, 4, 8, 8).double(), None)
+    assert few.solve().rows == 10 * 37
     bounded = Regression(operator, RELU, FitSettings(rows=10**6, rows_mb=16), batches=5)
-    assert bounded.quota * 5 * (37 + 8) * 4 <= 16 * 2**20
+    assert bounded.bytes <= 16 * 2**20
 
 
 @pytest.mark.slow

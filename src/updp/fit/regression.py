@@ -4,7 +4,6 @@ Several processes gather the rows of different batches; what is summed over rows
 processes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,15 +12,14 @@ from torch import Tensor
 from updp.algebra import Operator
 from updp.fit.channels import select_channels
 from updp.fit.clamp import Clamp
+from updp.fit.gathered import ALL, HELD, TRAIN, GatheredRows
 from updp.fit.moments import Moments
 from updp.fit.ridge import Ridge
-from updp.fit.rows import Sample, weights_of, with_weights
+from updp.fit.rows import weights_of, with_weights
 from updp.io import processes
 from updp.recipe import FitSettings
 
-_CHUNK = 4096  # rows that are in float64 at a time
 _CHOOSING = 1e-4  # strength of the ridge by which channels are chosen
-_ALL, _TRAIN, _HELD = "all", "train", "held"  # rows: all, fitted to, held out
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,11 @@ class Regression:
         unknowns = operator.weight[0].numel() + 1
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
-        self.quota = max(1, total // max(batches, 1))
+        quota = max(1, total // max(batches, 1))
         # Without an end activation only sums over rows are kept.
         sums = 16 * operator.groups * unknowns**2
-        self.bytes = self.quota * batches * width if self._keeps_rows else sums
-        self._samples: dict[int, tuple[Sample, int]] = {}
-        self._targets: dict[int, Tensor] = {}
-        self._inputs: dict[int, Tensor] = {}
-        self._beside: dict[int, Tensor] = {}
+        self.bytes = quota * batches * width if self._keeps_rows else sums
+        self._gathered = GatheredRows(operator, quota)
         self._sums: dict[str, Moments] = {}
 
     @property
@@ -94,27 +89,22 @@ class Regression:
         return not self._keeps_rows
 
     @property
-    def gathered(self) -> int:
+    def target_bytes(self) -> int:
         """Bytes of the gathered targets."""
-        return sum(t.nbytes for t in self._targets.values())
+        return self._gathered.target_bytes
 
     def thin(self, share: float) -> None:
         """Reduce the rows per batch to a share; gathered targets are to be gathered again."""
-        most = max(len(t) for t in self._targets.values())
-        self.quota = max(1, int(share * min(self.quota, most)))
+        self._gathered.thin(share)
 
     def clear(self) -> None:
         """Forget all rows."""
-        self._samples, self._targets, self._inputs, self._beside = {}, {}, {}, {}
+        self._gathered.clear()
         self._sums = {}
 
     def target(self, batch: int, maps: Tensor) -> None:
         """Add the targets of one batch: the block's maps (N, O, H, W) before its end activation."""
-        images, _, *sizes = maps.shape
-        sample = Sample.draw(images, sizes, self.quota, batch)
-        held = int((sample.image < images - max(images // 5, min(images - 1, 1))).sum())
-        self._samples[batch] = sample, held
-        self._targets[batch] = sample.of(maps)
+        self._gathered.add_targets(batch, maps)
 
     def input(self, batch: int, maps: Tensor, beside: Tensor | None) -> None:
         """Add the inputs of one batch.
@@ -122,10 +112,7 @@ class Regression:
         `maps` (N, I, H, W) are what the operator reads, `beside` (N, O, H, W) what is added to its
         output. Both are sampled at the pixels of the batch's targets.
         """
-        sample, _ = self._samples[batch]
-        self._inputs[batch] = sample.patches(maps, self.operator)
-        if beside is not None:
-            self._beside[batch] = sample.of(beside)
+        self._gathered.add_inputs(batch, maps, beside)
         if not self._keeps_rows:
             self._add_to_sums(batch)
 
@@ -135,7 +122,7 @@ class Regression:
 
     def _solve_from_sums(self) -> Fitted:
         """See `solve`; the prior is that of the first row, and narrowing takes weights from it."""
-        train, held = self._part(_TRAIN), self._part(_HELD)
+        train, held = self._part(TRAIN), self._part(HELD)
         for sums in (train, held):
             sums.add_up()
         every = train + held
@@ -167,7 +154,7 @@ class Regression:
 
     def _solve_from_rows(self) -> Fitted:
         """See `solve`; the end activation sets targets free, which changes with the weights."""
-        (gram, cross), (gram_held, cross_held) = self._moments(_TRAIN), self._moments(_HELD)
+        (gram, cross), (gram_held, cross_held) = self._moments(TRAIN), self._moments(HELD)
         channels = None
         if self.keep is not None:
             channels, left = self._narrow(self.keep, gram + gram_held, cross + cross_held)
@@ -179,13 +166,13 @@ class Regression:
             s: self._error(self._ridge(gram, prior, s).solve(cross)) for s in self.settings.ridge
         }
         strength = min(errors, key=errors.__getitem__)
-        weights = self._follow(self._ridge(gram, prior, strength), cross, _TRAIN)
+        weights = self._follow(self._ridge(gram, prior, strength), cross, TRAIN)
         error, prior_error = self._error(weights), self._error(prior)
-        rows = int(self._sum(sum(len(t) for t in self._targets.values())))
+        rows = int(self._sum(self._gathered.count()))
         if prior_error <= error:
             return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
         ridge = self._ridge(gram + gram_held, prior, strength)
-        weights = self._follow(ridge, cross + cross_held, _ALL)
+        weights = self._follow(ridge, cross + cross_held, ALL)
         return Fitted(self._with(weights), error, prior_error, strength, rows, channels)
 
     def _part(self, part: str) -> Moments:
@@ -200,11 +187,10 @@ class Regression:
     def _add_to_sums(self, batch: int) -> None:
         """Take the rows of a batch into the sums, and forget them."""
         prior = weights_of(self.operator).to(self._device)
-        for part in (_TRAIN, _HELD):
-            for x, target, beside in self._rows(part):
+        for part in (TRAIN, HELD):
+            for x, target, beside in self._gathered.rows(part):
                 self._part(part).add(x, target - beside - x @ prior, target)
-        for values in (self._targets, self._inputs, self._beside):
-            values.pop(batch, None)
+        self._gathered.forget(batch)
 
     def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
         """Reduce operator and rows to `keep` input channels; indices of them and their unknowns."""
@@ -216,8 +202,7 @@ class Regression:
         left = torch.cat([unknowns.flatten(), channels.new_tensor([gram.shape[1] - 1])])
         channels = channels.to(operator.weight.device)
         self.operator = replace(operator, weight=operator.weight[:, channels])
-        for batch, rows in self._inputs.items():
-            self._inputs[batch] = rows[..., left.to(rows.device)]
+        self._gathered.narrow(left)
         return channels, left
 
     def _with(self, weights: Tensor) -> Operator:
@@ -239,7 +224,7 @@ class Regression:
         groups, outputs = self.operator.groups, self.operator.out_channels
         gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64, device=device)
         cross = gram.new_zeros(groups, unknowns, outputs // groups)
-        for x, target, beside in self._rows(part):
+        for x, target, beside in self._gathered.rows(part):
             gram.baddbmm_(x.mT, x)
             cross.baddbmm_(x.mT, target - beside)
         processes.add_up(gram, cross)
@@ -248,7 +233,7 @@ class Regression:
     def _cross(self, weights: Tensor, part: str) -> Tensor:
         """X'T (g, D, O / g), with clamped targets moved to the point nearest to X W."""
         total = torch.zeros_like(weights)
-        for x, target, beside in self._rows(part):
+        for x, target, beside in self._gathered.rows(part):
             target = self.clamp.nearest(target, x @ weights + beside)
             total.baddbmm_(x.mT, target - beside)
         processes.add_up(total)
@@ -256,9 +241,9 @@ class Regression:
 
     def _error(self, weights: Tensor) -> float:
         """Mean squared error on held-out rows; as in `Fitted`."""
-        held = sum(samples[1] < len(self._targets[n]) for n, samples in self._samples.items())
+        part = HELD if self._sum(self._gathered.count(HELD)) else ALL
         sums = torch.zeros(4, dtype=torch.float64, device=self._device)
-        for x, target, beside in self._rows(_HELD if self._sum(held) else _ALL):
+        for x, target, beside in self._gathered.rows(part):
             target, value = self.clamp(target), self.clamp(x @ weights + beside)
             wrong = (value - target).square().sum()
             parts = wrong, target.sum(), target.square().sum(), wrong.new_tensor(target.numel())
@@ -268,33 +253,12 @@ class Regression:
         variance = square / count - (mean / count) ** 2
         return float(error / count / max(variance, 1e-12))
 
-    def _rows(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Chunks of rows in float64: inputs (g, m, D), targets and what is added (g, m, O / g)."""
-        for batch, inputs in self._inputs.items():
-            held = self._samples[batch][1]
-            start, end = {_ALL: (0, None), _TRAIN: (0, held), _HELD: (held, None)}[part]
-            x, target = inputs[:, start:end], self._targets[batch][start:end]
-            if not len(target):
-                continue
-            target = self._grouped(target)
-            beside = torch.zeros_like(target)
-            if batch in self._beside:
-                beside = self._grouped(self._beside[batch][start:end])
-            chunks = (torch.split(t, _CHUNK, 1) for t in (x, target, beside))
-            for parts in zip(*chunks, strict=True):
-                x64, target64, beside64 = (t.to(self._device).double() for t in parts)
-                yield x64, target64, beside64
-
     def _sum(self, number: float) -> float:
         """The sum of a number over all processes."""
         total = torch.tensor(number, dtype=torch.float64, device=self._device)
         processes.add_up(total)
         return total.item()
 
-    def _grouped(self, values: Tensor) -> Tensor:
-        return values.reshape(len(values), self.operator.groups, -1).transpose(0, 1)
-
     @property
     def _device(self) -> torch.device:
-        device = self.operator.weight.device
-        return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+        return self._gathered.device

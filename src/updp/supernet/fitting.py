@@ -199,7 +199,7 @@ def _gather_targets(
             call(net, batches[number])
 
     gather(0)
-    needed = len(batches) * sum(regression.gathered for regression in regressions)
+    needed = len(batches) * sum(regression.target_bytes for regression in regressions)
     is_large = needed > room  # the first batch says how much all will take, to every process
     for regression in regressions:
         if is_large:

@@ -1,0 +1,107 @@
+"""The rows of a regression: gathered batch by batch, targets first, and handed out in chunks."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from updp.algebra import Operator
+from updp.fit.rows import Sample
+
+_CHUNK = 4096  # rows that are in float64 at a time
+ALL, TRAIN, HELD = "all", "train", "held"  # rows: all, fitted to, held out
+
+
+class GatheredRows:
+    """Rows of each batch: the sampled pixels, their targets, their patches and what is added.
+
+    The last fifth of the images of each batch is held out.
+
+    Args:
+        operator: what reads the patches.
+        quota: the most rows of a batch.
+    """
+
+    def __init__(self, operator: Operator, quota: int) -> None:
+        self._operator, self._quota = operator, quota
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._samples: dict[int, Sample] = {}
+        self._trained: dict[int, int] = {}  # rows before those of held-out images
+        self._targets: dict[int, Tensor] = {}
+        self._inputs: dict[int, Tensor] = {}
+        self._beside: dict[int, Tensor] = {}
+
+    def forget(self, batch: int) -> None:
+        """Forget the rows of a batch."""
+        for values in (self._targets, self._inputs, self._beside):
+            values.pop(batch, None)
+
+    def thin(self, share: float) -> None:
+        """Reduce the rows per batch to a share; targets are to be gathered again."""
+        most = max(len(t) for t in self._targets.values())
+        self._quota = max(1, int(share * min(self._quota, most)))
+
+    def add_targets(self, batch: int, maps: Tensor) -> None:
+        """Sample pixels of a batch's maps (N, O, H, W)."""
+        images, _, *sizes = maps.shape
+        sample = Sample.draw(images, sizes, self._quota, batch)
+        trained = images - max(images // 5, min(images - 1, 1))
+        self._samples[batch] = sample
+        self._trained[batch] = int((sample.image < trained).sum())
+        self._targets[batch] = sample.of(maps)
+
+    def add_inputs(self, batch: int, maps: Tensor, beside: Tensor | None) -> None:
+        """Take the patches of `maps` (N, I, H, W), and `beside` (N, O, H, W), at these pixels."""
+        sample = self._samples[batch]
+        self._inputs[batch] = sample.patches(maps, self._operator)
+        if beside is not None:
+            self._beside[batch] = sample.of(beside)
+
+    def narrow(self, unknowns: Tensor) -> None:
+        """Reduce patches to these unknowns, given as indices."""
+        for batch, rows in self._inputs.items():
+            self._inputs[batch] = rows[..., unknowns.to(rows.device)]
+
+    @property
+    def target_bytes(self) -> int:
+        """Bytes of the targets."""
+        return sum(t.nbytes for t in self._targets.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are in float64: the operator's device, but MPS has no float64."""
+        device = self._operator.weight.device
+        return torch.device("cpu") if device.type == "mps" else device
+
+    def count(self, part: str = ALL) -> int:
+        """Number of rows of a part."""
+        sizes = (
+            (len(targets), self._span(batch, part)) for batch, targets in self._targets.items()
+        )
+        return sum(len(range(size)[span]) for size, span in sizes)
+
+    def rows(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Chunks of rows in float64: inputs (g, m, D), targets and what is added (g, m, O / g)."""
+        for batch, inputs in self._inputs.items():
+            span = self._span(batch, part)
+            x, target = inputs[:, span], self._targets[batch][span]
+            if not len(target):
+                continue
+            target = self._grouped(target)
+            beside = torch.zeros_like(target)
+            if batch in self._beside:
+                beside = self._grouped(self._beside[batch][span])
+            chunks = (torch.split(t, _CHUNK, 1) for t in (x, target, beside))
+            for parts in zip(*chunks, strict=True):
+                x64, target64, beside64 = (t.to(self.device).double() for t in parts)
+                yield x64, target64, beside64
+
+    def _span(self, batch: int, part: str) -> slice:
+        trained = self._trained[batch]
+        return {ALL: slice(None), TRAIN: slice(trained), HELD: slice(trained, None)}[part]
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        return values.reshape(len(values), self._operator.groups, -1).transpose(0, 1)
