@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+import updp
 from tests.families import Basic, conv
 from updp import UserError
 from updp.blocks import find
@@ -126,3 +128,11 @@ def test_what_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.detection", None)
     with pytest.raises(UserError, match=r"torchmetrics.*updp\[detection\]"):
         TASK.value([torch.zeros(0, 8)])
+
+
+def test_a_missing_package_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.detection", None)
+    boxes = {"boxes": torch.tensor([[1.0, 2, 13, 14]]), "labels": torch.tensor([1])}
+    data = Subset([(torch.rand(3, 32, 32), boxes) for _ in range(12)], range(12))
+    with pytest.raises(UserError, match=r"^task=detection needs torchmetrics"):
+        updp.prune(detector(RetinaNet), data, budget="blocks=1", test=data, task="detection")

@@ -156,6 +156,8 @@ def _check_task(task: Task, outputs: Any, labels: Any) -> None:
             with torch.no_grad():
                 return call_user_code(getattr(task, name), *args)
         except UserCodeError as error:
+            if isinstance(error.__cause__, UserError):  # such as a package that is missing
+                raise error.__cause__ from None
             given = ", ".join(str(tuple(x.shape)) for x in tensors_in(args))
             raise UserError(
                 f"task '{task.name}': {name} fails on tensors of {given}: {error}"
