@@ -75,7 +75,7 @@ format: $(READY)
 # torch than this machine knows: `make lock CAP=FILE` names a file of constraints.
 lock: $(READY)
 	.venv/bin/python -m pip install --quiet uv
-	$(COMPILE) --extra dev --python-version 3.11 $(if $(CAP),--constraint $(CAP)) \
+	$(COMPILE) --all-extras --python-version 3.11 $(if $(CAP),--constraint $(CAP)) \
 		--upgrade --output-file $(LOCKED)
 	$(COMPILE) --extra test --python-version 3.11 --resolution lowest-direct \
 		--upgrade --output-file $(OLDEST)
