@@ -109,6 +109,17 @@ def test_rows_are_bounded_by_memory_and_by_unknowns() -> None:
     assert bounded.bytes <= 16 * 2**20
 
 
+def test_a_row_holds_patches_of_all_groups_a_target_and_what_is_added() -> None:
+    operator = Operator(torch.randn(4, 1, 3, 3).double(), torch.zeros(4).double(), groups=4)
+    regression = Regression(operator, RELU, FitSettings(rows=10**6, rows_mb=16), batches=2)
+    for number in range(2):
+        x = torch.randn(4, 4, 107, 107).double()
+        regression.target(number, operator(x))
+        regression.input(number, x, None)
+    numbers = 4 * (9 + 1) + 4 + 4  # of four bytes each in a run
+    assert regression.solve().rows == 16 * 2**20 // (4 * numbers) // 2 * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("channels", "kernel", "size"), [(512, 3, 14), (1024, 1, 14)])
 def test_wide_operators_fit_in_4_gb(channels: int, kernel: int, size: int) -> None:
