@@ -67,6 +67,12 @@ def test_impossible_training_settings_are_refused(
     assert "\n" not in str(raised.value)
 
 
+def test_blends_have_no_labels_to_learn_from() -> None:
+    with pytest.raises(UserError, match=r"blended=true has no labels .* distill=0\.9 .* mixup"):
+        Recipe().updated("subnet.blended=true")
+    assert Recipe().updated("subnet.blended=true", "subnet.distill=1").subnet.blended
+
+
 def test_betas_are_for_optimisers_that_have_them() -> None:
     recipe = Recipe().updated("subnet.betas=[0.8, 0.99]", "subnet.optimizer=adamw")
     assert recipe.subnet.betas == (0.8, 0.99)

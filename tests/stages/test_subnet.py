@@ -235,3 +235,5 @@ def test_labels_are_smoothed_and_mixed(tiny_model: str, tmp_path: Path) -> None:
         loss(f"{name}-logits", distill=1, **changes) for name, changes in labels.items()
     )
     assert plain == smooth != mix
+    blends = [loss(f"blends-{n}", distill=1, blended=True) for n in range(2)]
+    assert blends[0] == blends[1] not in (plain, mix)

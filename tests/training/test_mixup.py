@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from updp.recipe import SupernetSettings
-from updp.training.mixup import mixed
+from updp.training.mixup import blended, mixed
 
 LABELS = torch.tensor([0, 1, 2, 3, 4])  # an odd number of them
 
@@ -50,3 +50,21 @@ def test_blending_depends_on_the_seed_alone() -> None:
     second = mixed(batch(), LABELS, 5, recipe, 11)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(mixed(batch(), LABELS, 5, recipe, 12)[1], first[1])
+
+
+def test_blends_are_of_neighbours_in_shares_of_the_batch() -> None:
+    shares = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        means = blended(batch()).mean((1, 2, 3))  # type: ignore[union-attr]
+        share = means[1].item()  # of image 1, after image 0
+        expected = [
+            share * x + (1 - share) * y
+            for x, y in zip(LABELS.tolist(), [4, 0, 1, 2, 3], strict=True)
+        ]
+        assert means.tolist() == pytest.approx(expected, abs=1e-5)
+        assert 0 <= share < 1
+        shares.add(round(share, 3))
+    assert len(shares) > 15
+    ids = LABELS[:, None]
+    assert blended(ids) is ids

@@ -208,6 +208,11 @@ class SubnetSettings(TrainingSettings):
         description="weight of the distillation loss; the label loss gets 1 - distill",
     )
     temperature: float = Field(2.0, gt=0, description="divisor of the logits in distillation")
+    blended: bool = Field(
+        False,
+        description="follow the teacher on blends of two images in place of images, by shares that "
+        "are drawn for each batch; with distill=1, for blends have no labels",
+    )
     features: float = Field(
         0.0,
         ge=0,
@@ -228,6 +233,15 @@ class SubnetSettings(TrainingSettings):
             raise ValueError(
                 f"checks={self.checks} compares weights of the pruned network, which with "
                 f"hold={self.hold:g} is there only at the end: take hold=1, or checks=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _blends_have_a_teacher(self) -> Self:
+        if self.blended and self.distill < 1:
+            raise ValueError(
+                f"blended=true has no labels for its blends, and distill={self.distill:g} learns "
+                "from some: take distill=1, or mixup, which blends labels, too"
             )
         return self
 

@@ -25,6 +25,7 @@ from updp.supernet import FitRecord, Supernet, fit_plan
 from updp.tasks import CLASSIFICATION, Task
 from updp.training.features import Tap, comparable, feature_loss, tapped
 from updp.training.loop import train
+from updp.training.mixup import blended
 from updp.training.precision import MixedPrecision
 from updp.training.reconstruct import ReconstructRecord, ReconstructRow, reconstruct
 
@@ -225,6 +226,8 @@ class ProgressiveStep:
         before = ramp(step - 1, total, self.settings) if step else 0.0
         for form in self._early if before < lam == 1 else ():
             form.set_shape("collapsed")
+        if self.settings.blended:
+            images = blended(images)
         with precision.autocast():
             loss, figures = self._loss(images, targets)
         precision.backward(loss)
@@ -252,8 +255,8 @@ class ProgressiveStep:
 
 def _held_out_divergence(context: Context, step: ProgressiveStep) -> Callable[[], float]:
     """The mean distance of the net from the baseline's outputs on the images of the search."""
-    blended = context.recipe.search.blended
-    held_out = HeldOut(context.baseline, context.feed, "divergence", blended=blended)
+    with_blends = context.recipe.search.blended
+    held_out = HeldOut(context.baseline, context.feed, "divergence", blended=with_blends)
 
     @torch.no_grad()
     def score() -> float:

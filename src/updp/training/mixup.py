@@ -1,4 +1,4 @@
-"""Mixup and CutMix: batches whose images and labels are blends of two."""
+"""Mixup and CutMix: batches whose images, and labels if there are any, are blends of two."""
 
 from typing import Any
 
@@ -35,3 +35,15 @@ def mixed(
             transform = MixUp(alpha=recipe.mixup, num_classes=classes)
         blended: tuple[Tensor, Tensor] = transform(images, labels)
     return blended
+
+
+def blended(images: Samples) -> Samples:
+    """Blend each image with the one before it in the batch: l x + (1 - l) x', with a random l.
+
+    For a student that follows a teacher, which says what a blend is: from few images as many
+    different ones as are wanted (Beyer et al., *Knowledge distillation: a good teacher is patient
+    and consistent*, 2022, section 3.1). Inputs that are not one tensor of real numbers stay.
+    """
+    if not (isinstance(images, Tensor) and images.is_floating_point()):
+        return images
+    return torch.lerp(images.roll(1, 0), images, torch.rand(()).item())
