@@ -33,8 +33,8 @@ def mixed(
             transform = CutMix(alpha=recipe.cutmix, num_classes=classes)
         else:
             transform = MixUp(alpha=recipe.mixup, num_classes=classes)
-        blended: tuple[Tensor, Tensor] = transform(images, labels)
-    return blended
+        blends: tuple[Tensor, Tensor] = transform(images, labels)
+    return blends
 
 
 def blended(images: Samples) -> Samples:
