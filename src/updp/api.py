@@ -1,16 +1,19 @@
 """The Python API: `prune`, `estimate` and `inspect`; `updp.load` is in `run.load`."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import nn
 
+from updp.arguments import checked
 from updp.blocks import OtherSize, Unusable, find, try_other_size
 from updp.blocks.modules import UserCodeError, call_user_code
-from updp.blocks.nested import as_samples, call
+from updp.blocks.nested import as_samples, call, tensors_in
 from updp.candidates import Offer, make_offers
 from updp.data import NO_SIZE, model_input_size
 from updp.data.example import make_example
@@ -23,9 +26,9 @@ from updp.io.torch_state import usual_torch
 from updp.measure import compare_modules, count_macs
 from updp.models import check_finite, load_model, own_copy, weights_of
 from updp.plan import Plan
-from updp.recipe import NAMES as RECIPES
 from updp.recipe import Recipe
 from updp.recipe.budget import Budget
+from updp.recipe.recipe import settled
 from updp.run.estimates import Estimate, estimate_run
 from updp.run.inputs import Data, Test, as_device, open_inputs
 from updp.run.pipeline import open_run_directory
@@ -82,6 +85,7 @@ class Inspection:
         return {"sites": sites, "unusable": unusable, "baseline": baseline, **size}
 
 
+@checked("model", "data", "test")
 @usual_torch()
 @kept_memory()
 def prune(
@@ -151,7 +155,7 @@ def prune(
     inputs = open_inputs(
         model,
         data,
-        _settle(recipe, budget),
+        settled(recipe, budget),
         test=test,
         weights=weights,
         device=device,
@@ -170,6 +174,7 @@ def prune(
     return Pruned(*run.results(), run.directory.path)
 
 
+@checked("model", "data", "test")
 @usual_torch()
 @kept_memory()
 def estimate(
@@ -208,7 +213,7 @@ def estimate(
     inputs = open_inputs(
         model,
         data,
-        _settle(recipe, budget),
+        settled(recipe, budget),
         test=test,
         weights=weights,
         device=device,
@@ -221,12 +226,13 @@ def estimate(
     return estimate_run(inputs, None if out is None else Path(out), progress)
 
 
+@checked("model")
 @usual_torch()
 @random_state()  # building a candidate draws its initial weights
 def inspect(
     model: nn.Module | str,
-    input_shape: tuple[int, ...] | None = None,
-    recipe: Recipe | None = None,
+    input_shape: Sequence[PositiveInt] | None = None,
+    recipe: Recipe | str | None = None,
     *,
     example: Any = None,
     device: str | None = None,
@@ -245,20 +251,23 @@ def inspect(
         input_shape: (C, H, W), by default the model's own.
         example: a batch in place of random images: a tensor, or a tuple or dictionary of tensors
             that the model is called with.
-        recipe: which sites and candidates, and how to time them.
+        recipe: which sites and candidates, and how to time them: as for `prune`.
         device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
         progress: where to report to.
 
     Raises:
         UserError: the model cannot be loaded, or does not take such images.
     """
-    settings, report = recipe or Recipe(), progress or Silent()
+    settings, report = settled(recipe), progress or Silent()
     target = as_device(device)
     module = load_model(model) if isinstance(model, str) else own_copy(model)
     check_finite(weights_of(module), "the model")
     module = module.to(target).eval()
     stored = None if example is None else as_samples(example)
-    shape = input_shape or settings.data.input_size or model_input_size(module) or ()
+    if stored is not None and not tensors_in(stored):
+        raise UserError(f"the example holds no tensor, but is of the type {type(example).__name__}")
+    wanted_shape = input_shape or settings.data.input_size or model_input_size(module) or ()
+    shape = tuple(wanted_shape)
     if stored is None and not shape:
         raise UserError(NO_SIZE)
     x = make_example(stored, shape, 2).to(target)
@@ -281,19 +290,6 @@ def inspect(
         (*findings.unusable, *refused),
         times["baseline"].ms.median,
         count_macs(module, x[:1]),
-        tuple(shape),
+        shape,
         try_other_size(module, findings, make_example(stored, shape, 1).to(target)),
     )
-
-
-def _settle(recipe: Recipe | Budget | str | None, budget: Budget | str | None) -> Recipe:
-    """A recipe, from what stands for one, with the budget beside it."""
-    if isinstance(recipe, str):
-        is_recipe = recipe in RECIPES or recipe.endswith((".yaml", ".yml"))
-        recipe = Recipe.load(Path(recipe)) if is_recipe else Budget.parse(recipe)
-    if isinstance(recipe, Budget):
-        recipe = Recipe(budget=recipe)
-    if budget is None:
-        return recipe or Recipe()
-    limits = Budget.parse(budget) if isinstance(budget, str) else budget
-    return (recipe or Recipe()).model_copy(update={"budget": limits})

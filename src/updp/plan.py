@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from updp.arguments import checked
 from updp.errors import UserError, reason
 from updp.io.records import Record
 
@@ -39,6 +40,7 @@ class Plan(Record, frozen=True, extra="forbid"):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
     @classmethod
+    @checked()
     def from_json(cls, text: str, source: str = "plan") -> Plan:
         """Read a plan. Raises UserError naming `source`."""
         try:
@@ -48,6 +50,7 @@ class Plan(Record, frozen=True, extra="forbid"):
         return cls.checked(data, f"'{source}'")
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> Plan:
         """Read a plan from a file. Raises UserError naming it."""
         return cls.read_file(Path(path))

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from updp.arguments import checked
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -42,6 +44,7 @@ _operators: dict[type[nn.Module], Callable[[Any], Linear]] = {}
 _forwards: dict[type[nn.Module], Callable[..., Any]] = {}
 
 
+@checked()
 def teach_operator(kind: type[nn.Module], read: Callable[[Any], Linear]) -> None:
     """Register modules of class `kind` as linear operators.
 
@@ -59,6 +62,7 @@ def teach_operator(kind: type[nn.Module], read: Callable[[Any], Linear]) -> None
     _operators[kind] = read
 
 
+@checked()
 def teach_forward(kind: type[nn.Module], forward: Callable[..., Any]) -> None:
     """Register a traceable forward for modules of class `kind`.
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import fx, nn
 
+from updp.arguments import checked
 from updp.blocks import Findings, Site
 from updp.candidates.base import Candidate, Form
 from updp.candidates.drop import Drop
@@ -27,6 +28,7 @@ _KINDS = (Fuse, FoldNorm, Inherit, Narrow, OneLinear, Drop)
 KINDS: dict[str, type[Candidate]] = {c.kind: c for c in _KINDS}
 
 
+@checked()
 def register_candidate(kind: K) -> K:
     """Class decorator: offer candidates of this kind too.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from updp.arguments import checked
 from updp.deploy.export import export
 from updp.deploy.report import report
 from updp.errors import UserError
@@ -52,6 +53,7 @@ model = updp.load("{folder}"{model})
 """
 
 
+@checked("data", "test")
 def write_hub_folder(
     run: str | Path,
     out: str | Path | None = None,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from updp.arguments import checked
 from updp.errors import UserError
 from updp.recipe.text import quoted, read_yaml
 
@@ -81,6 +82,7 @@ class Budget(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self
 
     @classmethod
+    @checked()
     def parse(cls, text: str) -> Budget:
         """Parse `blocks=9`, `macs=60%` or `latency=1.5x,memory=300MB`. Raises UserError."""
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from updp.arguments import checked
 from updp.errors import DamagedError, MachineError, UserError, explain, is_machines
 from updp.recipe.budget import Budget
 from updp.recipe.data import DataSettings
@@ -68,15 +69,16 @@ class Recipe(Part):
         return self
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
+    @checked()
+    def load(cls, path: str | Path) -> Recipe:
         """Read a YAML file, or one of `NAMES`. Raises UserError that names file and field."""
-        own = _OWN / f"{path}.yaml"
+        place, own = Path(path), _OWN / f"{path}.yaml"
         try:
-            data = read_yaml(read_text(own if str(path) in NAMES else path))
+            data = read_yaml(read_text(own if str(path) in NAMES else place))
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and is_machines(error):
                 raise explain(error) from error
-            is_name = isinstance(error, FileNotFoundError) and path.suffix == ""
+            is_name = isinstance(error, FileNotFoundError) and place.suffix == ""
             known = f" (there are {', '.join(NAMES)})" if is_name else ""
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"recipe '{path}' cannot be read: {line}{known}") from error
@@ -106,6 +108,7 @@ class Recipe(Part):
                 f"{source}: {field}: {first['msg']}, not {quoted(first['input'])}"
             ) from error
 
+    @checked()
     def updated(self, *settings: str) -> Recipe:
         """Copy with settings such as `subnet.epochs=20` changed; values are YAML.
 
@@ -186,3 +189,19 @@ class Recipe(Part):
     def to_yaml(self) -> str:
         """YAML text that `load` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def settled(recipe: Recipe | Budget | str | None, budget: Budget | str | None = None) -> Recipe:
+    """A recipe, from what stands for one, with the budget beside it.
+
+    A text is the name of one of `NAMES`, a YAML file, or a budget. Raises UserError.
+    """
+    if isinstance(recipe, str):
+        is_recipe = recipe in NAMES or recipe.endswith((".yaml", ".yml"))
+        recipe = Recipe.load(recipe) if is_recipe else Budget.parse(recipe)
+    if isinstance(recipe, Budget):
+        recipe = Recipe(budget=recipe)
+    if budget is None:
+        return recipe or Recipe()
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    return (recipe or Recipe()).model_copy(update={"budget": limits})

@@ -248,8 +248,8 @@ def _open_source(
         raise UserError(f"test is the path '{test}' and data none: give two paths, or two loaders")
     if isinstance(train, tuple | list) or not hasattr(train, "__len__"):
         raise UserError(
-            f"data is a {type(train).__name__}: give a name, a folder, a loader or data set, or a "
-            "pair of these (training, test)"
+            f"data is of the type {type(train).__name__}: give a name, a folder, a loader or data "
+            "set, or a pair of these (training, test)"
         )
     return from_loaders(train, test, skip_corrupt=settings.skip_corrupt, task=task)
 

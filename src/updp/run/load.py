@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from updp import zoo
+from updp.arguments import checked
 from updp.blocks import find
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import like_of
@@ -23,6 +24,7 @@ from updp.supernet import Supernet
 from updp.tasks import CLASSIFICATION
 
 
+@checked()
 @usual_torch()
 def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Load the merged model of a finished run, in evaluation mode.

@@ -4,6 +4,7 @@
 losses and its metric by it, and know nothing else of what the model is for.
 """
 
+from updp.arguments import checked
 from updp.errors import UserError
 from updp.tasks.base import Task
 from updp.tasks.classification import Classification, MultiLabel
@@ -28,6 +29,7 @@ TASKS = {task.name: task for task in _BUILT_IN}
 __all__ = ["CLASSIFICATION", "TASKS", "Classification", "Metric", "Task", "find_task"]
 
 
+@checked()
 def find_task(task: Task | str) -> Task:
     """A built-in task by its name; a task is returned as it is. Raises UserError.
 

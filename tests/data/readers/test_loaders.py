@@ -72,6 +72,13 @@ def test_iterable_data_sets_are_refused() -> None:
         from_loaders(DataLoader(Stream()), TEST)
 
 
+@pytest.mark.parametrize("given", [3, {"train": TEST}, None])
+def test_what_is_no_data_set_is_named_by_its_type(given: Any) -> None:
+    kind = type(given).__name__
+    with pytest.raises(UserError, match=f"the training images are of the type {kind}: give a loa"):
+        from_loaders(given, TEST)
+
+
 @pytest.mark.parametrize(
     ("items", "says"),
     [

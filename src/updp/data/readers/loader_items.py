@@ -2,6 +2,7 @@
 
 import copy
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -25,6 +26,13 @@ class LoaderItems(Images):
 
     def __init__(self, given: Loader, split: str, *, skip_corrupt: bool = False) -> None:
         self.dataset: Any = given.dataset if isinstance(given, DataLoader) else given
+        if isinstance(self.dataset, Mapping) or not _has_any(
+            self.dataset, "__iter__", "__getitem__"
+        ):
+            raise UserError(
+                f"the {split} images are of the type {type(self.dataset).__name__}: give a loader "
+                "or a data set (__len__, and __getitem__ by number)"
+            )
         if isinstance(self.dataset, IterableDataset) or not (
             hasattr(self.dataset, "__getitem__") and hasattr(self.dataset, "__len__")
         ):
@@ -78,3 +86,7 @@ class LoaderItems(Images):
                 f"{self.where(index)} cannot be read ({error}): mend the data set, or leave such "
                 "items out with data.skip_corrupt=true"
             ) from error
+
+
+def _has_any(value: Any, *names: str) -> bool:
+    return any(hasattr(value, name) for name in names)

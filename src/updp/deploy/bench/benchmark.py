@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from updp.arguments import checked
 from updp.deploy.bench.bench_record import Bench, Row, check_place, keep
 from updp.deploy.bench.energy import find_counter
 from updp.deploy.bench.grid import Grid
@@ -20,6 +21,7 @@ from updp.run.integrity import explained
 LEAST_ROUNDS = 3
 
 
+@checked()
 @explained()
 @usual_torch()
 def bench(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from updp.arguments import checked
 from updp.blocks.nested import Samples
 from updp.deploy.export.base import Format
 from updp.deploy.export.describe import describe
@@ -29,6 +30,7 @@ from updp.tasks import Classification, Task
 _log = logging.getLogger(__name__)
 
 
+@checked("data", "test")
 @explained()
 @usual_torch()
 def export(

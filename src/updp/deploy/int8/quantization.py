@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from updp.arguments import checked
 from updp.blocks.nested import join
 from updp.data.feed import Feed
 from updp.deploy.export.onnx import Onnx
@@ -28,6 +29,7 @@ from updp.tasks import Task
 _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 
 
+@checked("data", "test")
 @explained()
 @usual_torch()
 def quantize(

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from updp.arguments import checked
 from updp.deploy.report import markdown, several, single
 from updp.deploy.report.parts import list_marks
 from updp.deploy.report.run_files import load_runs
@@ -23,6 +24,7 @@ _SUFFIXES: dict[str, Format] = {
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
+@checked()
 @explained()
 def report(*runs: str | Path, out: str | Path | None = None, format: Format | None = None) -> Path:
     """Write the report of a finished run, or a comparison of several; returns the file's path.
