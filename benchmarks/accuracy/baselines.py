@@ -114,7 +114,16 @@ def _trained_here(
 def _on_imagenet(name: str, model: str, weights: str) -> Network:
     """A pretrained network, pruned from a thousand images by `--recipe repair`."""
     settings = Recipe.load(Path("repair")).subnet
-    wanted = ("epochs", "optimizer", "weight_decay", "distill", "temperature", "features", "checks")
+    wanted = (
+        "epochs",
+        "optimizer",
+        "weight_decay",
+        "distill",
+        "temperature",
+        "blended",
+        "features",
+        "checks",
+    )
     return Network(
         name,
         model,
