@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 import updp
 from tests import tiny
 from tests.faults.net import Net, Tied
+from tests.sampling import slow
 from updp import UserError
 from updp.models import load_model, own_copy
 from updp.run.inputs import open_inputs
@@ -142,7 +143,7 @@ def test_masks_with_infinities_are_no_fault() -> None:
 @pytest.mark.parametrize(
     "context",
     [
-        torch.no_grad,
+        slow(torch.no_grad),
         torch.inference_mode,
         lambda: torch.autocast("cpu", dtype=torch.bfloat16),
         lambda: torch.device("meta"),

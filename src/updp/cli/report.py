@@ -35,4 +35,4 @@ def report(
     """Write a report of one run, or a comparison of several, as one file that works offline."""
     from updp.deploy.report import report as write
 
-    print(f"report: {write(*runs, out=out, format=format)}")  # type: ignore[arg-type]
+    print(f"report: {write(*runs, out=out, format=format)}")

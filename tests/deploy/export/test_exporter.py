@@ -177,7 +177,7 @@ def test_a_format_that_fails_stops_no_other(run: Path, monkeypatch: pytest.Monke
         updp.export(run, "onnx,pt2", test_images=9)
 
 
-@pytest.mark.parametrize("at", ["model.safetensors", "exports.json"])
+@pytest.mark.parametrize("at", [slow("model.safetensors"), "exports.json"])
 def test_a_kill_leaves_no_record_of_other_files(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:

@@ -110,7 +110,7 @@ def test_what_the_user_wrote_is_escaped_in_markdown(runs: list[Path]) -> None:
 def test_a_wrong_target_is_refused(run: Path, out: str | None, format: str, says: str) -> None:
     plan = (run / "plan.json").read_bytes()
     with pytest.raises(UserError, match=re.escape(says)):
-        report(run, out=None if out is None else run / out, format=format)  # type: ignore[arg-type]
+        report(run, out=None if out is None else run / out, format=format)
     assert (run / "plan.json").read_bytes() == plan
     assert not list(run.glob("report.*"))
 

@@ -26,7 +26,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @checked()
 @explained()
-def report(*runs: str | Path, out: str | Path | None = None, format: Format | None = None) -> Path:
+def report(*runs: str | Path, out: str | Path | None = None, format: str | None = None) -> Path:
     """Write the report of a finished run, or a comparison of several; returns the file's path.
 
     Only files of the run directories are read: no model, no data.
@@ -35,7 +35,7 @@ def report(*runs: str | Path, out: str | Path | None = None, format: Format | No
         runs: Run directories of finished runs.
         out: File or folder; by default `report.html` (or `.md`) in the run directory, or for
             several runs in the current folder.
-        format: `html` or `markdown`; by default what the name of `out` says.
+        format: `html`, or `markdown` (`md`); by default what the name of `out` says.
 
     Raises:
         UserError: A run has not ended, one of its files is wrong, `out` is of neither format, or
