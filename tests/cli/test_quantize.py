@@ -114,7 +114,7 @@ def test_both_models_are_calibrated_on_the_same_images(
 @pytest.mark.parametrize(
     ("lost", "equalised"),
     [
-        ({"baseline": (0.1, 0.2), "merged": (0.5, 0.3)}, True),
+        slow({"baseline": (0.1, 0.2), "merged": (0.5, 0.3)}, True),
         ({"baseline": (0.1, 0.4), "merged": (0.5, 0.3)}, False),
         slow({"baseline": (0.1, 0.1), "merged": (0.3, 0.3)}, False),
     ],
@@ -160,7 +160,7 @@ class Steps(Silent):
         self.seen.append(note)
 
 
-@pytest.mark.parametrize("where", ["fold", "quantize_model"])
+@pytest.mark.parametrize("where", ["fold", slow("quantize_model")])
 def test_what_fails_in_the_runtime_is_one_line(
     finished: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

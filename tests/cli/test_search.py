@@ -8,6 +8,7 @@ import pytest
 
 import updp
 from tests import tiny
+from tests.sampling import slow
 from updp.io.files import read_json
 from updp.stages.context import STAGES
 
@@ -72,7 +73,7 @@ def test_a_genetic_search_without_optuna_ends_before_anything_is_trained(
 
 
 @pytest.mark.parametrize(
-    "budget", [("macs=0.8",), ("latency=1.5x,parameters=90%",), ("blocks=2", "memory=99%")]
+    "budget", [slow(("macs=0.8",)), ("latency=1.5x,parameters=90%",), ("blocks=2", "memory=99%")]
 )
 def test_several_budgets_hold_together(budget: tuple[str, ...], run: Path) -> None:
     options = [part for text in budget for part in ("--budget", text)]

@@ -14,6 +14,7 @@ from PIL import Image
 import updp
 from tests import tiny
 from tests.faults.conftest import Said
+from tests.sampling import slow
 from updp.errors import explain, printable
 from updp.io import files
 from updp.io.files import read_tensors
@@ -172,7 +173,7 @@ def test_a_path_is_no_markup(name: str, run: Path, tmp_path: Path) -> None:
 # -- signals ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), slow(signal.SIGINT, 130)])
 def test_a_signal_in_training_saves_the_step_and_says_how_to_go_on(
     number: int,
     code: int,

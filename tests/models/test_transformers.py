@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.families import error
+from tests.sampling import every_other
 from updp.blocks import find
 from updp.candidates import proposals
 from updp.data import preprocess_for, resize_for
@@ -70,7 +71,7 @@ def folder(path: Path, name: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", every_other(MODELS))
 def test_transformers_models_are_found_pruned_and_merged(name: str, tmp_path: Path) -> None:
     _, expected, attention = MODELS[name]
     torch.manual_seed(0)  # of some random weights float32 loses more than the 1e-5 below

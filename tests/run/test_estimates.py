@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.sampling import slow
 from updp import UserError
 from updp.plan import Plan
 from updp.recipe import Recipe
@@ -134,7 +135,7 @@ def test_a_step_of_the_ramp_may_be_longer_than_one_behind_it(
     "changes",
     [
         {"supernet": {"start": "inherit", "epochs": 0.1}, "subnet": {"start": "supernet"}},
-        {"subnet": {"start": "baseline", "merge": "ramp", "hold": 0.5, "epochs": 0.3}},
+        slow({"subnet": {"start": "baseline", "merge": "ramp", "hold": 0.5, "epochs": 0.3}}),
         {"search": {"searcher": "random", "evaluations": 3, "refined": 2}, "supernet": {}},
     ],
 )

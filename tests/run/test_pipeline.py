@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.sampling import every_other
 from updp import MergeError, UserError
 from updp.io.files import read_json, read_tensors, write_json
 from updp.models import load_model
@@ -313,7 +314,7 @@ def test_a_given_plan_that_does_not_fit_is_refused(finished: Path, tmp_path: Pat
 FITTED = ("supernet.epochs=0",)  # the default
 
 
-@pytest.mark.parametrize("searcher", SEARCHERS)
+@pytest.mark.parametrize("searcher", every_other(SEARCHERS))
 def test_every_search_ends_with_plans_as_fitted_and_repaired(
     searcher: str, tiny_model: str, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.sampling import every_other
 from tests.search.spaces import plans, task
 from updp.io import processes
 from updp.io.progress import Silent
@@ -88,7 +89,7 @@ def scores(known: Mapping[Genome, Evaluated]) -> list[tuple[Genome, Score]]:
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("budget", every_other(BUDGETS))
 def test_searchers_keep_the_contract(searcher: str, budget: str, tmp_path: Path) -> None:
     asked, judge = make_task(searcher, budget), Judge()
     known = run(asked, judge, tmp_path)

@@ -17,6 +17,7 @@ from torchvision.ops import stochastic_depth
 
 from tests.families import Attention, C, Mlp, Net, conv, error, images, randomise
 from tests.road import prune_half, supernet
+from tests.sampling import every_other
 from updp.blocks import find
 from updp.blocks.copying import copy_module
 
@@ -293,7 +294,7 @@ def net_of(kind: str) -> Net:
     return randomise(Net([make(), make()], form)).eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", every_other(KINDS))
 def test_each_kind_goes_the_whole_road(kind: str) -> None:
     model, x = net_of(kind), images(3)
     sites = find(model, x).sites

@@ -13,6 +13,7 @@ from torch.export import Dim
 
 from tests.deploy.export.nets import CASES, Case, make
 from tests.extras import needs
+from tests.sampling import slow
 from updp import UserError
 from updp.deploy.export import FORMATS, Format
 from updp.deploy.export import base as bases
@@ -53,7 +54,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Written(CASES[case], model, one, path, program, one.load(path))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 16])
+@pytest.mark.parametrize("batch", [1, slow(2), 3, slow(16)])
 def test_a_file_takes_batches_of_any_size(written: Written, batch: int) -> None:
     images = written.images(batch)
     assert written.network(images).shape == written.model(images).shape
