@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from pydantic import PositiveInt
@@ -104,6 +105,7 @@ def test_what_fits_is_handed_on_as_it_is() -> None:
     assert given[1] is shape
     assert given[8] is recipe
     assert sample("m", torch.Size([3, 8, 8]), share=1, free="anything")[1] == (3, 8, 8)
+    assert sample("m", tuple(np.array([3, 8, 8])))[1] == (3, 8, 8)
 
 
 def test_a_missing_or_unknown_argument_is_pythons_own_error() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, get_type_hints
@@ -68,8 +69,8 @@ def _values(given: Mapping[str, Any], parameter: inspect.Parameter) -> Sequence[
 
 
 def _fits(adapter: TypeAdapter[Any], value: Any) -> bool:
-    """Whether a value is of the kind; lists and kinds of tuples are as good as tuples."""
-    for form in (value, tuple(value)) if isinstance(value, list | tuple) else (value,):
+    """Whether a value is of the kind; lists are as good as tuples, NumPy's integers as Python's."""
+    for form in (value, _plain(value)):
         try:
             found = adapter.validate_python(form)
         except ValidationError:
@@ -77,6 +78,13 @@ def _fits(adapter: TypeAdapter[Any], value: Any) -> bool:
         if found is form or not isinstance(found, BaseModel):  # else made of a dictionary
             return True
     return False
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    is_other = isinstance(value, numbers.Integral) and not isinstance(value, int)
+    return int(value) if is_other else value
 
 
 def _shown(value: Any) -> str:
