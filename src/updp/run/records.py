@@ -5,7 +5,7 @@
 | `run.json` | `RunRecord` |
 | `STAGE/key.json`, `STAGE/done.json` | the stage's key, `Done` |
 | `sites/sites.json` | `search.Survey` |
-| `search/front.json` | `search.SearchResult` |
+| `search/timed.json`, `search/front.json` | `stages.search.TimedPlans`, `search.SearchResult` |
 | `search/plan.json`, `plan.json` | `Plan` |
 | `subnet/fit.json` | `supernet.FitRecord` |
 | `merge/checks.json` | `stages.verify.Checks` |

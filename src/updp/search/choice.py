@@ -25,6 +25,12 @@ def finalists(known: Scores, refined: Scores, task: SearchTask) -> list[Genome]:
     return [e.genome for e in best[: task.settings.timed]]
 
 
+def keeping(task: SearchTask, measured: Mapping[Genome, Latency]) -> list[Genome]:
+    """The plans whose median latency, as measured, is within the limit."""
+    limit = task.limits.amounts.get("latency", math.inf)
+    return [g for g, latency in measured.items() if _timing(latency, task.space).median <= limit]
+
+
 def choose_plan(
     known: Scores,
     refined: Scores,
@@ -32,22 +38,21 @@ def choose_plan(
     budget: Budget,
     measured: Mapping[Genome, Latency],
 ) -> SearchResult:
-    """Choose the best finalist that keeps to the budget as measured end to end.
+    """Choose the best of the measured plans that keep to the budget; of none, the fastest.
 
-    A latency whose lower quartile is within the limit keeps to it. Where none does, the fastest
-    plan is chosen.
+    The best of the finalists, where no plan was measured.
 
     Args:
         known: scores before fit and repair.
         refined: scores after fit and repair, of some plans or none.
         task: what was searched for.
         budget: as the user wrote it, for the record.
-        measured: latencies of the finalists, compared with the baseline.
+        measured: latencies of plans, compared with the baseline.
 
     Raises:
         UserError: no pruned plan has a finite score.
     """
-    candidates, space = finalists(known, refined, task), task.space
+    space = task.space
     pruned = [e for e in (*known.values(), *refined.values()) if e.genome != space.keep]
     if pruned and not any(math.isfinite(e.score.score) for e in pruned):
         raise UserError(
@@ -55,10 +60,12 @@ def choose_plan(
             "outputs on held-out images are infinite or NaN; are its weights and the images sound?"
         )
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
-    limit = task.limits.amounts.get("latency", math.inf)
-    nearest = min(candidates, key=lambda g: times[g].median if g in times else 0.0)
-    keeping = (g for g in candidates if g not in times or times[g].low <= limit)
-    chosen = next(keeping, nearest)
+    if times:
+        ranked = [*_ranked(refined, task), *_ranked(known, task)]
+        keeps = keeping(task, measured) or [min(times, key=lambda g: times[g].median)]
+        chosen = next(genome for genome in ranked if genome in keeps)
+    else:
+        chosen = finalists(known, refined, task)[0]
     genomes = list(known)
     if space.keep in known:
         baseline = _scored_plan(space, known[space.keep])
@@ -103,10 +110,15 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
     return result.model_copy(update={"chosen": chosen})
 
 
+def _ranked(scores: Scores, task: SearchTask) -> list[Genome]:
+    """All completely scored plans, the best first."""
+    return [e.genome for e in within(scores.values(), task, Limits())]
+
+
 def _meets(point: ScoredPlan, limits: Limits) -> bool:
     cost = Cost(**{name: getattr(point, name) for name in Cost.__dataclass_fields__})
     measured = point.measured
-    return limits.met(cost if measured is None else replace(cost, latency=measured.low))
+    return limits.met(cost if measured is None else replace(cost, latency=measured.median))
 
 
 def _timing(latency: Latency, space: Space) -> Timing:

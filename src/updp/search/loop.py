@@ -24,6 +24,9 @@ Judge = Callable[[Mapping[str, str], Hopeless], Score]
 Show = Callable[[Evaluated, Evaluated | None], None]
 
 
+_HEADINGS = "search: each candidate alone", "search"
+
+
 def _hide(plan: Evaluated, best: Evaluated | None) -> None: ...
 
 
@@ -42,9 +45,16 @@ def search(
     Returns:
         All scored plans, in the order of the search.
     """
+    searcher, evaluations = SEARCHERS[task.settings.searcher](task), task.settings.evaluations
+    return _run(searcher, evaluations, _HEADINGS, judge, file, progress, show)
+
+
+def alone(
+    task: SearchTask, judge: Judge, file: ScoreFile, progress: Progress
+) -> dict[Genome, Evaluated]:
+    """Score what `search` scores before its first proposal: each candidate alone, or nothing."""
     searcher = SEARCHERS[task.settings.searcher](task)
-    headings = "search: each candidate alone", "search"
-    return _run(searcher, task.settings.evaluations, headings, judge, file, progress, show)
+    return _run(searcher, 0, _HEADINGS, judge, file, progress)
 
 
 def refine(
@@ -90,7 +100,7 @@ def _run(
     judge: Judge,
     file: ScoreFile,
     progress: Progress,
-    show: Show,
+    show: Show = _hide,
 ) -> dict[Genome, Evaluated]:
     """Score the searcher's preliminaries, and then `evaluations` plans that it proposes."""
     task, past = searcher.task, {*file.scored}
@@ -104,6 +114,8 @@ def _run(
                 "search: no site can be pruned without infinite or NaN logits: are some of the "
                 "model's weights extremely large?"
             )
+    if not evaluations:
+        return known
     before, wanted = len(known), min(evaluations, task.space.size - len(known))
     progress.begin(headings[1], wanted, min(wanted, len(past - {*first})))
     while len(known) < before + wanted:

@@ -127,6 +127,21 @@ class Space:
             sum(o.blocks for o in options),
         )
 
+    def scaled(self, factor: float) -> Space:
+        """The space in which every candidate saves `factor` times the latency."""
+        return replace(
+            self,
+            sites=tuple(
+                replace(
+                    site,
+                    options=tuple(
+                        replace(o, ms=factor * o.ms, noise=factor * o.noise) for o in site.options
+                    ),
+                )
+                for site in self.sites
+            ),
+        )
+
     def choices(self, genome: Genome) -> dict[str, str]:
         """Labels of the pruned sites' candidates by site."""
         return {

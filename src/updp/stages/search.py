@@ -1,6 +1,6 @@
 """Stage 2: score plans, score the best again after fit and repair, time those, choose one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +9,9 @@ from updp import search
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.files import write_json, write_text
+from updp.io.records import Record
 from updp.io.tracking import Board, Curves
+from updp.measure import Latency
 from updp.search import (
     Evaluated,
     FittedScorer,
@@ -20,11 +22,13 @@ from updp.search import (
     SearchTask,
 )
 from updp.search.front_plot import plot_front
+from updp.search.space import Genome
 from updp.stages.context import Context, StageKey
 from updp.supernet.timing import time_plans
 
 # What was scored, as it is and after fit and repair.
 SCORES, FITTED = "scores.jsonl", "fitted.jsonl"
+_TIMINGS = 3  # of the best plans, while none of them keeps to the budget
 
 
 class SearchKey(StageKey):
@@ -34,6 +38,14 @@ class SearchKey(StageKey):
     search: dict[str, Any] | None = None
     refines: bool = False  # whether plans are scored as stage 3 fits them
     budget: str = ""
+
+
+class TimedPlans(Record):
+    """Typical plans, timed end to end before others are searched for: see `search.corrected`."""
+
+    FILE: ClassVar[str] = "search/timed.json"
+    genomes: tuple[Genome, ...]
+    latencies: tuple[Latency, ...]
 
 
 def make_key(context: Context) -> SearchKey:
@@ -57,10 +69,9 @@ def run(context: Context) -> None:
         write_text(context.folder("search") / "plan.json", context.plan.to_json())
         return
     context.load_weights(context.net, "supernet")
-    task = make_task(context)
-    scores = score_plans(context, task, context.board)
+    task, known, refined = score_plans(context, make_task(context), context.board)
     if processes.is_first():
-        result = choose(context, task, *scores)
+        result = choose(context, task, known, refined)
         write_result(context, result, str(context.recipe.budget), context.folder("search"))
 
 
@@ -76,20 +87,26 @@ def make_task(context: Context) -> SearchTask:
     )
 
 
-def score_plans(context: Context, task: SearchTask, board: Board) -> tuple[Scores, Scores]:
+def score_plans(
+    context: Context, task: SearchTask, board: Board
+) -> tuple[SearchTask, Scores, Scores]:
     """Score plans until there are enough.
 
     Returns:
-        Scores of plans as the supernet has them, and scores after fit and repair; the latter are
-        empty where stage 3 does not start from a fit.
+        The task, in whose space candidates save what they were seen to save together; scores of
+        plans as the supernet has them; and scores after fit and repair, empty where stage 3 does
+        not start from a fit.
     """
     parts = context.net, context.baseline, context.feed, context.recipe
     progress, scorer = context.progress, Scorer(*parts)
     file = ScoreFile(context.folder("search") / SCORES)
+    if "latency" in task.limits.amounts:
+        alone = search.alone(task, scorer, file, progress)
+        task = search.corrected(task, _timed(context, task, search.typical(task, alone)))
     with _shown(board.curves("search"), task) as show:
         known = search.search(task, scorer, file, progress, show)
     if not context.recipe.refines:
-        return known, {}
+        return task, known, {}
     # Refinement starts from each candidate alone, which not every searcher has scored.
     singles = [task.space.keep, *task.space.singles()]
     known |= search.complete(singles, task, scorer, file, progress)
@@ -97,22 +114,25 @@ def score_plans(context: Context, task: SearchTask, board: Board) -> tuple[Score
     fitted = ScoreFile(context.folder("search") / FITTED)
     with _shown(board.curves("refined"), task) as show:
         refined = search.refine(task, known, fitted_scorer, fitted, progress, show)
-    return known | search.complete(refined, task, scorer, file, progress), refined
+    return task, known | search.complete(refined, task, scorer, file, progress), refined
 
 
 def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -> SearchResult:
-    """Time the best of the scored plans end to end, and choose one."""
-    recipe = context.recipe
-    plans, measure = search.finalists(known, refined, task), recipe.measure
-    context.progress.begin("search: timing the best plans", measure.rounds)
-    x = context.example(measure.batch_size)
-    choices = [task.space.choices(plan) for plan in plans]
-    times = time_plans(
-        context.baseline, context.net.eval(), choices, x, measure, context.progress.advance
-    )
-    assert recipe.budget is not None
-    measured = dict(zip(plans, times, strict=True))
-    result = search.choose_plan(known, refined, task, recipe.budget, measured)
+    """Time the best of the scored plans end to end, and choose one.
+
+    Where all of them are slower than wanted, their times tell how far to go on, and the best of
+    those that should keep to the budget then are timed as well.
+    """
+    budget = context.recipe.budget
+    assert budget is not None
+    timed: dict[Genome, Latency] = {}
+    for _ in range(_TIMINGS):
+        plans = [g for g in search.finalists(known, refined, task) if g not in timed]
+        timed |= _time(context, task, plans, "search: timing the best plans")
+        if "latency" not in task.limits.amounts or search.keeping(task, timed):
+            break
+        task = search.corrected(task, timed)
+    result = search.choose_plan(known, refined, task, budget, timed)
     chosen = result.plan
     found = f"{task.metric.name} {task.metric.text(chosen.last_metric or 0.0)}"
     context.progress.say(
@@ -120,6 +140,35 @@ def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -
         f"one has {found} on held-out images and prunes {', '.join(chosen.choices)}"
     )
     return result
+
+
+def _timed(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[Genome, Latency]:
+    """The latencies of typical plans, which a search that goes on has timed already."""
+    found: TimedPlans | None = None
+    if processes.is_first():
+        found = TimedPlans.read_if_there(context.root)
+        if found is None:
+            times = _time(context, task, plans, "search: timing typical plans")
+            found = TimedPlans(genomes=tuple(times), latencies=tuple(times.values()))
+            found.write(context.root)
+    record = processes.agree(found and found.model_dump(mode="json"))
+    agreed = TimedPlans.checked(record, TimedPlans.FILE)
+    return dict(zip(agreed.genomes, agreed.latencies, strict=True))
+
+
+def _time(
+    context: Context, task: SearchTask, plans: Sequence[Genome], heading: str
+) -> dict[Genome, Latency]:
+    """Measure the latencies of plans end to end."""
+    if not plans:
+        return {}
+    measure = context.recipe.measure
+    context.progress.begin(heading, measure.rounds)
+    x = context.example(measure.batch_size)
+    choices = [task.space.choices(plan) for plan in plans]
+    net, advance = context.net.eval(), context.progress.advance
+    times = time_plans(context.baseline, net, choices, x, measure, advance)
+    return dict(zip(plans, times, strict=True))
 
 
 def write_result(context: Context, result: SearchResult, budget: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from updp.data.example import write_example
 from updp.io import processes
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory
 from updp.recipe import MeasureSettings
-from updp.search import BaselineCost, Survey, SurveyedSite
+from updp.search import BaselineCost, Survey, SurveyedSite, factor
 from updp.stages.context import Context, StageKey
 from updp.supernet import Supernet
 from updp.supernet.timing import time_plans
@@ -95,7 +95,7 @@ def survey(context: Context, findings: Findings) -> Survey:
     keep = {n: max(s.peak, originals[b].peak if (b := blocks[n]) else 0) for n, s in sites.items()}
     whole = times["baseline"].ms.median
     tick()
-    factor = in_place(model, net, offers, whole, x, measure)
+    together = in_place(model, net, offers, whole, x, measure)
     tick()
     return Survey(
         sites=tuple(
@@ -110,7 +110,7 @@ def survey(context: Context, findings: Findings) -> Survey:
             weights=peak_memory(model, x).weights,
             outside=outside,
         ),
-        in_place=factor,
+        in_place=together,
     )
 
 
@@ -124,10 +124,8 @@ def in_place(
 ) -> float:
     """Factor from the sum of what candidates save alone to what a plan saves end to end.
 
-    The two differ by caches, and by a machine that has become slower since. Three plans are timed
-    end to end, interleaved with the model: all sites with their preferred candidates, all with
-    their fastest, every other one with its preferred. The factor is the least-squares solution
-    for the relative error of the predicted times, clipped to [0.5, 2].
+    Three plans are timed end to end, interleaved with the model: all sites with their preferred
+    candidates, all with their fastest, every other one with its preferred. See `search.factor`.
 
     Args:
         model: the baseline.
@@ -144,14 +142,9 @@ def in_place(
         return 1.0
     choices = [{n: o.candidate.label for n, o in plan.items()} for plan in plans]
     times = time_plans(model, net, choices, x, measure)
-    # With s what a plan saves alone and r its measured latency, both as shares of the baseline's:
-    # f minimises the sum of ((1 - f s - r) / r)^2.
-    pairs = [
-        (sum(o.saved_ms for o in plan.values()) / whole, 1 / latency.speedup.median)
-        for plan, latency in zip(plans, times, strict=True)
-    ]
-    weights = sum((saved / share) ** 2 for saved, share in pairs)
-    if not weights:
-        return 1.0
-    factor = sum(saved / share * (1 / share - 1) for saved, share in pairs) / weights
-    return min(max(factor, 0.5), 2.0)
+    return factor(
+        [
+            (sum(o.saved_ms for o in plan.values()) / whole, 1 / latency.speedup.median)
+            for plan, latency in zip(plans, times, strict=True)
+        ]
+    )

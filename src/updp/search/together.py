@@ -1,0 +1,69 @@
+"""What candidates save together, as timed end to end, beside the sum of what each saves alone.
+
+The two differ by caches, by what runtimes fuse, and by a machine that has become slower since. The
+difference depends on the kind of candidates, so it is measured on plans like those to choose from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from updp.measure import Latency
+from updp.search.scores import Scores
+from updp.search.searchers import SearchTask
+from updp.search.searchers.surrogate import Surrogate
+from updp.search.space import Genome
+
+_TIGHTER = (1.0, 0.95, 0.9)  # shares of the latency's limit, for which a plan is timed each
+_LEAST, _MOST = 0.5, 2.0
+
+
+def typical(task: SearchTask, known: Scores) -> list[Genome]:
+    """Plans such as the search will choose from: the best by their candidates' damage alone.
+
+    Random ones where candidates were not scored alone.
+    """
+    space, limits = task.space, task.limits
+    if not {space.keep, *space.singles()} <= known.keys():
+        return [task.random(number) for number in range(len(_TIGHTER))]
+    scores = {genome: evaluated.score.score for genome, evaluated in known.items()}
+    weights = Surrogate(task, scores).weights
+    latency = limits.amounts["latency"]
+    within = (
+        replace(limits, amounts={**limits.amounts, "latency": share * latency})
+        for share in _TIGHTER
+    )
+    found = (task.program.best(weights, each) for each in within)
+    return list(dict.fromkeys(plan for plan in found if plan is not None))
+
+
+def corrected(task: SearchTask, measured: Mapping[Genome, Latency]) -> SearchTask:
+    """The task, in whose space candidates save what they save together in the measured plans.
+
+    No budget that was within reach before is out of reach then.
+    """
+    space, limits = task.space, task.limits
+    pairs = (
+        (1 - space.cost(genome).latency / space.ms, 1 / latency.speedup.median)
+        for genome, latency in measured.items()
+    )
+    needed = space.ms - limits.amounts["latency"]
+    least = task.program.least("latency", limits.without("latency"))
+    within_reach = 0.0 if least is None else needed / max(space.ms - least, 1e-9)
+    return replace(task, space=space.scaled(max(factor([*pairs]), within_reach)))
+
+
+def factor(pairs: Sequence[tuple[float, float]]) -> float:
+    """Factor from the sum of what candidates save alone to what plans save end to end.
+
+    It is the least-squares solution for the relative error of the predicted times: with s what a
+    plan saves alone and r its measured latency, f minimises the sum of ((1 - f s - r) / r)^2. It is
+    clipped to [0.5, 2], and 1 where nothing is saved.
+
+    Args:
+        pairs: s and r of each plan, both as shares of the baseline's latency.
+    """
+    weights = sum((saved / share) ** 2 for saved, share in pairs)
+    if not weights:
+        return 1.0
+    found = sum(saved / share * (1 / share - 1) for saved, share in pairs) / weights
+    return min(max(found, _LEAST), _MOST)
