@@ -73,7 +73,7 @@ CASES = [
     if applies(kind, name, family)
 ]
 # Of these the quick tests take half of the families, all of which `inherit` meets there.
-SAMPLED = ("drop", "inherit-bare", "inherit-linearised")
+SAMPLED = ("drop", "inherit-bare", "inherit-linearised", "narrow")
 QUICK = [case for case in CASES if case[0] not in SAMPLED]
 SOME = every_other(case for case in CASES if case[0] in SAMPLED)
 

@@ -190,6 +190,7 @@ def test_a_file_in_place_of_the_folder_is_named_before_the_work(
     )
 
 
+@pytest.mark.slow  # as for exports
 def test_a_kill_leaves_no_record_of_other_files(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,7 +146,7 @@ def test_masks_with_infinities_are_no_fault() -> None:
         slow(torch.no_grad),
         torch.inference_mode,
         slow(lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
-        lambda: torch.device("meta"),
+        slow(lambda: torch.device("meta")),
     ],
 )
 def test_what_torch_was_set_to_does_not_change_a_run(

@@ -128,19 +128,21 @@ def test_onnxruntime_computes_the_same(precision: Any, capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")
 
 
-def test_openvino_computes_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("precision", "name"),
+    [("float32", "FP32"), slow("bfloat16", "BF16"), slow("float16", "FP16")],
+)
+def test_openvino_computes_the_same(
+    precision: str, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     openvino = pytest.importorskip("openvino")
+    settings = MeasureSettings.model_validate({"runtime": "openvino", "precision": precision})
     for module, inputs in cases():
-        check(module, inputs, MeasureSettings(runtime="openvino"))
-        for precision, name in (("bfloat16", "BF16"), ("float16", "FP16")):
-            settings = MeasureSettings.model_validate(
-                {"runtime": "openvino", "precision": precision}
-            )
-            if name in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-                check(module, inputs, settings)
-            else:  # it would silently calculate otherwise
-                with pytest.raises(UserError, match=f"does not calculate in .*={precision} on"):
-                    runner(module, inputs, settings)
+        if name in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            check(module, inputs, settings)
+        else:  # it would silently calculate otherwise
+            with pytest.raises(UserError, match=f"does not calculate in .*={precision} on"):
+                runner(module, inputs, settings)
     assert capfd.readouterr() == ("", "")
 
 

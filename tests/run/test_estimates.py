@@ -136,7 +136,7 @@ def test_a_step_of_the_ramp_may_be_longer_than_one_behind_it(
     [
         {"supernet": {"start": "inherit", "epochs": 0.1}, "subnet": {"start": "supernet"}},
         slow({"subnet": {"start": "baseline", "merge": "ramp", "hold": 0.5, "epochs": 0.3}}),
-        {"search": {"searcher": "random", "evaluations": 3, "refined": 2}, "supernet": {}},
+        slow({"search": {"searcher": "random", "evaluations": 3, "refined": 2}, "supernet": {}}),
     ],
 )
 def test_recipes_of_other_kinds_are_estimated(changes: dict[str, Any], tiny_model: str) -> None:

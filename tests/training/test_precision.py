@@ -70,7 +70,7 @@ def test_accumulated_batches_are_one_batch_as_large(tiny_model: str, tmp_path: P
         assert one == pytest.approx(other, rel=1e-4)
 
 
-@pytest.mark.parametrize("model", ["tiny", "tokens"])
+@pytest.mark.parametrize("model", ["tiny", slow("tokens")])
 def test_checkpointing_gives_the_same_gradients_and_statistics(
     model: str, tiny_model: str, tmp_path: Path
 ) -> None:

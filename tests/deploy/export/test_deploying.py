@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from tests.extras import needs
+from tests.sampling import slow
 from updp.data.images import resize_and_crop
 from updp.data.preprocess import Preprocess
 from updp.data.resizing import ResizeCrop
@@ -112,7 +113,7 @@ def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"updp", "torch", "timm", "torchvision", "openvino_telemetry"},
             marks=(needs("onnx"), needs("openvino")),
         ),
-        (["pt2", "safetensors"], {"updp"}),
+        slow(["pt2", "safetensors"], {"updp"}),
     ],
 )
 def test_every_runtime_classifies_without_updp(
