@@ -13,10 +13,10 @@ from torch import nn
 from updp.arguments import checked
 from updp.blocks import OtherSize, Unusable, find, try_other_size
 from updp.blocks.modules import UserCodeError, call_user_code
-from updp.blocks.nested import as_samples, call, tensors_in
+from updp.blocks.nested import as_samples, call
 from updp.candidates import Offer, make_offers
 from updp.data import NO_SIZE, model_input_size
-from updp.data.example import make_example
+from updp.data.example import check_example, make_example
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.memory import kept_memory
@@ -264,8 +264,8 @@ def inspect(
     check_finite(weights_of(module), "the model")
     module = module.to(target).eval()
     stored = None if example is None else as_samples(example)
-    if stored is not None and not tensors_in(stored):
-        raise UserError(f"the example holds no tensor, but is of the type {type(example).__name__}")
+    if stored is not None:
+        check_example(stored, type(example).__name__)
     wanted_shape = input_shape or settings.data.input_size or model_input_size(module) or ()
     shape = tuple(wanted_shape)
     if stored is None and not shape:

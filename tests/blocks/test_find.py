@@ -574,3 +574,107 @@ def test_findings_do_not_depend_on_the_mode_or_the_batch() -> None:
     model = network("bottleneck")
     expected = summary(find(copy.deepcopy(model).train(), images(1)))
     assert summary(find(model, images(4))) == expected
+
+
+@pytest.mark.parametrize("model", [nn.Identity(), nn.Sequential(), nn.Linear(4, 2)])
+def test_a_model_without_parts_has_a_reason(model: nn.Module) -> None:
+    found = find(model, torch.randn(2, 4))
+    assert [(u.name, u.kind) for u in found.unusable] == [("", type(model).__name__)]
+    assert found.unusable[0].reason.startswith("nothing in it adds a branch")
+
+
+class Listed(Basic):
+    """Adds to a list that it is given."""
+
+    def forward(self, x: Tensor, seen: list[Tensor]) -> Tensor:
+        y = super().forward(x)
+        seen.append(y.mean((2, 3)))
+        return y
+
+
+class Wavenet(nn.Module):
+    """A residual add, and a second output from within the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.skip = conv(C, C), conv(C, C), conv(C, C)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.inner(x).relu()
+        return x + self.outer(z), self.skip(z)
+
+
+class Held(nn.Module):
+    """Runs its blocks as `run` says."""
+
+    def __init__(self, blocks: list[nn.Module], run: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.run = conv(3, C), nn.ModuleList(blocks), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.blocks, self.stem(x))
+
+
+def basic() -> Basic:
+    return Basic(conv(C, 6), conv(6, C))
+
+
+def test_a_list_that_a_forward_changes_is_named() -> None:
+    def run(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        for block in blocks:
+            x = block(x, seen)
+        return sum(seen) + x.mean((2, 3))
+
+    blocks: list[nn.Module] = [Listed(conv(C, 6), conv(6, C)) for _ in range(2)]
+    found = find(Held(blocks, run), images())
+    assert found.sites == ()
+    assert {u.reason for u in found.unusable} == {
+        "it cannot be traced: its forward changes a list or a dictionary that it is given"
+    }
+
+
+def test_a_branch_that_is_read_outside_has_that_reason() -> None:
+    def run(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        total = 0
+        for block in blocks:
+            x, part = block(x)
+            total = total + part
+        return total + x
+
+    found = find(Held([Wavenet(), Wavenet()], run), images())
+    reasons = {u.reason for u in found.unusable if u.name.startswith("blocks")}
+    assert reasons
+    assert not any("no residual add" in reason for reason in reasons)
+
+
+def test_blocks_whose_parts_are_called_are_not_said_to_be_never_called() -> None:
+    def run(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in blocks:
+            x = block.forward(x)
+        return x
+
+    found = find(Held([basic(), basic()], run), images())
+    names = [site.name for site in found.sites]
+    assert any("blocks.0" in name for name in names)
+    assert not any(u.reason == "the model never calls it" for u in found.unusable)
+
+
+class Skipped(Basic):
+    """Left out at random in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.rand(()).item() < 0.5:
+            return x
+        return super().forward(x)
+
+
+def test_blocks_left_out_at_random_in_training_are_all_found() -> None:
+    def run(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in blocks:
+            x = block(x)
+        return x
+
+    blocks: list[nn.Module] = [Skipped(conv(C, 6), conv(6, C)) for _ in range(5)]
+    found = find(Held(blocks, run), images())
+    assert found.modal == {f"blocks.{number}" for number in range(5)}

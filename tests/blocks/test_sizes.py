@@ -58,3 +58,51 @@ def test_another_image_size_is_tried(
     assert says.startswith("images of 16x12 alone: at 32x24, which") == bool(frozen)
     assert ("blocks.2" in says) == bool(frozen)
     assert "forward" not in vars(net.blocks[0])
+
+
+class Noting(Basic):
+    """Keeps a size that the rest of the model reads."""
+
+    size: tuple[int, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.size = tuple(x.shape[2:])
+        return super().forward(x)
+
+
+class PixelMean(Reader):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / math.prod(self.blocks[2].size)  # type: ignore[arg-type]
+
+
+class Cached(Basic):
+    """Positions made anew for each new size."""
+
+    def __init__(self) -> None:
+        super().__init__(conv(C, 6), conv(6, C))
+        self.register_buffer("position", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.position is None or self.position.shape != x.shape[2:]:
+            self.position = torch.linspace(0, 1, x[0, 0].numel()).view(x.shape[2:])
+        return super().forward(x + self.position)
+
+
+def test_what_a_forward_keeps_of_a_size_is_found() -> None:
+    net = PixelMean().eval()
+    net.blocks[2] = Noting(conv(C, 6), conv(6, C)).eval()
+    x = torch.randn(2, 3, 16, 12)
+    found = try_other_size(net, find(net, x), x[:1])
+    assert found.frozen == ("blocks.2",)
+
+
+def test_what_a_forward_keeps_of_another_size_is_not_left_there() -> None:
+    net = Reader().eval()
+    net.blocks[2] = Cached().eval()
+    x = torch.randn(2, 3, 16, 12)
+    with torch.no_grad():
+        net(x)
+    before = net.blocks[2].position
+    found = try_other_size(net, find(net, x), x[:1])
+    assert found.frozen == ("blocks.2",)
+    assert net.blocks[2].position is before

@@ -51,8 +51,11 @@ def spec(run: Path) -> str:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("timm/resnet17", "model 'timm/resnet17' is unknown: did you mean resnet"),
-        ("torchvision/resnet17", "model 'torchvision/resnet17' is unknown: did you mean resnet"),
+        ("timm/resnet17", "model 'timm/resnet17' is unknown: did you mean timm/resnet"),
+        (
+            "torchvision/resnet17",
+            "model 'torchvision/resnet17' is unknown: did you mean torchvision/resnet",
+        ),
         (
             "resnet18",
             "model 'resnet18': write timm/NAME, torchvision/NAME, hf/DIR, zoo/NAME or ",
@@ -178,7 +181,7 @@ def test_a_budget_out_of_reach_is_refused(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("subnet.epoch=3", "no field 'subnet.epoch'; there are epochs, optimizer,"),
+        ("subnet.epoch=3", "no field 'subnet.epoch'; did you mean epochs?"),
         ("epochs=3", "no field 'epochs'; there are seed, task, budget, data,"),
         ("a.b.c=3", "no field 'a.b.c'; there are seed, task, budget, data,"),
         ("seed.x=3", "no field 'seed.x'"),
@@ -265,11 +268,11 @@ def test_a_wrong_recipe_is_named(text: str, said: str, tmp_path: Path, refused: 
     ("arguments", "said", "first"),
     [
         (("--set", "subnet.lr=0.5"), "subnet.lr is 0.001 there and 0.5 here", "subnet"),
-        (("--set", "data.shift=2"), "recipe.data.shift is None there and 2 here", "prune"),
-        (("--set", "supernet.lr=1"), "supernet.lr is 0.003 there and 1.0 here", "prune"),
+        (("--set", "data.shift=2"), "recipe.data.shift is None there and 2 here", ""),
+        (("--set", "supernet.lr=1"), "supernet.lr is 0.003 there and 1.0 here", ""),
         (("--budget", "blocks=3"), "budget is 'blocks=2' there and 'blocks=3' here", "search"),
-        (("--budget", "macs=0.9"), "kind_of_budget is 'blocks' there and 'costs' here", "prune"),
-        (("--mean", "0.25"), "recipe.data.mean is None there and [0.25] here", "prune"),
+        (("--budget", "macs=0.9"), "kind_of_budget is 'blocks' there and 'costs' here", ""),
+        (("--mean", "0.25"), "recipe.data.mean is None there and [0.25] here", ""),
     ],
 )
 def test_the_directory_of_another_run_is_refused(
@@ -278,7 +281,8 @@ def test_the_directory_of_another_run_is_refused(
     line = refused("prune", *arguments)
     assert line == (
         f"--out '{run}' holds another run: {said}; "
-        f"give another folder, or start over with `updp {first} --fresh`"
+        "give another folder, or add --fresh to start over (in Python fresh=True)"
+        + (f"; `updp {first} --fresh` keeps the stages before it" if first else "")
     )
 
 
@@ -333,7 +337,7 @@ def test_missing_options_are_named(spec: str, tmp_path: Path, refused: Refused) 
     [
         (("--device", "abacus"), "device 'abacus' cannot be used here: try cpu"),
         (("--device", "cuda:99"), "device 'cuda:99' cannot be used here: try cpu"),
-        (("--input-size", "3x224"), "data.input_size.2: Field required"),
+        (("--input-size", "3x224"), "--input-size '3x224': write CxHxW, such as 3x224x224"),
         (("--input-size", "large"), "'large' is not understood: write it as --input-size 3x224x22"),
         (("--input-size", "1xinfx8"), "'1xinfx8' is not understood"),
         (("--mean", "a,b"), "'a,b' is not understood: write it as --mean 0.5,0.5,0.5"),

@@ -73,7 +73,7 @@ def test_a_test_split_given_apart_is_remembered_and_part_of_the_run(
     assert open_run(out).record.test == str(tmp_path / "test")
     refused = tiny.updp("merge", "--test", tmp_path / "other", "--out", out)
     assert (refused.code, refused.err.count("updp: ")) == (2, 1)  # beside a warning
-    assert "holds another run: data is " in refused.err
+    assert "holds another run: the images, their labels or what is made of them" in refused.err
     with pytest.raises(UserError, match=r"other data than .*' and --test have: give that with"):
         open_run(out, test=tmp_path / "other")
 

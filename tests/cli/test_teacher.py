@@ -36,8 +36,8 @@ def test_a_teacher_is_chosen_remembered_and_left(run: Path, finished: Path, tmp_
     save_file(load_model(other, seed=9).state_dict(), weights)
     given = ("--teacher", other, "--teacher-weights", weights)
     line = refused("prune", *given, "--out", run)
-    assert "holds another run: teacher is '' there and '" in line
-    assert "start over with `updp subnet --fresh`" in line
+    assert "holds another run: teacher is the baseline there and '" in line
+    assert "`updp subnet --fresh` keeps the stages before it" in line
 
     done("subnet", *given, "--fresh", "--out", run)
     about = read_json(run / "run.json")

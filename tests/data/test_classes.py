@@ -22,7 +22,7 @@ def source(*classes: str, indexed: bool = False) -> Source:
 
 
 def matched(given: Source, outputs: int) -> Source:
-    return match_classes(given, outputs, model="m", data="d")
+    return match_classes(given, outputs, model="model 'm'", data="data 'd'")
 
 
 def test_as_many_classes_are_taken_in_their_order() -> None:
@@ -100,3 +100,15 @@ def test_a_file_that_lists_no_classes_is_refused(tmp_path: Path) -> None:
         (tmp_path / "classes.json").write_text(text)
         with pytest.raises(UserError, match=r"classes\.json' cannot be read"):
             read_class_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [(("0", "1", "10", "2"), True), (("0", "1", "2"), False), (("10", "2", "b"), False)],
+)
+def test_numbers_in_the_order_of_text_are_said(
+    names: tuple[str, ...], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = source(*names)
+    assert matched(given, len(names)) is given
+    assert ("'10' is the model's output 2." in caplog.text) == warned

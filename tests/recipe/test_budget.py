@@ -65,3 +65,24 @@ def test_what_is_not_understood_is_quoted(text: str) -> None:
 def test_a_budget_limits_something() -> None:
     with pytest.raises(ValidationError, match="give some of blocks, latency"):
         Budget()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "latency=1.4",
+            "(latency: a share must be below the whole: 0.7, 70% or 1.5x; did you mean 1.4x?)",
+        ),
+        ("latency=0.5x", "(latency: a share must be below the whole: 0.7, 70% or 1.5x)"),
+        ("blocks=2,blocks=3", "(blocks is given twice)"),
+        ("latancy=1.4x", "(did you mean latency?)"),
+        ("speed=2", "(there is no 'speed')"),
+        ("blocks=-1", "(blocks: Input should be greater than or equal to 1)"),
+        ("macs=12ms", "(macs is in K, M, G, T, not in 'ms')"),
+    ],
+)
+def test_a_budget_that_is_not_understood_says_why(text: str, why: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Budget.parse(text)
+    assert str(refused.value).endswith(f"several with commas {why}")

@@ -115,8 +115,15 @@ def test_what_recipes_by_name_promise() -> None:
 
 
 def test_a_name_that_is_no_recipe_is_told_those_that_are() -> None:
-    with pytest.raises(UserError, match=r"'papr' cannot be read.*fit-only"):
+    with pytest.raises(UserError, match=r"'papr' cannot be read.*\(did you mean paper, "):
         Recipe.load(Path("papr"))
+    with pytest.raises(UserError, match=r"'mine' cannot be read.*\(there are .*fit-only"):
+        Recipe.load(Path("mine"))
+
+
+def test_of_several_settings_the_wrong_one_is_named() -> None:
+    with pytest.raises(UserError, match=r"^--set data.input_size=\[1, 8\]: data.input_size.2: "):
+        Recipe().updated("search.evaluations=5", "data.input_size=[1, 8]", "data.mean=[0.5]")
 
 
 def test_a_fitted_block_has_nothing_to_anneal() -> None:

@@ -1,15 +1,21 @@
 import json
 import os
+import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import tiny
 from updp import UserError
 from updp.recipe import Recipe
 from updp.run.directory import RunDirectory
+from updp.run.inputs import open_inputs
 from updp.run.integrity import PUBLISHED
+from updp.run.pipeline import open_run_directory
 from updp.run.records import RunRecord, versions
 from updp.stages.context import STAGES, StageKey
 
@@ -167,3 +173,43 @@ def test_the_end_of_a_stage_removes_its_checkpoint(directory: RunDirectory) -> N
 
 def test_versions_of_packages_are_recorded() -> None:
     assert {"python", "updp", "torch", "timm", "optuna"} <= versions().keys()
+
+
+@pytest.mark.parametrize(
+    ("out", "splits", "refused"),
+    [
+        ("images/train/run", ("train", "test"), True),
+        ("images/test/deeper/run", ("train", "test"), True),
+        ("images/run", ("train", "test"), False),
+        ("run", ("train", "test"), False),
+        ("images/run", ("",), True),
+    ],
+)
+def test_a_run_directory_among_images_is_refused(
+    out: str, splits: tuple[str, ...], refused: bool, tmp_path: Path, tiny_model: str
+) -> None:
+    """As a class of its own it would be read, and the same command would not go on."""
+    for split, number, name in product(splits, range(10), range(12)):
+        folder = tmp_path / "images" / split / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((8, 8), 20 * name + number, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    inputs = open_inputs(tiny_model, tmp_path / "images", recipe)
+    if not refused:
+        open_run_directory(inputs, tmp_path / out)
+        return
+    with pytest.raises(UserError, match="lies among the images of .*: give a folder outside of it"):
+        open_run_directory(inputs, tmp_path / out)
+
+
+def test_the_command_of_another_recipe_is_that_which_is_recorded(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(shutil.copytree(finished, tmp_path / "run"))
+    record = RunRecord.read(directory.path).model_copy(update={"command": ("updp", "again")})
+    before = RunRecord.read(directory.path).command
+    directory.describe(record, Recipe.of_run(directory.path))
+    assert RunRecord.read(directory.path).command == before
+    directory.describe(record, Recipe.of_run(directory.path).updated("subnet.lr=0.5"))
+    assert RunRecord.read(directory.path).command == ("updp", "again")

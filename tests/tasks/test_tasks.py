@@ -156,3 +156,54 @@ def test_what_counts_of_several_outputs() -> None:
     assert task.outputs((x, x[0])) is x
     with pytest.raises(UserError, match="returns a dict without a tensor"):
         task.outputs({"a": 1})
+
+
+class Tagger(nn.Module):
+    """Says what it is given."""
+
+    def forward(self, attention_mask: Tensor, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": x.sum(), "logits": x}
+
+
+def masked(name: str, mask: Tensor, x: Tensor) -> Tensor:
+    inputs = ModelInputs((), {"attention_mask": mask, "x": x})
+    found: Tensor = TASKS[name].run(Tagger(), inputs)
+    return found
+
+
+def test_padding_is_neither_right_nor_wrong() -> None:
+    """All is that of the tokens within the mask alone, whatever labels the others have."""
+    torch.manual_seed(0)
+    mask = torch.zeros(4, 9)
+    mask[:, :4] = 1
+    x, y, labels = torch.randn(4, 9, 5), torch.randn(4, 9, 5), torch.randint(0, 5, (4, 9))
+    labels[:, 4:] = 0
+    task = TASKS["token-classification"]
+    own, other = (masked(task.name, mask, t) for t in (x, y))
+    few = x[:, :4], y[:, :4], labels[:, :4]
+    assert task.value([task.figures(own, labels)]) == task.value([task.figures(few[0], few[2])])
+    assert torch.allclose(task.distance(own, other), task.distance(*few[:2]))
+    assert task.loss(own, labels) == pytest.approx(task.loss(few[0], few[2]).item())
+    assert task.distillation(own, other) == pytest.approx(task.distillation(*few[:2]).item())
+    assert task.predictions(own)[:, 4:].unique().tolist() == [-100]
+    agreed = task.value([task.figures(own, task.predictions(other))])
+    assert agreed == task.value([task.figures(few[0], task.predictions(few[1]))])
+
+
+@pytest.mark.parametrize("padding", [slice(0, 3), slice(6, 9)])
+def test_a_language_model_is_not_judged_by_padding(padding: slice) -> None:
+    torch.manual_seed(0)
+    mask, x, labels = torch.ones(2, 9), torch.randn(2, 9, 5), torch.randint(0, 5, (2, 9))
+    mask[:, padding] = 0
+    kept = mask[0].bool()
+    task = TASKS["causal-lm"]
+    own, few = masked(task.name, mask, x), (x[:, kept], labels[:, kept])
+    expected = task.value([task.figures(*few)])
+    assert task.value([task.figures(own, labels)]) == pytest.approx(expected)
+
+
+def test_a_language_model_s_own_predictions_are_likely_to_it() -> None:
+    sure = 30 * F.one_hot(torch.randint(0, 7, (2, 9)), 7).float()
+    task = TASKS["causal-lm"]
+    assert task.predictions(sure)[:, 0].tolist() == [-100, -100]
+    assert task.value([task.figures(sure, task.predictions(sure))]) == pytest.approx(1)

@@ -7,7 +7,6 @@ the smallest module with a residual add, or a chain or a repeated module without
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -24,18 +23,13 @@ from updp.blocks.repeatable import RecordedRun
 from updp.blocks.tracing.calls import copied, record_calls
 from updp.blocks.tracing.check import check_graph, computes, output_of
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
-from updp.blocks.tracing.region import (
-    Region,
-    joins_maps,
-    place_of,
-    residual_adds,
-    whole_region,
-)
+from updp.blocks.tracing.region import Region, joins_maps, place_of, residual_adds, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
 from updp.blocks.unpruned import usable_findings
 from updp.io.seeds import random_state
 
 _log = logging.getLogger(__name__)
+_NEVER = "the model never calls it"
 Values = list[dict[str, Any]]  # for each call of a module, the value of every node by name
 
 
@@ -49,9 +43,7 @@ def find(model: nn.Module, example: Samples) -> Findings:
     """
     outputs: list[Any] = []
     # Seeded, for a module that draws what it runs is to be found the same again.
-    with random_state(0), torch.no_grad(), ExitStack() as stack:
-        for module in model.modules():
-            stack.enter_context(restored(module))
+    with random_state(0), torch.no_grad(), restored(*model.modules()):
         keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(copied, y)))
         with hooks([keep]):
             finder = _Finder(model.eval(), example)
@@ -63,10 +55,12 @@ class _Finder:
     """One search through a model; keeps track of the modules and nodes that sites have taken."""
 
     def __init__(self, model: nn.Module, example: Samples) -> None:
+        self.model = model
         self.modules = {n: m for n, m in model.named_modules() if is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
         self.larger: Samples = join([example, example[:1]])
-        self.larger_calls = record_calls(model, self.larger, list(self.modules))
+        with restored(*model.modules()):  # what forwards keep is of the calls that are traced
+            self.larger_calls = record_calls(model, self.larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}
         for name, module in self.modules.items():
@@ -97,6 +91,8 @@ class _Finder:
         self._take_repeated(residual)
         self._list_lost()
         self._list_untraceable(residual)
+        never = [u for u in self.unusable if u.reason == _NEVER and self._is_taken(u.name)]
+        self.unusable = [u for u in self.unusable if u not in never]  # their parts are called
         place = {name: i for i, name in enumerate(self.modules)}
         self.sites.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
         if not self.sites and not self.unusable:
@@ -175,7 +171,9 @@ class _Finder:
             seen.append(name)
             region = whole_region(self.graphs[name])
             if region is None:
-                self._refuse(name, name, "it has no residual add, and several inputs or outputs")
+                lost = (why for block, _, why in self.lost if block == name)
+                none = "it has no residual add, and several inputs or outputs"
+                self._refuse(name, name, next(lost, none))
             elif site := self._read(name, name, region, self._values(name)):
                 self._take(site)
 
@@ -222,7 +220,7 @@ class _Finder:
         """Values of all nodes in each call of a module, or the reason why there are none."""
         module, graph, calls = self.modules[name], self.graphs[name], self.calls[name]
         if not calls:
-            return "the model never calls it"
+            return _NEVER
         try:
             values = [run_graph(module, graph, call) for call in calls]
             sizes = {call.shapes: call for call in reversed(self.larger_calls[name])}
@@ -282,7 +280,8 @@ class _Finder:
         )
 
     def _refuse(self, label: str, name: str, reason: str) -> None:
-        self.unusable.append(Unusable(label, type(self.modules[name]).__name__, reason))
+        kind = type(self.modules[name] if name else self.model).__name__
+        self.unusable.append(Unusable(label, kind, reason))
         _log.info("%s cannot be pruned: %s", label or "the model", reason)
 
     def _label(self, name: str, region: Region, count: int) -> str:

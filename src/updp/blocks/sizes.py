@@ -4,13 +4,17 @@ Sizes may decide what a forward does, and tracing keeps what they decided. Nothi
 running the model at a second size.
 """
 
+from typing import Any
+
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from updp.blocks.findings import Findings
 from updp.blocks.modules import UserCodeError, call_user_code
-from updp.blocks.nested import Samples
+from updp.blocks.nested import Samples, map_tensors
+from updp.blocks.tracing.calls import copied
+from updp.blocks.tracing.trace import restored
 from updp.blocks.unpruned import unpruned
 from updp.blocks.values import difference
 
@@ -53,7 +57,7 @@ def try_other_size(model: nn.Module, findings: Findings, images: Samples) -> Oth
     """Run the model at a second size, as it is and rewritten with nothing pruned.
 
     Args:
-        model: in evaluation mode; it is left as it was, but for what its own forward changes.
+        model: in evaluation mode; it is left as it was.
         findings: its sites.
         images: (N, C, H, W) of the size at which it was traced; or sequences, or volumes. Of
             other inputs no second size is known.
@@ -65,15 +69,21 @@ def try_other_size(model: nn.Module, findings: Findings, images: Samples) -> Oth
     if len(size) not in _MODES:
         return OtherSize(size=size, taken=False)
     x = torch.nn.functional.interpolate(images, size, mode=_MODES[len(size)])
+
+    def run() -> Any:
+        # What a forward keeps of this size belongs neither to the next run nor to the user's model.
+        with restored(*model.modules()):
+            return map_tensors(copied, call_user_code(model, x.clone()))
+
     try:
-        expected = call_user_code(model, x.clone())
+        expected = run()
     except UserCodeError:
         return OtherSize(size=size, taken=False)
 
     def differs(found: Findings) -> bool:
         with unpruned(model, found):
             try:
-                return difference(call_user_code(model, x.clone()), expected) > _TOLERANCE
+                return difference(run(), expected) > _TOLERANCE
             except UserCodeError:
                 return True
 

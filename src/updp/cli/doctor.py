@@ -30,6 +30,9 @@ def doctor(
         table.add_row(finding.where, finding.state, "\n".join(finding.faults))
     console.print(table)
     if found.commands:
-        console.print(f"next: {', then '.join(found.commands)}, each with --out {run}")
+        each = "each with" if len(found.commands) > 1 else "with"
+        console.print(
+            f"next: {', then '.join(found.commands)}, {each} the run's options and --out {run}"
+        )
     if not found.is_whole:
         raise typer.Exit(1)

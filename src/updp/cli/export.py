@@ -132,7 +132,7 @@ def print_exports(console: Console, records: list[Exported], run: Path) -> None:
     console.print(
         f"compared with the merged PyTorch model on {first.images} test images; undecided: its two "
         f"best logits are closer than the tolerance allows\nfiles: {run / first.folder}; "
-        "preprocess.json there says what goes in, docs/guides/deploying.md how",
+        "preprocess.json there says what goes in, the guide on deploying how",
         highlight=False,
         soft_wrap=True,
     )

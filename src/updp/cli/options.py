@@ -82,7 +82,11 @@ class RunOptions(FinishedOptions):
 
     out: Annotated[
         Path,
-        typer.Option("--out", help="Run directory.", autocompletion=completion.run_directory),
+        typer.Option(
+            "--out",
+            help="Run directory, by default runs/latest.",
+            autocompletion=completion.run_directory,
+        ),
     ] = Path("runs/latest")
     device: DeviceOption = None
     plan: Annotated[
@@ -159,7 +163,10 @@ class RecipeOptions:
         """Changes of the recipe as `field=value`, for `Recipe.updated`."""
         found = list(self.settings or [])
         if self.input_size is not None:
-            found.append(f"data.input_size={list(parse_size(self.input_size))}")
+            size = parse_size(self.input_size)
+            if len(size) != 3:
+                raise UserError(f"--input-size {self.input_size!r}: write CxHxW, such as 3x224x224")
+            found.append(f"data.input_size={list(size)}")
         if self.include:
             found.append(f"candidates.include={json.dumps(self.include)}")
         if self.exclude:

@@ -24,9 +24,12 @@ def quantize(
     run: FinishedRun,
     finished: FinishedOptions,
     calibration_images: Annotated[
-        int,
-        typer.Option("--calibration-images", help="Calibration images, the same for both models."),
-    ] = 256,
+        int | None,
+        typer.Option(
+            "--calibration-images",
+            help="Calibration images, the same for both models; 256, or as many as the run has.",
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(

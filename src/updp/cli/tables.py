@@ -54,7 +54,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
     """Print sites with their candidates and costs, then what cannot be pruned and why."""
     title = (
         f"{len(found.sites)} sites; baseline {found.baseline_ms:.1f} ms for a batch of {batch}, "
-        f"{found.baseline_macs / 1e6:,.1f} M MACs for one image"
+        f"{millions(found.baseline_macs)} M MACs for one image"
     )
     names = ("site", "block", "in", "becomes", "parameters", "MACs", "ms", "faster", "model")
     table = make_table(title, names, left=("block", "in", "becomes"))
@@ -67,7 +67,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
                 *(text if offer is first else "" for text in about),
                 offer.candidate.label,
                 f"{offer.parameters:,}",
-                f"{offer.keep_macs / 1e6:.1f} > {offer.macs / 1e6:.1f} M",
+                f"{millions(offer.keep_macs)} > {millions(offer.macs)} M",
                 f"{offer.keep_ms:.2f} > {offer.ms:.2f}",
                 f"{offer.speedup:.2f}x",
                 f"{whole:.3f}x",
@@ -103,7 +103,7 @@ def print_estimate(console: Console, found: Estimate, device: str) -> None:
         table.add_row(name, f"{minutes:.2f}", *cells, *last, style=style)
 
     for stage in found.stages:
-        works = [f"{w.measured:,} of {w.steps:,} {w.name}" for w in stage.works]
+        works = [f"{min(w.measured, w.steps):,} of {w.steps:,} {w.name}" for w in stage.works]
         measured = "it has ended" if stage.done else ", ".join(works) or "nothing to do"
         row(stage.stage, stage.seconds / 60, stage.memory, measured)
     table.add_section()
@@ -112,7 +112,7 @@ def print_estimate(console: Console, found: Estimate, device: str) -> None:
     console.print(
         "minutes: from the steps that were measured, out of so many. MiB: the peak of the whole "
         "process.\nLatencies of candidates were timed in full; with measure.cache they are in the "
-        "cache now, and the run does not time them again.",
+        "cache now, and the run takes them from there; whole networks are timed anew.",
         highlight=False,
     )
 
@@ -122,7 +122,7 @@ def print_front(console: Console, outcome: SearchResult) -> None:
     base = outcome.baseline
     table = Table(
         title=f"front of {len(outcome.points)} plans; baseline {base.latency:.1f} ms, "
-        f"{base.macs / 1e6:,.1f} M MACs",
+        f"{millions(base.macs)} M MACs",
         title_justify="left",
     )
     names = ("line", "pruned", "score", "repaired", outcome.metric.title, "ms, predicted")
@@ -132,9 +132,11 @@ def print_front(console: Console, outcome: SearchResult) -> None:
     if outcome.chosen not in outcome.front:
         lines.append((0, outcome.chosen))
     before: ScoredPlan | None = None
+    marked = False
     for line, index in lines:
         point = outcome.points[index]
         same = before is not None and _same_latency(point, before)
+        marked = marked or same
         table.add_row(
             (str(line) if line else "") + "*" * (index == outcome.chosen),
             str(len(point.choices)),
@@ -149,10 +151,12 @@ def print_front(console: Console, outcome: SearchResult) -> None:
         )
         before = point
     console.print(table)
+    equal = " =: its latency cannot be told from the line above." if marked else ""
     console.print(
-        f"*: the plan that is taken, the best for the budget {outcome.budget}. =: its latency "
-        "cannot be told from the line above.\nrepaired: the score of those that were fitted whole, "
-        f"and {outcome.metric.name} is then theirs. Shares are of the baseline's.\n"
+        f"*: the plan that is taken, the best for the budget {outcome.budget}.{equal}\nscore: "
+        "distance from the baseline on held-out images, lower is better. repaired: the score, by "
+        f"another measure, of those that were fitted whole; {outcome.metric.name} is then theirs.\n"
+        "Shares are of the baseline's. "
         "Take another one with --pick LINE or --pick BUDGET.",
         highlight=False,
     )
@@ -162,6 +166,11 @@ def _same_latency(one: ScoredPlan, other: ScoredPlan) -> bool:
     if one.measured is not None and other.measured is not None:
         return one.measured.overlaps(other.measured)
     return abs(one.latency - other.latency) <= one.noise + other.noise
+
+
+def millions(count: float) -> str:
+    """A count in millions, with a decimal, or two digits where it is small."""
+    return f"{count / 1e6:,.1f}" if count >= 1e6 else f"{count / 1e6:.2g}"
 
 
 def spread(t: Timing) -> str:
@@ -225,7 +234,7 @@ def print_result(console: Console, run: RunDirectory) -> None:
     unit = f", {metric.unit}" if metric.unit else ""
     console.print(
         f"{what}{direction} on {result.test_images} test images{unit}: {stages}\n"
-        f"pruned {len(plan)} sites: {', '.join(plan.choices)}\n"
+        f"pruned {len(plan)} site{'s' * (len(plan) != 1)}: {', '.join(plan.choices)}\n"
         f"device: {result.device}"
         + ("" if result.faster else "; the speed-up is within the noise")
         + (f"\nmerged parts were compared alone: {result.merge_note}" if result.merge_note else "")

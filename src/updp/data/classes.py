@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from updp.data.source import Source
 from updp.errors import UserError, reason
+
+_log = logging.getLogger(__name__)
 
 FILES = ("classes.txt", "classes.json")
 Names = tuple[str, ...]  # those of one class, such as ("n02123045", "tabby", "tabby cat")
@@ -73,8 +76,8 @@ def match_classes(source: Source, outputs: int, *, model: str, data: str) -> Sou
     Args:
         source: the data.
         outputs: number of the model's classes.
-        model: the model's name, for errors.
-        data: the data's name, for errors.
+        model: what errors call the model.
+        data: what they call the data.
 
     Raises:
         UserError: the data has more classes, or they cannot be found among the model's.
@@ -82,15 +85,15 @@ def match_classes(source: Source, outputs: int, *, model: str, data: str) -> Sou
     count = len(source.classes)
     if count > outputs and source.indexed:
         raise UserError(
-            f"data '{data}' has label {count - 1} and model '{model}' {outputs} classes: labels "
+            f"{data} has label {count - 1} and {model} {outputs} classes: labels "
             f"must be 0 to {outputs - 1}"
         )
     if count > outputs:
         raise UserError(
-            f"model '{model}' has {outputs} classes and data '{data}' {count}: "
-            "give a model made for these classes"
+            f"{model} has {outputs} classes and {data} {count}: give a model made for these classes"
         )
     if count == outputs:
+        _warn_of_numbers(source)
         return source
     if source.indexed or not source.classes:
         more = tuple(str(index) for index in range(count, outputs))
@@ -102,10 +105,26 @@ def match_classes(source: Source, outputs: int, *, model: str, data: str) -> Sou
         if len(set(mapping)) == count:
             return _renumbered(source, mapping, tuple(aliases[0] for aliases in order))
     raise UserError(
-        f"model '{model}' has {outputs} classes and data '{data}' {count}, such as "
+        f"{model} has {outputs} classes and {data} {count}, such as "
         f"'{source.classes[0]}': name them by the model's index or WordNet id, or list the model's "
         "classes in classes.txt in the data's folder, one a line"
     )
+
+
+def _warn_of_numbers(source: Source) -> None:
+    """Warn of folders that are numbers, as many as there are classes, and not in their order."""
+    names = source.classes
+    if source.indexed or not all(name.isdecimal() for name in names):
+        return
+    if (numbers := [int(name) for name in names]) != sorted(numbers):
+        index = next(i for i, number in enumerate(sorted(numbers)) if number != numbers[i])
+        _log.warning(
+            "the classes are numbers and taken in the order of text, as torchvision's ImageFolder "
+            "does: '%s' is the model's output %d. If its outputs are in the order of the numbers, "
+            "list them so in classes.txt in the data's folder, one a line",
+            names[index],
+            index,
+        )
 
 
 def _renumbered(source: Source, mapping: Sequence[int], classes: tuple[str, ...]) -> Source:

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from updp.blocks.modules import seeded_input
-from updp.blocks.nested import ModelInputs, Samples, count, from_named, named_tensors, take
+from updp.blocks.nested import (
+    ModelInputs,
+    Samples,
+    count,
+    from_named,
+    named_tensors,
+    take,
+    tensors_in,
+)
+from updp.errors import UserError
 from updp.io.files import content_of, read_tensors, write_tensors
 
 FILE = "example.safetensors"  # in the folder of the stage `sites`, where there are real inputs
@@ -42,3 +51,14 @@ def read_example(folder: Path) -> Samples | None:
         if isinstance(nested, Tensor):
             return nested
         return ModelInputs(tuple(nested.get("args", ())), nested.get("kwargs", {}))
+
+
+def check_example(example: Samples, kind: str) -> None:
+    """Raise UserError for an example, of type `kind`, on which nothing can be tried."""
+    tensors = tensors_in(example)
+    if not tensors:
+        raise UserError(f"the example holds no tensor, but is of the type {kind}")
+    if not count(example):
+        raise UserError("the example holds no sample: its first axis has length 0")
+    if not all(x.isfinite().all() for x in tensors if x.is_floating_point()):
+        raise UserError("the example has values that are NaN or infinite")

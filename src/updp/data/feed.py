@@ -207,8 +207,8 @@ def _held_out(images: int, recipe: DataSettings, *, sets_aside: bool) -> tuple[i
         )
     if held_out + count > images:
         raise UserError(
-            f"data.held_out={held_out} and data.calibration={count} are more than the {images} "
-            "training images: ask for fewer"
+            f"data.calibration={count} and {held_out} held-out images (data.held_out) are more "
+            f"than the {images} training images: ask for fewer"
         )
     if min(held_out, count) < 2:
         raise UserError(f"{images} training images are too few to hold any out")

@@ -1,6 +1,5 @@
 """Models by name: `timm/`, `torchvision/` or `zoo/NAME`, `hf/DIR`, `path/file.py:factory`."""
 
-import difflib
 import hashlib
 import importlib.util
 import sys
@@ -23,6 +22,7 @@ from updp.io.seeds import random_state
 from updp.models.given import usable
 from updp.models.transformers import load_classifier
 from updp.models.weights import load_weights
+from updp.recipe.text import did_you_mean
 from updp.tasks import CLASSIFICATION, TASKS
 
 
@@ -128,8 +128,8 @@ def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
 
 
 def _unknown(spec: str, name: str, names: Iterable[str]) -> UserError:
-    close = difflib.get_close_matches(name.partition(".")[0], names, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else _where(spec)
+    library = spec.partition("/")[0]
+    hint = did_you_mean(name.partition(".")[0], names, f"{library}/") or _where(spec)
     return UserError(f"model '{spec}' is unknown: {hint}")
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from updp.arguments import checked
 from updp.errors import UserError
-from updp.recipe.text import quoted, read_yaml
+from updp.recipe.text import did_you_mean, quoted, read_yaml
 
 # Suffixes of each quantity, in ms, MACs of one image, parameters, and bytes.
 _SUFFIXES: dict[str, dict[str, float]] = {
@@ -90,14 +90,14 @@ class Budget(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             for part in text.split(","):
                 name, _, value = part.partition("=")
                 if name.strip() in parts:
-                    raise ValueError("given twice")
+                    raise ValueError(f"{name.strip()} is given twice")
                 parts[name.strip()] = read_yaml(value)
             return cls.model_validate(parts)
         except (ValueError, ValidationError) as error:
             raise UserError(
                 f"budget {quoted(text)} is not understood: write blocks=9 (a whole number), or "
                 "latency, macs, parameters or memory as a share of the baseline's (0.7, 70%, 1.5x) "
-                "or an amount (12ms, 2G, 5M, 300MB); several with commas"
+                f"or an amount (12ms, 2G, 5M, 300MB); several with commas{_why(text, error)}"
             ) from error
 
     def __str__(self) -> str:
@@ -107,6 +107,22 @@ class Budget(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """The limits in ms, MACs, parameters and bytes, from the `baseline`'s cost in these."""
         given = self.model_dump(exclude_none=True, exclude={"blocks"})
         return {name: _absolute(value, name, baseline[name]) for name, value in given.items()}
+
+
+def _why(text: str, error: ValueError) -> str:
+    """What is wrong, where it can be said, in brackets."""
+    if not isinstance(error, ValidationError):
+        return f" ({error})"
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        meant = did_you_mean(name, Budget.model_fields)
+        return f" ({meant or f'there is no {quoted(name)}'})"
+    reason = first["msg"].removeprefix("Value error, ")
+    value = re.search(rf"{name}=([0-9.]+)(,|$)", text)
+    if reason.startswith("a share must") and value:
+        reason += f"; did you mean {value[1]}x?"
+    return f" ({name}: {reason})" if name else f" ({reason})"
 
 
 def _absolute(value: float | str, quantity: str, baseline: float) -> float:

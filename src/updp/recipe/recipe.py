@@ -22,7 +22,7 @@ from updp.recipe.settings import (
     MergeSettings,
     SearchSettings,
 )
-from updp.recipe.text import quoted, read_text, read_yaml
+from updp.recipe.text import did_you_mean, quoted, read_text, read_yaml
 from updp.recipe.training import ReconstructSettings, SubnetSettings, SupernetSettings
 
 _OWN = Path(__file__).parent / "presets"
@@ -79,7 +79,8 @@ class Recipe(Part):
             if isinstance(error, OSError) and is_machines(error):
                 raise explain(error) from error
             is_name = isinstance(error, FileNotFoundError) and place.suffix == ""
-            known = f" (there are {', '.join(NAMES)})" if is_name else ""
+            meant = did_you_mean(str(path), NAMES) or f"there are {', '.join(NAMES)}"
+            known = f" ({meant})" if is_name else ""
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"recipe '{path}' cannot be read: {line}{known}") from error
         return cls.check(data or {}, f"recipe '{path}'")
@@ -102,11 +103,7 @@ class Recipe(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part)[:80] for part in first["loc"]) or "it"
-            raise UserError(
-                f"{source}: {field}: {first['msg']}, not {quoted(first['input'])}"
-            ) from error
+            raise _first_wrong(error, source) from error
 
     @checked()
     def updated(self, *settings: str) -> Recipe:
@@ -126,17 +123,23 @@ class Recipe(Part):
             for name in parents:
                 part = part.get(name) if isinstance(part, dict) else None
             if not isinstance(part, dict) or last not in part:
-                names = ", ".join(part) if isinstance(part, dict) else ", ".join(data)
-                raise UserError(
-                    f"--set {quoted(setting)}: no field {quoted(path)}; there are {names}"
-                )
+                names = [*part] if isinstance(part, dict) else [*data]
+                hint = did_you_mean(last, names) or f"there are {', '.join(names)}"
+                raise UserError(f"--set {quoted(setting)}: no field {quoted(path)}; {hint}")
             try:
                 part[last] = read_yaml(value)
             except ValueError as error:
                 raise UserError(
                     f"--set {quoted(setting)}: the value is not YAML: {error}"
                 ) from error
-        return self.check(data, f"--set {' '.join(setting[:200] for setting in settings)}")
+        try:
+            return type(self).model_validate(data)
+        except ValidationError as error:
+            wrong = ".".join(map(str, error.errors()[0]["loc"]))
+            # Those that set the field that is wrong; all, where a whole part is.
+            guilty = [s for s in settings if f"{wrong}.".startswith(f"{s.split('=')[0].strip()}.")]
+            text = " ".join(setting[:200] for setting in guilty or settings)
+            raise _first_wrong(error, f"--set {text}") from error
 
     @property
     def recalibrates(self) -> bool:
@@ -205,3 +208,10 @@ def settled(recipe: Recipe | Budget | str | None, budget: Budget | str | None = 
         return recipe or Recipe()
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     return (recipe or Recipe()).model_copy(update={"budget": limits})
+
+
+def _first_wrong(error: ValidationError, source: str) -> UserError:
+    """The error for the first wrong field of what `source` gives."""
+    first = error.errors()[0]
+    field = ".".join(str(part)[:80] for part in first["loc"]) or "it"
+    return UserError(f"{source}: {field}: {first['msg']}, not {quoted(first['input'])}")

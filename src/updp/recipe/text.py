@@ -1,5 +1,7 @@
 """YAML and values from recipes that others wrote: read within bounds, quoted in short."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
@@ -63,6 +65,12 @@ def read_text(path: Path) -> str:
     if len(data) > _LARGEST:
         raise ValueError(f"it has more than {_LARGEST:,} bytes")
     return data.decode()
+
+
+def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """`did you mean ...?` with the nearest of the names, each behind `prefix`; or nothing."""
+    close = difflib.get_close_matches(name, names, n=3)
+    return f"did you mean {', '.join(prefix + other for other in close)}?" if close else ""
 
 
 def quoted(value: Any) -> str:

@@ -14,6 +14,7 @@ picks/              run directories for other points of the search's front
 Schemas of the JSON files are in `records`.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,12 +28,13 @@ from updp.io import processes
 from updp.io.files import TEMPORARY, discard, read_json, sweep, write_bytes, write_text
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.integrity import PUBLISHED, check_stages, command_of, explained, seal
+from updp.run.integrity import PUBLISHED, check_stages, explained, seal
 from updp.run.records import Done, Result, RunRecord
 from updp.search import SearchResult
 from updp.stages.context import STAGES, StageKey
 from updp.stages.search import FITTED, SCORES
 
+_HASH = re.compile("'[0-9a-f]{64}'")
 DERIVED = ("export", "bench", "report.html", "report.md")  # made from the results
 
 
@@ -65,16 +67,20 @@ class RunDirectory:
         """Write `recipe.yaml`, and `run.json` when a run starts from its beginning.
 
         Later only the teacher in `run.json` may change, because nothing before stage 3 depends on
-        it.
+        it, and the command, where the recipe is another one.
         """
+        path, text = self.path / "recipe.yaml", recipe.to_yaml()
         if self.is_done(STAGES[0]) and RunRecord.path(self.path).exists():
             known = RunRecord.read(self.path)
-            taught = {name: getattr(record, name) for name in ("teacher", "teacher_weights")}
-            if (record := known.model_copy(update=taught)) != known:
+            fields = ["teacher", "teacher_weights"]
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                fields.append("command")
+            new = {name: getattr(record, name) for name in fields}
+            if (record := known.model_copy(update=new)) != known:
                 record.write(self.path)
         else:
             record.write(self.path)
-        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        write_text(path, text)
 
     def claim(self, keys: Mapping[str, StageKey], last: str) -> None:
         """Check that stages up to `last` were made from `keys`, and write nothing.
@@ -97,10 +103,10 @@ class RunDirectory:
         if not isinstance(known, dict):
             raise DamagedError(file, "is not what updp writes")
         if difference := _difference(known, key):
-            field, found, wanted = difference
             raise UserError(
-                f"--out '{self.path}' holds another run: {field} is {found} there and {wanted} "
-                f"here; give another folder, or start over with `updp {command_of(name)} --fresh`"
+                f"--out '{self.path}' holds another run: {_told(*difference)}; give another "
+                "folder, or add --fresh to start over (in Python fresh=True)"
+                + (f"; `updp {name} --fresh` keeps the stages before it" * (name in STAGES[2:]))
             )
 
     def verify(self, last: str) -> None:
@@ -212,6 +218,16 @@ class RunDirectory:
             raise UserError(
                 f"--out '{self.path}' holds other files and no run: give a new or empty folder"
             )
+
+
+def _told(field: str, found: str, wanted: str) -> str:
+    """How two runs differ, in words."""
+    if _HASH.fullmatch(found) and _HASH.fullmatch(wanted):
+        what = {"data": "the images, their labels or what is made of them before the model"}
+        return f"{what.get(field, f'the {field}')} are not those of that run"
+    none = "the baseline" if field == "teacher" else "none by name"
+    found, wanted = (text if text != "''" else none for text in (found, wanted))
+    return f"{field} is {found} there and {wanted} here"
 
 
 def _difference(old: Any, new: Any, path: str = "") -> tuple[str, str, str] | None:

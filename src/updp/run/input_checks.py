@@ -55,7 +55,7 @@ def check_labels_suffice(
         if not isinstance(task, Classification):
             advice = f", or give a loader of inputs with labels for the task '{task.name}'"
         raise UserError(
-            f"data '{data}' has no labels, and {recipe.learns_labels} trains on them: take "
+            f"{data} has no labels, and {recipe.learns_labels} trains on them: take "
             "--recipe fit-only, which trains nothing, or set supernet.epochs=0 and "
             f"subnet.distill=1{advice}"
         )
@@ -63,14 +63,14 @@ def check_labels_suffice(
     names = " and ".join(name for name, images in without.items() if not images.labelled)
     if names and isinstance(task, Classification):
         _log.warning(
-            "the %s of '%s' has no labels: in place of top-1 stands the agreement with the "
+            "the %s of %s has no labels: in place of top-1 stands the agreement with the "
             "baseline, the share of images that it puts into the same class",
             names,
             data,
         )
     elif names:
         _log.warning(
-            "the %s of '%s' has no labels for the task '%s': in their place stands what the "
+            "the %s of %s has no labels for the task '%s': in their place stands what the "
             "baseline says (%s)",
             names,
             data,
@@ -129,9 +129,19 @@ def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:
             raise UserError(f"the model's {what} are NaN or infinite for {wrong} {of}: {advice}")
         if what == "logits" and (most := float(x.abs().max())) > _LARGEST:
             raise UserError(f"the model's logits {of} are as large as {most:.3g}: {advice}")
+    if what == "logits" and all(_are_shares(x) for x in found):
+        _log.warning(
+            "the model's outputs are probabilities, and updp takes them for logits: the plans are "
+            "then hardly told apart; leave the softmax out of its forward"
+        )
     varied = not same(inputs, take(inputs, torch.zeros(size, dtype=torch.int64)))
     if found and varied and all((x == x[:1]).all() for x in found):
         raise UserError(f"the model gives the same {what} for each {of}: are its weights loaded?")
+
+
+def _are_shares(outputs: Tensor) -> bool:
+    """Whether outputs (N, classes) are no logits but probabilities."""
+    return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _check_knowledge(logits: Tensor, labels: Tensor, source: Source) -> None:
@@ -140,10 +150,10 @@ def _check_knowledge(logits: Tensor, labels: Tensor, source: Source) -> None:
     if right <= guessed + 2 * math.sqrt(guessed):  # two standard deviations of a guess
         _log.warning(
             "the model is right on %d of %d held-out images, as a guess would be: are its weights "
-            "loaded, and are its classes in the order of the data's (%s, ...)?",
+            "loaded, and are its classes in the order of the data's (%s)?",
             right,
             len(labels),
-            ", ".join(source.classes[:3]),
+            ", ".join(source.classes[:3]) + ", ..." * (len(source.classes) > 3),
         )
 
 

@@ -106,7 +106,7 @@ def open_inputs(
         teacher=teacher_name,
         teacher_weights="" if teacher_weights is None else str(teacher_weights),
     )
-    check_finite(weights_of(module), f"model '{name}'" if name else "the model")
+    check_finite(weights_of(module), names.the_model)
     if isinstance(own_task, Classification):
         shown = source.image_size if source.example is None else source.example
         outputs = num_outputs(module, shown)
@@ -116,9 +116,9 @@ def open_inputs(
                 "or more, such as of two outputs (-x / 2, x / 2) in place of one; for numbers "
                 "there is task=regression, for yes or no task=multi-label"
             )
-        source = match_classes(source, outputs, model=names.model, data=names.data)
+        source = match_classes(source, outputs, model=names.the_model, data=names.the_data)
     check(module, source)
-    check_labels_suffice(source, recipe, names.data, own_task)
+    check_labels_suffice(source, recipe, names.the_data, own_task)
     recipe = _with_loader_settings(recipe, source).model_copy(update={"task": own_task.name})
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
     preprocess = None

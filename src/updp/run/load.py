@@ -20,6 +20,7 @@ from updp.plan import Plan
 from updp.run.integrity import check_published, explained
 from updp.run.records import RunRecord
 from updp.run.result import MODEL
+from updp.stages.outputs import MergedOutputs
 from updp.supernet import Supernet
 from updp.tasks import CLASSIFICATION
 
@@ -65,7 +66,8 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
     stored = read_example(path / "sites")
     if record.task == CLASSIFICATION.name:  # raises UserError where it takes no such inputs
         num_outputs(model, record.input_shape if stored is None else stored)
-    merged = skeleton(model, make_example(stored, record.input_shape, 2), Plan.read(path))
+    example = make_example(stored, record.input_shape, 2)
+    merged = skeleton(model, example, Plan.read(path))
     tensors, _ = read_tensors(path / MODEL)
     try:
         merged.load_state_dict(tensors)
@@ -74,6 +76,13 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
             f"the weights in '{path}' do not fit this {type(model).__name__}: "
             "it is not the model that was pruned"
         ) from error
+    if known := MergedOutputs.read_if_there(path):
+        known.check(
+            merged,
+            example.to(like_of(merged).device),
+            f"the merged model of '{path}' gives other outputs with this {type(model).__name__} "
+            "({by} apart): its code or its settings are not those of the model that was pruned",
+        )
     return merged
 
 

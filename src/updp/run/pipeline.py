@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from updp.data.readers.encoded import TESTS
 from updp.errors import MachineError, UserError
 from updp.io import processes
 from updp.io.interrupts import Stopped
@@ -20,7 +21,8 @@ from updp.run.records import Result, RunRecord
 from updp.run.result import write_table
 from updp.search import pick
 from updp.stages import merge, search, sites, subnet, supernet
-from updp.stages.context import STAGES, Context, RunInputs, StageKey
+from updp.stages.context import STAGES, Context, InputNames, RunInputs, StageKey
+from updp.stages.outputs import BaselineOutputs
 
 _log = logging.getLogger(__name__)
 
@@ -158,8 +160,23 @@ def open_run_directory(
     Raises:
         UserError: `out` holds another run, or other files.
     """
+    _check_apart(out, inputs.names)
     with explained(out):
         return _open(Run(inputs, out), last, fresh)
+
+
+def _check_apart(out: Path, names: InputNames) -> None:
+    """Raise UserError for a run directory that would be read as a class of the data."""
+    for data in filter(None, (names.data, names.test)):
+        root, place = Path(data).resolve(), out.resolve()
+        if not root.is_dir() or root not in place.parents:
+            continue
+        splits = [name for name in ("train", *TESTS) if (root / name).is_dir()]
+        if not splits or place.relative_to(root).parts[0] in splits:
+            raise UserError(
+                f"--out '{out}' lies among the images of '{data}', as whose it would be read: give "
+                "a folder outside of it"
+            )
 
 
 def _open(run: Run, last: str, fresh: str) -> Run:
@@ -180,8 +197,22 @@ def _open(run: Run, last: str, fresh: str) -> Run:
         processes.wait()
     run.directory.claim(keys, last)
     run.directory.verify(last)
+    if run.directory.is_done("sites"):
+        _check_model(run.context)
     processes.wait()
     return run
+
+
+def _check_model(context: Context) -> None:
+    """Raise UserError where the model of the same weights is not that of the run so far."""
+    if known := BaselineOutputs.read_if_there(context.root):
+        known.check(
+            context.baseline,
+            context.example(2),
+            f"--out '{context.root}' holds another run: with the same weights the model gave other "
+            "outputs there ({by} apart), so its code or its settings have changed; give another "
+            "folder, or start over with `updp prune --fresh`",
+        )
 
 
 def make_keys(context: Context) -> dict[str, StageKey]:

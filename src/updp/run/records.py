@@ -5,6 +5,7 @@
 | `run.json` | `RunRecord` |
 | `STAGE/key.json`, `STAGE/done.json` | the stage's key, `Done` |
 | `sites/sites.json` | `search.Survey` |
+| `sites/outputs.json`, `merge/outputs.json` | `stages.outputs.BaselineOutputs`, `MergedOutputs` |
 | `search/timed.json`, `search/front.json` | `stages.search.TimedPlans`, `search.SearchResult` |
 | `search/plan.json`, `plan.json` | `Plan` |
 | `subnet/fit.json` | `supernet.FitRecord` |

@@ -60,6 +60,16 @@ class InputNames:
     teacher: str = ""
     teacher_weights: str = ""
 
+    @property
+    def the_model(self) -> str:
+        """The model, in a sentence."""
+        return f"model '{self.model}'" if self.model else "the model"
+
+    @property
+    def the_data(self) -> str:
+        """The data, in a sentence."""
+        return f"data '{self.data}'" if self.data else "the data"
+
 
 @dataclass(frozen=True)
 class InputHashes:
@@ -143,7 +153,7 @@ class Context(RunInputs):
         if not offers and self.plan is None:  # a given plan has candidates of its own
             slower = any(refused.reason.startswith(SLOWER) for refused in self.survey.unusable)
             raise UserError(
-                f"model '{self.names.model}' has no block that can be pruned: "
+                f"{self.names.the_model} has no block that can be pruned: "
                 "`updp inspect` says why for each" + (f"; {TIMED_AGAIN}" if slower else "")
             )
         return offers

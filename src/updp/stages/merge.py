@@ -7,6 +7,7 @@ from torch import nn
 
 from updp.io.files import write_tensors
 from updp.stages.context import Context, StageKey
+from updp.stages.outputs import MergedOutputs
 from updp.stages.verify import PARTS, Check, Checks, verify
 from updp.supernet import Supernet
 
@@ -24,12 +25,17 @@ def make_key(context: Context) -> MergeKey:
 
 
 def run(context: Context) -> tuple[nn.Module, list[Check]]:
-    """Write `model.safetensors` and `checks.json`; return the merged model and its checks.
+    """Write `model.safetensors`, `checks.json` and `outputs.json`.
+
+    Returns the merged model and its checks.
 
     Raises MergeError, and writes nothing, when the merged model does not compute what was trained.
     """
     net = context.load_weights(context.net, "subnet")
-    return merge(context, net, context.found_plan().choices)
+    model, checks = merge(context, net, context.found_plan().choices)
+    if not context.task.is_ragged:
+        MergedOutputs.of(model, context.example(2)).write(context.root)
+    return model, checks
 
 
 def merge(

@@ -18,6 +18,7 @@ from updp.measure import compare_modules, count_macs, count_parameters, live_at,
 from updp.recipe import MeasureSettings
 from updp.search import BaselineCost, Survey, SurveyedSite, factor
 from updp.stages.context import Context, StageKey
+from updp.stages.outputs import BaselineOutputs
 from updp.supernet import Supernet
 from updp.supernet.timing import time_plans
 from updp.tasks import CLASSIFICATION
@@ -71,6 +72,8 @@ def run(context: Context) -> None:
     if not processes.is_first():
         return
     write_example(context.folder("sites"), context.feed.stored_example)
+    if not context.task.is_ragged:
+        BaselineOutputs.of(context.baseline, context.example(2)).write(context.root)
     context.progress.begin("sites: timing candidates", len(findings.sites) + _WHOLE_STEPS)
     survey(context, findings).write(context.root)
 

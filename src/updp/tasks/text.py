@@ -17,6 +17,11 @@ _IGNORED = -100  # the label of tokens that do not count, as in transformers
 _MASK = "attention_mask"
 
 
+def _outside(logits: Tensor) -> Tensor:
+    """Which tokens (N, tokens) are outside of the mask: `run` left them no logit but 0."""
+    return (logits == 0).all(-1)
+
+
 class TokenClassification(Task):
     """A class for each token: logits (N, tokens, classes) and labels (N, tokens), -100 for none.
 
@@ -38,27 +43,30 @@ class TokenClassification(Task):
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
         """KL(baseline || network) of each token, the mean over the tokens."""
-        return divergence(outputs.movedim(-1, 1), baseline.movedim(-1, 1))
+        # Tokens outside of the mask have none; the mean is to be that of the others.
+        inside = (~_outside(baseline)).double().mean(1).clamp_min(1 / baseline.shape[1])
+        return divergence(outputs.movedim(-1, 1), baseline.movedim(-1, 1)) / inside
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The best class of each token."""
-        return outputs.argmax(-1)
+        """The best class of each token, -100 outside of the mask."""
+        return outputs.argmax(-1).masked_fill(_outside(outputs), _IGNORED)
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy."""
+        wanted = labels.masked_fill(_outside(outputs), _IGNORED).flatten()
         logits = at_least_float32(outputs).flatten(0, 1)
-        return F.cross_entropy(
-            logits, labels.flatten(), ignore_index=_IGNORED, label_smoothing=smoothing
-        )
+        return F.cross_entropy(logits, wanted, ignore_index=_IGNORED, label_smoothing=smoothing)
 
     def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         """KL(teacher || network) of softened logits, the mean over tokens, times T^2."""
-        return distillation(outputs.flatten(0, 1), teacher.flatten(0, 1), temperature)
+        inside = ~_outside(teacher)
+        return distillation(outputs[inside], teacher[inside], temperature)
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Right answers, and tokens."""
-        right = (outputs.argmax(-1) == labels).sum()
-        return torch.stack([right, (labels != _IGNORED).sum()])
+        counted = (labels != _IGNORED) & ~_outside(outputs)
+        right = counted & (outputs.argmax(-1) == labels)
+        return torch.stack([right.sum(), counted.sum()])
 
     def value(self, figures: Sequence[Tensor]) -> float:
         """Accuracy in percent."""
@@ -86,13 +94,21 @@ class CausalLM(TokenClassification):
             labels = torch.where(torch.as_tensor(inputs[_MASK]) > 0, labels, _IGNORED)
         return inputs, labels
 
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """The best token after each, in the place that it would have; -100 for the first."""
+        after = super().predictions(outputs)[:, :-1]
+        return F.pad(after, (1, 0), value=_IGNORED)
+
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy of each token but the first, from what comes before it."""
-        return super().loss(outputs[:, :-1], labels[:, 1:], smoothing)
+        inside = labels.masked_fill(_outside(outputs), _IGNORED)
+        return super().loss(outputs[:, :-1], inside[:, 1:], smoothing)
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The sum of cross-entropies in nats, and the number of tokens."""
-        logits, wanted = outputs[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        outside = _outside(outputs)
+        logits = outputs[:, :-1].flatten(0, 1)
+        wanted = labels[:, 1:].masked_fill(outside[:, 1:] | outside[:, :-1], _IGNORED).flatten()
         total = F.cross_entropy(logits.double(), wanted, ignore_index=_IGNORED, reduction="sum")
         return torch.stack([total, (wanted != _IGNORED).sum()])
 

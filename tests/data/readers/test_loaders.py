@@ -242,3 +242,14 @@ def test_a_generator_that_nobody_can_seed_does_not_change_the_fingerprint() -> N
 
     prints = {from_loaders(DataLoader(Own()), TEST).fingerprint for _ in range(2)}
     assert len(prints) == 1
+
+
+def test_any_image_may_change_the_fingerprint_and_not_the_first_ones_alone() -> None:
+    images = torch.randn(200, 3, 8, 8)
+    changed = images.clone()
+    changed[100:] *= -1
+    labels = torch.arange(200) % 2
+    prints = {
+        from_loaders(TensorDataset(some, labels), TEST).fingerprint for some in (images, changed)
+    }
+    assert len(prints) == 2

@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from updp.blocks.tracing.interpret import NotTraceable, first_line
 from updp.blocks.tracing.overwrites import Notes, follow_overwrites, share_memory
 from updp.blocks.tracing.tracer import Tracer
 
+_DRAWS = 8  # traces of a forward in training that draws: a block may be left out at random
 _MOST_FOREIGN = 16  # functions that one forward may call which take no proxies
 _TABLES = frozenset(vars(nn.Module()))  # torch's own attributes of a module
 
@@ -57,10 +59,16 @@ def trace_alone(
 
 def trains_otherwise(module: nn.Module, call: Arguments, graph: fx.Graph) -> bool:
     """Whether the forward that was traced as `graph` takes another way in training."""
-    try:
-        return str(trace_alone(module, call, training=True)) != str(graph)
-    except NotTraceable:
-        return True
+    for _ in range(_DRAWS):
+        before = torch.get_rng_state(), random.getstate()
+        try:
+            if str(trace_alone(module, call, training=True)) != str(graph):
+                return True
+        except NotTraceable:
+            return True
+        if torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate():
+            break  # nothing was drawn: it would be the same again
+    return False
 
 
 def _trace(
@@ -87,7 +95,7 @@ def _trace_through(
         tracer = make_tracer(foreign=foreign)
         try:
             # A forward may call any method of its children, which may keep what it is given.
-            with restored(module), contents_restored(*module.children()), torch.no_grad():
+            with restored(*module.modules()), torch.no_grad():
                 graph = tracer.trace(module)
             follow_overwrites(graph, tracer.notes)
             _settle(graph, tracer.notes)
@@ -95,7 +103,7 @@ def _trace_through(
         except NotTraceable:
             raise
         except Exception as error:  # fx raises many kinds, and user code may raise any
-            first = first or NotTraceable(first_line(error))
+            first = first or NotTraceable(_reason(error))
             found = foreign_function(error)
             known = found is None or found.function in [f.function for f in foreign]
             if found is None or known or len(foreign) == _MOST_FOREIGN:
@@ -103,26 +111,37 @@ def _trace_through(
             foreign.append(found)
 
 
-@contextmanager
-def restored(module: nn.Module) -> Iterator[None]:
-    """Context that undoes what a forward does to its own module: attributes, mode, buffers.
+def _reason(error: Exception) -> str:
+    """Why a forward cannot be traced, where fx says it in words of its own."""
+    line = first_line(error)
+    if "does not support mutation" in line:  # fx's lists and dictionaries
+        return "its forward changes a list or a dictionary that it is given"
+    return line
 
-    Lists, dictionaries and sets that it keeps get their contents back.
+
+@contextmanager
+def restored(*modules: nn.Module) -> Iterator[None]:
+    """Context that undoes what forwards do to these modules: attributes, modes, buffers.
+
+    Lists, dictionaries and sets that they keep get their contents back.
     """
-    before = dict(vars(module))
-    buffers = {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None}
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
+    values = [(b, b.clone()) for *_, buffers in before for b in buffers.values() if b is not None]
     try:
-        with contents_restored(module):
+        with _contents_restored(*modules):
             yield
     finally:
-        vars(module).clear()
-        vars(module).update(before)
-        for name, (buffer, value) in buffers.items():
-            module._buffers[name] = buffer.copy_(value)
+        for module, attributes, buffers in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, value in values:
+            buffer.copy_(value)
 
 
 @contextmanager
-def contents_restored(*modules: nn.Module) -> Iterator[None]:
+def _contents_restored(*modules: nn.Module) -> Iterator[None]:
     """Context that gives lists, dictionaries and sets that modules keep their contents back."""
     contents = [
         pair

@@ -83,8 +83,7 @@ class Wrapped(LoaderItems):
         if listed is not None:
             try:
                 labels = [as_label(listed[i], self.where(n)) for n, i in enumerate(self.indices)]
-                sample = np.unique(np.linspace(0, len(labels) - 1, _HASHED_ITEMS).astype(int))
-                self.listed = all(self._item(n)[1] == labels[n] for n in sample)
+                self.listed = all(self._item(n)[1] == labels[n] for n in _some(len(labels)))
             except (UserError, TypeError, IndexError, KeyError):
                 self.listed = False  # such as the targets of a detection data set
             if self.listed:
@@ -189,12 +188,19 @@ def _description(images: LoaderItems) -> bytes:
 
 
 def _fingerprint(images: LoaderItems) -> str:
-    """Sha256 of labels and first images; transforms draw from one and the same random state."""
+    """Sha256 of labels and some images; transforms draw from one and the same random state."""
     digest = hashlib.sha256(_description(images))
     with random_state(0):
-        for index in range(min(_HASHED_ITEMS, len(images))):
+        for index in _some(len(images)):
             digest.update(_bytes(images[index][0]))
     return digest.hexdigest()
+
+
+def _some(count: int) -> list[int]:
+    """Indices of some items, from the first to the last."""
+    if not count:
+        return []
+    return [int(n) for n in np.unique(np.linspace(0, count - 1, _HASHED_ITEMS).astype(int))]
 
 
 def _bytes(inputs: Any) -> bytes:

@@ -115,7 +115,7 @@ def is_samples(given: Loader) -> bool:
     if isinstance(inputs, tuple | list):
         return len(tensors_in(inputs)) == len(inputs) > 0
     if isinstance(inputs, Tensor):
-        return inputs.ndim not in (0, 2, 3)
+        return inputs.ndim not in (0, 3)
     return False
 
 

@@ -26,6 +26,7 @@ from updp.run.inputs import Data, Test
 from updp.run.integrity import explained
 from updp.tasks import Task
 
+_CALIBRATED = 256  # images, unless a number is asked for
 _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 
 
@@ -35,7 +36,7 @@ _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 def quantize(
     run: str | Path,
     *,
-    calibration_images: int = 256,
+    calibration_images: int | None = None,
     method: str = "percentile",
     per_channel: bool = True,
     equalize: bool | None = None,
@@ -55,7 +56,8 @@ def quantize(
     ('model.int8.onnx', True)
 
     Args:
-        calibration_images: How many images set the ranges of activations, in both models.
+        calibration_images: How many images set the ranges of activations, in both models; 256, or
+            as many as the run has.
         method: How they do: `percentile`, `minmax` or `entropy`.
         per_channel: A scale for each output channel of a weight, not one for all.
         equalize: Whether channels are equalised across layers first, in both models. By default
@@ -73,7 +75,7 @@ def quantize(
     """
     if method not in METHODS:
         raise UserError(f"--method {method} is not known: take {', '.join(METHODS)}")
-    if calibration_images < 2:
+    if calibration_images is not None and calibration_images < 2:
         raise UserError(
             f"--calibration-images {calibration_images} is too few to find a range: ask for 2 or "
             "more"
@@ -92,9 +94,9 @@ def quantize(
         )
     nets = {name: opened.plain(net) for name, net in own.items()}
     labelled, measured = opened.feed.test_labelled, opened.feed.task
-    calibration = join(opened.feed.calibration(calibration_images))
+    calibration = join(opened.feed.calibration(calibration_images or _CALIBRATED))
     assert isinstance(calibration, Tensor)
-    if len(calibration) < calibration_images:
+    if calibration_images is not None and len(calibration) < calibration_images:
         raise UserError(
             f"--calibration-images {calibration_images} is more than the {len(calibration)} "
             f"calibration images of '{opened.path}': ask for fewer"

@@ -1,0 +1,64 @@
+"""Some outputs of a model, kept to tell later whether another one is the same.
+
+Weights do not tell it: code and settings of modules decide as much of what a model computes.
+"""
+
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from updp.blocks.modules import evaluating
+from updp.blocks.nested import Samples, call
+from updp.blocks.values import tensors_of
+from updp.errors import UserError
+from updp.io.records import Record
+
+_KEPT = 64  # values of each tensor
+_NEAR = 0.01  # relative; the difference between two devices is much less
+
+
+class Outputs(Record):
+    """Values of each tensor that a model returned for two example inputs, evenly spaced in it."""
+
+    values: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Samples) -> Self:
+        """Run the model in evaluation mode and keep what it returns."""
+        with torch.no_grad(), evaluating(model):
+            found = [x.detach().cpu().flatten() for x in tensors_of(call(model, example))]
+        return cls(values=tuple(tuple(_some(x.real.float().numpy())) for x in found))
+
+    def check(self, model: nn.Module, example: Samples, message: str) -> None:
+        """Raise UserError where a model returns something else: `message`, "{by}" filled in."""
+        gap = _gap(type(self).of(model, example).values, self.values)
+        if not gap <= _NEAR:
+            raise UserError(message.replace("{by}", "wholly" if np.isinf(gap) else f"{gap:.0%}"))
+
+
+class BaselineOutputs(Outputs):
+    """What the baseline returned for two example inputs, some values of each tensor."""
+
+    FILE: ClassVar[str] = "sites/outputs.json"
+
+
+class MergedOutputs(Outputs):
+    """What the merged model returned for two example inputs, some values of each tensor."""
+
+    FILE: ClassVar[str] = "merge/outputs.json"
+
+
+def _some(values: np.ndarray) -> list[float]:
+    indices = np.unique(np.linspace(0, max(len(values) - 1, 0), _KEPT).astype(int))
+    some = values[indices] if len(values) else values
+    return [float(f"{value:.6g}") for value in np.nan_to_num(some)]
+
+
+def _gap(values: tuple[tuple[float, ...], ...], expected: tuple[tuple[float, ...], ...]) -> float:
+    """Relative L2 error over all values; infinite where there are others."""
+    if [len(x) for x in values] != [len(x) for x in expected]:
+        return float("inf")
+    own, other = (np.array([x for row in rows for x in row]) for rows in (values, expected))
+    return float(np.linalg.norm(own - other) / max(float(np.linalg.norm(other)), 1e-30))

@@ -1,0 +1,80 @@
+"""A run goes on, and is loaded, with the model that it was made from alone."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import updp
+from tests import tiny
+from tests.families import Basic, C, conv
+from updp import UserError
+from updp.stages.outputs import BaselineOutputs, MergedOutputs
+
+pytestmark = pytest.mark.usefixtures("fixed_clock")
+
+
+class Net(nn.Module):
+    """Blocks whose activation no weight tells."""
+
+    def __init__(self, activation: type[nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = conv(3, C)
+        self.blocks = nn.Sequential(*(Basic(conv(C, 6), conv(6, C)) for _ in range(3)))
+        for block in self.blocks:
+            block.act1 = activation()
+        self.head = nn.Linear(C, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def data(scale: float = 1.0) -> tuple[TensorDataset, TensorDataset]:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(n, 3, 8, 8, generator=generator) for n in (200, 40)]
+    return tuple(TensorDataset(x * scale, torch.arange(len(x)) % 4) for x in images)  # type: ignore[return-value]
+
+
+def prune(activation: type[nn.Module], out: Path) -> updp.Pruned:
+    recipe = tiny.make_recipe(supernet={"epochs": 0}, subnet={"epochs": 0})
+    return updp.prune(Net(activation).eval(), data(), recipe, out=out)
+
+
+def test_the_same_weights_with_another_forward_are_another_run(tmp_path: Path) -> None:
+    first = prune(nn.ReLU, tmp_path / "{run}")
+    again = prune(nn.ReLU, tmp_path / "{run}")
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(first.model(x), again.model(x))
+    with pytest.raises(UserError, match=r"\{run\}' holds another run: with the same weights the"):
+        prune(nn.GELU, tmp_path / "{run}")
+    assert torch.equal(updp.load(tmp_path / "{run}", Net(nn.ReLU))(x), first.model(x))
+    with pytest.raises(UserError, match=r"other outputs with this Net \(\d+% apart\): its code or"):
+        updp.load(tmp_path / "{run}", Net(nn.Sigmoid))
+    # Runs of earlier versions do not say.
+    for record in (BaselineOutputs, MergedOutputs):
+        record.path(tmp_path / "{run}").unlink()
+    updp.load(tmp_path / "{run}", Net(nn.Sigmoid))
+
+
+def test_outputs_of_any_form_are_told_apart() -> None:
+    class Two(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"a": x[:, :0], "b": self.factor * x, "c": x.to(torch.complex64)}
+
+    x = torch.randn(2, 300)
+    record = BaselineOutputs.of(Two(1.0), x)
+    assert [len(values) for values in record.values] == [0, 64, 64]
+    assert BaselineOutputs.model_validate_json(record.model_dump_json()) == record
+    record.check(copy.deepcopy(Two(1.0)), x, "no")
+    record.check(Two(1.0001), x, "no")
+    for other, by in ((Two(1.2), "1[34]%"), (nn.Identity(), "wholly")):
+        with pytest.raises(UserError, match=f"^apart by {by}$"):
+            record.check(other, x, "apart by {by}")
