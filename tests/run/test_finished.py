@@ -69,8 +69,8 @@ def test_the_message_names_what_has_other_weights(opened: Open, run: Path, train
     other = run.parent / "other.safetensors"
     save_file(load_model(own, seed=6).state_dict(), other)
     advice = "give those with --weights"
-    assert (
-        refused(opened, run, model=moved) == f"other weights than '{moved}' by itself has: {advice}"
+    assert refused(opened, run, model=moved) == (
+        f"other weights than '{moved}' by itself has: {advice}, which was '{trained}'"
     )
     for options in ({}, {"model": own}, {"model": moved}):
         said = refused(opened, run, weights=other, **options)
@@ -108,3 +108,13 @@ def test_what_is_missing_is_named(name: str, run: Path) -> None:
     for opened in (check_finished, open_run, pair_of_run):
         said = refused(opened, run)
         assert said == f"'{run}' holds no finished run: there is no {name}; `updp prune` makes it"
+
+
+def test_data_that_is_elsewhere_is_asked_for(run: Path) -> None:
+    change(run / "run.json", data="images/of/mine")
+    with pytest.raises(UserError) as refused:
+        open_run(run)
+    assert str(refused.value) == (
+        f"the data of '{run}', 'images/of/mine', is not there as seen from this folder: give it "
+        "with --data"
+    )

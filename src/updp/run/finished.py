@@ -97,6 +97,11 @@ def _holds_list(value: Any) -> bool:
     return any(map(_holds_list, parts))
 
 
+def _is_there(data: str) -> bool:
+    """Whether data that a run names are here: those of a package, or a path."""
+    return data == "digits" or Path(data).expanduser().exists()
+
+
 def check_finished(run: str | Path) -> Path:
     """Return the run directory as a path. Raises UserError where no run has ended."""
     path = Path(run)
@@ -133,7 +138,8 @@ def check_weights(
         opened, advice = f"the {type(model).__name__} that was given", "load those into it"
     else:
         opened = f"'{file}'" if file is not None else f"'{model}' by itself"
-        advice = "give those with --weights"
+        own = "" if file is not None else RunRecord.read(path).weights
+        advice = "give those with --weights" + (f", which was '{own}'" if own else "")
     raise UserError(f"'{path}' was made from other weights than {opened} has: {advice}")
 
 
@@ -170,6 +176,11 @@ def open_run(
         raise UserError(f"'{path}' was made from a module: pass it as model")
     if data is None and not record.data:
         raise UserError(f"'{path}' was made from loaders: pass them as data")
+    if data is None and not _is_there(record.data):
+        raise UserError(
+            f"the data of '{path}', '{record.data}', is not there as seen from this folder: give "
+            "it with --data"
+        )
     file = record.weights_for(model, weights)
     if task is None and record.task not in TASKS:
         raise UserError(
