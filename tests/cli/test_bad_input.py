@@ -54,7 +54,7 @@ def spec(run: Path) -> str:
         ("timm/resnet17", "model 'timm/resnet17' is unknown: did you mean timm/resnet"),
         (
             "torchvision/resnet17",
-            "is unknown: did you mean torchvision/resnet",
+            "model 'torchvision/resnet17' is unknown: did you mean torchvision/resnet",
         ),
         (
             "resnet18",

@@ -54,7 +54,7 @@ def test_a_teacher_is_chosen_remembered_and_left(run: Path, finished: Path, tmp_
     done("prune", "--teacher", other, "--out", run)  # its weights too
 
     save_file(load_model(other, seed=8).state_dict(), weights)
-    assert "another run: teacher_weights is " in refused("merge", "--out", run)
+    assert "another run: the teacher's weights are not those" in refused("merge", "--out", run)
 
     # Back to the baseline.
     done("subnet", "--teacher", "baseline", "--fresh", "--out", run)

@@ -223,7 +223,10 @@ class RunDirectory:
 def _told(field: str, found: str, wanted: str) -> str:
     """How two runs differ, in words."""
     if _HASH.fullmatch(found) and _HASH.fullmatch(wanted):
-        what = {"data": "the images, their labels or what is made of them before the model"}
+        what = {
+            "data": "the images, their labels or what is made of them before the model",
+            "teacher_weights": "the teacher's weights",
+        }
         return f"{what.get(field, f'the {field}')} are not those of that run"
     none = "the baseline" if field == "teacher" else "none by name"
     found, wanted = (text if text != "''" else none for text in (found, wanted))
