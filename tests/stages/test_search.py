@@ -71,21 +71,28 @@ def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) 
 
 
 @pytest.mark.parametrize("share", [1.3, 1.0, 0.7])
-def test_typical_plans_correct_what_is_predicted(share: float, searched: Any) -> None:
+def test_the_best_plans_correct_what_is_predicted(share: float, searched: Any) -> None:
     clock, result = searched(share)
     space = alone(clock.root, RECIPE)
-    assert result.plan.measured.median <= LIMIT * space.ms * (1 + 1e-9)
-    assert result.plan.latency == pytest.approx(result.plan.measured.median)
-    assert len(clock.asked) == 2  # typical plans, then the best: at least one keeps to it at once
+    limit = LIMIT * space.ms
+    assert result.plan.measured.median <= limit * (1 + 1e-9)
+    assert len(clock.asked) == 2  # once, and all that are known then: some keep to it at once
+    first = space.cost(space.genome(clock.asked[0][0])).latency
+    off = not 0.96 * limit <= space.ms - share * (space.ms - first) <= limit
+    assert off == (share != 1.0)
+    fitted = [point for point in result.points if point.fitted is not None]
+    wanted = RECIPE.search.refined
+    assert len(fitted) >= 1.5 * wanted if off else len(fitted) == wanted
     for point in result.points:
         cost = space.cost(space.genome(point.choices))
-        assert space.ms - point.latency == pytest.approx(share * (space.ms - cost.latency))
+        saved = (share if off else 1) * (space.ms - cost.latency)
+        assert space.ms - point.latency == pytest.approx(saved)
 
 
 def test_where_the_best_are_slower_the_next_are_timed(searched: Any) -> None:
     one = RECIPE.updated("search.timed=1")
     clock, result = searched(1.0, 0.7, recipe=one)
-    first, second = clock.asked[1:]
+    first, second = clock.asked[-2:]
     assert second != first
     space = alone(clock.root, RECIPE)
     assert min(p.measured.median for p in result.points if p.choices in first) > LIMIT * space.ms
@@ -93,7 +100,7 @@ def test_where_the_best_are_slower_the_next_are_timed(searched: Any) -> None:
     assert result.plan.measured.median <= LIMIT * space.ms
 
 
-def test_a_search_that_goes_on_does_not_time_typical_plans_again(
+def test_a_search_that_goes_on_does_not_time_its_best_plans_again(
     searched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:

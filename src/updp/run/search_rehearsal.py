@@ -84,7 +84,10 @@ class SearchRehearsal:
         """Time of fitted and repaired plans: of single candidates, and of proposals."""
         context, task = self.context, self.task
         first = searcher.preliminaries()
-        left = max(0, min(task.settings.refined, task.space.size) - len(first))
+        wanted = task.settings.refined
+        if "latency" in task.limits.amounts:  # more, once the best were timed
+            wanted += wanted // 2
+        left = max(0, min(wanted, task.space.size) - len(first))
         plans = dict.fromkeys(task.random(number) for number in range(_REFINED))
 
         def score(plans: Sequence[Genome]) -> None:
@@ -108,7 +111,7 @@ class SearchRehearsal:
         def run() -> None:
             time_plans(context.baseline, net, plans, x, measure, self.meter.advance)
 
-        # Typical plans are timed before, which are fewer.
+        # The best are timed before some more are fitted, and at the end.
         times = 2 if "latency" in self.task.limits.amounts else 1
         return self.meter.time("rounds of timing", run, times * measure.rounds)
 

@@ -6,7 +6,7 @@ Nothing here knows a stage: `loop.search` asks a searcher for plans, scores them
 from updp.search.choice import choose_plan, finalists, keeping, pick
 from updp.search.front import pareto, within
 from updp.search.limits import limits_of
-from updp.search.loop import alone, complete, refine, search
+from updp.search.loop import complete, refine, search
 from updp.search.outcome import ScoredPlan, SearchResult
 from updp.search.score import Score
 from updp.search.scorers import FittedScorer, Scorer
@@ -14,7 +14,7 @@ from updp.search.scores import Evaluated, ScoreFile, Scores
 from updp.search.searchers import SEARCHERS, SearchTask
 from updp.search.space import Choice, Cost, Limits, Option, Space
 from updp.search.survey import BaselineCost, Survey, SurveyedSite
-from updp.search.together import corrected, factor, typical
+from updp.search.together import corrected, factor, is_off
 
 __all__ = [
     "SEARCHERS",
@@ -35,18 +35,17 @@ __all__ = [
     "Space",
     "Survey",
     "SurveyedSite",
-    "alone",
     "choose_plan",
     "complete",
     "corrected",
     "factor",
     "finalists",
+    "is_off",
     "keeping",
     "limits_of",
     "pareto",
     "pick",
     "refine",
     "search",
-    "typical",
     "within",
 ]

@@ -24,9 +24,6 @@ Judge = Callable[[Mapping[str, str], Hopeless], Score]
 Show = Callable[[Evaluated, Evaluated | None], None]
 
 
-_HEADINGS = "search: each candidate alone", "search"
-
-
 def _hide(plan: Evaluated, best: Evaluated | None) -> None: ...
 
 
@@ -45,16 +42,9 @@ def search(
     Returns:
         All scored plans, in the order of the search.
     """
-    searcher, evaluations = SEARCHERS[task.settings.searcher](task), task.settings.evaluations
-    return _run(searcher, evaluations, _HEADINGS, judge, file, progress, show)
-
-
-def alone(
-    task: SearchTask, judge: Judge, file: ScoreFile, progress: Progress
-) -> dict[Genome, Evaluated]:
-    """Score what `search` scores before its first proposal: each candidate alone, or nothing."""
     searcher = SEARCHERS[task.settings.searcher](task)
-    return _run(searcher, 0, _HEADINGS, judge, file, progress)
+    headings = "search: each candidate alone", "search"
+    return _run(searcher, task.settings.evaluations, headings, judge, file, progress, show)
 
 
 def refine(
@@ -64,15 +54,20 @@ def refine(
     file: ScoreFile,
     progress: Progress,
     show: Show = _hide,
+    *,
+    before: Scores | None = None,
 ) -> dict[Genome, Evaluated]:
     """Score plans after fit and repair, beginning from the scores `known` of `search`.
 
     `judge` is a scorer of that kind; `file` is not that of the search, because a plan has a score
-    of each kind.
+    of each kind. With scores `before`, of this kind, half as many plans are added to them.
     """
-    searcher = Refined(task, {g: e.score.score for g, e in known.items()})
+    scored = () if before is None else tuple(before)
+    searcher = Refined(task, {g: e.score.score for g, e in known.items()}, scored)
     headings = "search: candidates fitted and repaired", "search: plans fitted and repaired"
     evaluations = max(0, task.settings.refined - len(searcher.preliminaries()))
+    if before is not None:
+        evaluations = task.settings.refined // 2
     return _run(searcher, evaluations, headings, judge, file, progress, show)
 
 
@@ -100,7 +95,7 @@ def _run(
     judge: Judge,
     file: ScoreFile,
     progress: Progress,
-    show: Show = _hide,
+    show: Show,
 ) -> dict[Genome, Evaluated]:
     """Score the searcher's preliminaries, and then `evaluations` plans that it proposes."""
     task, past = searcher.task, {*file.scored}
@@ -114,8 +109,6 @@ def _run(
                 "search: no site can be pruned without infinite or NaN logits: are some of the "
                 "model's weights extremely large?"
             )
-    if not evaluations:
-        return known
     before, wanted = len(known), min(evaluations, task.space.size - len(known))
     progress.begin(headings[1], wanted, min(wanted, len(past - {*first})))
     while len(known) < before + wanted:

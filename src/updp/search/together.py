@@ -8,32 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from updp.measure import Latency
-from updp.search.scores import Scores
 from updp.search.searchers import SearchTask
-from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome
 
-_TIGHTER = (1.0, 0.95, 0.9)  # shares of the latency's limit, for which a plan is timed each
+_BEYOND_NEED = 0.96  # of the latency's limit
 _LEAST, _MOST = 0.5, 2.0
 
 
-def typical(task: SearchTask, known: Scores) -> list[Genome]:
-    """Plans such as the search will choose from: the best by their candidates' damage alone.
-
-    Random ones where candidates were not scored alone.
-    """
-    space, limits = task.space, task.limits
-    if not {space.keep, *space.singles()} <= known.keys():
-        return [task.random(number) for number in range(len(_TIGHTER))]
-    scores = {genome: evaluated.score.score for genome, evaluated in known.items()}
-    weights = Surrogate(task, scores).weights
-    latency = limits.amounts["latency"]
-    within = (
-        replace(limits, amounts={**limits.amounts, "latency": share * latency})
-        for share in _TIGHTER
-    )
-    found = (task.program.best(weights, each) for each in within)
-    return list(dict.fromkeys(plan for plan in found if plan is not None))
+def is_off(task: SearchTask, measured: Mapping[Genome, Latency]) -> bool:
+    """Whether the first of the measured plans is slower than wanted, or faster beyond need."""
+    first = next(iter(measured.values()), None)
+    if first is None:
+        return False
+    share = task.space.ms / first.speedup.median / task.limits.amounts["latency"]
+    return not _BEYOND_NEED <= share <= 1
 
 
 def corrected(task: SearchTask, measured: Mapping[Genome, Latency]) -> SearchTask:

@@ -41,7 +41,7 @@ class SearchKey(StageKey):
 
 
 class TimedPlans(Record):
-    """Typical plans, timed end to end before others are searched for: see `search.corrected`."""
+    """The best plans so far, timed end to end before the search goes on: see `search.corrected`."""
 
     FILE: ClassVar[str] = "search/timed.json"
     genomes: tuple[Genome, ...]
@@ -97,12 +97,9 @@ def score_plans(
         plans as the supernet has them; and scores after fit and repair, empty where stage 3 does
         not start from a fit.
     """
-    parts = context.net, context.baseline, context.feed, context.recipe
-    progress, scorer = context.progress, Scorer(*parts)
+    inputs = context.net, context.baseline, context.feed, context.recipe
+    progress, scorer = context.progress, Scorer(*inputs)
     file = ScoreFile(context.folder("search") / SCORES)
-    if "latency" in task.limits.amounts:
-        alone = search.alone(task, scorer, file, progress)
-        task = search.corrected(task, _timed(context, task, search.typical(task, alone)))
     with _shown(board.curves("search"), task) as show:
         known = search.search(task, scorer, file, progress, show)
     if not context.recipe.refines:
@@ -110,10 +107,16 @@ def score_plans(
     # Refinement starts from each candidate alone, which not every searcher has scored.
     singles = [task.space.keep, *task.space.singles()]
     known |= search.complete(singles, task, scorer, file, progress)
-    fitted_scorer = FittedScorer(*parts)
+    fitted_scorer = FittedScorer(*inputs)
     fitted = ScoreFile(context.folder("search") / FITTED)
     with _shown(board.curves("refined"), task) as show:
         refined = search.refine(task, known, fitted_scorer, fitted, progress, show)
+        if "latency" in task.limits.amounts:
+            times = _timed(context, task, search.finalists(known, refined, task))
+            if search.is_off(task, times):
+                task = search.corrected(task, times)
+                parts = known, fitted_scorer, fitted, progress, show
+                refined = search.refine(task, *parts, before=refined)
     return task, known | search.complete(refined, task, scorer, file, progress), refined
 
 
@@ -143,12 +146,12 @@ def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -
 
 
 def _timed(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[Genome, Latency]:
-    """The latencies of typical plans, which a search that goes on has timed already."""
+    """The latencies of plans, which a search that was killed later has timed already."""
     found: TimedPlans | None = None
     if processes.is_first():
         found = TimedPlans.read_if_there(context.root)
         if found is None:
-            times = _time(context, task, plans, "search: timing typical plans")
+            times = _time(context, task, plans, "search: timing the best plans")
             found = TimedPlans(genomes=tuple(times), latencies=tuple(times.values()))
             found.write(context.root)
     record = processes.agree(found and found.model_dump(mode="json"))

@@ -9,6 +9,7 @@ alone, and a line in logarithms predicts the damage left of the others:
 The integer program then proposes plans, whose scores correct the model.
 """
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -25,13 +26,16 @@ _LEAST = 1e-6  # smallest damage, as a fraction of the worst: there is no logari
 
 
 class Refined(Searcher):
-    """Begins where another search ended; `alone` are that search's scores."""
+    """Begins where another search ended; `alone` are that search's scores.
+
+    `scored` are plans that were fitted and repaired before.
+    """
 
     name = "refined"
 
-    def __init__(self, task: SearchTask, alone: Known) -> None:
+    def __init__(self, task: SearchTask, alone: Known, scored: Sequence[Genome] = ()) -> None:
         super().__init__(task)
-        self.alone = alone
+        self.alone, self.scored = alone, scored
         self._singles = [g for g in task.space.singles() if g in alone]
 
     def preliminaries(self) -> list[Genome]:
@@ -39,7 +43,7 @@ class Refined(Searcher):
         count = min(len(self._singles), self.task.settings.refined // _SINGLES)
         indices = np.linspace(0, len(self._singles) - 1, count).round().astype(int)
         some = [self._singles[index] for index in indices]
-        return list(dict.fromkeys([*some, *ranked(self.task, self.alone)[:1]]))
+        return list(dict.fromkeys([*some, *self.scored, *ranked(self.task, self.alone)[:1]]))
 
     def propose(self, known: Known) -> list[Genome]:
         """The model's optimum with its neighbours, and the neighbours of the best plan known."""
