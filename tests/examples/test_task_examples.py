@@ -43,7 +43,7 @@ class Overlap:
         ("segmentation", (), 60),
         pytest.param("embedding", (), 60, marks=pytest.mark.slow),
         pytest.param("text", ("encoder",), 45, marks=pytest.mark.slow),
-        ("text", ("decoder",), None),
+        pytest.param("text", ("decoder",), None, marks=pytest.mark.slow),
         pytest.param("detection", (), 60, marks=pytest.mark.slow),
     ],
 )

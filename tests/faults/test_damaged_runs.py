@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import updp
 from tests import tiny
 from tests.faults.conftest import Said
+from tests.sampling import slow
 from updp.io.files import read_json, write_json
 from updp.measure import use_clock
 from updp.run.directory import RunDirectory
@@ -68,7 +69,13 @@ def command(run: Path, name: str, *options: str) -> list[str]:
 @pytest.mark.parametrize(
     ("file", "fault"),
     # Without its `done.json` a stage has not ended.
-    [(f, g) for f in FILES for g in FAULTS if not (g is gone and f.endswith("done.json"))],
+    # The quick tests have half of the faults of each file, and of the next one the other half.
+    [
+        (f, g) if (i + j) % 2 else slow(f, g)
+        for i, f in enumerate(FILES)
+        for j, g in enumerate(FAULTS)
+        if not (g is gone and f.endswith("done.json"))
+    ],
 )
 def test_a_damaged_file_of_a_finished_stage_is_refused(
     file: str, fault: Callable[[Path], None], run: Path
@@ -110,7 +117,7 @@ def test_the_stage_that_is_named_is_made_anew(run: Path, said: Said) -> None:
     assert tiny.contents(run)["model.safetensors"] == before["model.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["plan.json", "model.safetensors", "result.json"])
+@pytest.mark.parametrize("name", ["plan.json", slow("model.safetensors"), "result.json"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_published_files_are_refused_and_made_again(
     name: str, fault: Callable[[Path], None], run: Path

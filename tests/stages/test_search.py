@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from tests import tiny
+from tests.sampling import slow
 from tests.search.test_choice import latency
 from updp import Recipe
 from updp.measure import Latency, use_clock
@@ -70,7 +71,7 @@ def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) 
     return run
 
 
-@pytest.mark.parametrize("share", [1.3, 1.0, 0.7])
+@pytest.mark.parametrize("share", [slow(1.3), 1.0, 0.7])
 def test_the_best_plans_correct_what_is_predicted(share: float, searched: Any) -> None:
     clock, result = searched(share)
     space = alone(clock.root, RECIPE)

@@ -222,6 +222,7 @@ def test_a_block_without_one_tensor_is_left_out_and_named(tiny_model: str, tmp_p
     assert row["features"] > 0
 
 
+@pytest.mark.slow  # as for the supernet
 @pytest.mark.usefixtures("fixed_clock")
 def test_labels_are_smoothed_and_mixed(tiny_model: str, tmp_path: Path) -> None:
     def loss(name: str, **changes: object) -> float:

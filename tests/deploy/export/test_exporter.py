@@ -130,7 +130,7 @@ def _crash(logits: Tensor) -> Tensor:
         slow(lambda y: y * float("nan"), "logits differ by nan"),
         slow(_swap_one, "logits differ"),
         slow(lambda y: y[:1].expand_as(y), "logits differ"),
-        (_crash, "RuntimeError: no such kernel"),
+        slow(_crash, "RuntimeError: no such kernel"),
     ],
 )
 def test_a_wrong_file_is_not_kept(
@@ -177,7 +177,8 @@ def test_a_format_that_fails_stops_no_other(run: Path, monkeypatch: pytest.Monke
         updp.export(run, "onnx,pt2", test_images=9)
 
 
-@pytest.mark.parametrize("at", [slow("model.safetensors"), "exports.json"])
+@pytest.mark.slow  # kills at every write of a run are in tests/run and tests/faults
+@pytest.mark.parametrize("at", ["model.safetensors", "exports.json"])
 def test_a_kill_leaves_no_record_of_other_files(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:

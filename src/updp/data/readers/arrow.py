@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from updp.data.readers.columns import Shard, image_of, make_shard, read_shards
+from updp.data.readers.columns import (
+    Shard,
+    arrow_errors,
+    image_of,
+    make_shard,
+    read_shards,
+)
 from updp.data.readers.encoded import TESTS, EncodedSplit, Numbering, Splits
 from updp.data.source import printable
 from updp.errors import UserError, needs_extra, reason
@@ -86,7 +92,7 @@ def _read_shard(file: Path) -> Shard:
         table = _open(file).read_all()  # mapped, not read
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # Arrow's own errors are among them
+    except arrow_errors() as error:
         raise UserError(f"'{file}' is not a readable Arrow file: {reason(error)}") from error
     label = table["label"] if "label" in table.column_names else None
     return make_shard(file, [table.num_rows], table.schema, label)

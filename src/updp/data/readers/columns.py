@@ -18,6 +18,13 @@ from updp.data.readers.encoded import EncodedSplit, check_all_labelled, check_la
 from updp.errors import UserError
 
 
+def arrow_errors() -> tuple[type[Exception], ...]:
+    """What Arrow raises for a file that it cannot read."""
+    import pyarrow
+
+    return OSError, ValueError, pyarrow.ArrowException
+
+
 @dataclass
 class Shard:
     """What opening reads of a file: rows of its parts, labels, and names of the classes."""

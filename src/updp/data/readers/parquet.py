@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from updp.data.order import BUFFER, Groups
-from updp.data.readers.columns import Shard, image_of, make_shard, read_shards
+from updp.data.readers.columns import (
+    Shard,
+    arrow_errors,
+    image_of,
+    make_shard,
+    read_shards,
+)
 from updp.data.readers.encoded import EncodedSplit, Numbering
 from updp.data.source import printable
 from updp.errors import UserError, needs_extra, reason
@@ -90,7 +96,7 @@ class RowGroups:
                 column = _read_images(self._opened[number], inside, self.files[number])
             except UserError:
                 raise
-            except (OSError, ValueError) as error:
+            except arrow_errors() as error:
                 raise UserError(
                     f"'{self.files[number]}' cannot be read any more: {reason(error)}"
                 ) from error
@@ -119,7 +125,7 @@ def _read_shard(file: Path) -> Shard:
             label = opened.read(columns=["label"])["label"] if "label" in schema.names else None
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # Arrow's own errors are among them
+    except arrow_errors() as error:
         raise UserError(f"'{file}' is not a readable Parquet file: {reason(error)}") from error
     return replace(make_shard(file, rows, schema, label), largest=largest)
 
