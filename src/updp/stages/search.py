@@ -131,7 +131,7 @@ def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -
     timed: dict[Genome, Latency] = {}
     for _ in range(_TIMINGS):
         plans = [g for g in search.finalists(known, refined, task) if g not in timed]
-        timed |= _time(context, task, plans, "search: timing the best plans")
+        timed |= _time(context, task, plans)
         if "latency" not in task.limits.amounts or search.keeping(task, timed):
             break
         task = search.corrected(task, timed)
@@ -151,7 +151,7 @@ def _timed(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[
     if processes.is_first():
         found = TimedPlans.read_if_there(context.root)
         if found is None:
-            times = _time(context, task, plans, "search: timing the best plans")
+            times = _time(context, task, plans)
             found = TimedPlans(genomes=tuple(times), latencies=tuple(times.values()))
             found.write(context.root)
     record = processes.agree(found and found.model_dump(mode="json"))
@@ -159,14 +159,12 @@ def _timed(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[
     return dict(zip(agreed.genomes, agreed.latencies, strict=True))
 
 
-def _time(
-    context: Context, task: SearchTask, plans: Sequence[Genome], heading: str
-) -> dict[Genome, Latency]:
+def _time(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[Genome, Latency]:
     """Measure the latencies of plans end to end."""
     if not plans:
         return {}
     measure = context.recipe.measure
-    context.progress.begin(heading, measure.rounds)
+    context.progress.begin("search: timing the best plans", measure.rounds)
     x = context.example(measure.batch_size)
     choices = [task.space.choices(plan) for plan in plans]
     net, advance = context.net.eval(), context.progress.advance

@@ -240,3 +240,22 @@ def test_metadata_of_another_hand_is_read_or_left(
         rows = [(png(4, 3, colour=n), n) for n in range(2)]
         write(tmp_path / f"{name}.parquet", rows, {"huggingface": text})
     assert open_source(str(tmp_path), input_size=None).classes == classes
+
+
+def write_unnamed(path: Path, data: bytes) -> None:
+    """Two images whose path is no text, as in a damaged file."""
+    paths = pa.array([b"a\x80.png"] * 2, pa.binary()).view(pa.string())
+    image = pa.StructArray.from_arrays(
+        [pa.array([data] * 2, pa.binary()), paths], ["bytes", "path"]
+    )
+    pq.write_table(pa.table({"image": image, "label": pa.array([0, 1])}), path)
+
+
+def test_a_path_that_is_no_text_hinders_no_image(tmp_path: Path) -> None:
+    """In the line of a broken image it is shown as far as it is text."""
+    for name in ("train", "test"):
+        write_unnamed(tmp_path / f"{name}.parquet", png(4, 3, colour=2))
+    assert int(open_source(str(tmp_path), input_size=(3, 3, 4)).train[0][0].max()) == 2
+    write_unnamed(tmp_path / "test.parquet", b"junk")
+    with pytest.raises(UserError, match=r"^image 'a\ufffd\.png' \(row 0 of 'test.parquet'\)"):
+        open_source(str(tmp_path), input_size=(3, 3, 4))

@@ -74,9 +74,17 @@ def read_shards(
 
 
 def image_of(value: Any) -> dict[str, Any]:
-    """Bytes and path of an Arrow scalar; None each where the row is null."""
-    image: dict[str, Any] | None = value.as_py()
-    return image or {"bytes": None, "path": None}
+    """Bytes and path of an Arrow scalar; None each where the row is null.
+
+    In a damaged file the path may be no text: what cannot be read of it is replaced.
+    """
+    if not value.is_valid:
+        return {"bytes": None, "path": None}
+    try:
+        path = value["path"].as_py()
+    except UnicodeDecodeError:
+        path = value["path"].as_buffer().to_pybytes().decode(errors="replace")
+    return {"bytes": value["bytes"].as_py(), "path": path}
 
 
 def _is_image(schema: Any) -> bool:
