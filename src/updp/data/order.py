@@ -1,4 +1,4 @@
-"""Orders of training: each image once, those that are read together not far apart."""
+"""Orders of training: each image once, those read together not far apart; and some of many."""
 
 from dataclasses import dataclass
 
@@ -39,3 +39,10 @@ def shuffled(
     group = np.searchsorted(groups.starts, indices, side="right") - 1
     window = place[group] // groups.together
     return indices[np.lexsort((rng.random(len(indices)), window))]
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """Indices of at most so many of `count` items, evenly from the first to the last."""
+    if not count:
+        return []
+    return [int(n) for n in np.unique(np.linspace(0, count - 1, most).astype(int))]

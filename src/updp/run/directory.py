@@ -73,7 +73,7 @@ class RunDirectory:
         if self.is_done(STAGES[0]) and RunRecord.path(self.path).exists():
             known = RunRecord.read(self.path)
             fields = ["teacher", "teacher_weights"]
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+            if not path.exists() or path.read_bytes() != text.encode():  # it may be damaged
                 fields.append("command")
             new = {name: getattr(record, name) for name in fields}
             if (record := known.model_copy(update=new)) != known:

@@ -12,6 +12,7 @@ from torch import nn
 from updp.blocks.modules import evaluating
 from updp.blocks.nested import Samples, call
 from updp.blocks.values import tensors_of
+from updp.data.order import spaced
 from updp.errors import UserError
 from updp.io.records import Record
 
@@ -51,9 +52,8 @@ class MergedOutputs(Outputs):
 
 
 def _some(values: np.ndarray) -> list[float]:
-    indices = np.unique(np.linspace(0, max(len(values) - 1, 0), _KEPT).astype(int))
-    some = values[indices] if len(values) else values
-    return [float(f"{value:.6g}") for value in np.nan_to_num(some)]
+    some = np.nan_to_num(values[spaced(len(values), _KEPT)])
+    return [float(f"{value:.6g}") for value in some]
 
 
 def _gap(values: tuple[tuple[float, ...], ...], expected: tuple[tuple[float, ...], ...]) -> float:

@@ -13,6 +13,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from updp.blocks.nested import tensors_in
 from updp.data.images import by
+from updp.data.order import spaced
 from updp.data.overlap import warn_of_shared_images
 from updp.data.readers.items import as_image, as_label, describe, split_item
 from updp.data.readers.loader_items import Loader, LoaderItems
@@ -83,7 +84,9 @@ class Wrapped(LoaderItems):
         if listed is not None:
             try:
                 labels = [as_label(listed[i], self.where(n)) for n, i in enumerate(self.indices)]
-                self.listed = all(self._item(n)[1] == labels[n] for n in _some(len(labels)))
+                self.listed = all(
+                    self._item(n)[1] == labels[n] for n in spaced(len(labels), _HASHED_ITEMS)
+                )
             except (UserError, TypeError, IndexError, KeyError):
                 self.listed = False  # such as the targets of a detection data set
             if self.listed:
@@ -191,16 +194,9 @@ def _fingerprint(images: LoaderItems) -> str:
     """Sha256 of labels and some images; transforms draw from one and the same random state."""
     digest = hashlib.sha256(_description(images))
     with random_state(0):
-        for index in _some(len(images)):
+        for index in spaced(len(images), _HASHED_ITEMS):
             digest.update(_bytes(images[index][0]))
     return digest.hexdigest()
-
-
-def _some(count: int) -> list[int]:
-    """Indices of some items, from the first to the last."""
-    if not count:
-        return []
-    return [int(n) for n in np.unique(np.linspace(0, count - 1, _HASHED_ITEMS).astype(int))]
 
 
 def _bytes(inputs: Any) -> bytes:
