@@ -73,6 +73,9 @@ def test_metrics_by_hand() -> None:
     ]
     task = TASKS["segmentation"]
     assert task.value([task.figures(maps, masks)]) == pytest.approx(100 * np.mean(overlaps))
+    pictures = masks[:, None]  # with a channel, as pictures have it
+    assert torch.equal(task.figures(maps, pictures), task.figures(maps, masks))
+    assert torch.equal(task.loss(maps, pictures), task.loss(maps, masks))
 
     task, scores = TASKS["multi-label"], torch.tensor([[1.0, -1, 1], [1, 1, -1]])
     real = torch.tensor([[1, 0, 0], [1, 0, 1]])

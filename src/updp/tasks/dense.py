@@ -41,7 +41,7 @@ class RegressionTask(Task):
 class Segmentation(Task):
     """A class for each pixel: logits (N, classes, H, W) and labels (N, H, W), 255 for none.
 
-    Logits of another size are scaled to that of the labels.
+    Labels may be (N, 1, H, W), too. Logits of another size are scaled to that of the labels.
     """
 
     name = "segmentation"
@@ -64,6 +64,7 @@ class Segmentation(Task):
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy."""
+        labels = _mask(labels)
         logits = at_least_float32(_sized(outputs, labels))
         return F.cross_entropy(
             logits, labels.long(), ignore_index=_IGNORED, label_smoothing=smoothing
@@ -71,7 +72,7 @@ class Segmentation(Task):
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Pixels of each class (rows) that were put into each class (columns)."""
-        classes = outputs.shape[1]
+        classes, labels = outputs.shape[1], _mask(labels)
         wanted, found = labels.flatten().long(), _sized(outputs, labels).argmax(1).flatten()
         counted = (wanted >= 0) & (wanted < classes) & (wanted != _IGNORED)
         pairs = wanted[counted] * classes + found[counted]
@@ -88,6 +89,11 @@ class Segmentation(Task):
 def _like(labels: Tensor, outputs: Tensor) -> Tensor:
     """Labels in the shape of the outputs, from which (N,) differs for one number a sample."""
     return labels.to(outputs).reshape_as(outputs) if labels.shape != outputs.shape else labels
+
+
+def _mask(labels: Tensor) -> Tensor:
+    """Labels without an axis for one channel, which masks read as pictures have."""
+    return labels.squeeze(1) if labels.ndim == 4 else labels
 
 
 def _sized(logits: Tensor, labels: Tensor) -> Tensor:

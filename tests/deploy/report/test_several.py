@@ -47,10 +47,12 @@ def test_a_comparison_shows_every_run_and_site(
 
 def test_differences_of_the_runs_are_warned_of(runs: list[Path], tmp_path: Path) -> None:
     change(runs[1] / "run.json", lambda about: about.update(data=EVIL))
+    change(runs[1] / "run.json", lambda about: about["classes"].reverse())
     change(runs[1] / "result.json", lambda result: result.update(batch_size=7))
     text = Page(report(*runs, out=tmp_path / "x.html").read_text()).text
     assert "Not the same data as 'run': second." in text
     assert "Not the same device, runtime or batch size as 'run': second." in text
+    assert "Not the same classes or order of classes as 'run': second." in text
     assert "Not the same model" not in text
 
 

@@ -49,6 +49,7 @@ def warnings(runs: Sequence[ReportedRun]) -> list[str]:
     aspects = {
         "model": lambda run: (run.record.model, run.record.weights),
         "data": lambda run: (run.record.data, run.record.test, run.result.test_images),
+        "classes or order of classes": lambda run: run.record.classes,
         "device, runtime or batch size": lambda run: (run.result.device, run.result.batch_size),
     }
     for what, aspect in aspects.items():
