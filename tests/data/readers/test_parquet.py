@@ -49,6 +49,15 @@ def test_shards_are_one_split(root: Path) -> None:
     assert int(source.test[0][0].max()) == 3
 
 
+def test_shards_that_mean_other_classes_by_a_label_are_refused(root: Path) -> None:
+    names = {"info": {"features": {"label": {"names": ["ant", "dog"]}}}}
+    write(root / "train-2.parquet", [(png(4, 3), 0)], {"huggingface": json.dumps(names)})
+    with pytest.raises(UserError, match=r"label 0 is 'ant' in '.*train-2.parquet' and 'cat' in"):
+        open_source(str(root), input_size=None)
+    write(root / "train-2.parquet", [(png(4, 3), 0)])  # without names it may be the same
+    assert open_source(str(root), input_size=None).classes == ("cat", "dog")
+
+
 def test_without_metadata_classes_are_numbered(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [(png(4, 3), 0)])
     write(tmp_path / "test.parquet", [(png(4, 3), 2)])

@@ -7,6 +7,7 @@ the schema metadata, key `huggingface`.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,35 @@ def read_shards(
     read: Callable[[Path], Shard],
     images: Callable[[Sequence[Path], Sequence[Shard]], Encoded],
 ) -> EncodedSplit:
-    """Join the files of one split; `images` makes an object that reads them."""
+    """Join the files of one split; `images` makes an object that reads them.
+
+    Raises:
+        UserError: there are no rows, or files mean different classes by a label.
+    """
     shards = [read(file) for file in files]
     labels = [label for shard in shards for label in shard.labels.tolist()]
     if not labels:
         raise UserError(f"'{files[0] if files else root}' has no rows")
     check_all_labelled(labels, root)
+    names = _names_of_all(files, shards)
     paths = [path.relative_to(root).as_posix() for path in files]
-    return EncodedSplit(images(files, shards), labels, root, paths, shards[0].names)
+    return EncodedSplit(images(files, shards), labels, root, paths, names)
+
+
+def _names_of_all(files: Sequence[Path], shards: Sequence[Shard]) -> tuple[str, ...]:
+    """The classes, of which a file may have no names, but no others."""
+    named = [(file, shard.names) for file, shard in zip(files, shards, strict=True) if shard.names]
+    if not named:
+        return ()
+    first, names = named[0]
+    for file, others in named:
+        for label, (own, name) in enumerate(zip_longest(others, names, fillvalue="")):
+            if own != name:
+                raise UserError(
+                    f"label {label} is '{own}' in '{file}' and '{name}' in '{first}': the files of "
+                    "a split must have the same classes in the same order"
+                )
+    return names
 
 
 def image_of(value: Any) -> dict[str, Any]:
