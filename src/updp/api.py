@@ -103,6 +103,7 @@ def prune(
     pick: str | None = None,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
+    unlabelled: str | Path | None = None,
     task: Task | str | None = None,
     tensorboard: str | Path | None = None,
     log: str | None = None,
@@ -139,12 +140,13 @@ def prune(
             its images are in the recipe (`subnet.teacher_size`, `teacher_mean`, `teacher_std`),
             else in its own configuration.
         teacher_weights: safetensors file for a teacher given by name.
+        unlabelled: further images, a path of any form that `data` may have, on which stage 3
+            follows the teacher, too; `subnet.unlabelled` is their share of a batch.
         task: what the model is for: an object, or the name of a built-in one; by default what the
             recipe's `task` says, which is classification. In other tasks loaders give inputs of
             any form (a tensor, or a tuple or dictionary of tensors) with the task's labels.
         tensorboard: a folder for the run's curves, the same figures as in `figures.jsonl`.
-        log: a tracker for the same curves: `tensorboard` (in `logs`), `wandb`, `mlflow`,
-            `trackio` or another that `accelerate` knows.
+        log: a tracker that `accelerate` knows, for the same curves, such as `wandb` or `mlflow`.
         progress: where to report to.
 
     Raises:
@@ -163,6 +165,7 @@ def prune(
         pick=pick,
         teacher=teacher,
         teacher_weights=teacher_weights,
+        unlabelled=unlabelled,
         task=task,
         tensorboard=tensorboard,
         log=log,
@@ -190,6 +193,7 @@ def estimate(
     plan: Plan | None = None,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
+    unlabelled: str | Path | None = None,
     task: Task | str | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -220,6 +224,7 @@ def estimate(
         plan=plan,
         teacher=teacher,
         teacher_weights=teacher_weights,
+        unlabelled=unlabelled,
         task=task,
         progress=progress,
     )

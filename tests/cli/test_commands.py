@@ -13,7 +13,7 @@ from updp.cli import app
 RUN = "--model --data --test --weights --out --device --plan --tensorboard --log"
 RECIPE = "--recipe --set --include --exclude --input-size"
 NORMALISED = "--budget --mean --std"
-TEACHER = "--teacher --teacher-weights"
+TEACHER = "--teacher --teacher-weights --unlabelled"
 FINISHED = "--model --data --test --weights"
 
 FLAGS = {

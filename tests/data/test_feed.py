@@ -9,7 +9,7 @@ from tests import tiny
 from updp import Recipe, UserError
 from updp.data import Preprocess, Source, preprocess_for
 from updp.data.feed import Feed
-from updp.data.images import InMemory
+from updp.data.images import NO_LABEL, InMemory
 
 
 def numbered(train: int = 60, test: int = 20, channels: int = 1) -> Source:
@@ -150,6 +150,22 @@ def test_calibration_images_are_trained_on_without_those_of_scores() -> None:
     assert len(seen) == 48 // 7 * 7
     assert not held & {*seen}
     assert {*names(feed.calibration())} & {*seen}
+
+
+@pytest.mark.parametrize(("share", "own"), [(0.5, 4), (0.01, 7), (0.99, 1)])
+def test_a_share_of_each_training_batch_is_of_unlabelled_images(share: float, own: int) -> None:
+    more = numbered(train=80, test=20)  # 80 to 99
+    feed = make(numbered(), batch_size=8).with_unlabelled(more.test, share)
+    assert feed.steps == len(range(60 - 22)) // own
+    batches = [*islice(feed.training(0), 2 * feed.steps)]
+    for images, labels in batches:
+        found = names([images])
+        assert [n >= 80 for n in found] == [False] * own + [True] * (8 - own)
+        assert labels.tolist() == [NO_LABEL] * 8
+    first = [n for images, _ in batches[: feed.steps] for n in names([images]) if n < 80]
+    assert len({*first}) == len(first)  # an epoch is one of the data's own images
+    again = [images for images, _ in islice(feed.training(3), 4)]
+    assert names(again) == names([images for images, _ in batches[3:7]])
 
 
 def test_float_images_of_a_loader_are_left_alone_unless_asked() -> None:

@@ -112,7 +112,7 @@ class RunOptions(FinishedOptions):
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """The teacher of stage 3."""
+    """The teacher of stage 3, and images that it alone tells about."""
 
     teacher: Annotated[
         str | None,
@@ -126,6 +126,14 @@ class TeacherOptions:
     teacher_weights: Annotated[
         str | None,
         typer.Option("--teacher-weights", help="Safetensors file with the teacher's weights."),
+    ] = None
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            "--unlabelled",
+            help="Further images for stage 3, of the same forms as --data; their labels, if any, "
+            "are not used.",
+        ),
     ] = None
 
 

@@ -72,7 +72,9 @@ def read_inputs(
     test = options.test
     if test is None and record is not None and options.data in (None, record.data):
         test = record.test or None
-    teacher_name, teacher_weights = _teacher(teacher or TeacherOptions(), same_model, options.out)
+    teacher = teacher or TeacherOptions()
+    teacher_name, teacher_weights = _teacher(teacher, same_model, options.out)
+    unlabelled = teacher.unlabelled
     return open_inputs(
         _required("model", model, record),
         _required("data", options.data, record),
@@ -84,6 +86,7 @@ def read_inputs(
         pick=pick,
         teacher=teacher_name,
         teacher_weights=teacher_weights,
+        unlabelled=unlabelled or (record.unlabelled if record else None) or None,
         tensorboard=options.tensorboard,
         log=options.log,
         progress=progress,

@@ -15,7 +15,7 @@ from updp.data.preprocess import (
     resize_for,
     states_colour,
 )
-from updp.data.readers import open_source
+from updp.data.readers import open_source, open_unlabelled
 from updp.data.readers.loader_items import Loader
 from updp.data.readers.loaders import from_loaders
 from updp.data.resizing import ResizeCrop
@@ -37,6 +37,7 @@ __all__ = [
     "match_classes",
     "model_input_size",
     "open_source",
+    "open_unlabelled",
     "preprocess_for",
     "resize_for",
     "states_colour",

@@ -1,5 +1,6 @@
 """Batches in an order that a killed run can resume."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import count
@@ -64,6 +65,12 @@ class Batches:
                 f"{processes.count()} processes cannot share a batch of "
                 f"{min(batch_size, len(self.indices))} images: start fewer"
             )
+
+    def of_size(self, batch_size: int) -> "Batches":
+        """The same images in batches of another size."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
 
     def __len__(self) -> int:
         """Steps per epoch."""

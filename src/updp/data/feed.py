@@ -13,6 +13,7 @@ from torch import Tensor
 from updp.blocks.nested import Samples, join, map_tensors
 from updp.data.batches import Batch, Batches
 from updp.data.example import make_example
+from updp.data.images import NO_LABEL, Images
 from updp.data.preprocess import Preprocess
 from updp.data.source import Source
 from updp.data.split import hold_out
@@ -69,21 +70,17 @@ class Feed:
         self.normalised = not isinstance(first, Tensor) or first.dtype != torch.uint8
         held_out, count = _held_out(len(source.train), recipe, sets_aside=sets_aside)
         train, held = hold_out(len(source.train), source.train.targets, held_out + count, seed)
-        images = source.train
-        if recipe.augments_by_timm and preprocess is not None:
-            images = Augmented(images, training_transform(recipe, preprocess))
-            images[0]  # refuses what has no pictures, or what timm's transforms fail on
+        self._recipe = recipe
+        images = self._transformed(source.train)
         self._augment, self.augmentation = _augmentation(recipe, self)
         batches = partial(Batches, seed=seed, num_workers=recipe.workers)
-        shuffled = partial(
-            batches, shuffle=True, repeats=recipe.aug_repeats, pin_memory=device.type == "cuda"
-        )
         size = recipe.batch_size
         _check_shares(size)
-        self._train = shuffled(images, train, size) if len(train) else None
-        self._train_all = shuffled(images, None, size)
+        self._train = self._shuffled(images, train) if len(train) else None
+        self._unlabelled: Batches | None = None
+        self._train_all = self._shuffled(images, None)
         unscored = torch.cat([train, held[:count]]).sort().values
-        self._train_unscored = shuffled(images, unscored, size)
+        self._train_unscored = self._shuffled(images, unscored)
         self._calibration = batches(source.train, held[:count], 4 * size, shuffle=False)
         self._held_out = batches(source.train, held[count:], 4 * size, shuffle=False)
         self._test = batches(source.test, None, 4 * size, shuffle=False, shared=True)
@@ -92,6 +89,20 @@ class Feed:
         """A feed whose training batches take in the calibration images, and the `scored` ones."""
         other = copy.copy(self)
         other._train = self._train_all if scored else self._train_unscored
+        return other
+
+    def with_unlabelled(self, images: Images, share: float) -> Feed:
+        """A feed whose training batches have this share of other images, and no labels.
+
+        An epoch is one of its own images still. Each process has as many of the others.
+        """
+        assert self._train is not None
+        each = self._recipe.batch_size // processes.count()
+        # A batch has one image of either at least.
+        count = max(1, min(each - 1, round(share * each))) * processes.count()
+        other = copy.copy(self)
+        other._train = self._train.of_size(self._recipe.batch_size - count)
+        other._unlabelled = self._shuffled(self._transformed(images), None).of_size(count)
         return other
 
     @property
@@ -110,8 +121,12 @@ class Feed:
         Each process has its share of a batch's images.
         """
         assert self._train is not None
+        others = self._unlabelled and self._unlabelled.endless(step)
         for number, (images, labels) in enumerate(self._train.endless(step), step):
             generator = torch.Generator().manual_seed(mix(self.seed, 1, number))
+            if others:
+                images = join([images, next(others)[0]])
+                labels = torch.full((len(images),), NO_LABEL)
             images, labels = self._move(images, labels)
             if isinstance(images, Tensor) and self._augment != Augment():
                 images = self._augment(images, generator)
@@ -156,6 +171,27 @@ class Feed:
         Several processes take turns at the batches, so that each image is evaluated once.
         """
         return self._fixed(self._test)
+
+    def _transformed(self, images: Images) -> Images:
+        """Training images, under timm's transforms where the recipe asks for them."""
+        if not self._recipe.augments_by_timm or self.preprocess is None:
+            return images
+        found = Augmented(images, training_transform(self._recipe, self.preprocess))
+        found[0]  # refuses what has no pictures, or what timm's transforms fail on
+        return found
+
+    def _shuffled(self, images: Images, indices: Tensor | None) -> Batches:
+        """Training batches of some of the images, by default all."""
+        return Batches(
+            images,
+            indices,
+            self._recipe.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            repeats=self._recipe.aug_repeats,
+            num_workers=self._recipe.workers,
+            pin_memory=self.device.type == "cuda",
+        )
 
     def _fixed(self, batches: Batches) -> Iterator[Batch]:
         for images, labels in batches.epoch(0):

@@ -109,8 +109,8 @@ def write_hub_folder(
     for name in (*PUBLISHED, "recipe.yaml"):
         write_bytes(folder / name, (path / name).read_bytes())
     # Whoever loads it needs neither the places of the files nor what was typed.
-    names = {field: Path(getattr(about, field)).name for field in ("data", "test", "weights")}
-    names |= {"teacher_weights": Path(about.teacher_weights).name}
+    paths = ("data", "test", "weights", "teacher_weights", "unlabelled")
+    names = {field: Path(getattr(about, field)).name for field in paths}
     shared = about.model_copy(update={**names, "command": ()})
     write_json(folder / RunRecord.FILE, shared.model_dump(mode="json"))
     described = read_json(folder / _PLAIN / "preprocess.json")

@@ -219,6 +219,12 @@ class SubnetSettings(TrainingSettings):
         description="weight of the feature loss, added to the others: squared error over variance "
         "of the baseline's features at the ends of the pruned blocks",
     )
+    unlabelled: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of each batch that is of --unlabelled images, where any are given",
+    )
     teacher_size: tuple[int, int, int] | None = Field(
         None, description="(C, H, W) of another teacher's images; its own, else the model's"
     )

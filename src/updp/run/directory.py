@@ -66,13 +66,13 @@ class RunDirectory:
     def describe(self, record: RunRecord, recipe: Recipe) -> None:
         """Write `recipe.yaml`, and `run.json` when a run starts from its beginning.
 
-        Later only the teacher in `run.json` may change, because nothing before stage 3 depends on
-        it, and the command, where the recipe is another one.
+        Later only what stage 3 alone depends on may change in `run.json`, teacher and further
+        images, and the command, where the recipe is another one.
         """
         path, text = self.path / "recipe.yaml", recipe.to_yaml()
         if self.is_done(STAGES[0]) and RunRecord.path(self.path).exists():
             known = RunRecord.read(self.path)
-            fields = ["teacher", "teacher_weights"]
+            fields = ["teacher", "teacher_weights", "unlabelled"]
             if not path.exists() or path.read_bytes() != text.encode():  # it may be damaged
                 fields.append("command")
             new = {name: getattr(record, name) for name in fields}
@@ -226,6 +226,7 @@ def _told(field: str, found: str, wanted: str) -> str:
         what = {
             "data": "the images, their labels or what is made of them before the model",
             "teacher_weights": "the teacher's weights",
+            "unlabelled": "the unlabelled images",
         }
         return f"{what.get(field, f'the {field}')} are not those of that run"
     none = "the baseline" if field == "teacher" else "none by name"

@@ -41,6 +41,7 @@ from updp.run.input_checks import (
     guessed_colour,
     look_at,
 )
+from updp.run.unlabelled import open_further
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 from updp.tasks import Classification, Task, find_task
@@ -62,6 +63,7 @@ def open_inputs(
     pick: str | None = None,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
+    unlabelled: str | Path | None = None,
     tensorboard: str | Path | None = None,
     log: str | None = None,
     task: Task | str | None = None,
@@ -105,6 +107,7 @@ def open_inputs(
         test=str(test) if isinstance(test, str | Path) else "",
         teacher=teacher_name,
         teacher_weights="" if teacher_weights is None else str(teacher_weights),
+        unlabelled="" if unlabelled is None else str(unlabelled),
     )
     check_finite(weights_of(module), names.the_model)
     if isinstance(own_task, Classification):
@@ -119,6 +122,7 @@ def open_inputs(
         source = match_classes(source, outputs, model=names.the_model, data=names.the_data)
     check(module, source)
     check_labels_suffice(source, recipe, names.the_data, own_task)
+    more, fingerprint = open_further(names, source, recipe)
     recipe = _with_loader_settings(recipe, source).model_copy(update={"task": own_task.name})
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
     preprocess = None
@@ -146,7 +150,10 @@ def open_inputs(
     if guessed := guessed_colour(baseline, name, feed, recipe):
         (progress or Silent()).say(guessed)
     hashes = InputHashes(
-        hash_state(module), source.fingerprint, "" if other is None else hash_state(other)
+        hash_state(module),
+        source.fingerprint,
+        "" if other is None else hash_state(other),
+        fingerprint,
     )
     return RunInputs(
         names=names,
@@ -165,6 +172,7 @@ def open_inputs(
             len(source.classes),
             normalised=feed.normalised,
         ),
+        unlabelled=more,
         progress=progress or Silent(),
         board=board,
     )

@@ -63,6 +63,7 @@ class RunRecord(Record):
     teacher_weights: str = ""
     data: str
     test: str = ""
+    unlabelled: str = ""
     task: str = CLASSIFICATION.name
     classes: tuple[str, ...]
     # Of an image, or empty where inputs are no one tensor.

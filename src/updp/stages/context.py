@@ -13,6 +13,7 @@ from updp.blocks.copying import copy_module
 from updp.blocks.nested import Samples, count, join, take, tensors_in
 from updp.candidates import SLOWER, Offers, planned
 from updp.data.feed import Feed
+from updp.data.images import Images
 from updp.errors import UserError
 from updp.io.files import content_of, read_tensors, write_tensors
 from updp.io.progress import Progress, Silent
@@ -59,6 +60,7 @@ class InputNames:
     test: str = ""
     teacher: str = ""
     teacher_weights: str = ""
+    unlabelled: str = ""
 
     @property
     def the_model(self) -> str:
@@ -73,11 +75,12 @@ class InputNames:
 
 @dataclass(frozen=True)
 class InputHashes:
-    """Sha256 of the model's weights, the data and the teacher's weights."""
+    """Sha256 of the model's weights, the data, the teacher's weights and the unlabelled images."""
 
     weights: str
     data: str
     teacher: str = ""
+    unlabelled: str = ""
 
 
 @dataclass
@@ -86,7 +89,7 @@ class RunInputs:
 
     `baseline` is a copy of the user's model in evaluation mode, on the feed's device. A `plan`
     replaces the search; `pick` names another point of the search's front. A `teacher` of None is
-    the baseline.
+    the baseline. Stage 3 trains on `unlabelled` images, too.
     """
 
     names: InputNames
@@ -98,6 +101,7 @@ class RunInputs:
     plan: Plan | None = None
     pick: str = ""
     teacher: nn.Module | None = None
+    unlabelled: Images | None = None
     progress: Progress = field(default_factory=Silent)
     board: Board = field(default_factory=Board)
 

@@ -35,7 +35,7 @@ _JUDGED = 64  # images judged at once
 
 
 class SubnetKey(StageKey):
-    """The settings of the training, the point of the front, the teacher."""
+    """The settings of the training, the point of the front, the teacher, further images."""
 
     FILE: ClassVar[str] = "subnet/key.json"
     subnet: dict[str, Any]
@@ -43,6 +43,7 @@ class SubnetKey(StageKey):
     pick: str = ""
     teacher: str = ""
     teacher_weights: str = ""
+    unlabelled: str = ""
 
 
 def make_key(context: Context) -> SubnetKey:
@@ -53,6 +54,7 @@ def make_key(context: Context) -> SubnetKey:
         pick=context.pick,
         teacher=context.names.teacher,
         teacher_weights=context.hashes.teacher,
+        unlabelled=context.hashes.unlabelled,
     )
 
 
@@ -131,6 +133,8 @@ def train_plan(context: Context, net: Supernet, choices: Mapping[str, str]) -> N
     feed, other, settings = context.feed, context.teacher, context.recipe.subnet
     if settings.all_images:
         feed = feed.with_held_out(scored=not settings.checks)
+    if context.unlabelled is not None:
+        feed = feed.with_unlabelled(context.unlabelled, settings.unlabelled)
     teacher = context.baseline if other is None else other.to(context.device)
     train_progressively(context, net, choices, teacher, feed)
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from updp.data.classes import FILES, order_classes, read_class_file
-from updp.data.images import by
+from updp.data.images import NO_LABEL, Images, by, load_images
 from updp.data.readers import arrow, digits, folder, parquet, tar
-from updp.data.readers.encoded import Splits, find_shards, make_source
+from updp.data.readers.encoded import Splits, combined, decodable, find_shards, make_source
 from updp.data.resizing import InputSize, as_resize
-from updp.data.source import Source
+from updp.data.source import Source, fingerprint_files
 from updp.errors import UserError
 
 _FORMS = (
@@ -66,6 +66,26 @@ def open_source(
                 source, order, next(name for name in FILES if (split.root / name).is_file())
             )
     return source
+
+
+def open_unlabelled(
+    spec: str, *, input_size: InputSize | None, skip_corrupt: bool = False
+) -> tuple[Images, str]:
+    """The training images of data as `open_source` opens it, without labels; and a fingerprint.
+
+    Of data with one split alone all images are taken.
+
+    Raises:
+        UserError: there is no such data, or an image of it cannot be used.
+    """
+    train, own = _read(spec, "--unlabelled", _FORMS)
+    split = train or own
+    assert split is not None
+    if skip_corrupt:
+        split = decodable(split)
+    count = len(split.targets)
+    fingerprint = combined(fingerprint_files(split.root, split.files), str(count))
+    return load_images(split.images, [NO_LABEL] * count, input_size, split.groups), fingerprint
 
 
 def _read(spec: str, option: str, forms: str) -> Splits:

@@ -121,19 +121,19 @@ def make_source(
     """
     whole = len(train.targets) + (len(test.targets) if test else 0)
     if skip_corrupt:
-        train, test = _decodable(train), test and _decodable(test)
+        train, test = decodable(train), test and decodable(test)
     given = len(train.targets) + (len(test.targets) if test else 0)
     if test is None:
-        fingerprint = _combined(fingerprint_files(train.root, train.files), "split")
+        fingerprint = combined(fingerprint_files(train.root, train.files), "split")
         train, test = _split_off(train)
     elif train.root == test.root:
         fingerprint = fingerprint_files(train.root, [*train.files, *test.files])
     else:
-        fingerprint = _combined(
+        fingerprint = combined(
             *(fingerprint_files(part.root, part.files) for part in (train, test))
         )
     if given < whole:
-        fingerprint = _combined(fingerprint, f"{whole - given} skipped")
+        fingerprint = combined(fingerprint, f"{whole - given} skipped")
     classes, targets = _join_classes(train, test)
     warn_of_shared_images(
         train.images.read,
@@ -153,9 +153,8 @@ def make_source(
     )
 
 
-def _decodable(split: EncodedSplit) -> EncodedSplit:
-    """The split without images that cannot be decoded."""
-
+def decodable(split: EncodedSplit) -> EncodedSplit:
+    """The split without images that cannot be decoded, which a warning counts."""
     count, large = len(split.targets), list[int]()
 
     def read(index: int) -> None:
@@ -176,7 +175,8 @@ def _decodable(split: EncodedSplit) -> EncodedSplit:
     return split if len(kept) == count else split.part(kept)
 
 
-def _combined(*digests: str) -> str:
+def combined(*digests: str) -> str:
+    """One fingerprint of several."""
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 

@@ -139,6 +139,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         ("teacher", about.teacher),
         ("data", about.data),
         ("test split", about.test),
+        ("unlabelled images", about.unlabelled),
         ("classes", f"{len(about.classes)}: {classes}" if classes else ""),
         ("task", about.task if about.task != CLASSIFICATION.name else ""),
         ("image", "×".join(map(str, about.input_shape))),

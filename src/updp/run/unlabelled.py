@@ -1,0 +1,53 @@
+"""Further images without labels, for the training of stage 3 beside the data's own."""
+
+from collections.abc import Callable
+
+from updp.data import Images, Source, open_unlabelled
+from updp.data.overlap import warn_of_shared_images
+from updp.errors import UserError
+from updp.recipe import Recipe
+from updp.stages.context import InputNames
+
+_RUN = 64  # images in a row that are compared with the test split's: they may be stored together
+
+
+def open_further(names: InputNames, source: Source, recipe: Recipe) -> tuple[Images | None, str]:
+    """The images that `names.unlabelled` names, if any, in the form of the data's; a fingerprint.
+
+    Raises:
+        UserError: they cannot be read, the data are no image files, or the recipe has no training
+            that could use images without labels.
+    """
+    if not (name := names.unlabelled):
+        return None, ""
+    said = f"--unlabelled '{name}'"
+    if not recipe.subnet.epochs:
+        raise UserError(
+            f"{said} is for the training of stage 3, and the recipe has none: take --recipe "
+            "repair, or set subnet.epochs"
+        )
+    if recipe.subnet.distill < 1:
+        raise UserError(
+            f"{said}: subnet.distill={recipe.subnet.distill:g} trains on labels, too, which these "
+            "images lack: set subnet.distill=1, as --recipe repair does"
+        )
+    if not names.data:
+        raise UserError(f"{said} is a path and the data is none: both must be image files")
+    channels, height, width = source.image_size  # of image files
+    images, fingerprint = open_unlabelled(
+        name,
+        input_size=source.train.resize or (channels, height, width),
+        skip_corrupt=recipe.data.skip_corrupt,
+    )
+    warn_of_shared_images(
+        _pixels_of(images), len(images), _pixels_of(source.test), len(source.test), run=_RUN
+    )
+    return images, fingerprint
+
+
+def _pixels_of(images: Images) -> Callable[[int], bytes]:
+    def read(index: int) -> bytes:
+        pixels: bytes = images[index][0].numpy().tobytes()
+        return pixels
+
+    return read

@@ -1,0 +1,98 @@
+"""Further images without labels: what they are for, what is refused, and that runs know them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+import updp
+from tests import tiny
+from updp import UserError
+from updp.io.files import read_json
+
+pytestmark = pytest.mark.usefixtures("fixed_clock")
+
+TAUGHT = {"epochs": 1, "distill": 1, "checks": 1}
+DATA = {"held_out": 8, "calibration": 8, "batch_size": 8}
+
+
+def images(folder: Path, count: int, seed: int, *, size: int = 8) -> Path:
+    """A folder of that many grey pictures of noise."""
+    folder.mkdir(parents=True)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for number in range(count):
+        pixels = rng.integers(0, 256, (size, size), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for split, seed in (("train", 0), ("test", 1)):
+        for label in (0, 1):
+            images(tmp_path / "data" / split / str(label), 20, 2 * seed + label)
+    return tmp_path / "data"
+
+
+def prune(model: str, data: Path, out: Path, **given: object) -> updp.Pruned:
+    recipe = tiny.make_recipe(data=DATA, supernet={"epochs": 0}, subnet=TAUGHT)
+    return updp.prune(model, str(data), recipe, out=out, **given)
+
+
+def test_stage_3_alone_trains_on_them(tiny_model: str, data: Path, tmp_path: Path) -> None:
+    prune(tiny_model, data, tmp_path / "without")
+    more = images(tmp_path / "more", 30, 9, size=11)  # of any size
+    prune(tiny_model, data, tmp_path / "with", unlabelled=more)
+    stages = ("supernet/key.json", "search/plan.json", "subnet/start.safetensors")
+    same = [
+        (tmp_path / "without" / name).read_bytes() == (tmp_path / "with" / name).read_bytes()
+        for name in (*stages, "subnet/figures.jsonl")
+    ]
+    assert same == [True, True, True, False]
+    assert read_json(tmp_path / "with/run.json")["unlabelled"] == str(more)
+
+    # Others make another run, and the search is kept.
+    other = images(tmp_path / "other", 30, 10)
+    with pytest.raises(
+        UserError, match=r"the unlabelled images are not those of that run; .*subnet"
+    ):
+        prune(tiny_model, data, tmp_path / "with", unlabelled=other)
+
+
+def test_images_of_the_test_split_among_them_are_said(
+    tiny_model: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prune(tiny_model, data, tmp_path / "run", unlabelled=data / "test" / "1")
+    assert "20 of 40 test images looked at are among 20 of the" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("subnet", "name", "said"),
+    [
+        ({"epochs": 0}, "more", "is for the training of stage 3, and the recipe has none: take"),
+        (
+            {"epochs": 1},
+            "more",
+            "subnet.distill=0.9 trains on labels, too, which these images lack",
+        ),
+        (TAUGHT, "none", "--unlabelled '.*none' is not there: give a folder"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    subnet: dict, name: str, said: str, tiny_model: str, data: Path, tmp_path: Path
+) -> None:
+    images(tmp_path / "more", 4, 9)
+    recipe = tiny.make_recipe(data=DATA, supernet={"epochs": 0}, subnet=subnet)
+    with pytest.raises(UserError, match=said):
+        updp.prune(tiny_model, str(data), recipe, out=tmp_path / "r", unlabelled=tmp_path / name)
+    assert not (tmp_path / "r").exists()
+
+
+def test_they_are_beside_image_files(tiny_model: str, tmp_path: Path) -> None:
+    more, recipe = images(tmp_path / "more", 4, 9), tiny.make_recipe(data=DATA, subnet=TAUGHT)
+    loaded = TensorDataset(torch.rand(60, 1, 8, 8), torch.arange(60) % 10)
+    with pytest.raises(UserError, match="is a path and the data is none"):
+        updp.prune(tiny_model, (loaded, loaded), recipe, unlabelled=more)
