@@ -53,6 +53,8 @@ def test_stage_3_alone_trains_on_them(tiny_model: str, data: Path, tmp_path: Pat
     ]
     assert same == [True, True, True, False]
     assert read_json(tmp_path / "with/run.json")["unlabelled"] == str(more)
+    again = tiny.updp("merge", "--model", tiny_model, "--out", tmp_path / "with")
+    assert (again.code, again.err) == (0, "")  # with what the directory knows
 
     # Others make another run, and the search is kept.
     other = images(tmp_path / "other", 30, 10)
