@@ -98,6 +98,13 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def root_reason(error: BaseException) -> str:
+    """`reason` of the error that a chain of errors began with: exporters wrap what went wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return reason(error)
+
+
 def is_machines(error: BaseException) -> bool:
     """Whether an error is the machine's fault and not that of a file's content or of a name."""
     return isinstance(error, OSError) and error.errno in _MACHINE

@@ -121,6 +121,13 @@ def test_other_floating_types_become_float32(
     assert f"weights in {str(dtype)[6:]}: updp works in float32" in caplog.text
 
 
+def test_complex_weights_stay_so_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net()
+    net.filter = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    assert own_copy(net).filter.dtype == torch.complex64
+    assert not caplog.text
+
+
 def test_masks_of_pruning_become_zeros() -> None:
     net = Net().eval()
     masks.l1_unstructured(net.conv, "weight", 0.5)

@@ -13,7 +13,8 @@ from tests.families import FAMILIES, Basic, C, Net, ViT, conv, error, images, ne
 from tests.sampling import every_other
 from updp.blocks import find
 from updp.candidates import baseline_macs, proposals, propose
-from updp.recipe import CandidateSettings, MergeSettings
+from updp.measure import runner
+from updp.recipe import CandidateSettings, MeasureSettings, MergeSettings
 from updp.stages.merge import verify
 from updp.supernet import KEEP, Supernet
 
@@ -240,6 +241,30 @@ def test_a_model_in_float64_stays_so() -> None:
     assert error(net(x), expected) < 1e-12
     net.set_lambda(1.0)
     assert error(net.merged(torch.float64)(x), net(x)) < 1e-12
+
+
+class Fourier(nn.Module):
+    """A filter in the frequency domain, with complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(C, 1, 1, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.filter, s=x.shape[2:])
+
+
+def test_complex_weights_keep_their_imaginary_part() -> None:
+    block = Basic(conv(C, C), conv(C, C))
+    model = nn.Sequential(conv(3, C), Fourier(), block, nn.Flatten(), nn.Linear(C * 63, 5)).eval()
+    net = supernet(model)
+    with torch.no_grad():
+        assert error(net.merged()(images()), net(images())) < 1e-5  # nothing pruned
+        net.choose(first(net))
+        merged = net.merged()
+        assert error(merged(images()), net(images())) < 1e-5
+    assert merged[1].filter.dtype == torch.complex64
+    runner(merged, (images(),), MeasureSettings())()
 
 
 def test_hooks_on_what_is_kept_still_run() -> None:

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from updp.errors import reason
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 class UserCodeError(Exception):
@@ -68,6 +69,18 @@ def like_of(module: nn.Module) -> Tensor:
     """
     tensors = (*module.parameters(), *module.buffers())
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+
+
+def cast(module: M, dtype: torch.dtype) -> M:
+    """Give the floating-point tensors of `module` another type, in place.
+
+    `Module.to(dtype)` would take complex weights for such, too, and leave their imaginary part out.
+    """
+
+    def change(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.is_floating_point() else t
+
+    return module._apply(change)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def is_composite(module: nn.Module) -> bool:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from updp.blocks.copying import copy_module
+from updp.blocks.modules import cast
 from updp.blocks.nested import call
-from updp.errors import UserError, reason
+from updp.errors import UserError, root_reason
 from updp.io.quiet import quiet, silent
 from updp.measure import onnxruntime, openvino
 from updp.recipe import MeasureSettings
@@ -53,7 +54,7 @@ def runner(module: nn.Module, inputs: Inputs, settings: MeasureSettings) -> Run:
             raise
         except Exception as error:  # of the user's code, a compiler, an exporter
             changed, name = _describe(settings), type(module).__name__
-            raise UserError(f"{changed}: {name} does not run so ({_root(error)})") from error
+            raise UserError(f"{changed}: {name} does not run so ({root_reason(error)})") from error
     return run
 
 
@@ -103,7 +104,7 @@ def deployed(
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
-    module = copy_module(module).eval().to(dtype)
+    module = cast(copy_module(module), dtype).eval()
     if channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module, tree_map_only(Tensor, prepare, inputs)
@@ -134,10 +135,3 @@ def _describe(settings: MeasureSettings) -> str:
     defaults = MeasureSettings()
     changed = {n: v for n, v in fields.items() if v != getattr(defaults, n)} or fields
     return ", ".join(f"measure.{name}={value}" for name, value in changed.items())
-
-
-def _root(error: BaseException) -> str:
-    """The first cause of an exporter's chain of errors, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return reason(error)

@@ -63,7 +63,7 @@ def usable(given: object, name: str) -> nn.Module:
         # Transformers' decoders would hand on keys and values of earlier tokens, which each run of
         # a block would add to. `generate` asks for them by itself.
         config.use_cache = False  # type: ignore[union-attr]
-    types = {value.dtype for value in module.parameters()} - {torch.float32}
+    types = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if types:
         listed = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
         _log.warning(

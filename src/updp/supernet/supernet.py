@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Findings, Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import evaluating, hooks
+from updp.blocks.modules import cast, evaluating, hooks
 from updp.blocks.nested import Samples, call
 from updp.blocks.surgery import (
     Replacement,
@@ -165,7 +165,7 @@ class Supernet(nn.Module):
         """
         if self.training:
             raise ValueError("the supernet is in training mode: call eval() before merging it")
-        model = self.baseline().to(dtype).eval()
+        model = cast(self.baseline(), dtype).eval()
         blocks = {name: model.get_submodule(name) for name in self._blocks}
         for name, sites in self._blocks.items():
             parts = [p for site in sites if (p := self._merged_part(site, dtype))]

@@ -151,6 +151,17 @@ def test_a_wrong_file_is_not_kept(
     assert (run / "export/model.pt2").read_text() == "an older one"
 
 
+def test_what_a_converter_wraps_is_what_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unconverted(Pt2):
+        def _save(self, program: CapturedModel, path: Path) -> None:
+            assert not torch.is_grad_enabled()
+            raise RuntimeError("step 2/3. Next steps:") from ValueError("no operator for einsum")
+
+    monkeypatch.setitem(FORMATS, "pt2", Unconverted())
+    with pytest.raises(ExportError, match="export to pt2: ValueError: no operator for einsum"):
+        updp.export(run, "pt2", test_images=9)
+
+
 def test_a_format_that_fails_stops_no_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Unreadable(Pt2):
         def __init__(self, name: str) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from updp.blocks.nested import Samples
@@ -66,7 +67,7 @@ class Format(ABC):
 
     def save(self, program: CapturedModel, path: Path) -> None:
         """Write a captured model; not atomic. Raises whatever the converter raises."""
-        with quiet():
+        with quiet(), torch.no_grad():  # gradients of complex numbers are not defined for all
             self._save(program, path)
 
     def load(self, path: Path, names: Sequence[str] = (INPUT,)) -> Network:

@@ -16,7 +16,7 @@ from updp.deploy.export.formats import parse_formats
 from updp.deploy.export.manifest import PREPROCESS, Exported, add_export, begin_writing, within
 from updp.deploy.export.parity import Parity, batches, compare, compare_sizes, logits, resized
 from updp.deploy.export.program import CapturedModel, capture
-from updp.errors import ExportError, UserError, is_machines, reason
+from updp.errors import ExportError, UserError, is_machines, root_reason
 from updp.io.files import replace, write_json
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
@@ -207,7 +207,7 @@ class _Exporter:
             except Exception as error:  # converters and runtimes have errors of many types
                 if is_machines(error):
                     raise
-                failure = reason(error)
+                failure = root_reason(error)
                 _log.info("%s, any size %s: %s", form.name, any_size, failure)
                 continue
             parities = {program.shape: compare(self.expected, found, self.classifies), **sizes}
@@ -226,7 +226,7 @@ class _Exporter:
         except Exception as error:  # this figure is worth no failed export
             if is_machines(error):
                 raise
-            self.progress.say(f"the baseline does not export to {form.name}: {reason(error)}")
+            self.progress.say(f"the baseline does not export to {form.name}: {root_reason(error)}")
             return None
         return _size(form.files(path))
 

@@ -17,7 +17,7 @@ from updp.deploy.int8.int8_model import FloatModel
 from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
 from updp.deploy.int8.static import METHODS
-from updp.errors import ExportError, UserError, is_machines, reason
+from updp.errors import ExportError, UserError, is_machines, root_reason
 from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
@@ -174,5 +174,5 @@ def _failing(name: str) -> Iterator[None]:
     except Exception as error:
         if is_machines(error):
             raise
-        why = reason(error)
+        why = root_reason(error)
         raise ExportError(f"INT8 of the {name} model: {why}; no file is written") from error
