@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from updp.blocks.closures import rebind
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.errors import reason
 
@@ -18,7 +19,7 @@ def copy_module(module: M) -> M:
     """A deep copy of a module, also where `copy.deepcopy` refuses what it keeps.
 
     Tensors that were computed with gradients are copied without. What cannot be copied at all, such
-    as a lock or a generator, is shared.
+    as a lock or a generator, is shared. Functions that use the module use the copy.
 
     Raises UserCodeError: the module cannot be copied even so.
     """
@@ -26,14 +27,17 @@ def copy_module(module: M) -> M:
     for part in module.modules():
         _copy_computed(vars(part).values(), memo)
     try:
-        return copy.deepcopy(module, memo.copy())
+        copied: M = copy.deepcopy(module, copies := memo.copy())
+        rebind(copied, copies)
+        return copied
     except Exception as error:  # of the user's classes: any
         before = len(memo)
         for part in module.modules():
             _share([*vars(part).values()], memo, {id(m) for m in module.modules()})
         if len(memo) == before:
             raise UserCodeError(reason(error)) from error
-    copied: M = call_user_code(copy.deepcopy, module, memo)
+    copied = call_user_code(copy.deepcopy, module, memo)
+    rebind(copied, memo)
     return copied
 
 
