@@ -110,6 +110,47 @@ def test_hooks_of_a_pruned_block_still_run(kind: str) -> None:
     assert torch.allclose(exact, switched.double()(x.double()), rtol=1e-11)
 
 
+class Hooked(Reader):
+    """Reads what a hook within its second block's branch noted, perhaps of an earlier forward."""
+
+    def __init__(self, blocks: list[nn.Module], inside: str) -> None:
+        super().__init__()
+        self.blocks, self.noted = nn.ModuleList(blocks), {}
+        self.blocks[1].get_submodule(inside).register_forward_hook(self.note)
+
+    def note(self, module: nn.Module, x: object, y: Tensor) -> None:
+        self.noted["mean"] = y.mean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.noted["mean"]
+
+
+def test_what_a_hook_within_a_branch_notes_is_missed_before_it_is_pruned() -> None:
+    net = Hooked([Basic(conv(C, 6), conv(6, C)) for _ in range(3)], "conv2")
+    findings = find(net.eval(), images())
+    assert [site.name for site in findings.sites] == ["blocks.0", "blocks.2"]
+    (refused,) = findings.unusable
+    assert refused.reason.startswith("the model needs more of it than its output: without that")
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Basic(conv(C, 6), conv(6, C)), Basic(conv(C, 6), conv(6, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a.conv2(self.a.act1(self.a.conv1(x)))
+        return x + self.b.conv2(self.b.act1(self.b.conv1(x)))
+
+
+def test_other_branches_of_a_block_of_which_one_is_read_are_pruned() -> None:
+    net = Hooked([Twice(), Twice()], "b.conv1")
+    findings = find(net.eval(), images())
+    names = [f"blocks.{i}:{part}" for i in range(2) for part in ("a.conv1", "b.conv1")]
+    assert [site.name for site in findings.sites] == names[:3]
+    assert [u.name for u in findings.unusable] == names[3:]
+
+
 class Logging(Basic):
     def forward(self, x: Tensor) -> Tensor:
         self.log = [*getattr(self, "log", [])[-1:], x.mean()]

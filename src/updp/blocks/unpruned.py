@@ -8,10 +8,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import UserCodeError, call_user_code, like_of
@@ -54,37 +55,67 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Recorde
     if noise > NOISE:
         raise UserError(describe_random(model, runs[0].images))
     limit = max(_TOLERANCE, 10 * noise)
-    refused: dict[str, str] = {}
+    kept: set[str] = set()
+    unusable: list[Unusable] = []
     whole, counted = set(), set()
-    blocks = _blocks(model, findings)
-    for name, block in blocks.items():
-        before = surgical_state(block)
-        for is_whole, inside in _FORMS if has_room(block) else _FORMS[:2]:
-            restore(block, before)
-            _rewrite(block, findings, name, whole=is_whole, inside=inside)
-            if not (why := _why_not(model, runs, limit)):
-                break
-        else:
-            restore(block, before)
+    for name, block in _blocks(model, findings).items():
+        own = findings.within(name)
+        form, why = _find_form(model, block, own, runs, limit)
+        refused = {} if form else {name: why}
+        if form is None and len(own.sites) > 1:  # perhaps something is read of one of them alone
+            alone = _why_not_alone(model, block, own, runs, limit)
+            own = replace(own, sites=tuple(s for s in own.sites if s.name not in alone))
+            form = _find_form(model, block, own, runs, limit)[0] if own.sites else None
+            refused = refused if form is None else alone
+        for label, why in refused.items():
             read = what_is_read(model, block, runs[0])
-            refused[name] = f"the model needs more of it than its output{read}: without that, {why}"
-            _log.info("%s cannot be pruned: %s", name or "the model", refused[name])
+            reason = f"the model needs more of it than its output{read}: without that, {why}"
+            unusable.append(Unusable(label, type(block).__name__, reason))
+            _log.info("%s cannot be pruned: %s", label or "the model", reason)
+        if form is None:
             continue
+        kept |= {site.name for site in own.sites}
+        is_whole, inside = form
         if is_whole:
             whole.add(name)
             _log.info("%s keeps its modules, which the rest of the model reads", name)
         if inside:
             counted.add(name)
             _log.info("%s keeps its number of modules, which the rest of the model reads", name)
-    sites = tuple(site for site in findings.sites if site.block not in refused)
-    unusable = [Unusable(n, type(blocks[n]).__name__, why) for n, why in refused.items()]
     return replace(
         findings,
-        sites=sites,
+        sites=tuple(site for site in findings.sites if site.name in kept),
         unusable=(*findings.unusable, *unusable),
         whole=frozenset(whole),
         counted=frozenset(counted),
     )
+
+
+def _find_form(
+    model: nn.Module, block: nn.Module, own: Findings, runs: Sequence[RecordedRun], limit: float
+) -> tuple[tuple[bool, bool] | None, str]:
+    """The first of `_FORMS` in which the model still is itself, else None and the difference.
+
+    The block is left rewritten in it, or as it was. `own` are the findings of the block alone.
+    """
+    before, name, why = surgical_state(block), own.sites[0].block, ""
+    for is_whole, inside in _FORMS if has_room(block) else _FORMS[:2]:
+        _rewrite(block, own, name, whole=is_whole, inside=inside)
+        if not (why := _why_not(model, runs, limit)):
+            return (is_whole, inside), ""
+        restore(block, before)
+    return None, why
+
+
+def _why_not_alone(
+    model: nn.Module, block: nn.Module, own: Findings, runs: Sequence[RecordedRun], limit: float
+) -> dict[str, str]:
+    """The sites of a block that differ also where no other one is rewritten, and how."""
+    before, found = surgical_state(block), {}
+    for site in own.sites:
+        _, found[site.name] = _find_form(model, block, replace(own, sites=(site,)), runs, limit)
+        restore(block, before)
+    return {name: why for name, why in found.items() if why}
 
 
 @contextmanager
@@ -127,8 +158,21 @@ def _disguised(keep: nn.Module, site: Site) -> nn.Module:
     kind: Any = nn.Linear if ndim not in (3, 4, 5) else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 3]
     operator: nn.Module = kind(1, 1) if kind is nn.Linear else kind(1, 1, 1)
     operator.to(like_of(keep))
-    vars(operator)["forward"] = keep.forward
+    vars(operator)["forward"] = partial(_run_unread, keep)
     return operator.eval()
+
+
+def _run_unread(keep: nn.Module, x: Tensor, *extras: Any) -> Any:
+    """The output of a site's path, which then runs once more, on other values.
+
+    So what a hook in it records, or a module writes down, is wrong where the rest of the model
+    reads it: a pruned site would leave nothing at all.
+    """
+    other = 0.5 * x + 1 if x.is_floating_point() else None
+    output = keep.forward(x, *extras)
+    if other is not None:
+        keep.forward(other, *extras)
+    return output
 
 
 def _why_not(model: nn.Module, runs: Sequence[RecordedRun], limit: float) -> str:
