@@ -121,6 +121,19 @@ def test_other_floating_types_become_float32(
     assert f"weights in {str(dtype)[6:]}: updp works in float32" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_the_encoder_of_torch_makes_no_nested_tensors() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 1).eval()
+    x, padding = torch.randn(2, 4, 8), torch.arange(4) > torch.tensor([[1], [3]])
+    with torch.no_grad():
+        nested, plain = encoder(x, src_key_padding_mask=padding), own_copy(encoder)
+        made = plain(x, src_key_padding_mask=padding)
+    assert not plain.use_nested_tensor
+    assert encoder.use_nested_tensor
+    assert torch.allclose(made[~padding], nested[~padding], atol=1e-6)
+
+
 def test_complex_weights_stay_so_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     net = Net()
     net.filter = nn.Parameter(torch.ones(2, dtype=torch.complex64))

@@ -42,8 +42,9 @@ def usable(given: object, name: str) -> nn.Module:
 
     What `torch.compile`, `DataParallel`, `DistributedDataParallel` and `AveragedModel` wrap is
     taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good. A cache of
-    keys and values is off in transformers' configuration. Weights of
-    another floating-point type become float32, and a warning says so.
+    keys and values is off in transformers' configuration, and so are nested tensors in torch's own
+    encoder, as in training: what it makes of padding is then not zero. Weights of another
+    floating-point type become float32, and a warning says so.
 
     Raises:
         UserError: it is no eager module with floating-point weights.
@@ -52,6 +53,10 @@ def usable(given: object, name: str) -> nn.Module:
     for part in [*module.modules()]:
         if part._compiled_call_impl is not None:  # left by `Module.compile`
             part._compiled_call_impl = None
+        if isinstance(part, nn.TransformerEncoder) and getattr(part, "use_nested_tensor", False):
+            # Its layers would get nested tensors, in evaluation alone, which no graph takes.
+            part.use_nested_tensor = False
+            _log.info("%s: nn.TransformerEncoder makes no nested tensors of padded ones", name)
         for key, child in part.named_children():
             if child is not (inside := _inside(child)):
                 setattr(part, key, inside)

@@ -77,6 +77,33 @@ class Rearranged(nn.Module):
         return x + rearrange(y, "nwch")
 
 
+def _gelu(x: Tensor) -> Tensor:
+    if type(x) is not Tensor:
+        raise TypeError(f"{type(x)} is no tensor")
+    return F.gelu(x)
+
+
+class Private(Two):
+    """A helper whose name begins with an underscore, which fx does not wrap."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(_gelu(self.a(x)))
+
+
+class Causal(nn.Module):
+    """torch's own transformer under masks, whose helpers ask for the masks' types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(C, 2, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        padding = torch.arange(length).expand(len(x), -1) > length - 2
+        return self.layer(x, later, padding)
+
+
 def swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
@@ -273,6 +300,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
     "stochastic depth": (Stochastic, "image", 2),
     "checkpoint in training": (Checkpointed, "image", 2),
     "einops": (Rearranged, "image", 2),
+    "a private helper": (Private, "image", 2),
+    "torch's transformer with masks": (Causal, "tokens", 2),
     "scripted helper, numpy, values in a helper": (Helped, "image", 2),
     "tensors of its own, buffers": (MaskedByItself, "image", 2),
     "decorated": (Decorated, "image", 2),
@@ -336,3 +365,11 @@ def test_kept_blocks_train_as_their_user_wrote_them(kind: str) -> None:
         net.eval()
         quiet = run(net)
         assert error(run(net.train()), quiet) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["a private helper", "torch's transformer with masks"])
+def test_helpers_with_an_underscore_are_recorded_and_put_back(kind: str) -> None:
+    before = _gelu, F._canonical_mask, F._none_or_dtype
+    sites = find(net_of(kind), images(3)).sites
+    assert sum(s.branch is not None for s in sites) == KINDS[kind][2], sites
+    assert before == (_gelu, F._canonical_mask, F._none_or_dtype)

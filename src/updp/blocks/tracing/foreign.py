@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from traceback import walk_tb
 from types import FrameType, ModuleType
@@ -66,6 +67,29 @@ def unscripted() -> Iterator[None]:
         yield
     finally:
         kind.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def recorded(foreign: Iterable[Foreign], record: Callable[..., Any]) -> Iterator[None]:
+    """Context in which `record` is called with each foreign function that fx does not wrap.
+
+    Those are the ones whose name begins with an underscore, such as the helpers of torch's own
+    transformer for masks.
+    """
+    places = [
+        (vars(module), name, each.function)
+        for each in foreign
+        for module in each.holders
+        for name, value in vars(module).items()
+        if name.startswith("_") and value is each.function
+    ]
+    for names, name, function in places:
+        names[name] = partial(record, function)
+    try:
+        yield
+    finally:
+        for names, name, function in places:
+            names[name] = function
 
 
 def has_proxy(value: Any) -> bool:

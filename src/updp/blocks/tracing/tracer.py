@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from updp.blocks.teach import forward_of
 from updp.blocks.tracing.calls import Arguments, copied
-from updp.blocks.tracing.foreign import Foreign, unscripted
+from updp.blocks.tracing.foreign import Foreign, has_proxy, recorded, unscripted
 from updp.blocks.tracing.overwrites import Notes, are_one
 from updp.blocks.tracing.proxies import Flag, ValueProxy, is_flag
 from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
@@ -59,9 +59,10 @@ class Tracer(fx.Tracer):
         training: bool = False,
         foreign: Iterable[Foreign] = (),
     ) -> None:
-        functions = (*_MAKERS.values(), *(f.function for f in foreign))
+        self.foreign = (*foreign,)
+        functions = (*_MAKERS.values(), *(f.function for f in self.foreign))
         super().__init__(autowrap_functions=functions)
-        self._autowrap_search += [torch, *(module for f in foreign for module in f.holders)]
+        self._autowrap_search += [torch, *(module for f in self.foreign for module in f.holders)]
         self.call, self.inlined, self.fixed, self.training = call, inlined, fixed, training
         self.proxy_buffer_attributes = buffers
         self.notes = Notes()
@@ -74,6 +75,7 @@ class Tracer(fx.Tracer):
             for path in ("", *self.inlined):
                 stack.enter_context(_flagged(root.get_submodule(path), Flag(self, path)))
             stack.enter_context(unscripted())
+            stack.enter_context(recorded(self.foreign, self._record))
             stack.enter_context(_Makers(self))
             # A compiled helper is traced through, not compiled.
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
@@ -192,6 +194,12 @@ class Tracer(fx.Tracer):
             return root_fn(root, *places, **keywords)
 
         return call, [self.root, *values]
+
+    def _record(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function, or record it as one node where it is called with a proxy."""
+        if self.computing or not has_proxy((args, kwargs)):
+            return function(*args, **kwargs)
+        return self.create_proxy("call_function", function, args, kwargs)
 
     def _argument(self, parameter: Parameter) -> Any:
         """A placeholder's proxy; of further arguments the constants as they were given."""

@@ -16,7 +16,7 @@ from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import ModelInputs, Samples, call, take, tensors_in
 from updp.errors import UserError
-from updp.io.quiet import quiet
+from updp.io.quiet import quiet, silent
 from updp.run.plain import INPUT
 
 _log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _export(
     wanted = [own if sized else {} for own in sizes]
     shapes: Any = tuple({0: _BATCH} | dict.fromkeys(own, Dim.AUTO) for own in wanted)
     variadic = _is_variadic(model)
-    with quiet(), torch.no_grad():
+    with silent(), torch.no_grad():
         shapes = (shapes,) if variadic else shapes
         exported = call_user_code(export, model, tensors, dynamic_shapes=shapes)
     for node in exported.graph.nodes:
