@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from tests.blocks.test_unpruned import Reader
 from tests.families import Basic, C, conv, images
 from tests.road import prune_half, supernet
+from updp.blocks import find
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError
 from updp.blocks.values import difference
@@ -81,6 +82,28 @@ class Guarded(Basic):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)
+
+
+class Line(nn.Module):
+    """One factor and one shift for all channels, as in HGNetV2: the identity before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.bias
+
+
+def test_what_a_module_is_does_not_depend_on_how_far_it_is_trained() -> None:
+    net = Reader()
+    net.blocks = nn.ModuleList([Basic(conv(C, 6), conv(6, C), Line) for _ in range(2)])
+    nn.init.constant_(net.blocks[1].act1.bias, 0.3)
+    first, second = (site.branch for site in find(net.eval(), images()).sites)
+    assert first is not None
+    assert second is not None
+    assert [*map(type, first.steps)] == [*map(type, second.steps)]
+    prune_half(net, images())  # also loaded into a model with other weights
 
 
 class Hook:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from updp.blocks.reading.cursor import FLIPPED, Cursor, NotAChain
 from updp.blocks.reading.layouts import OTHER, layout_of, normalized, usual_layout
 from updp.blocks.reading.linear import CONVOLUTIONS, LinearStep
-from updp.blocks.reading.probe import channels_if_near_a_line, kind_of
+from updp.blocks.reading.probe import channels_if_near_a_line, kind_of, moved
 from updp.blocks.reading.steps import (
     ActStep,
     Call,
@@ -213,8 +213,8 @@ class _Reader(Cursor):
         # First, and on the tensor itself: a shuffle may be the identity for few channels.
         if self.reorder(name, function):
             return True
-        kind = kind_of(function)
         learns = isinstance(function, nn.Module) and any(True for _ in function.parameters())
+        kind = kind_of(moved(function) if isinstance(function, nn.Module) else function)
         if learns and isinstance(function, nn.Module) and kind not in ("activation", "other"):
             self.add(ScaleStep(name, Factor(function)))  # even where it is 1 as yet
         elif kind == "activation":

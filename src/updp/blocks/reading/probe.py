@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from updp.algebra import padding_of
+from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, seeded_input
 
 _EXPLAINED = 0.5  # share of variance that a line per channel must explain
@@ -139,6 +140,25 @@ def crop_of(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int,
     )
     whole = F.pad(numbers, padding_of((-a, -b) for a, b in sides))
     return sides if whole.shape == y.shape and torch.equal(whole, y) else None
+
+
+@torch.no_grad()
+def moved(module: nn.Module) -> nn.Module:
+    """A copy with other parameters, if these are single numbers; else the module itself.
+
+    An affine function is the identity before it is trained, and a factor where its bias is 0: what
+    a module is must not depend on that.
+    """
+    parameters = [*module.parameters()]
+    if not parameters or any(p.numel() != 1 for p in parameters):
+        return module
+    try:
+        module = copy_module(module)
+    except UserCodeError:
+        return module
+    for number, parameter in enumerate(module.parameters()):
+        parameter.add_(0.37 + 0.11 * number)
+    return module
 
 
 @torch.no_grad()
