@@ -51,5 +51,7 @@ def test_impossible_preprocessing_is_refused() -> None:
         preprocess_for(nn.Identity(), None)
     with pytest.raises(UserError, match=r"mean \(0.5,\) has 1 values for images of 3 channels"):
         preprocess_for(nn.Identity(), (3, 8, 8), mean=[0.5])
+    with pytest.raises(UserError, match=r"mean .* is that of pixels from 0 to 255, .* divide mean"):
+        preprocess_for(nn.Identity(), (3, 8, 8), mean=[123, 117, 104], std=[58, 57, 57])
     with pytest.raises(UserError, match="must be positive"):
         preprocess_for(nn.Identity(), (1, 8, 8), std=[0.0])

@@ -1,6 +1,7 @@
 """What users hand over as a model: wrapped, of another type, of another kind, or broken."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,15 @@ def test_what_torch_was_set_to_does_not_change_a_run(
     expected = updp.load(finished, model).state_dict()
     assert all(torch.equal(expected[k], v) for k, v in pruned.model.state_dict().items())
     assert not any(p.is_inference() for p in pruned.model.parameters())
+
+
+def test_threads_wait_for_each_other() -> None:
+    def found() -> int:
+        return len(updp.inspect(Net(), (1, 8, 8)).unusable)
+
+    alone = found()
+    with ThreadPoolExecutor(3) as pool:
+        assert [f.result() for f in [pool.submit(found) for _ in range(6)]] == [alone] * 6
 
 
 def test_the_callers_settings_of_torch_are_restored() -> None:

@@ -2,6 +2,7 @@
 
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -36,6 +37,7 @@ BOMB = "a: &a [0,0,0,0,0,0,0,0,0]\n" + "".join(
         ),
         ("seed: !!timestamp abc", "a value is not of its kind: 'NoneType' object"),
         ("seed: !!python/object/apply:os.system [id]", "line 1: could not determine a constructor"),
+        ("seed: 1\ndata: {}\nseed: 2", "line 3: 'seed' is given twice"),
         ("seed: [", "line 1: expected the node content, but found '<stream end>'"),
         ("seed: \x00", "unacceptable character #x0000"),
     ],
@@ -49,6 +51,42 @@ def test_a_hostile_recipe_is_one_line(text: str, line: str, tmp_path: Path) -> N
     assert said.startswith(f"recipe '{path}' cannot be read: {line}")
     assert len(said) < 400
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("seed=010", 10), ("seed=1_000", 1000), ("seed=1e3", 1000), ("subnet.lr=1e-3", 0.001)],
+)
+def test_numbers_are_decimal(setting: str, value: float) -> None:
+    read: Any = Recipe().updated(setting)
+    for name in setting.partition("=")[0].split("."):
+        read = getattr(read, name)
+    assert read == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("seed=yes", "seed: it is neither true nor false ("),
+        ("subnet.lr=on", "subnet.lr: it is neither true nor false ("),
+        ("fit.ridge=[yes]", "fit.ridge: it is neither true nor false ("),
+        ("seed=1:30", "seed: Input should be a valid integer, "),
+        ("search=", "search: it has fields of its own: give some of these, or leave it out, "),
+        ("candidates.include=a.*", "candidates.include: it takes a list, such as [1, 2] or "),
+    ],
+)
+def test_what_yaml_makes_of_a_value_is_no_surprise(setting: str, why: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Recipe().updated(setting)
+    assert str(raised.value).startswith(f"--set {setting}: {why}")
+
+
+def test_a_recipe_has_its_budget_as_the_command_line_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("budget: blocks=2,macs=70%\n")
+    assert Recipe.load(path).budget == Budget(blocks=2, macs="70%")
+    with pytest.raises(UserError, match="budget 'blocks=two' is not understood"):
+        Recipe().updated("budget=blocks=two")
 
 
 def test_a_file_without_an_end_is_one_line(said: Said) -> None:

@@ -54,6 +54,7 @@ def test_several_limits_hold_together() -> None:
         *("", "blocks", "blocks=", "blocks=0", "blocks=2.5", "latency=1", "latency=1x", "macs=0"),
         *("latency=fast", "latency=3MB", "memory=3ms", "latency=0.5x", "speed=2x", "macs=-1G"),
         *("latency=0.7,latency=0.6", "latency=[1]", "latency=1.2.3ms", "latency=inf", "macs=true"),
+        "blocks=yes",
     ],
 )
 def test_what_is_not_understood_is_quoted(text: str) -> None:
@@ -80,6 +81,10 @@ def test_a_budget_limits_something() -> None:
         ("speed=2", "(there is no 'speed')"),
         ("blocks=-1", "(blocks: Input should be greater than or equal to 1)"),
         ("macs=12ms", "(macs is in K, M, G, T, not in 'ms')"),
+        (
+            "parameters=40,000",
+            "('000' names no quantity: write numbers without commas, as in 1.5x or 40000)",
+        ),
     ],
 )
 def test_a_budget_that_is_not_understood_says_why(text: str, why: str) -> None:

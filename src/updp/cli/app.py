@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Annotated
 
 import typer
@@ -100,6 +100,10 @@ def main() -> None:
     is_first = number == "0"
     name = "updp" if is_first else f"updp (process {number})"
     with ExitStack() as stack:
+        # A stream that was closed before the start (`>&-`, some daemons) is None in Python.
+        for stream, redirect in (("stdout", redirect_stdout), ("stderr", redirect_stderr)):
+            if getattr(sys, stream) is None:
+                stack.enter_context(redirect(stack.enter_context(open(os.devnull, "w"))))
         # INFO lines (what was refused, cached or left out) are shown with --verbose only.
         stack.enter_context(logged_to_stderr(logging.WARNING if is_first else logging.ERROR))
         if not is_first:

@@ -234,7 +234,8 @@ def print_result(console: Console, run: RunDirectory) -> None:
     unit = f", {metric.unit}" if metric.unit else ""
     console.print(
         f"{what}{direction} on {result.test_images} test images{unit}: {stages}\n"
-        f"pruned {len(plan)} site{'s' * (len(plan) != 1)}: {', '.join(plan.choices)}\n"
+        f"pruned {len(plan)} site{'s' * (len(plan) != 1)}"
+        f"{': ' * bool(len(plan))}{', '.join(plan.choices)}\n"
         f"device: {result.device}"
         + ("" if result.faster else "; the speed-up is within the noise")
         + (f"\nmerged parts were compared alone: {result.merge_note}" if result.merge_note else "")

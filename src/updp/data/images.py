@@ -123,7 +123,7 @@ class OnDemand(Images):
         if pixels.shape != self.size:
             raise UserError(
                 f"{self.encoded.where(index)} is {by(pixels.shape)} and others are "
-                f"{by(self.size)}: pass an input size to resize to"
+                f"{by(self.size)}: pass an input size to resize to (--input-size)"
             )
         return pixels
 

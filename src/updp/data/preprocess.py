@@ -34,6 +34,11 @@ class Preprocess:
                 )
         if min(self.std) <= 0:
             raise UserError(f"std {self.std} must be positive")
+        if max(self.mean) > 1:
+            raise UserError(
+                f"mean {self.mean} is that of pixels from 0 to 255, and here they go from 0 to 1: "
+                "divide mean and std by 255"
+            )
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Uint8 (N, C, H, W) to float32; a float batch, normalised by its loader, is left alone."""

@@ -1,9 +1,14 @@
 """The settings of torch under which updp computes, whatever the caller has set."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+
+# Tracing replaces `Module.__call__` and seeds are the process's: two threads at once would leave
+# both runs wrong, and modules that fail for good. Nor would either be timed alone.
+_alone = threading.RLock()
 
 
 @contextmanager
@@ -11,13 +16,14 @@ def usual_torch() -> Iterator[None]:
     """Context (or decorator) with gradients, float32 as default type, the CPU as default device.
 
     A caller may be within `no_grad`, `inference_mode` or `autocast`, or may have set a default type
-    or device; all is restored at the end.
+    or device; all is restored at the end. One thread at a time is within it; others wait.
 
     >>> with torch.inference_mode():
     ...     pruned = updp.prune(model, "digits", recipe, out="runs/mine")
     """
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
+        stack.enter_context(_alone)
+        dtype = torch.get_default_dtype()
         # A tensor that is made in inference mode can never be trained.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

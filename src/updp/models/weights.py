@@ -39,6 +39,13 @@ def load_weights(model: nn.Module, path: Path, spec: str) -> None:
     try:
         loaded = load_file(path)
     except (SafetensorError, OSError) as error:
+        if _is_pickle(path):
+            raise UserError(
+                f"weights '{path}' are a pickle, which may hold code and is not opened: in Python, "
+                f"safetensors.torch.save_file(torch.load({str(path)!r}, map_location='cpu', "
+                f"weights_only=True), {str(path.with_suffix('.safetensors'))!r}), of a training "
+                "checkpoint its part 'state_dict' or 'model'"
+            ) from error
         raise UserError(
             f"weights '{path}' are not a readable safetensors file ({reason(error)}): "
             "save them with safetensors.torch.save_file"
@@ -70,6 +77,12 @@ def load_weights(model: nn.Module, path: Path, spec: str) -> None:
             )
     model.load_state_dict(loaded, strict=False)
     check_finite(weights_of(model), f"weights '{path}'")
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as those of `torch.save` do: a zip archive, or a bare pickle."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", *(bytes([0x80, version]) for version in range(2, 6)))
 
 
 def read_shapes(path: Path, model: nn.Module) -> dict[str, tuple[int, ...]]:

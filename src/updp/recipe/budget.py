@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from updp.arguments import checked
 from updp.errors import UserError
+from updp.recipe.part import refuse_truth
 from updp.recipe.text import did_you_mean, quoted, read_yaml
 
 # Suffixes of each quantity, in ms, MACs of one image, parameters, and bytes.
@@ -63,7 +64,7 @@ class Budget(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     'blocks=9,macs=0.7'
     """
 
-    blocks: int | None = Field(None, ge=1)
+    blocks: Annotated[int | None, BeforeValidator(refuse_truth)] = Field(None, ge=1)
     latency: Amount = None
     macs: Amount = None
     parameters: Amount = None
@@ -88,7 +89,12 @@ class Budget(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         try:
             parts: dict[str, Any] = {}
             for part in text.split(","):
-                name, _, value = part.partition("=")
+                name, equals, value = part.partition("=")
+                if parts and not equals:
+                    raise ValueError(
+                        f"{quoted(part)} names no quantity: write numbers without commas, as in "
+                        "1.5x or 40000"
+                    )
                 if name.strip() in parts:
                     raise ValueError(f"{name.strip()} is given twice")
                 parts[name.strip()] = read_yaml(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from updp.arguments import checked
 from updp.errors import DamagedError, MachineError, UserError, explain, is_machines
@@ -29,6 +29,11 @@ _OWN = Path(__file__).parent / "presets"
 NAMES = tuple(
     sorted(file.relative_to(_OWN).with_suffix("").as_posix() for file in _OWN.rglob("*.yaml"))
 )
+# What pydantic says in terms of its own, for users.
+_PLAIN = {
+    "model_type": "it has fields of its own: give some of these, or leave it out",
+    "tuple_type": "it takes a list, such as [1, 2] or ['a', 'b']",
+}
 
 
 class Recipe(Part):
@@ -58,6 +63,12 @@ class Recipe(Part):
     reconstruct: ReconstructSettings = ReconstructSettings()
     subnet: SubnetSettings = SubnetSettings()
     merge: MergeSettings = MergeSettings()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _read_budget(cls, value: Any) -> Any:
+        """Take a budget as it is written on the command line, too."""
+        return Budget.parse(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _reconstructs_what_is_fitted(self) -> Recipe:
@@ -213,5 +224,6 @@ def settled(recipe: Recipe | Budget | str | None, budget: Budget | str | None = 
 def _first_wrong(error: ValidationError, source: str) -> UserError:
     """The error for the first wrong field of what `source` gives."""
     first = error.errors()[0]
-    field = ".".join(str(part)[:80] for part in first["loc"]) or "it"
-    return UserError(f"{source}: {field}: {first['msg']}, not {quoted(first['input'])}")
+    field = "".join(f"{str(part)[:80]}." for part in first["loc"])[:-1]
+    reason = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
+    return UserError(f"{source}{field and f': {field}'}: {reason}, not {quoted(first['input'])}")

@@ -1,7 +1,8 @@
 """YAML and values from recipes that others wrote: read within bounds, quoted in short."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
@@ -13,15 +14,40 @@ _LARGEST = 2**18  # characters of a recipe; the largest of our own has 800
 _DEEPEST = 16  # levels of a value; a recipe has 3
 _LONGEST = 1000  # characters of a single value: Python refuses to print longer whole numbers
 
+# Of YAML 1.2; what else looks like a number stays text, which a field reads or refuses by itself.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"
+        r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+}
+
 _short = Repr()
 _short.maxstring = _short.maxother = 80
 _short.maxlevel = 3
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, for values that are no larger than their text and not deep."""
+    """PyYAML's safe loader, for values that are no larger than their text and not deep.
+
+    Numbers are decimal, and a key given twice is an error: PyYAML reads `010` as 8, `1:30` as
+    90, and takes the last of two equal keys.
+    """
 
     _depth = 0
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """See `yaml.constructor.SafeConstructor`."""
+        known: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in known:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{quoted(key.value)} is given twice", problem_mark=key.start_mark
+                    )
+                known.add(key.value)
+        return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """See `yaml.composer.Composer`."""
@@ -40,6 +66,12 @@ class _PlainLoader(yaml.SafeLoader):
 
     def _refuse(self, problem: str, event: yaml.Event) -> None:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    letter: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in resolvers]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_yaml(text: str) -> Any:

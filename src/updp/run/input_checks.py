@@ -63,14 +63,14 @@ def check_labels_suffice(
     names = " and ".join(name for name, images in without.items() if not images.labelled)
     if names and isinstance(task, Classification):
         _log.warning(
-            "the %s of %s has no labels: in place of top-1 stands the agreement with the "
+            "no labels in the %s of %s: in place of top-1 stands the agreement with the "
             "baseline, the share of images that it puts into the same class",
             names,
             data,
         )
     elif names:
         _log.warning(
-            "the %s of %s has no labels for the task '%s': in their place stands what the "
+            "no labels in the %s of %s for the task '%s': in their place stands what the "
             "baseline says (%s)",
             names,
             data,

@@ -27,12 +27,10 @@ def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) ->
     The context's net must hold the trained subnet.
     """
     feed, progress, baseline = context.feed, context.progress, context.baseline
-    models: dict[str, nn.Module] = {
-        "baseline": baseline,
-        **_before_training(context),
-        "after subnet training": context.net,
-        "merged": merged,
-    }
+    models: dict[str, nn.Module] = {"baseline": baseline, **_before_training(context)}
+    if context.recipe.subnet.epochs or "after fit" not in models:
+        models["after subnet training"] = context.net
+    models["merged"] = merged
     progress.begin("merge: evaluating each stage", feed.test_steps)
     labelled = feed.test_labelled
     reference = None if labelled else "baseline"

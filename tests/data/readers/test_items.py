@@ -64,6 +64,8 @@ def test_where_either_end_may_be_channels_tensors_begin_and_arrays_end_with_them
         (torch.zeros(4, 3, 8, 8), r"x is tensor \(4, 3, 8, 8\)"),
         (np.array([["a"]]), "x is array of <U1"),
         ("cat.png", "x is str: updp reads pairs"),
+        (torch.zeros(3, 8, 8).to_sparse(), "x is a tensor that is sparse: give a dense one"),
+        (torch.zeros(3, 8, 8, device="meta"), "x is a tensor that is on the device meta"),
     ],
 )
 def test_other_images_are_refused(given: Any, says: str) -> None:

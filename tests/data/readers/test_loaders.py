@@ -79,6 +79,23 @@ def test_what_is_no_data_set_is_named_by_its_type(given: Any) -> None:
         from_loaders(given, TEST)
 
 
+@pytest.mark.parametrize("length", [2.0, NotImplementedError("later")])
+def test_a_data_set_that_does_not_know_its_length_is_named(length: Any) -> None:
+    class Odd(Dataset):
+        def __getitem__(self, index: int) -> Any:
+            return TEST[index]
+
+        def __len__(self) -> int:
+            if isinstance(length, Exception):
+                raise length
+            return length
+
+    with pytest.raises(
+        UserError, match=r"test loader's Odd does not say how many .* mend its __le"
+    ):
+        from_loaders(TEST, Odd())
+
+
 @pytest.mark.parametrize(
     ("items", "says"),
     [

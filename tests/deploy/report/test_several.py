@@ -78,8 +78,19 @@ def test_markdown_holds_the_headline_the_stages_and_the_command(run: Path) -> No
     assert f"{result['merged']['parameters']:,}" in text
     for stage, value in result["by_stage"].items():
         assert f"| {stage} | {value:.2f} ±" in text
+    assert "±: sampling error, 95 %, 500 test images. In brackets quartiles." in text
     assert "```sh\n" in text
     assert "<" not in text
+
+
+def test_markdown_names_the_metric_and_no_error_that_is_not_known(runs: list[Path]) -> None:
+    metric = {"name": "mean IoU", "unit": "%", "of_samples": False}
+    for run in runs:
+        change(run / "result.json", lambda result: result["metric"].update(metric))
+    text = report(runs[0], format="markdown").read_text()
+    assert "±" not in text
+    assert "500 test images. In brackets quartiles." in text
+    assert "#### Mean IoU after each stage, %" in report(*runs, out=runs[0] / "x.md").read_text()
 
 
 def test_what_the_user_wrote_is_escaped_in_markdown(runs: list[Path]) -> None:

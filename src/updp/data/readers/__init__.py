@@ -95,7 +95,8 @@ def _read(spec: str, option: str, forms: str) -> Splits:
     if root.is_file() and extension in _SHARDS:
         return _SHARDS[extension](root.parent, [root]), None
     if not root.is_dir():
-        raise UserError(f"{option} '{spec}' is not there: give {forms}")
+        what = "is a file" if root.exists() else "is not there"
+        raise UserError(f"{option} '{spec}' {what}: give {forms}")
     for extension, read in _SHARDS.items():
         if any(files := find_shards(root, extension)):
             train, test = (read(root, part) if part else None for part in files)

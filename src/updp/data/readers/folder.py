@@ -44,6 +44,8 @@ EXTENSIONS = frozenset(
 )
 # Folders that file servers, archives and recycle bins leave behind; hidden ones are skipped, too.
 _LEFTOVERS = frozenset({"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found"})
+# Names of splits that others use; as names of all classes they are a mistake.
+_SPLITS = frozenset({"train", "training", "testing", "dev", "eval", "evaluation", *TESTS})
 _MOST_BYTES = 1024**3  # of one file
 _LEFTOVER_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 
@@ -80,10 +82,22 @@ def read_folder(root: Path) -> Splits:
     """
     there = [name for name in ("train", *TESTS) if (root / name).is_dir()]
     if not there:
+        _check_spelling(root)
         return _read_split(root, ""), None
     test = next((name for name in there if name != "train"), None)
     train = _read_split(root, "train") if "train" in there else None
     return train, _read_split(root, test) if test else None
+
+
+def _check_spelling(root: Path) -> None:
+    """Raise UserError where the only classes would be splits under other names (`Train`, `dev`)."""
+    names = sorted(_class_folders(root))
+    if names and {name.casefold() for name in names} <= _SPLITS:
+        listed = ", ".join(printable(name) for name in names)
+        raise UserError(
+            f"'{root}' has the folders {listed}, which would be its classes: call them train and "
+            "test (or val), or give the one as --data and the other as --test"
+        )
 
 
 def _read_split(root: Path, split: str) -> EncodedSplit:

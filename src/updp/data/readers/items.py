@@ -69,6 +69,9 @@ def as_image(value: object, where: str) -> Tensor:
             raise _unlike(value, where) from error
     if not isinstance(value, Tensor) or value.ndim != 3:
         raise _unlike(value, where)
+    if value.is_meta or value.layout != torch.strided:
+        kind = "on the device meta, without values" if value.is_meta else "sparse"
+        raise UserError(f"{where} is a tensor that is {kind}: give a dense one on the CPU")
     first_few, last_few = (value.shape[axis] <= _MOST_CHANNELS for axis in (0, 2))
     if last_few and (last or not first_few):
         value = value.permute(2, 0, 1)

@@ -13,7 +13,7 @@ from updp.blocks.modules import UserCodeError, call_user_code
 from updp.data.images import Images
 from updp.data.readers.corrupt import error_of, readable
 from updp.data.readers.samplers import settings_of
-from updp.errors import UserError
+from updp.errors import UserError, reason
 
 Loader = DataLoader[Any] | Dataset[Any]
 
@@ -41,6 +41,13 @@ class LoaderItems(Images):
                 "resumes in the order it had, which needs a map-style data set (__len__ and "
                 "__getitem__)"
             )
+        try:
+            len(self.dataset)
+        except Exception as error:  # the user's own code
+            raise UserError(
+                f"the {split} loader's {type(self.dataset).__name__} does not say how many items "
+                f"it has ({reason(error)}): mend its __len__"
+            ) from error
         self.split, self.settings = split, settings_of(given, f"the {split} loader")
         self.indices = self.settings.indices
         if not len(self.indices):

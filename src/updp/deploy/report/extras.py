@@ -72,13 +72,16 @@ def _int8(found: Int8) -> Section:
     value = found.merged.metric_int8
     value = found.merged.agreement if value is None else value
     noise = sampling_error(metric, value, found.test_images)
-    what = f"costs the merged model {signed(found.excess)} points more than the baseline"
+    what = f"{signed(found.excess)} points more than the baseline"
+    about = f"sampling error ± {digits(noise, 2)}; " if noise else ""
     if abs(found.excess) <= noise:
-        what = "costs the merged model as much as the baseline, within the sampling error"
+        what = "as much as the baseline"
+        if noise:
+            what, about = f"{what}, within the sampling error", f"± {digits(noise, 2)}; "
     pairs = [side.equalised_pairs for side in (found.baseline, found.merged)]
     equalised = ", equalised ({} and {} pairs of operators)".format(*pairs)
     texts = [
-        f"INT8 {what} (sampling error ± {digits(noise, 2)}; ranges from {found.images} calibration "
+        f"INT8 costs the merged model {what} ({about}ranges from {found.images} calibration "
         f"images, {found.method}, weights per {'channel' if found.per_channel else 'tensor'}"
         f"{equalised if found.equalised else ''})."
     ]

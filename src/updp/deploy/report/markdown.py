@@ -17,11 +17,13 @@ def one(run: ReportedRun) -> str:
     by_label: dict[str, list[str]] = {}
     for site, label in run.plan.choices.items():
         by_label.setdefault(label, []).append(site)
+    images = f"{run.result.test_images:,} test images"
+    error = "±: sampling error, 95 %, " if run.result.metric.of_samples else ""
     parts = [
         f"### {escape(head.title)}",
         f"{escape(head.model)} on {escape(head.data)}: {escape(head.sentence)}",
         table(tables.headline_table(run)),
-        f"±: sampling error, 95 %, {run.result.test_images:,} test images. In brackets quartiles.",
+        f"{error}{images}. In brackets quartiles.",
         table(tables.stage_table(run)),
         "\n".join(
             f"- {escape(label)}: {', '.join(map(escape, sites))}"
@@ -39,7 +41,8 @@ def many(runs: Sequence[ReportedRun]) -> str:
     """A comparison of several runs."""
     parts = [f"### {len(runs)} runs compared", *map(escape, several.warnings(runs))]
     parts += [table(several.headline_table(runs)), several.NOTE]
-    parts += ["#### Top-1 after each stage, %", table(several.stage_table(runs))]
+    stages = several.stage_table(runs)
+    parts += [f"#### {escape(stages.title)}", table(stages)]
     rows = [
         (site, *("" if b is None else b.label for b in cells))
         for site, cells in several.matrix(runs)
