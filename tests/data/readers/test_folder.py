@@ -203,7 +203,7 @@ def test_a_split_without_images_is_refused(root: Path) -> None:
 def test_splits_under_other_names_are_no_classes(root: Path) -> None:
     (root / "train").rename(root / "Train")
     (root / "val").rename(root / "VAL")
-    with pytest.raises(UserError, match=r"has the folders Train, VAL, .* its classes: call them tr"):
+    with pytest.raises(UserError, match=r"has the folders Train, VAL, .* its classes: call"):
         open_source(str(root), input_size=None)
     (root / "Train").rename(root / "train")
     assert open_source(str(root), input_size=None).classes == ("cat", "dog")
