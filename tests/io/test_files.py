@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from updp.errors import UserError
 from updp.io.files import (
     Figures,
     read_json,
@@ -76,6 +77,13 @@ def test_tensors_and_notes_survive_a_round_trip(tmp_path: Path) -> None:
         assert torch.equal(read[name], tensor)
     write_tensors(tmp_path / "t.safetensors", {})
     assert read_tensors(tmp_path / "t.safetensors") == ({}, None)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"choices": {"a": "drop", "b": "drop", "a": "conv1"}}')
+    with pytest.raises(UserError, match="'a' is given twice"):
+        read_json(path)
 
 
 def test_json_survives_a_round_trip(tmp_path: Path) -> None:

@@ -119,15 +119,25 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises UserError: the file is not there, too large, or no JSON."""
+    """Read JSON. Raises UserError: it is not there, too large, no JSON, or has a key twice."""
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST >> 20} MiB")
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=_once_each)
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Python takes the last of equal keys, so a site given twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice}' is given twice")
+    return found
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:

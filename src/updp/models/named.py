@@ -95,7 +95,8 @@ def num_outputs(model: nn.Module, inputs: tuple[int, ...] | Samples) -> int:
     if output.ndim != 2 or len(output) != len(inputs):
         raise UserError(
             f"the model maps {shape} to {tuple(output.shape)}, and a classifier to (N, classes): "
-            f"give another task ({', '.join(TASKS)}), or one of your own"
+            f"give another task by --set task=NAME, in Python task=NAME ({', '.join(TASKS)}), or "
+            "there one of your own"
         )
     return output.shape[1]
 
