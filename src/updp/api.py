@@ -12,7 +12,7 @@ from torch import nn
 
 from updp.arguments import checked
 from updp.blocks import OtherSize, Unusable, find, try_other_size
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, call_user_code, to_eval
 from updp.blocks.nested import as_samples, call
 from updp.candidates import Offer, make_offers
 from updp.data import NO_SIZE, model_input_size
@@ -267,7 +267,7 @@ def inspect(
     target = as_device(device)
     module = load_model(model) if isinstance(model, str) else own_copy(model)
     check_finite(weights_of(module), "the model")
-    module = module.to(target).eval()
+    module = to_eval(module.to(target))
     stored = None if example is None else as_samples(example)
     if stored is not None:
         check_example(stored, type(example).__name__)

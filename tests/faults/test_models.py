@@ -17,8 +17,11 @@ from tests import tiny
 from tests.faults.net import Net, Tied
 from tests.sampling import slow
 from updp import UserError
+from updp.blocks import find
+from updp.candidates import propose
 from updp.models import load_model, own_copy
 from updp.run.inputs import open_inputs
+from updp.supernet import Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,6 +123,33 @@ def test_other_floating_types_become_float32(
     assert torch.equal(copied.conv.weight, net.conv.weight.float())
     assert net.conv.weight.dtype == dtype
     assert f"weights in {str(dtype)[6:]}: updp works in float32" in caplog.text
+
+
+class Forgetful(nn.Module):
+    """Keeps its norm as it is in training, and returns nothing, as the backbones of mmcv do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+        self.norm.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.norm(self.a(x)))).mean((2, 3))
+
+
+def test_a_model_whose_train_returns_nothing_is_inspected_and_merged() -> None:
+    assert updp.inspect(Forgetful(), (1, 8, 8)).sites
+    model, x = Forgetful(), torch.randn(2, 1, 8, 8)
+    findings = find(model, x)
+    site = findings.sites[0]
+    net = Supernet(model, findings, {site.name: [next(iter(propose(site)))]})
+    net.eval()
+    merged = net.merged()
+    assert torch.allclose(merged(x), Forgetful.forward(model, x), atol=1e-5)
+    assert not merged.training
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

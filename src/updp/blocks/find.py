@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from updp.blocks.findings import Findings, Unusable
-from updp.blocks.modules import count_operators, hooks, is_composite
+from updp.blocks.modules import count_operators, hooks, is_composite, to_eval
 from updp.blocks.nested import Samples, join, map_tensors
 from updp.blocks.paths import nested, under
 from updp.blocks.reading.cursor import NotAChain
@@ -46,7 +46,7 @@ def find(model: nn.Module, example: Samples) -> Findings:
     with random_state(0), torch.no_grad(), restored(*model.modules()):
         keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(copied, y)))
         with hooks([keep]):
-            finder = _Finder(model.eval(), example)
+            finder = _Finder(to_eval(model), example)
         runs = [RecordedRun(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]
         return usable_findings(model, finder.find(), runs)
 

@@ -53,6 +53,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def to_eval(module: M) -> M:
+    """Put a module into evaluation mode and return it: `eval` of a user's class may return None.
+
+    It does where a `train` that freezes some layers forgets to return.
+    """
+    module.eval()
+    return module
+
+
 def seeded_input(shape: Iterable[int], like: Tensor | None = None, scale: float = 1.0) -> Tensor:
     """Standard normal tensor times `scale` from a fixed seed, with dtype and device of `like`.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import cast
+from updp.blocks.modules import cast, to_eval
 from updp.blocks.nested import call
 from updp.errors import UserError, root_reason
 from updp.io.quiet import quiet, silent
@@ -104,7 +104,7 @@ def deployed(
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
-    module = cast(copy_module(module), dtype).eval()
+    module = to_eval(cast(copy_module(module), dtype))
     if channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module, tree_map_only(Tensor, prepare, inputs)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from updp.blocks.copying import copy_module
+from updp.blocks.modules import to_eval
 from updp.data import Preprocess, model_input_size, preprocess_for
 from updp.errors import UserError
 from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of
@@ -115,7 +116,7 @@ def make_teacher(
         )
     if not settings.distill:
         raise UserError("subnet.distill=0 asks no teacher: raise it, or leave the teacher out")
-    copied = copy_module(model).eval().requires_grad_(False)
+    copied = to_eval(copy_module(model)).requires_grad_(False)
     if given is None:
         return copied
     size = settings.teacher_size or model_input_size(model) or given.input_size

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from updp.blocks.modules import to_eval
 from updp.data import (
     Loader,
     Source,
@@ -145,7 +146,7 @@ def open_inputs(
         sets_aside=sets_aside,
         task=own_task,
     )
-    baseline = module.to(target).eval()
+    baseline = to_eval(module.to(target))
     look_at(baseline, feed, source)
     if guessed := guessed_colour(baseline, name, feed, recipe):
         (progress or Silent()).say(guessed)

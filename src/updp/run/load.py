@@ -8,7 +8,7 @@ from updp import zoo
 from updp.arguments import checked
 from updp.blocks import find
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import like_of
+from updp.blocks.modules import like_of, to_eval
 from updp.blocks.nested import Samples
 from updp.candidates import planned
 from updp.data.example import make_example, read_example
@@ -92,7 +92,7 @@ def skeleton(baseline: nn.Module, example: Samples, plan: Plan) -> nn.Module:
     `example` are two inputs; `baseline` is copied. Raises UserError where the plan names a site
     that the model does not have.
     """
-    model = copy_module(baseline).eval()
+    model = to_eval(copy_module(baseline))
     findings = find(model, example.to(like_of(model).device))
     net = Supernet(model, findings, planned(plan, findings)).eval()
     net.choose(plan.choices)

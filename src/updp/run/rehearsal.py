@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from updp.blocks.modules import to_eval
 from updp.blocks.nested import Samples
 from updp.candidates import make_offers
 from updp.measure import Meter, Work, compare_modules
@@ -207,7 +208,7 @@ class Rehearsal:
             context.feed.test_steps,
         ).times((4 + starts) / len(models))
         measure = context.recipe.measure
-        pair = {"baseline": context.baseline.eval(), "merged": merged}
+        pair = {"baseline": to_eval(context.baseline), "merged": merged}
         x = context.example(measure.batch_size)
         timing = meter.time(
             "rounds of timing",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from updp.blocks.modules import to_eval
 from updp.blocks.nested import Samples
 from updp.io import processes
 from updp.io.files import write_json
@@ -57,7 +58,7 @@ def _make_result(
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
     times = compare_modules(
-        {"baseline": baseline.eval(), "merged": merged.eval()},
+        {"baseline": to_eval(baseline), "merged": to_eval(merged)},
         x,
         settings=measure,
         rounds=rounds,

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from updp.blocks.modules import to_eval
 from updp.blocks.nested import Samples, join, split, tensors_in
 from updp.data.feed import Feed
 from updp.io import processes
@@ -193,7 +194,7 @@ class ProgressiveStep:
         task: Task = CLASSIFICATION,
     ) -> None:
         """Let `net` run the plan from now on."""
-        self.net, self.teacher, self.settings = net, teacher.eval(), settings
+        self.net, self.teacher, self.settings = net, to_eval(teacher), settings
         self.task = task
         self._taps: tuple[Tap, ...] = ()
         net.choose(choices)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Findings, Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import cast, evaluating, hooks
+from updp.blocks.modules import cast, evaluating, hooks, to_eval
 from updp.blocks.nested import Samples, call
 from updp.blocks.surgery import (
     Replacement,
@@ -165,14 +165,14 @@ class Supernet(nn.Module):
         """
         if self.training:
             raise ValueError("the supernet is in training mode: call eval() before merging it")
-        model = cast(self.baseline(), dtype).eval()
+        model = to_eval(cast(self.baseline(), dtype))
         blocks = {name: model.get_submodule(name) for name in self._blocks}
         for name, sites in self._blocks.items():
             parts = [p for site in sites if (p := self._merged_part(site, dtype))]
             if parts:
                 whole, counted = name in self._whole, name in self._counted
                 rewrite(blocks[name], self._graphs[name], parts, whole=whole, inside=counted)
-        return model.eval()
+        return to_eval(model)
 
     def merged_site(self, site: str, dtype: torch.dtype) -> nn.Module:
         """What stands for a pruned site in the merged model, as a module of its own."""

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, call_user_code, to_eval
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.narrow.channels import Inner, inner_channels, on_modules
@@ -160,7 +160,7 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     This tries all that was read of the block's structure: it finds a module that is also called
     elsewhere, or shared by two steps. Where a gate mixes channels only the shape is compared.
     """
-    block = copy_module(block).double().eval()
+    block = to_eval(copy_module(block).double())
     device = next(block.parameters()).device
     narrow = NarrowForm(site, block, graph, width)
     # A buffer that is not saved would not follow the channels that a fit has chosen.

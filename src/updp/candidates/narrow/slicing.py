@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input
+from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input, to_eval
 from updp.blocks.reading.linear import CONVOLUTIONS
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def can_cut_gate(module: object, count: int, layout: str) -> bool:
     shapes: list[tuple[int, ...]] = [(2, 6, left), (2, 5, 3, left)]
     if layout == "first":
         shapes = [(2, left, 5, 3), (2, left, 6), (2, left, 2, 5, 3)]
-    trial = copy_module(module).eval()
+    trial = to_eval(copy_module(module))
     cut_gate(trial, torch.arange(left), count)
     return any(_works(trial, seeded_input(shape, like_of(module))) for shape in shapes)
 

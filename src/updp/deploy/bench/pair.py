@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from updp.blocks.modules import to_eval
 from updp.blocks.nested import Samples
 from updp.data import model_input_size
 from updp.data.example import read_example
@@ -51,7 +52,7 @@ def pair_of_run(
         seed=Recipe.of_run(path).seed,
     )
     check_weights(path, baseline, name, file)
-    models = baseline.eval(), load(path, baseline)
+    models = to_eval(baseline), load(path, baseline)
     return Pair(("baseline", "merged"), models, record.input_shape, read_example(path / "sites"))
 
 
@@ -81,7 +82,7 @@ def pair_of_two(
     shape = input_size or next(iter(shapes.values()))
     stored = (read_example(Path(run) / "sites") for run in runs)
     example = next((found for found in stored if found is not None), None)
-    return Pair((a[0], b[0]), (a[1].eval(), b[1].eval()), shape, example)
+    return Pair((a[0], b[0]), (to_eval(a[1]), to_eval(b[1])), shape, example)
 
 
 def _open(

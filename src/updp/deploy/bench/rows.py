@@ -8,6 +8,7 @@ from importlib.metadata import version
 import torch
 from torch import nn
 
+from updp.blocks.modules import to_eval
 from updp.blocks.nested import Samples, tensors_in
 from updp.data.example import make_example
 from updp.deploy.bench.bench_record import BenchFigures, Row, Setting
@@ -39,7 +40,7 @@ def measure_rows(
     The models are moved to the device. `meter` is what `find_counter` says of it.
     """
     models = {
-        side: model.to(device).eval()
+        side: to_eval(model.to(device))
         for side, model in zip(("baseline", "other"), pair.models, strict=True)
     }
     progress.begin("bench", len(settings))

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from updp.arguments import checked
+from updp.blocks.modules import to_eval
 from updp.blocks.nested import Samples
 from updp.deploy.export.base import Format
 from updp.deploy.export.describe import describe
@@ -130,8 +131,8 @@ class _Exporter:
 
     def __init__(self, run: Finished, folder: Path, limit: int, progress: Progress) -> None:
         self.run, self.folder, self.limit, self.progress = run, folder, limit, progress
-        self.merged = run.plain(run.merged).cpu().eval()
-        self.baseline = run.plain(run.baseline).cpu().eval()
+        self.merged = to_eval(run.plain(run.merged).cpu())
+        self.baseline = to_eval(run.plain(run.baseline).cpu())
         self.classifies = isinstance(run.feed.task, Classification)
         self.names = input_names(run.merged, run.first_inputs())
         self.expected = logits(self.merged, self._inputs())

@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
 
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, call_user_code, to_eval
 from updp.blocks.nested import ModelInputs, Samples, call, take, tensors_in
 from updp.errors import UserError
 from updp.io.quiet import quiet, silent
@@ -75,7 +75,7 @@ def capture(
 
     Raises UserError where torch.export does not read the model, or the model fixes the batch.
     """
-    plain = copy_module(model).cpu().eval()
+    plain = to_eval(copy_module(model).cpu())
     # torch.export specialises sizes of 0 and 1 to constants, so the batch must be larger.
     inputs: Samples = take(example, torch.arange(3) % len(example))
     if any_size and _NEWER and any(size_axes(inputs)):
