@@ -52,8 +52,8 @@ class Task:
             label = next((key for key in _LABELS if key in item), None)
             inputs = {key: value for key, value in item.items() if key != label}
             return inputs, None if label is None else item[label]
-        if isinstance(item, tuple | list) and len(item) == 2:
-            return item[0], item[1]
+        if isinstance(item, tuple | list) and len(item) in (1, 2):
+            return item[0], item[1] if len(item) == 2 else None
         return item, None
 
     def collate(self, parts: list[Any]) -> Any:

@@ -102,6 +102,10 @@ def test_items_are_pairs_or_dictionaries() -> None:
         {"label": 2, "image": 1, "x": 0},
     ):
         assert split_item(item, "x") == (1, 2)
-    for item in ((1, 2, 3), {"image": 1}, torch.zeros(2)):
+    for item in ((1,), (1, None), {"image": 1}, {"image": 1, "label": None}):
+        assert split_item(item, "x") == (1, None)
+    image = torch.zeros(3, 4, 4)
+    assert split_item(image, "x") == (image, None)
+    for item in ((1, 2, 3), {"pixels": 1}, 5):
         with pytest.raises(UserError, match="updp reads pairs"):
             split_item(item, "x")

@@ -100,7 +100,7 @@ def test_a_data_set_that_does_not_know_its_length_is_named(length: Any) -> None:
     ("items", "says"),
     [
         ([("a path", 0)], r"item 0 of the test loader is str: updp reads pairs"),
-        ([torch.zeros(2, 8, 8)], r"is tensor \(2, 8, 8\)"),
+        ([(torch.zeros(2, 8, 8), 0, 1)], r"is \(tensor \(2, 8, 8\), int, int\)"),
         ([(torch.zeros(3, 8, 8), 0.5)], r"item 0 of the test loader has the label 0.5"),
         (
             [(torch.zeros(3, 8, 8), 0), (torch.zeros(3, 8, 9), 0)],
@@ -259,6 +259,22 @@ def test_a_generator_that_nobody_can_seed_does_not_change_the_fingerprint() -> N
 
     prints = {from_loaders(DataLoader(Own()), TEST).fingerprint for _ in range(2)}
     assert len(prints) == 1
+
+
+def test_items_may_have_no_labels() -> None:
+    pixels = torch.randint(0, 256, (12, 1, 4, 4), dtype=torch.uint8)
+    alone: list[Any] = [TensorDataset(pixels), [*pixels], [{"image": x} for x in pixels]]
+    alone += [[(x, None) for x in pixels], [x.permute(1, 2, 0).numpy() for x in pixels]]
+    labelled = TensorDataset(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.arange(3))
+    for given in alone:
+        source = from_loaders(given, labelled)
+        assert not source.labelled
+        assert source.test.labelled
+        assert source.classes == ("0", "1", "2")
+        assert torch.equal(source.train[5][0], pixels[5])
+    for mixed in ([(pixels[0], 1), pixels[1]], [pixels[0], (pixels[1], 1)]):
+        with pytest.raises(UserError, match=r"item 1.*: some items have labels and others none"):
+            from_loaders(mixed, labelled).train[1]
 
 
 def test_any_image_may_change_the_fingerprint_and_not_the_first_ones_alone() -> None:

@@ -2,7 +2,7 @@
 
 ====================== =============================================================================
 an item                a pair (image, label), or a dictionary with `pixel_values`, `image` or `img`,
-                       and `label` or `labels`
+                       and `label` or `labels`; without label, or with None, an image alone
 Pillow image           as an image file: `L` or `RGB`, uint8
 uint8                  pixels; updp normalises them
 uint16                 pixels of 65,536 levels: the upper 8 bits are kept, as of files
@@ -35,17 +35,19 @@ _MOST_CHANNELS = 4  # beyond that the first axis of an image with channels last 
 
 
 def split_item(item: object, where: str) -> tuple[Any, Any]:
-    """Image and label of a data set's item; `where` names it in errors.
+    """Image and label, None where it has none, of a data set's item; `where` names it in errors.
 
     Raises:
-        UserError: the item is neither a pair nor a dictionary with an image and a label.
+        UserError: the item is no pair, no dictionary with an image, and no image.
     """
-    if isinstance(item, tuple | list) and len(item) == 2:
-        return item[0], item[1]
+    if isinstance(item, Image.Image | Tensor | np.ndarray):
+        return item, None
+    if isinstance(item, tuple | list) and len(item) in (1, 2):
+        return item[0], item[1] if len(item) == 2 else None
     if isinstance(item, Mapping):
         image = next((item[key] for key in _IMAGES if key in item), None)
         label = next((item[key] for key in _LABELS if key in item), None)
-        if image is not None and label is not None:
+        if image is not None:
             return image, label
     raise _unlike(item, where)
 
@@ -135,6 +137,6 @@ def describe(value: object) -> str:
 def _unlike(value: object, where: str) -> UserError:
     return UserError(
         f"{where} is {describe(value)}: updp reads pairs (image, label) or dictionaries with "
-        "pixel_values or image, and label, where an image is a tensor (C, H, W), a NumPy array "
-        "or a Pillow image"
+        "pixel_values or image, and label, or images alone, where an image is a tensor (C, H, W), "
+        "a NumPy array or a Pillow image"
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from updp.blocks.nested import tensors_in
-from updp.data.images import by
+from updp.data.images import NO_LABEL, by
 from updp.data.order import spaced
 from updp.data.overlap import warn_of_shared_images
 from updp.data.readers.items import as_image, as_label, describe, split_item
@@ -39,9 +39,10 @@ class Wrapped(LoaderItems):
     def __init__(self, given: Loader, split: str, *, skip_corrupt: bool = False) -> None:
         super().__init__(given, split, skip_corrupt=skip_corrupt)
         self.listed = False  # whether the data set has listed its labels
-        image, _ = self._item(0)
+        image, label = self._item(0)
         self.size, self._dtype = (image.shape[0], image.shape[1], image.shape[2]), image.dtype
-        self.targets = self._labels()
+        unlabelled = [NO_LABEL] * len(self.indices)
+        self.targets = unlabelled if label == NO_LABEL else self._labels()
 
     @property
     def normalised(self) -> bool:
@@ -61,6 +62,7 @@ class Wrapped(LoaderItems):
                 f"{self.where(index)} has the label {label}, and its data set lists "
                 f"{self.targets[index]} for it: mend its `targets`, or take them away"
             )
+        self._check_has_label(index, label)
         return image, label
 
     def _item(self, index: int) -> tuple[Tensor, int]:
@@ -71,12 +73,16 @@ class Wrapped(LoaderItems):
         else:
             images, labels = split_item(raw, f"the collate_fn's batch of {where}")
             try:
-                image, label = images[0], labels[0]
+                image, label = images[0], None if labels is None else labels[0]
             except (TypeError, IndexError, KeyError) as error:
                 raise UserError(
                     f"{where}: the loader's collate_fn gives {describe(raw)}, which is no batch"
                 ) from error
-        return as_image(image, where), as_label(label, where)
+        return as_image(image, where), NO_LABEL if label is None else as_label(label, where)
+
+    def _check_has_label(self, index: int, label: int) -> None:
+        if (label == NO_LABEL) == self.labelled:
+            raise UserError(f"{self.where(index)}: some items have labels and others none")
 
     def _labels(self) -> list[int]:
         """All labels: as the data set lists them where a sample agrees, else item by item."""
@@ -98,7 +104,10 @@ class Wrapped(LoaderItems):
                 len(self),
                 self.split,
             )
-        return [self._item(index)[1] for index in range(len(self))]
+        labels = [self._item(index)[1] for index in range(len(self))]
+        for index, label in enumerate(labels):
+            self._check_has_label(index, label)
+        return labels
 
 
 def from_loaders(
