@@ -10,7 +10,7 @@ import keyword
 import linecache
 import re
 from collections.abc import Callable
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import fx, nn
@@ -51,6 +51,11 @@ class RewrittenForward:
             f"torch.jit.script does not read the forward of a pruned {self._label}: "
             "take torch.jit.trace or torch.export"
         )
+
+    @property
+    def __code__(self) -> CodeType:
+        """The generated code, whose place torch.export notes for the forward of a whole model."""
+        return self._function.__code__  # type: ignore[no-any-return, attr-defined]
 
     def __getstate__(self) -> _State:
         return self.block, self._label, self.code, self._modules, self._others

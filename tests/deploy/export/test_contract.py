@@ -13,12 +13,13 @@ from torch.export import Dim
 
 from tests.deploy.export.nets import CASES, Case, make
 from tests.extras import needs
+from tests.road import prune_half
 from tests.sampling import slow
 from updp import UserError
 from updp.deploy.export import FORMATS, Format
 from updp.deploy.export import base as bases
 from updp.deploy.export.base import Network
-from updp.deploy.export.program import CapturedModel
+from updp.deploy.export.program import CapturedModel, capture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +60,24 @@ def test_a_file_takes_batches_of_any_size(written: Written, batch: int) -> None:
     images = written.images(batch)
     assert written.network(images).shape == written.model(images).shape
     assert written.differs(images) < 1e-5
+
+
+class Rooted(nn.Module):
+    """A branch in the forward of the model itself, which is the one that pruning rewrites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.b(torch.relu(self.a(x)))).mean((2, 3))
+
+
+def test_a_model_whose_own_forward_was_rewritten_is_captured() -> None:
+    x = torch.randn(2, 4, 9, 7)
+    merged = prune_half(Rooted(), x)
+    captured = capture(merged, x).exported.module()
+    assert torch.allclose(captured(x), merged(x), atol=1e-5)
 
 
 def test_a_file_takes_every_image_size_that_the_model_takes(written: Written) -> None:
