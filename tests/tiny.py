@@ -258,7 +258,7 @@ class Outcome(NamedTuple):
     err: str
 
 
-GUESS = "updp.run.input_checks: the model is right on "
+GUESS = "updp: warning: the model is right on "
 
 
 def updp(*arguments: str | Path, guess: bool = False) -> Outcome:

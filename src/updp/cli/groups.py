@@ -67,11 +67,15 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class LineFormatter(logging.Formatter):
-    """One printable line for each message: names from files may hold what terminals obey."""
+    """One printable line for each message: names from files may hold what terminals obey.
+
+    Only what is shown with --verbose alone is told with the module that says it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        return printable(super().format(record))
+        name = record.name if record.levelno < logging.WARNING else "updp: warning"
+        return printable(f"{name}: {super().format(record)}")
 
 
 @contextmanager
@@ -79,7 +83,7 @@ def logged_to_stderr(level: int) -> Iterator[None]:
     """Print messages of the logger `updp` from `level` on, one line each, to stderr."""
     logger = logging.getLogger("updp")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter("%(name)s: %(message)s"))
+    handler.setFormatter(LineFormatter())
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(level)

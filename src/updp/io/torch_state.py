@@ -1,5 +1,6 @@
 """The settings of torch under which updp computes, whatever the caller has set."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,15 @@ import torch
 # Tracing replaces `Module.__call__` and seeds are the process's: two threads at once would leave
 # both runs wrong, and modules that fail for good. Nor would either be timed alone.
 _alone = threading.RLock()
+
+
+def _release() -> None:
+    """In a forked child there is no other thread, which may have held the lock."""
+    global _alone
+    _alone = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_release)
 
 
 @contextmanager
