@@ -23,6 +23,7 @@ COMMANDS = [name for name in MODULES if hasattr(import_module(name), "main")]
 def test_there_is_a_command_for_every_benchmark() -> None:
     assert {name.removeprefix("benchmarks.") for name in COMMANDS} == {
         "accuracy.ablation",
+        "accuracy.divergence",
         "accuracy.imagenet",
         "accuracy.precision",
         "accuracy.repair",

@@ -92,7 +92,7 @@ def test_images_without_labels_are_enough_to_fit(
     options = tiny.options(tiny.make_recipe(), spec)
     options[options.index("digits")] = str(tmp_path / "flat")
     refused = tiny.updp("prune", *options, "--out", out)
-    assert (refused.code, refused.err.count("updp: ")) == (2, 1)  # beside a warning
+    assert (refused.code, refused.err.count("\nupdp: ")) == (2, 1)  # beside a warning
     assert "has no labels, and supernet.epochs=0.3 trains on them: take" in refused.err
     fits = (*options, "--set=supernet.epochs=0", "--set=subnet.epochs=0")
 

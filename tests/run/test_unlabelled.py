@@ -12,6 +12,7 @@ import updp
 from tests import tiny
 from updp import UserError
 from updp.io.files import read_json
+from updp.run.inputs import open_inputs
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -37,9 +38,12 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def recipe() -> updp.Recipe:
+    return tiny.make_recipe(data=DATA, supernet={"epochs": 0}, subnet=TAUGHT)
+
+
 def prune(model: str, data: Path, out: Path, **given: object) -> updp.Pruned:
-    recipe = tiny.make_recipe(data=DATA, supernet={"epochs": 0}, subnet=TAUGHT)
-    return updp.prune(model, str(data), recipe, out=out, **given)
+    return updp.prune(model, str(data), recipe(), out=out, **given)
 
 
 def test_stage_3_alone_trains_on_them(tiny_model: str, data: Path, tmp_path: Path) -> None:
@@ -65,9 +69,9 @@ def test_stage_3_alone_trains_on_them(tiny_model: str, data: Path, tmp_path: Pat
 
 
 def test_images_of_the_test_split_among_them_are_said(
-    tiny_model: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_model: str, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prune(tiny_model, data, tmp_path / "run", unlabelled=data / "test" / "1")
+    open_inputs(tiny_model, str(data), recipe(), unlabelled=data / "test" / "1")
     assert "20 of 40 test images looked at are among 20 of the" in caplog.text
 
 
@@ -87,14 +91,14 @@ def test_what_cannot_be_used_is_one_line(
     subnet: dict, name: str, said: str, tiny_model: str, data: Path, tmp_path: Path
 ) -> None:
     images(tmp_path / "more", 4, 9)
-    recipe = tiny.make_recipe(data=DATA, supernet={"epochs": 0}, subnet=subnet)
+    wanted = tiny.make_recipe(data=DATA, supernet={"epochs": 0}, subnet=subnet)
     with pytest.raises(UserError, match=said):
-        updp.prune(tiny_model, str(data), recipe, out=tmp_path / "r", unlabelled=tmp_path / name)
+        updp.prune(tiny_model, str(data), wanted, out=tmp_path / "r", unlabelled=tmp_path / name)
     assert not (tmp_path / "r").exists()
 
 
 def test_they_are_beside_image_files(tiny_model: str, tmp_path: Path) -> None:
-    more, recipe = images(tmp_path / "more", 4, 9), tiny.make_recipe(data=DATA, subnet=TAUGHT)
+    more = images(tmp_path / "more", 4, 9)
     loaded = TensorDataset(torch.rand(60, 1, 8, 8), torch.arange(60) % 10)
     with pytest.raises(UserError, match="is a path and the data is none"):
-        updp.prune(tiny_model, (loaded, loaded), recipe, unlabelled=more)
+        open_inputs(tiny_model, (loaded, loaded), recipe(), unlabelled=more)

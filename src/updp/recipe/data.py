@@ -103,7 +103,8 @@ class DataSettings(Part):
             try:
                 create_transform(224, is_training=True, auto_augment=value)
             except Exception as error:  # timm asserts
-                raise ValueError(f"timm has no such policy ({error or 'see its docs'})") from error
+                why = str(error) or "see its docs"
+                raise ValueError(f"timm has no such policy ({why})") from error
         return value
 
     @model_validator(mode="after")
