@@ -11,8 +11,12 @@ from torch.utils.data import TensorDataset
 import updp
 from tests import tiny
 from updp import UserError
+from updp.data import open_source
+from updp.io import processes
 from updp.io.files import read_json
 from updp.run.inputs import open_inputs
+from updp.run.unlabelled import open_further
+from updp.stages.context import InputNames
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -102,3 +106,14 @@ def test_they_are_beside_image_files(tiny_model: str, tmp_path: Path) -> None:
     loaded = TensorDataset(torch.rand(60, 1, 8, 8), torch.arange(60) % 10)
     with pytest.raises(UserError, match="is a path and the data is none"):
         open_inputs(tiny_model, (loaded, loaded), recipe(), unlabelled=more)
+
+
+def test_each_process_has_an_image_of_either_kind(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(str(data), input_size=None)
+    names = InputNames(data=str(data), unlabelled=str(data / "test" / "1"))
+    assert open_further(names, source, recipe())[0] is not None
+    monkeypatch.setattr(processes, "count", lambda: 8)
+    with pytest.raises(UserError, match=r"data.batch_size=8 has no room for two images in each"):
+        open_further(names, source, recipe())

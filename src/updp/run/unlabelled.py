@@ -5,6 +5,7 @@ from collections.abc import Callable
 from updp.data import Images, Source, open_unlabelled
 from updp.data.overlap import warn_of_shared_images
 from updp.errors import UserError
+from updp.io import processes
 from updp.recipe import Recipe
 from updp.stages.context import InputNames
 
@@ -15,8 +16,8 @@ def open_further(names: InputNames, source: Source, recipe: Recipe) -> tuple[Ima
     """The images that `names.unlabelled` names, if any, in the form of the data's; a fingerprint.
 
     Raises:
-        UserError: they cannot be read, the data are no image files, or the recipe has no training
-            that could use images without labels.
+        UserError: they cannot be read, the data are no image files, batches are too small, or the
+            recipe has no training that could use images without labels.
     """
     if not (name := names.unlabelled):
         return None, ""
@@ -30,6 +31,11 @@ def open_further(names: InputNames, source: Source, recipe: Recipe) -> tuple[Ima
         raise UserError(
             f"{said}: subnet.distill={recipe.subnet.distill:g} trains on labels, too, which these "
             "images lack: set subnet.distill=1, as --recipe repair does"
+        )
+    if recipe.data.batch_size < 2 * processes.count():
+        raise UserError(
+            f"{said}: data.batch_size={recipe.data.batch_size} has no room for two images in each "
+            "process, one of either kind: set a larger one"
         )
     if not names.data:
         raise UserError(f"{said} is a path and the data is none: both must be image files")
