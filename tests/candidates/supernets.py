@@ -15,7 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.families import FAMILIES, Family, Net, images, network, randomise
 from updp.algebra import Operator
 from updp.blocks import Findings, Site, find
-from updp.candidates import Candidate, Drop, FoldNorm, Fuse, Narrow, OneLinear, propose
+from updp.candidates import (
+    Candidate,
+    Drop,
+    FoldNorm,
+    Fuse,
+    Narrow,
+    NarrowAttention,
+    OneLinear,
+    propose,
+)
 from updp.candidates.parts.trainable import TrainableOperator
 from updp.recipe import CandidateSettings
 from updp.supernet import Supernet
@@ -39,6 +48,7 @@ KINDS: dict[str, Proposer] = {
     "inherit-bare": _inherit(end_activation=False),
     "inherit-linearised": _inherit(linearise=True),
     "narrow": _kind(Narrow),
+    "attention": _kind(NarrowAttention),
     "drop": _kind(Drop),
     "linear": _kind(OneLinear),
     "fuse": _kind(Fuse),

@@ -61,6 +61,8 @@ def applies(kind: str, name: str, family: Family) -> bool:
         return name in ("repvgg", "repvgg_strided", "repvgg_tokens")
     if kind == "linear":
         return name in ("vit", "windows", *GATED)
+    if kind == "attention":
+        return name == "vit"
     if kind == "fold":
         return name in ("vit", "dropout", "windows")
     linearised = kind != "inherit-linearised" or name in UNNORMED
@@ -195,7 +197,7 @@ def test_forms_own_nothing_but_their_norms(made: Case) -> None:
             inner = (m for m in form.modules() if m is not form and not any(m.children()))
             kinds = {type(m).__name__ for m in inner}
             own_kinds = {"ChannelNorm", "LinearBranch", "ModuleList"}
-            assert made.kind in ("narrow", "linear") or kinds <= own_kinds
+            assert made.kind in ("narrow", "attention", "linear") or kinds <= own_kinds
             own = [*form.parameters(), *form.state_dict(keep_vars=True).values()]
             assert own or made.kind == "fuse"
             assert not base & {id(t) for t in own}
@@ -247,7 +249,7 @@ def test_calibrated_norms_know_what_they_see(made: Case) -> None:
                 net.choose({name: label})
                 form = switch.form(label)
                 norms = norms_of(form)
-                if made.kind in ("fuse", "narrow", "linear"):
+                if made.kind in ("fuse", "narrow", "attention", "linear"):
                     assert norms == []
                     continue
                 seen = _inputs(net, name, label, x)

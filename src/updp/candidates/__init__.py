@@ -1,5 +1,6 @@
 """Candidates: what a site may be replaced by, each a small class under one interface."""
 
+from updp.candidates.attention.candidate import NarrowAttention
 from updp.candidates.base import Candidate, Form, FormShape, MergedForm, blend
 from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
@@ -24,6 +25,7 @@ __all__ = [
     "MergedBlock",
     "MergedForm",
     "Narrow",
+    "NarrowAttention",
     "Offer",
     "Offers",
     "OneLinear",

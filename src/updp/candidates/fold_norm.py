@@ -88,7 +88,8 @@ class FoldNormForm(RewiredForm):
         weight = next(original.parameters(), next(block.parameters()))
         axis = 1 if site.layout == "first" else -1
         norm = ChannelNorm(site.shape_in[axis], site.layout, weight.device, weight.dtype)
-        super().__init__(site, block, graph, {candidate.norm: norm})
+        part = substitute(block, graph, site.region, {candidate.norm: norm})
+        super().__init__(site, block, graph, part)
         self.norm = norm
         self._original, self._block, self._candidate = [original], [(block, graph)], candidate
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from updp.arguments import checked
 from updp.blocks import Findings, Site
+from updp.candidates.attention.candidate import NarrowAttention
 from updp.candidates.base import Candidate, Form
 from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
@@ -24,7 +25,7 @@ from updp.recipe import CandidateSettings
 
 K = TypeVar("K", bound=type[Candidate])
 # In the order in which a site's candidates are proposed.
-_KINDS = (Fuse, FoldNorm, Inherit, Narrow, OneLinear, Drop)
+_KINDS = (Fuse, FoldNorm, Inherit, Narrow, NarrowAttention, OneLinear, Drop)
 KINDS: dict[str, type[Candidate]] = {c.kind: c for c in _KINDS}
 
 

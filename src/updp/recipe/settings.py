@@ -38,8 +38,9 @@ class CandidateSettings(Part):
     )
     widths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.875, 0.75, 0.625, 0.5, 0.375, 0.25),
-        description="shares of its inner channels that a block may keep, where the budget has "
-        "latency, macs, parameters or memory",
+        description="shares of its inner channels that a block may keep, and every second, from "
+        "the least, of its attention's heads or of their channels, where the budget has latency, "
+        "macs, parameters or memory",
     )
 
     @property

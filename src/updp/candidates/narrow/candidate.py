@@ -85,7 +85,7 @@ class NarrowForm(RewiredForm):
         chain = on_modules(site.chain, copies)
         for inner, channels in _largest(chain, width):
             inner.cut(chain, channels)
-        super().__init__(site, block, graph, copies)
+        super().__init__(site, block, graph, substitute(block, graph, site.region, copies))
         self.targets, self.copies = targets, nn.ModuleList(copies.values())
         self._site, self._width = site, width
         self._block = [(block, graph)]

@@ -7,22 +7,22 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Site
 from updp.blocks.modules import seeded_input
-from updp.blocks.surgery import Emit, extract, substitute
+from updp.blocks.surgery import Emit, extract
 from updp.blocks.tracing.region import Region
 from updp.candidates.base import Form, blend
 
 
 class RewiredForm(Form):
-    """The block with other `modules`, by the targets of the graph's nodes that they replace."""
+    """The block, and `pruned`: its region with other modules, from entry and extras to exit."""
 
     def __init__(
-        self, site: Site, block: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module]
+        self, site: Site, block: nn.Module, graph: fx.Graph, pruned: fx.GraphModule
     ) -> None:
         super().__init__()
         region = site.region
         keep = extract(block, graph, region.entry, region.exit, region.extras)
         self._keep: list[Callable[..., Tensor]] = [keep]
-        self._pruned = [substitute(block, graph, region, modules)]
+        self._pruned = [pruned]
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""

@@ -1,0 +1,1 @@
+"""`attention`: self-attention with fewer or smaller heads."""

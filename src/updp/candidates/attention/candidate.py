@@ -1,0 +1,223 @@
+"""`attention`: self-attention with fewer heads, or with smaller ones.
+
+Beyond the paper, which keeps attention whole. What is kept is chosen in closed form on the images
+by which the form is calibrated, and the layer behind the heads is fitted to make up for the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp import algebra
+from updp.blocks import Site
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import UserCodeError
+from updp.blocks.surgery import Replacement, extract, isolate
+from updp.candidates.attention.heads import Heads, attend
+from updp.candidates.attention.reading import Layout, may_attend, read_attention
+from updp.candidates.attention.reduce import reduced
+from updp.candidates.base import Candidate
+from updp.candidates.parts.regraph import RewiredForm
+from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
+from updp.fit.operator import skip_of
+from updp.recipe import CandidateSettings, FitSettings
+
+_log = logging.getLogger(__name__)
+_RANK, _LAST = 50, 100  # beside what becomes narrower, before what leaves out the branch
+_MULTIPLE = 8
+_QKV, _OUT = "attention_qkv", "attention_out"
+
+
+@dataclass(frozen=True)
+class NarrowAttention(Candidate):
+    """Self-attention with `heads` heads, of `keys` channels for logits and `values` to sum up.
+
+    `of` are heads, keys and values of the block, `layout` is how it holds them.
+    """
+
+    kind: ClassVar[str] = "attention"
+    shallower: ClassVar[bool] = False
+    heads: int
+    keys: int
+    values: int
+    of: tuple[int, int, int]
+    layout: Layout
+
+    @property
+    def label(self) -> str:
+        """Such as `attention 2/3 heads`, `attention q,k 32/64` or `attention q,k,v 32/64`."""
+        heads, keys, values = self.of
+        parts = [] if self.heads == heads else [f"{self.heads}/{heads} heads"]
+        if self.values < values:
+            parts.append(f"q,k,v {self.values}/{values}")
+        elif self.keys < keys:
+            parts.append(f"q,k {self.keys}/{keys}")
+        return " ".join([self.kind, *parts])
+
+    @property
+    def rank(self) -> int:
+        """By the share of the heads' channels that is left."""
+        heads, keys, values = self.of
+        share = self.heads * (self.keys + self.values) / (heads * (keys + values))
+        return _RANK + int((_LAST - _RANK) * (1 - share))
+
+    @classmethod
+    def propose(
+        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
+    ) -> Iterator[NarrowAttention]:
+        """Yield fewer heads, smaller keys, and smaller keys and values, by the recipe's widths."""
+        if not settings.widths:
+            return
+        try:
+            layout = read_attention(site, block, graph)
+        except UserCodeError as error:
+            _log.info("%s: no smaller attention: %s", site.name, error)
+            return
+        if layout is None:
+            return
+        found: dict[str, NarrowAttention] = {}
+        count, size = layout.heads, layout.read(block).sizes[0]
+        for width in sorted(settings.widths)[::2][::-1]:  # there are three ways for each
+            fewer, less = max(1, round(count * width)), _smaller(size, width)
+            for sizes in ((fewer, size, size), (count, less, size), (count, less, less)):
+                if sizes != (count, size, size):
+                    candidate = cls(*sizes, (count, size, size), layout)
+                    found.setdefault(candidate.label, candidate)
+        yield from found.values()
+
+    def fits(self, site: Site) -> bool:
+        """Whether the site may be attention on tokens, and has the nodes of this one."""
+        ends = {self.layout.start, self.layout.end}
+        return may_attend(site) and ends <= {site.region.entry, *site.region.branch}
+
+    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> NarrowAttentionForm:
+        """See `Candidate.build`."""
+        return NarrowAttentionForm(site, block, graph, self)
+
+    def cut(self, heads: Heads, tokens: Tensor) -> Heads:
+        """What is left of the heads, chosen on tokens (N, T, C)."""
+        return reduced(heads, tokens, self.heads, self.keys, self.values)
+
+
+class NarrowAttentionForm(RewiredForm):
+    """The block with its attention written anew, on two linear layers that the form owns.
+
+    Until it is calibrated it keeps what all tokens alike would keep.
+    """
+
+    def __init__(
+        self, site: Site, block: nn.Module, graph: fx.Graph, candidate: NarrowAttention
+    ) -> None:
+        layout, like = candidate.layout, next(block.parameters())
+        heads = layout.read(block)
+        tokens = torch.eye(heads.query.shape[-1] - 1).to(heads.query)[None]
+        qkv, out = candidate.cut(heads, tokens).layers(like)
+        part = isolate(block, graph, _replacement(site, candidate, qkv, out))
+        super().__init__(site, block, graph, part)
+        self.qkv, self.out = qkv, out
+        self._candidate, self._heads, self._site = candidate, heads, site
+        region = site.region
+        self._enter: list[Callable[..., Tensor]] = []
+        if layout.start != region.entry:
+            self._enter.append(extract(block, graph, region.entry, layout.start, region.extras))
+        self._norm = [block.get_submodule(layout.norm)] if layout.norm else []
+        self._whole = [extract(block, graph, region.entry, layout.end, region.extras)]
+        skip = skip_of(site, block, graph) if layout.is_last else None
+        self._skip = [] if skip is None else [skip]
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, *extras: Any) -> None:
+        """Choose what is kept of the heads on the tokens of the inputs `x`."""
+        heads = self._candidate.cut(self._heads, self._tokens(x, *extras).to(self._heads.out))
+        for own, new in zip((self.qkv, self.out), heads.layers(self.out.weight), strict=True):
+            own.load_state_dict(new.state_dict())
+
+    def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
+        """See `Form.fit_tasks`: one regression, of the layer behind the heads."""
+        candidate, out, post = self._candidate, self.out, self._site.post
+
+        def beside(x: Tensor) -> Tensor | None:
+            return next((as_maps(skip(x.clone()), "last") for skip in self._skip), None)
+
+        def target(x: Tensor, *extras: Any) -> Tensor:
+            skip, y = beside(x), as_maps(self._whole[0](x.clone(), *extras), "last")
+            return y if skip is None else y + skip
+
+        def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
+            sizes = candidate.heads, candidate.keys, candidate.values
+            return as_maps(attend(self.qkv(self._tokens(x, *extras)), *sizes), "last"), beside(x)
+
+        @torch.no_grad()
+        def take(fitted: Fitted) -> None:
+            out.weight.copy_(fitted.operator.weight.flatten(1))
+            out.bias.copy_(fitted.operator.bias)
+
+        clamp = clamp_of(post.function if post and self._skip else None, out.weight)
+        regression = Regression(algebra.from_linear(out), clamp, settings, batches)
+        return [FitTask(candidate.layout.out, regression, target, inputs, take)]
+
+    def merged(self) -> MergedAttention:
+        """See `Form.merged`."""
+        return MergedAttention(self._candidate, self.qkv, self.out)
+
+    def _tokens(self, x: Tensor, *extras: Any) -> Tensor:
+        """What the attention reads."""
+        x = x.clone()
+        for enter in self._enter:
+            x = enter(x, *extras)
+        for norm in self._norm:
+            x = norm(x)
+        return x
+
+
+@dataclass(frozen=True)
+class MergedAttention:
+    """The block's own nodes, with others in place of its attention."""
+
+    candidate: NarrowAttention
+    qkv: nn.Linear
+    out: nn.Linear
+
+    def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
+        """See `MergedForm.replacement`."""
+        qkv, out = (copy_module(layer).to(device, dtype) for layer in (self.qkv, self.out))
+        return _replacement(site, self.candidate, qkv, out)
+
+
+def _replacement(
+    site: Site, candidate: NarrowAttention, qkv: nn.Linear, out: nn.Linear
+) -> Replacement:
+    """The region with two linear layers and what is between them in place of the attention."""
+    layout, region = candidate.layout, site.region
+
+    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+        nodes = [n for n in graph.nodes if n.name in region.inside - {*region.skip}]
+        new: dict[fx.Node, fx.Node] = {}
+        for node in nodes:
+            if node.name == layout.end:
+                (start,) = (n for n in graph.nodes if n.name == layout.start)
+                new[node] = last = _emit(graph, new.get(start, start))
+            else:
+                new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
+        return last
+
+    def _emit(graph: fx.Graph, y: fx.Node) -> fx.Node:
+        if layout.norm:
+            y = graph.call_module(layout.norm, (y,))
+        y = graph.call_module(_QKV, (y,))
+        mixed = attend(fx.Proxy(y), candidate.heads, candidate.keys, candidate.values)  # type: ignore[arg-type]
+        return graph.call_module(_OUT, (mixed.node,))  # type: ignore[attr-defined]
+
+    return Replacement(region, emit, {_QKV: qkv, _OUT: out})
+
+
+def _smaller(size: int, width: float) -> int:
+    """A share of a head's channels: a multiple of 8, as runtimes like, from 16 on."""
+    unit = _MULTIPLE if size >= 2 * _MULTIPLE else 1
+    return min(size, max(unit, round(size * width / unit) * unit))

@@ -1,0 +1,241 @@
+"""Read the self-attention of a branch by what its layers are given and return.
+
+Nothing is known by name: the layers that read the same tokens are taken for those of queries, keys
+and values, and what they and the last layer would compute is compared with what the branch does.
+Attention with a mask, a bias of positions or rotated queries therefore is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations, product
+from math import sqrt
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
+
+from updp.blocks import Site
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import call_user_code, evaluating, hooks, to_eval
+from updp.blocks.surgery import extract
+from updp.candidates.attention.heads import Heads
+from updp.candidates.parts.regraph import example
+
+_TOLERANCE = 1e-9  # float64, relative: the matrices against the branch
+_TRIED = 4  # tokens whose output is compared for each way to read the layers
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where self-attention is in a block, and how its layers hold the heads.
+
+    start:     node of its input
+    end:       node of its output
+    is_last:   whether the branch ends with it
+    norm:      what normalises its input inside of its own module; empty where nothing does
+    layers:    the linear layers of queries, keys and values: one or three; or torch's attention
+    out:       the linear layer that reads the heads
+    heads:     number of heads
+    order:     places of queries, keys and values in the layers
+    by_head:   whether one layer holds them head by head
+    is_scaled: whether the root of the keys' channels divides the logits
+    """
+
+    start: str
+    end: str
+    is_last: bool
+    norm: str
+    layers: tuple[str, ...]
+    out: str
+    heads: int
+    order: tuple[int, int, int] = (0, 1, 2)
+    by_head: bool = False
+    is_scaled: bool = True
+
+    def read(self, block: nn.Module) -> Heads:
+        """The matrices in float64. Raises AttributeError for a block without these layers."""
+        modules = [block.get_submodule(name) for name in self.layers]
+        rows = torch.cat([_matrix(module) for module in modules]).detach().double()
+        out = _matrix(block.get_submodule(self.out)).detach().double()
+        parts = torch.unflatten(rows, 0, (3, self.heads, -1))
+        if self.by_head:
+            parts = torch.unflatten(rows, 0, (self.heads, 3, -1)).transpose(0, 1)
+        query, key, value = (parts[place] for place in self.order)
+        if self.is_scaled:
+            query = query / sqrt(query.shape[1])
+        return Heads(query, key, value, out[:, :-1], out[:, -1])
+
+
+class _Call(NamedTuple):
+    name: str
+    module: nn.Module
+    x: Tensor
+    y: Tensor
+
+
+def may_attend(site: Site) -> bool:
+    """Whether a site is a residual branch of tokens (N, T, C), no chain, that is told no mask."""
+    tokens = site.layout == "last" and len(site.shape_in) == 3
+    told = any(isinstance(value, Tensor) or value is True for value in site.extras)
+    return site.branch is None and site.region.add is not None and tokens and not told
+
+
+@torch.no_grad()
+def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | None:
+    """The layout of the branch's self-attention; None if it has none that is understood.
+
+    Raises UserCodeError where the block does not run in float64.
+    """
+    if not may_attend(site):
+        return None
+    block = to_eval(copy_module(block).double())
+    values, calls = _Values(site, block, graph), list[_Call]()
+    with hooks(_watched(block, calls)):
+        last = values[values.last]
+    for call in calls:  # what its layers return is seen in its own forward alone
+        if isinstance(call.module, nn.MultiheadAttention):
+            found = _of_torch(call, graph, block, values)
+            if found is not None and _computes(found, block, values):
+                return found
+    linear = [call for call in calls if isinstance(call.module, nn.Linear) and call.x.ndim == 3]
+    for place, out in enumerate(linear):
+        if not (end := values.find(out.y)):
+            continue
+        for readers in _readers(linear[:place], out):
+            tokens = readers[0].x
+            start, norm = values.find(tokens, before=end), ""
+            for call in [] if start else calls:
+                if _equal(call.y, tokens) and (start := values.find(call.x, before=end)):
+                    norm = call.name
+                    break
+            if not start:
+                continue
+            names = tuple(reader.name for reader in readers)
+            layout = Layout(start, end, _equal(last, out.y), norm, names, out.name, 1)
+            for way in _ways(layout, out.x.shape[-1]):
+                heads = way.read(block)
+                # A few tokens first: most ways are wrong.
+                if _same(heads.attend(tokens, _TRIED), out.y[:, :_TRIED]) and heads.out.any():
+                    return way if _computes(way, block, values) else None
+    return None
+
+
+class _Values:
+    """The values of a region's nodes by name, each computed once."""
+
+    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
+        region = site.region
+        self._extract = partial(extract, block, graph, region.entry, extras=region.extras)
+        self._names = (region.entry, *region.branch)
+        self._inputs = example(site, block)
+        self._known: dict[str, Any] = {region.entry: self._inputs[0]}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._known:
+            part = self._extract(name)
+            with evaluating(part):
+                self._known[name] = call_user_code(part, *_copied(self._inputs))
+        return self._known[name]
+
+    @property
+    def last(self) -> str:
+        """The last node of the branch."""
+        return self._names[-1]
+
+    def find(self, wanted: Tensor, before: str = "") -> str:
+        """The first of the nodes (the last one before another) of that value; empty if none is."""
+        names = self._names[self._names.index(before) - 1 :: -1] if before else self._names[1:]
+        return next((name for name in names if _equal(self[name], wanted)), "")
+
+
+def _computes(layout: Layout, block: nn.Module, values: _Values) -> bool:
+    """Whether the matrices compute what the block does, on all tokens."""
+    tokens = values[layout.start]
+    if layout.norm:
+        tokens = block.get_submodule(layout.norm)(tokens)
+    return _same(layout.read(block).attend(tokens), values[layout.end])
+
+
+def _readers(linear: list[_Call], out: _Call) -> Iterator[list[_Call]]:
+    """One or three layers that read the same tokens, and have three rows for a column of `out`."""
+    width, left = out.x.shape[-1], linear
+    while left:
+        same = [call for call in left if _equal(call.x, left[0].x)]
+        left = [call for call in left if not _equal(call.x, left[0].x)]
+        if [call.y.shape[-1] for call in same] in ([3 * width], [width] * 3):
+            yield same
+
+
+def _ways(layout: Layout, width: int) -> Iterator[Layout]:
+    """Every way in which layers may hold heads of `width` channels in all."""
+    alone = len(layout.layers) == 1
+    orders = [(0, 1, 2)] if alone else permutations((0, 1, 2))
+    counts = [n for n in range(1, width + 1) if width % n == 0]
+    for heads, (q, k, v), by_head, scaled in product(
+        counts, orders, [False, True][: 1 + alone], [True, False]
+    ):
+        yield replace(layout, heads=heads, order=(q, k, v), by_head=by_head, is_scaled=scaled)
+
+
+def _of_torch(call: _Call, graph: fx.Graph, block: nn.Module, values: _Values) -> Layout | None:
+    """The layout of torch's own attention, where it attends to its input."""
+    module = call.module
+    assert isinstance(module, nn.MultiheadAttention)
+    nodes = [n for n in graph.nodes if n.op == "call_module" and n.target == call.name]
+    plain = module.in_proj_weight is not None and module.bias_k is None and module.batch_first
+    if len(nodes) != 1 or not plain or module.add_zero_attn:
+        return None
+    sources = [*nodes[0].args, *(nodes[0].kwargs.get(key) for key in ("query", "key", "value"))]
+    source, *others = [s for s in sources if isinstance(s, fx.Node)][:3]
+    ends = [user.name for user in nodes[0].users if user.args[1:] == (0,)]
+    if any(other is not source for other in others) or not ends or ends[0] not in values:
+        return None
+    is_last = _equal(values[values.last], values[ends[0]])
+    out = f"{call.name}.out_proj"
+    return Layout(source.name, ends[0], is_last, "", (call.name,), out, module.num_heads)
+
+
+def _watched(block: nn.Module, calls: list[_Call]) -> Iterator[RemovableHandle]:
+    """Hooks that add to `calls` what layers are given and return, in order."""
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def hook(m: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+            y = y[0] if isinstance(m, nn.MultiheadAttention) else y
+            if args and isinstance(args[0], Tensor) and isinstance(y, Tensor):
+                calls.append(_Call(name, m, args[0].clone(), y.clone()))
+
+        return module.register_forward_hook(hook)
+
+    for name, module in block.named_modules():
+        if isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children()):
+            yield watch(name, module)
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    """Weight and bias (O, I + 1) of a linear layer, or of the first layers of torch's attention."""
+    names = ("in_proj_weight", "in_proj_bias")
+    if not isinstance(module, nn.MultiheadAttention):
+        names = ("weight", "bias")
+    weight, bias = (getattr(module, name) for name in names)
+    column = weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]
+    return torch.cat([weight, column], 1)
+
+
+def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _equal(value: Any, wanted: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == wanted.shape and value.equal(wanted)
+
+
+def _same(a: Tensor, b: Any) -> bool:
+    same = isinstance(b, Tensor) and a.shape == b.shape
+    return same and bool((a - b).norm() <= _TOLERANCE * b.norm())

@@ -1,0 +1,330 @@
+"""Which branches are read as attention, and what becomes of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.families import error
+from updp.blocks import Findings, find
+from updp.candidates import NarrowAttention
+from updp.recipe import CandidateSettings, FitSettings
+from updp.supernet import Supernet, fit_candidates, fit_plan
+
+C, HEADS = 24, 2
+D = C // HEADS
+FIT = FitSettings(rows=1000)
+
+
+class Block(nn.Module):
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(C), attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attn(self.norm(x))
+
+
+class Fused(nn.Module):
+    """timm's: one layer, queries before keys before values."""
+
+    scale = D**-0.5
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(C, 3 * C, bias=bias), nn.Linear(C, C, bias=bias)
+
+    def split(self, y: Tensor) -> tuple[Tensor, ...]:
+        n, t, _ = y.shape
+        return y.reshape(n, t, 3, HEADS, D).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.scale * q @ k.transpose(-2, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x))
+        y = self.logits(q, k).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class ByHead(Fused):
+    """GPT-NeoX': the queries, keys and values of each head stand together."""
+
+    def split(self, y: Tensor) -> tuple[Tensor, ...]:
+        n, t, _ = y.shape
+        return y.reshape(n, t, HEADS, 3, D).permute(3, 0, 2, 1, 4).unbind(0)
+
+
+class Unscaled(Fused):
+    scale = 1.0
+
+
+class Shifted(Fused):
+    """A bias of positions, as Swin's and BEiT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(HEADS, 7, 7))
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        return super().logits(q, k) + self.table
+
+
+class Rotated(Fused):
+    """Queries and keys of unit length."""
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        return super().logits(F.normalize(q, dim=-1), F.normalize(k, dim=-1))
+
+
+class Causal(Fused):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class Separate(nn.Module):
+    """Three layers, in another order than torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.query, self.value = (nn.Linear(C, C, bias=i != 1) for i in range(3))
+        self.out = nn.Sequential(nn.Linear(C, C), nn.Dropout(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, q, v = (
+            layer(x).unflatten(-1, (HEADS, D)).transpose(1, 2)
+            for layer in (self.key, self.query, self.value)
+        )
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Normed(nn.Module):
+    """lucidrains': the norm is the attention's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(C), Fused(bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.norm(x))
+
+
+class Outside(nn.Module):
+    """A block that holds all layers itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = Fused(), nn.LayerNorm(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q, k, v = self.inner.qkv(y).reshape(*y.shape[:2], 3, HEADS, D).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(y.shape)
+        return x + self.inner.proj(y)
+
+
+class Torchs(nn.Module):
+    def __init__(self, **options: bool) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(C, HEADS, batch_first=True, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x, x, x, need_weights=False)[0]
+        return y
+
+
+class Crossing(Torchs):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x, x.flip(1), x.flip(1), need_weights=False)[0]
+        return y
+
+
+class TorchsBlock(nn.Module):
+    """torchvision's: the block calls torch's attention."""
+
+    def __init__(self, attention: nn.Module, first: bool = True) -> None:
+        super().__init__()
+        self.norm, self.attn, self.scale = nn.LayerNorm(C), attention, nn.Parameter(torch.rand(C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        y, _ = self.attn(y, y, y, need_weights=False)
+        return x + self.scale * y
+
+
+def _torchs(**options: bool) -> nn.Module:
+    return nn.MultiheadAttention(C, HEADS, batch_first=True, **options)
+
+
+class PostNormed(nn.Module):
+    """BERT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn, self.norm = Separate(), nn.LayerNorm(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.attn(x))
+
+
+READ: dict[str, Callable[[], nn.Module]] = {
+    "fused": lambda: Block(Fused()),
+    "no bias": lambda: Block(Fused(bias=False)),
+    "by head": lambda: Block(ByHead()),
+    "unscaled": lambda: Block(Unscaled()),
+    "separate": lambda: Block(Separate()),
+    "post-norm": PostNormed,
+    "outside": Outside,
+    "torch's": lambda: TorchsBlock(_torchs()),
+    "torch's without bias": lambda: TorchsBlock(_torchs(bias=False)),
+}
+OTHER: dict[str, Callable[[], nn.Module]] = {
+    "bias of positions": lambda: Block(Shifted()),
+    "unit queries": lambda: Block(Rotated()),
+    "causal": lambda: Block(Causal()),
+    "cross": lambda: Block(Crossing()),
+    "torch's with a bias of keys": lambda: TorchsBlock(_torchs(add_bias_kv=True)),
+    "torch's with zeros": lambda: TorchsBlock(_torchs(add_zero_attn=True)),
+}
+
+
+def network(make: Callable[[], nn.Module]) -> nn.Module:
+    """Two blocks with weights by which every token attends to others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(make(), make()).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=1.3 * parameter.shape[-1] ** -0.5)
+    return model
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.randn(count, 7, C, generator=torch.Generator().manual_seed(1))
+
+
+def offered(model: nn.Module, *widths: float) -> tuple[Findings, dict[str, list[NarrowAttention]]]:
+    findings, settings = find(model, images()), CandidateSettings(widths=widths)
+    found = {}
+    for site in findings.sites:
+        part = model.get_submodule(site.block), findings.graphs[site.block]
+        found[site.name] = [*NarrowAttention.propose(site, *part, settings)]
+    return findings, found
+
+
+@pytest.mark.parametrize("form", READ)
+def test_attention_is_read_however_it_is_written(form: str) -> None:
+    model = network(READ[form])
+    findings, found = offered(model, 0.5)
+    labels = ["attention 1/2 heads", "attention q,k 6/12", "attention q,k,v 6/12"]
+    assert [[c.label for c in of] for of in found.values()] == [labels] * 2
+    # With all heads, written anew, it is the block.
+    for site in findings.sites:
+        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        whole = copy.copy(found[site.name][0])
+        object.__setattr__(whole, "heads", HEADS)
+        made = whole.build(site, block, graph)
+        assert error(made(images()), block_output(site.name, model)) < 1e-5
+
+
+def block_output(name: str, model: nn.Module) -> Tensor:
+    """What the block makes of the test's images as its site does, which has no norm behind it."""
+    block = model.get_submodule(name.partition(":")[0])
+    x = images()
+    return x + block.attn(x) if isinstance(block, PostNormed) else block(x)
+
+
+@pytest.mark.parametrize("form", OTHER)
+def test_attention_of_another_kind_is_left_alone(form: str) -> None:
+    _, found = offered(network(OTHER[form]), 0.5)
+    assert list(found.values()) == [[], []]
+
+
+def test_a_norm_inside_of_the_attention_stays_there() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = Normed()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.attn(x)
+
+    model = network(Bare)
+    findings, found = offered(model, 0.5)
+    assert [len(of) for of in found.values()] == [3, 3]
+    net = Supernet(model, findings, found).eval()
+    net.calibrate(images(20))
+    net.choose({name: switch.labels[1] for name, switch in net.switches.items()})
+    with torch.no_grad():
+        merged = net.merged(torch.float32)
+        assert error(merged(images()), net(images())) < 1e-6
+
+
+def test_a_recipe_without_widths_leaves_attention_alone() -> None:
+    assert [*offered(network(READ["fused"]))[1].values()] == [[], []]
+
+
+def test_a_branch_that_writes_nothing_is_not_read() -> None:
+    """Its last layer is zero, as it is when training begins: any number of heads would do."""
+    model = network(READ["fused"])
+    for block in model:
+        nn.init.zeros_(block.attn.proj.weight)
+    assert [*offered(model, 0.5)[1].values()] == [[], []]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("form", ["fused", "torch's", "post-norm"])
+def test_the_fit_makes_up_for_what_is_lost(form: str, alone: bool) -> None:
+    """On images that it has not seen; behind a pruned block it takes in that block's error."""
+    model = network(READ[form])
+    x, other = images(120).double(), torch.randn(40, 7, C).double()
+    wanted = copy.deepcopy(model).double()(other)
+    findings, found = offered(model, 0.5)
+    net = Supernet(model, findings, found).double().eval()
+    choices = [{n: s.labels[place] for n, s in net.switches.items()} for place in range(3)]
+
+    def errors() -> list[float]:
+        found = []
+        for choice in choices:
+            net.choose(choice)
+            found.append(error(net(other), wanted))
+        return found
+
+    untold = errors()
+    net.calibrate(x[:40])
+    calibrated = errors()
+    if alone:
+        fit_candidates(net, [x[:60], x[60:]], FIT)
+    else:
+        for choice in choices:
+            fit_plan(net, choice, [x[:60], x[60:]], FIT)
+    fitted = errors()
+    assert all(b < a for a, b in zip(untold, calibrated, strict=True))
+    assert all(b < 1.01 * a for a, b in zip(calibrated, fitted, strict=True))
+    if not alone:
+        assert sum(fitted) < 0.99 * sum(calibrated)
+
+
+def test_attention_becomes_smaller_by_what_is_said() -> None:
+    model = network(READ["fused"])
+    findings, found = offered(model, 0.5)
+    net = Supernet(model, findings, found).eval()
+    net.calibrate(images(20))
+    sizes = {}
+    for place, label in enumerate(net.switches["0"].labels):
+        net.choose({name: switch.labels[place] for name, switch in net.switches.items()})
+        merged = net.merged(torch.float32)
+        layers = [m for m in merged[0].modules() if isinstance(m, nn.Linear)]
+        sizes[label] = [tuple(m.weight.shape) for m in layers]
+    assert sizes == {
+        "attention 1/2 heads": [(3 * D, C), (C, D)],
+        "attention q,k 6/12": [(2 * C // 2 + C, C), (C, C)],
+        "attention q,k,v 6/12": [(3 * C // 2, C), (C, C // 2)],
+    }
