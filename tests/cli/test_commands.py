@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import typer
 from typer.core import TyperOption
 from typer.main import get_command
@@ -77,3 +78,20 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'timm', 'numpy', 'pydantic'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("prune runs/mine", "extra argument(s) (runs/mine): a run is named by --out; see `"),
+        ("export a b", "extra argument(s) (b); see `"),
+        ("prune --dta images", "no such option: --dta"),
+        ("prunne", "no such command 'prunne'"),
+        ("export a --to", "option '--to' requires an argument"),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments: str, said: str) -> None:
+    outcome = tiny.updp(*arguments.split())
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert outcome.err.startswith("updp: ")
+    assert said in outcome.err.lower()

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ from updp.errors import (
 )
 from updp.io import interrupts
 from updp.io.memory import kept_memory
+
+# Of click, or of what newer typer has of it.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="updp",
@@ -111,7 +114,14 @@ def main() -> None:
         try:
             stack.enter_context(interrupts.handled())
             stack.enter_context(kept_memory())
-            app()
+            if code := app(standalone_mode=False):
+                raise SystemExit(code)
+        except _UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.ctx.get_help())
+            else:
+                _say(name, _how_to_call(error))
+            raise SystemExit(2) from None
         except interrupts.Stopped as stopped:
             if is_first:
                 _say(name, _how_to_go_on(stopped))
@@ -142,6 +152,16 @@ def _with_advice(error: UserError | OSError) -> UserError:
 
 def _say(name: str, text: str) -> None:
     print(f"{name}: {printable(text)}", file=sys.stderr)
+
+
+def _how_to_call(error: Any) -> str:
+    """The line for a command that was called with what it does not take."""
+    text = error.format_message()
+    command = error.ctx.command_path if error.ctx is not None else "updp"
+    names = set() if error.ctx is None else {p.name for p in error.ctx.command.params}
+    if "extra argument" in text and "out" in names and not names & {"run", "runs"}:
+        text += ": a run is named by --out"
+    return f"{text[:1].lower()}{text[1:].rstrip('.')}; see `{command} -h`"
 
 
 def _how_to_go_on(stopped: interrupts.Stopped) -> str:

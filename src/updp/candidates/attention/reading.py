@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import permutations, product
+from itertools import chain, permutations, product
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -95,33 +95,9 @@ def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | No
     block = to_eval(copy_module(block).double())
     values, calls = _Values(site, block, graph), list[_Call]()
     with hooks(_watched(block, calls)):
-        last = values[values.last]
-    for call in calls:  # what its layers return is seen in its own forward alone
-        if isinstance(call.module, nn.MultiheadAttention):
-            found = _of_torch(call, graph, block, values)
-            if found is not None and _computes(found, block, values):
-                return found
-    linear = [call for call in calls if isinstance(call.module, nn.Linear) and call.x.ndim == 3]
-    for place, out in enumerate(linear):
-        if not (end := values.find(out.y)):
-            continue
-        for readers in _readers(linear[:place], out):
-            tokens = readers[0].x
-            start, norm = values.find(tokens, before=end), ""
-            for call in [] if start else calls:
-                if _equal(call.y, tokens) and (start := values.find(call.x, before=end)):
-                    norm = call.name
-                    break
-            if not start:
-                continue
-            names = tuple(reader.name for reader in readers)
-            layout = Layout(start, end, _equal(last, out.y), norm, names, out.name, 1)
-            for way in _ways(layout, out.x.shape[-1]):
-                heads = way.read(block)
-                # A few tokens first: most ways are wrong.
-                if _same(heads.attend(tokens, _TRIED), out.y[:, :_TRIED]) and heads.out.any():
-                    return way if _computes(way, block, values) else None
-    return None
+        _ = values[values.last]
+    ways = chain(_of_torch(calls, graph, values), _of_layers(calls, values))
+    return next((layout for layout in ways if _computes(layout, block, values)), None)
 
 
 class _Values:
@@ -156,11 +132,31 @@ class _Values:
 
 
 def _computes(layout: Layout, block: nn.Module, values: _Values) -> bool:
-    """Whether the matrices compute what the block does, on all tokens."""
-    tokens = values[layout.start]
+    """Whether the matrices compute what the block does; where it writes nothing, any would."""
+    tokens, wanted = values[layout.start], values[layout.end]
     if layout.norm:
         tokens = block.get_submodule(layout.norm)(tokens)
-    return _same(layout.read(block).attend(tokens), values[layout.end])
+    heads = layout.read(block)
+    # A few tokens first, for most ways are wrong.
+    few = _same(heads.attend(tokens, _TRIED), wanted[:, :_TRIED])
+    return few and _same(heads.attend(tokens), wanted) and bool(heads.out.any())
+
+
+def _of_layers(calls: list[_Call], values: _Values) -> Iterator[Layout]:
+    """Every way in which linear layers of the branch may hold heads."""
+    linear = [call for call in calls if isinstance(call.module, nn.Linear) and call.x.ndim == 3]
+    for place, out in enumerate(linear):
+        if not (end := values.find(out.y)):
+            continue
+        is_last = _equal(values[values.last], out.y)
+        for readers in _readers(linear[:place], out):
+            tokens, names = readers[0].x, tuple(reader.name for reader in readers)
+            norms = [call for call in calls if _equal(call.y, tokens)]
+            for name, x in [("", tokens), *((norm.name, norm.x) for norm in norms)]:
+                if start := values.find(x, before=end):
+                    layout = Layout(start, end, is_last, name, names, out.name, 1)
+                    yield from _ways(layout, out.x.shape[-1])
+                    break
 
 
 def _readers(linear: list[_Call], out: _Call) -> Iterator[list[_Call]]:
@@ -184,22 +180,21 @@ def _ways(layout: Layout, width: int) -> Iterator[Layout]:
         yield replace(layout, heads=heads, order=(q, k, v), by_head=by_head, is_scaled=scaled)
 
 
-def _of_torch(call: _Call, graph: fx.Graph, block: nn.Module, values: _Values) -> Layout | None:
+def _of_torch(calls: list[_Call], graph: fx.Graph, values: _Values) -> Iterator[Layout]:
     """The layout of torch's own attention, where it attends to its input."""
-    module = call.module
-    assert isinstance(module, nn.MultiheadAttention)
-    nodes = [n for n in graph.nodes if n.op == "call_module" and n.target == call.name]
-    plain = module.in_proj_weight is not None and module.bias_k is None and module.batch_first
-    if len(nodes) != 1 or not plain or module.add_zero_attn:
-        return None
-    sources = [*nodes[0].args, *(nodes[0].kwargs.get(key) for key in ("query", "key", "value"))]
-    source, *others = [s for s in sources if isinstance(s, fx.Node)][:3]
-    ends = [user.name for user in nodes[0].users if user.args[1:] == (0,)]
-    if any(other is not source for other in others) or not ends or ends[0] not in values:
-        return None
-    is_last = _equal(values[values.last], values[ends[0]])
-    out = f"{call.name}.out_proj"
-    return Layout(source.name, ends[0], is_last, "", (call.name,), out, module.num_heads)
+    for name, module in ((call.name, call.module) for call in calls):
+        nodes = [n for n in graph.nodes if n.op == "call_module" and n.target == name]
+        if not isinstance(module, nn.MultiheadAttention) or len(nodes) != 1:
+            continue
+        if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
+            continue
+        named = (nodes[0].kwargs.get(key) for key in ("query", "key", "value"))
+        given = [s for s in (*nodes[0].args, *named) if isinstance(s, fx.Node)][:3]
+        ends = [n.name for n in nodes[0].users if n.args[1:] == (0,) and n.name in values]
+        if len({*given}) == 1 and ends and module.batch_first:
+            is_last = _equal(values[values.last], values[ends[0]])
+            out = f"{name}.out_proj"
+            yield Layout(given[0].name, ends[0], is_last, "", (name,), out, module.num_heads)
 
 
 def _watched(block: nn.Module, calls: list[_Call]) -> Iterator[RemovableHandle]:
