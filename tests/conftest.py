@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,16 @@ def shared_data() -> Path:
     return folder
 
 
+_numbers = count()
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No latency of the user's, nor of another test."""
+    # Not `mktemp`, which reads the names of all folders there are: one for every test.
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(_numbers))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UPDP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("UPDP_CACHE", str(folder))
         yield
 
 
