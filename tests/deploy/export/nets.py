@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tests.road import supernet
+
 
 class Case(NamedTuple):
     build: Callable[[], nn.Module]
@@ -57,16 +59,22 @@ class Flat(nn.Module):
 
 
 def vit() -> nn.Module:
-    return VisionTransformer(
+    """One block with smaller attention, as pruning leaves it, and one with timm's own."""
+    torch.manual_seed(0)
+    whole = VisionTransformer(
         img_size=8,
         patch_size=4,
         in_chans=1,
         num_classes=6,
         embed_dim=16,
-        depth=1,
+        depth=2,
         num_heads=2,
         mlp_ratio=2,
     )
+    nn.init.normal_(whole.blocks[0].attn.qkv.weight)
+    _, net = supernet(whole, torch.randn(2, 1, 8, 8))
+    net.choose({"blocks.0:attn": "attention q,k 4/8"})
+    return net.merged()
 
 
 CASES = {
