@@ -59,6 +59,16 @@ def test_every_site_is_drawn_with_what_it_became(run: Path) -> None:
         assert ("merge error, float64" in box["title"]) == (site in plan)
 
 
+@pytest.mark.parametrize(
+    ("kind", "word"), [("attention", "fewer channels"), ("mine", "another candidate")]
+)
+def test_a_site_looks_like_the_kind_that_it_became(run: Path, kind: str, word: str) -> None:
+    site, label = next(iter(json.loads((run / "plan.json").read_text())["choices"].items()))
+    change(run / "plan.json", lambda plan: plan["candidates"].update({site: {"kind": kind}}))
+    boxes = {a["data-site"]: a for _, a in page(run).elements if "data-site" in a}
+    assert f"became: {word}: {label}\n" in boxes[site]["title"]
+
+
 def test_many_sites_stay_in_the_order_of_the_model(run: Path) -> None:
     names = with_many_sites(run, 60)
     found = page(run)

@@ -19,6 +19,15 @@ KINDS = {  # of a box, which has a shape and a colour for each: the words for it
     "other": "another candidate",
 }
 
+_LOOKS = {  # of a candidate's kind
+    "attention": "narrow",
+    "drop": "drop",
+    "fold": "fold",
+    "fuse": "fuse",
+    "linear": "one",
+    "narrow": "narrow",
+}
+
 
 @dataclass(frozen=True)
 class Block:
@@ -112,9 +121,7 @@ def _block(run: ReportedRun, name: str, offers: Sequence[Offer], fit: FitRow | N
         if check.where in (block, name) and check.where:
             merge[check.dtype] = max(check.error, merge.get(check.dtype, 0.0))
     kind = str(candidate.get("kind", ""))
-    became = kind if kind in ("fuse", "drop", "fold", "narrow") else "other"
-    if kind == "linear":
-        became = "one"
+    became = _LOOKS.get(kind, "other")
     if kind == "inherit":
         became = "one" if len(candidate.get("segments", ())) <= 1 else "two"
     return Block(name, became, run.plan.choices[name], taken, fit, merge)
