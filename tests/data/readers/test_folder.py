@@ -207,3 +207,14 @@ def test_splits_under_other_names_are_no_classes(root: Path) -> None:
         open_source(str(root), input_size=None)
     (root / "Train").rename(root / "train")
     assert open_source(str(root), input_size=None).classes == ("cat", "dog")
+
+
+def test_class_folders_without_images_count_as_classes_and_are_named(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = open_source(str(root), input_size=None)
+    assert "count as classes" not in caplog.text
+    (root / "train" / "zzz").mkdir()
+    source = open_source(str(root), input_size=None)
+    assert source.classes == (*before.classes, "zzz")
+    assert "has a class folder without images, each still a class: zzz" in caplog.text

@@ -130,6 +130,14 @@ def _find(root: Path, split: str, classes: list[str] | None) -> dict[str, int]:
             for path in _images(folder / name, True, left_out, (root, folder)):
                 found[f"{split}{name}/{path}"] = label
     if classes and found:
+        labels = {*found.values()}
+        if empty := [name for label, name in enumerate(classes) if label not in labels]:
+            _log.warning(
+                "'%s' has %s without images, each still a class: %s",
+                folder,
+                "a class folder" if len(empty) == 1 else f"{len(empty)} class folders",
+                ", ".join(map(printable, empty[:5])) + (", ..." if len(empty) > 5 else ""),
+            )
         left_out.update(Path(path).suffix.lower() for path in _images(folder, False))
     if left_out:
         _log.warning(
