@@ -338,3 +338,37 @@ def test_what_stage_3_does_not_fit_is_not_refined(tiny_model: str, tmp_path: Pat
     fitted = tiny.make_recipe().updated(*FITTED)
     with pytest.raises(UserError, match="refines is False there and True here"):
         tiny.make_run(tiny_model, fitted, tmp_path / "run", last="search")
+
+
+TRANSFORMER = """
+from timm.models.vision_transformer import VisionTransformer
+
+def vit():
+    sizes = dict(img_size=8, patch_size=2, in_chans=1, embed_dim=16)
+    return VisionTransformer(**sizes, depth=2, num_heads=2, mlp_ratio=1, num_classes=10)
+"""
+
+
+def test_attention_becomes_smaller_through_all_stages(tmp_path: Path) -> None:
+    """It comes back as it was by its plan; a plan that tells other layers is refused."""
+    (tmp_path / "net.py").write_text(TRANSFORMER)
+    spec = f"{tmp_path / 'net.py'}:vit"
+    recipe = tiny.make_recipe(budget={"macs": 0.9}).updated(
+        *FITTED, "candidates.include=['*:attn']", "candidates.drop=never"
+    )
+    run = tiny.make_run(spec, recipe, tmp_path / "run")
+    run.until("merge")
+    model, plan, _ = run.results()
+    assert {c["kind"] for c in plan.candidates.values()} == {"attention"}
+    again = load(tmp_path / "run", load_model(spec, seed=0))
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x))
+    words = json.loads(json.dumps(plan.model_dump(mode="json")))
+    for candidate in words["candidates"].values():
+        candidate["layout"]["layers"] = ["attn.none"]
+    wrong = Plan.model_validate(words)
+    free = recipe.model_copy(update={"budget": None})
+    other = tiny.make_run(spec, free, tmp_path / "other", plan=wrong)
+    with pytest.raises(UserError, match="does not fit the site"):
+        other.until("merge")

@@ -24,6 +24,7 @@ from updp.candidates.attention.reading import Layout, may_attend, read_attention
 from updp.candidates.attention.reduce import reduced
 from updp.candidates.base import Candidate
 from updp.candidates.parts.regraph import RewiredForm
+from updp.errors import UserError
 from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
 from updp.fit.operator import skip_of
 from updp.recipe import CandidateSettings, FitSettings
@@ -97,8 +98,18 @@ class NarrowAttention(Candidate):
         return may_attend(site) and ends <= {site.region.entry, *site.region.branch}
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> NarrowAttentionForm:
-        """See `Candidate.build`."""
-        return NarrowAttentionForm(site, block, graph, self)
+        """See `Candidate.build`. Raises UserError: a plan tells another layout than the block's."""
+        wrong = UserError(
+            f"the plan's candidate {self.label!r} does not fit the site {site.name!r}"
+        )
+        try:
+            heads = self.layout.read(block)
+        except (AttributeError, IndexError, RuntimeError) as error:
+            raise wrong from error
+        left = (self.heads, self.keys, self.values)
+        if (heads.count, *heads.sizes) != self.of or not all(map(_is_some, left, self.of)):
+            raise wrong
+        return NarrowAttentionForm(site, block, graph, self, heads)
 
     def cut(self, heads: Heads, tokens: Tensor) -> Heads:
         """What is left of the heads, chosen on tokens (N, T, C)."""
@@ -112,10 +123,14 @@ class NarrowAttentionForm(RewiredForm):
     """
 
     def __init__(
-        self, site: Site, block: nn.Module, graph: fx.Graph, candidate: NarrowAttention
+        self,
+        site: Site,
+        block: nn.Module,
+        graph: fx.Graph,
+        candidate: NarrowAttention,
+        heads: Heads,
     ) -> None:
         layout, like = candidate.layout, next(block.parameters())
-        heads = layout.read(block)
         tokens = torch.eye(heads.query.shape[-1] - 1).to(heads.query)[None]
         qkv, out = candidate.cut(heads, tokens).layers(like)
         part = isolate(block, graph, _replacement(site, candidate, qkv, out))
@@ -215,6 +230,10 @@ def _replacement(
         return graph.call_module(_OUT, (mixed.node,))  # type: ignore[attr-defined]
 
     return Replacement(region, emit, {_QKV: qkv, _OUT: out})
+
+
+def _is_some(left: int, of: int) -> bool:
+    return 0 < left <= of
 
 
 def _smaller(size: int, width: float) -> int:
