@@ -92,19 +92,25 @@ def test_a_branch_is_dropped_only_where_nothing_beside_it_merges(
     model, found = findings("vit")
     set_speedups(dict.fromkeys(range(9), 2.0))
     cpu = torch.device("cpu")
-    alone = Recipe().updated("candidates.drop=alone")
+    depth = Recipe().updated("candidates.widths=[]")
+    alone = depth.updated("candidates.drop=alone")
     offers, refused = make_offers(model, found, alone, cpu)
     assert set(offers) == {"blocks.0:mlp", "blocks.1:mlp"}
     assert [u.name for u in refused] == ["blocks.0:attn", "blocks.1:attn"]
     assert all("candidates.drop=always" in u.reason for u in refused)
-    either, none = make_offers(model, found, Recipe(), cpu)  # the budget will say
+    either, none = make_offers(model, found, depth, cpu)  # the budget will say
     assert not none
     assert dropped_alone(either) == offers
-    narrow = {n: tuple(o for o in of if o.candidate.kind == "narrow") for n, of in offers.items()}
+    whole, _ = make_offers(model, found, Recipe(), cpu)
+    narrow = {
+        n: tuple(o for o in of if o.candidate.kind == "narrow")
+        for n, of in whole.items()
+        if n in offers
+    }
     few = either | narrow  # where nothing merges a drop is as good as any
     assert dropped_alone(few) == few
     assert shallower(few).keys() == {"blocks.0:attn", "blocks.1:attn"}
-    always = Recipe().updated("candidates.drop=always")
+    always = depth.updated("candidates.drop=always")
     assert offered(make_offers(model, found, always, cpu)[0], "blocks.1:attn") == ["drop"]
     folded = always.updated("candidates.fold_norms=true")
     kinds = offered(make_offers(model, found, folded, cpu)[0], "blocks.1:attn")

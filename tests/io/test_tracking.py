@@ -142,6 +142,7 @@ def test_a_board_that_may_not_be_written_is_named(
         Board(tmp_path)
 
 
+@pytest.mark.slow  # kills in every stage are in tests/run, curves of a whole run below
 def test_a_killed_run_draws_what_it_logs(tmp_path: Path) -> None:
     """Killed in supernet, search and subnet; the curves are those of a run that was not."""
     recipe = tiny.make_recipe()

@@ -73,6 +73,7 @@ def test_the_recipe_in_the_directory_gives_the_same_run(finished: Path, tmp_path
     assert results(tmp_path / "again") == results(finished)
 
 
+@pytest.mark.slow  # tests/cli/test_stages.py has it with the commands
 def test_stages_in_one_process_and_apart_are_the_same(tiny_model: str, tmp_path: Path) -> None:
     # From the baseline, so that nothing may be left over from the supernet; see also tests/cli.
     recipe = tiny.make_recipe().updated("subnet.start=baseline")
@@ -354,7 +355,7 @@ def test_attention_becomes_smaller_through_all_stages(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(TRANSFORMER)
     spec = f"{tmp_path / 'net.py'}:vit"
     recipe = tiny.make_recipe(budget={"macs": 0.9}).updated(
-        *FITTED, "candidates.include=['*:attn']", "candidates.drop=never"
+        *FITTED, "candidates.include=['*:attn']", "candidates.drop=never", "subnet.epochs=0"
     )
     run = tiny.make_run(spec, recipe, tmp_path / "run")
     run.until("merge")
