@@ -24,6 +24,7 @@ from updp.candidates.attention.reading import Layout, may_attend, read_attention
 from updp.candidates.attention.reduce import reduced
 from updp.candidates.base import Candidate
 from updp.candidates.parts.regraph import RewiredForm
+from updp.candidates.parts.widths import share_of
 from updp.errors import UserError
 from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
 from updp.fit.operator import skip_of
@@ -31,7 +32,6 @@ from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
 _RANK, _LAST = 50, 100  # beside what becomes narrower, before what leaves out the branch
-_MULTIPLE = 8
 _QKV, _OUT = "attention_qkv", "attention_out"
 
 
@@ -85,7 +85,7 @@ class NarrowAttention(Candidate):
         found: dict[str, NarrowAttention] = {}
         count, size = layout.heads, layout.read(block).sizes[0]
         for width in sorted(settings.widths)[::2][::-1]:  # there are three ways for each
-            fewer, less = max(1, round(count * width)), _smaller(size, width)
+            fewer, less = max(1, round(count * width)), share_of(size, width)
             for sizes in ((fewer, size, size), (count, less, size), (count, less, less)):
                 if sizes != (count, size, size):
                     candidate = cls(*sizes, (count, size, size), layout)
@@ -234,9 +234,3 @@ def _replacement(
 
 def _is_some(left: int, of: int) -> bool:
     return 0 < left <= of
-
-
-def _smaller(size: int, width: float) -> int:
-    """A share of a head's channels: a multiple of 8, as runtimes like, from 16 on."""
-    unit = _MULTIPLE if size >= 2 * _MULTIPLE else 1
-    return min(size, max(unit, round(size * width / unit) * unit))

@@ -22,6 +22,7 @@ from updp.blocks import Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import call_user_code, evaluating, hooks, to_eval
 from updp.blocks.surgery import extract
+from updp.blocks.tracing.calls import copied
 from updp.candidates.attention.heads import Heads
 from updp.candidates.parts.regraph import example
 
@@ -117,7 +118,7 @@ class _Values:
         if name not in self._known:
             part = self._extract(name)
             with evaluating(part):
-                self._known[name] = call_user_code(part, *_copied(self._inputs))
+                self._known[name] = call_user_code(part, *map(copied, self._inputs))
         return self._known[name]
 
     @property
@@ -221,10 +222,6 @@ def _matrix(module: nn.Module) -> Tensor:
     weight, bias = (getattr(module, name) for name in names)
     column = weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]
     return torch.cat([weight, column], 1)
-
-
-def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _equal(value: Any, wanted: Tensor) -> bool:

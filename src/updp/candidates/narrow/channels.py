@@ -21,8 +21,7 @@ from updp.candidates.narrow.slicing import (
     cut_outputs,
     has_state,
 )
-
-_MULTIPLE = 8
+from updp.candidates.parts.widths import share_of
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,8 @@ class Inner:
         return step.out_channels
 
     def left(self, chain: Chain, share: float) -> int:
-        """Return how many channels a share is: a multiple of 8, as runtimes like, from 16 on."""
-        count = self.count(chain)
-        unit = _MULTIPLE if count >= 2 * _MULTIPLE else 1
-        return min(count, max(unit, round(count * share / unit) * unit))
+        """Return how many channels a share is."""
+        return share_of(self.count(chain), share)
 
     @torch.no_grad()
     def cut(self, chain: Chain, channels: Tensor) -> None:
