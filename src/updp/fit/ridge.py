@@ -43,11 +43,7 @@ class Ridge:
         if not biased:
             penalty[:, -1:] += largest * 1e12
         normal = gram + torch.diag_embed(penalty)
-        if not normal.isfinite().all():
-            raise UserError(
-                "an operator cannot be fitted, as what it reads is infinite, NaN or extremely "
-                "large: are the images normalised as the model was trained with?"
-            )
+        check_finite(normal)
         self._pull = penalty[:, :, None] * prior
         factor, failed = torch.linalg.cholesky_ex(normal)
         self._factor: Tensor | None = factor
@@ -67,6 +63,15 @@ class Ridge:
     def inverse(self) -> Tensor:
         """The inverse (g, D, D) of the normal matrix, X'X plus the penalties."""
         return self._inverse if self._factor is None else torch.cholesky_inverse(self._factor)
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise UserError where what an operator reads, or sums of it, are no numbers."""
+    if not values.isfinite().all():
+        raise UserError(
+            "an operator cannot be fitted, as what it reads is infinite, NaN or extremely "
+            "large: are the images normalised as the model was trained with?"
+        )
 
 
 def _pseudo_inverse(normal: Tensor) -> Tensor:

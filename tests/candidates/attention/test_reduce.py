@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.families import error
 from updp.candidates.attention.heads import Heads
 from updp.candidates.attention.reduce import _smaller_keys, reduced
+from updp.errors import UserError
 
 COUNT = st.integers(1, 3)
 SIZE = st.integers(2, 5)
@@ -108,3 +109,11 @@ def test_constant_tokens_leave_numbers(sizes: tuple[int, int, int]) -> None:
     heads, x = drawn(2, 4, 5, 5), torch.ones(2, 3, 5, dtype=torch.float64)
     found = reduced(heads, x, *sizes).attend(x)
     assert error(found, heads.attend(x)) < 1e-3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tokens_that_are_no_numbers_are_one_line(value: float) -> None:
+    heads, x = drawn(2, 4, 5, 6), tokens(5, 6)
+    x[0, 1, 2] = value
+    with pytest.raises(UserError, match="what it reads is infinite, NaN"):
+        reduced(heads, x, 2, 2, 4)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from updp.candidates.attention.heads import Heads, with_one
 from updp.fit.channels import select_channels
-from updp.fit.ridge import Ridge
+from updp.fit.ridge import Ridge, check_finite
 
 _STRENGTH = 1e-4  # of the ridges, as that by which a fit chooses channels
 _LEAST = 1e-12  # singular values below it, relative to the largest, are none
@@ -31,8 +31,11 @@ def reduced(heads: Heads, tokens: Tensor, count: int, keys: int, values: int) ->
         count: number of heads.
         keys: channels of the queries and keys of each.
         values: channels of the values of each.
+
+    Raises UserError: the tokens are infinite or NaN.
     """
     wanted = heads.attend(tokens)
+    check_finite(wanted)
     if count < heads.count:
         heads = _fewer(heads, tokens, wanted, count)
     if keys < heads.sizes[0]:
