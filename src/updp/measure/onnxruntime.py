@@ -61,6 +61,8 @@ def session(module: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
+    # Threads of one session that wait in a loop take the cores from the other that is timed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory() as folder:
         loaded = onnxruntime.InferenceSession(export(module, inputs, folder), options, providers)
     binding = loaded.io_binding()
