@@ -6,19 +6,24 @@ import copy
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.families import error
 from tests.fit.test_fitting import FIT, Block, network, supernet
 from updp.blocks import find
 from updp.fit import FitTask, operator_repair, site_repairs
+from updp.recipe import FitSettings
 from updp.supernet import KEEP, fit_plan
 
+EXACT = FIT.model_copy(update={"ridge": (1e-12,)})
 
-def repairs_of(model: nn.Module, x: Tensor) -> list[FitTask]:
+
+def repairs_of(model: nn.Module, x: Tensor, fit: FitSettings = FIT) -> list[FitTask]:
     findings = find(model, x[:2])
     (site,) = findings.sites
-    return site_repairs(site, model.get_submodule(site.block), findings.graphs[site.block], FIT, 1)
+    return site_repairs(site, model.get_submodule(site.block), findings.graphs[site.block], fit, 1)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -197,3 +202,89 @@ def test_the_targets_of_all_fits_share_the_memory() -> None:
         rows.append(sum(row.rows for row in figures))
     assert rows[0] == 5 * 30 * 9 * 7
     assert 0.9 * 0.1 * 2**20 < rows[1] * 4 * 8 <= 0.1 * 2**20  # channels, bytes
+
+
+class Attention(nn.Module):
+    """Attention in one module of its own, with a factor per channel behind it, or without."""
+
+    def __init__(self, channels: int, scaled: bool) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.gamma = nn.Parameter(torch.rand(channels) + 0.5 if scaled else torch.ones(()))
+
+    def heads(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        return weights @ v
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.heads(x)) * self.gamma
+
+
+class Attending(nn.Module):
+    def __init__(self, channels: int, scaled: bool) -> None:
+        super().__init__()
+        self.act, self.attn = nn.Tanh(), Attention(channels, scaled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attn(self.act(x))
+
+
+@given(st.integers(2, 6), st.integers(2, 5), st.booleans(), st.integers(0, 99))
+def test_attention_that_is_kept_makes_up_for_its_skip(
+    channels: int, tokens: int, scaled: bool, seed: int
+) -> None:
+    """Its last layer is that of a solver of least squares, on what the skip has lost."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(Attending(channels, scaled)).double().eval()
+    block = model[0]
+    x = torch.randn(200, tokens, channels).double()
+    mixed = torch.einsum("oi,nti->nto", torch.randn(channels, channels).double(), x)
+    inner, last = repairs_of(model, x, EXACT)
+    assert [inner.operator, last.operator] == ["attn.qkv", "attn.proj"]
+    for fitting in (inner, last):
+        fitting.add_target(0, x)
+    wanted, inside = block(x), block.attn.qkv(block.act(x))
+    inner.add_input(0, mixed)
+    assume(inner.finish().strength)  # else the held-out rows prefer what there was
+    reference = solved(block.act(mixed), inside)
+    assert error(block.attn.qkv(block.act(mixed)), reference) < 1e-3
+    last.add_input(0, mixed)
+    assume(last.finish().strength)
+    reference = solved(block.attn.heads(block.act(mixed)), wanted - mixed)
+    assert error(block(mixed) - mixed, reference) < 1e-3
+
+
+def solved(x: Tensor, wanted: Tensor) -> Tensor:
+    """The nearest to the wanted tensor (N, T, O) that a linear layer with a bias makes of `x`."""
+    rows = torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(0, 1)
+    solution = torch.linalg.lstsq(rows, wanted.flatten(0, 1), driver="gelsd").solution
+    return (rows @ solution).reshape(wanted.shape)
+
+
+class Bare(nn.Module):
+    """A branch that is no chain, and whose last layer is no end of it: its output is sorted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return x + self.last(y * y.mean(1, keepdim=True)).sort(1).values
+
+
+def test_a_layer_that_ends_no_branch_is_fitted_to_its_own_output() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Bare()).double().eval(), torch.randn(40, 5, 4).double()
+    first, last = repairs_of(model, x, EXACT)
+    assert [first.operator, last.operator] == ["first", "last"]
+    last.add_target(0, x)
+    y = model[0].first(x)
+    wanted = model[0].last(y * y.mean(1, keepdim=True))
+    mixed = torch.einsum("oi,nti->nto", torch.randn(4, 4).double(), x)
+    last.add_input(0, mixed)
+    last.finish()
+    y = model[0].first(mixed)
+    read = y * y.mean(1, keepdim=True)
+    assert error(model[0].last(read), solved(read, wanted)) < 1e-3

@@ -1,5 +1,4 @@
 import pytest
-from pydantic import ValidationError
 
 from updp import UserError
 from updp.recipe.budget import Budget
@@ -64,7 +63,7 @@ def test_what_is_not_understood_is_quoted(text: str) -> None:
 
 
 def test_a_budget_limits_something() -> None:
-    with pytest.raises(ValidationError, match="give some of blocks, latency"):
+    with pytest.raises(UserError, match="give some of blocks, latency"):
         Budget()
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from pydantic import ValidationError
 from updp import Recipe, UserError
 from updp.recipe import NAMES
 from updp.recipe.budget import Budget
+from updp.recipe.settings import FitSettings
 
 
 def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
@@ -37,6 +39,25 @@ def test_the_last_setting_wins() -> None:
 def test_recipes_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Recipe().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Recipe(seed="x"), "Recipe: seed: Input should be a valid integer"),
+        (lambda: FitSettings(images=1), "FitSettings: images: Input should be greater"),
+        (lambda: Recipe(sed=1), "Recipe: no field 'sed'; did you mean seed?"),
+        (lambda: Recipe(subnet={"epoch": 3}), "Recipe: no field 'subnet.epoch'; did you mean"),
+        (lambda: Recipe(budget={"blocks": 0}), "Recipe: budget.blocks: Input should be greater"),
+        (lambda: Recipe(budget={"block": 1}), "Recipe: no field 'budget.block'; did you mean"),
+        (lambda: Budget(latency="fast"), "Budget: latency: write a share below 1, or an amount"),
+        (lambda: FitSettings(image=9), "FitSettings: no field 'image'; did you mean images"),
+    ],
+)
+def test_what_is_made_in_python_is_one_line(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        make()
+    assert str(refused.value).startswith(said)
 
 
 def test_the_hash_follows_the_content() -> None:

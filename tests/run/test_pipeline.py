@@ -16,7 +16,7 @@ from updp.run.directory import RunDirectory
 from updp.run.load import load
 from updp.search import SEARCHERS
 from updp.stages import merge, search, sites, subnet, supernet
-from updp.supernet import Supernet
+from updp.supernet import FitRecord, Supernet
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -361,6 +361,8 @@ def test_attention_becomes_smaller_through_all_stages(tmp_path: Path) -> None:
     run.until("merge")
     model, plan, _ = run.results()
     assert {c["kind"] for c in plan.candidates.values()} == {"attention"}
+    rows = FitRecord.read(tmp_path / "run").rows  # what may not be pruned is repaired as a site
+    assert [r.operator for r in rows if r.site == "blocks.1:mlp"] == ["mlp.fc1", "mlp.fc2"]
     again = load(tmp_path / "run", load_model(spec, seed=0))
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():

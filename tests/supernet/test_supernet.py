@@ -67,6 +67,22 @@ def test_a_site_without_candidates_stays_the_users_own_object() -> None:
     assert ["forward" in vars(b) for b in model.blocks] == [False, True]
 
 
+def test_a_site_may_be_kept_for_fits_without_any_candidate() -> None:
+    model, x = network("basic"), images()
+    wanted = model(x)
+    findings = find(model, x)
+    site = findings.sites[1]
+    net = Supernet(model, findings, {site.name: list(propose(site))}, kept=["blocks.0"]).eval()
+    assert (list(net.switches), list(net.kept)) == (["blocks.1"], ["blocks.0"])
+    assert torch.equal(net(x), wanted)
+    with pytest.raises(ValueError, match=r"no such site: blocks\.0"):
+        net.choose({"blocks.0": "drop"})
+    net.choose(first(net))
+    assert net.pruned_blocks() == ["blocks.1"]
+    assert error(net.merged()(x), net(x)) < 1e-5
+    assert "forward" not in vars(net.merged().blocks[0])
+
+
 @pytest.mark.parametrize("family", [n for n, f in FAMILIES.items() if f.sites])
 def test_base_names_are_those_of_the_users_state_dict(family: str) -> None:
     model = network(family)

@@ -25,7 +25,7 @@ from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks
 from updp.blocks.surgery import Replacement, extract, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
-from updp.candidates.parts.regraph import RewiredForm, emit_rewired, example
+from updp.candidates.parts.regraph import RewiredForm, emit_rewired
 from updp.recipe import CandidateSettings
 
 _log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def _is_exact(
 def _run(site: Site, part: nn.Module) -> Tensor:
     """Run `part` on an example in evaluation mode. Raises UserCodeError."""
     with evaluating(part):
-        output: Tensor = call_user_code(part, *example(site, part))
+        output: Tensor = call_user_code(part, *site.example(part))
     return output
 
 

@@ -24,7 +24,6 @@ from updp.blocks.modules import UserCodeError, call_user_code, evaluating
 from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form, blend
 from updp.candidates.parts.merged_block import MergedBlock
-from updp.candidates.parts.regraph import example
 from updp.candidates.parts.trainable import TrainableOperator
 from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
 from updp.fit.operator import skip_of
@@ -193,7 +192,7 @@ def _reading(site: Site, block: nn.Module, graph: fx.Graph) -> OneLinear | None:
     """
     region = site.region
     part = extract(block, graph, region.entry, region.branch[-1], region.extras)
-    x, *extras = example(site, block)
+    x, *extras = site.example(block)
     other = x.clone()
     sizes = _sizes(site.shape_in, site.layout)
     middle = tuple(size // 2 for size in sizes)

@@ -30,14 +30,16 @@ Function = Callable[[Tensor], Tensor]
 class OperatorFit:
     """The linear step `place` of a chain, with the affine steps behind it.
 
-    If no other steps are behind it, `skip` (a function of the chain's input) is added to its
-    output, and `post` is the activation at the end of the block.
+    If no other steps are behind it, `skip` (a function of the site's input) is added to its
+    output, and `post` is the activation at the end of the block. `enter` computes the chain's input
+    from the site's and its extras, where that is not the same.
     """
 
     chain: Chain
     place: int
     skip: Function | None = None
     post: ActStep | None = None
+    enter: Callable[..., Tensor] | None = None
 
     def fit_task(self, settings: FitSettings, batches: int) -> FitTask:
         """The regression task for this operator over `batches` calibration batches."""
@@ -92,16 +94,21 @@ class OperatorFit:
         """Whether every output channel gets through the affine steps."""
         return bool(self._affine.scale.abs().min() > _OFF)
 
+    def fits_into(self, settings: FitSettings) -> bool:
+        """Whether its normal matrix takes at most a quarter of the memory for rows."""
+        unknowns = self._own.weight[0].numel() + 1
+        return self._own.groups * unknowns**2 * 8 <= settings.rows_mb * 2**20 / 4
+
     def _task(self, regression: Regression, take: Callable[[Fitted], None]) -> FitTask:
         layout = self.chain.layout
 
         def target(x: Tensor, *extras: Any) -> Tensor:
-            h, skip = self._run(x, self._end), self._skip_value(x)
+            h, skip = self._run(self._end, x, *extras), self._skip_value(x)
             return as_maps(h if skip is None else h + skip, layout)
 
         def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
             skip = self._skip_value(x)
-            h = as_maps(self._run(x, self.place), layout)
+            h = as_maps(self._run(self.place, x, *extras), layout)
             return h, None if skip is None else as_maps(skip, layout)
 
         return FitTask(self._own.name, regression, target, inputs, take)
@@ -145,8 +152,9 @@ class OperatorFit:
     def _is_last(self) -> bool:
         return self._end == len(self.chain.steps)
 
-    def _run(self, x: Tensor, end: int) -> Tensor:
+    def _run(self, end: int, x: Tensor, *extras: Any) -> Tensor:
         """Value of the chain before its step `end`, in the canonical layout."""
+        x = x if self.enter is None else self.enter(x.clone(), *extras)
         h = to_layout(x, self.chain.layout_in, self.chain.layout)
         for step in self.chain.steps[:end]:
             h = step.keep(h, self.chain.layout)

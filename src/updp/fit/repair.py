@@ -5,13 +5,27 @@ of *Optimal Brain Compression* (Frantar & Alistarh, 2022). Only weights, biases 
 norms change. The last operator of a branch also compensates the change of its skip.
 """
 
-from torch import Tensor, fx, nn
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
-from updp.blocks import Chain, LinearStep, Site
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
+
+from updp.blocks import Chain, LinearStep, ScaleStep, Site, Step
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks
 from updp.blocks.reading.linear import CONVOLUTIONS
+from updp.blocks.surgery import extract
 from updp.fit.fitting import FitTask
 from updp.fit.operator import OperatorFit, operator_fits, skip_of
 from updp.recipe import FitSettings
+
+_log = logging.getLogger(__name__)
+_TOLERANCE = 1e-5  # relative, in float32, of a branch to its last layer
+_TINY = 1e-30
 
 
 def site_repairs(
@@ -21,10 +35,13 @@ def site_repairs(
 
     `batches` is the number of calibration batches. Operators that cannot be set are left out.
     """
-    if site.branch is None or site.calls > 1:
+    if site.calls > 1:
         return []
     fits = [] if site.skip is None else [*operator_fits(site.skip)]
-    fits += operator_fits(site.branch, skip_of(site, block, graph), site.post)
+    if site.branch is None:
+        fits += [fit for fit in _layer_fits(site, block, graph) if fit.fits_into(settings)]
+    else:
+        fits += operator_fits(site.branch, skip_of(site, block, graph), site.post)
     return [fit.fit_task(settings, batches) for fit in fits]
 
 
@@ -40,9 +57,98 @@ def operator_repair(
         step = LinearStep.read(name, module, x)
     except ValueError:
         return None
-    unknowns = step.weight[0].numel() + 1
-    if step.derived or step.groups * unknowns**2 * 8 > settings.rows_mb * 2**20 / 4:
+    if step.derived:
         return None
     layout = "first" if isinstance(module, CONVOLUTIONS) else "last"
-    chain = Chain((step,), layout, layout, layout, len(step.stride))
-    return OperatorFit(chain, 0).fit_task(settings, batches)
+    fit = OperatorFit(_chain(layout, step), 0)
+    return fit.fit_task(settings, batches) if fit.fits_into(settings) else None
+
+
+class _Calls:
+    """What linear operators of a block are given, and give, while a part of it runs."""
+
+    def __init__(self, block: nn.Module, part: nn.Module, *inputs: Any) -> None:
+        self.count: Counter[str] = Counter()
+        self.given: dict[str, tuple[Tensor, Tensor]] = {}
+        kinds = (*CONVOLUTIONS, nn.Linear)
+        self.modules = {n: m for n, m in block.named_modules() if isinstance(m, kinds)}
+        with evaluating(part), hooks(self._watched()):
+            self.output: Tensor = call_user_code(part, *inputs)
+
+    def _watched(self) -> Iterator[RemovableHandle]:
+        for name, module in self.modules.items():
+
+            def hook(_: nn.Module, args: tuple[Any, ...], y: Tensor, name: str = name) -> None:
+                self.count[name] += 1
+                if args:
+                    self.given[name] = args[0].clone(), y.clone()
+
+            yield module.register_forward_hook(hook)
+
+
+@torch.no_grad()
+def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[OperatorFit]:
+    """The linear operators of a branch that is no chain, such as attention, in the order they run.
+
+    Each is fitted to what it gave; the last, if the branch ends with it or with a factor per
+    channel behind it, with the skip.
+    """
+    region = site.region
+    whole = extract(block, graph, region.entry, region.branch[-1], region.extras)
+    try:
+        calls = _Calls(block, whole, *site.example(block))
+    except UserCodeError as error:  # a branch that takes no random numbers
+        _log.info("%s: what is kept is not repaired: %s", site.name, error)
+        return
+    owners = Counter(id(p) for m in block.modules() for p in m.parameters(recurse=False))
+    for name, (x, y) in calls.given.items():
+        module = calls.modules[name]
+        shared = any(owners[id(p)] > 1 for p in module.parameters())
+        if shared or calls.count[name] > 1 or len(x) != site.shape_in[0] or x.ndim < 2:
+            continue
+        try:
+            step = LinearStep.read(name, module, x)
+        except ValueError:
+            continue
+        is_last = name == [*calls.given][-1]
+        layout = "first" if isinstance(module, CONVOLUTIONS) else "last"
+        scale = _scale(y, calls.output, layout) if is_last and region.add is not None else None
+        fit = OperatorFit(_chain(layout, step), 0, enter=_Before(whole, module))
+        if scale is not None:
+            chain, skip = _chain(layout, step, ScaleStep(name, scale)), skip_of(site, block, graph)
+            fit = replace(fit, chain=chain, skip=skip, post=site.post)
+        if not step.derived and fit.is_on:
+            yield fit
+
+
+def _chain(layout: str, step: LinearStep, *behind: Step) -> Chain:
+    return Chain((step, *behind), layout, layout, layout, len(step.stride))
+
+
+def _scale(y: Tensor, output: Tensor, layout: str) -> Tensor | None:
+    """The factor per channel, (C,), by which a tensor becomes the output; None where none does."""
+    if y.shape != output.shape:
+        return None
+    channel = 1 if layout == "first" else -1
+    rows, wanted = (t.movedim(channel, -1).flatten(0, -2).double() for t in (y, output))
+    scale = (rows * wanted).sum(0) / rows.square().sum(0).clamp_min(_TINY)
+    same = (rows * scale - wanted).norm() <= _TOLERANCE * wanted.norm()
+    return scale.to(y) if same else None
+
+
+@dataclass(frozen=True)
+class _Before:
+    """Computes what a layer of a part is given, from what the part is given."""
+
+    part: nn.Module
+    layer: nn.Module
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        given: list[Tensor] = []
+
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            given.append(args[0].clone())
+
+        with hooks([self.layer.register_forward_pre_hook(hook)]):
+            self.part(*inputs)
+        return given[0]

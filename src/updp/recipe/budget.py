@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from updp.arguments import checked
 from updp.errors import UserError
-from updp.recipe.part import refuse_truth
+from updp.recipe.part import Settings, refuse_truth
 from updp.recipe.text import did_you_mean, quoted, read_yaml
 
 # Suffixes of each quantity, in ms, MACs of one image, parameters, and bytes.
@@ -51,7 +51,7 @@ def _check_amount(value: Any) -> Any:
 Amount = Annotated[float | str | None, BeforeValidator(_check_amount)]
 
 
-class Budget(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Budget(Settings):
     """How many blocks to prune, and upper limits of a plan's cost; all that are given must hold.
 
     A limit is a share of the baseline's cost (0.7), the same in percent (70%), as a factor (1.5x),

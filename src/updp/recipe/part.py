@@ -1,12 +1,36 @@
-"""`Part`: what all sections of the recipe have in common."""
+"""`Settings` and `Part`: what the recipe, its sections and its budget have in common."""
+
+from __future__ import annotations
 
 from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
+
+from updp.errors import UserError
+from updp.recipe.text import no_field, quoted
+
+# What pydantic says in terms of its own, for users.
+_PLAIN = {
+    "model_type": "it has fields of its own: give some of these, or leave it out",
+    "tuple_type": "it takes a list, such as [1, 2] or ['a', 'b']",
+}
 
 
-class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """One section of the recipe; immutable, and an unknown field is an error."""
+class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Immutable values; an unknown field or a wrong value is a UserError."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise first_wrong(error, type(self), f"{type(self).__name__}: ") from error
+
+    # Pydantic validates what is nested without calling this, and so knows where a value stands.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+class Part(Settings):
+    """One section of the recipe."""
 
     ASIDE: ClassVar[frozenset[str]] = frozenset()  # fields that cannot change the outcome
 
@@ -42,3 +66,23 @@ def refuse_truth(value: Any) -> Any:
 
 def _takes_truth(hint: Any) -> bool:
     return hint is bool or isinstance(hint, bool) or any(map(_takes_truth, get_args(hint)))
+
+
+def first_wrong(error: ValidationError, kind: type[BaseModel], source: str = "") -> UserError:
+    """The error for the first wrong field of a `kind`, after the words that say who gave it."""
+    first = error.errors()[0]
+    *parents, last = [str(part)[:80] for part in first["loc"]] or [""]
+    field = ".".join([*parents, last])
+    if first["type"] == "extra_forbidden":
+        return UserError(source + no_field(field, _fields_of(kind, parents)))
+    reason = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
+    return UserError(f"{source}{field and f'{field}: '}{reason}, not {quoted(first['input'])}")
+
+
+def _fields_of(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """The fields of the section at a path."""
+    for name in path:
+        hint = kind.model_fields[name].annotation
+        kinds = get_args(hint) or (hint,)  # `Budget | None`, or a section
+        kind = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return list(kind.model_fields)

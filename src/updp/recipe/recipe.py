@@ -14,7 +14,7 @@ from updp.arguments import checked
 from updp.errors import DamagedError, MachineError, UserError, explain, is_machines
 from updp.recipe.budget import Budget
 from updp.recipe.data import DataSettings
-from updp.recipe.part import Part
+from updp.recipe.part import Part, first_wrong
 from updp.recipe.settings import (
     CandidateSettings,
     FitSettings,
@@ -22,18 +22,13 @@ from updp.recipe.settings import (
     MergeSettings,
     SearchSettings,
 )
-from updp.recipe.text import did_you_mean, quoted, read_text, read_yaml
+from updp.recipe.text import did_you_mean, no_field, quoted, read_text, read_yaml
 from updp.recipe.training import ReconstructSettings, SubnetSettings, SupernetSettings
 
 _OWN = Path(__file__).parent / "presets"
 NAMES = tuple(
     sorted(file.relative_to(_OWN).with_suffix("").as_posix() for file in _OWN.rglob("*.yaml"))
 )
-# What pydantic says in terms of its own, for users.
-_PLAIN = {
-    "model_type": "it has fields of its own: give some of these, or leave it out",
-    "tuple_type": "it takes a list, such as [1, 2] or ['a', 'b']",
-}
 
 
 class Recipe(Part):
@@ -114,7 +109,7 @@ class Recipe(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise _first_wrong(error, source) from error
+            raise first_wrong(error, cls, f"{source}: ") from error
 
     @checked()
     def updated(self, *settings: str) -> Recipe:
@@ -134,9 +129,8 @@ class Recipe(Part):
             for name in parents:
                 part = part.get(name) if isinstance(part, dict) else None
             if not isinstance(part, dict) or last not in part:
-                names = [*part] if isinstance(part, dict) else [*data]
-                hint = did_you_mean(last, names) or f"there are {', '.join(names)}"
-                raise UserError(f"--set {quoted(setting)}: no field {quoted(path)}; {hint}")
+                names = part if isinstance(part, dict) else data
+                raise UserError(f"--set {quoted(setting)}: {no_field(path, names)}")
             try:
                 part[last] = read_yaml(value)
             except ValueError as error:
@@ -150,7 +144,7 @@ class Recipe(Part):
             # Those that set the field that is wrong; all, where a whole part is.
             guilty = [s for s in settings if f"{wrong}.".startswith(f"{s.split('=')[0].strip()}.")]
             text = " ".join(setting[:200] for setting in guilty or settings)
-            raise _first_wrong(error, f"--set {text}") from error
+            raise first_wrong(error, type(self), f"--set {text}: ") from error
 
     @property
     def recalibrates(self) -> bool:
@@ -219,11 +213,3 @@ def settled(recipe: Recipe | Budget | str | None, budget: Budget | str | None = 
         return recipe or Recipe()
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     return (recipe or Recipe()).model_copy(update={"budget": limits})
-
-
-def _first_wrong(error: ValidationError, source: str) -> UserError:
-    """The error for the first wrong field of what `source` gives."""
-    first = error.errors()[0]
-    field = "".join(f"{str(part)[:80]}." for part in first["loc"])[:-1]
-    reason = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
-    return UserError(f"{source}{field and f': {field}'}: {reason}, not {quoted(first['input'])}")

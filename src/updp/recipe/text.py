@@ -105,6 +105,13 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
     return f"did you mean {', '.join(prefix + other for other in close)}?" if close else ""
 
 
+def no_field(path: str, names: Iterable[str]) -> str:
+    """What to say of a field `subnet.epoch` that is not among the names of its section."""
+    known = list(names)
+    hint = did_you_mean(path.split(".")[-1], known) or f"there are {', '.join(known)}"
+    return f"no field {quoted(path)}; {hint}"
+
+
 def quoted(value: Any) -> str:
     """A value that a user wrote, for a message: cut to a readable length."""
     return _short.repr(value)

@@ -141,9 +141,12 @@ class Context(RunInputs):
 
         Raises UserError: a glob of the recipe matches no site.
         """
+        return self.selected(find(model, self.example(2)))
+
+    def selected(self, findings: Findings) -> Findings:
+        """Those of the sites that the recipe selects. Raises UserError: a glob matches none."""
         settings = self.recipe.candidates
-        found = find(model, self.example(2))
-        return found.selected(settings.include, settings.exclude)
+        return findings.selected(settings.include, settings.exclude)
 
     @cached_property
     def survey(self) -> Survey:
@@ -191,13 +194,16 @@ class Context(RunInputs):
         Raises UserError: a given plan does not fit the model.
         """
         model = copy_module(self.baseline)
-        findings = self.findings(model)
+        every = find(model, self.example(2))
+        findings = self.selected(every)
         candidates = {n: tuple(o.candidate for o in found) for n, found in self.offers.items()}
         if self.plan is not None:
             for name, wanted in planned(self.plan, findings).items():
                 offered = candidates.get(name, ())
                 candidates[name] = (*offered, *(c for c in wanted if c not in offered))
-        net = Supernet(model, findings, candidates)
+        # What no plan may prune is fitted and trained for what precedes it all the same.
+        kept = [site.name for site in every.sites if not candidates.get(site.name)]
+        net = Supernet(model, every, candidates, kept)
         samples = join(self.feed.calibration())
         values = sum(x.numel() for x in tensors_in(samples)) // count(samples)
         net.calibrate(take(samples, slice(max(16, CALIBRATED_VALUES // max(values, 1)))))

@@ -164,9 +164,9 @@ def _execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Modul
 
     An operator that runs again, or whose weights another one shares, has no single target.
     """
-    inside = {id(m) for switch in net.switches.values() for m in switch.modules()}
+    inside = {id(m) for switch in net.places.values() for m in switch.modules()}
     owners = Counter(id(p) for m in net.model.modules() for p in m.parameters(recurse=False))
-    names: dict[nn.Module, str] = {switch: name for name, switch in net.switches.items()}
+    names: dict[nn.Module, str] = {switch: name for name, switch in net.places.items()}
     for name, module in net.model.named_modules():
         linear = isinstance(module, (*CONVOLUTIONS, nn.Linear)) and id(module) not in inside
         if linear and all(owners[id(p)] == 1 for p in module.parameters()):

@@ -1,7 +1,7 @@
 """The supernet: the user's model with every site switchable between `keep` and its candidates."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,11 +38,17 @@ class Supernet(nn.Module):
         model: nn.Module,
         findings: Findings,
         candidates: Mapping[str, Sequence[Candidate]],
+        kept: Collection[str] = (),
     ) -> None:
-        """Take over `model`, which is on its device already; `candidates` are by site."""
+        """Take over `model`, which is on its device already; `candidates` are by site.
+
+        Sites without any are no part of it, but for those of `kept`: their weights may be fitted
+        and trained by themselves.
+        """
         super().__init__()
-        self.sites = {s.name: s for s in findings.sites if candidates.get(s.name)}
+        self.sites = {s.name: s for s in findings.sites if candidates.get(s.name) or s.name in kept}
         self.switches: dict[str, Switch] = {}
+        self.kept: dict[str, Switch] = {}
         self._graphs = findings.graphs
         self._blocks: dict[str, list[Site]] = {}
         for site in self.sites.values():
@@ -84,9 +90,14 @@ class Supernet(nn.Module):
         for switch in self.switches.values():
             switch.checkpointing = checkpointing
 
+    @property
+    def places(self) -> dict[str, Switch]:
+        """All sites by name, those without candidates too."""
+        return self.switches | self.kept
+
     def paths(self) -> list[nn.Module]:
         """Each path of each site: the baseline's and the candidates' forms."""
-        return [path for s in self.switches.values() for path in (s.keep, *s.forms)]
+        return [path for s in self.places.values() for path in (s.keep, *s.forms)]
 
     @torch.no_grad()
     def calibrate(self, images: Samples) -> None:
@@ -190,7 +201,7 @@ class Supernet(nn.Module):
         return [
             block
             for block, sites in self._blocks.items()
-            if any(self.switches[s.name].choice != KEEP for s in sites)
+            if any(self.places[s.name].choice != KEEP for s in sites)
         ]
 
     def _forms(self) -> Iterator[tuple[str, Form]]:
@@ -200,7 +211,7 @@ class Supernet(nn.Module):
                 yield f"{name}.{label}", switch.form(label)
 
     def _merged_part(self, site: Site, dtype: torch.dtype) -> Replacement | None:
-        switch = self.switches[site.name]
+        switch = self.places[site.name]
         if switch.choice == KEEP:
             return None
         owner, key = next(iter(self._base.values()))
@@ -215,13 +226,13 @@ class Supernet(nn.Module):
         for i, site in enumerate(sites):
             region = site.region
             keep = extract(block, graph, region.entry, region.exit, region.extras)
-            forms = {c.label: c.build(site, block, graph) for c in candidates[site.name]}
-            switch = Switch(keep, forms)
-            self.switches[site.name] = switch
+            offered = candidates.get(site.name, ())
+            switch = Switch(keep, {c.label: c.build(site, block, graph) for c in offered})
+            (self.switches if offered else self.kept)[site.name] = switch
             parts.append(calling(region, f"switch{i}", switch))
         rewrite(block, graph, parts, whole=True, inside=name in self._counted)
         if name in self._modal:
-            switches = [self.switches[site.name] for site in sites]
+            switches = [self.places[site.name] for site in sites]
             own = self._own[name].get("forward")
             vars(block)["forward"] = ModalForward(block, own, switches)
 

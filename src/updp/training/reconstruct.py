@@ -130,17 +130,16 @@ def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePai
         order.setdefault(name)
 
     with hooks(
-        switch.register_forward_pre_hook(partial(seen, name))
-        for name, switch in net.switches.items()
+        switch.register_forward_pre_hook(partial(seen, name)) for name, switch in net.places.items()
     ):
         call(net, images)
-    pruned = [net.switches[name].choice != KEEP for name in order]
+    pruned = [net.places[name].choice != KEEP for name in order]
     return [
-        _SitePair(name, net.switches[name], baseline.switches[name])
+        _SitePair(name, net.places[name], baseline.places[name])
         for number, name in enumerate(order)
         if any(pruned[: number + 1])
         and net.sites[name].calls == 1
-        and any(p.requires_grad for p in net.switches[name].running.parameters())
+        and any(p.requires_grad for p in net.places[name].running.parameters())
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from updp.blocks.modules import seeded_input
 from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.layouts import layout_of
@@ -71,6 +72,11 @@ class Site:
     def dims(self) -> int:
         """Axes of an operator on maps at the exit, as `fit.as_maps` makes them."""
         return len(self.shape_out) - 2 if self.layout == "first" else 2
+
+    def example(self, part: nn.Module) -> tuple[Any, ...]:
+        """Seeded random values for the entry, and the extras, in the type `part` computes with."""
+        x = seeded_input(self.shape_in, next(part.parameters(), None))
+        return (x, *(extra.to(x) if _is_float(extra) else extra for extra in self.extras))
 
 
 def read_site(
@@ -139,6 +145,10 @@ def read_site(
         why,
         paths,
     )
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _check_mergeable(branch: Chain) -> None:

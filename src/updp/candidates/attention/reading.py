@@ -24,7 +24,6 @@ from updp.blocks.modules import call_user_code, evaluating, hooks, to_eval
 from updp.blocks.surgery import extract
 from updp.blocks.tracing.calls import copied
 from updp.candidates.attention.heads import Heads
-from updp.candidates.parts.regraph import example
 
 _TOLERANCE = 1e-9  # float64, relative: the matrices against the branch
 _TRIED = 4  # tokens whose output is compared for each way to read the layers
@@ -108,7 +107,7 @@ class _Values:
         region = site.region
         self._extract = partial(extract, block, graph, region.entry, extras=region.extras)
         self._names = (region.entry, *region.branch)
-        self._inputs = example(site, block)
+        self._inputs = site.example(block)
         self._known: dict[str, Any] = {region.entry: self._inputs[0]}
 
     def __contains__(self, name: str) -> bool:

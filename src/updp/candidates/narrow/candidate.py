@@ -21,7 +21,7 @@ from updp.blocks.modules import UserCodeError, call_user_code, to_eval
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.narrow.channels import Inner, inner_channels, on_modules
-from updp.candidates.parts.regraph import RewiredForm, emit_rewired, example
+from updp.candidates.parts.regraph import RewiredForm, emit_rewired
 from updp.fit import Fitted
 from updp.fit.fitting import FitTask
 from updp.fit.operator import OperatorFit, skip_of
@@ -175,7 +175,7 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     whole = substitute(block, graph, site.region, wide)
     try:
         expected, *outputs = (
-            call_user_code(function, *example(site, block))
+            call_user_code(function, *site.example(block))
             for function in (whole, narrow, isolate(block, graph, part))
         )
     except UserCodeError as error:

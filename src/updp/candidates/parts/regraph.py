@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from updp.blocks import Site
-from updp.blocks.modules import seeded_input
 from updp.blocks.surgery import Emit, extract
 from updp.blocks.tracing.region import Region
 from updp.candidates.base import Form, blend
@@ -53,13 +52,3 @@ def emit_rewired(region: Region, names: Mapping[str, str], left_out: str = "") -
         return last
 
     return emit
-
-
-def example(site: Site, part: nn.Module) -> tuple[Any, ...]:
-    """Return seeded random values for the site's entry, and its extras, as `part` computes them."""
-    x = seeded_input(site.shape_in, next(part.parameters(), None))
-    return (x, *(e.to(x) if _is_float(e) else e for e in site.extras))
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
