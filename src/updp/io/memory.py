@@ -42,6 +42,16 @@ def kept_memory() -> Iterator[None]:
                 _set(_USUAL)
 
 
+def hand_back() -> None:
+    """Give what is kept back to the system, before work on tensors of other sizes.
+
+    It lies in pieces between what is in use, and serves no larger tensor: without this a process
+    grows with each kind of work, to many times of what it uses.
+    """
+    if _users and (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
 def _set(options: dict[int, int]) -> None:
     libc = _glibc()
     if libc is None:

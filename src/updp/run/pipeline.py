@@ -12,6 +12,7 @@ from updp.data.readers.encoded import TESTS
 from updp.errors import MachineError, UserError
 from updp.io import processes
 from updp.io.interrupts import Stopped
+from updp.io.memory import hand_back
 from updp.io.progress import duration
 from updp.plan import Plan
 from updp.run.directory import RunDirectory
@@ -94,6 +95,7 @@ class Run:
         self.directory.describe(RunRecord.of(self.context), self.inputs.recipe)
         self.directory.make_stage(name)
         self.context.keys[name].write(self.directory.path)
+        hand_back()
         with _naming(name):
             merged = _MODULES[name].run(self.context)
             if name == "merge":

@@ -19,6 +19,7 @@ from updp.blocks.nested import Samples, call
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.fit import FitTask, observer, operator_repair, site_repairs
 from updp.io import processes
+from updp.io.memory import hand_back
 from updp.io.records import Record
 from updp.recipe import FitSettings
 from updp.supernet.judge import Judge, split
@@ -126,6 +127,7 @@ def fit_plan(
                 )
             )
             tick(place.name)
+        hand_back()
     net.choose(choices)
     return figures
 

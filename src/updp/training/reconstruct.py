@@ -17,6 +17,7 @@ from torch import Tensor
 from updp.blocks.modules import hooks
 from updp.blocks.nested import Samples, call
 from updp.io import processes
+from updp.io.memory import hand_back
 from updp.io.progress import Progress
 from updp.io.records import Record
 from updp.io.seeds import mix
@@ -119,6 +120,7 @@ def reconstruct(
         )
         rows.append(row)
         save(rows)
+        hand_back()
     return rows
 
 
