@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests import tiny
 from tests.run.test_resume import KILLED, SIGNS, STAGES, assert_same, wait_for
@@ -126,5 +128,18 @@ def test_transformers_and_shared_fits(tmp_path: Path) -> None:
     """LayerNorms that become BatchNorms of tokens, whose statistics are of all processes."""
     for count in (1, 2):
         command = arguments(tmp_path, tmp_path / str(count), "tokens")
+        tiny.together(count, tiny.prune_quietly, *command)
+    assert_alike(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_further_images_are_shared_as_the_others_are(tmp_path: Path) -> None:
+    rng = np.random.Generator(np.random.PCG64(0))
+    (more := tmp_path / "more").mkdir()
+    for number in range(50):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(more / f"{number}.png")
+    given = "--unlabelled", str(more), "--set=subnet.distill=1"
+    for count in (1, 2):
+        command = [*arguments(tmp_path, tmp_path / str(count)), *given]
         tiny.together(count, tiny.prune_quietly, *command)
     assert_alike(tmp_path / "1", tmp_path / "2")

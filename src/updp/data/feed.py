@@ -123,14 +123,20 @@ class Feed:
         assert self._train is not None
         others = self._unlabelled and self._unlabelled.endless(step)
         for number, (images, labels) in enumerate(self._train.endless(step), step):
-            generator = torch.Generator().manual_seed(mix(self.seed, 1, number))
+            images = self._augmented(images, mix(self.seed, 1, number))
             if others:
-                images = join([images, next(others)[0]])
+                # By themselves, for a process has a part of either.
+                further = self._augmented(next(others)[0], mix(self.seed, 2, number))
+                images = join([images, further])
                 labels = torch.full((len(images),), NO_LABEL)
-            images, labels = self._move(images, labels)
-            if isinstance(images, Tensor) and self._augment != Augment():
-                images = self._augment(images, generator)
-            yield self._prepared(images), labels
+            yield self._prepared(images), self._move(labels)
+
+    def _augmented(self, images: Samples, seed: int) -> Samples:
+        """Images of a batch on the feed's device, moved and mirrored at random."""
+        images = self._move(images)
+        if isinstance(images, Tensor) and self._augment != Augment():
+            return self._augment(images, torch.Generator().manual_seed(seed))
+        return images
 
     def training_batches(self, limit: int, parts: int) -> list[Samples]:
         """Augmented training batches (N, C, H, W) of `limit` images or a few more, each in parts.
@@ -195,8 +201,7 @@ class Feed:
 
     def _fixed(self, batches: Batches) -> Iterator[Batch]:
         for images, labels in batches.epoch(0):
-            images, labels = self._move(images, labels)
-            images = self._prepared(images)
+            images, labels = self._prepared(self._move(images)), self._move(labels)
             if isinstance(images, Tensor) and images.ndim == 4:
                 # On CPUs convolutions take up to 1.7 times as long in the contiguous layout.
                 images = images.contiguous(memory_format=torch.channels_last)
@@ -211,11 +216,8 @@ class Feed:
             return images
         return self.preprocess(images)
 
-    def _move(self, images: Samples, labels: Any) -> Batch:
-        def moved(x: Tensor) -> Tensor:
-            return x.to(self.device, non_blocking=True)
-
-        return map_tensors(moved, images), map_tensors(moved, labels)
+    def _move(self, values: Any) -> Any:
+        return map_tensors(lambda x: x.to(self.device, non_blocking=True), values)
 
 
 def _check_shares(size: int) -> None:
