@@ -151,3 +151,13 @@ def test_a_fitted_block_has_nothing_to_anneal() -> None:
     with pytest.raises(UserError, match="gate=anneal"):
         Recipe().updated("subnet.gate=anneal", "subnet.hold=0.5")
     Recipe().updated("subnet.gate=anneal", "subnet.hold=0.5", "subnet.start=baseline")
+
+
+def test_a_recipe_of_a_later_version_says_how_to_read_it(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("subnet: {epochs: 1, later: 3}\n")
+    with pytest.raises(UserError) as refused:
+        Recipe.of_run(tmp_path)
+    assert str(refused.value).startswith(
+        f"'{tmp_path / 'recipe.yaml'}' has no field 'subnet.later'; "
+    )
+    assert str(refused.value).endswith("(if a later version wrote it: pip install --upgrade updp)")

@@ -111,7 +111,7 @@ def print_exports(console: Console, records: list[Exported], run: Path) -> None:
         f"{first.parameters:,} parameters; the baseline has {first.baseline_parameters:,}",
         left=("files", "any", "compared at"),
         names=(
-            *("files", "MB", "baseline's", "largest error", "relative", "top-1 agrees"),
+            *("files", "MB", "baseline's", "largest error", "relative", "same best class"),
             *("undecided", "any", "compared at"),
         ),
     )

@@ -101,6 +101,8 @@ class Recipe(Part):
             raise
         except UserError as error:
             why = str(error).removeprefix(f"recipe '{path}'").strip()
+            if why.startswith(": no field"):
+                why += " (if a later version wrote it: pip install --upgrade updp)"
             raise DamagedError(path, f"has {why[2:]}" if why.startswith(": ") else why) from error
 
     @classmethod
