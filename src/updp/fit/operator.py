@@ -22,6 +22,7 @@ from updp.fit.fitting import FitTask, as_maps
 from updp.fit.regression import Fitted, Regression
 from updp.recipe import FitSettings
 
+_SAME = 1e-5  # relative, in float32, of a tensor to another one by a factor per channel
 _OFF = 1e-6  # below this scale a channel is off, and its weights cannot be computed from outputs
 Function = Callable[[Tensor], Tensor]
 
@@ -184,6 +185,20 @@ def skip_of(site: Site, block: nn.Module, graph: fx.Graph) -> Function | None:
     if region.add is None:
         return None
     return extract(block, graph, region.entry, region.skip[-1]) if region.skip else nn.Identity()
+
+
+def channel_factor(y: Tensor, output: Tensor, layout: str) -> Tensor | None:
+    """The factor per channel, (C,), by which a tensor becomes the output.
+
+    None where there is no such factor, or a channel of it is off.
+    """
+    if y.shape != output.shape:
+        return None
+    channel = 1 if layout == "first" else -1
+    rows, wanted = (t.detach().movedim(channel, -1).flatten(0, -2).double() for t in (y, output))
+    factor = (rows * wanted).sum(0) / rows.square().sum(0).clamp_min(torch.finfo(rows.dtype).tiny)
+    same = (rows * factor - wanted).norm() <= _SAME * wanted.norm()
+    return factor if same and factor.abs().min() > _OFF else None
 
 
 def _has_shift(step: Step) -> bool:

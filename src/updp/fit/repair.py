@@ -20,12 +20,10 @@ from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.blocks.surgery import extract
 from updp.fit.fitting import FitTask
-from updp.fit.operator import OperatorFit, operator_fits, skip_of
+from updp.fit.operator import OperatorFit, channel_factor, operator_fits, skip_of
 from updp.recipe import FitSettings
 
 _log = logging.getLogger(__name__)
-_TOLERANCE = 1e-5  # relative, in float32, of a branch to its last layer
-_TINY = 1e-30
 
 
 def site_repairs(
@@ -112,7 +110,8 @@ def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[Opera
             continue
         is_last = name == [*calls.given][-1]
         layout = "first" if isinstance(module, CONVOLUTIONS) else "last"
-        scale = _scale(y, calls.output, layout) if is_last and region.add is not None else None
+        ends = is_last and region.add is not None
+        scale = channel_factor(y, calls.output, layout) if ends else None
         fit = OperatorFit(_chain(layout, step), 0, enter=_Before(whole, module))
         if scale is not None:
             chain, skip = _chain(layout, step, ScaleStep(name, scale)), skip_of(site, block, graph)
@@ -123,17 +122,6 @@ def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[Opera
 
 def _chain(layout: str, step: LinearStep, *behind: Step) -> Chain:
     return Chain((step, *behind), layout, layout, layout, len(step.stride))
-
-
-def _scale(y: Tensor, output: Tensor, layout: str) -> Tensor | None:
-    """The factor per channel, (C,), by which a tensor becomes the output; None where none does."""
-    if y.shape != output.shape:
-        return None
-    channel = 1 if layout == "first" else -1
-    rows, wanted = (t.movedim(channel, -1).flatten(0, -2).double() for t in (y, output))
-    scale = (rows * wanted).sum(0) / rows.square().sum(0).clamp_min(_TINY)
-    same = (rows * scale - wanted).norm() <= _TOLERANCE * wanted.norm()
-    return scale.to(y) if same else None
 
 
 @dataclass(frozen=True)

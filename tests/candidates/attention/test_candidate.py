@@ -312,6 +312,41 @@ def test_the_fit_makes_up_for_what_is_lost(form: str, alone: bool) -> None:
         assert sum(fitted) < 0.99 * sum(calibrated)
 
 
+class Scaled(Block):
+    """With a factor per channel behind it, as LayerScale is."""
+
+    def __init__(self) -> None:
+        super().__init__(Fused())
+        self.gamma = nn.Parameter(torch.rand(C) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gamma * self.attn(self.norm(x))
+
+
+@pytest.mark.parametrize("block", [lambda: Block(Fused()), Scaled])
+def test_the_fit_takes_in_what_the_skip_has_lost(block: Callable[[], nn.Module]) -> None:
+    """The last layer is that of a solver of least squares, with a factor behind it or without."""
+    model, x = network(block)[:1], images(120).double()
+    findings, found = offered(model, 0.5)
+    net = Supernet(model, findings, found).double().eval()
+    net.calibrate(x[:40])
+    (switch,) = net.switches.values()
+    form = switch.form(switch.labels[0])
+    (task,) = form.fit_tasks(FitSettings(rows=10_000, ridge=(1e-12,)), 1)
+    mixed = torch.einsum("oi,nti->nto", torch.eye(C) + 0.3 * torch.randn(C, C), x.float()).double()
+    wanted, read = net(x), list[Tensor]()
+    task.add_target(0, x)
+    task.add_input(0, mixed)
+    assert task.finish().strength
+    with torch.no_grad():
+        handle = form.out.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+        made = form(mixed)
+        handle.remove()
+    rows = torch.cat([read[0], torch.ones_like(x[..., :1])], -1).flatten(0, 1)
+    solution = torch.linalg.lstsq(rows, (wanted - mixed).flatten(0, 1), driver="gelsd").solution
+    assert error(made - mixed, (rows @ solution).reshape(x.shape)) < 1e-3
+
+
 def test_attention_becomes_smaller_by_what_is_said() -> None:
     model = network(READ["fused"])
     findings, found = offered(model, 0.5)

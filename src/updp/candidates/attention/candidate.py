@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from updp import algebra
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError
+from updp.blocks.modules import UserCodeError, evaluating
 from updp.blocks.surgery import Replacement, extract, isolate
 from updp.candidates.attention.heads import Heads, attend
 from updp.candidates.attention.reading import Layout, may_attend, read_attention
@@ -27,7 +27,7 @@ from updp.candidates.parts.regraph import RewiredForm
 from updp.candidates.parts.widths import share_of
 from updp.errors import UserError
 from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
-from updp.fit.operator import skip_of
+from updp.fit.operator import channel_factor, skip_of
 from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
@@ -142,8 +142,11 @@ class NarrowAttentionForm(RewiredForm):
         if layout.start != region.entry:
             self._enter.append(extract(block, graph, region.entry, layout.start, region.extras))
         self._norm = [block.get_submodule(layout.norm)] if layout.norm else []
-        self._whole = [extract(block, graph, region.entry, layout.end, region.extras)]
-        skip = skip_of(site, block, graph) if layout.is_last else None
+        self._factor = _factor_behind(site, block, graph, layout.end)
+        end, skip = layout.end, None
+        if self._factor is not None:
+            end, skip = region.branch[-1], skip_of(site, block, graph)
+        self._whole = [extract(block, graph, region.entry, end, region.extras)]
         self._skip = [] if skip is None else [skip]
 
     @torch.no_grad()
@@ -154,8 +157,13 @@ class NarrowAttentionForm(RewiredForm):
             own.load_state_dict(new.state_dict())
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
-        """See `Form.fit_tasks`: one regression, of the layer behind the heads."""
+        """See `Form.fit_tasks`: one regression, of the layer behind the heads.
+
+        A factor per channel behind that layer is fitted with it, and the skip is taken in.
+        """
         candidate, out, post = self._candidate, self.out, self._site.post
+        factor = torch.ones(out.out_features).double() if self._factor is None else self._factor
+        factor = factor.to(out.weight.device)
 
         def beside(x: Tensor) -> Tensor | None:
             return next((as_maps(skip(x.clone()), "last") for skip in self._skip), None)
@@ -170,11 +178,14 @@ class NarrowAttentionForm(RewiredForm):
 
         @torch.no_grad()
         def take(fitted: Fitted) -> None:
-            out.weight.copy_(fitted.operator.weight.flatten(1))
-            out.bias.copy_(fitted.operator.bias)
+            out.weight.copy_(fitted.operator.weight.flatten(1) / factor[:, None])
+            out.bias.copy_(fitted.operator.bias / factor)
 
         clamp = clamp_of(post.function if post and self._skip else None, out.weight)
-        regression = Regression(algebra.from_linear(out), clamp, settings, batches)
+        prior = algebra.after(
+            algebra.from_linear(out), algebra.Affine(factor, torch.zeros_like(factor))
+        )
+        regression = Regression(prior, clamp, settings, batches)
         return [FitTask(candidate.layout.out, regression, target, inputs, take)]
 
     def merged(self) -> MergedAttention:
@@ -230,6 +241,17 @@ def _replacement(
         return graph.call_module(_OUT, (mixed.node,))  # type: ignore[attr-defined]
 
     return Replacement(region, emit, {_QKV: qkv, _OUT: out})
+
+
+@torch.no_grad()
+def _factor_behind(site: Site, block: nn.Module, graph: fx.Graph, end: str) -> Tensor | None:
+    """What scales the attention's output per channel, (C,), up to the end of its branch."""
+    region, found = site.region, []
+    for name in (end, region.branch[-1]):
+        part = extract(block, graph, region.entry, name, region.extras)
+        with evaluating(part):
+            found.append(part(*site.example(block)))
+    return channel_factor(*found, "last")
 
 
 def _is_some(left: int, of: int) -> bool:

@@ -35,7 +35,6 @@ class Layout:
 
     start:     node of its input
     end:       node of its output
-    is_last:   whether the branch ends with it
     norm:      what normalises its input inside of its own module; empty where nothing does
     layers:    the linear layers of queries, keys and values: one or three; or torch's attention
     out:       the linear layer that reads the heads
@@ -47,7 +46,6 @@ class Layout:
 
     start: str
     end: str
-    is_last: bool
     norm: str
     layers: tuple[str, ...]
     out: str
@@ -148,13 +146,12 @@ def _of_layers(calls: list[_Call], values: _Values) -> Iterator[Layout]:
     for place, out in enumerate(linear):
         if not (end := values.find(out.y)):
             continue
-        is_last = _equal(values[values.last], out.y)
         for readers in _readers(linear[:place], out):
             tokens, names = readers[0].x, tuple(reader.name for reader in readers)
             norms = [call for call in calls if _equal(call.y, tokens)]
             for name, x in [("", tokens), *((norm.name, norm.x) for norm in norms)]:
                 if start := values.find(x, before=end):
-                    layout = Layout(start, end, is_last, name, names, out.name, 1)
+                    layout = Layout(start, end, name, names, out.name, 1)
                     yield from _ways(layout, out.x.shape[-1])
                     break
 
@@ -192,9 +189,8 @@ def _of_torch(calls: list[_Call], graph: fx.Graph, values: _Values) -> Iterator[
         given = [s for s in (*nodes[0].args, *named) if isinstance(s, fx.Node)][:3]
         ends = [n.name for n in nodes[0].users if n.args[1:] == (0,) and n.name in values]
         if len({*given}) == 1 and ends and module.batch_first:
-            is_last = _equal(values[values.last], values[ends[0]])
             out = f"{name}.out_proj"
-            yield Layout(given[0].name, ends[0], is_last, "", (name,), out, module.num_heads)
+            yield Layout(given[0].name, ends[0], "", (name,), out, module.num_heads)
 
 
 def _watched(block: nn.Module, calls: list[_Call]) -> Iterator[RemovableHandle]:
