@@ -262,6 +262,37 @@ def solved(x: Tensor, wanted: Tensor) -> Tensor:
     return (rows @ solution).reshape(wanted.shape)
 
 
+class Windows(nn.Module):
+    """A layer on halves of the tokens, as in windows, and one in the skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.inner, self.last = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = x.reshape(-1, 3, 4)
+        y = self.inner(halves).softmax(1).reshape(x.shape)
+        return self.down(x) + self.last(y * y.mean(1, keepdim=True))
+
+
+def test_layers_in_windows_and_in_the_skip_are_repaired() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Windows()).double().eval(), torch.randn(60, 6, 4).double()
+    found = repairs_of(model, x, EXACT)
+    assert [task.operator for task in found] == ["down", "inner", "last"]
+    block, mixed = model[0], torch.einsum("oi,nti->nto", torch.randn(4, 4).double(), x)
+    halves, others = (values.reshape(120, 3, 4) for values in (x, mixed))
+    for task, layer, x_before, read in (
+        (found[0], block.down, x, mixed),
+        (found[1], block.inner, halves, others),
+    ):
+        wanted = layer(x_before)
+        task.add_target(0, x)
+        task.add_input(0, mixed)
+        assert task.finish().strength
+        assert error(layer(read), solved(read, wanted)) < 1e-3
+
+
 class Bare(nn.Module):
     """A branch that is no chain, and whose last layer is no end of it: its output is sorted."""
 

@@ -147,3 +147,15 @@ def test_a_normalisation_that_nobody_stated_is_said(tiny_model: str) -> None:
     assert said("zoo/digits-resnet", "digits") == []
     loaders = (data(), data(first=1))  # of floats, which a loader has normalised
     assert said(load_model(tiny_model), loaders) == []
+
+
+def test_a_model_by_name_without_weights_is_said_to_be_untrained(
+    tiny_model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_inputs(
+        "timm/test_resnet", "digits", tiny.make_recipe().updated("data.input_size=[3,32,32]")
+    )
+    assert "timm/test_resnet is untrained, as nothing is downloaded: give --weights" in caplog.text
+    caplog.clear()
+    open_inputs(tiny_model, "digits", tiny.make_recipe())
+    assert "untrained" not in caplog.text

@@ -71,6 +71,28 @@ class Strict(Net):
 IMAGES = 3 + 3 + 2
 
 
+class Shared(Net):
+    """The first step is run by a unit beside it, as parts of a block by what replaced a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = Around(self.steps[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, second, third = self.steps
+        return third(second(self.other(x + 0), 2))
+
+
+class Around(nn.Module):
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.run = [step]  # no child of it
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.run[0](x, 1)
+        return out
+
+
 def batches() -> list[Tensor]:
     return [torch.full((n, 3), float(n + i)) for i, n in enumerate((3, 3, 2))]
 
@@ -129,6 +151,16 @@ def test_a_walk_resumes_at_the_last_module_it_can_enter(
     for step, images in zip(net.steps, expected, strict=True):
         assert counted(net, walk.to(step)) == images
         assert counted(net, walk.to(step)) == [0, 0, 0]  # it is there already
+
+
+def test_a_unit_that_runs_another_one_counts_once() -> None:
+    net = Shared()
+    walk = Walk(net, net.steps[1:], batches(), 1)
+    for step in net.steps[1:]:
+        check(walk, net, step)
+    net.steps[0].images = net.steps[1].images = 0
+    walk.output(net.steps[2], 0)
+    assert (net.steps[0].images, net.steps[1].images) == (0, 0)
 
 
 def test_without_memory_every_visit_starts_from_the_images() -> None:

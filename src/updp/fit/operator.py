@@ -195,6 +195,8 @@ def channel_factor(y: Tensor, output: Tensor, layout: str) -> Tensor | None:
     if y.shape != output.shape:
         return None
     channel = 1 if layout == "first" else -1
+    if torch.equal(y, output):  # also where a channel is zero
+        return torch.ones(y.shape[channel], dtype=torch.float64, device=y.device)
     rows, wanted = (t.detach().movedim(channel, -1).flatten(0, -2).double() for t in (y, output))
     factor = (rows * wanted).sum(0) / rows.square().sum(0).clamp_min(torch.finfo(rows.dtype).tiny)
     same = (rows * factor - wanted).norm() <= _SAME * wanted.norm()

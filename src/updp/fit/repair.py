@@ -7,7 +7,7 @@ norms change. The last operator of a branch also compensates the change of its s
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,10 +37,10 @@ def site_repairs(
         return []
     fits = [] if site.skip is None else [*operator_fits(site.skip)]
     if site.branch is None:
-        fits += [fit for fit in _layer_fits(site, block, graph) if fit.fits_into(settings)]
+        fits += _layer_fits(site, block, graph)
     else:
         fits += operator_fits(site.branch, skip_of(site, block, graph), site.post)
-    return [fit.fit_task(settings, batches) for fit in fits]
+    return [fit.fit_task(settings, batches) for fit in fits if fit.fits_into(settings)]
 
 
 def operator_repair(
@@ -86,13 +86,21 @@ class _Calls:
 
 @torch.no_grad()
 def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[OperatorFit]:
-    """The linear operators of a branch that is no chain, such as attention, in the order they run.
+    """The linear operators of a site whose branch is no chain, such as attention, in their order.
 
     Each is fitted to what it gave; the last, if the branch ends with it or with a factor per
     channel behind it, with the skip.
     """
+    for path in (site.region.skip, site.region.branch):
+        if path:
+            yield from _path_fits(site, block, graph, path)
+
+
+def _path_fits(
+    site: Site, block: nn.Module, graph: fx.Graph, path: Sequence[str]
+) -> Iterator[OperatorFit]:
     region = site.region
-    whole = extract(block, graph, region.entry, region.branch[-1], region.extras)
+    whole = extract(block, graph, region.entry, path[-1], region.extras)
     try:
         calls = _Calls(block, whole, *site.example(block))
     except UserCodeError as error:  # a branch that takes no random numbers
@@ -102,15 +110,15 @@ def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[Opera
     for name, (x, y) in calls.given.items():
         module = calls.modules[name]
         shared = any(owners[id(p)] > 1 for p in module.parameters())
-        if shared or calls.count[name] > 1 or len(x) != site.shape_in[0] or x.ndim < 2:
-            continue
+        if shared or calls.count[name] > 1 or x.ndim < 2 or len(x) % site.shape_in[0]:
+            continue  # tokens in windows are some of an image's
         try:
             step = LinearStep.read(name, module, x)
         except ValueError:
             continue
         is_last = name == [*calls.given][-1]
         layout = "first" if isinstance(module, CONVOLUTIONS) else "last"
-        ends = is_last and region.add is not None
+        ends = is_last and path is region.branch and region.add is not None
         scale = channel_factor(y, calls.output, layout) if ends else None
         fit = OperatorFit(_chain(layout, step), 0, enter=_Before(whole, module))
         if scale is not None:

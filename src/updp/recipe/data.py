@@ -30,8 +30,8 @@ class DataSettings(Part):
     calibration: int | None = Field(
         None,
         ge=2,
-        description="held-out images for fits and statistics; 1000, at most a quarter of all, or "
-        "all others if no stage trains on images of its own",
+        description="images for fits and statistics; at most 1000, and a quarter of all if a "
+        "stage trains on images of its own",
     )
     batch_size: int = Field(
         64, ge=2, description="images of a training step, of all processes together"

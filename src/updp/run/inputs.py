@@ -1,5 +1,6 @@
 """The inputs of a run (model, data, teacher, device), opened and checked in one call."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ from updp.run.unlabelled import open_further
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 from updp.tasks import Classification, Task, find_task
+
+_log = logging.getLogger(__name__)
 
 Data = str | Path | Loader | tuple[Loader, Loader]
 Test = str | Path | Loader
@@ -206,6 +209,11 @@ def _trained(
     `blank` is the model with the classes that it has by itself.
     """
     if weights is None:
+        if name.startswith(("timm/", "torchvision/")):  # a file's factory may load its own
+            _log.warning(
+                "%s is untrained, as nothing is downloaded: give --weights (in Python weights=)",
+                name,
+            )
         return load_model(name, num_classes=classes, seed=seed)
     file = Path(weights)
     if shapes := read_shapes(file, blank):

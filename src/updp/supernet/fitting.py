@@ -146,6 +146,7 @@ def _places(
 ) -> list[_Place]:
     """Places to fit, from the first pruned site on, in execution order."""
     places: list[_Place] = []
+    sharing = net.sharing()
     for name, module, x in _execution_order(net, batches[0]):
         pruned = choices.get(name, KEEP) != KEEP
         if not (pruned or (places and settings.repair)):
@@ -155,6 +156,8 @@ def _places(
             fit_tasks = [] if repair is None else [repair]
         elif pruned:
             fit_tasks = module.form(choices[name]).fit_tasks(settings, len(batches))
+        elif name in sharing:
+            fit_tasks = []
         else:
             fit_tasks = site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))
         places.append(_Place(name, module, fit_tasks))

@@ -58,17 +58,23 @@ class Resumable:
         """
         shapes = tuple(tensor.shape for tensor in tensors_in(images))
         outputs = self._outputs.setdefault(shapes, {})
-        count = 0
+        count, is_inside = 0, False
 
         def call(unit: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            nonlocal count
+            nonlocal count, is_inside
+            if is_inside:  # another unit runs it, and would not where it is skipped
+                return forward(*args, **kwargs)
             number, count = count, count + 1
             if number < entry:
                 return outputs[number]()
             if number == entry and inputs is not None:
                 args = copied(inputs)
             observe(number, unit, args)
-            output = forward(*args, **kwargs)
+            is_inside = True
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                is_inside = False
             outputs[number] = _placeholder(output)
             return output
 

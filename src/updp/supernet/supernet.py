@@ -1,6 +1,6 @@
 """The supernet: the user's model with every site switchable between `keep` and its candidates."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -94,6 +94,21 @@ class Supernet(nn.Module):
     def places(self) -> dict[str, Switch]:
         """All sites by name, those without candidates too."""
         return self.switches | self.kept
+
+    def sharing(self) -> set[str]:
+        """Sites whose weights another site, or an operator outside of all sites, has as well."""
+        users: Counter[int] = Counter()
+        inside = {id(m) for switch in self.places.values() for m in switch.modules()}
+        for switch in self.places.values():
+            users.update({id(p) for p in switch.keep.parameters()})
+        for module in self.model.modules():
+            if id(module) not in inside and not any(module.children()):
+                users.update(id(p) for p in module.parameters())
+        return {
+            name
+            for name, switch in self.places.items()
+            if any(users[id(p)] > 1 for p in switch.keep.parameters())
+        }
 
     def paths(self) -> list[nn.Module]:
         """Each path of each site: the baseline's and the candidates' forms."""

@@ -136,11 +136,13 @@ def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePai
     ):
         call(net, images)
     pruned = [net.places[name].choice != KEEP for name in order]
+    sharing = net.sharing()
     return [
         _SitePair(name, net.places[name], baseline.places[name])
         for number, name in enumerate(order)
         if any(pruned[: number + 1])
         and net.sites[name].calls == 1
+        and (pruned[number] or name not in sharing)
         and any(p.requires_grad for p in net.places[name].running.parameters())
     ]
 

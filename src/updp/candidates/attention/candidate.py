@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -142,9 +143,10 @@ class NarrowAttentionForm(RewiredForm):
         if layout.start != region.entry:
             self._enter.append(extract(block, graph, region.entry, layout.start, region.extras))
         self._norm = [block.get_submodule(layout.norm)] if layout.norm else []
-        self._factor = _factor_behind(site, block, graph, layout.end)
+        # Computed anew for each fit, as it may be trained.
+        self._find_factor = partial(_factor_behind, site, block, graph, layout.end)
         end, skip = layout.end, None
-        if self._factor is not None:
+        if self._find_factor() is not None:
             end, skip = region.branch[-1], skip_of(site, block, graph)
         self._whole = [extract(block, graph, region.entry, end, region.extras)]
         self._skip = [] if skip is None else [skip]
@@ -162,8 +164,9 @@ class NarrowAttentionForm(RewiredForm):
         A factor per channel behind that layer is fitted with it, and the skip is taken in.
         """
         candidate, out, post = self._candidate, self.out, self._site.post
-        factor = torch.ones(out.out_features).double() if self._factor is None else self._factor
-        factor = factor.to(out.weight.device)
+        factor = self._find_factor() if self._skip else None
+        if factor is None:
+            factor = torch.ones(out.out_features, dtype=torch.float64, device=out.weight.device)
 
         def beside(x: Tensor) -> Tensor | None:
             return next((as_maps(skip(x.clone()), "last") for skip in self._skip), None)
@@ -246,12 +249,15 @@ def _replacement(
 @torch.no_grad()
 def _factor_behind(site: Site, block: nn.Module, graph: fx.Graph, end: str) -> Tensor | None:
     """What scales the attention's output per channel, (C,), up to the end of its branch."""
-    region, found = site.region, []
-    for name in (end, region.branch[-1]):
+    region = site.region
+
+    def value(name: str) -> Tensor:
         part = extract(block, graph, region.entry, name, region.extras)
         with evaluating(part):
-            found.append(part(*site.example(block)))
-    return channel_factor(*found, "last")
+            found: Tensor = part(*site.example(block))
+        return found
+
+    return channel_factor(value(end), value(region.branch[-1]), "last")
 
 
 def _is_some(left: int, of: int) -> bool:

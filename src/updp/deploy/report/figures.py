@@ -129,8 +129,8 @@ def predicted(run: ReportedRun) -> float | None:
         return None
     offers = {row.site: row.offers for row in run.survey.sites}
     saved = 0.0
-    for site, candidate in run.plan.candidates.items():
-        taken = [o for o in offers.get(site, ()) if o.candidate.to_json() == candidate]
+    for site, label in run.plan.choices.items():
+        taken = [o for o in offers.get(site, ()) if o.candidate.label == label]
         if not taken:
             return None
         saved += taken[0].saved_ms

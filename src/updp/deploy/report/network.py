@@ -113,8 +113,8 @@ def legend(found: Iterable[Block]) -> list[tuple[str, str]]:
 def _block(run: ReportedRun, name: str, offers: Sequence[Offer], fit: FitRow | None) -> Block:
     if name not in run.plan.choices:
         return Block(name, "keep", "kept", offers[0] if offers else None, fit, {})
-    candidate = run.plan.candidates.get(name, {})
-    taken = next((offer for offer in offers if offer.candidate.to_json() == candidate), None)
+    label, candidate = run.plan.choices[name], run.plan.candidates.get(name, {})
+    taken = next((offer for offer in offers if offer.candidate.label == label), None)
     block = name.partition(":")[0]
     merge: dict[str, float] = {}
     for check in run.checks:
