@@ -79,6 +79,15 @@ def test_every_block_and_the_whole_on_both_inputs_in_both_precisions(net: Supern
     assert {value.dtype for value in net.weights().values()} <= {torch.float32, torch.int64}
 
 
+def test_errors_of_a_map_are_those_of_its_border_and_its_interior(net: Supernet) -> None:
+    net.eval()
+    net.choose(choices(net))
+    checks = verify(net, torch.randn(2, 1, 24, 24), Recipe().merge)
+    maps = hasattr(net.model, "stem")  # else its blocks see tokens
+    assert [c.border is not None for c in checks] == [maps, maps, False] * 4
+    assert all((c.border is None) == (c.interior is None) for c in checks)
+
+
 def test_what_is_written_is_what_was_trained(net: Supernet, tmp_path: Path) -> None:
     net.train()
     model, checks = merge(context(tmp_path), net, choices(net))

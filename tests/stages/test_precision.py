@@ -97,6 +97,8 @@ def test_sites_are_compared_alone_where_the_whole_does_not_run_in_float64(
     assert {c.dtype for c in alone} == {"float64"}
     assert all(c.error < 1e-12 for c in alone)
     assert {c.dtype for c in checks if not c.where} == {"float32"}
+    # Of a model that does not run in float64, what a rounding of its input does.
+    assert all(0 < c.rounding < 1e-4 for c in checks)
     assert "compared in float64 alone, and the whole model in float32 only" in caplog.text
 
 
