@@ -305,6 +305,12 @@ class Bare(nn.Module):
         return x + self.last(y * y.mean(1, keepdim=True)).sort(1).values
 
 
+def test_layers_that_share_their_weight_are_left_as_they_are() -> None:
+    model, x = nn.Sequential(Bare()).double().eval(), torch.randn(20, 5, 4).double()
+    model[0].last.weight = model[0].first.weight
+    assert repairs_of(model, x) == []
+
+
 def test_a_layer_that_ends_no_branch_is_fitted_to_its_own_output() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(Bare()).double().eval(), torch.randn(40, 5, 4).double()
