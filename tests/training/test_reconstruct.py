@@ -113,6 +113,13 @@ def test_it_goes_on_where_another_process_ended(tiny_model: str) -> None:
         assert all(torch.equal(t, weights[-1][name]) for name, t in net.weights().items())
 
 
+def test_sites_that_an_earlier_version_left_out_are_trained(tiny_model: str) -> None:
+    rows = run(make(tiny_model, "blocks.1", "blocks.2"), tiny_model)
+    net = make(tiny_model, "blocks.1", "blocks.2")
+    again = run(net, tiny_model, done=rows[1:2])
+    assert [row.site for row in again] == ["blocks.2", "blocks.1", "blocks.3"]
+
+
 def test_with_little_memory_fewer_batches_are_used(tiny_model: str) -> None:
     """Room for one batch: the others do not matter."""
     first, *others = images(0, 8, 8, 8)

@@ -107,7 +107,10 @@ def reconstruct(
         judge = Judge(net, wanted, own, len(images), task)
     rows, steps = list(done), round(settings.epochs * len(images))
     progress.begin("subnet: sites trained alone", len(places) * steps, len(rows) * steps)
-    for number, place in enumerate(places[len(rows) :], len(rows)):
+    trained = {row.site for row in rows}
+    for number, place in enumerate(places):
+        if place.name in trained:
+            continue
         with torch.no_grad():
             inputs, targets = _gather(place, own, theirs, megabytes * 2**20 // 2)
         training = _SiteTraining(place.own, inputs, targets, settings, steps, mix(seed, number))
