@@ -1,12 +1,13 @@
 """What updp can do with networks that it was not written for.
 
-Every torchvision classifier, and of every model file of timm its smallest network, at random
-weights with random BatchNorm statistics: which sites are found; half of them are pruned, merged and
-verified in float64 and float32, block by block and end to end; how much faster the merged model is.
-Then the other half, with other candidates, is verified too (of networks up to 25 M parameters). A
-network is *exact*, *none* (no block can be pruned, with the reason) or *failed*.
+Networks of other libraries (`benchmarks.coverage.libraries`), at random weights with random
+BatchNorm statistics: which sites are found; half of them are pruned, merged and verified in float64
+and float32, block by block and end to end. Then the other half, with other candidates, is verified
+too (of networks up to 25 M parameters). A network is *exact*, *none* (no block can be pruned, with
+the reason), *failed*, or *unusable*: it does not run here by itself.
 
     python -m benchmarks.coverage.model_zoo                      # all that is missing or has failed
+    python -m benchmarks.coverage.model_zoo torchvision timm     # all of two libraries
     python -m benchmarks.coverage.model_zoo timm/convnext_atto torchvision/vgg11_bn
     python -m benchmarks.coverage.model_zoo --page               # only write the page again
     python -m benchmarks.coverage.model_zoo timm/test_resnet --output DIR
@@ -23,57 +24,38 @@ import platform
 import subprocess
 import sys
 import time
-import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
-import timm
-import torch
 from filelock import FileLock
-from torchvision import models
 
 from benchmarks.common.data import ROOT
 from benchmarks.common.markdown import table
 from benchmarks.common.output import Output, Result, make_parser
+from benchmarks.coverage.libraries import LIBRARIES
 
 INTRO = """# Coverage
 
 Made by `python -m benchmarks.coverage.model_zoo`: random weights, random BatchNorm statistics, half
-of the sites pruned; one CPU thread, batch 1, on a machine that did other work too, so speed-ups are
-rough. *exact*: merged equals trained; relative error, of every merged block and of the logits, at
-most 1e-12 in float64 and 1e-5 in float32, or 4 times what the unmerged network itself loses in that
-precision. Each site takes the last candidate proposed that keeps an operator, for the check's sake;
-that is not the fastest one: docs/results/speed.md is about speed.
+of the sites pruned; one CPU thread, batch 1, on a machine that did other work too, so the speed-ups
+that were timed are rough. *exact*: merged equals trained; relative error, of every merged block and
+of the outputs, at most 1e-12 in float64 and 1e-5 in float32, or 4 times what the unmerged network
+itself loses in that precision. Each site takes the last candidate proposed that keeps an operator,
+for the check's sake; that is not the fastest one: docs/results/speed.md is about speed. *none*: no
+block can be pruned. *unusable*: it does not run by itself, with these versions of the libraries.
 """
 LIMIT_SECONDS = 1800
-
-
-def torchvision_names() -> list[str]:
-    """Every classifier of torchvision, smallest first."""
-    names = models.list_models(module=models)
-    size = {n: models.get_model_weights(n).DEFAULT.meta["num_params"] for n in names}
-    return [f"torchvision/{name}" for name in sorted(names, key=size.__getitem__)]
-
-
-def timm_names() -> list[str]:
-    """The network with fewest parameters of each of timm's model files, smallest first."""
-    files: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for name in timm.list_models():
-        entry = timm.model_entrypoint(name)
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-            try:
-                model = timm.create_model(name, pretrained=False)
-            except Exception:  # some compute values while they are built: not on the meta device
-                continue
-        count = sum(p.numel() for p in model.parameters())
-        files[entry.__module__.rpartition(".")[2]].append((count, name))
-    return [f"timm/{name}" for _, name in sorted(min(of_file) for of_file in files.values())]
+TIMED = ("torchvision", "timm")  # libraries whose networks are timed
+LONG = 200  # networks of a library above which the page lists only those that are not exact
+DROPS = {"drop", "fold"}  # kinds of candidates that leave no operator of ours
 
 
 def measure_apart(name: str) -> Result:
     """Measure one network in a process of its own; a crash or a time-out is a failure."""
     start = time.time()
     command = [sys.executable, "-m", "benchmarks.coverage.network", name]
+    if name.partition("/")[0] not in TIMED:
+        command += ["--rounds", "0"]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -96,15 +78,25 @@ def page(results: Iterable[Result]) -> str:
     figures = ("pruned", "MACs", "speed-up", "float64", "float32")
     columns = ("network", "status", "sites", "kinds", *figures)
     networks = list(results)
-    for library in ("torchvision", "timm"):
-        own = [r for r in networks if r["name"].startswith(library)]
+    for name, library in LIBRARIES.items():
+        own = [r for r in networks if r["name"].partition("/")[0] == name]
+        if not own:
+            continue
         counts = Counter(r["status"] for r in own)
-        title = (
-            f"## {library}: {counts['exact']} of {len(own)} exact, {counts['none']} none, "
-            f"{counts['failed']} failed"
-        )
-        lines += [title, "", *table(columns, map(_row, own)), ""]
+        shown = [r for r in own if r["status"] != "exact"] if len(own) > LONG else own
+        lines += [f"## {library.title}", "", _summary(counts, own), ""]
+        lines += [*table(columns, map(_row, shown)), ""]
     return "\n".join(lines)
+
+
+def _summary(counts: Counter[str], results: list[Result]) -> str:
+    """How many are what, of those that run; and what the exact ones consist of."""
+    usable = len(results) - counts["unusable"]
+    versions = sorted({r["version"] for r in results if "version" in r})
+    merged = sum(r["status"] == "exact" and bool({*r["kinds"]} - DROPS) for r in results)
+    parts = [f"{counts['exact']} of {usable} exact ({merged} of these keep an operator at a site)"]
+    parts += [f"{counts[s]} {s}" for s in ("none", "failed", "unusable") if counts[s]]
+    return ", ".join(parts) + (f"; version {', '.join(versions)}." if versions else ".")
 
 
 def _row(result: Result) -> tuple[object, ...]:
@@ -114,7 +106,8 @@ def _row(result: Result) -> tuple[object, ...]:
     if result["status"] != "exact":
         return (*row, result["reason"], "", "", "", "")
     errors = (max(result[k], result.get(f"{k}_others", 0)) for k in ("float64", "float32"))
-    ratios = f"{result['macs']:.2f}", f"{result['speedup']:.2f}x"
+    timed = f"{result['speedup']:.2f}x" if "speedup" in result else ""
+    ratios = f"{result['macs']:.2f}", timed
     return (*row, result["pruned"], *ratios, *(f"{error:.0e}" for error in errors))
 
 
@@ -133,15 +126,23 @@ def save(output: Output, result: Result) -> None:
         output.write("coverage", {"machine": machine, "results": rows})
 
 
+def networks(names: Iterable[str]) -> Iterator[str]:
+    """Networks by their names; the name of a library stands for all of its networks."""
+    for name in names:
+        library, _, network = name.partition("/")
+        of_library = [network] if network else LIBRARIES[library].names()
+        yield from (f"{library}/{one}" for one in of_library)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = make_parser(__file__, __doc__)
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", help="LIBRARY or LIBRARY/NETWORK; default: all")
     parser.add_argument("--page", action="store_true", help="measure nothing")
     options = parser.parse_args(arguments)
     output = options.output
     if not options.page:
-        for name in options.names or [*torchvision_names(), *timm_names()]:
+        for name in networks(options.names or list(LIBRARIES)):
             known = load(output)
             if name in known and known[name]["status"] != "failed":
                 continue

@@ -10,20 +10,23 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.common.output import Result
+from benchmarks.coverage.libraries import LIBRARIES, load_network
 from updp.blocks import Findings, find
+from updp.blocks.nested import Samples, call, tensors_in
 from updp.candidates import Candidate, proposals
-from updp.data import model_input_size
+from updp.errors import UserError, reason
 from updp.measure import compare_modules, count_macs, count_parameters
-from updp.models import load_model
 from updp.recipe import CandidateSettings, MergeSettings
 from updp.stages.verify import ROUNDINGS, verify
 from updp.supernet import Supernet
+from updp.tasks import Task
 
 LARGE = 25e6  # parameters: of larger networks only half of the sites is pruned
 FLOAT64, FLOAT32 = 1e-12, 1e-5  # relative errors at most
@@ -31,21 +34,28 @@ FLOAT64, FLOAT32 = 1e-12, 1e-5  # relative errors at most
 
 def measure(name: str, rounds: int = 7) -> Result:
     """Figures of one network; its speed-up is not timed where `rounds` is 0."""
-    torch.manual_seed(0)
-    model = load_model(name)
-    shape = model_input_size(model) or (3, 224, 224)
-    x = torch.randn(2, *shape)
+    library = LIBRARIES[name.partition("/")[0]]
+    result: Result = {"name": name, "version": version(library.package)}
+    try:
+        network = load_network(name)
+        model, x, task = network.model.eval(), network.example, network.task
+        with torch.no_grad():
+            call(model, x)
+    except Exception as error:  # of the library, before anything of ours
+        return {**result, "status": "unusable", "reason": reason(error)}
     randomise_norms(model, x)
     model.eval()
-    findings = find(model, x)
+    try:
+        findings = find(model, x)
+    except UserError as error:  # such as of a model that is random in evaluation
+        return {**result, "status": "none", "reason": str(error)}
     candidates = candidates_of(model, findings)
     kinds = Counter(
         kind for of_site in candidates.values() for kind in dict.fromkeys(c.kind for c in of_site)
     )
     parameters = count_parameters(model)
-    result: Result = {
-        "name": name,
-        "input": list(shape),
+    result |= {
+        "input": [list(tensor.shape[1:]) for tensor in tensors_in(x[:1])],
         "parameters": parameters,
         "blocks": len({site.block for site in findings.sites if site.name in candidates}),
         "sites": len(candidates),
@@ -71,7 +81,7 @@ def measure(name: str, rounds: int = 7) -> Result:
         net.calibrate(x)
         net.choose({n: c.label for n, c in chosen.items()})
         for dtype, limit in ((torch.float64, FLOAT64), (torch.float32, FLOAT32)):
-            error, where, rounding = worst_error(net, x[:1], dtype)
+            error, where, rounding = worst_error(net, x[:1], dtype, task)
             key = str(dtype).removeprefix("torch.") + suffix
             result[key] = error
             if not error <= max(limit, ROUNDINGS * rounding):
@@ -101,8 +111,8 @@ def candidates_of(model: nn.Module, findings: Findings) -> dict[str, list[Candid
     return found
 
 
-def randomise_norms(model: nn.Module, x: Tensor) -> None:
-    """Give BatchNorms random parameters, and statistics near those of the images x (N, C, H, W).
+def randomise_norms(model: nn.Module, x: Samples) -> None:
+    """Give BatchNorms random parameters, and statistics near those of the samples x.
 
     Signals then survive many layers, but no statistic is 0 or 1, which would hide errors.
     """
@@ -117,19 +127,21 @@ def randomise_norms(model: nn.Module, x: Tensor) -> None:
             for parameter, start in ((m.weight, 1.0), (m.bias, 0.0)):
                 if parameter is not None:
                     parameter.copy_(start + 0.2 * torch.randn_like(parameter))
-        model(x)
+        call(model, x)
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
             m.running_var *= torch.rand_like(m.running_var) + 0.5
             m.running_mean += 0.2 * m.running_var.sqrt() * torch.randn_like(m.running_mean)
 
 
-def worst_error(net: Supernet, x: Tensor, dtype: torch.dtype) -> tuple[float, str, float]:
-    """Largest relative error of a merged block or of the logits, where, and its own rounding."""
+def worst_error(
+    net: Supernet, x: Samples, dtype: torch.dtype, task: Task
+) -> tuple[float, str, float]:
+    """Largest relative error of a merged block or of the outputs, where, and its own rounding."""
     settings = MergeSettings(tolerance_float32=1e9, tolerance_float64=1e9)
-    checks = verify(net, x, settings, dtypes=(dtype,), sources=("images",))
+    checks = verify(net, x, settings, dtypes=(dtype,), sources=("images",), task=task)
     check = max(checks, key=lambda c: (c.error != c.error, c.error))  # NaN is the worst
-    return check.error, check.where or "logits", check.rounding
+    return check.error, check.where or "outputs", check.rounding
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help="timm/NAME or torchvision/NAME")
+    parser.add_argument("name", help="LIBRARY/NETWORK, such as timm/test_resnet")
     parser.add_argument("--rounds", type=int, default=7, help="of timing; 0: none")
     options = parser.parse_args(arguments)
     with warnings.catch_warnings(action="ignore"):

@@ -1,6 +1,7 @@
 """Graph surgery on one block: extract a subgraph as a module, or replace regions of it."""
 
 import copy
+import itertools
 import keyword
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -225,9 +226,12 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
         old.replace_all_uses_with(new)
         nodes[region.exit] = new  # it may be the entry of the next region
         for name, value in item.added.items():
-            other = name
-            while other in taken:  # a block that was pruned before has such names already
-                other = f"{other}_again"
+            free = name
+            while free in taken:  # a block that was pruned before has such names already
+                free = f"{free}_again"
+            # Another site of the block may have added the same name.
+            others = (f"{free}_{number}" for number in itertools.count(2))
+            other = next(n for n in itertools.chain([free], others) if n not in {*added, *taken})
             for node in {*graph.nodes} - before:
                 node.target = other if node.target == name else node.target
             added[other] = value

@@ -366,3 +366,27 @@ def test_attention_becomes_smaller_by_what_is_said() -> None:
         "attention q,k 6/12": [(2 * C // 2 + C, C), (C, C)],
         "attention q,k,v 6/12": [(3 * C // 2, C), (C, C // 2)],
     }
+
+
+class InOneForward(nn.Module):
+    """vit-pytorch's: one module calls all attentions, so that all sites are in one block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(C), Fused()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_attentions_of_one_block_keep_apart() -> None:
+    model = network(InOneForward)
+    findings, found = offered(model, 0.5)
+    assert len(found) == 6 and len({site.block for site in findings.sites}) == 2
+    net = Supernet(model, findings, found).eval()
+    net.calibrate(images(20))
+    for place in range(3):
+        net.choose({name: switch.labels[place] for name, switch in net.switches.items()})
+        assert error(net.merged(torch.float32)(images()), net(images())) == 0

@@ -228,12 +228,14 @@ def _replacement(
     def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
         nodes = [n for n in graph.nodes if n.name in region.inside - {*region.skip}]
         new: dict[fx.Node, fx.Node] = {}
+        start = x  # no node of the entry's name: what was there may have been replaced
         for node in nodes:
             if node.name == layout.end:
-                (start,) = (n for n in graph.nodes if n.name == layout.start)
-                new[node] = last = _emit(graph, new.get(start, start))
+                new[node] = last = _emit(graph, start)
             else:
                 new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
+            if node.name == layout.start:
+                start = last
         return last
 
     def _emit(graph: fx.Graph, y: fx.Node) -> fx.Node:
