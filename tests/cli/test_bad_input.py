@@ -344,6 +344,8 @@ def test_missing_options_are_named(spec: str, tmp_path: Path, refused: Refused) 
     at = options.index("--budget")
     line = refused("prune", *options[:at], *options[at + 2 :], out=out)
     assert line == "no budget was given: say how much to prune, such as blocks=6"
+    options[options.index("--data") + 1] = "missing"  # said before data are opened
+    assert line == refused("prune", *options[:at], *options[at + 2 :], out=out)
     assert not out.exists()
 
 

@@ -94,7 +94,7 @@ def test_nothing_is_cropped_where_the_configuration_does_not_say() -> None:
 def test_a_crop_that_cannot_be_is_refused(settings: tuple[str, ...], says: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(UserError, match=says):
-        open_inputs(model, "digits", Recipe().updated(*settings))
+        open_inputs(model, "digits", Recipe().updated(*settings), searches=False)
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_networks_evaluate_as_timm_evaluates_them(name: str, shared_data: Path) 
     """By default settings, on all 1,300 validation images: the same class for each."""
     model, validation = network(name, shared_data / "weights"), shared_data / "imagenet_val"
     data = str(shared_data / "imagenet_sample")
-    inputs = open_inputs(model, data, Recipe(), test=str(validation), device="cpu")
+    inputs = open_inputs(model, data, Recipe(), test=str(validation), device="cpu", searches=False)
     theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     with torch.inference_mode():
         mine = torch.cat([inputs.baseline(images).argmax(1) for images, _ in inputs.feed.test()])

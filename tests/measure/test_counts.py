@@ -38,3 +38,32 @@ def test_counting_leaves_no_gradients() -> None:
 def test_a_shared_parameter_counts_once() -> None:
     one = nn.Linear(3, 3)
     assert count_parameters(nn.Sequential(one, one)) == 12
+
+
+class NoGradients(nn.Module):
+    """As flex attention on a CPU: its kernel has no backward."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("no backward on CPU")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(7, 5), (2, 3, 7)),
+        (nn.Conv2d(8, 4, 3, dilation=2, groups=2), (2, 8, 9, 9)),
+        (nn.Conv1d(8, 4, 3, stride=2), (2, 8, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 5, 3)),
+    ],
+)
+def test_layers_are_counted_where_the_counter_cannot_run(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    x = torch.randn(shape)
+    assert count_macs(NoGradients(layer), x) == count_macs(layer, x) > 0

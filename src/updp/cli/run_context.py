@@ -27,11 +27,12 @@ def open_run(
     fresh: str = "",
     pick: str | None = None,
     teacher: TeacherOptions | None = None,
+    searches: bool = False,
 ) -> Iterator[Run]:
     """Open the run that the options name, and show progress bars while it works.
 
     What the options leave out is taken from the run directory. `last` and `fresh` are as for
-    `open_run_directory`. Raises UserError.
+    `open_run_directory`, `searches` as for `open_inputs`. Raises UserError.
     """
     with Bars(standard_console()) as bars:
         # Starting over from the beginning ignores the recipe in the run directory, too.
@@ -43,6 +44,7 @@ def open_run(
             starts_over=starts_over,
             pick=pick,
             teacher=teacher,
+            searches=searches,
         )
         yield open_run_directory(inputs, options.out, last=last, fresh=fresh)
 
@@ -55,10 +57,12 @@ def read_inputs(
     starts_over: bool = False,
     pick: str | None = None,
     teacher: TeacherOptions | None = None,
+    searches: bool = True,
 ) -> RunInputs:
     """Open the inputs that the options name; what they leave out is taken from the run directory.
 
-    The recipe is not, where a run `starts_over`. Raises UserError.
+    The recipe is not, where a run `starts_over`. `searches` is as for `open_inputs`. Raises
+    UserError.
     """
     settings = recipe.settle(None if starts_over else options.out)
     record = RunRecord.read_if_there(options.out)
@@ -90,6 +94,7 @@ def read_inputs(
         tensorboard=options.tensorboard,
         log=options.log,
         progress=progress,
+        searches=searches,
     )
 
 

@@ -24,7 +24,9 @@ def prune(
     from updp.cli.tables import print_result, standard_console
 
     first = "sites" if fresh else ""
-    with open_run(run, recipe, last="merge", fresh=first, pick=pick, teacher=teacher) as opened:
+    with open_run(
+        run, recipe, last="merge", fresh=first, pick=pick, teacher=teacher, searches=True
+    ) as opened:
         opened.until("merge")
     print_result(standard_console(), opened.directory)
 
@@ -59,7 +61,9 @@ def search(
     from updp.cli.tables import print_front, standard_console
 
     first = "search" if fresh else ""
-    with open_run(run, recipe, last="search", fresh=first, pick=pick, teacher=teacher) as opened:
+    with open_run(
+        run, recipe, last="search", fresh=first, pick=pick, teacher=teacher, searches=True
+    ) as opened:
         opened.only("search")
     if opened.inputs.plan is None:
         print_front(standard_console(), opened.directory.search_result())

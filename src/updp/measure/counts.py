@@ -1,14 +1,23 @@
 """Counts of multiply-accumulates and of parameters."""
 
+import logging
 from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from updp.blocks.modules import hooks
 from updp.blocks.nested import call
+from updp.errors import reason
+
+_log = logging.getLogger(__name__)
+
+# Layers with a weight of which each row makes one channel; transposed ones have one per input's.
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 # The attention kernels for which PyTorch's counter has no formula. Which kernel runs depends on
 # the release of PyTorch and on the device.
@@ -20,12 +29,35 @@ _ATTENTION = (
 
 
 def count_macs(module: nn.Module, *inputs: Any) -> int:
-    """Multiply-accumulates of one forward on `inputs`, such as images (N, C, H, W)."""
+    """Multiply-accumulates of one forward on `inputs`, such as images (N, C, H, W).
+
+    PyTorch's counter cannot run some kernels, such as flex attention: where it fails, those of
+    convolutions and linear layers alone are counted.
+    """
     # The counter follows gradients, and fails without them on a parameter given to a module.
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
-    with torch.enable_grad(), counter:
-        call(module, *inputs)
+    try:
+        with torch.enable_grad(), counter:
+            call(module, *inputs)
+    except NotImplementedError as error:
+        _log.info("only convolutions and linear layers are counted: %s", reason(error))
+        return _macs_of_layers(module, *inputs)
     return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def _macs_of_layers(module: nn.Module, *inputs: Any) -> int:
+    counts: list[int] = []
+
+    def count(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        values = args[0] if isinstance(layer, _TRANSPOSED) else y
+        weight: Any = layer.weight  # no parameter, where it is parametrised
+        counts.append(values.numel() * weight[0].numel())
+
+    layers = [m for m in module.modules() if isinstance(m, _LAYERS + _TRANSPOSED)]
+    with hooks(layer.register_forward_hook(count) for layer in layers):
+        call(module, *inputs)
+    return sum(counts)
 
 
 def _missing_formulas() -> dict[Any, Callable[..., int]]:

@@ -74,6 +74,12 @@ class Recipe(Part):
             )
         return self
 
+    def required_budget(self) -> Budget:
+        """The budget. Raises UserError where there is none."""
+        if self.budget is None:
+            raise UserError("no budget was given: say how much to prune, such as blocks=6")
+        return self.budget
+
     @classmethod
     @checked()
     def load(cls, path: str | Path) -> Recipe:

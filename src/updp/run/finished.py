@@ -206,6 +206,7 @@ def open_run(
         device=device,
         task=task or record.task,
         progress=progress,
+        searches=False,
         check=check,
     )
     return Finished(

@@ -72,17 +72,21 @@ def open_inputs(
     log: str | None = None,
     task: Task | str | None = None,
     progress: Progress | None = None,
+    searches: bool = True,
     check: Callable[[nn.Module, Source], None] = lambda model, source: None,
 ) -> RunInputs:
     """Load the model and the teacher, open the data, and check that they fit together.
 
     Nothing is written, and a module of the user's is copied. The arguments are those of
-    `updp.prune`; `check` may refuse model and data before any work.
+    `updp.prune`. `searches` says that a plan will be searched for unless one is given; `check` may
+    refuse model and data before any work.
 
     Raises:
         UserError: something is missing, unusable, or does not fit the rest.
     """
-    # What needs an optional package comes first: loading models and data may take minutes.
+    # What can be refused at once comes first: loading models and data may take minutes.
+    if searches and plan is None and pick is None:
+        recipe.required_budget()
     own_task = find_task(recipe.task if task is None else task)
     check_settings(own_task, recipe)
     target = as_device(device)

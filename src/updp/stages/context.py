@@ -172,11 +172,7 @@ class Context(RunInputs):
 
     def require_budget(self) -> Budget | None:
         """The budget, or None with a given plan. Raises UserError where both are missing."""
-        if self.plan is not None:
-            return None
-        if self.recipe.budget is None:
-            raise UserError("no budget was given: say how much to prune, such as blocks=6")
-        return self.recipe.budget
+        return None if self.plan is not None else self.recipe.required_budget()
 
     def limits(self) -> Limits:
         """The budget in ms, MACs, parameters and bytes. Raises UserError when out of reach."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -285,6 +287,39 @@ def patched() -> nn.Module:
     return block
 
 
+@dataclass
+class Output(OrderedDict[str, Tensor]):
+    """A mapping and a dataclass, as transformers' outputs are."""
+
+    value: Tensor
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self["value"] = self.value
+
+
+class Returning(Two):
+    """Returns a mapping of a class of its own."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        return self.kind(value=x + self.branch(x))
+
+
+class Named(nn.Module):
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.inner = Returning(kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        assert type(y) is self.inner.kind
+        return y["value"]
+
+
 class Patch:
     def __init__(self, block: Two) -> None:
         self.block = block
@@ -314,6 +349,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
     "no children": (Childless, "image", 0),
     "a list with a forward": (lambda: Listed([conv(C, 6), conv(6, C)]), "image", 2),
     "patched": (patched, "image", 2),
+    "an ordered dict": (lambda: Named(OrderedDict), "image", 2),
+    "a mapping of its class": (lambda: Named(Output), "image", 2),
 }
 
 

@@ -384,7 +384,8 @@ class InOneForward(nn.Module):
 def test_attentions_of_one_block_keep_apart() -> None:
     model = network(InOneForward)
     findings, found = offered(model, 0.5)
-    assert len(found) == 6 and len({site.block for site in findings.sites}) == 2
+    assert len(found) == 6
+    assert len({site.block for site in findings.sites}) == 2
     net = Supernet(model, findings, found).eval()
     net.calibrate(images(20))
     for place in range(3):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from itertools import pairwise
 from traceback import walk_tb
@@ -97,6 +98,20 @@ def has_proxy(value: Any) -> bool:
     found: list[Any] = []
     map_aggregate(value, lambda v: found.append(v) if isinstance(v, fx.Proxy) else None)
     return bool(found)
+
+
+def construction(value: Any) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]] | None:
+    """The call of a graph that makes a mapping with proxies; None for a plain dict, and all else.
+
+    Such a mapping is an `OrderedDict`, or a dataclass too, as transformers' outputs are.
+    """
+    if not isinstance(value, dict) or type(value) is dict or not has_proxy(dict(value)):
+        return None
+    if type(value) is OrderedDict:
+        return "call_function", OrderedDict, ([*value.items()],), {}
+    if is_dataclass(value):
+        return "call_function", type(value), (), dict(value)
+    return None
 
 
 def _is_ours(frame: FrameType) -> bool:

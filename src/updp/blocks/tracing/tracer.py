@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from updp.blocks.teach import forward_of
 from updp.blocks.tracing.calls import Arguments, copied
-from updp.blocks.tracing.foreign import Foreign, has_proxy, recorded, unscripted
+from updp.blocks.tracing.foreign import Foreign, construction, has_proxy, recorded, unscripted
 from updp.blocks.tracing.overwrites import Notes, are_one
 from updp.blocks.tracing.proxies import Flag, ValueProxy, is_flag
 from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
@@ -104,6 +104,11 @@ class Tracer(fx.Tracer):
             if all(n in self.values for n in inputs):
                 self._compute(node, inputs)
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        """Record a mapping of a class of its own, such as transformers' outputs, as one node."""
+        made = construction(a)
+        return super().create_arg(a) if made is None else self.create_proxy(*made).node
 
     def note_overwritten(self, node: fx.Node, base: fx.Node) -> None:
         """Note that `node` holds from now on what the tensor of `base` holds."""
@@ -236,7 +241,7 @@ class Tracer(fx.Tracer):
         """Note whether a node's value depends on what a tensor holds, not on its size alone."""
         value, inputs = self.values[node], node.all_input_nodes
         given = node.op in ("placeholder", "get_attr")
-        if not given and not any(n in self.notes.valued for n in inputs):
+        if not (given or any(n in self.notes.valued for n in inputs)):
             return
         if getattr(node.target, "__name__", node.target) in _SIZED:
             return
