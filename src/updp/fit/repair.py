@@ -51,14 +51,9 @@ def operator_repair(
     `x` is an input of the module. Returns None if its weights cannot be set, or if its normal
     matrix takes more than a quarter of the memory for rows.
     """
-    try:
-        step = LinearStep.read(name, module, x)
-    except ValueError:
+    if (step := _settable(name, module, x)) is None:
         return None
-    if step.derived:
-        return None
-    layout = "first" if isinstance(module, CONVOLUTIONS) else "last"
-    fit = OperatorFit(_chain(layout, step), 0)
+    fit = OperatorFit(_chain(step), 0)
     return fit.fit_task(settings, batches) if fit.fits_into(settings) else None
 
 
@@ -112,23 +107,34 @@ def _path_fits(
         shared = any(owners[id(p)] > 1 for p in module.parameters())
         if shared or calls.count[name] > 1 or x.ndim < 2 or len(x) % site.shape_in[0]:
             continue  # tokens in windows are some of an image's
-        try:
-            step = LinearStep.read(name, module, x)
-        except ValueError:
+        if (step := _settable(name, module, x)) is None:
             continue
         is_last = name == [*calls.given][-1]
-        layout = "first" if isinstance(module, CONVOLUTIONS) else "last"
         ends = is_last and path is region.branch and region.add is not None
-        scale = channel_factor(y, calls.output, layout) if ends else None
-        fit = OperatorFit(_chain(layout, step), 0, enter=_Before(whole, module))
+        scale = channel_factor(y, calls.output, _layout(step)) if ends else None
+        fit = OperatorFit(_chain(step), 0, enter=_Before(whole, module))
         if scale is not None:
-            chain, skip = _chain(layout, step, ScaleStep(name, scale)), skip_of(site, block, graph)
+            chain, skip = _chain(step, ScaleStep(name, scale)), skip_of(site, block, graph)
             fit = replace(fit, chain=chain, skip=skip, post=site.post)
-        if not step.derived and fit.is_on:
+        if fit.is_on:
             yield fit
 
 
-def _chain(layout: str, step: LinearStep, *behind: Step) -> Chain:
+def _settable(name: str, module: nn.Module, x: Tensor) -> LinearStep | None:
+    """The module as a step, where it is a linear operator whose weights can be set."""
+    try:
+        step = LinearStep.read(name, module, x)
+    except ValueError:
+        return None
+    return None if step.derived else step
+
+
+def _layout(step: LinearStep) -> str:
+    return "first" if isinstance(step.module, CONVOLUTIONS) else "last"
+
+
+def _chain(step: LinearStep, *behind: Step) -> Chain:
+    layout = _layout(step)
     return Chain((step, *behind), layout, layout, layout, len(step.stride))
 
 
