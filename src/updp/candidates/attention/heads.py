@@ -56,14 +56,7 @@ class Heads:
         """The linear layer of queries, keys and values in one, for `attend`, and the output's."""
         query = self.query * sqrt(self.sizes[0])  # by which torch divides
         rows = torch.cat([m.flatten(0, 1) for m in (query, self.key, self.value)])
-        first, last = rows[:, :-1], self.out
-        layers = nn.Linear(*first.mT.shape), nn.Linear(*last.mT.shape)
-        for layer, weight, bias in zip(
-            layers, (first, last), (rows[:, -1], self.bias), strict=True
-        ):
-            layer.weight = nn.Parameter(weight.to(like))
-            layer.bias = nn.Parameter(bias.to(like))
-        return layers
+        return _linear(rows[:, :-1], rows[:, -1], like), _linear(self.out, self.bias, like)
 
 
 def with_one(x: Tensor) -> Tensor:
