@@ -39,6 +39,13 @@ _SMALL = {
     "intermediate_dim": 128, "bos_token_id": 1, "eos_token_id": 2, "num_global_key_value_heads": 2,
 }  # fmt: skip
 _OWN: dict[str, dict[str, Any]] = {
+    "efficientnet": {
+        "image_size": 128,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "hidden_dim": 1280,
+    },
+    "esm": {"vocab_size": 128, "mask_token_id": 4, "pad_token_id": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     "nemotron": {"num_key_value_heads": 4, "head_dim": 16},
     "xmod": {"default_language": "en_XX"},
@@ -48,9 +55,10 @@ _OWN: dict[str, dict[str, Any]] = {
 def image_classifier(name: str) -> Network:
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
 
-    config = AutoConfig.for_model(name)
+    own = _OWN.get(name, {})
+    config = AutoConfig.for_model(name, **own)
     if isinstance(layers := getattr(config, "num_hidden_layers", None), int) and layers > 4:
-        config = AutoConfig.for_model(name, num_hidden_layers=4)
+        config = AutoConfig.for_model(name, num_hidden_layers=4, **own)
     kinds = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]  # DeiT has two
     model = (kinds[0] if isinstance(kinds, list | tuple) else kinds)(config)
     vision_config = getattr(config, "vision_config", config)

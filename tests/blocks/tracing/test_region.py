@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.tracing.region import residual_regions, whole_region
+from tests.blocks.tracing.graphs import residual_regions
+from updp.blocks.tracing.region import whole_region
 from updp.blocks.tracing.trace import trace_alone
 
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.blocks.tracing.graphs import residual_regions
 from tests.families import FAMILIES, C, Mlp, images, network
 from updp.blocks.tracing.calls import Arguments, record_calls
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
-from updp.blocks.tracing.region import residual_regions
 from updp.blocks.tracing.trace import trace_alone, trains_otherwise
 
 

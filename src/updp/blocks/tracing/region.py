@@ -56,22 +56,15 @@ def data_nodes(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     return ancestors
 
 
-def residual_regions(
-    graph: fx.Graph, operators: Callable[[str], int] = lambda target: 1
-) -> list[Region]:
-    """Find the regions that end in an add of two paths from one tensor, in graph order.
-
-    `operators` counts the linear operators of a module by its path in the block: of the two paths,
-    the one with more is the branch. An add whose paths do not fork from one tensor, as that of a
-    position embedding, is not a residual add.
-    """
-    return [region for region, why in residual_adds(graph, operators) if not why]
-
-
 def residual_adds(
     graph: fx.Graph, operators: Callable[[str], int] = lambda target: 1
 ) -> list[tuple[Region, str]]:
-    """All adds of two paths from one tensor, each with why it ends no region; see there."""
+    """Find all adds of two paths from one tensor, in graph order, each as the end of a region.
+
+    With each comes why it is none; empty if it is one. `operators` counts the linear operators of
+    a module by its path in the block: of the two paths, the one with more is the branch. An add
+    whose paths do not fork from one tensor, as that of a position embedding, is not listed.
+    """
     ancestors = data_nodes(graph)
     at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
     found = []

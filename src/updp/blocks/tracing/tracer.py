@@ -60,8 +60,7 @@ class Tracer(fx.Tracer):
         foreign: Iterable[Foreign] = (),
     ) -> None:
         self.foreign = (*foreign,)
-        functions = (*_MAKERS.values(), *(f.function for f in self.foreign))
-        super().__init__(autowrap_functions=functions)
+        super().__init__((), (*_MAKERS.values(), *(f.function for f in self.foreign)))
         self._autowrap_search += [torch, *(module for f in self.foreign for module in f.holders)]
         self.call, self.inlined, self.fixed, self.training = call, inlined, fixed, training
         self.proxy_buffer_attributes = buffers
