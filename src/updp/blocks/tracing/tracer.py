@@ -60,11 +60,11 @@ class Tracer(fx.Tracer):
         foreign: Iterable[Foreign] = (),
     ) -> None:
         self.foreign = (*foreign,)
-        super().__init__((), (*_MAKERS.values(), *(f.function for f in self.foreign)))
+        wrapped = (*_MAKERS.values(), *(f.function for f in self.foreign))
+        super().__init__(autowrap_functions=wrapped)
         self._autowrap_search += [torch, *(module for f in self.foreign for module in f.holders)]
         self.call, self.inlined, self.fixed, self.training = call, inlined, fixed, training
-        self.proxy_buffer_attributes = buffers
-        self.notes = Notes()
+        self.proxy_buffer_attributes, self.notes = buffers, Notes()
         self.values = self.notes.values
         self.computing = False  # while a node's value is computed, nothing is to be recorded
 
