@@ -83,17 +83,6 @@ def test_a_site_may_be_kept_for_fits_without_any_candidate() -> None:
     assert "forward" not in vars(net.merged().blocks[0])
 
 
-def test_sites_that_share_weights_are_known() -> None:
-    model, x = network("basic"), images()
-    findings = find(model, x)
-    names = [site.name for site in findings.sites]
-    assert Supernet(model, findings, {}, kept=names).sharing() == set()
-    model = network("basic")
-    model.blocks[1].conv1.weight = model.blocks[0].conv1.weight
-    findings = find(model, x)
-    assert Supernet(model, findings, {}, kept=names).sharing() == {"blocks.0", "blocks.1"}
-
-
 @pytest.mark.parametrize("family", [n for n, f in FAMILIES.items() if f.sites])
 def test_base_names_are_those_of_the_users_state_dict(family: str) -> None:
     model = network(family)

@@ -214,8 +214,10 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
     """Replace each region's exit in a copy of the graph; the old nodes stay, without users."""
     graph = copy.deepcopy(graph)
     nodes = {n.name: n for n in graph.nodes}
-    taken = {n.target for n in graph.nodes}
+    paths = [str(n.target).split(".") for n in graph.nodes if n.op in ("call_module", "get_attr")]
+    taken = {path for parts in paths for path in itertools.accumulate(parts, "{}.{}".format)}
     added: dict[str, object] = {}
+    replaced: dict[fx.Node, fx.Node] = {}
     for item in replacements:
         before = {*graph.nodes}
         region = item.region
@@ -223,8 +225,11 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
         skip = nodes[region.skip[-1]] if region.skip else entry
         with graph.inserting_before(old.next):
             new = item.emit(graph, entry, skip)
+        for node in {*graph.nodes} - before:
+            for gone, instead in replaced.items():  # it may have been found by its name
+                node.replace_input_with(gone, instead)
         old.replace_all_uses_with(new)
-        nodes[region.exit] = new  # it may be the entry of the next region
+        nodes[region.exit] = replaced[old] = new  # it may be the entry of the next region
         for name, value in item.added.items():
             free = name
             while free in taken:  # a block that was pruned before has such names already

@@ -24,6 +24,7 @@ from updp.io.records import Record
 from updp.recipe import FitSettings
 from updp.supernet.judge import Judge, split
 from updp.supernet.partial import Walk, tapped
+from updp.supernet.shared import read_before, shared_sites
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
 from updp.tasks import CLASSIFICATION, Task
@@ -146,18 +147,22 @@ def _places(
 ) -> list[_Place]:
     """Places to fit, from the first pruned site on, in execution order."""
     places: list[_Place] = []
-    sharing = net.sharing()
-    for name, module, x in _execution_order(net, batches[0]):
+    order = _execution_order(net, batches[0])
+    fixed: set[str] = set()
+    if settings.repair:
+        fixed = shared_sites(net)
+        fixed |= read_before(net, batches[0], {name: module for name, module, _ in order})
+    for name, module, x in order:
         pruned = choices.get(name, KEEP) != KEEP
         if not (pruned or (places and settings.repair)):
             continue
-        if not isinstance(module, Switch):
+        if not pruned and name in fixed:
+            fit_tasks = []
+        elif not isinstance(module, Switch):
             repair = operator_repair(name, module, x, settings, len(batches))
             fit_tasks = [] if repair is None else [repair]
         elif pruned:
             fit_tasks = module.form(choices[name]).fit_tasks(settings, len(batches))
-        elif name in sharing:
-            fit_tasks = []
         else:
             fit_tasks = site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))
         places.append(_Place(name, module, fit_tasks))

@@ -1,6 +1,6 @@
 """The supernet: the user's model with every site switchable between `keep` and its candidates."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -94,21 +94,6 @@ class Supernet(nn.Module):
     def places(self) -> dict[str, Switch]:
         """All sites by name, those without candidates too."""
         return self.switches | self.kept
-
-    def sharing(self) -> set[str]:
-        """Sites whose weights another site, or an operator outside of all sites, has as well."""
-        users: Counter[int] = Counter()
-        inside = {id(m) for switch in self.places.values() for m in switch.modules()}
-        for switch in self.places.values():
-            users.update({id(p) for p in switch.keep.parameters()})
-        for module in self.model.modules():
-            if id(module) not in inside and not any(module.children()):
-                users.update(id(p) for p in module.parameters())
-        return {
-            name
-            for name, switch in self.places.items()
-            if any(users[id(p)] > 1 for p in switch.keep.parameters())
-        }
 
     def paths(self) -> list[nn.Module]:
         """Each path of each site: the baseline's and the candidates' forms."""
@@ -237,12 +222,14 @@ class Supernet(nn.Module):
         self, name: str, sites: list[Site], candidates: Mapping[str, Sequence[Candidate]]
     ) -> None:
         block, graph = self._originals[name], self._graphs[name]
+        # Candidates that read the block later must not meet the switches in it.
+        before = as_before(block, self._own[name])
         parts = []
         for i, site in enumerate(sites):
             region = site.region
             keep = extract(block, graph, region.entry, region.exit, region.extras)
             offered = candidates.get(site.name, ())
-            switch = Switch(keep, {c.label: c.build(site, block, graph) for c in offered})
+            switch = Switch(keep, {c.label: c.build(site, before, graph) for c in offered})
             (self.switches if offered else self.kept)[site.name] = switch
             parts.append(calling(region, f"switch{i}", switch))
         rewrite(block, graph, parts, whole=True, inside=name in self._counted)

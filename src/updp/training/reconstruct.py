@@ -25,6 +25,7 @@ from updp.recipe import ReconstructSettings
 from updp.supernet import KEEP, Inputs, Supernet, Switch, bytes_of, copied
 from updp.supernet.judge import Judge
 from updp.supernet.partial import Walk
+from updp.supernet.shared import read_before, shared_sites
 from updp.tasks import CLASSIFICATION, Task
 from updp.training.optim import make_optimizer, make_schedule
 
@@ -139,13 +140,13 @@ def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePai
     ):
         call(net, images)
     pruned = [net.places[name].choice != KEEP for name in order]
-    sharing = net.sharing()
+    fixed = shared_sites(net) | read_before(net, images, net.places)
     return [
         _SitePair(name, net.places[name], baseline.places[name])
         for number, name in enumerate(order)
         if any(pruned[: number + 1])
         and net.sites[name].calls == 1
-        and (pruned[number] or name not in sharing)
+        and (pruned[number] or name not in fixed)
         and any(p.requires_grad for p in net.places[name].running.parameters())
     ]
 

@@ -1,0 +1,67 @@
+"""Weights that a forward reads at several places: a fit of one place must not change them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from updp.blocks.modules import UserCodeError, call_user_code, hooks
+from updp.blocks.nested import Samples, call, take
+from updp.supernet.supernet import Supernet
+from updp.supernet.switch import Switch
+
+
+def shared_sites(net: Supernet) -> set[str]:
+    """Sites whose weights another site, or an operator outside of all sites, has as well."""
+    users: Counter[int] = Counter()
+    inside = {id(m) for switch in net.places.values() for m in switch.modules()}
+    for switch in net.places.values():
+        users.update({id(p) for p in switch.keep.parameters()})
+    for module in net.model.modules():
+        is_list = isinstance(module, nn.ParameterList | nn.ParameterDict)  # of whoever reads it
+        if id(module) not in inside and not is_list and not any(module.children()):
+            users.update(id(p) for p in module.parameters())
+    return {
+        name
+        for name, switch in net.places.items()
+        if any(users[id(p)] > 1 for p in switch.keep.parameters())
+    }
+
+
+def read_before(net: Supernet, images: Samples, places: Mapping[str, nn.Module]) -> set[str]:
+    """Places, sites or operators, on whose weights their own input depends.
+
+    The targets of a fit are of a forward with the old weights, and so are its inputs: what reads
+    them before, such as a module that is called outside of its site, too, would change. Found by
+    the gradients of each input; of a model that has none nothing is found.
+    """
+    given: dict[nn.Module, Tensor] = {}
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].requires_grad:
+            given.setdefault(module, args[0].sum())
+
+    frozen = [p for p in net.parameters() if not p.requires_grad and p.is_floating_point()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_()
+        handles = (m.register_forward_pre_hook(hook) for m in places.values())
+        with torch.enable_grad(), hooks(handles):
+            call_user_code(call, net, take(images, torch.arange(1)))
+        return {n for n, m in places.items() if m in given and _depends(given[m], m)}
+    except UserCodeError:
+        return set()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _depends(x: Tensor, place: nn.Module) -> bool:
+    """Whether a tensor was computed with weights of a place."""
+    own = [*(place.keep if isinstance(place, Switch) else place).parameters()]
+    if not own:
+        return False
+    gradients = torch.autograd.grad(x, own, retain_graph=True, allow_unused=True)
+    return any(gradient is not None for gradient in gradients)
