@@ -185,6 +185,17 @@ def test_every_mixture_of_kinds_is_merged_exactly(kind: str) -> None:
         assert not any("switch" in n and "keep" in n for n, _ in net.merged().named_modules())
 
 
+def test_what_replaces_a_part_of_a_counted_block_copies_no_switch() -> None:
+    model, x = made("counted children")
+    findings, candidates = offered(model, x)
+    assert findings.counted
+    net = Supernet(model, findings, candidates).eval()
+    net.calibrate(x)
+    chosen = {n: next(c.label for c in of if c.kind == "narrow") for n, of in candidates.items()}
+    fit_plan(net, chosen, [x, x], FitSettings(), task=Task())
+    verify(net, x, MergeSettings(), task=Task())
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_mixture_is_fitted(kind: str) -> None:
     draw = random.Random(1)
