@@ -678,3 +678,27 @@ def test_blocks_left_out_at_random_in_training_are_all_found() -> None:
     blocks: list[nn.Module] = [Skipped(conv(C, 6), conv(6, C)) for _ in range(5)]
     found = find(Held(blocks, run), images())
     assert found.modal == {f"blocks.{number}" for number in range(5)}
+
+
+class Hybrid(nn.Module):
+    """A residual block in front of branches that its own forward adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = Basic(conv(C, C), conv(C, C)), Basic(conv(C, C), conv(C, C))
+        self.parts = nn.ModuleList(Mlp(C) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.inner(x)  # the smaller residual is the site
+        x = x.flatten(2).transpose(1, 2)
+        for part in self.parts:
+            x = x + part(x)
+        return x
+
+
+def test_a_module_with_residual_children_has_branches_of_its_own() -> None:
+    found = find(randomise(Hybrid()).eval(), torch.randn(3, C, 9, 7))
+    assert [s.name for s in found.sites] == [":parts.0", ":parts.1", "stem", "inner"]
+    assert all(s.branch is not None for s in found.sites)
+    assert found.unusable == ()

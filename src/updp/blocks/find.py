@@ -76,18 +76,21 @@ class _Finder:
     def find(self) -> Findings:
         """Search in order of preference: what an earlier step takes, a later one cannot."""
         residual = {n: regions for n in self.graphs if (regions := self._regions(n))}
-        for outer in [n for n in residual if any(o != n and under(o, n) for o in residual)]:
-            del residual[outer]
+        outer = [n for n in residual if any(o != n and under(o, n) for o in residual)]
+        around = {name: residual.pop(name) for name in outer}
         droppable: list[Site] = []
         for name, regions in residual.items():
-            droppable += self._take_branches(name, regions)
+            droppable += self._take_branches(name, regions, len(regions))
+        for name, regions in around.items():  # its own branches, that hold no residual block
+            own = [r for r in regions if not any(self._holds(name, r, b) for b in residual)]
+            droppable += self._take_branches(name, own, len(regions) + 1)
         for name in self.graphs:
             self._take_chains(name, residual)
         for site in sorted(droppable, key=lambda s: -len(s.region.inside)):
             if self._is_free(site):
                 self._take(site)
-            elif inner := [s.name for s in self.sites if self._holds(site, s)]:
-                self._refuse(site.name, site.block, f"it holds the site {inner[0]}")
+            elif held := [s for s in self.sites if self._holds(site.block, site.region, s.block)]:
+                self._refuse(site.name, site.block, f"it holds the site {held[0].name}")
         self._take_repeated(residual)
         self._list_lost()
         self._list_untraceable(residual)
@@ -108,14 +111,14 @@ class _Finder:
         self.lost += [(name, region, why) for region, why in found if why]
         return [region for region, why in found if not why]
 
-    def _take_branches(self, name: str, regions: list[Region]) -> list[Site]:
-        """Take residual branches that are chains; return those that could only be dropped."""
+    def _take_branches(self, name: str, regions: list[Region], count: int) -> list[Site]:
+        """Take those of a module's `count` residual branches that are chains; return the others."""
         droppable = []
         values = self._values(name)
         for region in regions:
             if not joins_maps(region, values):
                 continue
-            label = self._label(name, region, len(regions))
+            label = self._label(name, region, count)
             site = self._read(label, name, region, values)
             if site is None:
                 continue
@@ -253,11 +256,11 @@ class _Finder:
         named = site.name in (s.name for s in self.sites)
         return not named and not any(self._is_taken(*self._paths(site.block, n)) for n in nodes)
 
-    def _holds(self, site: Site, inner: Site) -> bool:
-        """Whether a module that the branch of `site` calls holds the block of another site."""
-        nodes = (n for n in self.graphs[site.block].nodes if n.name in site.region.inside)
-        paths = (path for n in nodes for path in self._paths(site.block, n)[1:])
-        return any(under(inner.block, path) for path in paths)
+    def _holds(self, block: str, region: Region, inner: str) -> bool:
+        """Whether a module that a region of `block` calls holds the block `inner`."""
+        nodes = (n for n in self.graphs[block].nodes if n.name in region.inside)
+        paths = (path for n in nodes for path in self._paths(block, n)[1:])
+        return any(under(inner, path) for path in paths)
 
     def _is_taken(self, *paths: str) -> bool:
         return any(nested(p, t) for p in paths for t in self.taken)
