@@ -181,6 +181,12 @@ def test_inspect_leaves_the_model_alone(tiny_model: str) -> None:
         updp.inspect(model, (3, 8, 8))
 
 
+def test_an_example_decides_the_shape() -> None:
+    model = load_model("timm/resnet10t")
+    found = updp.inspect(model, example=torch.randn(2, 3, 64, 32), recipe=updp.Recipe())
+    assert found.shape == (3, 64, 32)
+
+
 def test_arguments_that_contradict_are_refused(tiny_model: str, tiny_recipe: updp.Recipe) -> None:
     model = load_model(tiny_model)
     with pytest.raises(UserError, match="weights are for a model given by name"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from updp.arguments import checked
 from updp.blocks import OtherSize, Unusable, find, try_other_size
@@ -271,8 +271,8 @@ def inspect(
     stored = None if example is None else as_samples(example)
     if stored is not None:
         check_example(stored, type(example).__name__)
-    wanted_shape = input_shape or settings.data.input_size or model_input_size(module) or ()
-    shape = tuple(wanted_shape)
+    wanted = input_shape or settings.data.input_size or model_input_size(module) or ()
+    shape = tuple(stored.shape[1:] if isinstance(stored, Tensor) else wanted)
     if stored is None and not shape:
         raise UserError(NO_SIZE)
     x = make_example(stored, shape, 2).to(target)
@@ -283,9 +283,9 @@ def inspect(
         shown = f"an input of {(1, *shape)}" if stored is None else "the example"
         raise UserError(f"the model fails on {shown}: {error}") from error
     findings = find(module, x)
-    wanted = findings.selected(settings.candidates.include, settings.candidates.exclude)
-    report.begin("timing candidates", len(wanted.sites) + 1)
-    offers, refused = make_offers(module, wanted, settings, target, report.advance)
+    selected = findings.selected(settings.candidates.include, settings.candidates.exclude)
+    report.begin("timing candidates", len(selected.sites) + 1)
+    offers, refused = make_offers(module, selected, settings, target, report.advance)
     x = make_example(stored, shape, settings.measure.batch_size).to(target)
     times = compare_modules({"baseline": module}, x, settings=settings.measure, rounds=2)
     report.advance()

@@ -117,6 +117,14 @@ def test_another_point_is_picked_without_a_search(run: Path) -> None:
     assert {n: c for n, c in tiny.contents(run).items() if not n.startswith("picks")} == before
 
 
+def test_picks_of_a_search_go_with_it(run: Path) -> None:
+    assert tiny.updp("prune", "--out", run, "--pick", "macs=0.5").code == 0
+    assert tiny.updp("subnet", "--out", run, "--fresh").code == 0
+    assert (run / "picks" / "macs=0.5").is_dir()
+    assert tiny.updp("search", "--out", run, "--fresh").code == 0
+    assert not (run / "picks").exists()
+
+
 def test_a_pick_that_is_not_there_leaves_no_trace(run: Path) -> None:
     before = tiny.contents(run)
     outcome = tiny.updp("prune", "--out", run, "--pick", "40")

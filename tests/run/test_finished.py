@@ -15,6 +15,7 @@ from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.models import hash_state, load_model
 from updp.run.finished import check_finished, open_run
+from updp.search import SEARCHERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,6 +90,15 @@ def test_modules_and_loaders_have_no_name(run: Path) -> None:
     change(run / "sites" / "key.json", data="another")
     said = "other data than 'digits' has: give that with --data"
     assert refused(open_run, run) == said
+
+
+def test_a_finished_run_needs_no_searcher(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(kind: type) -> None:
+        raise UserError("needs a package")
+
+    for searcher in SEARCHERS.values():
+        monkeypatch.setattr(searcher, "check_installed", classmethod(missing))
+    assert open_run(run).merged is not None
 
 
 @BOTH

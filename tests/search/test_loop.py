@@ -10,6 +10,7 @@ import pytest
 from tests import tiny
 from tests.sampling import every_other
 from tests.search.spaces import plans, task
+from updp.errors import UserError
 from updp.io import processes
 from updp.io.progress import Silent
 from updp.recipe import Recipe
@@ -165,6 +166,15 @@ def test_infinite_scores_are_never_best(searcher: str, tmp_path: Path) -> None:
     asked = make_task(searcher, evaluations=30)
     known = search(asked, judge, ScoreFile(tmp_path / "scores.jsonl"), Silent())
     assert "e" not in SPACE.choices(within(known.values(), asked, asked.limits)[0].genome)
+
+
+def test_a_model_that_cannot_be_pruned_at_all_is_said(tmp_path: Path) -> None:
+    def judge(choices: Mapping[str, str], hopeless: Callable[[float], bool]) -> Score:
+        return Score(float("inf") if choices else 0.0, 0.0, 10)
+
+    task = make_task("bayes", evaluations=30)
+    with pytest.raises(UserError, match="no site can be pruned without infinite or NaN logits"):
+        search(task, judge, ScoreFile(tmp_path / "scores.jsonl"), Silent())
 
 
 def test_stopping_early_changes_no_front(tmp_path: Path) -> None:

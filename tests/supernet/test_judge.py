@@ -70,6 +70,15 @@ def test_a_repair_that_takes_the_logits_away_is_undone_bit_by_bit(case: Any) -> 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_repair_that_ends_in_no_numbers_is_undone(case: Any, value: float) -> None:
+    before = case.head.weight.clone()
+    change = torch.full((3, 4), value).double()
+    assert case.judge.repaired(case.head, moved(case.head, change)) == ("fitted", 0.0, 0.0)
+    assert torch.equal(case.head.weight, before)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
 def test_a_repair_that_goes_too_far_is_kept_in_part(case: Any, share: float) -> None:
     before, change = case.head.weight.clone(), torch.randn(3, 4).double()

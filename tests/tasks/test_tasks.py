@@ -60,6 +60,14 @@ def test_the_contract_of_a_task(name: str) -> None:
         assert best == pytest.approx(100 if task.agreement.higher_is_better else 0, abs=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_whole_numbers_are_labels_of_a_regression(shape: tuple[int, ...]) -> None:
+    task, outputs = TASKS["regression"], torch.randn(6, 1)
+    labels = torch.arange(6).reshape(shape)
+    assert task.loss(outputs, labels) == task.loss(outputs, labels.float())
+    assert torch.equal(task.figures(outputs, labels), task.figures(outputs, labels.float()))
+
+
 def test_metrics_by_hand() -> None:
     torch.manual_seed(0)
     maps, masks = torch.randn(3, 4, 5, 6), torch.randint(0, 4, (3, 5, 6))

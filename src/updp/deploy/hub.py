@@ -14,8 +14,9 @@ from updp.io.files import read_json, write_bytes, write_json, write_text
 from updp.io.progress import Progress
 from updp.run.finished import check_finished
 from updp.run.inputs import Data, Test
-from updp.run.integrity import PUBLISHED
+from updp.run.integrity import PUBLISHED, explained
 from updp.run.records import RunRecord
+from updp.tasks import Task
 
 # By a task's name, what a hub sorts models by; a task of the user's own has none.
 _PIPELINES = {
@@ -54,6 +55,7 @@ model = updp.load("{folder}"{model})
 
 
 @checked("data", "test")
+@explained()
 def write_hub_folder(
     run: str | Path,
     out: str | Path | None = None,
@@ -63,6 +65,7 @@ def write_hub_folder(
     data: Data | None = None,
     test: Test | None = None,
     weights: str | Path | None = None,
+    task: Task | None = None,
     test_images: int = 1000,
     progress: Progress | None = None,
 ) -> Path:
@@ -83,6 +86,7 @@ def write_hub_folder(
         data: as `model`.
         test: as `model`.
         weights: as `model`.
+        task: as `model`, for a task of the user's own.
         test_images: how many test images the plain model is compared on, at most.
         progress: where to report to.
 
@@ -102,6 +106,7 @@ def write_hub_folder(
         data=data,
         test=test,
         weights=weights,
+        task=task,
         test_images=test_images,
         progress=progress,
     )

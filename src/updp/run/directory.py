@@ -35,6 +35,7 @@ from updp.stages.context import STAGES, StageKey
 from updp.stages.search import FITTED, SCORES
 
 _HASH = re.compile("'[0-9a-f]{64}'")
+_PICKS = "picks"  # folder of runs that go on with another point of the search
 DERIVED = ("export", "bench", "report.html", "report.md")  # made from the results
 
 
@@ -154,7 +155,7 @@ class RunDirectory:
 
         `fill` may change its content before it gets its name.
         """
-        path = self.path / "picks" / name
+        path = self.path / _PICKS / name
         if processes.is_first() and not path.exists():
             with self.lock():
                 temporary = path.with_name(f".{name}.tmp")
@@ -204,7 +205,10 @@ class RunDirectory:
             return
         with explained(self.path), self.lock():
             # Results first, and stages from the last one: a kill leaves none without those before.
-            for name in (*DERIVED, *PUBLISHED, *reversed(STAGES[STAGES.index(first) :])):
+            # Picks are copies of the first three stages.
+            picks = [_PICKS] if first in STAGES[:3] else []
+            later = reversed(STAGES[STAGES.index(first) :])
+            for name in (*DERIVED, *picks, *PUBLISHED, *later):
                 discard(self.path / name)
 
     def _check_ours(self) -> None:

@@ -87,6 +87,7 @@ def open_inputs(
     # What can be refused at once comes first: loading models and data may take minutes.
     if searches and plan is None and pick is None:
         recipe.required_budget()
+        SEARCHERS[recipe.search.searcher].check_installed()
     own_task = find_task(recipe.task if task is None else task)
     check_settings(own_task, recipe)
     target = as_device(device)
@@ -94,8 +95,6 @@ def open_inputs(
     if not processes.is_first():
         tensorboard = log = progress = None
     board = Board(tensorboard, log)
-    if plan is None:
-        SEARCHERS[recipe.search.searcher].check_installed()
     if not isinstance(model, str):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
@@ -206,11 +205,10 @@ def as_device(name: str | None) -> torch.device:
 def _trained(
     name: str, weights: str | Path | None, blank: nn.Module, classes: int | None, seed: int
 ) -> nn.Module:
-    """Load a named model with as many classes as its weights have, or without any as the data.
+    """Build a named model and load its weights, with the number of classes that fits both.
 
-    Without labels the data has None, and the model those that it has by itself.
-
-    `blank` is the model with the classes that it has by itself.
+    The weights' own head decides; else `classes`, those of the data. None, of data without labels,
+    leaves the model's default. `blank` is that default model, to compare shapes with.
     """
     if weights is None:
         if name.startswith(("timm/", "torchvision/")):  # a file's factory may load its own

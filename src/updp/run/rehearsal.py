@@ -201,12 +201,13 @@ class Rehearsal:
         merged = net.merged()
         models = {"baseline": context.baseline, "subnet": net, "merged": merged}
         fitted = context.recipe.subnet.start == "fit"
+        trained = bool(context.recipe.subnet.epochs) or not fitted
         starts = fitted + (context.recipe.reconstruct.epochs > 0)  # networks tested beside the last
         tests = meter.time(
             "test batches",
             lambda: evaluate(context.task, models, context.feed.test(), meter.advance),
             context.feed.test_steps,
-        ).times((4 + starts) / len(models))
+        ).times((3 + trained + starts) / len(models))
         measure = context.recipe.measure
         pair = {"baseline": to_eval(context.baseline), "merged": merged}
         x = context.example(measure.batch_size)

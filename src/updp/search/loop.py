@@ -104,7 +104,8 @@ def _run(
     if first := searcher.preliminaries():
         progress.begin(headings[0], len(first), len(past & {*first}))
         rounds.score(first)
-        if not any(math.isfinite(plan.score.score) for plan in known.values()):
+        scores = [plan.score.score for g, plan in known.items() if g != task.space.keep]
+        if scores and not any(map(math.isfinite, scores)):
             raise UserError(
                 "search: no site can be pruned without infinite or NaN logits: are some of the "
                 "model's weights extremely large?"

@@ -99,7 +99,7 @@ def verify(
         tolerances = {n: getattr(settings, f"tolerance_{n}") for n in ("float64", "float32")}
         for source in sources:
             x, to_type = inputs[source], partial(_as, dtype)
-            found, wrong = None, None
+            found, wrong, failure = None, None, ""
             if not (note and dtype == torch.float64):
                 try:
                     found = _compare(nets, dtype, merged, _mapped(x, to_type), source, task)
@@ -107,6 +107,7 @@ def verify(
                 except UserCodeError as error:
                     if dtype == torch.float32:
                         raise MergeError(f"the merged model does not run: {error}") from error
+                    failure = str(error)
             if dtype == torch.float64 and (found is None or wrong):
                 note = note or why_not_float64(nets[dtype].baseline(), x)
                 if note:
@@ -118,7 +119,7 @@ def verify(
                     f"{wrong.error:.1e} ({wrong.dtype}, {source}; at most "
                     f"{_limit(wrong, tolerances):.0e}): nothing was written"
                     if wrong
-                    else f"the merged model does not run in {name}: nothing was written"
+                    else f"the merged model does not run in {name}, {failure}: nothing was written"
                 )
             checks += found
             tick()

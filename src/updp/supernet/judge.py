@@ -5,6 +5,7 @@ that is fitted to a few hundred images, or a last block of whose tokens only one
 nearer to its own target and take the logits away from the baseline's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -72,8 +73,8 @@ class Judge:
             _interpolate(changes, share)
             errors[share] = self._divergences(place)
         errors[0.0] = unrepaired
-        best = min(errors.values(), key=lambda each: each.mean().item())
-        kept = next(share for share in errors if not _is_worse(errors[share], best))
+        best = min(errors.values(), key=lambda each: each.mean().nan_to_num(math.inf).item())
+        kept = next((share for share in errors if not _is_worse(errors[share], best)), 0.0)
         _interpolate(changes, kept)
         self._errors = errors[kept]
         return fitted, kept, self._errors.mean().item()
@@ -91,13 +92,13 @@ def _is_worse(errors: Tensor, best: Tensor) -> bool:
     """Whether the mean is larger by more than the standard error of the paired difference."""
     difference = errors - best
     noise = difference.std() / len(difference) ** 0.5
-    return bool(difference.mean() > noise)
+    return not difference.mean() <= noise  # so written, NaN is worse
 
 
 def _interpolate(changes: Sequence[tuple[Tensor, Tensor, Tensor]], share: float) -> None:
     """Set tensors to a share of the way from their old to their new values; 0 and 1 are exact."""
     for tensor, old, new in changes:
-        tensor.copy_(torch.lerp(old, new, share))
+        tensor.copy_(torch.lerp(old, new, share) if share else old)  # NaN times 0 is NaN
 
 
 def split(batches: Sequence[Samples], share: float) -> tuple[list[Samples], list[Samples]]:

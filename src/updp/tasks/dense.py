@@ -88,7 +88,7 @@ class Segmentation(Task):
 
 def _like(labels: Tensor, outputs: Tensor) -> Tensor:
     """Labels in the shape of the outputs, from which (N,) differs for one number a sample."""
-    return labels.to(outputs).reshape_as(outputs) if labels.shape != outputs.shape else labels
+    return labels.to(outputs).reshape_as(outputs)
 
 
 def _mask(labels: Tensor) -> Tensor:

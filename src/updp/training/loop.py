@@ -124,7 +124,8 @@ def train(
             if best is not None and best.is_due(done):
                 net.train(False)
                 found = best.consider(done, average.tensors if average else net.weights())
-                figures.add(step=max(done - 1, 0), held_out=found)
+                if math.isfinite(found):  # infinity is no JSON
+                    figures.add(step=max(done - 1, 0), held_out=found)
                 net.train(recipe.norms == "train")
 
         net.train(recipe.norms == "train")

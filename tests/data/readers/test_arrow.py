@@ -72,3 +72,11 @@ def test_a_data_set_saved_alone_is_a_training_split(root: Path) -> None:
     source = open_source(str(root / "train"), input_size=None, test=str(root))
     assert (len(source.train), len(source.test)) == (6, 1)
     assert source.classes == ("cat", "dog")
+
+
+def test_splits_of_other_names_are_refused(root: Path, tmp_path: Path) -> None:
+    (root / "train").rename(root / "labelled")
+    (root / "test").rename(root / "held")
+    for given in ({"test": None}, {"test": str(root)}):
+        with pytest.raises(UserError, match="has none of the splits train, test, validation"):
+            open_source(str(root), input_size=None, **given)

@@ -1,5 +1,6 @@
 """Loaders of other samples than labelled images."""
 
+from collections import UserDict
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,15 @@ def test_text_of_classes_is_classified() -> None:
     items = [{"input_ids": torch.arange(4) + n, "label": n % 3} for n in range(6)]
     source = from_loaders(Items(items), Items(items[:2]))
     assert (source.classes, source.train.targets) == (("0", "1", "2"), [0, 1, 2, 0, 1, 2])
+
+
+def test_mappings_of_any_class_are_samples() -> None:
+    """As tokenizers return them."""
+    items = [(UserDict(input_ids=torch.arange(4) + n), n % 3) for n in range(6)]
+    source = from_loaders(Items(items), Items(items[:2]))
+    assert source.train.targets == [0, 1, 2, 0, 1, 2]
+    x, _ = source.train.collate([source.train[3]])
+    assert x.kwargs["input_ids"].tolist() == [[3, 4, 5, 6]]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Axes, ticks and places."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from updp.deploy.report.figures import training_plots
 from updp.deploy.report.plot import Axis, Mark, Plot, Series, linear, logarithmic, named, shortened
 from updp.deploy.report.words import amount, digits, masked, sampling_error
 from updp.tasks import CLASSIFICATION
@@ -110,3 +112,11 @@ def test_passwords_are_masked_wherever_they_are(secret: str) -> None:
         assert masked(text) == f"https://host/data?user=ann&{name}=***&x=1 beside"
     assert masked("s3://host/a?keys=1&secretary=ann") == "s3://host/a?keys=1&secretary=ann"
     assert masked("sqlite:///a/b.db at 10:30, a@b") == "sqlite:///a/b.db at 10:30, a@b"
+
+
+def test_losses_are_drawn_where_the_first_row_has_none() -> None:
+    rows = [{"step": 0, "held_out": 0.5}, {"step": 0, "lr": 0.1, "loss": 2.0, "features": 1.0}]
+    rows += [{"step": 1, "lr": 0.1, "loss": 1.0, "features": 0.5}]
+    plot, *others = training_plots(SimpleNamespace(training={"subnet": rows}))  # type: ignore[arg-type]
+    assert others == []
+    assert [len(series.marks) for series in plot.series] == [2, 2]

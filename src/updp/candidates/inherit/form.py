@@ -97,12 +97,13 @@ class InheritForm(Form):
         collapsed, layout = self._merged_weights, self.chain.layout
 
         def target(x: Tensor, *extras: Any) -> Tensor:
-            h, beside = self.branch.baseline(self._enter(x)), self._beside(x)
+            h, beside = self.branch.baseline(self._enter(x)), self._beside(x.clone())
             return as_maps(h if beside is None else h + beside, layout)
 
         def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
             h = self._enter(x)
-            added = collapsed.skip_value(h, self._beside(x))
+            # The skip may work in place, and `h` is a view of `x`.
+            added = collapsed.skip_value(h, self._beside(x.clone()))
             read = as_maps(collapsed.before_last(h), layout)
             return read, None if added is None else as_maps(added, layout)
 

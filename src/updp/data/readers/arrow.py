@@ -73,6 +73,11 @@ def read_arrow(root: Path) -> Splits:
     if (root / _STATE).is_file():
         return _split(root, ""), None
     there = [name for name in ("train", *TESTS) if (root / name / _STATE).is_file()]
+    if not there:
+        raise UserError(
+            f"'{root}' has none of the splits train, {', '.join(TESTS)}: rename one, or give the "
+            "folder of one split"
+        )
     test = next((name for name in there if name != "train"), None)
     return _split(root, "train") if "train" in there else None, _split(root, test) if test else None
 

@@ -110,7 +110,7 @@ def is_samples(given: Loader) -> bool:
             inputs, _ = Classification().split(call_user_code(lambda: dataset[0]))
     except (UserCodeError, UserError):
         return False  # the reader of images says what is wrong
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return not {"pixel_values", "image", "img"} & inputs.keys()
     if isinstance(inputs, tuple | list):
         return len(tensors_in(inputs)) == len(inputs) > 0

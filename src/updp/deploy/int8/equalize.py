@@ -49,7 +49,7 @@ def _pairs(graph: Graph) -> Iterator[tuple[Weighted, Weighted]]:
 
 def _usable(graph: Graph, operator: Weighted) -> bool:
     node, weight = operator.node, graph.constants[operator.weight]
-    if graph.reads[operator.weight] > 1 or graph.reads[operator.bias] > 1:
+    if any(graph.reads[name] > 1 for name in (operator.weight, operator.bias) if name):
         return False  # shared: scaling it here would change another operator
     if operator.bias and operator.bias not in graph.constants:
         return False

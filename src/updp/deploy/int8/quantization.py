@@ -44,6 +44,7 @@ def quantize(
     data: Data | None = None,
     test: Test | None = None,
     weights: str | Path | None = None,
+    task: Task | None = None,
     progress: Progress | None = None,
 ) -> Int8:
     """Quantise baseline and merged model of the finished `run` to INT8 after training.
@@ -67,6 +68,7 @@ def quantize(
         data: As `model`.
         test: As `model`.
         weights: As `model`.
+        task: As `model`, for a task of the user's own.
 
     Raises:
         UserError: A package is missing, no run has ended there, it has fewer images, or a file
@@ -85,7 +87,9 @@ def quantize(
         raise UserError(f"'{folder}' is a file where the folder of exports belongs: move it away")
     Onnx().check("INT8")
     progress = progress or Silent()
-    opened = open_run(run, model, data, test=test, weights=weights, device="cpu", progress=progress)
+    opened = open_run(
+        run, model, data, test=test, weights=weights, task=task, device="cpu", progress=progress
+    )
     own = {"baseline": opened.baseline, "merged": opened.merged}
     if not isinstance(opened.first_inputs(), Tensor):
         raise UserError(

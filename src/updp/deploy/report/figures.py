@@ -188,11 +188,16 @@ def merge_plot(run: ReportedRun) -> Plot | None:
     return Plot("merge", "Merge error by block", x, y, tuple(series), note, tall=tall, listed=False)
 
 
+# What a row of `figures.jsonl` holds beside losses on training images.
+_NO_LOSSES = ("step", "lr", "gradient", "lambda", "held_out")
+
+
 def training_plots(run: ReportedRun) -> list[Plot]:
     """The losses of each stage that trained, and lambda where it has one."""
     plots = []
     for stage, rows in run.training.items():
-        names = [n for n in rows[0] if n not in ("step", "lr", "gradient", "lambda")]
+        # Not every row has all of them: one of before the first step has the held-out loss alone.
+        names = [*dict.fromkeys(n for row in rows for n in row if n not in _NO_LOSSES)]
         styles = ("c-one", "c-two", "c-fuse", "c-fold")  # losses beyond these are left out
         series = [_curve(name, rows, style) for name, style in zip(names, styles, strict=False)]
         x = linear("step", [row["step"] for row in rows], room=0.02)
