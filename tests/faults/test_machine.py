@@ -132,7 +132,8 @@ def test_memory_that_does_not_suffice_names_stage_and_setting(
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, said: Said) -> None:
     assert printable("a\x1b[31m\x07ä\ud800") == "a\\x1b[31m\\x07ä\\ud800"
-    code, line = said("prune", "--model", "timm/\x1b[31mred\n", "--data", "digits")
+    given = ["--model", "timm/\x1b[31mred\n", "--data", "digits", "--budget", "blocks=1"]
+    code, line = said("prune", *given)
     assert code == 2
     assert "\\x1b[31mred\\n" in line
     error = explain(FileNotFoundError(errno.ENOENT, "No such file or directory", b"\xff\n"))

@@ -15,7 +15,7 @@ from torch import fx, nn
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import count_operators, hooks, is_composite, to_eval
 from updp.blocks.nested import Samples, join, map_tensors
-from updp.blocks.paths import nested, under
+from updp.blocks.paths import meet, nested, under
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
@@ -81,15 +81,16 @@ class _Finder:
         droppable: list[Site] = []
         for name, regions in residual.items():
             droppable += self._take_branches(name, regions, len(regions))
-        for name, regions in around.items():  # its own branches, that hold no residual block
-            own = [r for r in regions if not any(self._holds(name, r, b) for b in residual)]
+        for name, regions in around.items():  # its own branches, not in or around a residual block
+            own = [r for r in regions if not meet(self._calls(name, r), residual)]
             droppable += self._take_branches(name, own, len(regions) + 1)
         for name in self.graphs:
             self._take_chains(name, residual)
         for site in sorted(droppable, key=lambda s: -len(s.region.inside)):
+            calls = self._calls(site.block, site.region)
             if self._is_free(site):
                 self._take(site)
-            elif held := [s for s in self.sites if self._holds(site.block, site.region, s.block)]:
+            elif held := [s for s in self.sites if any(under(s.block, path) for path in calls)]:
                 self._refuse(site.name, site.block, f"it holds the site {held[0].name}")
         self._take_repeated(residual)
         self._list_lost()
@@ -256,14 +257,13 @@ class _Finder:
         named = site.name in (s.name for s in self.sites)
         return not named and not any(self._is_taken(*self._paths(site.block, n)) for n in nodes)
 
-    def _holds(self, block: str, region: Region, inner: str) -> bool:
-        """Whether a module that a region of `block` calls holds the block `inner`."""
+    def _calls(self, block: str, region: Region) -> list[str]:
+        """Paths of the modules with parameters that a region of a block calls."""
         nodes = (n for n in self.graphs[block].nodes if n.name in region.inside)
-        paths = (path for n in nodes for path in self._paths(block, n)[1:])
-        return any(under(inner, path) for path in paths)
+        return [path for n in nodes for path in self._paths(block, n)[1:]]
 
     def _is_taken(self, *paths: str) -> bool:
-        return any(nested(p, t) for p in paths for t in self.taken)
+        return meet(paths, self.taken)
 
     def _overlap(self, site: Site) -> str:
         """Why a residual branch cannot be a site beside those that are taken; empty if it can."""
