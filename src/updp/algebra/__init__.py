@@ -5,7 +5,7 @@ groups; an `Affine` is a BatchNorm or layer scale. `compose` puts one operator a
 sums two in parallel, `after` and `before` fold an affine, `reorder` permutes output channels, and
 `centre_tap` shrinks a kernel. Each is a pure function and equal to what it replaces, border
 included; where a merge is only equal for padding in a certain place, its docstring says where. The
-rules are in DESIGN, "Merging exactly".
+rules are in docs/concepts/merging.md.
 """
 
 from updp.algebra.affine import Affine, after, as_operator, before, chain, from_batchnorm

@@ -24,7 +24,7 @@ class Affine:
 def from_batchnorm(
     mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Affine:
-    """Read a BatchNorm in eval mode, all tensors (C,), with its own eps (DESIGN, rule 1).
+    """Read a BatchNorm in eval mode, all tensors (C,), with its own eps.
 
     `scale = weight / sqrt(var + eps)`, `shift = bias - mean * scale` (RepVGG, arXiv 2101.03697,
     section 3.3).
@@ -46,8 +46,8 @@ def before(affine: Affine, operator: Operator) -> Operator:
 
     The operator's padding goes in front of the affine: x is padded with zeros and the affine is
     applied to the padded map, so that padded pixels hold `shift`. That is exact for a block
-    trained so (DESIGN, rule 3); a BatchNorm in front of an ordinary padded convolution leaves
-    zeros there and differs at the border unless `shift` is zero.
+    trained so (docs/concepts/merging.md, *Padding*); a BatchNorm in front of an ordinary padded
+    convolution leaves zeros there and differs at the border unless `shift` is zero.
     """
     return compose(as_operator(affine, operator.dims), operator)
 

@@ -1,4 +1,4 @@
-"""One operator after another as a single operator (DESIGN, merging rules 1 to 3)."""
+"""One operator after another as a single operator (docs/concepts/merging.md)."""
 
 from itertools import product
 from math import gcd, lcm, prod
@@ -14,7 +14,7 @@ def compose(first: Operator, second: Operator) -> Operator:
 
     Per axis, tap b of the second reads what tap a of the first read at input offset
     `a * d1 + b * d2 * s1`, so (merging as in DepthShrinker, arXiv 2206.00843, and in the subnet
-    merging stage of UPDP, arXiv 2401.06426; strides, dilation and groups after DESIGN, rule 2)
+    merging stage of UPDP, arXiv 2401.06426; with strides as in docs/concepts/merging.md)
 
         W[o, i, a * d1 + b * d2 * s1] = sum over m of W2[o, m, b] * W1[m, i, a]
         bias[o] = b2[o] + sum over m, b of W2[o, m, b] * b1[m]

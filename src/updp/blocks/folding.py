@@ -60,7 +60,7 @@ def affine_of(step: Step, like: Tensor) -> Affine:
 
 
 def fold_norm(norm: nn.Module) -> Affine:
-    """A BatchNorm in evaluation mode as an affine map, with its own eps (DESIGN, rule 1)."""
+    """A BatchNorm in evaluation mode as an affine map, with its own eps."""
     mean, var = norm.running_mean, norm.running_var
     weight, bias = norm.weight, norm.bias
     return algebra.from_batchnorm(mean, var, weight, bias, norm.eps)  # type: ignore[arg-type]

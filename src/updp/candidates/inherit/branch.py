@@ -1,8 +1,9 @@
 """The branch of a block made linear: its own operators, with BatchNorms for what was removed.
 
 All padding of a segment is on its first operator from the supernet on, so that training sees
-exactly what merging yields (DESIGN, rule 3). Between the operators the feature map is then larger
-than the baseline's by a border, which shrinks to nothing by the end of the segment.
+exactly what merging yields (docs/concepts/merging.md, *Padding*). Between the operators the feature
+map is then larger than the baseline's by a border, which shrinks to nothing by the end of the
+segment.
 """
 
 import torch

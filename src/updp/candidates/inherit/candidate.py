@@ -2,7 +2,7 @@
 
 UPDP (arXiv 2401.06426), *Progressive subnet training* and *Subnet merging*: activations become
 identity, LayerNorm and GroupNorm become BatchNorm, a BatchNorm and an activation end the block.
-Beyond the paper (DESIGN, *Which merge pays*): the chain may be cut into segments, each merged into
+Beyond the paper (docs/concepts/blocks.md): the chain may be cut into segments, each merged into
 one operator, and a convolution may be shrunk to its centre tap.
 """
 
@@ -194,7 +194,7 @@ def _cuts(names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ...]]:
 
 
 def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
-    # Later operators first: in DESIGN's measurements it was the second kernel that was shrunk.
+    # Later operators first: where it was measured, the second kernel was the one to shrink.
     for count in range(len(names) + 1):
         yield from combinations(reversed(names), count)
 
