@@ -33,6 +33,7 @@ from updp.run.records import Done, Result, RunRecord
 from updp.search import SearchResult
 from updp.stages.context import STAGES, StageKey
 from updp.stages.search import FITTED, SCORES
+from updp.training.checkpoint import CHECKPOINT
 
 _HASH = re.compile("'[0-9a-f]{64}'")
 _PICKS = "picks"  # folder of runs that go on with another point of the search
@@ -56,13 +57,13 @@ class RunDirectory:
 
     def is_done(self, name: str) -> bool:
         """Whether a stage has ended: every process asks, and is told the same."""
-        return processes.agree((self.stage(name) / "done.json").exists())
+        return processes.agree((self.stage(name) / Done.FILE).exists())
 
     def done(self, name: str) -> None:
         """Mark a stage as ended, with what it has written, and remove its checkpoint."""
         if processes.is_first():
             seal(self.stage(name)).write(self.stage(name))
-            (self.stage(name) / "checkpoint.safetensors").unlink(missing_ok=True)
+            (self.stage(name) / CHECKPOINT).unlink(missing_ok=True)
 
     def describe(self, record: RunRecord, recipe: Recipe) -> None:
         """Write `recipe.yaml`, and `run.json` when a run starts from its beginning.

@@ -22,17 +22,11 @@ from updp.run.integrity import PUBLISHED, check_published
 from updp.run.load import load
 from updp.run.plain import PlainModel
 from updp.run.records import Result, RunRecord
+from updp.stages.context import MODEL
 from updp.stages.sites import SitesKey
 from updp.tasks import TASKS, Task
 
-_FILES = (
-    "run.json",
-    "recipe.yaml",
-    "plan.json",
-    "model.safetensors",
-    "result.json",
-    "sites/key.json",
-)
+_FILES = (RunRecord.FILE, "recipe.yaml", Plan.FILE, MODEL, Result.FILE, SitesKey.FILE)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 from updp.errors import DamagedError, UserError, explain, unreadable
 from updp.plan import Plan
 from updp.run.records import Done, Result, RunRecord, StoredFile
-from updp.run.result import MODEL
-from updp.stages.context import STAGES
+from updp.stages.context import MODEL, STAGES
+from updp.training.checkpoint import CHECKPOINT
 
 # Copies at the top of the run directory, and the stage that each is from.
 PUBLISHED = {Plan.FILE: "search", MODEL: "merge", Result.FILE: "merge"}
 # Files of a stage that no later one reads: a run goes on without them.
 _LOGS = (".jsonl", ".svg")
-_NOT_ITS_OWN = (Done.FILE, "checkpoint.safetensors")
+_NOT_SEALED = (Done.FILE, CHECKPOINT)  # the mark itself, and what goes when the stage ends
 
 
 def seal(folder: Path) -> Done:
@@ -23,8 +23,7 @@ def seal(folder: Path) -> Done:
     files = {
         file.name: _describe(file)
         for file in sorted(folder.iterdir())
-        if not file.name.startswith(".")
-        and file.name not in ("done.json", "checkpoint.safetensors")
+        if not file.name.startswith(".") and file.name not in _NOT_SEALED
     }
     return Done(files=files)
 
@@ -96,7 +95,7 @@ def remedy(run: Path, file: Path) -> str:
         return "`updp merge` copies it from its stage again"
     if top in STAGES:
         return f"`updp {command_of(top)} --fresh` makes that stage anew"
-    if top in ("run.json", "recipe.yaml"):
+    if top in (RunRecord.FILE, "recipe.yaml"):
         return "copy the run directory again, or start over with `updp prune --fresh`"
     return "remove it, and let its command write it again"
 

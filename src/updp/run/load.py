@@ -19,7 +19,7 @@ from updp.models import load_model, num_outputs, own_copy
 from updp.plan import Plan
 from updp.run.integrity import check_published, explained
 from updp.run.records import RunRecord
-from updp.run.result import MODEL
+from updp.stages.context import MODEL
 from updp.stages.outputs import MergedOutputs
 from updp.supernet import Supernet
 from updp.tasks import CLASSIFICATION
@@ -50,7 +50,7 @@ def _folder(run: str | Path) -> Path:
 
 
 def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
-    for name in ("run.json", Plan.FILE, MODEL):
+    for name in (RunRecord.FILE, Plan.FILE, MODEL):
         if not (path / name).exists():
             raise UserError(f"'{path}' holds no finished run: there is no {name}")
     check_published(path, Plan.FILE, MODEL)

@@ -19,8 +19,6 @@ from updp.supernet import Supernet
 from updp.training.batchnorm import recalibrate
 from updp.training.evaluate import evaluate
 
-MODEL, RESULT = "model.safetensors", "result.json"
-
 
 def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) -> None:
     """Evaluate and time both models, and write `result.json` into the folder of stage 4.
@@ -41,7 +39,7 @@ def write_table(context: Context, merged: nn.Module, checks: Sequence[Check]) ->
     if processes.is_first():
         result = _make_result(context, merged, checks, stages, images)
         _draw(context.board.curves("merge"), result)
-        write_json(context.folder("merge") / RESULT, result.model_dump(mode="json"))
+        write_json(context.folder("merge") / Result.FILE, result.model_dump(mode="json"))
 
 
 def _make_result(

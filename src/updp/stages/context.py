@@ -27,6 +27,7 @@ from updp.tasks import Metric, Task
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
 WEIGHTS = "weights.safetensors"  # of a stage that fits or trains
+MODEL = "model.safetensors"  # merged, of the last stage
 # Of the inputs from which candidates' BatchNorms start, at once in memory: 83 images of 224 px.
 CALIBRATED_VALUES = 3 * 2**22
 TIMED_AGAIN = (
@@ -219,4 +220,4 @@ class Context(RunInputs):
 
     def found_plan(self) -> Plan:
         """The plan that stage 2 left."""
-        return Plan.read_file(self.folder("search") / "plan.json")
+        return Plan.read_file(self.folder("search") / Plan.FILE)

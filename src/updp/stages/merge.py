@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from updp.io.files import write_tensors
-from updp.stages.context import Context, StageKey
+from updp.stages.context import MODEL, Context, StageKey
 from updp.stages.outputs import MergedOutputs
 from updp.stages.verify import PARTS, Check, Checks, verify
 from updp.supernet import Supernet
@@ -52,5 +52,5 @@ def merge(
     )
     model = net.merged()
     Checks(rows=tuple(checks)).write(context.root)
-    write_tensors(context.folder("merge") / "model.safetensors", model.state_dict())
+    write_tensors(context.folder("merge") / MODEL, model.state_dict())
     return model, checks

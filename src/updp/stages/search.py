@@ -12,6 +12,7 @@ from updp.io.files import write_json, write_text
 from updp.io.records import Record
 from updp.io.tracking import Board, Curves
 from updp.measure import Latency
+from updp.plan import Plan
 from updp.search import (
     Evaluated,
     FittedScorer,
@@ -66,7 +67,7 @@ def check(context: Context) -> None:
 def run(context: Context) -> None:
     """Write `plan.json`, and after a search `front.json` and `front.svg`."""
     if context.plan is not None:
-        write_text(context.folder("search") / "plan.json", context.plan.to_json())
+        write_text(context.folder("search") / Plan.FILE, context.plan.to_json())
         return
     context.load_weights(context.net, "supernet")
     task, known, refined = score_plans(context, make_task(context), context.board)
@@ -185,7 +186,7 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
     except UserError as error:  # a missing plotting package must not cost a finished search
         context.progress.say(f"search: {error}")
     write_json(folder / "front.json", result.model_dump(mode="json"))
-    write_text(folder / "plan.json", plan.to_json())
+    write_text(folder / Plan.FILE, plan.to_json())
 
 
 @contextmanager

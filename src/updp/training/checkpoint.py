@@ -14,6 +14,8 @@ from updp.training.ema import WeightAverage
 from updp.training.precision import MixedPrecision
 from updp.training.trainable import Trainable
 
+CHECKPOINT = "checkpoint.safetensors"  # in the folder of a stage while it trains
+
 
 @dataclass
 class Checkpoint:

@@ -27,7 +27,7 @@ from updp.io.tracking import Curves
 from updp.recipe import TrainingSettings
 from updp.training.batchnorm import synchronised
 from updp.training.best import BestWeights
-from updp.training.checkpoint import Checkpoint
+from updp.training.checkpoint import CHECKPOINT, Checkpoint
 from updp.training.ema import WeightAverage
 from updp.training.execution import compiled, laid_out
 from updp.training.mixup import mixed
@@ -97,7 +97,7 @@ def train(
         average = WeightAverage(net.weights(), recipe.ema) if recipe.ema else None
         best = BestWeights(net.weights(), score, checks, total) if score and checks else None
         state = Checkpoint(net, optimizer, precision, average, best)
-        path = folder / "checkpoint.safetensors"
+        path = folder / CHECKPOINT
         figures = Figures(folder / "figures.jsonl", curves)
         start = state.restore(path) if path.exists() else 0
         if start:

@@ -18,7 +18,7 @@ from updp.stages.context import STAGES
 from updp.stages.verify import Check, Checks
 from updp.supernet import FitRecord, FitRow
 
-_NEEDED = ("run.json", "recipe.yaml", "plan.json", "result.json")
+_NEEDED = (RunRecord.FILE, "recipe.yaml", Plan.FILE, Result.FILE)
 
 
 @dataclass(frozen=True)
