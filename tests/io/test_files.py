@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from updp.errors import UserError
+from updp.errors import DamagedError, UserError
 from updp.io.files import (
     Figures,
     read_json,
@@ -102,3 +102,11 @@ def test_a_torn_row_of_figures_is_skipped(tmp_path: Path) -> None:
     figures.keep(lambda row: row["step"] < 1)
     figures.add(step=1, loss=0.25)
     assert figures.rows() == [{"step": 0, "loss": 0.5}, {"step": 1, "loss": 0.25}]
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "lo', "[1]"])
+def test_a_damaged_row_of_figures_before_the_last_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(DamagedError, match=r"figures\.jsonl' is damaged in line 2: "):
+        Figures(path).rows()

@@ -234,19 +234,22 @@ class Figures:
             self.curves.add(row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows; a kill may have cut the last one short. Raises UserError."""
+        """All complete rows; only the last may be cut short, by a kill. Raises UserError."""
         try:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
         except (OSError, ValueError) as error:
             raise unreadable(self.path, error) from error
         rows = []
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break
+                why = f"is damaged in line {number}: {reason(error)}"
+                raise DamagedError(self.path, why) from error
             if not isinstance(row, dict):
-                raise DamagedError(self.path, f"has a line that updp did not write: {line[:40]!r}")
+                raise DamagedError(self.path, f"is damaged in line {number}: it is no row of names")
             rows.append(row)
         return rows
 

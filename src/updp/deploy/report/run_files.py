@@ -1,6 +1,5 @@
 """The files of a run directory, read and checked; no model, no data."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 from updp.deploy.bench.bench_record import Bench
 from updp.deploy.export.manifest import Exports
 from updp.deploy.int8.int8_record import Int8
-from updp.errors import UserError, reason, unreadable
+from updp.errors import DamagedError, UserError
+from updp.io.files import Figures
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.integrity import PUBLISHED, check_published, check_stages
@@ -87,20 +87,9 @@ def _load(path: Path, name: str) -> ReportedRun:
 
 
 def _figures(path: Path) -> list[dict[str, float]]:
-    """The numbers in each row. Raises UserError on a wrong one, but for the last: kills tear it."""
-    try:
-        lines = path.read_text().splitlines() if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise UserError(f"'{path}', line {number}: {reason(error)}") from error
-        if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
-            raise UserError(f"'{path}', line {number}: there is no step")
-        rows.append({k: float(v) for k, v in row.items() if isinstance(v, int | float)})
-    return rows
+    """The numbers in each row of `figures.jsonl`. Raises UserError on a wrong row."""
+    rows = Figures(path).rows()
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("step"), int):
+            raise DamagedError(path, f"is damaged in line {number}: there is no step")
+    return [{k: float(v) for k, v in row.items() if isinstance(v, int | float)} for row in rows]
