@@ -38,7 +38,7 @@ class Feed:
     Args:
         source: both splits.
         preprocess: the normalisation of uint8 images; None where there are none.
-        recipe: split, batches and augmentation.
+        settings: split, batches and augmentation.
         seed: decides the split, the order of the batches and the augmentation.
         device: of the batches.
         task: what the model is for.
@@ -53,7 +53,7 @@ class Feed:
         self,
         source: Source,
         preprocess: Preprocess | None,
-        recipe: DataSettings,
+        settings: DataSettings,
         *,
         seed: int,
         device: torch.device,
@@ -68,13 +68,13 @@ class Feed:
         # A user's own loaders do; then it is not known how.
         first = source.train[0][0]
         self.normalised = not isinstance(first, Tensor) or first.dtype != torch.uint8
-        held_out, count = _held_out(len(source.train), recipe, sets_aside=sets_aside)
+        held_out, count = _held_out(len(source.train), settings, sets_aside=sets_aside)
         train, held = hold_out(len(source.train), source.train.targets, held_out + count, seed)
-        self._recipe = recipe
+        self._settings = settings
         images = self._transformed(source.train)
-        self._augment, self.augmentation = _augmentation(recipe, self)
-        batches = partial(Batches, seed=seed, num_workers=recipe.workers)
-        size = recipe.batch_size
+        self._augment, self.augmentation = _augmentation(settings, self)
+        batches = partial(Batches, seed=seed, num_workers=settings.workers)
+        size = settings.batch_size
         _check_shares(size)
         self._train = self._shuffled(images, train) if len(train) else None
         self._unlabelled: Batches | None = None
@@ -97,11 +97,11 @@ class Feed:
         An epoch is one of its own images still. Each process has as many of the others.
         """
         assert self._train is not None
-        each = self._recipe.batch_size // processes.count()
+        each = self._settings.batch_size // processes.count()
         # A batch has one image of either at least.
         count = max(1, min(each - 1, round(share * each))) * processes.count()
         other = copy.copy(self)
-        other._train = self._train.of_size(self._recipe.batch_size - count)
+        other._train = self._train.of_size(self._settings.batch_size - count)
         other._unlabelled = self._shuffled(self._transformed(images), None).of_size(count)
         return other
 
@@ -180,9 +180,9 @@ class Feed:
 
     def _transformed(self, images: Images) -> Images:
         """Training images, under timm's transforms where the recipe asks for them."""
-        if not self._recipe.augments_by_timm or self.preprocess is None:
+        if not self._settings.augments_by_timm or self.preprocess is None:
             return images
-        found = Augmented(images, training_transform(self._recipe, self.preprocess))
+        found = Augmented(images, training_transform(self._settings, self.preprocess))
         found[0]  # refuses what has no pictures, or what timm's transforms fail on
         return found
 
@@ -191,11 +191,11 @@ class Feed:
         return Batches(
             images,
             indices,
-            self._recipe.batch_size,
+            self._settings.batch_size,
             seed=self.seed,
             shuffle=True,
-            repeats=self._recipe.aug_repeats,
-            num_workers=self._recipe.workers,
+            repeats=self._settings.aug_repeats,
+            num_workers=self._settings.workers,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -229,13 +229,13 @@ def _check_shares(size: int) -> None:
         )
 
 
-def _held_out(images: int, recipe: DataSettings, *, sets_aside: bool) -> tuple[int, int]:
+def _held_out(images: int, settings: DataSettings, *, sets_aside: bool) -> tuple[int, int]:
     """How many of the training images are for search scores, and how many for calibration.
 
     Raises UserError: too few are left to train on, or there are too few to hold any out.
     """
-    held_out = min(500, images // 5) if recipe.held_out is None else recipe.held_out
-    count = recipe.calibration
+    held_out = min(500, images // 5) if settings.held_out is None else settings.held_out
+    count = settings.calibration
     if count is None:
         count = min(1000, images // 4 if sets_aside else images - held_out)
     if sets_aside and 2 * (held_out + count) >= images:
@@ -253,10 +253,10 @@ def _held_out(images: int, recipe: DataSettings, *, sets_aside: bool) -> tuple[i
     return held_out, count
 
 
-def _augmentation(recipe: DataSettings, feed: Feed) -> tuple[Augment, str]:
+def _augmentation(settings: DataSettings, feed: Feed) -> tuple[Augment, str]:
     """What is done to whole batches, and in words what is done to training images."""
-    if recipe.augments_by_timm:
-        given = {name: v for name, v in recipe.timm_transform().items() if v is not None}
+    if settings.augments_by_timm:
+        given = {name: v for name, v in settings.timm_transform().items() if v is not None}
         if not given["re_prob"]:
             given = {name: v for name, v in given.items() if not name.startswith("re_")}
         words = ", ".join(f"{name} {_short(value)}" for name, value in given.items())
@@ -264,10 +264,10 @@ def _augmentation(recipe: DataSettings, feed: Feed) -> tuple[Augment, str]:
     if len(feed.image_size) != 3 or (feed.labelled and feed.task != CLASSIFICATION):
         return Augment(), "samples as the loader gives them"
     channels, *sides = feed.image_size
-    shift = min(sides) // 8 if recipe.shift is None else recipe.shift
-    flip = channels == 3 if recipe.flip is None else recipe.flip
+    shift = min(sides) // 8 if settings.shift is None else settings.shift
+    flip = channels == 3 if settings.flip is None else settings.flip
     # Users' loaders that normalise usually augment as well.
-    if feed.normalised and recipe.shift is None and recipe.flip is None:
+    if feed.normalised and settings.shift is None and settings.flip is None:
         return Augment(), "images as the loader gives them"
     parts = [f"shifted by up to {shift} pixels (data.shift)"] if shift else []
     parts += ["mirrored at random (data.flip)"] if flip else []

@@ -76,15 +76,15 @@ class RunRecord(Record):
     command: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, inputs: Context) -> RunRecord:
+    def of(cls, context: Context) -> RunRecord:
         """The record of a run that this process begins."""
         return cls(
-            **vars(inputs.names),
-            task=inputs.feed.task.name,
-            classes=inputs.classes,
-            input_shape=inputs.feed.image_size,
-            other_size=inputs.other_size,
-            device=str(inputs.feed.device),
+            **vars(context.names),
+            task=context.feed.task.name,
+            classes=context.classes,
+            input_shape=context.feed.image_size,
+            other_size=context.other_size,
+            device=str(context.feed.device),
             threads=torch.get_num_threads(),
             processes=processes.count(),
             versions=versions(),

@@ -48,7 +48,7 @@ def train(
     net: Trainable,
     step_function: Step,
     feed: Feed,
-    recipe: TrainingSettings,
+    settings: TrainingSettings,
     *,
     name: str,
     seed: int,
@@ -62,7 +62,7 @@ def train(
 ) -> None:
     """Train `net`, resuming from the checkpoint in `folder` if there is one.
 
-    The net ends in evaluation mode, with `recipe.ema` with the moving average of its weights, and
+    The net ends in evaluation mode, with `settings.ema` with the moving average of its weights, and
     with `checks` with the best of those that were scored.
 
     Args:
@@ -72,7 +72,7 @@ def train(
         folder: where `checkpoint.safetensors` and `figures.jsonl` are written.
         curves: show the rows of `figures.jsonl`, too.
         beside: further modules that a step runs, such as a teacher.
-        compile: the modules to compile with `recipe.compile`.
+        compile: the modules to compile with `settings.compile`.
         score: of the net in evaluation mode, on images that are not trained on; lower is better.
         checks: how often the net is scored, at even distances, beside the start; 0: never.
 
@@ -82,19 +82,19 @@ def train(
     """
     with ExitStack() as stack:
         stack.enter_context(interrupts.after_steps())
-        stack.enter_context(laid_out([cast(nn.Module, net), *beside], recipe.layout))
-        stack.enter_context(compiled(compile if recipe.compile else ()))
+        stack.enter_context(laid_out([cast(nn.Module, net), *beside], settings.layout))
+        stack.enter_context(compiled(compile if settings.compile else ()))
         if curves is not None:
             stack.callback(curves.close)
         devices = [feed.device] if feed.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(synchronised())
-        parts = recipe.accumulate
-        total = round(recipe.epochs * feed.steps / parts)
-        optimizer = make_optimizer(cast(nn.Module, net), recipe)
-        precision = MixedPrecision(cast(nn.Module, net), recipe, feed.device, name)
-        schedule = make_schedule(optimizer, recipe, total)
-        average = WeightAverage(net.weights(), recipe.ema) if recipe.ema else None
+        parts = settings.accumulate
+        total = round(settings.epochs * feed.steps / parts)
+        optimizer = make_optimizer(cast(nn.Module, net), settings)
+        precision = MixedPrecision(cast(nn.Module, net), settings, feed.device, name)
+        schedule = make_schedule(optimizer, settings, total)
+        average = WeightAverage(net.weights(), settings.ema) if settings.ema else None
         best = BestWeights(net.weights(), score, checks, total) if score and checks else None
         state = Checkpoint(net, optimizer, precision, average, best)
         path = folder / CHECKPOINT
@@ -106,14 +106,15 @@ def train(
         if start < total:
             progress.say(f"{name}: {feed.augmentation}")
         progress.begin(name, total, start)
-        layout = torch.channels_last if recipe.layout == "channels_last" else torch.preserve_format
+        is_last = settings.layout == "channels_last"
+        layout = torch.channels_last if is_last else torch.preserve_format
 
         def micro_batch(batches: Iterator[tuple[Samples, Any]], step: int, part: int) -> _Row:
             images, labels = next(batches)
             position = step * parts + part
             # Dropout and drop path; each process draws for images of its own.
             torch.manual_seed(mix(seed, 2, position, *([own] if (own := processes.rank()) else [])))
-            images, targets = mixed(images, labels, feed.classes, recipe, mix(seed, 4, position))
+            images, targets = mixed(images, labels, feed.classes, settings, mix(seed, 4, position))
             if not isinstance(images, Tensor) or images.ndim == 4:  # maps (N, C, H, W)
                 images = images.to(memory_format=layout)
             row = step_function(images, targets, step, total, precision)
@@ -126,9 +127,9 @@ def train(
                 found = best.consider(done, average.tensors if average else net.weights())
                 if math.isfinite(found):  # infinity is no JSON
                     figures.add(step=max(done - 1, 0), held_out=found)
-                net.train(recipe.norms == "train")
+                net.train(settings.norms == "train")
 
-        net.train(recipe.norms == "train")
+        net.train(settings.norms == "train")
         if not start:
             check(0)
         saved, batches = time.monotonic(), feed.training(start * parts)
@@ -153,7 +154,7 @@ def train(
             check(step + 1)
             alone = len(told) == 1  # then what came during the step counts, too
             signal = interrupts.requested() if alone else max(number for _, number in told)
-            due = signal or time.monotonic() - saved > recipe.checkpoint_seconds
+            due = signal or time.monotonic() - saved > settings.checkpoint_seconds
             if processes.is_first() and due:
                 state.save(path, step + 1)
                 saved = time.monotonic()

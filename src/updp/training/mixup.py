@@ -12,7 +12,7 @@ from updp.recipe import TrainingSettings
 
 
 def mixed(
-    images: Samples, labels: Any, classes: int, recipe: TrainingSettings, seed: int
+    images: Samples, labels: Any, classes: int, settings: TrainingSettings, seed: int
 ) -> tuple[Samples, Any]:
     """Blend each image of a batch with the one before it, and their labels alike.
 
@@ -24,15 +24,15 @@ def mixed(
     Returns:
         Images (N, C, H, W), and class probabilities (N, classes), or with both off `labels` (N,).
     """
-    if not (recipe.mixup or recipe.cutmix):
+    if not (settings.mixup or settings.cutmix):
         return images, labels
     labels = labels.clamp(min=0)  # of images without any, whose loss is another's: they blend alike
     with random_state(seed):  # both draw on the CPU, wherever the images are
-        cut = bool(recipe.cutmix) and (not recipe.mixup or torch.rand(()).item() < 0.5)
+        cut = bool(settings.cutmix) and (not settings.mixup or torch.rand(()).item() < 0.5)
         if cut:
-            transform = CutMix(alpha=recipe.cutmix, num_classes=classes)
+            transform = CutMix(alpha=settings.cutmix, num_classes=classes)
         else:
-            transform = MixUp(alpha=recipe.mixup, num_classes=classes)
+            transform = MixUp(alpha=settings.mixup, num_classes=classes)
         blends: tuple[Tensor, Tensor] = transform(images, labels)
     return blends
 

@@ -24,29 +24,29 @@ class MixedPrecision:
     """
 
     def __init__(
-        self, net: nn.Module, recipe: TrainingSettings, device: torch.device, name: str
+        self, net: nn.Module, settings: TrainingSettings, device: torch.device, name: str
     ) -> None:
         """Prepare for the training of stage `name`.
 
         Raises:
             UserError: the device does not compute in this precision.
         """
-        self._recipe, self._device, self._name = recipe, device.type, name
-        self._is_half = recipe.precision == "float16"
+        self._settings, self._device, self._name = settings, device.type, name
+        self._is_half = settings.precision == "float16"
         self._scaler = torch.amp.GradScaler(self._device, enabled=self._is_half)
         # An overflow within a forward would stay in the running statistics for good.
-        tracked = norms(net) if self._is_half and recipe.norms == "train" else []
+        tracked = norms(net) if self._is_half and settings.norms == "train" else []
         self._statistics = [buffer for norm in tracked for buffer in norm.buffers(False)]
         self._saved: list[Tensor] = []
         self._skipped = False
-        if recipe.precision != "float32":
+        if settings.precision != "float32":
             self._check_device()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context for the forward and the losses of a step; not for its backward."""
-        if self._recipe.precision == "float32":
+        if self._settings.precision == "float32":
             return nullcontext()
-        return torch.autocast(self._device, getattr(torch, self._recipe.precision))
+        return torch.autocast(self._device, getattr(torch, self._settings.precision))
 
     def begin(self) -> None:
         """Start a step of the optimiser."""
@@ -54,7 +54,7 @@ class MixedPrecision:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch's mean loss, a scalar; its graph is freed."""
-        scaled = self._scaler.scale(loss / self._recipe.accumulate)
+        scaled = self._scaler.scale(loss / self._settings.accumulate)
         scaled.backward()  # type: ignore[no-untyped-call]
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> float:
@@ -67,7 +67,7 @@ class MixedPrecision:
         parameters = list(parameters)
         processes.average([p.grad for p in parameters if p.grad is not None])
         self._scaler.unscale_(optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._recipe.clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._settings.clip))
         if math.isfinite(norm):
             self._scaler.step(optimizer)
         else:
@@ -84,7 +84,7 @@ class MixedPrecision:
         Raises:
             UserError: one is not finite, but for a step that was skipped with a sound scale.
         """
-        field = f"{self._name}.lr={self._recipe.lr}"
+        field = f"{self._name}.lr={self._settings.lr}"
         begin = f"{self._name} training broke down at step {step + 1}"
         if self._skipped:
             # Halved each time, and doubled only after thousands of good steps: a long row.
@@ -121,6 +121,6 @@ class MixedPrecision:
             rows.float().sum().backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, NotImplementedError) as error:
             raise UserError(
-                f"{self._name}.precision={self._recipe.precision} does not work on "
+                f"{self._name}.precision={self._settings.precision} does not work on "
                 f"{self._device} ({reason(error)}): take float32"
             ) from error
