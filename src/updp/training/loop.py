@@ -37,10 +37,10 @@ from updp.training.trainable import Trainable
 
 _log = logging.getLogger(__name__)
 
+_Row = dict[str, float]
 # Runs forward and backward, by `MixedPrecision`, on inputs such as images (N, C, H, W), and on
 # targets: labels, or class probabilities (N, classes) where images are mixed. It is given the
 # number of the optimiser's step and the number of steps; returns figures for the log.
-_Row = dict[str, float]
 Step = Callable[[Samples, Any, int, int, MixedPrecision], Mapping[str, float | Tensor]]
 
 
