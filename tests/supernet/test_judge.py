@@ -84,7 +84,7 @@ def test_a_repair_that_goes_too_far_is_kept_in_part(case: Any, share: float) -> 
     before, change = case.head.weight.clone(), torch.randn(3, 4).double()
     wanted = case.net(case.images)
     case.head.weight += change
-    assert case.judge.pruned(case.head) == pytest.approx(
+    assert case.judge.measure_pruned(case.head) == pytest.approx(
         divergence(case.net, case.images, wanted), rel=1e-9
     )
     _, kept, error = case.judge.repaired(case.head, moved(case.head, -change / share))
@@ -131,7 +131,7 @@ def test_a_split_keeps_all_images_in_order(sizes: list[int], share: float) -> No
 @torch.no_grad()
 def test_a_repair_is_compared_with_what_a_dropped_site_has_left(case: Any) -> None:
     change = torch.randn(3, 4).double()
-    case.judge.pruned(case.head)
+    case.judge.measure_pruned(case.head)
     case.head.weight += change  # as a site without a fit would change what comes behind it
     case.judge.forget()
     _, kept, _ = case.judge.repaired(case.head, moved(case.head, -0.6 * change))

@@ -111,7 +111,7 @@ def fit_plan(
                 fitted = fitting.finish()
             elif pruned:
                 fitted = fitting.finish()
-                divergence = judge.pruned(place.module)
+                divergence = judge.measure_pruned(place.module)
             else:
                 fitted, kept, divergence = judge.repaired(place.module, fitting.finish)
             figures.append(

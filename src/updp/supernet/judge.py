@@ -24,14 +24,14 @@ _SHARES = (1.0, 0.5, 0.25)  # of the way from the weights before a repair to tho
 
 
 class Judge:
-    """Keeps of each repair as much as does not clearly take the outputs away from the baseline's.
+    """Decides how much of each repair to keep, by the outputs' distance from the baseline's.
 
-    The distance is the task's, of logits KL(baseline || network), for each image of the walk's
-    batches from `first` on, and of those of other processes; no fit may use them. Kept is the
-    largest share of a repair that is not worse than the best share by more than the standard error
-    of their difference: most repairs change little by themselves, and are what later ones build on.
-    While sites are pruned one after another, those not yet pruned are the baseline's, so that each
-    repair is judged by what it can change.
+    Tries shares of the change and keeps the largest that is not worse than the best by more than
+    the standard error of their paired difference: most repairs change little by themselves, and are
+    what later ones build on. The distance is the task's, of logits KL(baseline || network), for
+    each image of the walk's batches from `first` on, and of those of other processes; no fit may
+    use them. While sites are pruned one after another, those not yet pruned are the baseline's, so
+    that each repair is judged by what it can change.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Judge:
         """Prepare to judge repairs of `net`; `baseline` are its outputs before any change."""
         self._net, self._walk, self._first = net, walk, first
         self._baseline, self._task = baseline, task
-        self._errors: Tensor | None = None  # of the net as it is; None where not known
+        self._errors: Tensor | None = None  # cached, of the net as it is; None: not known
 
     def forget(self) -> None:
-        """The net has changed otherwise: a site was pruned that is not fitted."""
+        """Discard the cached distances: the net changed outside of a repair, by a pruned site."""
         self._errors = None
 
-    def pruned(self, place: nn.Module) -> float:
-        """The mean divergence after a site was pruned, which its repairs have to improve."""
+    def measure_pruned(self, place: nn.Module) -> float:
+        """Measure, cache and return the mean distance after a site was pruned and fitted."""
         self._errors = self._divergences(place)
         return self._errors.mean().item()
 
