@@ -29,11 +29,11 @@ class FitTask:
     take: Callable[[Fitted], None]
     rows: Hashable = None
 
-    def shares(self, other: "FitTask") -> bool:
-        """Whether the rows are the other task's, whose sums are then used, too."""
+    def try_to_share(self, other: "FitTask") -> bool:
+        """Use the sums of another task that has the same rows; False where it cannot."""
         if self.rows is None or self.rows != other.rows:
             return False
-        return self.regression.share(other.regression)
+        return self.regression.try_to_share(other.regression)
 
     def add_target(self, batch: int, x: Tensor, *extras: Any) -> None:
         """Add the targets of one batch, for the baseline's input `x` of the site."""

@@ -83,10 +83,12 @@ class Regression:
     def _keeps_rows(self) -> bool:
         return not self.clamp.is_identity
 
-    def share(self, other: "Regression") -> bool:
+    def try_to_share(self, other: "Regression") -> bool:
         """Use the sums of another regression of the same rows; False where rows are kept."""
+        if self._keeps_rows:
+            return False
         self._sums = other._sums
-        return not self._keeps_rows
+        return True
 
     @property
     def target_bytes(self) -> int:
@@ -121,7 +123,11 @@ class Regression:
         return self._solve_from_rows() if self._keeps_rows else self._solve_from_sums()
 
     def _solve_from_sums(self) -> Fitted:
-        """See `solve`; the prior is that of the first row, and narrowing takes weights from it."""
+        """Solve without an end activation, from sums over rows alone; see `solve`.
+
+        Their residuals are against the weights before narrowing (`whole`), so results are taken
+        relative to these.
+        """
         train, held = self._part(TRAIN), self._part(HELD)
         for sums in (train, held):
             sums.add_up()

@@ -67,7 +67,7 @@ class _SiteFits:
         # The first of each form that gather rows; the others use the sums of one of these.
         self.own: _FitTasks = []
         for first, *_ in self.forms:
-            if not any(first.shares(other) for other in self.own):
+            if not any(first.try_to_share(other) for other in self.own):
                 self.own.append(first)
 
     @property
