@@ -35,11 +35,10 @@ class _Entrance:
 
 
 class PrefixCache:
-    """Computes what `task.run(net, images)` would, for plan after plan.
+    """Runs the net like `task.run`, reusing activations of plans that begin with the same choices.
 
-    Each plan runs in a `with cache.plan():` block: the calibration batches, which either all plans
-    have or none, `calibrated`, and then the other batches. The key of a batch always stands for the
-    same images.
+    Per plan, inside `with cache.plan():`, first all calibration batches (every plan has them, or
+    none), then `calibrated()`, then the batches to score. One key must always mean the same images.
     """
 
     def __init__(
@@ -90,7 +89,10 @@ class PrefixCache:
             total -= self._known.popitem(last=False)[1].bytes
 
     def growth(self, plans: int, total: int) -> int:
-        """Bytes that activations will take beside those there are, of `plans`, after `total`."""
+        """Further bytes of activations for `total` plans, extrapolated from `plans`.
+
+        With those that there are, at most the memory bound.
+        """
         used = sum(entrance.bytes for entrance in self._known.values())
         return max(0, min(self.bound, used * total // max(plans, 1)) - used)
 
