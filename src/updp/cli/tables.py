@@ -219,7 +219,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
 
 
 def print_result(console: Console, run: RunDirectory) -> None:
-    """Print a run's final table, top-1 after each stage, and where the result is."""
+    """Print a run's final table, the metric after each stage, and where the result is."""
     from updp.models import is_code
     from updp.run.records import RunRecord
 

@@ -202,7 +202,7 @@ class Result(Record):
         )
 
     def __str__(self) -> str:
-        """One line: accuracy, speed-up with its quartiles, parameters and MACs."""
+        """One line: metric, speed-up with its quartiles, parameters and MACs."""
         before, after, speed = self.baseline, self.merged, self.speedup
         figures = f"{self.metric.number(before.metric)} > {self.metric.text(after.metric)}"
         return (

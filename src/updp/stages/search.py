@@ -193,7 +193,7 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
 def _shown(
     curves: Curves, task: SearchTask
 ) -> Iterator[Callable[[Evaluated, Evaluated | None], None]]:
-    """Draw score and top-1 over evaluations, of each plan and of the best within the budget."""
+    """Draw score and metric over evaluations, of each plan and of the best within the budget."""
     count, name = 0, task.metric.key
     curves.restart()
 

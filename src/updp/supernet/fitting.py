@@ -43,7 +43,8 @@ class FitRow(BaseModel, frozen=True):
     strength: float | None
     rows: int
     kept: float = 1.0  # share of a repair that was kept
-    divergence: float | None = None  # KL from the baseline afterwards, on images of no fit
+    # The task's distance from the baseline (KL of logits) afterwards, on images of no fit.
+    divergence: float | None = None
 
 
 class FitRecord(Record):

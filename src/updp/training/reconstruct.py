@@ -37,7 +37,8 @@ class ReconstructRow(BaseModel, frozen=True):
     prior_error: float
     error: float
     kept: float  # share of the change of its weights that was kept
-    divergence: float  # KL from the baseline afterwards, on images that nothing was trained on
+    # The task's distance from the baseline (KL of logits) afterwards, on images of no training.
+    divergence: float
 
 
 class ReconstructRecord(Record):
