@@ -99,14 +99,14 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
             )
         return result.model_copy(update={"chosen": result.front[int(text) - 1]})
     limits = limits_of(Budget.parse(text), space)
-    keeping = [i for i, p in enumerate(result.points) if p.complete and _meets(p, limits)]
-    if not keeping:
+    met = [i for i, p in enumerate(result.points) if p.complete and _meets(p, limits)]
+    if not met:
         raise UserError(
             f"--pick {text!r}: none of the plans that were scored keeps to it; search again with "
             f"--budget {text}"
         )
-    repaired = [i for i in keeping if result.points[i].fitted is not None]
-    chosen = min(repaired or keeping, key=lambda i: (result.points[i].last_score, i))
+    repaired = [i for i in met if result.points[i].fitted is not None]
+    chosen = min(repaired or met, key=lambda i: (result.points[i].last_score, i))
     return result.model_copy(update={"chosen": chosen})
 
 
