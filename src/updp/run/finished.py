@@ -50,7 +50,8 @@ class Finished:
     def plain(self, model: nn.Module) -> nn.Module:
         """One of the models as a function from its input tensors to the output that counts.
 
-        It is itself where it takes one tensor and returns one.
+        It is itself where it takes one tensor and returns one. The model is moved to the CPU, where
+        exports are made and compared.
 
         Raises UserError: it takes no fixed number of tensors, or several of its outputs count.
         """
