@@ -97,7 +97,7 @@ def fit_plan(
     figures = list[FitRow]()
     chosen: dict[str, str] = {}
     for place in places:
-        if pruned := place.name in choices:
+        if place.pruned:
             chosen[place.name] = choices[place.name]
             net.choose(chosen)
             if judge is not None:
@@ -110,7 +110,7 @@ def fit_plan(
             kept, divergence = 1.0, None
             if judge is None:
                 fitted = fitting.finish()
-            elif pruned:
+            elif place.pruned:
                 fitted = fitting.finish()
                 divergence = judge.measure_pruned(place.module)
             else:
@@ -140,6 +140,7 @@ class _Place:
 
     name: str
     module: nn.Module
+    pruned: bool
     fit_tasks: _FitTasks
 
 
@@ -166,7 +167,7 @@ def _places(
             fit_tasks = module.form(choices[name]).fit_tasks(settings, len(batches))
         else:
             fit_tasks = site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))
-        places.append(_Place(name, module, fit_tasks))
+        places.append(_Place(name, module, pruned, fit_tasks))
     return places
 
 
