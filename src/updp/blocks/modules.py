@@ -92,6 +92,12 @@ def cast(module: M, dtype: torch.dtype) -> M:
     return module._apply(change)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def describe_module(model: nn.Module, path: str) -> str:
+    """Words for a module of `model`, for messages; the empty path is the model itself."""
+    kind = type(model.get_submodule(path)).__name__
+    return f"its module {path} ({kind})" if path else f"the forward of {kind} itself"
+
+
 def is_composite(module: nn.Module) -> bool:
     """Whether a module has a forward of its own that runs several operators: one to look into."""
     if "forward" not in vars(module) and type(module).forward is nn.Module.forward:

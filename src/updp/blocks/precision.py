@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from updp.blocks.modules import UserCodeError, call_user_code, hooks
+from updp.blocks.modules import UserCodeError, call_user_code, describe_module, hooks
 from updp.blocks.nested import Samples, call, map_tensors
 from updp.blocks.values import tensors_of
 
@@ -41,18 +41,15 @@ def why_not_float64(model: nn.Module, images: Samples) -> str:
         try:
             call_user_code(call, model, map_tensors(_doubled, images))
         except UserCodeError as error:
-            return f"{_where(model, running)} fails in float64 ({error})"
-    return f"{_where(model, watcher.found)} computes in {watcher.dtype}" if watcher.found else ""
+            where = describe_module(model, running[-1] if running else "")
+            return f"{where} fails in float64 ({error})"
+    if not watcher.found:
+        return ""
+    return f"{describe_module(model, watcher.found[-1])} computes in {watcher.dtype}"
 
 
 def _doubled(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x.clone()
-
-
-def _where(model: nn.Module, running: list[str]) -> str:
-    name = running[-1] if running else ""
-    kind = type(model.get_submodule(name)).__name__
-    return f"its module {name} ({kind})" if name else f"the forward of {kind} itself"
 
 
 class _TypeWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]

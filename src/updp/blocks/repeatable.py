@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from updp.blocks.modules import hooks
+from updp.blocks.modules import describe_module, hooks
 from updp.blocks.nested import Samples, call
 from updp.blocks.values import difference, tensors_of
 
@@ -32,7 +32,7 @@ class RecordedRun:
 
 def describe_random(model: nn.Module, images: Samples) -> str:
     """One line for a model that gives another output each time, with the module at fault."""
-    where = _named(model, _odd_one(_trail(model, images), _trail(model, images)))
+    where = describe_module(model, _odd_one(_trail(model, images), _trail(model, images)))
     return (
         "the model gives another output each time that it sees the same images, though in "
         f"evaluation mode: {where} is random, or remembers what it saw before; make it the same "
@@ -55,7 +55,7 @@ def warn_of_batch_statistics(model: nn.Module, runs: Sequence[RecordedRun]) -> N
     _log.warning(
         "what the model says of an image depends on the other images of its batch: %s takes "
         "statistics of the batch in evaluation",
-        _named(model, _odd_one(*trails)),
+        describe_module(model, _odd_one(*trails)),
     )
 
 
@@ -66,11 +66,6 @@ def _odd_one(first: _Trail, second: _Trail) -> str:
         if others is not None and _near(inputs, others[0]) and not _near(outputs, others[1]):
             return place[0]
     return ""
-
-
-def _named(model: nn.Module, name: str) -> str:
-    kind = type(model.get_submodule(name)).__name__
-    return f"its module {name} ({kind})" if name else f"the forward of {kind} itself"
 
 
 def _trail(model: nn.Module, images: Samples, share: float = 1.0) -> _Trail:
