@@ -82,7 +82,7 @@ class InheritForm(Form):
         """See `Form.set_shape`."""
         if shape == "factored":
             self.collapsed = None
-        elif not shape == self._shape == "collapsed":
+        elif (self._shape, shape) != ("collapsed", "collapsed"):
             self._shape = "factored"  # so that `merged` reads the block's own weights
             merged = Collapsed(self.merged(), self.chain.linears[0].weight)
             if self.collapsed is None:
