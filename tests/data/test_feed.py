@@ -124,6 +124,17 @@ def test_holding_out_half_of_what_is_trained_on_is_refused(held_out: int) -> Non
         make(numbered(), held_out=held_out)
 
 
+def test_too_few_images_to_hold_any_out_are_refused_with_what_would_do() -> None:
+    def automatic(train: int) -> Feed:
+        return make(numbered(train=train, test=4), held_out=None, calibration=None, batch_size=2)
+
+    said = "9 training images are too few to hold any out: give 10 or more, or set data.held_out=2"
+    with pytest.raises(UserError, match=said):
+        automatic(9)
+    assert automatic(10).steps == 3
+    assert make(numbered(train=9, test=4), held_out=2, calibration=2, batch_size=2).steps == 2
+
+
 def test_all_images_may_be_held_out_where_nothing_is_trained() -> None:
     feed = make(numbered(), sets_aside=False, held_out=25, calibration=35)
     held = names([images for images, _ in feed.held_out()])

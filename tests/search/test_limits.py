@@ -68,6 +68,15 @@ def test_an_unreachable_budget_says_what_is_reachable(budget: str, said: str) ->
         limits_of(Budget.parse(budget), SPACE)
 
 
+def test_limits_of_which_no_two_can_be_met_are_all_named() -> None:
+    saving = (Option("t", 5.0, 0), Option("m", 0.0, 500), Option("p", 0.0, 0, parameters=25))
+    one = Space((Choice("a", saving),), ms=10.0, macs=1000, parameters=50)
+    budget = "latency=0.6,macs=0.6,parameters=0.6"
+    said = f"budget {budget} is out of reach as a whole, though each limit alone can be met: relax"
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        limits_of(Budget.parse(budget), one)
+
+
 @pytest.mark.parametrize("unit", ["latency", "macs"])
 def test_the_value_that_the_message_names_is_reachable(unit: str) -> None:
     sites = (Choice("a", (Option("x", 1.0, 1),)), Choice("b", (Option("y", 0.7, 2),)))

@@ -249,7 +249,10 @@ def _held_out(images: int, settings: DataSettings, *, sets_aside: bool) -> tuple
             f"than the {images} training images: ask for fewer"
         )
     if min(held_out, count) < 2:
-        raise UserError(f"{images} training images are too few to hold any out")
+        raise UserError(
+            f"{images} training images are too few to hold any out: give 10 or more, or set "
+            "data.held_out=2 and data.calibration=2"
+        )
     return held_out, count
 
 

@@ -52,7 +52,10 @@ def _unreachable_together(
                 f"budget {budget} is out of reach as a whole: with the rest of it met, {unit} "
                 f"comes down to {unit}={share}"
             )
-    return f"budget {budget} is out of reach as a whole: each part of it is not; ask for less"
+    return (
+        f"budget {budget} is out of reach as a whole, though each limit alone can be met: relax "
+        "several of them"
+    )
 
 
 def amount(unit: str, value: float) -> str:
