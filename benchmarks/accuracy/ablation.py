@@ -37,12 +37,12 @@ from benchmarks.accuracy.methods import INHERIT, METHODS, WHOLE, Method
 from benchmarks.accuracy.plans import Subject, digest, planned_run, searched
 from benchmarks.accuracy.training import train_plan, train_whole
 from benchmarks.accuracy.trials import Row, Trial
+from benchmarks.common.classifiers import top1
 from benchmarks.common.clock import Clock, TimeUp
 from benchmarks.common.data import ROOT
 from benchmarks.common.output import Result, device_name, make_parser
 from updp.recipe import Recipe
 from updp.search import Survey
-from updp.training.evaluate import top1
 
 DISTILL = {"yes": 0.9, "no": 0.0}  # weight of the distillation loss
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy.baselines import BASELINES, MINI, NETWORKS, Network, source
+from benchmarks.common.classifiers import top1
 from benchmarks.common.clock import Clock, TimeUp
 from benchmarks.common.output import device_name, make_parser
 from updp.blocks import Findings
@@ -28,7 +29,6 @@ from updp.models import load_model
 from updp.recipe import TrainingSettings
 from updp.supernet import Supernet
 from updp.tasks.losses import classification
-from updp.training.evaluate import top1
 from updp.training.loop import train
 from updp.training.precision import MixedPrecision
 

@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from benchmarks.accuracy.plans import Subject
+from benchmarks.common.classifiers import top1
 from updp.io.files import read_json, read_tensors, write_json, write_tensors
 from updp.recipe import Recipe
-from updp.training.evaluate import top1
 
 Row = dict[str, Any]
 

@@ -40,13 +40,13 @@ from benchmarks.accuracy.stopwatch import Stopwatch
 from benchmarks.accuracy.training import train_whole
 from benchmarks.accuracy.trials import Trial
 from benchmarks.accuracy.versus_page import draw_network, page
+from benchmarks.common.classifiers import top1
 from benchmarks.common.clock import Clock, TimeUp
 from benchmarks.common.data import ROOT
 from benchmarks.common.output import Result, device_name, make_parser, slug
 from updp.io.files import read_json, write_json
 from updp.measure import compare_modules, count_macs, count_parameters
 from updp.recipe import Recipe
-from updp.training.evaluate import top1
 
 
 class Versus:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from scipy.stats import kendalltau
 
+from benchmarks.common.classifiers import top1
 from benchmarks.common.data import ROOT, check_data
 from benchmarks.common.output import Output, Result, device_name, make_parser
 from benchmarks.search.bank import INHERITED, NETWORKS
@@ -28,7 +29,6 @@ from updp.io.files import read_json, write_json
 from updp.search import Scorer
 from updp.stages.context import Context
 from updp.stages.subnet import train_progressively
-from updp.training.evaluate import top1
 
 SIZES = (3, 6, 9, 12)  # sites pruned
 

@@ -22,6 +22,7 @@ from statistics import mean
 
 from torch import Tensor
 
+from benchmarks.common.classifiers import accuracy, predict
 from benchmarks.common.data import DATA, ROOT, check_data, cifar_resnet
 from benchmarks.common.output import Output, Result, make_parser
 from updp.data.feed import Feed
@@ -45,7 +46,6 @@ from updp.search.space import Genome
 from updp.stages.context import RunInputs
 from updp.supernet import fit_plan
 from updp.tasks.losses import distillation
-from updp.training.evaluate import accuracy, predict
 
 CASES = ("resnet32:5", "resnet44:7")  # a pretrained network, and how many of its sites are pruned
 KINDS = {"plain": False, "blended": True}

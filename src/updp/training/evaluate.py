@@ -1,4 +1,4 @@
-"""The metric of models on batches, by their task; and logits and accuracy of classifiers."""
+"""The metric of several models on batches, by their task."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from updp.blocks.modules import evaluating
 from updp.blocks.nested import Samples
 from updp.io import processes
-from updp.tasks import CLASSIFICATION, Task
+from updp.tasks import Task
 
 
 @torch.no_grad()
@@ -51,21 +51,3 @@ def evaluate(
             for name in nets
         }
     return {name: task.value(own) for name, own in figures.items()}, samples
-
-
-@torch.no_grad()
-def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and labels (N,) over all batches, in evaluation mode."""
-    with evaluating(net):
-        parts = [(CLASSIFICATION.run(net, images), labels) for images, labels in batches]
-    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
-
-
-def top1(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Top-1 accuracy of a classifier, in percent."""
-    return evaluate(CLASSIFICATION, {"net": net}, batches)[0]["net"]
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Top-1 accuracy of logits (N, classes) for labels (N,), in percent."""
-    return 100 * (logits.argmax(1) == labels).double().mean().item()
