@@ -106,7 +106,10 @@ class Task:
         return torch.stack(errors).mean(0)
 
     def uncertainty(self, baseline: Any) -> Tensor:
-        """What share of all distance each sample may have, (N,), in any unit."""
+        """Expected share of the total distance per sample, (N,), unnormalised.
+
+        It orders samples, and extrapolates scores that stop early.
+        """
         return torch.ones(len(tensors_in(baseline)[0]), dtype=torch.float64)
 
     def predictions(self, outputs: Any) -> Any:

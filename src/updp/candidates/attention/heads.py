@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Heads:
-    """Matrices of self-attention on tokens (N, T, C), of which a 1 is the last entry.
+    """Per-head projection matrices of self-attention on tokens (N, T, C).
 
-    The scale of the logits is in `query`.
+    The last column of queries, keys and values is the bias; the scale of the logits is in `query`.
 
     query, key:  (heads, D, C + 1)
     value:       (heads, E, C + 1)
@@ -39,7 +39,10 @@ class Heads:
         return self.key.shape[1], self.value.shape[1]
 
     def mix(self, tokens: Tensor, queries: int | None = None) -> Tensor:
-        """What the heads give for tokens (N, T, C): (N, T, heads * E); of the first ones only."""
+        """The heads' values (N, T, heads * E), mixed by attention, for tokens (N, T, C).
+
+        `queries` limits the output to the first tokens.
+        """
         x = with_one(tokens)
         q, k, v = (
             torch.einsum("htc,nsc->nhst", matrix, part)
@@ -49,7 +52,10 @@ class Heads:
         return mixed.transpose(1, 2).flatten(2)
 
     def attend(self, tokens: Tensor, queries: int | None = None) -> Tensor:
-        """The attention's output (N, T, O) for tokens (N, T, C); of the first ones only."""
+        """The attention's output (N, T, O) for tokens (N, T, C).
+
+        `queries` limits the output to the first tokens.
+        """
         return self.mix(tokens, queries) @ self.out.mT + self.bias
 
     def layers(self, like: Tensor) -> tuple[nn.Linear, nn.Linear]:
