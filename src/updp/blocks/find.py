@@ -114,10 +114,10 @@ class _Finder:
 
     def _take_branches(self, name: str, regions: list[Region], count: int) -> list[Site]:
         """Take those of a module's `count` residual branches that are chains; return the others."""
-        droppable = []
-        values = self._values(name)
+        droppable, values = list[Site](), self._values(name)
         for region in regions:
-            if not joins_maps(region, values):
+            # Vectors that a module with residual blocks adds are those of its heads.
+            if not joins_maps(region, values, vectors=count == len(regions)):
                 continue
             label = self._label(name, region, count)
             site = self._read(label, name, region, values)

@@ -184,12 +184,18 @@ def _outer(
     }
 
 
-def joins_maps(region: Region, values: Sequence[Mapping[str, Any]] | str) -> bool:
-    """Whether a region goes from numbers to numbers; sizes and indices are added, too."""
+def joins_maps(
+    region: Region, values: Sequence[Mapping[str, Any]] | str, *, vectors: bool = True
+) -> bool:
+    """Whether a region goes from numbers to numbers; sizes and indices are added, too.
+
+    Without `vectors`, (N, C), whether these are maps or tokens.
+    """
     if isinstance(values, str):
         return True
-    ends = (values[0][name] for name in (region.entry, *region.branch[-1:]))
-    return all(isinstance(x, Tensor) and x.is_floating_point() for x in ends)
+    ends = [values[0][name] for name in (region.entry, *region.branch[-1:])]
+    numbers = all(isinstance(x, Tensor) and x.is_floating_point() for x in ends)
+    return numbers and (vectors or ends[0].ndim > 2)
 
 
 def place_of(graph: fx.Graph, region: Region) -> int:
