@@ -82,11 +82,90 @@ class Rotated(Fused):
         return super().logits(F.normalize(q, dim=-1), F.normalize(k, dim=-1))
 
 
+class Slanted(Fused):
+    """ALiBi's bias of distances, for any number of tokens."""
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        places = torch.arange(q.shape[2]).to(q)
+        return super().logits(q, k) - 0.1 * (places - places[:, None]).abs()
+
+
 class Causal(Fused):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(self.qkv(x))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class Filled(Fused):
+    """nanoGPT's: later tokens are filled with minus infinity, whatever their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(1, 1, 50, 50).tril())
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        t = q.shape[2]
+        logits = super().logits(q, k)
+        return logits.masked_fill(self.mask[:, :, :t, :t] == 0, float("-inf"))
+
+
+class Hidden(Fused):
+    """Torch's attention with a mask of booleans, the same for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x))
+        seen = (torch.arange(49).view(7, 7) % 5 != 3).to(x.device)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class Folded(Shifted):
+    """Heads and images in one axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x))
+        logits = self.logits(q, k).flatten(0, 1)
+        y = (F.softmax(logits, dim=-1) @ v.flatten(0, 1)).unflatten(0, (-1, HEADS))
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class Windows(nn.Module):
+    """Swin's block on maps (N, H, W, C): windows of 2 x 2 of a shifted map, each with its mask."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.norm, self.inner, self.fused = nn.LayerNorm(C), Fused(), fused
+        self.table = nn.Parameter(torch.randn(HEADS, 4, 4))
+        areas = torch.zeros(1, 4, 6, 1)
+        for place, (rows, columns) in enumerate(
+            (r, c) for r in (slice(3), slice(3, 4)) for c in (slice(5), slice(5, 6))
+        ):
+            areas[:, rows, columns] = place
+        areas = self.split(areas).squeeze(-1)
+        self.register_buffer("mask", -100.0 * (areas[:, None] != areas[:, :, None]))
+
+    def split(self, x: Tensor) -> Tensor:
+        n, h, w, c = x.shape
+        x = x.view(n, h // 2, 2, w // 2, 2, c).transpose(2, 3)
+        return x.reshape(-1, 4, c)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = self.inner.split(self.inner.qkv(x))
+        added = self.table + self.mask[:, None]
+        added = added.repeat(x.shape[0] // 6, 1, 1, 1)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=added)
+        else:
+            y = (self.inner.logits(q, k) + added).softmax(-1) @ v
+        return self.inner.proj(y.transpose(1, 2).reshape(x.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, h, w, c = x.shape
+        y = self.split(self.norm(x).roll((-1, -1), (1, 2)))
+        y = self.attend(y)
+        y = y.view(n, h // 2, w // 2, 2, 2, c).transpose(2, 3).reshape(n, h, w, c)
+        return x + y.roll((1, 1), (1, 2))
 
 
 class Separate(nn.Module):
@@ -183,13 +262,17 @@ READ: dict[str, Callable[[], nn.Module]] = {
     "separate": lambda: Block(Separate()),
     "post-norm": PostNormed,
     "outside": Outside,
+    "bias of positions": lambda: Block(Shifted()),
+    "heads and images in one axis": lambda: Block(Folded()),
+    "causal": lambda: Block(Causal()),
+    "filled": lambda: Block(Filled()),
+    "hidden": lambda: Block(Hidden()),
     "torch's": lambda: TorchsBlock(_torchs()),
     "torch's without bias": lambda: TorchsBlock(_torchs(bias=False)),
 }
 OTHER: dict[str, Callable[[], nn.Module]] = {
-    "bias of positions": lambda: Block(Shifted()),
     "unit queries": lambda: Block(Rotated()),
-    "causal": lambda: Block(Causal()),
+    "bias for any number of tokens": lambda: Block(Slanted()),
     "cross": lambda: Block(Crossing()),
     "torch's with a bias of keys": lambda: TorchsBlock(_torchs(add_bias_kv=True)),
     "torch's with zeros": lambda: TorchsBlock(_torchs(add_zero_attn=True)),
@@ -279,8 +362,56 @@ def test_a_branch_that_writes_nothing_is_not_read() -> None:
     assert [*offered(model, 0.5)[1].values()] == [[], []]
 
 
+@pytest.mark.parametrize("form", ["causal", "filled"])
+def test_causal_attention_takes_any_number_of_tokens(form: str) -> None:
+    model = network(READ[form])
+    findings, found = offered(model, 0.5)
+    net = Supernet(model, findings, found).eval()
+    net.calibrate(images(20))
+    net.choose({name: switch.labels[2] for name, switch in net.switches.items()})
+    merged = net.merged(torch.float32)
+    x = torch.randn(3, 11, C)
+    later = torch.cat([x[:, :5], torch.randn(3, 6, C)], 1)
+    with torch.no_grad():
+        assert error(merged(x), net(x)) < 1e-6
+        assert error(merged(later)[:, :5], merged(x)[:, :5]) < 1e-6
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_windows_with_masks_of_their_own_are_read(fused: bool) -> None:
+    model = network(lambda: Windows(fused))
+    x, other = (
+        torch.randn(n, 4, 6, C, generator=torch.Generator().manual_seed(n)) for n in (40, 3)
+    )
+    findings, settings = find(model, x[:2]), CandidateSettings(widths=(0.5,))
+    found = {}
+    for site in findings.sites:
+        part = model.get_submodule(site.block), findings.graphs[site.block]
+        found[site.name] = [*NarrowAttention.propose(site, *part, settings)]
+        whole = copy.copy(found[site.name][0])
+        object.__setattr__(whole, "heads", HEADS)
+        assert whole.layout.windows == 6
+        block = model.get_submodule(site.block)
+        assert error(whole.build(site, *part)(other), block(other)) < 1e-5
+    assert [len(of) for of in found.values()] == [3, 3]
+    net, wanted = Supernet(model, findings, found).eval(), copy.deepcopy(model)(other)
+    choices = [{n: s.labels[place] for n, s in net.switches.items()} for place in range(3)]
+    untold = []
+    for choice in choices:
+        net.choose(choice)
+        untold.append(error(net(other), wanted))
+    net.calibrate(x)
+    for choice, before in zip(choices, untold, strict=True):
+        fit_plan(net, choice, [x[:20], x[20:]], FIT)
+        assert error(net(other), wanted) < before
+        merged = net.merged(torch.float32)
+        assert error(merged(other), net(other)) < 1e-6
+        with pytest.raises(RuntimeError):  # of another size there are other windows
+            merged(torch.randn(2, 8, 6, C))
+
+
 @pytest.mark.parametrize("alone", [False, True])
-@pytest.mark.parametrize("form", ["fused", "torch's", "post-norm"])
+@pytest.mark.parametrize("form", ["fused", "torch's", "post-norm", "bias of positions"])
 def test_the_fit_makes_up_for_what_is_lost(form: str, alone: bool) -> None:
     """On images that it has not seen; behind a pruned block it takes in that block's error."""
     model = network(READ[form])
@@ -342,7 +473,7 @@ def test_the_fit_takes_in_what_the_skip_has_lost(block: Callable[[], nn.Module])
     task.add_input(0, mixed)
     assert task.finish().strength
     with torch.no_grad():
-        handle = form.out.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+        handle = form.heads["out"].register_forward_pre_hook(lambda _, args: read.append(args[0]))
         made = form(mixed)
         handle.remove()
     rows = torch.cat([read[0], torch.ones_like(x[..., :1])], -1).flatten(0, 1)

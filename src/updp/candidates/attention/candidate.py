@@ -7,21 +7,22 @@ by which the form is calibrated, and the layer behind the heads is fitted to mak
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import GraphAppendingTracer
 
 from updp import algebra
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, evaluating
+from updp.blocks.modules import UserCodeError, evaluating, seeded_input
 from updp.blocks.surgery import Replacement, extract, isolate
 from updp.candidates.attention.heads import Heads, attend
-from updp.candidates.attention.reading import Layout, may_attend, read_attention
+from updp.candidates.attention.reading import Layout, may_attend, read_attention, read_heads
 from updp.candidates.attention.reduce import reduced
 from updp.candidates.base import Candidate
 from updp.candidates.parts.regraph import RewiredForm
@@ -33,7 +34,7 @@ from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
 _RANK, _LAST = 50, 100  # beside what becomes narrower, before what leaves out the branch
-_QKV, _OUT = "attention_qkv", "attention_out"
+_NAMED = "attention_{}"  # modules that a block gets
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class NarrowAttention(Candidate):
         elif self.keys < keys:
             parts.append(f"q,k {self.keys}/{keys}")
         return " ".join([self.kind, *parts])
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Heads, channels of their keys, channels of their values."""
+        return self.heads, self.keys, self.values
 
     @property
     def rank(self) -> int:
@@ -104,17 +110,24 @@ class NarrowAttention(Candidate):
             f"the plan's candidate {self.label!r} does not fit the site {site.name!r}"
         )
         try:
-            heads = self.layout.read(block)
-        except (AttributeError, IndexError, RuntimeError) as error:
+            heads = read_heads(self.layout, site, block, graph)
+        except (AttributeError, IndexError, RuntimeError, UserCodeError, StopIteration) as error:
             raise wrong from error
-        left = (self.heads, self.keys, self.values)
-        if (heads.count, *heads.sizes) != self.of or not all(map(_is_some, left, self.of)):
+        if (heads.count, *heads.sizes) != self.of or not all(map(_is_some, self.sizes, self.of)):
             raise wrong
         return NarrowAttentionForm(site, block, graph, self, heads)
 
     def cut(self, heads: Heads, tokens: Tensor) -> Heads:
         """What is left of the heads, chosen on tokens (N, T, C)."""
         return reduced(heads, tokens, self.heads, self.keys, self.values)
+
+    def attend(
+        self, heads: Mapping[str, Any] | nn.ModuleDict, tokens: Tensor, images: int
+    ) -> Tensor:
+        """What the `heads`, as modules, give for the tokens (N, T, C) of so many images."""
+        y, offsets = heads["qkv"](tokens), heads["offsets"]() if "offsets" in heads else None
+        several = self.layout.windows > 1
+        return attend(y, self.sizes, images if several else None, offsets, self.layout.causal)
 
 
 class NarrowAttentionForm(RewiredForm):
@@ -133,11 +146,14 @@ class NarrowAttentionForm(RewiredForm):
     ) -> None:
         layout, like = candidate.layout, next(block.parameters())
         tokens = torch.eye(heads.query.shape[-1] - 1).to(heads.query)[None]
-        qkv, out = candidate.cut(heads, tokens).layers(like)
-        part = isolate(block, graph, _replacement(site, candidate, qkv, out))
+        if heads.offsets is not None:  # which are for so many tokens
+            shape = (len(heads.offsets), heads.offsets.shape[-1], tokens.shape[-1])
+            tokens = seeded_input(shape, tokens)
+        modules = candidate.cut(heads, tokens).modules(like)
+        part = isolate(block, graph, _replacement(site, candidate, modules))
         super().__init__(site, block, graph, part)
-        self.qkv, self.out = qkv, out
-        self._candidate, self._heads, self._site = candidate, heads, site
+        self.heads = nn.ModuleDict(modules)
+        self._candidate, self._whole_heads, self._site = candidate, heads, site
         region = site.region
         self._enter: list[Callable[..., Tensor]] = []
         if layout.start != region.entry:
@@ -154,16 +170,17 @@ class NarrowAttentionForm(RewiredForm):
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Choose what is kept of the heads on the tokens of the inputs `x`."""
-        heads = self._candidate.cut(self._heads, self._tokens(x, *extras).to(self._heads.out))
-        for own, new in zip((self.qkv, self.out), heads.layers(self.out.weight), strict=True):
-            own.load_state_dict(new.state_dict())
+        whole = self._whole_heads
+        left = self._candidate.cut(whole, self._tokens(x, *extras).to(whole.out))
+        for name, module in left.modules(self._out.weight).items():
+            self.heads[name].load_state_dict(module.state_dict())
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
         """See `Form.fit_tasks`: one regression, of the layer behind the heads.
 
         A factor per channel behind that layer is fitted with it, and the skip is taken in.
         """
-        candidate, out, post = self._candidate, self.out, self._site.post
+        candidate, out, post = self._candidate, self._out, self._site.post
         factor = self._find_factor() if self._skip else None
         if factor is None:
             factor = torch.ones(out.out_features, dtype=torch.float64, device=out.weight.device)
@@ -176,8 +193,8 @@ class NarrowAttentionForm(RewiredForm):
             return y if skip is None else y + skip
 
         def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
-            sizes = candidate.heads, candidate.keys, candidate.values
-            return as_maps(attend(self.qkv(self._tokens(x, *extras)), *sizes), "last"), beside(x)
+            y = candidate.attend(self.heads, self._tokens(x, *extras), len(x))
+            return as_maps(y, "last"), beside(x)
 
         @torch.no_grad()
         def take(fitted: Fitted) -> None:
@@ -193,7 +210,11 @@ class NarrowAttentionForm(RewiredForm):
 
     def merged(self) -> MergedAttention:
         """See `Form.merged`."""
-        return MergedAttention(self._candidate, self.qkv, self.out)
+        return MergedAttention(self._candidate, dict(self.heads.items()))
+
+    @property
+    def _out(self) -> nn.Linear:
+        return cast(nn.Linear, self.heads["out"])
 
     def _tokens(self, x: Tensor, *extras: Any) -> Tensor:
         """What the attention reads."""
@@ -210,17 +231,16 @@ class MergedAttention:
     """The block's own nodes, with others in place of its attention."""
 
     candidate: NarrowAttention
-    qkv: nn.Linear
-    out: nn.Linear
+    modules: Mapping[str, nn.Module]
 
     def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
         """See `MergedForm.replacement`."""
-        qkv, out = (copy_module(layer).to(device, dtype) for layer in (self.qkv, self.out))
-        return _replacement(site, self.candidate, qkv, out)
+        modules = {n: copy_module(m).to(device, dtype) for n, m in self.modules.items()}
+        return _replacement(site, self.candidate, modules)
 
 
 def _replacement(
-    site: Site, candidate: NarrowAttention, qkv: nn.Linear, out: nn.Linear
+    site: Site, candidate: NarrowAttention, modules: Mapping[str, nn.Module]
 ) -> Replacement:
     """The region with two linear layers and what is between them in place of the attention."""
     layout, region = candidate.layout, site.region
@@ -231,21 +251,28 @@ def _replacement(
         start = x  # no node of the entry's name: what was there may have been replaced
         for node in nodes:
             if node.name == layout.end:
-                new[node] = last = _emit(graph, start)
+                new[node] = last = emit_attention(graph, x, start)
             else:
                 new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
             if node.name == layout.start:
                 start = last
         return last
 
-    def _emit(graph: fx.Graph, y: fx.Node) -> fx.Node:
+    def emit_attention(graph: fx.Graph, x: fx.Node, y: fx.Node) -> fx.Node:
+        tracer = GraphAppendingTracer(graph)
+
+        def call(name: str, *args: fx.Proxy) -> fx.Proxy:
+            node = graph.call_module(_NAMED.format(name), tuple(a.node for a in args))
+            return fx.Proxy(node, tracer)
+
         if layout.norm:
             y = graph.call_module(layout.norm, (y,))
-        y = graph.call_module(_QKV, (y,))
-        mixed = attend(fx.Proxy(y), candidate.heads, candidate.keys, candidate.values)  # type: ignore[arg-type]
-        return graph.call_module(_OUT, (mixed.node,))  # type: ignore[attr-defined]
+        calls = {name: partial(call, name) for name in modules}
+        tokens, images = fx.Proxy(y, tracer), fx.Proxy(x, tracer).size(0)
+        mixed = candidate.attend(calls, tokens, images)  # type: ignore[arg-type]
+        return calls["out"](mixed).node  # type: ignore[arg-type]
 
-    return Replacement(region, emit, {_QKV: qkv, _OUT: out})
+    return Replacement(region, emit, {_NAMED.format(n): m for n, m in modules.items()})
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from updp.candidates.attention.offsets import Offsets
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -20,6 +22,8 @@ class Heads:
     value:       (heads, E, C + 1)
     out:         (O, heads * E), what reads the heads' values, head by head
     bias:        (O,)
+    offsets:     (windows, heads, T, T), added to the logits, or None
+    causal:      whether a token attends to none behind it
     """
 
     query: Tensor
@@ -27,6 +31,8 @@ class Heads:
     value: Tensor
     out: Tensor
     bias: Tensor
+    offsets: Tensor | None = None
+    causal: bool = False
 
     @property
     def count(self) -> int:
@@ -48,8 +54,17 @@ class Heads:
             torch.einsum("htc,nsc->nhst", matrix, part)
             for matrix, part in ((self.query, x[:, :queries]), (self.key, x), (self.value, x))
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        return mixed.transpose(1, 2).flatten(2)
+        images, offsets = None, self.offsets
+        if offsets is not None:
+            images = len(tokens) // len(offsets)
+            offsets = offsets[:, :, :queries].flatten(0, 1)
+        return _mix([q, k, v], self.count, images, offsets, self.causal, 1.0)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The products of queries and keys, (N, heads, T, T), for tokens (N, T, C)."""
+        x = with_one(tokens)
+        q, k = (torch.einsum("htc,nsc->nhst", matrix, x) for matrix in (self.query, self.key))
+        return q @ k.mT
 
     def attend(self, tokens: Tensor, queries: int | None = None) -> Tensor:
         """The attention's output (N, T, O) for tokens (N, T, C).
@@ -58,11 +73,16 @@ class Heads:
         """
         return self.mix(tokens, queries) @ self.out.mT + self.bias
 
-    def layers(self, like: Tensor) -> tuple[nn.Linear, nn.Linear]:
-        """The linear layer of queries, keys and values in one, for `attend`, and the output's."""
+    def modules(self, like: Tensor) -> dict[str, nn.Module]:
+        """The linear layer of queries, keys and values in one, `qkv`, for `attend`; that of `out`.
+
+        And `offsets`, where there are some.
+        """
         query = self.query * sqrt(self.sizes[0])  # by which torch divides
         rows = torch.cat([m.flatten(0, 1) for m in (query, self.key, self.value)])
-        return _linear(rows[:, :-1], rows[:, -1], like), _linear(self.out, self.bias, like)
+        qkv, out = _linear(rows[:, :-1], rows[:, -1], like), _linear(self.out, self.bias, like)
+        offsets = {} if self.offsets is None else {"offsets": Offsets(self.offsets.to(like))}
+        return {"qkv": qkv, "out": out, **offsets}
 
 
 def with_one(x: Tensor) -> Tensor:
@@ -70,17 +90,50 @@ def with_one(x: Tensor) -> Tensor:
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
 
 
-def attend(y: Tensor, heads: int, keys: int, values: int) -> Tensor:
+def attend(
+    y: Tensor,
+    sizes: tuple[int, int, int],
+    images: int | None = None,
+    offsets: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
     """What heads give: of queries, keys and values (N, T, heads * (2 keys + values)) in one.
 
     Of operations that every runtime knows; it takes an `fx.Proxy`, too.
+
+    Args:
+        y: what the layer of queries, keys and values gives.
+        sizes: number of heads, channels of their keys, channels of their values.
+        images: how many images the first axis holds, each with its windows one after another;
+            None where it holds images alone.
+        offsets: added to the logits, (windows * heads, T, T).
+        causal: whether a token attends to none behind it.
     """
+    heads, keys, values = sizes
     parts, start = [], 0
     for size in (keys, keys, values):
         part = y.narrow(-1, start, heads * size)
         parts.append(torch.unflatten(part, -1, (heads, size)).transpose(1, 2))
         start += heads * size
-    mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2])
+    return _mix(parts, heads, images, offsets, causal)
+
+
+def _mix(
+    parts: list[Tensor],
+    heads: int,
+    images: int | None,
+    offsets: Tensor | None,
+    causal: bool,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of queries, keys and values, each (N, heads, T, D), head by head in (N, T, D)."""
+    if images is not None:
+        parts = [torch.unflatten(part, 0, (images, -1)).flatten(1, 2) for part in parts]
+    mixed = F.scaled_dot_product_attention(
+        parts[0], parts[1], parts[2], attn_mask=offsets, is_causal=causal, scale=scale
+    )
+    if images is not None:
+        mixed = torch.unflatten(mixed, 1, (-1, heads)).flatten(0, 1)
     return mixed.transpose(1, 2).flatten(2)
 
 

@@ -2,7 +2,7 @@
 
 Nothing is known by name: the layers that read the same tokens are taken for those of queries, keys
 and values, and what they and the last layer would compute is compared with what the branch does.
-Attention with a mask, a bias of positions or rotated queries therefore is none.
+Attention that is told a mask, or has rotated queries, therefore is none.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import call_user_code, evaluating, hooks, to_eval
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks, to_eval
 from updp.blocks.surgery import extract
 from updp.blocks.tracing.calls import copied
 from updp.candidates.attention.heads import Heads
+from updp.candidates.attention.offsets import SoftmaxWatcher, causal
 
 _TOLERANCE = 1e-9  # float64, relative: the matrices against the branch
 _TRIED = 4  # tokens whose output is compared for each way to read the layers
@@ -42,6 +43,8 @@ class Layout:
     order:     places of queries, keys and values in the layers
     by_head:   whether one layer holds them head by head
     is_scaled: whether the root of the keys' channels divides the logits
+    windows:   how many of an image's attend each with offsets of its own; 0: nothing is added
+    causal:    whether a token attends to none behind it
     """
 
     start: str
@@ -53,6 +56,8 @@ class Layout:
     order: tuple[int, int, int] = (0, 1, 2)
     by_head: bool = False
     is_scaled: bool = True
+    windows: int = 0
+    causal: bool = False
 
     def read(self, block: nn.Module) -> Heads:
         """The matrices in float64. Raises AttributeError for a block without these layers."""
@@ -65,7 +70,7 @@ class Layout:
         query, key, value = (parts[place] for place in self.order)
         if self.is_scaled:
             query = query / sqrt(query.shape[1])
-        return Heads(query, key, value, out[:, :-1], out[:, -1])
+        return Heads(query, key, value, out[:, :-1], out[:, -1], causal=self.causal)
 
 
 class _Call(NamedTuple):
@@ -76,8 +81,8 @@ class _Call(NamedTuple):
 
 
 def may_attend(site: Site) -> bool:
-    """Whether a site is a residual branch of tokens (N, T, C), no chain, that is told no mask."""
-    tokens = site.layout == "last" and len(site.shape_in) == 3
+    """Whether a site is a residual branch, channels last, no chain, that is told no mask."""
+    tokens = site.layout == "last" and len(site.shape_in) > 2
     told = any(isinstance(value, Tensor) or value is True for value in site.extras)
     return site.branch is None and site.region.add is not None and tokens and not told
 
@@ -91,11 +96,34 @@ def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | No
     if not may_attend(site):
         return None
     block = to_eval(copy_module(block).double())
-    values, calls = _Values(site, block, graph), list[_Call]()
-    with hooks(_watched(block, calls)):
+    values, calls, watcher = _Values(site, block, graph), list[_Call](), SoftmaxWatcher()
+    with hooks(_watched(block, calls)), watcher:
         _ = values[values.last]
-    ways = chain(_of_torch(calls, graph, values), _of_layers(calls, values))
-    return next((layout for layout in ways if _computes(layout, block, values)), None)
+    ways = [*_of_torch(calls, graph, values), *_of_layers(calls, values)]
+    alone = ((layout, layout.read(block)) for layout in ways)
+    added = (way for layout in ways for way in _with_offsets(layout, block, values, watcher))
+    for layout, heads in chain(alone, added):
+        if _computes(layout, heads, block, values):
+            return layout if _holds(layout, values) else None
+    return None
+
+
+@torch.no_grad()
+def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) -> Heads:
+    """The matrices of a block's heads in float64, and what is added to their logits.
+
+    Raises AttributeError, IndexError, RuntimeError, StopIteration, UserCodeError: the block is
+    of another layout.
+    """
+    heads = layout.read(block)
+    if not layout.windows:
+        return heads
+    block = to_eval(copy_module(block).double())
+    values, watcher = _Values(site, block, graph), SoftmaxWatcher()
+    with watcher:
+        _ = values[layout.end]
+    logits = heads.logits(_tokens(layout, block, values))
+    return replace(heads, offsets=next(watcher.offsets(logits, layout.windows)))
 
 
 class _Values:
@@ -103,7 +131,7 @@ class _Values:
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
         region = site.region
-        self._extract = partial(extract, block, graph, region.entry, extras=region.extras)
+        self.extract = partial(extract, block, graph, extras=region.extras)
         self._names = (region.entry, *region.branch)
         self._inputs = site.example(block)
         self._known: dict[str, Any] = {region.entry: self._inputs[0]}
@@ -113,10 +141,19 @@ class _Values:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._known:
-            part = self._extract(name)
-            with evaluating(part):
-                self._known[name] = call_user_code(part, *map(copied, self._inputs))
+            self._known[name] = self.call(self._names[0], name, self._inputs[0])
         return self._known[name]
+
+    def call(self, start: str, end: str, x: Tensor) -> Any:
+        """The value of node `end` where that of `start` is `x`."""
+        part = self.extract(start, end)
+        with evaluating(part):
+            return call_user_code(part, *map(copied, (x, *self._inputs[1:])))
+
+    @property
+    def images(self) -> int:
+        """How many images the values are of."""
+        return len(self._inputs[0])
 
     @property
     def last(self) -> str:
@@ -129,12 +166,41 @@ class _Values:
         return next((name for name in names if _equal(self[name], wanted)), "")
 
 
-def _computes(layout: Layout, block: nn.Module, values: _Values) -> bool:
-    """Whether the matrices compute what the block does; where it writes nothing, any would."""
-    tokens, wanted = values[layout.start], values[layout.end]
-    if layout.norm:
-        tokens = block.get_submodule(layout.norm)(tokens)
+def _tokens(layout: Layout, block: nn.Module, values: _Values) -> Tensor:
+    """What the layers of queries, keys and values are given, (N, T, C)."""
+    tokens: Tensor = values[layout.start]
+    return block.get_submodule(layout.norm)(tokens) if layout.norm else tokens
+
+
+def _with_offsets(
+    layout: Layout, block: nn.Module, values: _Values, watcher: SoftmaxWatcher
+) -> Iterator[tuple[Layout, Heads]]:
+    """Heads of a layout, with each of the constants that may be added to their logits."""
+    tokens = _tokens(layout, block, values)
+    if not watcher.saw(len(tokens), layout.heads, tokens.shape[1]):
+        return
     heads = layout.read(block)
+    for offsets in watcher.offsets(heads.logits(tokens)):
+        if _same(offsets, causal(tokens.shape[1], offsets).expand_as(offsets)):
+            yield replace(layout, causal=True), replace(heads, causal=True)
+        elif len(offsets) == 1 or len(values[layout.start]) == len(offsets) * values.images:
+            yield replace(layout, windows=len(offsets)), replace(heads, offsets=offsets)
+
+
+def _holds(layout: Layout, values: _Values) -> bool:
+    """Whether what is added to the logits is a constant: the branch takes no fewer tokens."""
+    if not layout.windows:
+        return True
+    try:
+        values.call(layout.start, layout.end, values[layout.start][:, 1:])
+    except UserCodeError:
+        return True
+    return False
+
+
+def _computes(layout: Layout, heads: Heads, block: nn.Module, values: _Values) -> bool:
+    """Whether the matrices compute what the block does; where it writes nothing, any would."""
+    tokens, wanted = _tokens(layout, block, values), values[layout.end]
     # A few tokens first, for most ways are wrong.
     few = _same(heads.attend(tokens, _TRIED), wanted[:, :_TRIED])
     return few and _same(heads.attend(tokens), wanted) and bool(heads.out.any())

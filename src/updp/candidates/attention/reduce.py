@@ -52,7 +52,8 @@ def _fewer(heads: Heads, tokens: Tensor, wanted: Tensor, count: int) -> Heads:
     left = select_channels(ridge.inverse()[0], ridge.solve(cross)[0], size, count)
     out = torch.unflatten(heads.out, 1, (-1, size))[:, left].flatten(1)
     query, key, value = (matrix[left] for matrix in (heads.query, heads.key, heads.value))
-    return Heads(query, key, value, out, heads.bias)
+    offsets = None if heads.offsets is None else heads.offsets[:, left]
+    return replace(heads, query=query, key=key, value=value, out=out, offsets=offsets)
 
 
 def _smaller_keys(heads: Heads, tokens: Tensor, size: int) -> Heads:

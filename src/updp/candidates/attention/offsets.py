@@ -1,0 +1,114 @@
+"""What is added to the logits of attention whatever the tokens: a bias of positions, a mask.
+
+It is read from what the softmax is given, less the products of queries and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_TOLERANCE = 1e-9  # float64, relative: offsets of one image against those of another
+_MASKED = -1e4  # what is added to logits that count for nothing, in every precision
+_SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax}
+
+
+class Offsets(nn.Module):
+    """A constant to add to the logits of attention, (windows, heads, T, T).
+
+    Where there are several windows, those of an image follow each other along the first axis of
+    what attends.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values)
+
+    def forward(self) -> Tensor:
+        """The constant, its windows taken for heads: (windows * heads, T, T)."""
+        return self.values.flatten(0, 1)  # type: ignore[operator, no-any-return]
+
+
+class SoftmaxWatcher(TorchFunctionMode):
+    """Keeps what each softmax is given, and what torch's attention adds to its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits: list[Tensor] = []  # (..., T, T)
+        self.added: list[Tensor] = []  # (..., T, T)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _SOFTMAX and isinstance(args[0], Tensor) and args[0].ndim > 2:
+            self.logits.append(args[0].detach().clone())
+        if func is F.scaled_dot_product_attention:
+            self._note(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _note(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> None:
+        """Keep the mask of a call of torch's attention, as what is added to its logits."""
+        if is_causal:
+            attn_mask = causal(query.shape[-2], query)
+        elif attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.where(attn_mask, 0.0, _MASKED).to(query)
+        if attn_mask is not None:
+            shape = (*query.shape[:-1], key.shape[-2])
+            self.added.append(attn_mask.detach().clone().expand(shape))
+
+    def saw(self, count: int, heads: int, tokens: int) -> bool:
+        """Whether anything of `count` images or windows, with that many heads and tokens."""
+        return any(
+            seen.shape[-2:] == (tokens, tokens) and seen.numel() == count * heads * tokens**2
+            for seen in (*self.logits, *self.added)
+        )
+
+    def offsets(self, logits: Tensor, windows: int = 0) -> Iterator[Tensor]:
+        """Every constant (windows, heads, T, T) by which what was seen may differ from `logits`.
+
+        Args:
+            logits: (N, heads, T, T), of the tokens alone.
+            windows: how many there are; 0: as few as explain what was seen.
+        """
+        for seen, known in [(s, 0) for s in self.added] + [(s, logits) for s in self.logits]:
+            # One axis may hold images and heads.
+            if seen.numel() == logits.numel() and seen.shape[-2:] == logits.shape[-2:]:
+                yield from _repeated(seen.reshape(logits.shape) - known, windows)
+
+
+def causal(tokens: int, like: Tensor) -> Tensor:
+    """What hides later tokens from earlier ones, (T, T)."""
+    return like.new_full((tokens, tokens), _MASKED).triu(1)
+
+
+def _repeated(offsets: Tensor, windows: int) -> Iterator[Tensor]:
+    """The part of offsets (N, heads, T, T) that all images have, if they have one."""
+    offsets = offsets.clamp_min(_MASKED)
+    if windows:
+        yield offsets[:windows]
+        return
+    for count in (n for n in range(1, len(offsets) // 2 + 1) if len(offsets) % n == 0):
+        part = offsets[:count]
+        again = part.repeat(len(offsets) // count, 1, 1, 1)
+        if (again - offsets).norm() <= _TOLERANCE * (1 + offsets.norm()):
+            yield part
+            return
