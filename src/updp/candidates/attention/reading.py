@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, permutations, product
 from math import sqrt
 from typing import Any, NamedTuple
@@ -20,11 +19,10 @@ from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks, to_eval
-from updp.blocks.surgery import extract
-from updp.blocks.tracing.calls import copied
+from updp.blocks.modules import UserCodeError, hooks, to_eval
 from updp.candidates.attention.heads import Heads
 from updp.candidates.attention.offsets import SoftmaxWatcher, causal
+from updp.candidates.attention.values import Values, equal
 
 _TOLERANCE = 1e-9  # float64, relative: the matrices against the branch
 _TRIED = 4  # tokens whose output is compared for each way to read the layers
@@ -96,7 +94,7 @@ def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | No
     if not may_attend(site):
         return None
     block = to_eval(copy_module(block).double())
-    values, calls, watcher = _Values(site, block, graph), list[_Call](), SoftmaxWatcher()
+    values, calls, watcher = Values(site, block, graph), list[_Call](), SoftmaxWatcher()
     with hooks(_watched(block, calls)), watcher:
         _ = values[values.last]
     ways = [*_of_torch(calls, graph, values), *_of_layers(calls, values)]
@@ -119,61 +117,21 @@ def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) ->
     if not layout.windows:
         return heads
     block = to_eval(copy_module(block).double())
-    values, watcher = _Values(site, block, graph), SoftmaxWatcher()
+    values, watcher = Values(site, block, graph), SoftmaxWatcher()
     with watcher:
         _ = values[layout.end]
     logits = heads.logits(_tokens(layout, block, values))
     return replace(heads, offsets=next(watcher.offsets(logits, layout.windows)))
 
 
-class _Values:
-    """The values of a region's nodes by name, each computed once."""
-
-    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
-        region = site.region
-        self.extract = partial(extract, block, graph, extras=region.extras)
-        self._names = (region.entry, *region.branch)
-        self._inputs = site.example(block)
-        self._known: dict[str, Any] = {region.entry: self._inputs[0]}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._known:
-            self._known[name] = self.call(self._names[0], name, self._inputs[0])
-        return self._known[name]
-
-    def call(self, start: str, end: str, x: Tensor) -> Any:
-        """The value of node `end` where that of `start` is `x`."""
-        part = self.extract(start, end)
-        with evaluating(part):
-            return call_user_code(part, *map(copied, (x, *self._inputs[1:])))
-
-    @property
-    def images(self) -> int:
-        """How many images the values are of."""
-        return len(self._inputs[0])
-
-    @property
-    def last(self) -> str:
-        """The last node of the branch."""
-        return self._names[-1]
-
-    def find(self, wanted: Tensor, before: str = "") -> str:
-        """The first of the nodes (the last one before another) of that value; empty if none is."""
-        names = self._names[self._names.index(before) - 1 :: -1] if before else self._names[1:]
-        return next((name for name in names if _equal(self[name], wanted)), "")
-
-
-def _tokens(layout: Layout, block: nn.Module, values: _Values) -> Tensor:
+def _tokens(layout: Layout, block: nn.Module, values: Values) -> Tensor:
     """What the layers of queries, keys and values are given, (N, T, C)."""
     tokens: Tensor = values[layout.start]
     return block.get_submodule(layout.norm)(tokens) if layout.norm else tokens
 
 
 def _with_offsets(
-    layout: Layout, block: nn.Module, values: _Values, watcher: SoftmaxWatcher
+    layout: Layout, block: nn.Module, values: Values, watcher: SoftmaxWatcher
 ) -> Iterator[tuple[Layout, Heads]]:
     """Heads of a layout, with each of the constants that may be added to their logits."""
     tokens = _tokens(layout, block, values)
@@ -187,7 +145,7 @@ def _with_offsets(
             yield replace(layout, windows=len(offsets)), replace(heads, offsets=offsets)
 
 
-def _holds(layout: Layout, values: _Values) -> bool:
+def _holds(layout: Layout, values: Values) -> bool:
     """Whether what is added to the logits is a constant: the branch takes no fewer tokens."""
     if not layout.windows:
         return True
@@ -198,7 +156,7 @@ def _holds(layout: Layout, values: _Values) -> bool:
     return False
 
 
-def _computes(layout: Layout, heads: Heads, block: nn.Module, values: _Values) -> bool:
+def _computes(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bool:
     """Whether the matrices compute what the block does; where it writes nothing, any would."""
     tokens, wanted = _tokens(layout, block, values), values[layout.end]
     # A few tokens first, for most ways are wrong.
@@ -206,7 +164,7 @@ def _computes(layout: Layout, heads: Heads, block: nn.Module, values: _Values) -
     return few and _same(heads.attend(tokens), wanted) and bool(heads.out.any())
 
 
-def _of_layers(calls: list[_Call], values: _Values) -> Iterator[Layout]:
+def _of_layers(calls: list[_Call], values: Values) -> Iterator[Layout]:
     """Every way in which linear layers of the branch may hold heads."""
     linear = [call for call in calls if isinstance(call.module, nn.Linear) and call.x.ndim == 3]
     for place, out in enumerate(linear):
@@ -214,7 +172,7 @@ def _of_layers(calls: list[_Call], values: _Values) -> Iterator[Layout]:
             continue
         for readers in _readers(linear[:place], out):
             tokens, names = readers[0].x, tuple(reader.name for reader in readers)
-            norms = [call for call in calls if _equal(call.y, tokens)]
+            norms = [call for call in calls if equal(call.y, tokens)]
             for name, x in [("", tokens), *((norm.name, norm.x) for norm in norms)]:
                 if start := values.find(x, before=end):
                     layout = Layout(start, end, name, names, out.name, 1)
@@ -226,8 +184,8 @@ def _readers(linear: list[_Call], out: _Call) -> Iterator[list[_Call]]:
     """One or three layers that read the same tokens, and have three rows for a column of `out`."""
     width, left = out.x.shape[-1], linear
     while left:
-        same = [call for call in left if _equal(call.x, left[0].x)]
-        left = [call for call in left if not _equal(call.x, left[0].x)]
+        same = [call for call in left if equal(call.x, left[0].x)]
+        left = [call for call in left if not equal(call.x, left[0].x)]
         if [call.y.shape[-1] for call in same] in ([3 * width], [width] * 3):
             yield same
 
@@ -243,7 +201,7 @@ def _ways(layout: Layout, width: int) -> Iterator[Layout]:
         yield replace(layout, heads=heads, order=(q, k, v), by_head=by_head, is_scaled=scaled)
 
 
-def _of_torch(calls: list[_Call], graph: fx.Graph, values: _Values) -> Iterator[Layout]:
+def _of_torch(calls: list[_Call], graph: fx.Graph, values: Values) -> Iterator[Layout]:
     """The layout of torch's own attention, where it attends to its input."""
     for name, module in ((call.name, call.module) for call in calls):
         nodes = [n for n in graph.nodes if n.op == "call_module" and n.target == name]
@@ -283,10 +241,6 @@ def _matrix(module: nn.Module) -> Tensor:
     weight, bias = (getattr(module, name) for name in names)
     column = weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]
     return torch.cat([weight, column], 1)
-
-
-def _equal(value: Any, wanted: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == wanted.shape and value.equal(wanted)
 
 
 def _same(a: Tensor, b: Any) -> bool:

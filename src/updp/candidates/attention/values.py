@@ -1,0 +1,58 @@
+"""Values of a branch's nodes on the site's example."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from updp.blocks import Site
+from updp.blocks.modules import call_user_code, evaluating
+from updp.blocks.surgery import extract
+from updp.blocks.tracing.calls import copied
+
+
+class Values:
+    """The values of a region's nodes by name, each computed once."""
+
+    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
+        region = site.region
+        self.extract = partial(extract, block, graph, extras=region.extras)
+        self._names = (region.entry, *region.branch)
+        self._inputs = site.example(block)
+        self._known: dict[str, Any] = {region.entry: self._inputs[0]}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._known:
+            self._known[name] = self.call(self._names[0], name, self._inputs[0])
+        return self._known[name]
+
+    def call(self, start: str, end: str, x: Tensor) -> Any:
+        """The value of node `end` where that of `start` is `x`."""
+        part = self.extract(start, end)
+        with evaluating(part):
+            return call_user_code(part, *map(copied, (x, *self._inputs[1:])))
+
+    @property
+    def images(self) -> int:
+        """How many images the values are of."""
+        return len(self._inputs[0])
+
+    @property
+    def last(self) -> str:
+        """The last node of the branch."""
+        return self._names[-1]
+
+    def find(self, wanted: Tensor, before: str = "") -> str:
+        """The first of the nodes (the last one before another) of that value; empty if none is."""
+        names = self._names[self._names.index(before) - 1 :: -1] if before else self._names[1:]
+        return next((name for name in names if equal(self[name], wanted)), "")
+
+
+def equal(value: Any, wanted: Tensor) -> bool:
+    """Whether a value is that tensor, bit by bit."""
+    return isinstance(value, Tensor) and value.shape == wanted.shape and value.equal(wanted)
