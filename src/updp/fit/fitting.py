@@ -39,9 +39,12 @@ class FitTask:
         """Add the targets of one batch, for the baseline's input `x` of the site."""
         self.regression.target(batch, self.target(x, *extras))
 
-    def add_input(self, batch: int, x: Tensor, *extras: Any) -> None:
-        """Add the inputs of one batch, for the pruned prefix' input `x` of the site."""
-        self.regression.input(batch, *self.inputs(x, *extras))
+    def add_input(self, batch: int, x: Tensor, *extras: Any) -> bool:
+        """Add the inputs of one batch, for the pruned prefix' input `x` of the site.
+
+        Returns False where they have no targets, see `Regression.input`.
+        """
+        return self.regression.input(batch, *self.inputs(x, *extras))
 
     def finish(self) -> Fitted:
         """Solve the regression, free its rows, and put the operator in place."""

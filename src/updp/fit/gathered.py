@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from updp.algebra import Operator
+from updp.algebra import Operator, sides_of
 from updp.fit.rows import Sample
 
 _CHUNK = 4096  # rows that are in float64 at a time
@@ -29,6 +29,7 @@ class GatheredRows:
     def clear(self) -> None:
         """Forget all rows."""
         self._samples: dict[int, Sample] = {}
+        self._sizes: dict[int, tuple[int, ...]] = {}  # (N, H, W) of the targets
         self._trained: dict[int, int] = {}  # rows before those of held-out images
         self._targets: dict[int, Tensor] = {}
         self._inputs: dict[int, Tensor] = {}
@@ -49,16 +50,22 @@ class GatheredRows:
         images, _, *sizes = maps.shape
         sample = Sample.draw(images, sizes, self._quota, batch)
         trained = images - max(images // 5, min(images - 1, 1))
-        self._samples[batch] = sample
+        self._samples[batch], self._sizes[batch] = sample, (images, *sizes)
         self._trained[batch] = int((sample.image < trained).sum())
         self._targets[batch] = sample.of(maps)
 
-    def add_inputs(self, batch: int, maps: Tensor, beside: Tensor | None) -> None:
-        """Take the patches of `maps` (N, I, H, W), and `beside` (N, O, H, W), at these pixels."""
+    def add_inputs(self, batch: int, maps: Tensor, beside: Tensor | None) -> bool:
+        """Take the patches of `maps` (N, I, H, W), and `beside` (N, O, H, W), at these pixels.
+
+        Returns False, and takes nothing, where there are other rows than the baseline had.
+        """
         sample = self._samples[batch]
+        if _output_sizes(self._operator, maps) != self._sizes[batch]:
+            return False
         self._inputs[batch] = sample.patches(maps, self._operator)
         if beside is not None:
             self._beside[batch] = sample.of(beside)
+        return True
 
     def narrow(self, unknowns: Tensor) -> None:
         """Reduce patches to these unknowns, given as indices."""
@@ -105,3 +112,17 @@ class GatheredRows:
 
     def _grouped(self, values: Tensor) -> Tensor:
         return values.reshape(len(values), self._operator.groups, -1).transpose(0, 1)
+
+
+def _output_sizes(operator: Operator, maps: Tensor) -> tuple[int, ...]:
+    """(N, H, W) of what the operator makes of maps (N, I, H, W)."""
+    images, _, *sizes = maps.shape
+    axes = zip(
+        sizes,
+        sides_of(operator.padding),
+        operator.kernel_size,
+        operator.dilation,
+        operator.stride,
+        strict=True,
+    )
+    return (images, *((s + sum(p) - d * (k - 1) - 1) // step + 1 for s, p, k, d, step in axes))

@@ -108,15 +108,18 @@ class Regression:
         """Add the targets of one batch: the block's maps (N, O, H, W) before its end activation."""
         self._gathered.add_targets(batch, maps)
 
-    def input(self, batch: int, maps: Tensor, beside: Tensor | None) -> None:
+    def input(self, batch: int, maps: Tensor, beside: Tensor | None) -> bool:
         """Add the inputs of one batch.
 
         `maps` (N, I, H, W) are what the operator reads, `beside` (N, O, H, W) what is added to its
-        output. Both are sampled at the pixels of the batch's targets.
+        output. Both are sampled at the pixels of the batch's targets. Returns False where these
+        have no such rows: what the operator is given depends on the values before it.
         """
-        self._gathered.add_inputs(batch, maps, beside)
+        if not self._gathered.add_inputs(batch, maps, beside):
+            return False
         if not self._keeps_rows:
             self._add_to_sums(batch)
+        return True
 
     def solve(self) -> Fitted:
         """Solve for the operator: choose the ridge on held-out rows, then fit to all rows."""

@@ -23,6 +23,7 @@ from updp.recipe import SubnetSettings
 from updp.search.score import HeldOut
 from updp.stages.context import Context, StageKey
 from updp.supernet import FitRecord, Supernet, fit_plan
+from updp.supernet.routed import routed
 from updp.tasks import CLASSIFICATION, Task
 from updp.training.features import Tap, comparable, feature_loss, tapped
 from updp.training.loop import train
@@ -275,7 +276,10 @@ def _held_out_divergence(context: Context, step: ProgressiveStep) -> Callable[[]
 def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Progress) -> list[str]:
     """Paths of the pruned blocks whose outputs can be compared with the baseline's."""
     blocks = net.pruned_blocks()
-    paths = comparable(net.model, teacher, blocks, feed.calibration()[0][:2])
+    images = feed.calibration()[0]
+    paths = comparable(net.model, teacher, blocks, images[:2])
+    unpaired = routed(net.model, images, {path: net.model.get_submodule(path) for path in paths})
+    paths = [path for path in paths if path not in unpaired]
     if left := [block for block in blocks if block not in paths]:
         progress.say(f"subnet.features: no one tensor to compare at {', '.join(left)}")
     return paths

@@ -24,6 +24,7 @@ from updp.io.records import Record
 from updp.recipe import FitSettings
 from updp.supernet.judge import Judge, split
 from updp.supernet.partial import Walk, tapped
+from updp.supernet.routed import routed
 from updp.supernet.shared import read_before, shared_sites
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
@@ -104,9 +105,13 @@ def fit_plan(
                 judge.forget()
         for fitting in place.fit_tasks:
             # Batches of the judge are walked along, for their logits are computed from here.
+            paired = True
             for position, inputs in enumerate(walk.to(place.module)):
-                if position < len(numbered):
-                    fitting.add_input(numbered[position][0], *inputs)
+                if paired and position < len(numbered):
+                    paired = fitting.add_input(numbered[position][0], *inputs)
+            if not all(processes.gather(paired)):
+                fitting.regression.clear()
+                continue
             kept, divergence = 1.0, None
             if judge is None:
                 fitted = fitting.finish()
@@ -150,6 +155,7 @@ def _places(
     """Places to fit, from the first pruned site on, in execution order."""
     places: list[_Place] = []
     order = _execution_order(net, batches[0])
+    unpaired = routed(net, batches[0], {name: module for name, module, _ in order})
     fixed: set[str] = set()
     if settings.repair:
         fixed = shared_sites(net)
@@ -158,7 +164,7 @@ def _places(
         pruned = choices.get(name, KEEP) != KEEP
         if not (pruned or (places and settings.repair)):
             continue
-        if not pruned and name in fixed:
+        if name in unpaired or (not pruned and name in fixed):
             fit_tasks = []
         elif not isinstance(module, Switch):
             repair = operator_repair(name, module, x, settings, len(batches))

@@ -57,8 +57,9 @@ class Task:
         return item, None
 
     def collate(self, parts: list[Any]) -> Any:
-        """A batch of several inputs, or of several labels."""
-        return default_collate(parts)
+        """A batch of several inputs, or of several labels; those in a tuple stay in one."""
+        batch = default_collate(parts)
+        return tuple(batch) if isinstance(parts[0], tuple) and isinstance(batch, list) else batch
 
     # -- outputs ------------------------------------------------------------------------------
 

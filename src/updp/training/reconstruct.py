@@ -25,6 +25,7 @@ from updp.recipe import ReconstructSettings
 from updp.supernet import KEEP, Inputs, Supernet, Switch, bytes_of, copied
 from updp.supernet.judge import Judge
 from updp.supernet.partial import Walk
+from updp.supernet.routed import routed
 from updp.supernet.shared import read_before, shared_sites
 from updp.tasks import CLASSIFICATION, Task
 from updp.training.optim import make_optimizer, make_schedule
@@ -100,7 +101,7 @@ def reconstruct(
     baseline.eval()
     baseline.choose({})
     with torch.no_grad():
-        places = _places(net, baseline, images[0][:2])
+        places = _places(net, baseline, images[0])
         mine = [batch for _, batch in processes.share(judged)]
         modules = [p.own for p in places]
         own = Walk(net, modules, [*images, *mine], megabytes, run=task.run)
@@ -139,14 +140,16 @@ def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePai
     with hooks(
         switch.register_forward_pre_hook(partial(seen, name)) for name, switch in net.places.items()
     ):
-        call(net, images)
+        call(net, images[:2])
     pruned = [net.places[name].choice != KEEP for name in order]
     fixed = shared_sites(net) | read_before(net, images, net.places)
+    unpaired = routed(net, images, net.places)
     return [
         _SitePair(name, net.places[name], baseline.places[name])
         for number, name in enumerate(order)
         if any(pruned[: number + 1])
         and net.sites[name].calls == 1
+        and name not in unpaired
         and (pruned[number] or name not in fixed)
         and any(p.requires_grad for p in net.places[name].running.parameters())
     ]

@@ -46,6 +46,17 @@ def test_a_dictionary_is_inputs_by_keyword_and_labels() -> None:
     assert labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}])
+def test_a_tuple_is_inputs_by_position(task: str, options: dict[str, Any]) -> None:
+    items = [((torch.full((3,), float(n)), torch.arange(2) + n), n % 3) for n in range(6)]
+    source = opened(items, task, **options)
+    x, labels = source.train.collate([source.train[4], source.train[2]])
+    assert isinstance(x, ModelInputs)
+    assert [part.tolist() for part in x.args] == [[[4.0] * 3, [2.0] * 3], [[4, 5], [2, 3]]]
+    assert labels.flatten().tolist() == [1, 2]
+
+
 def test_a_collate_function_pads_and_is_used(tmp_path: Any) -> None:
     def padded(items: list[Any]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor([*item, *[0] * (5 - len(item))]) for item in items]
