@@ -1,5 +1,6 @@
 """Another teacher on the command line: what is remembered, and that it teaches stage 3 alone."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 from safetensors.torch import save_file
 
 from tests import tiny
+from updp.cli.options import RunOptions, RunRecipeOptions, TeacherOptions
+from updp.cli.run_context import read_inputs
 from updp.io.files import read_json
+from updp.io.progress import Silent
 from updp.models import load_model
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
@@ -87,3 +91,21 @@ def test_a_teacher_with_other_classes_or_for_features_is_refused(run: Path) -> N
     features = ("--set", "subnet.features=1")
     line = refused("prune", "--teacher", spec.replace(":tiny", ":tokens"), *features, "--out", run)
     assert line.startswith("updp: subnet.features compares the pruned blocks with the model's own")
+
+
+def test_starting_over_forgets_teacher_and_further_images(run: Path, tmp_path: Path) -> None:
+    """But not the model and the data, where these are not named again."""
+    about, spec = read_json(run / "run.json"), str(read_json(run / "run.json")["model"])
+    more = {"teacher": spec.replace(":tiny", ":tokens"), "unlabelled": "digits", "weights": "w"}
+    (run / "run.json").write_text(json.dumps(about | more))
+    options = RunOptions(model=spec, data="digits", out=run)
+    names = read_inputs(
+        options, RunRecipeOptions(budget=["blocks=1"]), Silent(), starts_over=True
+    ).names
+    assert (names.teacher, names.unlabelled, names.weights) == ("", "", "")
+    (run / "run.json").write_text(json.dumps(about | {"unlabelled": "digits"}))
+    names = read_inputs(options, RunRecipeOptions(), Silent()).names
+    assert names.unlabelled == "digits"
+    taken_off = TeacherOptions(unlabelled="none")
+    names = read_inputs(options, RunRecipeOptions(), Silent(), teacher=taken_off).names
+    assert names.unlabelled == ""

@@ -77,3 +77,21 @@ def test_a_hub_is_told_what_the_model_is_for(task: str, line: str, run: Path) ->
     about = RunRecord.read(run).model_copy(update={"task": task})
     card = hub._card(run, run, about, "mit")
     assert card.startswith(f"---\nlicense: mit\nlibrary_name: updp\n{line}tags: [updp, pruning]\n")
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "run.json"])
+def test_other_files_are_not_replaced(name: str, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    outcome = tiny.updp("export", run, "--to", "hub", "--out", folder)
+    assert outcome.code == 2
+    assert f"'{folder / name}' is there, and not from `updp export --to hub`" in outcome.err
+    assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, "{}")]
+
+
+def test_a_folder_is_written_again_and_names_no_place(run: Path, tmp_path: Path) -> None:
+    spec = RunRecord.read(run).model
+    for _ in range(2):
+        folder = updp.write_hub_folder(run, tmp_path / "hub", model=spec, test_images=5)
+    assert str(tmp_path / "hub") not in (folder / "README.md").read_text()

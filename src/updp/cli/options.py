@@ -132,7 +132,7 @@ class TeacherOptions:
         typer.Option(
             "--unlabelled",
             help="Further images for stage 3, of the same forms as --data; their labels, if any, "
-            "are not used.",
+            "are not used. `none` takes off those that the run had.",
         ),
     ] = None
 

@@ -12,6 +12,7 @@ from updp.errors import UserError
 from updp.io.bars import Bars
 from updp.io.progress import Progress
 from updp.plan import Plan
+from updp.run.directory import RunDirectory
 from updp.run.inputs import open_inputs
 from updp.run.pipeline import Run, open_run_directory
 from updp.run.records import RunRecord
@@ -61,24 +62,30 @@ def read_inputs(
 ) -> RunInputs:
     """Open the inputs that the options name; what they leave out is taken from the run directory.
 
-    The recipe is not, where a run `starts_over`. `searches` is as for `open_inputs`. Raises
-    UserError.
+    Where a run `starts_over`, that is the model and the data alone, each with what belongs to it.
+    `searches` is as for `open_inputs`. Raises UserError.
     """
     settings = recipe.settle(None if starts_over else options.out)
     record = RunRecord.read_if_there(options.out)
+    known = None if starts_over else record  # of what is not named again
     model = options.model
     if model is None and record is not None:
         model = record.trusted("model", options.out)
     weights: str | Path | None = options.weights
-    if weights is None and record is not None:
-        weights = record.weights_for(options.model, None)
-    same_model = record if record and options.model in (None, record.model) else None
+    if weights is None and (found := known if options.model else record) is not None:
+        weights = found.weights_for(options.model, None)
+    same_model = known if known and options.model in (None, known.model) else None
     test = options.test
-    if test is None and record is not None and options.data in (None, record.data):
-        test = record.test or None
+    if test is None and (found := known if options.data else record) is not None:
+        test = found.test or None if options.data in (None, found.data) else None
     teacher = teacher or TeacherOptions()
     teacher_name, teacher_weights = _teacher(teacher, same_model, options.out)
     unlabelled = teacher.unlabelled
+    if unlabelled is None and known is not None:
+        unlabelled = known.unlabelled
+    plan = None if options.plan is None else Plan.load(options.plan)
+    if plan is None and not (starts_over or recipe.budget or pick):
+        plan = RunDirectory(options.out).given_plan()
     return open_inputs(
         _required("model", model, record),
         _required("data", options.data, record),
@@ -86,11 +93,11 @@ def read_inputs(
         test=test,
         weights=weights,
         device=options.device,
-        plan=None if options.plan is None else Plan.load(options.plan),
+        plan=plan,
         pick=pick,
         teacher=teacher_name,
         teacher_weights=teacher_weights,
-        unlabelled=unlabelled or (record.unlabelled if record else None) or None,
+        unlabelled=None if unlabelled in ("none", "") else unlabelled,
         tensorboard=options.tensorboard,
         log=options.log,
         progress=progress,
@@ -101,6 +108,11 @@ def read_inputs(
 def _required(name: str, option: str | None, record: RunRecord | None) -> str:
     """An option, else the field of that name in the run's record."""
     value = option if option is not None else getattr(record, name, "")
+    if not value and record is not None:
+        raise UserError(
+            f"--{name} is missing: the run's own came from Python, where it has no name; go on "
+            "there, by updp.prune with the same arguments"
+        )
     if not value:
         raise UserError(f"--{name} is missing: give it, or an --out that holds a run")
     return str(value)

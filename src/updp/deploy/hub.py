@@ -1,5 +1,7 @@
 """A folder for a model hub: a run's published files, a plain copy of the model, and a card."""
 
+import os
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from torch import nn
 from updp.arguments import checked
 from updp.deploy.export import export
 from updp.deploy.report import report
-from updp.errors import UserError
+from updp.errors import DamagedError, UserError
 from updp.io.files import read_json, write_bytes, write_json, write_text
 from updp.io.progress import Progress
 from updp.run.finished import check_finished
@@ -28,7 +30,8 @@ _PIPELINES = {
     "token-classification": "token-classification",
     "causal-lm": "text-generation",
 }
-_PLAIN = "plain"
+_PLAIN, _CONFIG, _CARD = "plain", "config.json", "README.md"
+_COPIED = (*PUBLISHED, "recipe.yaml")
 _LOAD = """## Load it
 
 Without `updp`, as a plain module in `plain/model.py` (read it first: it is code):
@@ -98,6 +101,7 @@ def write_hub_folder(
     folder = path / "export" / "hub" if out is None else Path(out)
     if folder.resolve() == path.resolve():
         raise UserError(f"--out '{folder}' is the run itself: give another folder")
+    _check_folder(folder)
     export(
         path,
         "safetensors",
@@ -111,17 +115,33 @@ def write_hub_folder(
         progress=progress,
     )
     about = RunRecord.read(path)
-    for name in (*PUBLISHED, "recipe.yaml"):
+    # First what says that the folder is one of these.
+    described = read_json(folder / _PLAIN / "preprocess.json")
+    write_json(folder / _CONFIG, _config(about, described))
+    for name in _COPIED:
         write_bytes(folder / name, (path / name).read_bytes())
     # Whoever loads it needs neither the places of the files nor what was typed.
     paths = ("data", "test", "weights", "teacher_weights", "unlabelled")
     names = {field: Path(getattr(about, field)).name for field in paths}
     shared = about.model_copy(update={**names, "command": ()})
     write_json(folder / RunRecord.FILE, shared.model_dump(mode="json"))
-    described = read_json(folder / _PLAIN / "preprocess.json")
-    write_json(folder / "config.json", _config(shared, described))
-    write_text(folder / "README.md", _card(path, folder, shared, licence))
+    write_text(folder / _CARD, _card(path, folder, shared, licence))
     return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError where a file would be replaced that is not of an earlier such folder."""
+    if (folder / _CONFIG).is_file():
+        with suppress(DamagedError):
+            known = read_json(folder / _CONFIG)
+            if isinstance(known, dict) and "updp" in known:
+                return
+    for name in (_CONFIG, _CARD, RunRecord.FILE, *_COPIED):
+        if os.path.lexists(folder / name):
+            raise UserError(
+                f"'{folder / name}' is there, and not from `updp export --to hub`: move it away, "
+                "or give another folder with --out"
+            )
 
 
 def _config(about: RunRecord, described: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +168,7 @@ def _config(about: RunRecord, described: dict[str, Any]) -> dict[str, Any]:
 def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
     """The card: what a hub reads between the lines `---`, the report, and how to load it."""
     figures = report(run, out=folder / ".card.md")
-    text = figures.read_text()
+    text = figures.read_text().replace(f"{folder.resolve()}/", "")  # no place on this machine
     figures.unlink()
     is_named = about.model and ".py:" not in about.model
     model = "" if is_named else ", MyModel()"

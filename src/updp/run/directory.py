@@ -36,7 +36,7 @@ from updp.stages.search import FITTED, SCORES
 from updp.training.checkpoint import CHECKPOINT
 
 _HASH = re.compile("'[0-9a-f]{64}'")
-_PICKS = "picks"  # folder of runs that go on with another point of the search
+PICKS = "picks"  # folder of runs that go on with another point of the search
 DERIVED = ("export", "bench", "report.html", "report.md")  # made from the results
 
 
@@ -105,6 +105,12 @@ class RunDirectory:
         if not isinstance(known, dict):
             raise DamagedError(file, "is not what updp writes")
         if difference := _difference(known, key):
+            if difference[0] == "pick" and self.path.parent.name == PICKS:
+                run = self.path.parent.parent
+                raise UserError(
+                    f"'{self.path}' goes on with a pick of '{run}': give --out '{run}' --pick "
+                    f"{difference[1]}"
+                )
             raise UserError(
                 f"--out '{self.path}' holds another run: {_told(*difference)}; give another "
                 "folder, or add --fresh to start over (in Python fresh=True)"
@@ -123,6 +129,16 @@ class RunDirectory:
         path = self.stage("search") / Plan.FILE
         if not path.exists():
             raise UserError(f"'{self.path}' has no plan yet: run `updp search` first")
+        return Plan.read_file(path)
+
+    def given_plan(self) -> Plan | None:
+        """The plan that the run was begun with in place of a search; None where there is none."""
+        key, path = self.stage("supernet") / "key.json", self.stage("search") / Plan.FILE
+        if not (key.exists() and path.exists()):
+            return None
+        known = read_json(key)
+        if not isinstance(known, dict) or known.get("candidates") is None:
+            return None
         return Plan.read_file(path)
 
     def search_result(self) -> SearchResult:
@@ -156,7 +172,7 @@ class RunDirectory:
 
         `fill` may change its content before it gets its name.
         """
-        path = self.path / _PICKS / name
+        path = self.path / PICKS / name
         if processes.is_first() and not path.exists():
             with self.lock():
                 temporary = path.with_name(f".{name}.tmp")
@@ -207,7 +223,7 @@ class RunDirectory:
         with explained(self.path), self.lock():
             # Results first, and stages from the last one: a kill leaves none without those before.
             # Picks are copies of the first three stages.
-            picks = [_PICKS] if first in STAGES[:3] else []
+            picks = [PICKS] if first in STAGES[:3] else []
             later = reversed(STAGES[STAGES.index(first) :])
             for name in (*DERIVED, *picks, *PUBLISHED, *later):
                 discard(self.path / name)
@@ -234,6 +250,11 @@ def _told(field: str, found: str, wanted: str) -> str:
             "unlabelled": "the unlabelled images",
         }
         return f"{what.get(field, f'the {field}')} are not those of that run"
+    if field == "kind_of_budget":
+        given = "a given plan"
+        kinds = {"'blocks'": "a number of blocks", "'costs'": "latency, MACs, parameters or memory"}
+        found, wanted = (kinds.get(kind, given) for kind in (found, wanted))
+        return f"it was begun for {found}, and now it is for {wanted} (--budget or --plan)"
     none = "the baseline" if field == "teacher" else "none by name"
     found, wanted = (text if text != "''" else none for text in (found, wanted))
     return f"{field} is {found} there and {wanted} here"

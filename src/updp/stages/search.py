@@ -1,6 +1,6 @@
 """Stage 2: score plans, score the best again after fit and repair, time those, choose one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +33,7 @@ _TIMINGS = 3  # of the best plans, while none of them keeps to the budget
 
 
 class SearchKey(StageKey):
-    """The budget and the settings of the search; empty where a plan was given."""
+    """The budget and the settings of the search; of a given plan what it chooses."""
 
     FILE: ClassVar[str] = "search/key.json"
     search: dict[str, Any] | None = None
@@ -53,10 +53,16 @@ def make_key(context: Context) -> SearchKey:
     """The key of this stage."""
     recipe = context.recipe
     if context.plan is not None:
-        return SearchKey()
+        # Training is stopped by the images that a search would score.
+        given = {"choices": _sorted(context.plan.choices), "blended": recipe.search.blended}
+        return SearchKey(search=given)
     return SearchKey(
         search=recipe.search.decisive(), refines=recipe.refines, budget=str(recipe.budget)
     )
+
+
+def _sorted(choices: Mapping[str, str]) -> dict[str, str]:
+    return dict(sorted(choices.items()))
 
 
 def check(context: Context) -> None:

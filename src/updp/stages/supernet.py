@@ -37,7 +37,8 @@ def make_key(context: Context) -> SupernetKey:
         supernet=recipe.supernet.decisive(),
         fit=recipe.fit.decisive(),
         kind_of_budget=("blocks" if recipe.counts_blocks else "costs") if follows else "",
-        candidates=None if plan is None else plan.candidates,
+        # In any order they are one plan.
+        candidates=None if plan is None else dict(sorted(plan.candidates.items())),
     )
 
 

@@ -188,9 +188,9 @@ def test_the_first_line_says_what_it_cost(run: Path, merged: float, says: str) -
 
 
 def test_the_command_of_a_run_by_module_can_be_pasted(run: Path) -> None:
-    command = ["/some/where/updp/__main__.py", "prune", "--out", "runs/a b"]
+    command = ["/some/where/updp/__main__.py", "prune", "--model", "m", "--out", "runs/a b"]
     change(run / "run.json", lambda about: about.update(command=command))
-    assert "python -m updp prune --out 'runs/a b'" in page(run).text
+    assert "python -m updp prune --model m --out 'runs/a b'" in page(run).text
 
 
 def test_a_change_of_top1_inside_the_sampling_error_is_called_so(run: Path) -> None:
@@ -263,8 +263,9 @@ def test_a_password_is_not_in_the_report(run: Path) -> None:
 
 
 def test_the_command_can_be_given_to_a_shell(run: Path) -> None:
-    change(run / "run.json", lambda a: a.update(command=["updp", "prune", "--data", "my 'own' $x"]))
-    assert """updp prune --data 'my '"'"'own'"'"' $x'""" in page(run).text
+    words = ["updp", "prune", "--model=m", "--data", "my 'own' $x"]
+    change(run / "run.json", lambda about: about.update(command=words))
+    assert """updp prune --model=m --data 'my '"'"'own'"'"' $x'""" in page(run).text
 
 
 def test_numbers_that_are_none_are_left_out_of_a_curve(run: Path) -> None:
@@ -317,3 +318,36 @@ def test_a_front_that_points_nowhere_is_refused(run: Path) -> None:
 
 def test_a_report_is_the_same_every_time(run: Path) -> None:
     assert report(run).read_bytes() == report(run, out=run / "again.html").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["notes.md", "page.html"])
+def test_a_file_that_is_no_report_is_not_replaced(name: str, run: Path, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text("mine")
+    with pytest.raises(UserError, match=r"is there, and is no report of updp"):
+        report(run, out=file)
+    assert file.read_text() == "mine"
+    file.unlink()
+    for _ in range(2):
+        assert report(run, out=file) == file
+
+
+@pytest.mark.parametrize(
+    "words", [["updp", "search", "--out", "x"], ["updp", "prune", "--out", "x", "--pick", "2"]]
+)
+def test_a_run_made_in_steps_is_made_again_by_its_plan(words: list[str], run: Path) -> None:
+    change(run / "run.json", lambda about: about.update(command=words, data="digits"))
+    text = report(run, format="markdown").read_text()
+    spec = json.loads((run / "run.json").read_text())["model"]
+    again = f"updp prune --model {spec} --data digits --recipe {run}/recipe.yaml --plan {run}/plan"
+    assert again in text
+
+
+def test_a_pick_is_made_again_by_its_plan(run: Path) -> None:
+    words = ["updp", "prune", "--model", "m", "--data", "digits", "--budget", "blocks=2"]
+    change(run / "run.json", lambda about: about.update(command=words))
+    assert "--budget blocks=2" in report(run, format="markdown").read_text()
+    pick = shutil.copytree(run, run / "picks" / "3")
+    text = report(pick, format="markdown").read_text()
+    assert f"--plan {pick}/plan.json" in text
+    assert "--budget" not in text

@@ -96,7 +96,10 @@ def test_markdown_names_the_metric_and_no_error_that_is_not_known(runs: list[Pat
 def test_what_the_user_wrote_is_escaped_in_markdown(runs: list[Path]) -> None:
     for run in runs:
         change(run / "run.json", lambda about: about.update(model=EVIL, data=EVIL))
-        change(run / "run.json", lambda about: about.update(command=["updp", "a```b\n# c"]))
+        change(
+            run / "run.json",
+            lambda about: about.update(command=["updp", "prune", "--model", "a```b\n# c"]),
+        )
         change(run / "result.json", lambda result: result["by_stage"].update({EVIL: 12.0}))
     for text in (
         report(runs[0], format="markdown").read_text(),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 
 from updp.deploy.report import report_tables as tables
 from updp.deploy.report import several
@@ -79,4 +80,4 @@ def _command(text: str) -> str:
 
 
 def _joined(parts: Iterable[str]) -> str:
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join([*filter(None, parts), f"Made by updp {version('updp')}."]) + "\n"

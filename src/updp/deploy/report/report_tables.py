@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from updp.deploy.report.network import Block
 from updp.deploy.report.parts import Table
@@ -20,6 +20,8 @@ from updp.deploy.report.words import (
     times,
     with_noise,
 )
+from updp.plan import Plan
+from updp.run.directory import PICKS
 from updp.run.records import Result
 from updp.tasks import CLASSIFICATION
 
@@ -114,11 +116,28 @@ def unusable_table(run: ReportedRun) -> Table | None:
 
 
 def command(run: ReportedRun) -> str:
-    """The command of the run, quoted for a shell, without passwords; empty where unknown."""
+    """A command that makes the run, quoted for a shell, without passwords; empty where unknown.
+
+    It is the one that was typed where that says all; not so for a run that was made stage by stage
+    or went on with another point of a search.
+    """
     words = list(run.record.command)
     if words and words[0].endswith("__main__.py"):  # the file that `python -m updp` names
         words[:1] = ["python", "-m", "updp"]
+    named = any(word.partition("=")[0] == "--model" for word in words)
+    if "prune" not in words or not named or run.path.resolve().parent.name == PICKS:
+        words = _command_of_files(run) if words and run.record.model else []
     return shlex.join(map(masked, words))
+
+
+def _command_of_files(run: ReportedRun) -> list[str]:
+    """The command that makes a run again from its recipe and its plan."""
+    about = run.record
+    names = ("model", "weights", "data", "test", "teacher", "teacher_weights", "unlabelled")
+    given = {f"--{name.replace('_', '-')}": getattr(about, name) for name in names}
+    files = {"--recipe": run.path / "recipe.yaml", "--plan": run.path / Plan.FILE}
+    options = [(k, str(v)) for k, v in (given | files | {"--out": "runs/again"}).items() if v]
+    return ["updp", "prune", *chain.from_iterable(options)]
 
 
 def recipe_text(run: ReportedRun) -> str:

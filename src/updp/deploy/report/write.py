@@ -21,6 +21,7 @@ _SUFFIXES: dict[str, Format] = {
     ".md": "markdown",
     ".markdown": "markdown",
 }
+_MARK = b"Made by updp"  # in every report
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -57,6 +58,10 @@ def report(*runs: str | Path, out: str | Path | None = None, format: str | None 
         text = _render("run.html", single.context(loaded[0]))
     else:
         text = _render("several.html", several.context(loaded))
+    if out is not None and path.exists() and _MARK not in path.read_bytes():
+        raise UserError(
+            f"'{path}' is there, and is no report of updp: move it away, or give another --out"
+        )
     write_text(path, text)
     return path
 
