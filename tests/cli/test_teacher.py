@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import save_file
 
 from tests import tiny
+from tests.run.test_unlabelled import images
 from updp.cli.options import RunOptions, RunRecipeOptions, TeacherOptions
 from updp.cli.run_context import read_inputs
 from updp.io.files import read_json
@@ -96,16 +97,17 @@ def test_a_teacher_with_other_classes_or_for_features_is_refused(run: Path) -> N
 def test_starting_over_forgets_teacher_and_further_images(run: Path, tmp_path: Path) -> None:
     """But not the model and the data, where these are not named again."""
     about, spec = read_json(run / "run.json"), str(read_json(run / "run.json")["model"])
-    more = {"teacher": spec.replace(":tiny", ":tokens"), "unlabelled": "digits", "weights": "w"}
+    further = str(images(tmp_path / "more", 20, 0))
+    more = {"teacher": spec.replace(":tiny", ":tokens"), "unlabelled": further, "weights": "w"}
     (run / "run.json").write_text(json.dumps(about | more))
     options = RunOptions(model=spec, data="digits", out=run)
     names = read_inputs(
         options, RunRecipeOptions(budget=["blocks=1"]), Silent(), starts_over=True
     ).names
     assert (names.teacher, names.unlabelled, names.weights) == ("", "", "")
-    (run / "run.json").write_text(json.dumps(about | {"unlabelled": "digits"}))
-    names = read_inputs(options, RunRecipeOptions(), Silent()).names
-    assert names.unlabelled == "digits"
+    (run / "run.json").write_text(json.dumps(about | {"unlabelled": further}))
+    names = read_inputs(options, RunRecipeOptions(settings=["subnet.distill=1"]), Silent()).names
+    assert names.unlabelled == further
     taken_off = TeacherOptions(unlabelled="none")
     names = read_inputs(options, RunRecipeOptions(), Silent(), teacher=taken_off).names
     assert names.unlabelled == ""
