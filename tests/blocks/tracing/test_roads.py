@@ -125,6 +125,33 @@ class Helped(Two):
         return x + large(self.b(swish(self.a(x)))) * float(np.sqrt(area))
 
 
+class Numbered(Two):
+    """Numbers of NumPy's, at either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 1 / np.sqrt(2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = np.float32(0.3) * self.branch(x) * np.int64(2)
+        return self.scale * (x + y) / np.sqrt(2.0)
+
+
+class Mixed(Two):
+    """DARTS: a loop over weights, of which some are a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.randn(2))
+        self.register_buffer("beta", torch.rand(2))
+        self.kinds = [torch.relu, F.gelu]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        terms = zip(self.alpha, self.beta, self.kinds, strict=True)
+        return x + self.b(sum(w * v * act(y) for w, v, act in terms))
+
+
 class MaskedByItself(Two):
     def __init__(self) -> None:
         super().__init__()
@@ -338,6 +365,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
     "a private helper": (Private, "image", 2),
     "torch's transformer with masks": (Causal, "tokens", 2),
     "scripted helper, numpy, values in a helper": (Helped, "image", 2),
+    "numbers of NumPy's": (Numbered, "image", 2),
+    "a loop over weights": (Mixed, "image", 2),
     "tensors of its own, buffers": (MaskedByItself, "image", 2),
     "decorated": (Decorated, "image", 2),
     "any arguments": (Passing, "image", 2),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tests.blocks.tracing.graphs import residual_regions
 from tests.families import FAMILIES, C, Mlp, images, network
 from updp.blocks.tracing.calls import Arguments, record_calls
+from updp.blocks.tracing.check import check_graph
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.trace import trace_alone, trains_otherwise
 
@@ -100,6 +101,39 @@ def test_arguments_are_matched_as_python_does() -> None:
         ((), {"y": y, "x": x, "factor": 2.0}, 8.0),
     ]:
         assert run_graph(Taking(), graph, Arguments(args, kwargs))["output"] == expected
+
+
+class Counting(nn.Module):
+    """Reads the number of samples by `len`, and goes through tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(2))
+        self.register_buffer("gains", torch.rand(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = sum(w * g * x**i for i, (w, g) in enumerate(zip(self.weights, self.gains, strict=True)))
+        steps = [step.cumsum(-1) for step in y.transpose(0, 1)]
+        assert len(steps) == len(x.shape) + 1 == len(self.gains) + 1
+        return torch.stack(steps, 1).reshape(len(x), -1)
+
+
+def test_lengths_and_loops_hold_for_any_number_of_samples() -> None:
+    module, x = Counting(), torch.randn(5, 3)
+    graph = trace_alone(module, Arguments((x[:4],)))
+    assert torch.equal(run_graph(module, graph, Arguments((x,)))["output"], module(x))
+
+
+def test_a_loop_over_the_samples_holds_for_one_number_of_them() -> None:
+    class Each(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([sample.flip(0) for sample in x])
+
+    module, few, more = Each().eval(), *(Arguments((torch.randn(n, 3),)) for n in (4, 5))
+    graph = trace_alone(module, few)
+    values = run_graph(module, graph, few)
+    with pytest.raises(NotTraceable, match="holds for one number of images only"):
+        check_graph(module, graph, more, (few, values), only=True)
 
 
 def test_missing_arguments_and_failing_graphs_are_reported() -> None:

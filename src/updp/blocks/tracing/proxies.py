@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
@@ -13,6 +16,14 @@ if TYPE_CHECKING:
     from updp.blocks.tracing.tracer import Tracer
 
 _IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+# A number of NumPy's leaves these to a tensor at their right, which computes them itself.
+_LEFT_TO_TENSORS = {
+    np.add: operator.add,
+    np.subtract: operator.sub,
+    np.multiply: operator.mul,
+    np.divide: operator.truediv,
+    np.power: operator.pow,
+}
 
 
 class ValueProxy(fx.Proxy):
@@ -50,12 +61,34 @@ class ValueProxy(fx.Proxy):
     def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         if method != "__call__":
             return NotImplemented
+        if isinstance(args[0], np.generic) and function in _LEFT_TO_TENSORS and not kwargs:
+            return _LEFT_TO_TENSORS[function](args[0].item(), self)
         return self.tracer.create_proxy("call_function", function, args, kwargs)
 
     def __array_function__(
         self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any
     ) -> Any:
         return self.tracer.create_proxy("call_function", function, args, kwargs)
+
+
+@contextmanager
+def counted() -> Iterator[None]:
+    """Context in which `len(x)` of what depends on the input is `x.shape[0]`, which is no number.
+
+    Python lets `__len__` return numbers only, with which a graph would hold for one batch size.
+    """
+    original = builtins.len
+
+    def length(of: Any, /) -> Any:
+        if isinstance(of, ValueProxy) and of.tracer.is_batch(of.node):
+            return of.shape[0]
+        return original(of)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = original
 
 
 def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:

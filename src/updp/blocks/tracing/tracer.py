@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.overrides import TorchFunctionMode
 
 from updp.blocks.teach import forward_of
 from updp.blocks.tracing.calls import Arguments, copied
 from updp.blocks.tracing.foreign import Foreign, construction, has_proxy, recorded, unscripted
+from updp.blocks.tracing.makers import MAKERS, Makers
 from updp.blocks.tracing.overwrites import Notes, are_one
-from updp.blocks.tracing.proxies import Flag, ValueProxy, is_flag
+from updp.blocks.tracing.proxies import Flag, ValueProxy, counted, is_flag
 from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
 
-# What makes a tensor of numbers. A graph calls it again, for a tensor is no part of a graph.
-_NAMES = (
-    *("tensor", "as_tensor", "from_numpy", "scalar_tensor", "zeros", "ones", "full", "empty"),
-    *("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices"),
-)
-_MAKERS = {name: getattr(torch, name) for name in _NAMES}
 # What takes nothing but the size of a tensor, and its type.
 _SIZED = {"zeros_like", "ones_like", "full_like", "empty_like"} | {
     f"new_{name}" for name in ("zeros", "ones", "full", "empty")
@@ -60,7 +55,7 @@ class Tracer(fx.Tracer):
         foreign: Iterable[Foreign] = (),
     ) -> None:
         self.foreign = (*foreign,)
-        wrapped = (*_MAKERS.values(), *(f.function for f in self.foreign))
+        wrapped = (*MAKERS.values(), *(f.function for f in self.foreign))
         super().__init__(autowrap_functions=wrapped)
         self._autowrap_search += [torch, *(module for f in self.foreign for module in f.holders)]
         self.call, self.inlined, self.fixed, self.training = call, inlined, fixed, training
@@ -74,8 +69,9 @@ class Tracer(fx.Tracer):
             for path in ("", *self.inlined):
                 stack.enter_context(_flagged(root.get_submodule(path), Flag(self, path)))
             stack.enter_context(unscripted())
+            stack.enter_context(counted())
             stack.enter_context(recorded(self.foreign, self._record))
-            stack.enter_context(_Makers(self))
+            stack.enter_context(Makers(self))
             # A compiled helper is traced through, not compiled.
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
             return super().trace(root, concrete_args)
@@ -105,7 +101,12 @@ class Tracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
-        """Record a mapping of a class of its own, such as transformers' outputs, as one node."""
+        """Record a mapping of a class of its own, such as transformers' outputs, as one node.
+
+        A number of NumPy's is one of Python's: generated code does not know NumPy's by name.
+        """
+        if isinstance(a, np.generic):
+            a = a.item()
         made = construction(a)
         return super().create_arg(a) if made is None else self.create_proxy(*made).node
 
@@ -131,16 +132,26 @@ class Tracer(fx.Tracer):
             raise TypeError(f"what `{node.name}` holds decides what its forward does")
         return value
 
+    def is_batch(self, node: fx.Node) -> bool:
+        """Whether a node's value is a tensor that depends on what the forward is given."""
+        pending, seen = [node], {node}
+        while pending:
+            if (one := pending.pop()).op == "placeholder":
+                return isinstance(self.values.get(node), Tensor)
+            pending += (new := {*one.all_input_nodes} - seen)
+            seen |= new
+        return False
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Decide a condition by sizes and flags, never by a tensor's values."""
         return bool(self.decided(obj.node))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterate over a tuple, list or dict; over a tensor only where fx can unpack it."""
+        """Iterate over a tuple, list, dict or tensor; the check of the graph sees what freezes."""
         value = self.values.get(obj.node)
         if isinstance(value, Mapping):
             return iter(value)
-        if isinstance(value, (tuple, list)):
+        if isinstance(value, (tuple, list)) or (isinstance(value, Tensor) and value.ndim):
             return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
         return super().iter(obj)
 
@@ -262,23 +273,6 @@ class Tracer(fx.Tracer):
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
-
-
-class _Makers(TorchFunctionMode):
-    """Records calls that make a tensor, with constants alone too."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self._tracer = tracer
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        maker = _MAKERS.get(getattr(func, "__name__", ""))
-        if not self._tracer.computing and maker is not None and maker == func:
-            with suppress(NotImplementedError):  # an argument that is no part of a graph
-                return self._tracer.create_proxy("call_function", maker, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
