@@ -158,6 +158,15 @@ def test_a_search_ends_when_a_small_space_is_exhausted(searcher: str, tmp_path: 
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
+def test_a_search_ends_where_one_plan_meets_the_budget(searcher: str, tmp_path: Path) -> None:
+    sites = tuple(Choice(c.name, c.options[:1]) for c in SPACE.sites[:4])
+    small = Space(sites, SPACE.ms, SPACE.macs)
+    asked = task(small, limits_of(Budget.parse("blocks=4"), small), searcher, evaluations=500)
+    known = search(asked, Judge(), ScoreFile(tmp_path / "scores.jsonl"), Silent())
+    assert {g for g in known if asked.meets(g)} == {(1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
 def test_infinite_scores_are_never_best(searcher: str, tmp_path: Path) -> None:
     def judge(choices: Mapping[str, str], hopeless: Callable[[float], bool]) -> Score:
         bad = "e" in choices

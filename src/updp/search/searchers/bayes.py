@@ -134,9 +134,11 @@ class Bayes(Searcher):
             while plan not in seen:
                 seen.add(plan)
                 near = list(surrogate.neighbours(plan))
+                if not near:  # it is the only plan within the limits
+                    break
                 yield from near
                 means = process.means(near)
-                if not near or means.min() >= value:
+                if means.min() >= value:
                     break
                 plan, value = near[int(np.argmin(means))], float(means.min())
 
