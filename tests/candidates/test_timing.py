@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.candidates.clock import SetSpeedups
-from tests.families import images, network
+from tests.families import C, Net, conv, images, network
 from updp.blocks import find
 from updp.candidates import Offer, make_offers
 from updp.errors import UserError
@@ -22,6 +23,7 @@ from updp.recipe import MeasureSettings, Recipe
 
 DEPTH = Recipe().updated("candidates.widths=[]")
 CPU = torch.device("cpu")
+FRAMES = 4
 
 
 @pytest.fixture
@@ -130,6 +132,36 @@ def test_a_block_that_is_called_twice_costs_twice(asked: list[int]) -> None:
         assert two.noise_ms == 2 * one.noise_ms > 0
         assert (two.parameters, two.keep_parameters) == (one.parameters, one.keep_parameters)
         assert two.speedup == one.speedup
+
+
+class Shifting(nn.Module):
+    """Frames of clips as one batch, of which some channels go on to the next frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(C, C), conv(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        clips = x.unflatten(0, (-1, FRAMES))
+        clips = torch.cat([clips[:, :, :1].roll(1, 1), clips[:, :, 1:]], 2)
+        return x + self.b(self.a(clips.flatten(0, 1)).relu())
+
+
+class Clips(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net([Shifting(), Shifting()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
+def test_a_block_runs_on_all_rows_of_a_sample(asked: list[int]) -> None:
+    x, model = images(2 * FRAMES).unflatten(0, (2, FRAMES)), Clips().eval()
+    found = make_offers(model, find(model, x), DEPTH, CPU)[0]
+    assert len(found) == 2
+    for offer, *_ in found.values():
+        assert offer.keep_macs == FRAMES * 2 * 9 * C * C * prod(x.shape[-2:])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from updp.blocks.nested import Samples, join, map_tensors
 from updp.blocks.paths import meet, nested, under
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
-from updp.blocks.reading.site import Site, read_site
+from updp.blocks.reading.site import Site, per_sample, read_site
 from updp.blocks.repeatable import RecordedRun
 from updp.blocks.tracing.calls import copied, record_calls
 from updp.blocks.tracing.check import check_graph, computes, output_of
@@ -238,7 +238,7 @@ class _Finder:
             return str(error)
 
     def _take(self, site: Site) -> None:
-        self.sites.append(site)
+        self.sites.append(per_sample(site, len(self.larger) - 1))
         for node in self.graphs[site.block].nodes:
             if node.name in site.region.inside:
                 self.taken.update(self._paths(site.block, node))

@@ -168,13 +168,13 @@ def _time(
 
 
 def inputs(site: Site, count: int, device: torch.device) -> tuple[Any, ...]:
-    """Return seeded random values for the site's entry, and its extras, for `count` images."""
-    images = site.shape_in[0]  # of the example; with window attention, its windows
+    """Return seeded random values for the site's entry, and its extras, for `count` samples."""
+    rows = count * site.rows
 
     def repeated(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim and len(value) == images:
-            return value[:1].expand(count, *value.shape[1:]).clone()
+        if isinstance(value, Tensor) and value.ndim and len(value) == site.shape_in[0]:
+            return value[:1].expand(rows, *value.shape[1:]).clone()
         return value
 
-    x = seeded_input((count, *site.shape_in[1:])).to(device)
+    x = seeded_input((rows, *site.shape_in[1:])).to(device)
     return (x, *map(repeated, site.extras))

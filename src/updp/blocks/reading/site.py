@@ -39,6 +39,7 @@ class Site:
     work:       how many calls like the first they amount to, by the number of pixels
     why:        why `branch` is None
     paths:      parallel chains whose sum is the region, if it is linear already
+    rows:       places of the entry's first axis per sample: windows of an image, frames of a clip
     """
 
     name: str
@@ -56,6 +57,7 @@ class Site:
     work: float = 1.0
     why: str = ""
     paths: tuple[Chain, ...] = ()
+    rows: int = 1
 
     @property
     def chain(self) -> Chain:
@@ -77,6 +79,15 @@ class Site:
         """Seeded random values for the entry, and the extras, in the type `part` computes with."""
         x = seeded_input(self.shape_in, next(part.parameters(), None))
         return (x, *(extra.to(x) if _is_float(extra) else extra for extra in self.extras))
+
+
+def per_sample(site: Site, samples: int) -> Site:
+    """The site with its rows for each sample, as found with so many.
+
+    Where the samples do not divide them (tokens come first, boxes), each row counts as a sample.
+    """
+    rows, rest = divmod(site.shape_in[0], samples)
+    return site if rest or not rows else replace(site, rows=rows)
 
 
 def read_site(
