@@ -6,9 +6,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.families import C, Net, conv, images, network
+from tests.road import supernet
 from updp.blocks import Site, find
 from updp.blocks.surgery import extract
+from updp.blocks.values import difference
 from updp.candidates import Inherit, baseline_macs, propose
+from updp.recipe import CandidateSettings
 
 
 def site(model: nn.Module) -> Site:
@@ -65,17 +68,34 @@ def test_options_reach_every_candidate() -> None:
 
 
 class Linear(nn.Module):
-    def __init__(self) -> None:
+    """Linear already: two operators in a row."""
+
+    def __init__(self, kernel: int) -> None:
         super().__init__()
-        self.a, self.b = conv(C, C), conv(C, C)
+        self.a, self.b = (conv(C, C, kernel, bias=True) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.b(self.a(x))
 
 
-def test_a_branch_that_is_linear_already_has_no_candidate() -> None:
-    where = site(Net([Linear(), Linear()]))
-    assert list(propose(where)) == []
+def test_a_branch_that_is_linear_already_merges_without_loss() -> None:
+    model, x = Net([Linear(1), Linear(1)]).eval(), images(5)
+    findings, net = supernet(model, x)
+    assert [s.name for s in findings.sites if "a+b" in net.switches[s.name].labels] == [
+        *net.switches
+    ]
+    net.choose(dict.fromkeys(net.switches, "a+b"))
+    with torch.no_grad():
+        assert difference(net.merged()(x), model(x)) < 1e-6
+
+
+def test_a_branch_that_is_linear_already_merges_only_to_fewer_macs() -> None:
+    model = Net([Linear(3), Linear(3)])
+    findings = find(model, images())
+    found = Inherit.propose(
+        findings.sites[0], model.blocks[0], findings.graphs["blocks.0"], CandidateSettings()
+    )
+    assert "a+b" not in [c.label for c in found]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from updp.algebra import can_shrink, kept_groups, sides_of
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, ShuffleStep, Site
+from updp.blocks import ActStep, Chain, LinearStep, ShuffleStep, Site
 from updp.candidates.base import Candidate
 from updp.candidates.inherit.branch import LinearBranch
 from updp.candidates.inherit.form import InheritForm
@@ -115,8 +115,6 @@ def propose(
     """
     if site.branch is None:
         return
-    if not any(isinstance(s, (ActStep, NormStep)) for s in site.chain.steps):
-        return  # already linear: nothing to remove
     shrinkable = _shrinkable(site)
     found = [
         Inherit(segments, shrunk, end_activation, linearise)
