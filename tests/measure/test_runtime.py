@@ -167,6 +167,28 @@ def test_openvino_takes_as_many_threads_as_pytorch(
         assert given.pop()["INFERENCE_NUM_THREADS"] == threads
 
 
+class Force(nn.Module):
+    """Differentiates in its forward, which no inference mode lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return -torch.autograd.grad(self.energy(x).sum(), x)[0]
+
+
+def test_a_forward_that_differentiates_runs() -> None:
+    module, x = Force().eval(), torch.randn(4, 3)
+    assert torch.equal(runner(module, (x,), MeasureSettings())(), module(x))
+
+
+def test_what_runs_in_inference_mode_runs_there() -> None:
+    assert runner(nn.Linear(3, 3), (torch.randn(2, 3),), MeasureSettings())().is_inference()
+
+
 def test_channels_last_lays_out_input_and_weight() -> None:
     seen: list[tuple[bool, bool]] = []
 

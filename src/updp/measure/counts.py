@@ -31,15 +31,16 @@ _ATTENTION = (
 def count_macs(module: nn.Module, *inputs: Any) -> int:
     """Multiply-accumulates of one forward on `inputs`, such as images (N, C, H, W).
 
-    PyTorch's counter cannot run some kernels, such as flex attention, and some functions with a
-    backward of their own: where it fails, convolutions and linear layers alone are counted.
+    PyTorch's counter cannot run some kernels, such as flex attention, some functions with a
+    backward of their own, and forwards that differentiate: where it fails, convolutions and linear
+    layers alone are counted.
     """
     # The counter follows gradients, and fails without them on a parameter given to a module.
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
     try:
         with torch.enable_grad(), counter:
             call(module, *inputs)
-    except (NotImplementedError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:
         _log.info("only convolutions and linear layers are counted: %s", reason(error))
         return _macs_of_layers(module, *inputs)
     return int(counter.get_total_flops()) // 2

@@ -111,10 +111,17 @@ def deployed(
 
 
 def _eager(module: Callable[..., object], inputs: Inputs) -> Run:
-    @torch.inference_mode()
-    def run() -> object:
+    def forward() -> object:
         return call(module, *inputs)
 
+    run: Run = torch.inference_mode()(forward)
+    try:
+        run()
+    except RuntimeError:
+        # It may differentiate, as force fields do: that is lost in inference mode for good. What
+        # runs there is timed there, for it is a bit faster.
+        run = torch.no_grad()(forward)
+        run()
     return run
 
 
