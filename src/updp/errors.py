@@ -110,6 +110,13 @@ def is_machines(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _MACHINE
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, of the machine or of its accelerator."""
+    # The CPU's allocator of PyTorch raises a plain RuntimeError.
+    names = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(name in str(error) for name in names)
+
+
 def explain(error: OSError) -> UserError:
     """The error of the operating system as one line: the path, the reason, what to do."""
     place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "

@@ -18,6 +18,7 @@ from tests.sampling import slow
 from updp.errors import explain, printable
 from updp.io import files
 from updp.io.files import read_tensors
+from updp.run import inputs
 from updp.run.records import RunRecord
 from updp.stages import search
 from updp.training.precision import MixedPrecision
@@ -128,6 +129,17 @@ def test_memory_that_does_not_suffice_names_stage_and_setting(
     code, line = said(*command)
     assert code == 3
     assert line.startswith("memory does not suffice for the stage supernet: lower fit.rows_mb")
+
+
+def test_memory_that_does_not_suffice_for_data_is_one_line(
+    command: list[str], said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(inputs, "open_source", too_much)
+    line = "memory does not suffice: free some, or take smaller inputs"
+    assert said(*command) == (3, line)
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, said: Said) -> None:

@@ -88,6 +88,35 @@ def test_impossible_training_settings_are_refused(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("color_jitter=-1", "color_jitter: each must be at least 0, not -1"),
+        ("color_jitter=[0.1, -0.1, 0.1]", "color_jitter: each must be at least 0, not ["),
+        ("color_jitter=[0.1, 0.1, 0.1, 0.9]", "color_jitter: the fourth, of hue, must be at most"),
+        ("scale=[-1, 2]", "scale: give the lower end before the upper one, both above 0, not ["),
+        ("scale=[0, 0]", "scale: give the lower end before"),
+        ("scale=[1, 0.08]", "scale: give the lower end before"),
+        ("scale=[0.08, 2]", "scale: a crop takes at most the whole area"),
+        ("ratio=[0, 0]", "ratio: give the lower end before"),
+        ("ratio=[2, 1]", "ratio: give the lower end before"),
+        ("crop_pct=1e-6", "crop_pct: Input should be greater than or equal to 0.1"),
+    ],
+)
+def test_impossible_crops_and_colours_are_refused(setting: str, said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Recipe().updated(f"data.{setting}")
+    assert str(raised.value).startswith(f"--set data.{setting}: data.{said}")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["color_jitter=0", "color_jitter=[0, 1, 2, 0.5]", "scale=[1, 1]", "ratio=[0.5, 2]"],
+)
+def test_the_ends_of_crops_and_colours_are_taken(setting: str) -> None:
+    assert Recipe().updated(f"data.{setting}").data.augments_by_timm
+
+
 def test_blends_have_no_labels_to_learn_from() -> None:
     with pytest.raises(UserError, match=r"blended=true has no labels .* distill=0\.9 .* mixup"):
         Recipe().updated("subnet.blended=true")

@@ -30,6 +30,7 @@ from updp.errors import (
     ProcessLostError,
     UserError,
     explain,
+    is_out_of_memory,
     printable,
 )
 from updp.io import interrupts
@@ -133,7 +134,10 @@ def main() -> None:
         except (ExportError, MergeError, ProcessLostError) as error:
             _say(name, str(error))
             raise SystemExit(1) from None
-        except Exception:
+        except Exception as error:
+            if is_out_of_memory(error):  # outside of stages, as where model and data are opened
+                _say(name, "memory does not suffice: free some, or take smaller inputs")
+                raise SystemExit(3) from None
             traceback.print_exc()
             _say(name, "this is a bug of updp: report it with the lines above and `updp --version`")
             raise SystemExit(1) from None

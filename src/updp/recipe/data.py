@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from updp.recipe.part import Part
 
@@ -47,8 +47,11 @@ class DataSettings(Part):
     mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
     std: tuple[float, ...] | None = None
     input_size: tuple[_Side, _Side, _Side] | None = Field(None, description="(C, H, W)")
+    # An image is scaled to the side divided by it before the crop: a tiny one would fill memory.
     crop_pct: float | None = Field(
-        None, gt=0, description="share of the scaled side in the centre crop; the model's own, or 1"
+        None,
+        ge=0.1,
+        description="share of the scaled side in the centre crop; the model's own, or 1",
     )
     crop_mode: Literal["center", "squash", "border"] | None = Field(
         None, description="the model's own, or center"
@@ -87,11 +90,30 @@ class DataSettings(Part):
 
     @field_validator("color_jitter")
     @classmethod
-    def _has_three_or_four(
+    def _is_of_jitters(
         cls, value: float | tuple[float, ...] | None
     ) -> float | tuple[float, ...] | None:
         if isinstance(value, tuple) and len(value) not in (3, 4):
             raise ValueError("give one number, three or four")
+        amounts = value if isinstance(value, tuple) else (value or 0,)
+        if min(amounts) < 0:
+            raise ValueError("each must be at least 0")
+        if max(amounts[3:], default=0) > 0.5:
+            raise ValueError("the fourth, of hue, must be at most 0.5")
+        return value
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _is_a_range(
+        cls, value: tuple[float, float] | None, info: ValidationInfo
+    ) -> tuple[float, float] | None:
+        if value is None:
+            return value
+        low, high = value
+        if not 0 < low <= high:
+            raise ValueError("give the lower end before the upper one, both above 0")
+        if info.field_name == "scale" and high > 1:
+            raise ValueError("a crop takes at most the whole area: give ends up to 1")
         return value
 
     @field_validator("auto_augment")

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from updp.data.readers.encoded import TESTS
-from updp.errors import MachineError, UserError
+from updp.errors import MachineError, UserError, is_out_of_memory
 from updp.io import processes
 from updp.io.interrupts import Stopped
 from updp.io.memory import hand_back
@@ -133,18 +133,12 @@ def _naming(stage: str) -> Iterator[None]:
         stopped.stage = stage
         raise
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise MachineError(
             f"memory does not suffice for the stage {stage}: lower {_LIGHTER[stage]}; "
             "`updp estimate` says what each stage needs"
         ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU's allocator raises a plain RuntimeError.
-    names = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError) or any(name in str(error) for name in names)
 
 
 def open_run_directory(
