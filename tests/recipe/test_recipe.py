@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,21 @@ def test_settings_change_what_they_name_and_no_more() -> None:
 
 def test_the_last_setting_wins() -> None:
     assert Recipe().updated("seed=1", "seed=2").seed == 2
+
+
+def test_a_field_of_the_budget_needs_no_budget_before() -> None:
+    assert Recipe().updated("budget.blocks=2", "budget.macs=0.7") == Recipe(
+        budget=Budget(blocks=2, macs=0.7)
+    )
+    known = Recipe(budget=Budget(blocks=2)).updated("budget.blocks=3")
+    assert known.budget == Budget(blocks=3)
+    for setting, said in (
+        ("budget.block=2", "no field 'budget.block'; did you mean blocks?"),
+        ("budget.blocks=0", "budget.blocks: Input should be greater than or equal to 1, not 0"),
+        ("budget.blocks=null", "budget: give some of blocks, latency, macs, parameters"),
+    ):
+        with pytest.raises(UserError, match=re.escape(f": {said}")):
+            Recipe().updated(setting)
 
 
 def test_recipes_are_frozen() -> None:

@@ -133,6 +133,8 @@ class Recipe(Part):
                     f"--set {quoted(setting)}: write it as field=value, e.g. subnet.epochs=20"
                 )
             *parents, last = path.strip().split(".")
+            if parents == ["budget"] and data["budget"] is None:
+                data["budget"] = dict.fromkeys(Budget.model_fields)
             part: Any = data
             for name in parents:
                 part = part.get(name) if isinstance(part, dict) else None
