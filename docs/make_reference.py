@@ -78,7 +78,7 @@ def run_directory() -> str:
         "Each stage has a folder; what it leaves is listed with length and checksum in its",
         "`done.json`. At the top stand `model.safetensors` (weights of the merged model),",
         "`plan.json`, `result.json`, `recipe.yaml` and `run.json`. Every JSON file says",
-        '`"format": 1`.',
+        '`"format": 1`, but for `export/hub/config.json`, whose form is timm\'s.',
         "",
     ]
     for record in sorted(_records(), key=lambda kind: kind.FILE):
