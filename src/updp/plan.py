@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from updp.arguments import checked
-from updp.errors import UserError, reason
+from updp.errors import DamagedError, UserError, reason
 from updp.io.records import Record
 
 
@@ -53,4 +53,10 @@ class Plan(Record, frozen=True, extra="forbid"):
     @checked()
     def load(cls, path: str | Path) -> Plan:
         """Read a plan from a file. Raises UserError naming it."""
-        return cls.read_file(Path(path))
+        try:
+            return cls.read_file(Path(path))
+        except DamagedError as error:
+            if error.path.name == cls.FILE:
+                raise  # in a run directory a stage makes it anew
+            # Another file of a run is not damaged: it was named by mistake.
+            raise UserError(f"{error}; give a plan.json, as `updp search` writes it") from error

@@ -312,6 +312,16 @@ def test_the_directory_of_another_model_is_refused(spec: str, refused: Refused) 
     assert f"model is '{spec}' there and '{other}' here" in refused("prune", "--model", other)
 
 
+def test_another_file_than_a_plan_is_not_said_to_be_damaged(run: Path, refused: Refused) -> None:
+    for name, why in (("run.json", "is not a plan: choices: "), ("none.json", "cannot be read: ")):
+        line = refused("prune", "--plan", run / name)
+        assert line.startswith(f"'{run / name}' {why}")
+        assert line.endswith("; give a plan.json, as `updp search` writes it")
+    shutil.copy(run / "run.json", run / "plan.json")
+    line = refused("prune", "--plan", run / "plan.json")
+    assert line.endswith("`updp merge` copies it from its stage again")
+
+
 @pytest.mark.parametrize("fresh", [(), ("--fresh",)])
 def test_an_out_with_other_files_is_refused(
     fresh: tuple[str, ...], spec: str, tmp_path: Path, refused: Refused
