@@ -226,6 +226,7 @@ def test_a_budget_out_of_reach_is_refused(
         ("data.input_size=[1, 8]", "data.input_size.2: Field required"),
         ("data.input_size=[2, 8, 8]", "input size 2x8x8: give 1 or 3 channels"),
         ("data.input_size=[3, 8, 8]", "the model fails on an input of (1, 3, 8, 8): "),
+        ("data.shift=8", "data.shift=8 moves images of 1x8x8 out of sight: give less than 8"),
         ("data.held_out=600", "data.held_out=600 and data.calibration=64 are half or more of"),
         ("candidates.include=blocks.*", "candidates.include: it takes a list, such as"),
         ("supernet=3", "supernet: it has fields of its own: give some"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from updp.blocks.nested import Samples, join, map_tensors
 from updp.data.batches import Batch, Batches
 from updp.data.example import make_example
-from updp.data.images import NO_LABEL, Images
+from updp.data.images import NO_LABEL, Images, by
 from updp.data.preprocess import Preprocess
 from updp.data.source import Source
 from updp.data.split import hold_out
@@ -46,7 +46,8 @@ class Feed:
             fit has seen; else all training images may be held out.
 
     Raises:
-        UserError: too many images are held out, or timm's transforms do not take such images.
+        UserError: too many images are held out, or shifted too far, or timm's transforms do not
+            take such images.
     """
 
     def __init__(
@@ -268,6 +269,11 @@ def _augmentation(settings: DataSettings, feed: Feed) -> tuple[Augment, str]:
         return Augment(), "samples as the loader gives them"
     channels, *sides = feed.image_size
     shift = min(sides) // 8 if settings.shift is None else settings.shift
+    if shift >= min(sides):
+        raise UserError(
+            f"data.shift={shift} moves images of {by(feed.image_size)} out of sight: give less "
+            f"than {min(sides)}"
+        )
     flip = channels == 3 if settings.flip is None else settings.flip
     # Users' loaders that normalise usually augment as well.
     if feed.normalised and settings.shift is None and settings.flip is None:

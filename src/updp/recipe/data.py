@@ -37,7 +37,10 @@ class DataSettings(Part):
         64, ge=2, description="images of a training step, of all processes together"
     )
     shift: int | None = Field(
-        None, ge=0, le=2**14, description="random shift, pixels; an eighth of the side"
+        None,
+        ge=0,
+        le=2**14,
+        description="random shift, pixels, less than the side; an eighth of the side",
     )
     flip: bool | None = Field(None, description="mirror at random; by default colour images")
     workers: int = Field(0, ge=0, description="processes that read ahead; they change no batch")
