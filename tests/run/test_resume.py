@@ -74,7 +74,7 @@ def wait_for(path: Path, process: BaseProcess) -> None:
 
 
 def test_a_run_killed_in_every_stage_ends_bit_identically(whole: Path, tmp_path: Path) -> None:
-    # The model's name is part of the run, so the file is the same one.
+    # The file is the same one, as for a user.
     command = arguments(whole.parent, out := tmp_path / "run")
     hit = []
     for stage in STAGES:

@@ -1,6 +1,7 @@
 """A run goes on, and is loaded, with the model that it was made from alone."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import updp
 from tests import tiny
 from tests.families import Basic, C, conv
 from updp import UserError
+from updp.run.pipeline import make_keys
+from updp.stages.context import InputNames, StageKey
 from updp.stages.outputs import BaselineOutputs, MergedOutputs
+from updp.stages.sites import SitesKey
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -59,6 +63,39 @@ def test_the_same_weights_with_another_forward_are_another_run(tmp_path: Path) -
     for record in (BaselineOutputs, MergedOutputs):
         record.path(tmp_path / "{run}").unlink()
     updp.load(tmp_path / "{run}", Net(nn.Sigmoid))
+
+
+def test_a_model_file_may_be_named_from_another_folder(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    before, moved = tiny.contents(run), tiny.write_model(tmp_path)
+    outcome = tiny.updp("prune", "--model", moved, "--out", run)
+    assert outcome.code == 0, outcome
+    assert tiny.contents(run) == before
+    file, _, name = moved.rpartition(":")
+    Path(file).write_text(tiny.MODEL.replace("x + self.bn2(self.conv2(y))", "x - self.bn2(y)"))
+    outcome = tiny.updp("prune", "--model", moved, "--out", run)
+    assert "holds another run: with the same weights the model gave other outputs" in outcome.err
+    other = str(Path(file).rename(tmp_path / "other.py"))
+    outcome = tiny.updp("prune", "--model", f"{other}:{name}", "--out", run)
+    assert "holds another run: model is " in outcome.err
+
+
+def test_keys_keep_the_paths_that_a_run_began_with(tiny_model: str, tmp_path: Path) -> None:
+    context = tiny.make_context(tiny_model, tiny.make_recipe(), tmp_path)
+
+    def keys(model: str, teacher: str) -> dict[str, StageKey]:
+        context.names = InputNames(model=model, teacher=teacher)
+        return make_keys(context)
+
+    first = keys("net.py:mine", "big.py:teacher")
+    for key in first.values():
+        key.write(tmp_path)
+    assert keys("../a/net.py:mine", "./big.py:teacher") == first
+    for model in ("../a/net.py:other", "../a/net2.py:mine", "timm/net.py:mine2", "zoo/digits-vit"):
+        assert keys(model, "big.py:teacher")["sites"].model == model
+    assert keys("net.py:mine", "big.py:other")["subnet"].teacher == "big.py:other"
+    SitesKey.path(tmp_path).write_text("[]")  # is said where the run is claimed
+    assert keys("./net.py:mine", "")["sites"].model == "./net.py:mine"
 
 
 def test_outputs_of_any_form_are_told_apart() -> None:

@@ -1,13 +1,14 @@
 """Models by name, modules of the user's, and teachers of stage 3."""
 
 from updp.models.given import check_finite, own_copy, weights_of
-from updp.models.named import hash_state, is_code, load_model, num_outputs
+from updp.models.named import hash_state, is_code, is_same_code, load_model, num_outputs
 from updp.models.weights import read_shapes
 
 __all__ = [
     "check_finite",
     "hash_state",
     "is_code",
+    "is_same_code",
     "load_model",
     "num_outputs",
     "own_copy",

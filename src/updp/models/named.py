@@ -65,6 +65,11 @@ def is_code(spec: str) -> bool:
     return spec.rpartition(":")[0].endswith(".py")
 
 
+def is_same_code(spec: str, other: str) -> bool:
+    """Whether two names stand for one callable of a Python file, seen from any folder."""
+    return is_code(spec) and Path(spec).name == Path(other).name
+
+
 def hash_state(module: nn.Module) -> str:
     """Sha256 of the names, dtypes, shapes and bytes in the state dict."""
     digest = hashlib.sha256()

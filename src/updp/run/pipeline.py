@@ -14,6 +14,7 @@ from updp.io import processes
 from updp.io.interrupts import Stopped
 from updp.io.memory import hand_back
 from updp.io.progress import duration
+from updp.models import is_same_code
 from updp.plan import Plan
 from updp.run.directory import RunDirectory
 from updp.run.integrity import explained
@@ -191,6 +192,7 @@ def _open(run: Run, last: str, fresh: str) -> Run:
         processes.wait()  # until all have read what is removed now
         run.directory.clear(fresh)
         processes.wait()
+        keys = run.context.keys = make_keys(run.context)  # without names of what was removed
     run.directory.claim(keys, last)
     run.directory.verify(last)
     if run.directory.is_done("sites"):
@@ -216,9 +218,26 @@ def make_keys(context: Context) -> dict[str, StageKey]:
     keys: dict[str, StageKey] = {}
     before = ""
     for name, stage in _MODULES.items():
-        keys[name] = stage.make_key(context).model_copy(update={"after": before})
+        key = stage.make_key(context).model_copy(update={"after": before})
+        keys[name] = _as_named_before(key, context.root)
         before = keys[name].sha256
     return keys
+
+
+def _as_named_before(key: StageKey, run: Path) -> StageKey:
+    """The key, with the user's Python files named as in that of the run, where there is one.
+
+    From another folder the path is another; that the model is the same one, its weights and outputs
+    tell.
+    """
+    try:
+        known = key.read_if_there(run)
+    except UserError:  # said when the run is claimed
+        return key
+    names = {name: getattr(known, name, "") for name in ("model", "teacher")}
+    return key.model_copy(
+        update={n: old for n, old in names.items() if is_same_code(old, getattr(key, n, ""))}
+    )
 
 
 def _picked(run: Run) -> Run:
