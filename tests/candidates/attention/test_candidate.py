@@ -362,6 +362,27 @@ def test_a_branch_that_writes_nothing_is_not_read() -> None:
     assert [*offered(model, 0.5)[1].values()] == [[], []]
 
 
+class Two(nn.Module):
+    """Two attentions in a row, the second with a bias of positions, the first of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Rotated(), Shifted()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.tanh(self.first(x)))
+
+
+def test_a_bias_is_that_of_its_own_attention() -> None:
+    model = network(Two)
+    findings, found = offered(model, 0.5)
+    for site in findings.sites:
+        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        whole = copy.copy(found[site.name][0])
+        object.__setattr__(whole, "heads", HEADS)
+        assert error(whole.build(site, block, graph)(images()), block(images())) < 1e-5
+
+
 @pytest.mark.parametrize("form", ["causal", "filled"])
 def test_causal_attention_takes_any_number_of_tokens(form: str) -> None:
     model = network(READ[form])

@@ -111,7 +111,7 @@ class NarrowAttention(Candidate):
         )
         try:
             heads = read_heads(self.layout, site, block, graph)
-        except (AttributeError, IndexError, RuntimeError, UserCodeError, StopIteration) as error:
+        except (AttributeError, IndexError, RuntimeError, UserCodeError) as error:
             raise wrong from error
         if (heads.count, *heads.sizes) != self.of or not all(map(_is_some, self.sizes, self.of)):
             raise wrong

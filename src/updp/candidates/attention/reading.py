@@ -110,8 +110,7 @@ def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | No
 def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) -> Heads:
     """The matrices of a block's heads in float64, and what is added to their logits.
 
-    Raises AttributeError, IndexError, RuntimeError, StopIteration, UserCodeError: the block is
-    of another layout.
+    Raises AttributeError, IndexError, RuntimeError, UserCodeError: the block is of another layout.
     """
     heads = layout.read(block)
     if not layout.windows:
@@ -121,7 +120,9 @@ def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) ->
     with watcher:
         _ = values[layout.end]
     logits = heads.logits(_tokens(layout, block, values))
-    return replace(heads, offsets=next(watcher.offsets(logits, layout.windows)))
+    ways = [replace(heads, offsets=o) for o in watcher.offsets(logits, layout.windows)]
+    # A branch may have other attention, too; of weights that are to be read none may compute it.
+    return next((way for way in ways if _computes(layout, way, block, values)), ways[0])
 
 
 def _tokens(layout: Layout, block: nn.Module, values: Values) -> Tensor:
