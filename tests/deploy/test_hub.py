@@ -46,10 +46,12 @@ def test_the_folder_loads_with_updp_and_without(run: Path, tmp_path: Path) -> No
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_card_and_the_configuration(run: Path) -> None:
-    spec = RunRecord.read(run).model
-    folder = updp.write_hub_folder(run, licence="mit", model=spec, test_images=5)
+def test_the_card_and_the_configuration(run: Path, tmp_path: Path) -> None:
+    spec, out = RunRecord.read(run).model, tmp_path / "hub"
+    for _ in range(2):  # it replaces its own
+        folder = updp.write_hub_folder(run, out, licence="mit", model=spec, test_images=5)
     card = (folder / "README.md").read_text()
+    assert str(tmp_path / "hub") not in card
     assert card.startswith("---\nlicense: mit\nlibrary_name: updp\n")
     assert "faster" in card or "no faster" in card
     config = json.loads((folder / "config.json").read_text())
@@ -88,10 +90,3 @@ def test_other_files_are_not_replaced(name: str, run: Path, tmp_path: Path) -> N
     assert outcome.code == 2
     assert f"'{folder / name}' is there, and not from `updp export --to hub`" in outcome.err
     assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, "{}")]
-
-
-def test_a_folder_is_written_again_and_names_no_place(run: Path, tmp_path: Path) -> None:
-    spec = RunRecord.read(run).model
-    for _ in range(2):
-        folder = updp.write_hub_folder(run, tmp_path / "hub", model=spec, test_images=5)
-    assert str(tmp_path / "hub") not in (folder / "README.md").read_text()

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -230,6 +230,7 @@ class Attending(nn.Module):
         return x + self.attn(self.act(x))
 
 
+@settings(max_examples=25)
 @given(st.integers(2, 6), st.integers(2, 5), st.booleans(), st.integers(0, 99))
 def test_attention_that_is_kept_makes_up_for_its_skip(
     channels: int, tokens: int, scaled: bool, seed: int

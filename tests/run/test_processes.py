@@ -88,6 +88,7 @@ def end(processes: Sequence[BaseProcess], number: int | None) -> bool:
     return any(process.exitcode == KILLED for process in processes)
 
 
+@pytest.mark.slow
 def test_killed_processes_go_on_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     command, hit = arguments(whole.parent, out := tmp_path / "run"), 0
     for stage, number in zip(STAGES, (1, 0, None, 1), strict=True):

@@ -74,7 +74,7 @@ def read_inputs(
     weights: str | Path | None = options.weights
     if weights is None and (found := known if options.model else record) is not None:
         weights = found.weights_for(options.model, None)
-    same_model = known if known and known.is_of(options.model or known.model) else None
+    same_model = known if known and options.model in (None, known.model) else None
     test = options.test
     if test is None and (found := known if options.data else record) is not None:
         test = found.test or None if options.data in (None, found.data) else None

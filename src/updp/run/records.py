@@ -33,7 +33,7 @@ from updp.errors import UserError
 from updp.io import processes
 from updp.io.records import Record
 from updp.measure import Timing
-from updp.models import is_code, is_same_code
+from updp.models import is_code
 from updp.recipe import Budget
 from updp.stages.context import TIMED_AGAIN, Context
 from updp.tasks import CLASSIFICATION, Metric
@@ -111,12 +111,8 @@ class RunRecord(Record):
         self, model: nn.Module | str | None, weights: str | Path | None
     ) -> str | Path | None:
         """The file to open: `weights` if given, else the run's own for the run's own model."""
-        own = self.weights if model is None or self.is_of(model) else ""
+        own = self.weights if model in (None, self.model) else ""
         return weights or own or None
-
-    def is_of(self, model: nn.Module | str) -> bool:
-        """Whether that is the run's model, by its name."""
-        return model == self.model or (isinstance(model, str) and is_same_code(self.model, model))
 
 
 class StoredFile(BaseModel, frozen=True):
