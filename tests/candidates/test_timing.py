@@ -164,6 +164,22 @@ def test_a_block_runs_on_all_rows_of_a_sample(asked: list[int]) -> None:
         assert offer.keep_macs == FRAMES * 2 * 9 * C * C * prod(x.shape[-2:])
 
 
+class TokensFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.transpose(0, 1))
+        return y.transpose(0, 1)
+
+
+def test_tokens_before_samples_are_no_rows() -> None:
+    sites = find(TokensFirst().eval(), torch.randn(2, 6, 8)).sites
+    assert {site.shape_in[:2] for site in sites} == {(6, 2)}
+    assert {site.rows for site in sites} == {1}
+
+
 @pytest.mark.parametrize(
     ("family", "layout"), [("basic", "channels_last"), ("mlp_nhwc", "contiguous")]
 )

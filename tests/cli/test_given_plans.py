@@ -49,6 +49,8 @@ def test_another_plan_is_another_run(
     refused = tiny.updp("prune", *begun(tmp_path, fewer, *options))
     assert (refused.code, tiny.contents(run)) == (2, before)
     assert "holds another run: search.choices" in refused.err
+    ignored = tiny.updp("prune", "--out", run, "--set", "budget.blocks=1")
+    assert (ignored.code, tiny.contents(run)) == (2, before)
     other = tiny.updp("prune", "--out", run, "--budget", "blocks=1")
     assert other.code == 2
     assert "it was begun for a given plan, and now it is for a number of blocks" in other.err

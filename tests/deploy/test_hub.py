@@ -51,7 +51,9 @@ def test_the_card_and_the_configuration(run: Path, tmp_path: Path) -> None:
     for _ in range(2):  # it replaces its own
         folder = updp.write_hub_folder(run, out, licence="mit", model=spec, test_images=5)
     card = (folder / "README.md").read_text()
-    assert str(tmp_path / "hub") not in card
+    assert "updp prune --model model.py:tiny --data digits --recipe recipe.yaml" in card
+    assert str(tmp_path) not in card
+    assert str(tmp_path) not in (folder / "run.json").read_text()
     assert card.startswith("---\nlicense: mit\nlibrary_name: updp\n")
     assert "faster" in card or "no faster" in card
     config = json.loads((folder / "config.json").read_text())

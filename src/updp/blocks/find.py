@@ -238,7 +238,7 @@ class _Finder:
             return str(error)
 
     def _take(self, site: Site) -> None:
-        self.sites.append(per_sample(site, len(self.larger) - 1))
+        self.sites.append(per_sample(site, self.calls[site.block], self.larger_calls[site.block]))
         for node in self.graphs[site.block].nodes:
             if node.name in site.region.inside:
                 self.taken.update(self._paths(site.block, node))

@@ -85,7 +85,7 @@ def read_inputs(
         unlabelled = known.unlabelled
     plan = None if options.plan is None else Plan.load(options.plan)
     if plan is None and not (starts_over or recipe.budget or pick):
-        plan = RunDirectory(options.out).given_plan()
+        plan = RunDirectory(options.out).given_plan(settings.budget)
     return open_inputs(
         _required("model", model, record),
         _required("data", options.data, record),

@@ -11,9 +11,12 @@ from torch import nn
 from updp.arguments import checked
 from updp.deploy.export import export
 from updp.deploy.report import report
+from updp.deploy.report.report_tables import command, command_of_files
+from updp.deploy.report.run_files import load_runs
 from updp.errors import DamagedError, UserError
 from updp.io.files import read_json, write_bytes, write_json, write_text
 from updp.io.progress import Progress
+from updp.models import is_code
 from updp.run.finished import check_finished
 from updp.run.inputs import Data, Test
 from updp.run.integrity import PUBLISHED, explained
@@ -123,7 +126,8 @@ def write_hub_folder(
     # Whoever loads it needs neither the places of the files nor what was typed.
     paths = ("data", "test", "weights", "teacher_weights", "unlabelled")
     names = {field: Path(getattr(about, field)).name for field in paths}
-    shared = about.model_copy(update={**names, "command": ()})
+    code = {f: Path(n).name for f in ("model", "teacher") if is_code(n := getattr(about, f))}
+    shared = about.model_copy(update={**names, **code, "command": ()})
     write_json(folder / RunRecord.FILE, shared.model_dump(mode="json"))
     write_text(folder / _CARD, _card(path, folder, shared, licence))
     return folder
@@ -168,7 +172,10 @@ def _config(about: RunRecord, described: dict[str, Any]) -> dict[str, Any]:
 def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
     """The card: what a hub reads between the lines `---`, the report, and how to load it."""
     figures = report(run, out=folder / ".card.md")
-    text = figures.read_text().replace(f"{folder.resolve()}/", "")  # no place on this machine
+    # No place on this machine.
+    typed, shared = command(load_runs([run])[0]), command_of_files(about, Path())
+    text = figures.read_text().replace(f"{folder.resolve()}/", "")
+    text = text.replace(typed, shared) if typed and shared else text
     figures.unlink()
     is_named = about.model and ".py:" not in about.model
     model = "" if is_named else ", MyModel()"

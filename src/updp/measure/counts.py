@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from updp.blocks.modules import hooks
 from updp.blocks.nested import call
-from updp.errors import reason
+from updp.errors import is_out_of_memory, reason
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ def count_macs(module: nn.Module, *inputs: Any) -> int:
         with torch.enable_grad(), counter:
             call(module, *inputs)
     except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         _log.info("only convolutions and linear layers are counted: %s", reason(error))
         return _macs_of_layers(module, *inputs)
     return int(counter.get_total_flops()) // 2

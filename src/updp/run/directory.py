@@ -17,7 +17,7 @@ Schemas of the JSON files are in `records`.
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from updp.errors import DamagedError, UserError
 from updp.io import processes
 from updp.io.files import TEMPORARY, discard, read_json, sweep, write_bytes, write_text
 from updp.plan import Plan
-from updp.recipe import Recipe
+from updp.recipe import Budget, Recipe
 from updp.run.integrity import PUBLISHED, check_stages, explained, seal
 from updp.run.records import Done, Result, RunRecord
 from updp.search import SearchResult
@@ -131,15 +131,17 @@ class RunDirectory:
             raise UserError(f"'{self.path}' has no plan yet: run `updp search` first")
         return Plan.read_file(path)
 
-    def given_plan(self) -> Plan | None:
-        """The plan that the run was begun with in place of a search; None where there is none."""
-        key, path = self.stage("supernet") / "key.json", self.stage("search") / Plan.FILE
-        if not (key.exists() and path.exists()):
-            return None
-        known = read_json(key)
-        if not isinstance(known, dict) or known.get("candidates") is None:
-            return None
-        return Plan.read_file(path)
+    def given_plan(self, budget: Budget | None) -> Plan | None:
+        """The plan that the run was begun with in place of a search.
+
+        None where there is none, it cannot be read, or another budget than the run's is asked for.
+        """
+        with suppress(DamagedError, FileNotFoundError):
+            known = read_json(self.stage("supernet") / "key.json")
+            given = isinstance(known, dict) and known.get("candidates") is not None
+            if given and Recipe.of_run(self.path).budget == budget:
+                return Plan.read_file(self.stage("search") / Plan.FILE)
+        return None
 
     def search_result(self) -> SearchResult:
         """Scores and front of stage 2. Raises UserError where it has not ended."""

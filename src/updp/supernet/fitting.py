@@ -111,6 +111,7 @@ def fit_plan(
                     paired = fitting.add_input(numbered[position][0], *inputs)
             if not all(processes.gather(paired)):
                 fitting.regression.clear()
+                tick(place.name)
                 continue
             kept, divergence = 1.0, None
             if judge is None:

@@ -210,6 +210,43 @@ class Outside(nn.Module):
         return x + self.inner.proj(y)
 
 
+class OutsideShifted(Outside):
+    """With a bias of positions, and sizes of the block's input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(HEADS, 7, 7))
+
+    def added(self, tokens: int) -> Tensor:
+        return self.table
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        qkv = self.inner.qkv(self.norm(x))
+        q, k, v = qkv.reshape(n, t, 3, HEADS, D).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-2, -1) * D**-0.5 + self.added(t)).softmax(-1) @ v
+        return x + self.inner.proj(y.transpose(1, 2).reshape(n, t, c))
+
+
+class OutsideSlanted(OutsideShifted):
+    """The bias is for any number of tokens."""
+
+    def added(self, tokens: int) -> Tensor:
+        places = torch.arange(tokens).to(self.table)
+        return -0.1 * (places - places[:, None]).abs()
+
+
+class Local(Fused):
+    """GPT-Neo's: a token looks back so many and no more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x))
+        places = torch.arange(x.shape[1])
+        back = places[:, None] - places
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=(back >= 0) & (back < 10))
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
 class Torchs(nn.Module):
     def __init__(self, **options: bool) -> None:
         super().__init__()
@@ -263,6 +300,7 @@ READ: dict[str, Callable[[], nn.Module]] = {
     "post-norm": PostNormed,
     "outside": Outside,
     "bias of positions": lambda: Block(Shifted()),
+    "outside, bias of positions": OutsideShifted,
     "heads and images in one axis": lambda: Block(Folded()),
     "causal": lambda: Block(Causal()),
     "filled": lambda: Block(Filled()),
@@ -273,6 +311,8 @@ READ: dict[str, Callable[[], nn.Module]] = {
 OTHER: dict[str, Callable[[], nn.Module]] = {
     "unit queries": lambda: Block(Rotated()),
     "bias for any number of tokens": lambda: Block(Slanted()),
+    "outside, bias for any number of tokens": OutsideSlanted,
+    "causal, and ten tokens back": lambda: Block(Local()),
     "cross": lambda: Block(Crossing()),
     "torch's with a bias of keys": lambda: TorchsBlock(_torchs(add_bias_kv=True)),
     "torch's with zeros": lambda: TorchsBlock(_torchs(add_zero_attn=True)),
@@ -494,7 +534,7 @@ def test_the_fit_takes_in_what_the_skip_has_lost(block: Callable[[], nn.Module])
     task.add_input(0, mixed)
     assert task.finish().strength
     with torch.no_grad():
-        handle = form.heads["out"].register_forward_pre_hook(lambda _, args: read.append(args[0]))
+        handle = form.out.register_forward_pre_hook(lambda _, args: read.append(args[0]))
         made = form(mixed)
         handle.remove()
     rows = torch.cat([read[0], torch.ones_like(x[..., :1])], -1).flatten(0, 1)

@@ -14,6 +14,7 @@ from updp.blocks.reading.layouts import layout_of
 from updp.blocks.reading.parallel import read_paths
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
 from updp.blocks.surgery import extract
+from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.region import Region
 
 _TOLERANCE = 1e-4  # relative, float32: between a chain and the block it was read from
@@ -81,12 +82,19 @@ class Site:
         return (x, *(extra.to(x) if _is_float(extra) else extra for extra in self.extras))
 
 
-def per_sample(site: Site, samples: int) -> Site:
-    """The site with its rows for each sample, as found with so many.
+def per_sample(site: Site, calls: Sequence[Arguments], larger: Sequence[Arguments]) -> Site:
+    """The site with its rows for each sample: `larger` are its block's calls with one sample more.
 
-    Where the samples do not divide them (tokens come first, boxes), each row counts as a sample.
+    Where the block's first axis does not grow with the samples (tokens come first), or rows are not
+    divided by them (boxes), each row counts as a sample.
     """
-    rows, rest = divmod(site.shape_in[0], samples)
+    first, more = (made[0].shapes[:1] if made else () for made in (calls, larger))
+    if not (first and more and first[0] and more[0]):
+        return site
+    step = more[0][0] - first[0][0]
+    if step <= 0 or first[0][0] % step:
+        return site
+    rows, rest = divmod(site.shape_in[0], first[0][0] // step)
     return site if rest or not rows else replace(site, rows=rows)
 
 

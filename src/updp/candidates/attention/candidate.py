@@ -121,9 +121,7 @@ class NarrowAttention(Candidate):
         """What is left of the heads, chosen on tokens (N, T, C)."""
         return reduced(heads, tokens, self.heads, self.keys, self.values)
 
-    def attend(
-        self, heads: Mapping[str, Any] | nn.ModuleDict, tokens: Tensor, images: int
-    ) -> Tensor:
+    def attend(self, heads: Mapping[str, Any], tokens: Tensor, images: int) -> Tensor:
         """What the `heads`, as modules, give for the tokens (N, T, C) of so many images."""
         y, offsets = heads["qkv"](tokens), heads["offsets"]() if "offsets" in heads else None
         several = self.layout.windows > 1
@@ -152,7 +150,9 @@ class NarrowAttentionForm(RewiredForm):
         modules = candidate.cut(heads, tokens).modules(like)
         part = isolate(block, graph, _replacement(site, candidate, modules))
         super().__init__(site, block, graph, part)
-        self.heads = nn.ModuleDict(modules)
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.heads = list(modules)  # by name
         self._candidate, self._whole_heads, self._site = candidate, heads, site
         region = site.region
         self._enter: list[Callable[..., Tensor]] = []
@@ -173,7 +173,7 @@ class NarrowAttentionForm(RewiredForm):
         whole = self._whole_heads
         left = self._candidate.cut(whole, self._tokens(x, *extras).to(whole.out))
         for name, module in left.modules(self._out.weight).items():
-            self.heads[name].load_state_dict(module.state_dict())
+            self.get_submodule(name).load_state_dict(module.state_dict())
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
         """See `Form.fit_tasks`: one regression, of the layer behind the heads.
@@ -193,7 +193,7 @@ class NarrowAttentionForm(RewiredForm):
             return y if skip is None else y + skip
 
         def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
-            y = candidate.attend(self.heads, self._tokens(x, *extras), len(x))
+            y = candidate.attend(self._modules, self._tokens(x, *extras), len(x))
             return as_maps(y, "last"), beside(x)
 
         @torch.no_grad()
@@ -210,11 +210,13 @@ class NarrowAttentionForm(RewiredForm):
 
     def merged(self) -> MergedAttention:
         """See `Form.merged`."""
-        return MergedAttention(self._candidate, dict(self.heads.items()))
+        return MergedAttention(
+            self._candidate, {name: self.get_submodule(name) for name in self.heads}
+        )
 
     @property
     def _out(self) -> nn.Linear:
-        return cast(nn.Linear, self.heads["out"])
+        return cast(nn.Linear, self.get_submodule("out"))
 
     def _tokens(self, x: Tensor, *extras: Any) -> Tensor:
         """What the attention reads."""

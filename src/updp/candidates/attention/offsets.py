@@ -6,6 +6,7 @@ It is read from what the softmax is given, less the products of queries and keys
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 _TOLERANCE = 1e-9  # float64, relative: offsets of one image against those of another
 _MASKED = -1e4  # what is added to logits that count for nothing, in every precision
+_LARGEST = 2**25  # logits, a quarter of a GiB in float64: beyond, nothing is read
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax}
 
 
@@ -50,11 +52,15 @@ class SoftmaxWatcher(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _SOFTMAX and isinstance(args[0], Tensor) and args[0].ndim > 2:
-            self.logits.append(args[0].detach().clone())
+        result = func(*args, **kwargs)
+        if func in _SOFTMAX:
+            given = args[0] if args else kwargs.get("input")
+            if isinstance(given, Tensor) and given.ndim > 2 and given.numel() <= _LARGEST:
+                self.logits.append(given.detach().clone())
         if func is F.scaled_dot_product_attention:
-            self._note(*args, **kwargs)
-        return func(*args, **kwargs)
+            with suppress(RuntimeError):  # a mask of another form than (..., T, T)
+                self._note(*args, **kwargs)
+        return result
 
     def _note(
         self,
@@ -77,7 +83,7 @@ class SoftmaxWatcher(TorchFunctionMode):
 
     def saw(self, count: int, heads: int, tokens: int) -> bool:
         """Whether anything of `count` images or windows, with that many heads and tokens."""
-        return any(
+        return is_small(count, heads, tokens) and any(
             seen.shape[-2:] == (tokens, tokens) and seen.numel() == count * heads * tokens**2
             for seen in (*self.logits, *self.added)
         )
@@ -93,6 +99,11 @@ class SoftmaxWatcher(TorchFunctionMode):
             # One axis may hold images and heads.
             if seen.numel() == logits.numel() and seen.shape[-2:] == logits.shape[-2:]:
                 yield from _repeated(seen.reshape(logits.shape) - known, windows)
+
+
+def is_small(count: int, heads: int, tokens: int) -> bool:
+    """Whether so many logits are few enough to be compared at once."""
+    return count * heads * tokens**2 <= _LARGEST
 
 
 def causal(tokens: int, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from updp.blocks import Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, hooks, to_eval
 from updp.candidates.attention.heads import Heads
-from updp.candidates.attention.offsets import SoftmaxWatcher, causal
+from updp.candidates.attention.offsets import SoftmaxWatcher, causal, is_small
 from updp.candidates.attention.values import Values, equal
 
 _TOLERANCE = 1e-9  # float64, relative: the matrices against the branch
@@ -102,7 +102,7 @@ def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | No
     added = (way for layout in ways for way in _with_offsets(layout, block, values, watcher))
     for layout, heads in chain(alone, added):
         if _computes(layout, heads, block, values):
-            return layout if _holds(layout, values) else None
+            return layout if _holds(layout, heads, block, values) else None
     return None
 
 
@@ -146,15 +146,42 @@ def _with_offsets(
             yield replace(layout, windows=len(offsets)), replace(heads, offsets=offsets)
 
 
-def _holds(layout: Layout, values: Values) -> bool:
-    """Whether what is added to the logits is a constant: the branch takes no fewer tokens."""
-    if not layout.windows:
+def _holds(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bool:
+    """Whether a layout with offsets, or a causal one, is right for every number of tokens.
+
+    A constant is where the branch takes no fewer; a causal mask, if longer inputs say so: it may
+    look back so many tokens and no more.
+    """
+    if not (layout.windows or layout.causal):
         return True
+    # What reads sizes of the block's input runs from there.
+    start = layout.start if values.reads_only(layout.start, layout.end) else values.entry
+    x = values[start][:1] if layout.causal else values[start]
+    if layout.windows:
+        return _try(values, start, layout.end, x[:, 1:]) is None
+    for times in (2, 4, 8):
+        longer = x.repeat(1, times, *[1] * (x.ndim - 2))
+        if not is_small(1, heads.count, longer.shape[1]):
+            break
+        wanted = _try(values, start, layout.end, longer)
+        tokens = _try(values, start, layout.start, longer)
+        if wanted is None or tokens is None:
+            break
+        if layout.norm:
+            tokens = block.get_submodule(layout.norm)(tokens)
+        if not _same(heads.attend(tokens), wanted):
+            return False
+    return True
+
+
+def _try(values: Values, start: str, end: str, x: Tensor) -> Any:
+    """The value of node `end` for a value of `start`; None where the branch does not take it."""
+    if start == end:
+        return x
     try:
-        values.call(layout.start, layout.end, values[layout.start][:, 1:])
+        return values.call(start, end, x)
     except UserCodeError:
-        return True
-    return False
+        return None
 
 
 def _computes(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bool:

@@ -19,6 +19,7 @@ class Values:
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
         region = site.region
         self.extract = partial(extract, block, graph, extras=region.extras)
+        self._nodes, self._given = {n.name: n for n in graph.nodes}, {*region.extras}
         self._names = (region.entry, *region.branch)
         self._inputs = site.example(block)
         self._known: dict[str, Any] = {region.entry: self._inputs[0]}
@@ -36,6 +37,23 @@ class Values:
         part = self.extract(start, end)
         with evaluating(part):
             return call_user_code(part, *map(copied, (x, *self._inputs[1:])))
+
+    def reads_only(self, start: str, end: str) -> bool:
+        """Whether node `end` is computed from that of `start` alone, and the region's extras."""
+        known, pending = {start, *self._given}, [self._nodes[end]]
+        while pending:
+            node = pending.pop()
+            if node.op == "placeholder" and node.name not in known:
+                return False
+            if node.name not in known:
+                known.add(node.name)
+                pending += node.all_input_nodes
+        return True
+
+    @property
+    def entry(self) -> str:
+        """The node at the region's entry."""
+        return self._names[0]
 
     @property
     def images(self) -> int:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from pathlib import Path
 
 from updp.deploy.report.network import Block
 from updp.deploy.report.parts import Table
@@ -22,7 +23,7 @@ from updp.deploy.report.words import (
 )
 from updp.plan import Plan
 from updp.run.directory import PICKS
-from updp.run.records import Result
+from updp.run.records import Result, RunRecord
 from updp.tasks import CLASSIFICATION
 
 
@@ -125,19 +126,23 @@ def command(run: ReportedRun) -> str:
     if words and words[0].endswith("__main__.py"):  # the file that `python -m updp` names
         words[:1] = ["python", "-m", "updp"]
     named = any(word.partition("=")[0] == "--model" for word in words)
-    if "prune" not in words or not named or run.path.resolve().parent.name == PICKS:
-        words = _command_of_files(run) if words and run.record.model else []
+    about = run.record
+    taught = (about.teacher, about.teacher_weights, about.unlabelled)  # may be given later
+    whole = "prune" in words and named and all(not t or t in words for t in taught)
+    if words and (not whole or run.path.resolve().parent.name == PICKS):
+        return command_of_files(about, run.path)
     return shlex.join(map(masked, words))
 
 
-def _command_of_files(run: ReportedRun) -> list[str]:
-    """The command that makes a run again from its recipe and its plan."""
-    about = run.record
+def command_of_files(about: RunRecord, folder: Path) -> str:
+    """The command that makes a run again from recipe and plan in a folder; empty where unknown."""
+    if not (about.model and about.data):
+        return ""
     names = ("model", "weights", "data", "test", "teacher", "teacher_weights", "unlabelled")
     given = {f"--{name.replace('_', '-')}": getattr(about, name) for name in names}
-    files = {"--recipe": run.path / "recipe.yaml", "--plan": run.path / Plan.FILE}
+    files = {"--recipe": folder / "recipe.yaml", "--plan": folder / Plan.FILE}
     options = [(k, str(v)) for k, v in (given | files | {"--out": "runs/again"}).items() if v]
-    return ["updp", "prune", *chain.from_iterable(options)]
+    return shlex.join(map(masked, ["updp", "prune", *chain.from_iterable(options)]))
 
 
 def recipe_text(run: ReportedRun) -> str:
