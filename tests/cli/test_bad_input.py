@@ -109,6 +109,7 @@ def test_missing_data_is_one_line(refused: Refused) -> None:
     assert refused("prune", "--data", __file__).startswith(f"data '{__file__}' is a file: give ")
 
 
+@pytest.mark.slow
 def test_streams_that_were_closed_before_the_start_are_no_obstacle(run: Path) -> None:
     command = f"exec {sys.executable} -m updp doctor {run} >&-"
     outcome = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)

@@ -42,6 +42,7 @@ def predict(file: Path, images: torch.Tensor) -> np.ndarray:
     return np.asarray(logits)
 
 
+@pytest.mark.slow
 def test_files_run_by_onnx_runtime_alone_and_are_close_to_the_models(run: Path) -> None:
     opened = open_run(run, device="cpu")
     images = torch.cat([x for x, _ in opened.feed.test()])

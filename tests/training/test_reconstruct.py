@@ -113,6 +113,7 @@ def test_it_goes_on_where_another_process_ended(tiny_model: str) -> None:
         assert all(torch.equal(t, weights[-1][name]) for name, t in net.weights().items())
 
 
+@pytest.mark.slow
 def test_sites_that_an_earlier_version_left_out_are_trained(tiny_model: str) -> None:
     rows = run(make(tiny_model, "blocks.1", "blocks.2"), tiny_model)
     net = make(tiny_model, "blocks.1", "blocks.2")
