@@ -26,12 +26,12 @@ def routed(net: nn.Module, images: Samples, modules: Mapping[str, nn.Module]) ->
     def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         seen[name].append(args[0].shape if args and isinstance(args[0], Tensor) else None)
 
-    samples = [take(images, torch.tensor([number])) for number in range(count(images))]
+    samples = [take(images, torch.tensor([n])) for n in range(min(_TRIED, count(images)))]
     # Images of another size have other sizes everywhere.
     alike = [sample for sample in samples if _shapes(sample) == _shapes(samples[0])]
     with hooks(m.register_forward_pre_hook(partial(note, n)) for n, m in modules.items()):
         first = None
-        for sample in alike[:_TRIED]:
+        for sample in alike:
             seen = {name: [] for name in modules}
             call(net, sample)
             first = first or seen
