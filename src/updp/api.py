@@ -30,7 +30,8 @@ from updp.recipe import Recipe
 from updp.recipe.budget import Budget
 from updp.recipe.recipe import settled
 from updp.run.estimates import Estimate, estimate_run
-from updp.run.inputs import Data, Test, as_device, open_inputs
+from updp.run.inputs import as_device, open_inputs
+from updp.run.model_and_data import Data, Test
 from updp.run.pipeline import open_run_directory
 from updp.run.records import Result
 from updp.tasks import Task
@@ -136,9 +137,8 @@ def prune(
         pick: another point of the finished search in `out`: the number of a line of its front, or
             a budget. It gets a run directory of its own, in `out`/picks.
         teacher: the model whose logits stage 3 follows, a module or a name as for `model`, with
-            the data's classes; by default `baseline`, the model itself. Size and normalisation of
-            its images are in the recipe (`subnet.teacher_size`, `teacher_mean`, `teacher_std`),
-            else in its own configuration.
+            the data's classes; by default `baseline`, the model itself. Its images' size and scale
+            are in `subnet.teacher_size`, `teacher_mean`, `teacher_std`, else its own configuration.
         teacher_weights: safetensors file for a teacher given by name.
         unlabelled: further images, a path of any form that `data` may have, on which stage 3
             follows the teacher, too; `subnet.unlabelled` is their share of a batch.

@@ -18,8 +18,8 @@ from updp.io.files import read_json, write_bytes, write_json, write_text
 from updp.io.progress import Progress
 from updp.models import is_code
 from updp.run.finished import check_finished
-from updp.run.inputs import Data, Test
 from updp.run.integrity import PUBLISHED, explained
+from updp.run.model_and_data import Data, Test
 from updp.run.records import RunRecord
 from updp.tasks import Task
 

@@ -17,9 +17,10 @@ from updp.io.progress import Progress
 from updp.models import hash_state
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.inputs import Data, Test, open_inputs
+from updp.run.inputs import open_inputs
 from updp.run.integrity import PUBLISHED, check_published
 from updp.run.load import load
+from updp.run.model_and_data import Data, Test
 from updp.run.plain import PlainModel
 from updp.run.records import Result, RunRecord
 from updp.stages.context import MODEL

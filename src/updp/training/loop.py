@@ -89,83 +89,134 @@ def train(
         devices = [feed.device] if feed.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(synchronised())
-        parts = settings.accumulate
-        total = round(settings.epochs * feed.steps / parts)
-        optimizer = make_optimizer(cast(nn.Module, net), settings)
-        precision = MixedPrecision(cast(nn.Module, net), settings, feed.device, name)
-        schedule = make_schedule(optimizer, settings, total)
-        average = WeightAverage(net.weights(), settings.ema) if settings.ema else None
-        best = BestWeights(net.weights(), score, checks, total) if score and checks else None
-        state = Checkpoint(net, optimizer, precision, average, best)
-        path = folder / CHECKPOINT
-        figures = Figures(folder / "figures.jsonl", curves)
-        start = state.restore(path) if path.exists() else 0
-        if start:
-            _log.info("%s goes on from step %d of %d", name, start, total)
-        figures.keep(lambda row: row["step"] < start)
-        if start < total:
+        run = _Training(net, step_function, feed, settings, name=name, seed=seed, folder=folder)
+        run.figures.curves = curves
+        if score and checks:
+            run.best = BestWeights(net.weights(), score, checks, run.total)
+        run.restore()
+        if run.done < run.total:
             progress.say(f"{name}: {feed.augmentation}")
-        progress.begin(name, total, start)
-        is_last = settings.layout == "channels_last"
-        layout = torch.channels_last if is_last else torch.preserve_format
-
-        def micro_batch(batches: Iterator[tuple[Samples, Any]], step: int, part: int) -> _Row:
-            images, labels = next(batches)
-            position = step * parts + part
-            # Dropout and drop path; each process draws for images of its own.
-            torch.manual_seed(mix(seed, 2, position, *([own] if (own := processes.rank()) else [])))
-            images, targets = mixed(images, labels, feed.classes, settings, mix(seed, 4, position))
-            if not isinstance(images, Tensor) or images.ndim == 4:  # maps (N, C, H, W)
-                images = images.to(memory_format=layout)
-            row = step_function(images, targets, step, total, precision)
-            # As numbers only now: on a GPU the first one waits for the whole step.
-            return {key: float(value) for key, value in row.items()}
-
-        def check(done: int) -> None:
-            if best is not None and best.is_due(done):
-                net.train(False)
-                found = best.consider(done, average.tensors if average else net.weights())
-                if math.isfinite(found):  # infinity is no JSON
-                    figures.add(step=max(done - 1, 0), held_out=found)
-                net.train(settings.norms == "train")
-
+        progress.begin(name, run.total, run.done)
         net.train(settings.norms == "train")
-        if not start:
-            check(0)
-        saved, batches = time.monotonic(), feed.training(start * parts)
-        for step in range(start, total):
-            schedule.step_update(step)
-            optimizer.zero_grad()
-            precision.begin()
-            rows = [micro_batch(batches, step, part) for part in range(parts)]
-            # All processes stop after the same step.
-            told = processes.gather((rows, interrupts.requested()))
-            row = _mean([row for rows, _ in told for row in rows])
-            norm = precision.step(optimizer, net.parameters())
-            precision.check(row, norm, step)
-            if average is not None:
-                average.update(step)
-            if step % 10 == 0 or step == total - 1:
-                rate = optimizer.param_groups[0]["lr"]
-                everything = {"lr": rate, "gradient": norm, **row}
-                # A skipped step of float16 has none, and JSON no infinity.
-                figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
+        if not run.done:
+            run.check()
+        batches = feed.training(run.done * settings.accumulate)
+        while run.done < run.total:
+            row, signal = run.step(batches)
             progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
-            check(step + 1)
-            alone = len(told) == 1  # then what came during the step counts, too
-            signal = interrupts.requested() if alone else max(number for _, number in told)
-            due = signal or time.monotonic() - saved > settings.checkpoint_seconds
-            if processes.is_first() and due:
-                state.save(path, step + 1)
-                saved = time.monotonic()
-            if signal:
-                raise interrupts.Stopped(signal, f" after step {step + 1} of {total}")
-        if best is not None:
-            net.load_weights(best.tensors)
-            progress.say(f"{name}: kept the weights after {best.step} of {total} steps")
-        elif average is not None:
-            net.load_weights(average.tensors)
-        net.train(False)
+            run.check()
+            run.save(signal)
+        if told := run.finish():
+            progress.say(told)
+
+
+class _Training:
+    """The state of a training, and its single steps."""
+
+    def __init__(
+        self,
+        net: Trainable,
+        step_function: Step,
+        feed: Feed,
+        settings: TrainingSettings,
+        *,
+        name: str,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        self.net, self.step_function, self.feed, self.settings = net, step_function, feed, settings
+        self.name, self.seed, self.folder = name, seed, folder
+        module = cast(nn.Module, net)
+        self.total = round(settings.epochs * feed.steps / settings.accumulate)
+        self.done = 0  # steps
+        self.optimizer = make_optimizer(module, settings)
+        self.precision = MixedPrecision(module, settings, feed.device, name)
+        self.schedule = make_schedule(self.optimizer, settings, self.total)
+        self.average = WeightAverage(net.weights(), settings.ema) if settings.ema else None
+        self.best: BestWeights | None = None
+        self.figures = Figures(folder / "figures.jsonl")
+        self.saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one; later rows of figures are cut off."""
+        path = self.folder / CHECKPOINT
+        if path.exists():
+            self.done = self._checkpoint().restore(path)
+        if self.done:
+            _log.info("%s goes on from step %d of %d", self.name, self.done, self.total)
+        self.figures.keep(lambda row: row["step"] < self.done)
+
+    def step(self, batches: Iterator[tuple[Samples, Any]]) -> tuple[_Row, int]:
+        """One step of the optimiser: its figures, and the signal to stop, if one came, or 0."""
+        step, parts = self.done, self.settings.accumulate
+        self.schedule.step_update(step)
+        self.optimizer.zero_grad()
+        self.precision.begin()
+        rows = [self._micro_batch(batches, step * parts + part) for part in range(parts)]
+        # All processes stop after the same step.
+        told = processes.gather((rows, interrupts.requested()))
+        row = _mean([row for rows, _ in told for row in rows])
+        norm = self.precision.step(self.optimizer, self.net.parameters())
+        self.precision.check(row, norm, step)
+        if self.average is not None:
+            self.average.update(step)
+        if step % 10 == 0 or step == self.total - 1:
+            everything = {"lr": self.optimizer.param_groups[0]["lr"], "gradient": norm, **row}
+            # A skipped step of float16 has none, and JSON no infinity.
+            self.figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
+        self.done = step + 1
+        alone = len(told) == 1  # then what came during the step counts, too
+        return row, interrupts.requested() if alone else max(number for _, number in told)
+
+    def check(self) -> None:
+        """Score the weights, where that is due, and keep the best."""
+        if self.best is None or not self.best.is_due(self.done):
+            return
+        self.net.train(False)
+        weights = self.net.weights() if self.average is None else self.average.tensors
+        found = self.best.consider(self.done, weights)
+        if math.isfinite(found):  # infinity is no JSON
+            self.figures.add(step=max(self.done - 1, 0), held_out=found)
+        self.net.train(self.settings.norms == "train")
+
+    def save(self, signal: int) -> None:
+        """Write a checkpoint where it is time, or a signal came; then raise `Stopped`."""
+        due = signal or time.monotonic() - self.saved > self.settings.checkpoint_seconds
+        if processes.is_first() and due:
+            self._checkpoint().save(self.folder / CHECKPOINT, self.done)
+            self.saved = time.monotonic()
+        if signal:
+            raise interrupts.Stopped(signal, f" after step {self.done} of {self.total}")
+
+    def finish(self) -> str:
+        """Put the best or the average weights in place; returns which, if they were chosen."""
+        chosen = ""
+        if self.best is not None:
+            self.net.load_weights(self.best.tensors)
+            chosen = f"{self.name}: kept the weights after {self.best.step} of {self.total} steps"
+        elif self.average is not None:
+            self.net.load_weights(self.average.tensors)
+        self.net.train(False)
+        return chosen
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.net, self.optimizer, self.precision, self.average, self.best)
+
+    def _micro_batch(self, batches: Iterator[tuple[Samples, Any]], position: int) -> _Row:
+        """Forward and backward on the next images, the micro-batch of number `position`."""
+        images, labels = next(batches)
+        # Dropout and drop path; each process draws for images of its own.
+        own = processes.rank()
+        torch.manual_seed(mix(self.seed, 2, position, *([own] if own else [])))
+        mixing = mix(self.seed, 4, position)
+        images, targets = mixed(images, labels, self.feed.classes, self.settings, mixing)
+        if not isinstance(images, Tensor) or images.ndim == 4:  # maps (N, C, H, W)
+            is_last = self.settings.layout == "channels_last"
+            layout = torch.channels_last if is_last else torch.preserve_format
+            images = images.to(memory_format=layout)
+        row = self.step_function(images, targets, self.done, self.total, self.precision)
+        # As numbers only now: on a GPU the first one waits for the whole step.
+        return {key: float(value) for key, value in row.items()}
 
 
 def _mean(rows: Sequence[_Row]) -> _Row:

@@ -23,8 +23,8 @@ from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
 from updp.measure import count_parameters
 from updp.run.finished import Finished, check_finished, open_run
-from updp.run.inputs import Data, Test
 from updp.run.integrity import explained
+from updp.run.model_and_data import Data, Test
 from updp.run.plain import input_names
 from updp.tasks import Classification, Task
 

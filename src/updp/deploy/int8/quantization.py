@@ -1,7 +1,7 @@
 """`updp quantize`: both models of a finished run in INT8, and what it costs them."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from updp.arguments import checked
 from updp.blocks.nested import join
 from updp.data.feed import Feed
 from updp.deploy.export.onnx import Onnx
-from updp.deploy.int8.int8_model import FloatModel
+from updp.deploy.int8.int8_model import FloatModel, Int8Model
 from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
 from updp.deploy.int8.static import METHODS
@@ -21,9 +21,9 @@ from updp.errors import ExportError, UserError, is_machines, root_reason
 from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import usual_torch
-from updp.run.finished import check_finished, open_run
-from updp.run.inputs import Data, Test
+from updp.run.finished import Finished, check_finished, open_run
 from updp.run.integrity import explained
+from updp.run.model_and_data import Data, Test
 from updp.tasks import Task
 
 _CALIBRATED = 256  # images, unless a number is asked for
@@ -90,57 +90,20 @@ def quantize(
     opened = open_run(
         run, model, data, test=test, weights=weights, task=task, device="cpu", progress=progress
     )
-    own = {"baseline": opened.baseline, "merged": opened.merged}
-    if not isinstance(opened.first_inputs(), Tensor):
-        raise UserError(
-            f"the model of '{opened.path}' takes several inputs: INT8 calibrates one tensor alone; "
-            "`updp export` writes it in float32"
-        )
-    nets = {name: opened.plain(net) for name, net in own.items()}
-    labelled, measured = opened.feed.test_labelled, opened.feed.task
-    calibration = join(opened.feed.calibration(calibration_images or _CALIBRATED))
-    assert isinstance(calibration, Tensor)
-    if calibration_images is not None and len(calibration) < calibration_images:
-        raise UserError(
-            f"--calibration-images {calibration_images} is more than the {len(calibration)} "
-            f"calibration images of '{opened.path}': ask for fewer"
-        )
+    calibration = _calibration(opened, calibration_images)
     tried = sorted({False, not per_channel} if equalize is None else {equalize})
-    floats, quantized, figures, contents = {}, {}, {}, {}
-    progress.begin("quantize", len(nets) * (len(tried) + 1))
+    progress.begin("quantize", len(_FILES) * (len(tried) + 1))
     with tempfile.TemporaryDirectory() as temporary:
-        for name, net in nets.items():
-            with _failing(name):
-                floats[name] = FloatModel(net, Path(temporary) / name, calibration)
-                for equalised in tried:
-                    quantized[name, equalised] = floats[name].quantize(
-                        method, per_channel=per_channel, equalised=equalised
-                    )
-                    progress.advance(f"{name}, equalised" if equalised else name)
-        # One choice for both models: else part of the difference between them would be its doing.
-        chosen = min(tried, key=lambda choice: sum(quantized[name, choice].lost for name in nets))
-        for name, net in nets.items():
-            int8, new = quantized[name, chosen], new_operators(nets["baseline"], net)
-            with _failing(name):
-                exact, rounded, labels = _test_logits(opened.feed, floats[name].file, int8.file)
-            contents[name] = int8.file.read_bytes()
-            figures[name] = Int8Figures(
-                file=_FILES[name],
-                metric_float=_value(measured, exact, labels) if labelled else None,
-                metric_int8=_value(measured, rounded, labels) if labelled else None,
-                agreement=_value(measured, rounded, measured.predictions(exact)),
-                bytes_float=floats[name].bytes,
-                bytes_int8=len(contents[name]),
-                equalised_pairs=int8.pairs,
-                skips_apart=int8.skips,
-                operators=describe_operators(int8.graph, int8.names, new, opened.plan),
-            )
-            progress.advance(f"{name}, test images")
+        both = _BothModels(opened, calibration, Path(temporary))
+        chosen = both.choose(tried, method, per_channel=per_channel, progress=progress)
+        figures = {name: both.figures(name, chosen, progress) for name in _FILES}
+        contents = {name: both.int8[name, chosen].file.read_bytes() for name in _FILES}
+    measured = opened.feed.task
     record = Int8(
         **figures,
-        metric=measured.metric if labelled else measured.agreement,
+        metric=measured.metric if opened.feed.test_labelled else measured.agreement,
         images=len(calibration),
-        test_images=len(exact),
+        test_images=both.test_images,
         method=method,
         per_channel=per_channel,
         equalised=any(side.equalised_pairs for side in figures.values()),
@@ -151,6 +114,76 @@ def quantize(
         write_bytes(folder / _FILES[name], content)
     record.write(opened.path)
     return record
+
+
+def _calibration(opened: Finished, asked: int | None) -> Tensor:
+    """The images (N, ...) that set the ranges.
+
+    Raises UserError: there are fewer than were asked for, or a sample is several tensors.
+    """
+    if not isinstance(opened.first_inputs(), Tensor):
+        raise UserError(
+            f"the model of '{opened.path}' takes several inputs: INT8 calibrates one tensor alone; "
+            "`updp export` writes it in float32"
+        )
+    calibration = join(opened.feed.calibration(asked or _CALIBRATED))
+    assert isinstance(calibration, Tensor)
+    if asked is not None and len(calibration) < asked:
+        raise UserError(
+            f"--calibration-images {asked} is more than the {len(calibration)} calibration images "
+            f"of '{opened.path}': ask for fewer"
+        )
+    return calibration
+
+
+class _BothModels:
+    """Baseline and merged model, each in float32 and quantised, as ONNX files in a folder."""
+
+    def __init__(self, opened: Finished, calibration: Tensor, folder: Path) -> None:
+        self.opened, self.calibration, self.folder = opened, calibration, folder
+        own = {"baseline": opened.baseline, "merged": opened.merged}
+        self.nets = {name: opened.plain(net) for name, net in own.items()}
+        self.floats: dict[str, FloatModel] = {}
+        self.int8: dict[tuple[str, bool], Int8Model] = {}  # by name, and whether equalised
+        self.test_images = 0
+
+    def choose(
+        self, tried: Sequence[bool], method: str, *, per_channel: bool, progress: Progress
+    ) -> bool:
+        """Quantise both models in every way `tried`; whether equalising loses less.
+
+        One choice for both models: else part of the difference between them would be its doing.
+        """
+        for name, net in self.nets.items():
+            with _failing(name):
+                self.floats[name] = FloatModel(net, self.folder / name, self.calibration)
+                for equalised in tried:
+                    self.int8[name, equalised] = self.floats[name].quantize(
+                        method, per_channel=per_channel, equalised=equalised
+                    )
+                    progress.advance(f"{name}, equalised" if equalised else name)
+        return min(tried, key=lambda way: sum(self.int8[name, way].lost for name in self.nets))
+
+    def figures(self, name: str, equalised: bool, progress: Progress) -> Int8Figures:
+        """What quantising costs one of the models on the test split."""
+        feed, int8, exact_model = self.opened.feed, self.int8[name, equalised], self.floats[name]
+        new = new_operators(self.nets["baseline"], self.nets[name])
+        with _failing(name):
+            exact, rounded, labels = _test_logits(feed, exact_model.file, int8.file)
+        self.test_images = len(exact)
+        progress.advance(f"{name}, test images")
+        task, labelled = feed.task, feed.test_labelled
+        return Int8Figures(
+            file=_FILES[name],
+            metric_float=_value(task, exact, labels) if labelled else None,
+            metric_int8=_value(task, rounded, labels) if labelled else None,
+            agreement=_value(task, rounded, task.predictions(exact)),
+            bytes_float=exact_model.bytes,
+            bytes_int8=int8.file.stat().st_size,
+            equalised_pairs=int8.pairs,
+            skips_apart=int8.skips,
+            operators=describe_operators(int8.graph, int8.names, new, self.opened.plan),
+        )
 
 
 def _test_logits(feed: Feed, *files: Path) -> list[Any]:

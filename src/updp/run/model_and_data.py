@@ -1,0 +1,111 @@
+"""The model of a run and its data, opened together: each says something of the other."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from updp.data import Loader, Source, from_loaders, open_source, resize_for, without_labels
+from updp.errors import UserError
+from updp.models import load_model, own_copy, read_shapes
+from updp.recipe import DataSettings, Recipe
+from updp.tasks import Classification, Task
+
+_log = logging.getLogger(__name__)
+
+Data = str | Path | Loader | tuple[Loader, Loader]
+Test = str | Path | Loader
+
+
+def open_model_and_data(
+    model: nn.Module | str,
+    weights: str | Path | None,
+    data: Data,
+    test: Test | None,
+    recipe: Recipe,
+    task: Task,
+) -> tuple[nn.Module, Source]:
+    """The model, a copy of the user's module or built by its name, and its data. Raises UserError.
+
+    A named model is built twice: it says its image size, and then the data its number of classes.
+    """
+    if isinstance(model, str):
+        blank = load_model(model, seed=recipe.seed)
+        source = _open_source(data, test, blank, recipe.data, task)
+        return _trained(model, weights, blank, len(source.classes) or None, recipe.seed), source
+    if weights is not None:
+        raise UserError("weights are for a model given by name: load them into your module")
+    module = own_copy(model)
+    return module, _open_source(data, test, module, recipe.data, task)
+
+
+def _trained(
+    name: str, weights: str | Path | None, blank: nn.Module, classes: int | None, seed: int
+) -> nn.Module:
+    """Build a named model and load its weights, with the number of classes that fits both.
+
+    The weights' own head decides; else `classes`, those of the data. None, of data without labels,
+    leaves the model's default. `blank` is that default model, to compare shapes with.
+    """
+    if weights is None:
+        if name.startswith(("timm/", "torchvision/")):  # a file's factory may load its own
+            _log.warning(
+                "%s is untrained, as nothing is downloaded: give --weights (in Python weights=)",
+                name,
+            )
+        return load_model(name, num_classes=classes, seed=seed)
+    file = Path(weights)
+    if shapes := read_shapes(file, blank):
+        own = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
+        shared = own.keys() & shapes.keys()
+        # A head of other classes differs in its first dimension, and nothing else does.
+        heads = {shapes[key][:1] for key in shared if shapes[key] != own[key]}
+        if len(heads) == 1 and (head := heads.pop()):
+            return load_model(name, weights=file, num_classes=head[0], seed=seed)
+        if shared and not heads:
+            return load_model(name, weights=file, seed=seed)
+    return load_model(name, weights=file, num_classes=classes, seed=seed)
+
+
+def _open_source(
+    data: Data, test: Test | None, model: nn.Module, settings: DataSettings, task: Task
+) -> Source:
+    """Open the data; pictures are resized and cropped as the recipe says, else as the model does.
+
+    Raises UserError: the recipe says how to crop, and to no size or images of the user's own.
+    """
+    fields = ("crop_pct", "crop_mode", "interpolation")
+    given = {name: getattr(settings, name) for name in fields}
+    said = next((f"data.{name}={value}" for name, value in given.items() if value), "")
+    if isinstance(data, str | Path):
+        resize = resize_for(model, input_size=settings.input_size, mean=settings.mean, **given)
+        if said and resize is None:
+            raise UserError(f"{said} crops to no size: set data.input_size, too")
+        if not isinstance(test, str | Path | None):
+            raise UserError(
+                f"test is a {type(test).__name__} and data the path '{data}': give two paths, or "
+                "two loaders"
+            )
+        source = open_source(
+            str(data),
+            input_size=resize,
+            test=None if test is None else str(test),
+            skip_corrupt=settings.skip_corrupt,
+        )
+        return source if isinstance(task, Classification) else without_labels(source)
+    if said:
+        raise UserError(f"{said} is for image files: crop in your loader's data set")
+    train: Any = data
+    if isinstance(data, tuple | list) and len(data) == 2:
+        if test is not None:
+            raise UserError("data is a pair with a test split, and test another: give one of them")
+        train, test = data
+    if isinstance(test, str | Path):
+        raise UserError(f"test is the path '{test}' and data none: give two paths, or two loaders")
+    if isinstance(train, tuple | list) or not hasattr(train, "__len__"):
+        raise UserError(
+            f"data is of the type {type(train).__name__}: give a name, a folder, a loader or data "
+            "set, or a pair of these (training, test)"
+        )
+    return from_loaders(train, test, skip_corrupt=settings.skip_corrupt, task=task)
