@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 import updp
 from updp.cli.app import app
-from updp.errors import DamagedError, MachineError, MergeError, UserError
+from updp.errors import DamagedError, MachineError, MergeError, ProcessLostError, UserError
 from updp.io.records import Record
 from updp.recipe import NAMES, Recipe
 from updp.recipe.part import Part
@@ -95,14 +95,21 @@ def errors() -> str:
         "| exit code | when |",
         "| --- | --- |",
         "| 0 | done |",
-        "| 1 | a result that must not be used (a merge or export that differs), or a bug of ours, "
-        "with its traceback |",
+        "| 1 | a result that must not be used (a merge or export that differs), a process of several "
+        "that was lost, or a bug of ours, with its traceback |",
         "| 2 | what you can put right; one line says what and how |",
         "| 3 | the machine's fault: disk, memory, permission |",
         "| 130, 143 | Ctrl-C, SIGTERM; one line says how to go on |",
         "",
     ]
-    for kind in (UserError, MachineError, DamagedError, MergeError, updp.ExportError):
+    for kind in (
+        UserError,
+        MachineError,
+        DamagedError,
+        MergeError,
+        updp.ExportError,
+        ProcessLostError,
+    ):
         parents = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
         lines += [f"## `{kind.__name__}` ({parents})", "", _prose(kind), ""]
     return "\n".join(lines)

@@ -76,7 +76,11 @@ def first_wrong(error: ValidationError, kind: type[BaseModel], source: str = "")
     if first["type"] == "extra_forbidden":
         return UserError(source + no_field(field, _fields_of(kind, parents)))
     reason = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
-    return UserError(f"{source}{field and f'{field}: '}{reason}, not {quoted(first['input'])}")
+    given = first["input"]
+    if isinstance(given, dict):  # a section: what it leaves out says nothing
+        given = {name: value for name, value in given.items() if value is not None}
+    but = "" if given == {} else f", not {quoted(given)}"
+    return UserError(f"{source}{field and f'{field}: '}{reason}{but}")
 
 
 def _fields_of(kind: type[BaseModel], path: list[str]) -> list[str]:
