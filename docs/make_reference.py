@@ -95,8 +95,8 @@ def errors() -> str:
         "| exit code | when |",
         "| --- | --- |",
         "| 0 | done |",
-        "| 1 | a result that must not be used (a merge or export that differs), a process of several "
-        "that was lost, or a bug of ours, with its traceback |",
+        "| 1 | a result that must not be used (a merge or export that differs), a lost process of "
+        "several, or a bug of ours, with its traceback |",
         "| 2 | what you can put right; one line says what and how |",
         "| 3 | the machine's fault: disk, memory, permission |",
         "| 130, 143 | Ctrl-C, SIGTERM; one line says how to go on |",

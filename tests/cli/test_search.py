@@ -141,4 +141,4 @@ def test_a_bad_searcher_is_quoted(run: Path) -> None:
     options = "--set", "search.searcher=best"
     outcome = tiny.updp("search", "--out", without(run, "search"), *options)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "search.searcher: Input should be 'bayes'" in outcome.err
+    assert "search.searcher: it takes 'bayes'" in outcome.err

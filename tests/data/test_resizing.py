@@ -87,8 +87,8 @@ def test_nothing_is_cropped_where_the_configuration_does_not_say() -> None:
     ("settings", "says"),
     [
         (("data.crop_pct=0.9",), "data.crop_pct=0.9 crops to no size: set data.input_size, too"),
-        (("data.interpolation=cubic",), "data.interpolation: Input should be 'nearest'"),
-        (("data.crop_pct=0",), "data.crop_pct: Input should be greater than or equal to 0.1"),
+        (("data.interpolation=cubic",), "data.interpolation: it takes 'nearest'"),
+        (("data.crop_pct=0",), "data.crop_pct: it takes at least 0.1"),
     ],
 )
 def test_a_crop_that_cannot_be_is_refused(settings: tuple[str, ...], says: str) -> None:

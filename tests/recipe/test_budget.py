@@ -78,7 +78,7 @@ def test_a_budget_limits_something() -> None:
         ("blocks=2,blocks=3", "(blocks is given twice)"),
         ("latancy=1.4x", "(did you mean latency?)"),
         ("speed=2", "(there is no 'speed')"),
-        ("blocks=-1", "(blocks: Input should be greater than or equal to 1)"),
+        ("blocks=-1", "(blocks: it takes at least 1)"),
         ("macs=12ms", "(macs is in K, M, G, T, not in 'ms')"),
         (
             "parameters=40,000",

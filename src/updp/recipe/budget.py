@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from updp.arguments import checked
 from updp.errors import UserError
-from updp.recipe.part import Settings, refuse_truth
+from updp.recipe.part import Settings, in_our_words, refuse_truth
 from updp.recipe.text import did_you_mean, quoted, read_yaml
 
 # Suffixes of each quantity, in ms, MACs of one image, parameters, and bytes.
@@ -124,7 +124,7 @@ def _why(text: str, error: ValueError) -> str:
     if first["type"] == "extra_forbidden":
         meant = did_you_mean(name, Budget.model_fields)
         return f" ({meant or f'there is no {quoted(name)}'})"
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = in_our_words(first)
     value = re.search(rf"{name}=([0-9.]+)(,|$)", text)
     if reason.startswith("a share must") and value:
         reason += f"; did you mean {value[1]}x?"

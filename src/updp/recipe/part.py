@@ -5,14 +5,28 @@ from __future__ import annotations
 from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from updp.errors import UserError
 from updp.recipe.text import no_field, quoted
 
 # What pydantic says in terms of its own, for users.
-_PLAIN = {
+_PLAIN = {  # in our words, by pydantic's names of what is wrong; with its bounds
     "model_type": "it has fields of its own: give some of these, or leave it out",
     "tuple_type": "it takes a list, such as [1, 2] or ['a', 'b']",
+    "missing": "it is missing",
+    "too_short": "the list is too short",
+    "too_long": "the list is too long",
+    "finite_number": "it takes a finite number",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "it takes a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "it takes a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it takes true or false"),
+    "string_type": "it takes text",
+    "literal_error": "it takes {expected}",
+    "greater_than": "it takes more than {gt}",
+    "greater_than_equal": "it takes at least {ge}",
+    "less_than": "it takes less than {lt}",
+    "less_than_equal": "it takes at most {le}",
 }
 
 
@@ -68,6 +82,15 @@ def _takes_truth(hint: Any) -> bool:
     return hint is bool or isinstance(hint, bool) or any(map(_takes_truth, get_args(hint)))
 
 
+def in_our_words(error: ErrorDetails) -> str:
+    """What one of pydantic's errors says, shorter where we have words for it."""
+    given = error.get("ctx", {}).items()
+    bounds = {k: f"{v:.12g}" if isinstance(v, float) else v for k, v in given}
+    if plain := _PLAIN.get(error["type"]):
+        return plain.format(**bounds)
+    return error["msg"].removeprefix("Value error, ")
+
+
 def first_wrong(error: ValidationError, kind: type[BaseModel], source: str = "") -> UserError:
     """The error for the first wrong field of a `kind`, after the words that say who gave it."""
     first = error.errors()[0]
@@ -75,7 +98,7 @@ def first_wrong(error: ValidationError, kind: type[BaseModel], source: str = "")
     field = ".".join([*parents, last])
     if first["type"] == "extra_forbidden":
         return UserError(source + no_field(field, _fields_of(kind, parents)))
-    reason = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
+    reason = in_our_words(first)
     given = first["input"]
     if isinstance(given, dict):  # a section: what it leaves out says nothing
         given = {name: value for name, value in given.items() if value is not None}

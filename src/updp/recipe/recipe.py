@@ -39,7 +39,7 @@ class Recipe(Part):
     20.0
     >>> recipe.updated("subnet.epochs=-1")
     Traceback (most recent call last):
-    updp.errors.UserError: --set subnet.epochs=-1: subnet.epochs: Input should be greater ...
+    updp.errors.UserError: --set subnet.epochs=-1: subnet.epochs: it takes at least ...
     """
 
     seed: int = Field(0, ge=0, lt=2**32)
