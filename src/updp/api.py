@@ -171,7 +171,9 @@ def prune(
         log=log,
         progress=progress,
     )
-    path = processes.agree(str(out if out is not None else tempfile.mkdtemp(prefix="updp-")))
+    if out is None and processes.is_first():
+        out = tempfile.mkdtemp(prefix="updp-")
+    path = processes.agree(str(out))
     run = open_run_directory(inputs, Path(path), fresh="sites" if fresh else "")
     run.until("merge")
     return Pruned(*run.results(), run.directory.path)

@@ -1,5 +1,6 @@
 """Nested values: what models take and return beside single tensors."""
 
+import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,13 +14,14 @@ from updp.blocks.nested import (
     as_samples,
     call,
     count,
-    from_named,
+    from_structure,
     is_plain,
     join,
     map_tensors,
     named_tensors,
     same,
     split,
+    structure_of,
     take,
     tensors_in,
 )
@@ -80,10 +82,15 @@ def test_a_batch_is_called_as_its_loader_gives_it() -> None:
     assert as_samples([x, x]).args == ([x, x],)
 
 
-def test_inputs_are_named_and_made_again() -> None:
-    x = samples()
-    nested = from_named(dict(named_tensors(x)))
-    assert same(ModelInputs(tuple(nested["args"]), nested["kwargs"]), x)
+def test_inputs_are_described_and_made_again() -> None:
+    x = torch.arange(3.0)
+    for args in ((samples(),), (x, None, (x + 1, [x, x])), ((x, x),), (x, {"a": (x, 2.5)}, "b")):
+        inputs = ModelInputs(args, {"mask": None, "past": (x, (x, x))})
+        stored = json.loads(json.dumps(structure_of(inputs)))
+        again = from_structure(stored, dict(named_tensors(inputs)))
+        assert same(again, inputs)
+        assert structure_of(again) == structure_of(inputs)
+    assert from_structure(structure_of(x), dict(named_tensors(x))) is x
 
 
 def test_objects_are_no_plain_values() -> None:

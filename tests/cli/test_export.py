@@ -89,6 +89,7 @@ def test_help_says_what_device_is_taken(run: Path, monkeypatch: pytest.MonkeyPat
     [
         (["--to", "onxx"], "--to 'onxx' is no format: give onnx, pt2, safetensors, openvino, "),
         (["--to", ""], "--to '' is no format"),
+        (["--to", "pt2,hub"], "--to hub writes a folder of its own: give it alone"),
         (["--to", "pt2", "--test-images", "0"], "--test-images 0: compare on 1 at least"),
         (["--to", "pt2", "--data", "nowhere"], "data 'nowhere' is not there"),
         (["--to", "pt2", "--device", "abacus"], "device 'abacus' cannot be used here"),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,9 @@ def test_a_file_orders_the_classes(tmp_path: Path, file: str, text: str) -> None
     assert len(found.classes) == 4
     with pytest.raises(UserError, match=f"class 'emu' of the data is not in '{file}'"):
         order_classes(source("cat", "emu"), order, file)
+    numbered = replace(source("0", "1", "2", "3"), indexed=True)
+    with pytest.raises(UserError, match=f"'{file}' names 3 classes and the data has 4: add the"):
+        order_classes(numbered, order, file)
 
 
 def test_a_file_that_lists_no_classes_is_refused(tmp_path: Path) -> None:

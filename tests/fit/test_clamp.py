@@ -14,6 +14,11 @@ from updp.fit import Clamp, clamp_of
 INF = float("inf")
 
 
+def of_maps_alone(x: torch.Tensor) -> torch.Tensor:
+    _, _, _, _ = x.shape
+    return x.relu()
+
+
 @pytest.mark.parametrize(
     ("function", "wanted"),
     [
@@ -27,6 +32,7 @@ INF = float("inf")
         (nn.Hardswish(), Clamp()),
         (nn.PReLU(5), Clamp()),
         (torch.tanh, Clamp()),
+        (of_maps_alone, Clamp()),
     ],
 )
 def test_clamps_are_recognised_by_trying(

@@ -7,6 +7,7 @@ import torch
 from updp.errors import DamagedError, UserError
 from updp.io.files import (
     Figures,
+    discard,
     read_json,
     read_tensors,
     remove,
@@ -54,6 +55,16 @@ def test_renames_and_removals_are_synced_to_the_disk(
     remove(tmp_path / "file")
     assert synced == [file, folder, folder]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_linked_folder_is_emptied_and_stays_a_folder(tmp_path: Path) -> None:
+    elsewhere, link = tmp_path / "disk" / "export", tmp_path / "export"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "model.onnx").write_text("x")
+    link.symlink_to(elsewhere)
+    discard(link)
+    assert link.is_symlink()
+    assert [*link.iterdir()] == [*elsewhere.iterdir()] == []
 
 
 def test_tensors_and_notes_survive_a_round_trip(tmp_path: Path) -> None:

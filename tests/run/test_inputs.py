@@ -12,6 +12,7 @@ from updp import UserError
 from updp.data import Images, Source
 from updp.io.progress import Silent
 from updp.models import load_model
+from updp.recipe import DataSettings, Recipe
 from updp.run.inputs import open_inputs
 from updp.stages.context import RunInputs
 
@@ -61,6 +62,11 @@ def test_the_training_loaders_settings_are_used_unless_the_recipe_has_its_own(
     assert (settings.batch_size, settings.workers) == (8, 1)
     settings = opened(tiny_model, loaders, batch_size=16).recipe.data
     assert (settings.batch_size, settings.workers) == (16, 1)
+    default = Recipe().data.batch_size  # said, though it is the default
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    unsaid = recipe.model_copy(update={"data": DataSettings(held_out=20, calibration=20)})
+    for one, size in ((unsaid, 8), (unsaid.updated(f"data.batch_size={default}"), default)):
+        assert open_inputs(tiny_model, loaders, one).recipe.data.batch_size == size
 
 
 @pytest.mark.parametrize("given", [3, (data(),)])

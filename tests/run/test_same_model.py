@@ -116,3 +116,22 @@ def test_outputs_of_any_form_are_told_apart() -> None:
     for other, by in ((Two(1.2), "1[34]%"), (nn.Identity(), "wholly")):
         with pytest.raises(UserError, match=f"^apart by {by}$"):
             record.check(other, x, "apart by {by}")
+
+
+class WithExtraState(Net):
+    """Has a version in its state dict, as modules of quantisation libraries do."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: object) -> None:
+        assert state == {"version": 3}
+
+
+def test_a_state_that_is_no_tensor_is_the_models_own(tmp_path: Path) -> None:
+    recipe = tiny.make_recipe(budget="blocks=1", data={"held_out": 20, "calibration": 20})
+    pruned = updp.prune(WithExtraState(nn.ReLU).eval(), data(), recipe, out=tmp_path / "run")
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        loaded = updp.load(tmp_path / "run", WithExtraState(nn.ReLU))
+        assert torch.equal(loaded(x), pruned.model(x))

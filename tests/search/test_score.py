@@ -50,6 +50,19 @@ def test_scores_do_not_depend_on_earlier_ones(kind: str, net: Supernet, tmp_path
     assert all(torch.equal(state[name], value) for name, value in net.weights().items())
 
 
+def test_agreement_is_of_the_images_and_not_of_their_blends(net: Supernet, tmp_path: Path) -> None:
+    feed, choices = tiny.make_feed(tiny.make_recipe()), plan(net, "blocks.1", "blocks.3")
+    feed.labelled = False
+    baseline = load_model(tiny.write_model(tmp_path), seed=1).eval()
+    recipe = tiny.make_recipe(search={"score": "divergence", "blended": True})
+    found = Scorer(net, baseline, feed, recipe)(choices)
+    net.choose(choices)
+    with torch.no_grad():
+        pairs = [(net(x).argmax(1), baseline(x).argmax(1)) for x, _ in feed.held_out()]
+    own, wanted = (torch.cat(side) for side in zip(*pairs, strict=True))
+    assert found.metric == pytest.approx(100 * (own == wanted).double().mean().item())
+
+
 def test_each_kind_of_score_by_hand(net: Supernet, tmp_path: Path) -> None:
     feed = tiny.make_feed(tiny.make_recipe())
     baseline = load_model(tiny.write_model(tmp_path), seed=1).eval()

@@ -167,6 +167,9 @@ def test_what_counts_of_several_outputs() -> None:
     assert task.outputs((x, x[0])) is x
     with pytest.raises(UserError, match="returns a dict without a tensor"):
         task.outputs({"a": 1})
+    with pytest.raises(UserError, match="no numbers but of type int64 in evaluation mode"):
+        TASKS["segmentation"].outputs(torch.zeros(1, 4, 4, dtype=torch.int64))
+    assert task.outputs((torch.zeros(2, dtype=torch.int64), x)) is x
 
 
 class Tagger(nn.Module):

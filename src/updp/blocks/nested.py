@@ -229,15 +229,35 @@ def named_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from named_tensors(part, f"{path}.{key}" if path else str(key))
 
 
-def from_named(tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `named_tensors`: dictionaries, and lists where all keys are numbers."""
-    if list(tensors) == [""]:
-        return tensors[""]
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        key, _, rest = name.partition(".")
-        parts.setdefault(key, {})[rest] = tensor
-    nested = {key: from_named(part) for key, part in parts.items()}
-    if nested and all(key.isdecimal() for key in nested):
-        return [nested[key] for key in sorted(nested, key=int)]
-    return nested
+def structure_of(value: Any, path: str = "") -> Any:
+    """Plain data for JSON that says how a value holds its tensors, which are as `named_tensors`.
+
+    Tuples, lists, dictionaries, numbers, text and None come back by `from_structure` as they are,
+    other objects as dictionaries of their tensors, or None.
+    """
+    if isinstance(value, Tensor):
+        return {"tensor": path}
+    if isinstance(value, ModelInputs):
+        return {"inputs": structure_of({"args": value.args, "kwargs": value.kwargs}, path)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    parts = dict(enumerate(value)) if isinstance(value, list) else _parts(value)
+    inner = {k: structure_of(part, f"{path}.{k}" if path else str(k)) for k, part in parts.items()}
+    if isinstance(value, tuple | list):
+        return {"list" if isinstance(value, list) else "tuple": list(inner.values())}
+    return {"dict": inner} if inner or isinstance(value, Mapping) else {"value": None}
+
+
+def from_structure(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """The value that `structure_of` described, with these tensors by name."""
+    ((kind, held),) = structure.items()
+    if kind == "tensor":
+        return tensors[held]
+    if kind == "inputs":
+        return ModelInputs(**from_structure(held, tensors))
+    if kind == "dict":
+        return {key: from_structure(part, tensors) for key, part in held.items()}
+    if kind == "value":
+        return held
+    parts = [from_structure(part, tensors) for part in held]
+    return tuple(parts) if kind == "tuple" else parts

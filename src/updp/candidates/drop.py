@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from updp.algebra import Affine, as_operator
 from updp.blocks import Site
 from updp.blocks.folding import fold_norm
+from updp.blocks.modules import like_of
 from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form, blend
 from updp.candidates.parts.channel_norm import ChannelNorm
@@ -72,7 +73,7 @@ class DropForm(Form):
         self._keep: list[Callable[..., Tensor]] = [keep]
         self._branch: list[Callable[..., Tensor]] = [branch]
         self._chain = site.branch
-        weight = next(block.parameters(), torch.empty(0))
+        weight = like_of(block)
         self.norm = ChannelNorm(site.channels, site.layout, weight.device, weight.dtype)
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:

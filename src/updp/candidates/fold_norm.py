@@ -21,7 +21,7 @@ from updp.algebra import Affine
 from updp.blocks import NormStep, Site
 from updp.blocks.copying import copy_module
 from updp.blocks.folding import fold_norm
-from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks, like_of
 from updp.blocks.surgery import Replacement, extract, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
@@ -85,7 +85,7 @@ class FoldNormForm(RewiredForm):
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, candidate: FoldNorm) -> None:
         original = block.get_submodule(candidate.norm)
-        weight = next(original.parameters(), next(block.parameters()))
+        weight = next(original.parameters(), like_of(block))
         axis = 1 if site.layout == "first" else -1
         norm = ChannelNorm(site.shape_in[axis], site.layout, weight.device, weight.dtype)
         part = substitute(block, graph, site.region, {candidate.norm: norm})

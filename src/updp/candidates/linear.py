@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from updp import algebra
 from updp.algebra import Operator, padding_of
 from updp.blocks import Site, to_layout
-from updp.blocks.modules import UserCodeError, call_user_code, evaluating
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of
 from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form, blend
 from updp.candidates.parts.merged_block import MergedBlock
@@ -115,7 +115,7 @@ class OneLinearForm(Form):
         skip = skip_of(site, block, graph)
         self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
         self._is_identity = bool(self._skip) and not region.skip
-        like = next(block.parameters(), torch.empty(0))
+        like = like_of(block)
         self.linear = TrainableOperator(operator, layout, like)
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:

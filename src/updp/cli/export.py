@@ -66,8 +66,9 @@ def export(
     from updp.io.bars import Bars
 
     console = standard_console()
-    if to and "hub" in to:
-        if len(to) > 1 or device != "cpu":
+    formats = [name.strip() for names in to or ["onnx"] for name in names.split(",")]
+    if "hub" in formats:
+        if len(formats) > 1 or device != "cpu":
             raise UserError("--to hub writes a folder of its own: give it alone, without --device")
         with Bars(console) as bars:
             folder = write_hub_folder(
@@ -85,7 +86,7 @@ def export(
         with Bars(console) as bars:
             exports.export(
                 run,
-                to or ["onnx"],
+                formats,
                 out=out,
                 model=finished.model,
                 data=finished.data,

@@ -59,7 +59,12 @@ def order_classes(source: Source, order: Sequence[Names], file: str) -> Source:
     """Number the classes as a file says. Raises UserError where it lacks one of the data's."""
     names = tuple(aliases[0] for aliases in order)
     if source.indexed or not source.classes:  # the data has numbers alone, or no labels
-        return replace(source, classes=names) if len(names) >= len(source.classes) else source
+        if len(names) < len(source.classes):
+            raise UserError(
+                f"'{file}' names {len(names)} classes and the data has {len(source.classes)}: add "
+                "the lines that are missing"
+            )
+        return replace(source, classes=names)
     found = _find(source.classes, order)
     missing = [name for name, index in zip(source.classes, found, strict=True) if index is None]
     if missing:

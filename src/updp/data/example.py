@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from updp.blocks.modules import seeded_input
 from updp.blocks.nested import (
-    ModelInputs,
     Samples,
     count,
-    from_named,
+    from_structure,
     named_tensors,
+    structure_of,
     take,
     tensors_in,
 )
@@ -37,7 +36,7 @@ def write_example(folder: Path, stored: Samples | None) -> None:
     """Write real inputs, if there are any, into a folder."""
     if stored is not None:
         tensors = {name: x.contiguous().clone() for name, x in named_tensors(stored)}
-        write_tensors(folder / FILE, tensors)
+        write_tensors(folder / FILE, tensors, structure_of(stored))
 
 
 def read_example(folder: Path) -> Samples | None:
@@ -45,12 +44,10 @@ def read_example(folder: Path) -> Samples | None:
     path = folder / FILE
     if not path.exists():
         return None
-    tensors, _ = read_tensors(path)
+    tensors, structure = read_tensors(path)
     with content_of(path):
-        nested = from_named(tensors)
-        if isinstance(nested, Tensor):
-            return nested
-        return ModelInputs(tuple(nested.get("args", ())), nested.get("kwargs", {}))
+        stored: Samples = from_structure(structure, tensors)
+        return stored
 
 
 def check_example(example: Samples, kind: str) -> None:

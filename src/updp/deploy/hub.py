@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from torch import nn
 
 from updp.arguments import checked
 from updp.deploy.export import export
-from updp.deploy.report import report
-from updp.deploy.report.report_tables import command, command_of_files
+from updp.deploy.report import markdown
+from updp.deploy.report.report_tables import command_of_files
 from updp.deploy.report.run_files import load_runs
 from updp.errors import DamagedError, UserError
 from updp.io.files import read_json, write_bytes, write_json, write_text
@@ -117,20 +118,33 @@ def write_hub_folder(
         test_images=test_images,
         progress=progress,
     )
-    about = RunRecord.read(path)
+    about = _without_places(RunRecord.read(path))
     # First what says that the folder is one of these.
     described = read_json(folder / _PLAIN / "preprocess.json")
     write_json(folder / _CONFIG, _config(about, described))
     for name in _COPIED:
         write_bytes(folder / name, (path / name).read_bytes())
-    # Whoever loads it needs neither the places of the files nor what was typed.
-    paths = ("data", "test", "weights", "teacher_weights", "unlabelled")
-    names = {field: Path(getattr(about, field)).name for field in paths}
-    code = {f: Path(n).name for f in ("model", "teacher") if is_code(n := getattr(about, f))}
-    shared = about.model_copy(update={**names, **code, "command": ()})
-    write_json(folder / RunRecord.FILE, shared.model_dump(mode="json"))
-    write_text(folder / _CARD, _card(path, folder, shared, licence))
+    write_json(folder / RunRecord.FILE, about.model_dump(mode="json"))
+    write_text(folder / _CARD, _card(path, folder, about, licence))
     return folder
+
+
+def _without_places(about: RunRecord) -> RunRecord:
+    """The record without places on this machine, which nobody needs who loads the model.
+
+    Of each file or folder its name stays, and of a command, which may name others, nothing.
+    """
+    named = dict.fromkeys(("data", "test", "weights", "teacher_weights", "unlabelled"), "")
+    for field in named:
+        named[field] = Path(getattr(about, field)).name
+    for field in ("model", "teacher"):
+        spec = getattr(about, field)
+        kind, slash, place = spec.partition("/")
+        if is_code(spec):
+            named[field] = Path(spec).name
+        else:  # `hf/` is followed by a folder
+            named[field] = f"{kind}/{Path(place).name}" if slash and kind == "hf" else spec
+    return about.model_copy(update={**named, "command": ()})
 
 
 def _check_folder(folder: Path) -> None:
@@ -171,12 +185,8 @@ def _config(about: RunRecord, described: dict[str, Any]) -> dict[str, Any]:
 
 def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
     """The card: what a hub reads between the lines `---`, the report, and how to load it."""
-    figures = report(run, out=folder / ".card.md")
-    # No place on this machine.
-    typed, shared = command(load_runs([run])[0]), command_of_files(about, Path())
-    text = figures.read_text().replace(f"{folder.resolve()}/", "")
-    text = text.replace(typed, shared) if typed and shared else text
-    figures.unlink()
+    (reported,) = load_runs([run])
+    text = markdown.one(replace(reported, record=about), command_of_files(about, Path()))
     is_named = about.model and ".py:" not in about.model
     model = "" if is_named else ", MyModel()"
     head = [

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from updp.blocks.modules import UserCodeError, call_user_code
+
 _FAR = 1e4  # an input at which a clamp has reached its bound
 
 
@@ -49,8 +51,8 @@ def clamp_of(function: Callable[[Tensor], Tensor] | None, like: Tensor) -> Clamp
     x = torch.linspace(-12, 12, 193, dtype=like.dtype, device=like.device)
     x = torch.cat([x, x.new_tensor([-_FAR, _FAR])])
     try:
-        y = function(x.clone())
-    except (RuntimeError, TypeError, IndexError):  # it takes channels, as PReLU does
+        y = call_user_code(function, x.clone())
+    except UserCodeError:  # it takes channels, as PReLU does
         return Clamp()
     low, high = y[-2].item(), y[-1].item()
     found = Clamp(low if low > -_FAR else -torch.inf, high if high < _FAR else torch.inf)

@@ -84,6 +84,8 @@ def discard(path: Path) -> None:
         shutil.rmtree(trash)
     folder.rename(trash)
     _sync(folder.parent)
+    if path.is_symlink():
+        folder.mkdir()
     shutil.rmtree(trash)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from updp.errors import ProcessLostError, UserError, reason
+from updp.errors import ProcessLostError, UserError, is_out_of_memory, reason
 
 T = TypeVar("T")
 
@@ -164,9 +164,11 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's and NCCL's are of no finer type
+        if is_out_of_memory(error):
+            raise
         raise ProcessLostError(
-            "another process of this run has ended before its work was done: see what it said, and "
-            "start the same command again, which goes on from here"
+            "another process of this run has ended before its work was done: read what it said, "
+            "and start the same command again, which goes on from here"
         ) from error
 
 

@@ -126,6 +126,7 @@ class Recipe(Part):
         Raises UserError: no such field, or a value that it does not take.
         """
         data = self.model_dump(mode="json")
+        given = self.model_dump(mode="json", exclude_unset=True)  # what is default may give way
         for setting in settings:
             path, equals, value = setting.partition("=")
             if not equals:
@@ -141,14 +142,19 @@ class Recipe(Part):
             if not isinstance(part, dict) or last not in part:
                 names = part if isinstance(part, dict) else data
                 raise UserError(f"--set {quoted(setting)}: {no_field(path, names)}")
+            own = given
+            for name in parents:
+                if not isinstance(own.get(name), dict):
+                    own[name] = {}
+                own = own[name]
             try:
-                part[last] = read_yaml(value)
+                own[last] = part[last] = read_yaml(value)
             except ValueError as error:
                 raise UserError(
                     f"--set {quoted(setting)}: the value is not YAML: {error}"
                 ) from error
         try:
-            return type(self).model_validate(data)
+            return type(self).model_validate(given)
         except ValidationError as error:
             wrong = ".".join(map(str, error.errors()[0]["loc"]))
             # Those that set the field that is wrong; all, where a whole part is.

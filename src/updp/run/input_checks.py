@@ -125,7 +125,7 @@ def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:
     advice = "are the images normalised as it was trained with, and its weights sound?"
     for x in found:
         if not x.isfinite().all():
-            wrong = int((~x.isfinite()).flatten(1).any(1).sum())
+            wrong = int((~x.isfinite()).reshape(len(x) if x.ndim else 1, -1).any(1).sum())
             raise UserError(f"the model's {what} are NaN or infinite for {wrong} {of}: {advice}")
         if what == "logits" and (most := float(x.abs().max())) > _LARGEST:
             raise UserError(f"the model's logits {of} are as large as {most:.3g}: {advice}")

@@ -184,10 +184,6 @@ def _preprocess(model: nn.Module, source: Source, settings: DataSettings) -> Pre
 def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
     """The recipe with the training loader's batch size and workers, where it has none itself."""
     given = {"batch_size": source.batch_size, "workers": source.workers}
-    default, own = DataSettings(), recipe.data
-    new = {
-        name: value
-        for name, value in given.items()
-        if value and getattr(own, name) == getattr(default, name)
-    }
+    said = recipe.data.model_fields_set
+    new = {name: value for name, value in given.items() if value and name not in said}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=new)})

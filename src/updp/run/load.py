@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from updp import zoo
 from updp.arguments import checked
@@ -70,7 +70,8 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
     merged = skeleton(model, example, Plan.read(path))
     tensors, _ = read_tensors(path / MODEL)
     try:
-        merged.load_state_dict(tensors)
+        own = {n: v for n, v in merged.state_dict().items() if not isinstance(v, Tensor)}
+        merged.load_state_dict(own | tensors)
     except RuntimeError as error:
         raise UserError(
             f"the weights in '{path}' do not fit this {type(model).__name__}: "

@@ -68,20 +68,21 @@ class HeldOut:
         held_out = list(feed.held_out())
         images = join([images for images, _ in held_out])
         labels = join([labels for _, labels in held_out])
+        held = count(images)
         is_map = isinstance(images, Tensor) and images.is_floating_point()
         if blended and kind == "divergence" and is_map:
             images = torch.cat([images, (images + images.roll(1, 0)) / 2])
         with evaluating(baseline):
             outputs = join([self.task.run(baseline, part) for part in split(images, _BATCH)])
         if not feed.labelled:
-            labels = self.task.predictions(outputs)
+            labels = self.task.predictions(take(outputs, torch.arange(held)))
         # Least certain first: they have most of the loss, so a hopeless plan shows soon.
         unsure = self.task.uncertainty(outputs)
         order = unsure.argsort(descending=True, stable=True)
         self.shares = (unsure[order].cumsum(0) / unsure.sum()).tolist()
         self.chunks: list[_Chunk] = []
         for part in torch.split(order, _CHUNK):
-            own = part < count(labels)  # blends have none
+            own = part < held  # blends have no labels
             chunk = take(images, part), take(outputs, part), own, take(labels, part[own])
             self.chunks.append(_Chunk(*chunk))
         self.images = len(images)

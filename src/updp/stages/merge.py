@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from updp.io.files import write_tensors
 from updp.stages.context import MODEL, Context, StageKey
@@ -52,5 +52,7 @@ def merge(
     )
     model = net.merged()
     Checks(rows=tuple(checks)).write(context.root)
-    write_tensors(context.folder("merge") / MODEL, model.state_dict())
+    state = model.state_dict()  # in which an "extra state" may be anything
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    write_tensors(context.folder("merge") / MODEL, tensors)
     return model, checks

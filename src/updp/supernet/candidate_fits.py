@@ -96,7 +96,8 @@ def _groups(
             group, room = {}, settings.rows_mb * 2**20
         group[name] = fits
         room -= fits.bytes
-    yield group
+    if group:
+        yield group
 
 
 def _finished(forms: list[_FitTasks]) -> list[_FitTasks]:

@@ -107,8 +107,10 @@ class Supernet(nn.Module):
 
         def hook(name: str, switch: Switch, args: tuple[Any, ...]) -> None:
             calls[name].append((args[0].clone(), *args[1:]))
-            if len(calls[name]) < self.sites[name].calls:  # a shared block runs several times
-                return
+            if len(calls[name]) == self.sites[name].calls:  # a shared block runs several times
+                initialise(name, switch)
+
+        def initialise(name: str, switch: Switch) -> None:
             (first, *extras), *rest = calls.pop(name)
             if not extras:  # extras, such as a mask, belong to one call
                 alike = [call[0] for call in rest if call[0].shape == first.shape]
@@ -122,6 +124,8 @@ class Supernet(nn.Module):
         )
         with evaluating(self), hooks(handles):
             call(self, images)
+        for name in [*calls]:  # that ran less often on these images
+            initialise(name, self.switches[name])
 
     def weights(self) -> dict[str, Tensor]:
         """All tensors by name: the user's under `model.`, the candidates' own under `site.`.

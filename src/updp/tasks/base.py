@@ -76,19 +76,23 @@ class Task:
 
         Raises UserError: there is no tensor of floating-point numbers.
         """
-        if isinstance(returned, Tensor):
+        if _is_float(returned):
             return returned
         for key in self.keys:
             found = (
                 returned.get(key) if isinstance(returned, Mapping) else getattr(returned, key, None)
             )
-            if isinstance(found, Tensor):
+            if _is_float(found):
                 return found
-        found = next((x for x in tensors_in(returned) if x.is_floating_point()), None)
+        found = next(filter(_is_float, tensors_in(returned)), None)
         if found is None:
+            what = f"a {type(returned).__name__} without a tensor"
+            if kinds := {str(x.dtype).removeprefix("torch.") for x in tensors_in(returned)}:
+                what = f"no numbers but of type {', '.join(sorted(kinds))}"
             raise UserError(
-                f"the model returns a {type(returned).__name__} without a tensor: the task "
-                f"'{self.name}' needs one; say which in a task of your own (`updp.Task.outputs`)"
+                f"the model returns {what} in evaluation mode: the task '{self.name}' needs a "
+                "tensor of floating-point numbers, such as logits before an argmax; say which in a "
+                "task of your own (`updp.Task.outputs`)"
             )
         return found
 
@@ -138,3 +142,7 @@ class Task:
         """The metric, from the `figures` of all batches."""
         total, samples = torch.stack([*figures]).sum(0).tolist()
         return 100 * float(total / max(samples, 1))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

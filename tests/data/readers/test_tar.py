@@ -27,6 +27,7 @@ MEMBERS = {
     "a/3.txt": b"no image",
     "b/1.cls": b"0\n",
     "b/1.png": png(4, 3, colour=3),
+    "b/1.seg.png": png(4, 3, colour=4),  # a mask beside the image
 }
 LONG = "x" * 60 + "/" + "y" * 60  # beyond a header's name
 
@@ -61,6 +62,8 @@ def test_samples_are_images_with_labels(
         ({"1.png": b"x", "1.cls": b"cat"}, "is not a readable tar file: ValueError"),
         ({"1.png": b"x", "1.cls": b"-2"}, "has label -2: labels must be 0 or more"),
         ({"1.txt": b"x"}, "holds no images"),
+        ({"1.png": b"x", "1.jpg": b"x"}, "two images of one sample, '1.png' and '1.jpg': leave"),
+        ({"1.a.png": b"x", "1.b.png": b"x"}, "two images of one sample, '1.a.png' and '1.b.png'"),
         ({"1.png": b"junk", "1.cls": b"1"}, r"image 0 of 'train\.tar' \(at byte 512\) cannot be"),
     ],
 )

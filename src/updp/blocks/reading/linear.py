@@ -272,7 +272,7 @@ def _weight(module: nn.Module) -> Tensor:
         return own
     groups = 1 if isinstance(module, nn.Linear) else module.groups
     # What a hook left as `weight` may be of another type or device than its parameters are.
-    like = next(module.parameters())
+    like = next(module.parameters(), own)
     x = like.new_zeros(1, own.shape[1] * groups, *own.shape[2:])
     watcher = _Watcher(module, x, stop=True)
     try:

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from updp.algebra import padding_of
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, evaluating, seeded_input
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of, seeded_input
 
 _EXPLAINED = 0.5  # share of variance that a line per channel must explain
 
@@ -168,13 +168,14 @@ def kind_of(function: Callable[[Tensor], Tensor]) -> str | float:
     An elementwise function commutes with permuting the elements of its input, and with mixing two
     inputs element by element.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = 3 * torch.randn(2, 4, 4, 4, generator=generator, dtype=torch.float64)
-    other = -2 * x.flip(3) - 1
-    here = torch.rand(x.shape, generator=generator) < 0.5
-    order = torch.randperm(x.numel(), generator=generator)
-    values = x, other, x.flatten()[order].view_as(x), torch.where(here, x, other)
     module = function if isinstance(function, nn.Module) else nn.Identity()
+    device = like_of(module).device
+    generator = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(2, 4, 4, 4, generator=generator, dtype=torch.float64).to(device)
+    other = -2 * x.flip(3) - 1
+    here = (torch.rand(x.shape, generator=generator) < 0.5).to(device)
+    order = torch.randperm(x.numel(), generator=generator).to(device)
+    values = x, other, x.flatten()[order].view_as(x), torch.where(here, x, other)
     try:
         with evaluating(module):
             results = [call_user_code(function, value.clone()) for value in values]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.modules import seeded_input
+from updp.blocks.modules import like_of, seeded_input
 from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.layouts import layout_of
@@ -78,7 +78,7 @@ class Site:
 
     def example(self, part: nn.Module) -> tuple[Any, ...]:
         """Seeded random values for the entry, and the extras, in the type `part` computes with."""
-        x = seeded_input(self.shape_in, next(part.parameters(), None))
+        x = seeded_input(self.shape_in, like_of(part))
         return (x, *(extra.to(x) if _is_float(extra) else extra for extra in self.extras))
 
 

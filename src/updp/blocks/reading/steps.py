@@ -202,6 +202,12 @@ def is_affine(step: Step) -> bool:
 
 def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Normalise in the norm's own mode, without an activation fused into its forward."""
+    momentum = norm.momentum
+    if momentum is None:  # the mean of all batches so far
+        momentum = 0.0
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            momentum = 1 / norm.num_batches_tracked.item()
     return F.batch_norm(
         x,
         norm.running_mean,
@@ -209,6 +215,6 @@ def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
         norm.weight,
         norm.bias,
         norm.training,
-        norm.momentum or 0.0,
+        momentum,
         norm.eps,
     )

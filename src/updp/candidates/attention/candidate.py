@@ -19,7 +19,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from updp import algebra
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, evaluating, seeded_input
+from updp.blocks.modules import UserCodeError, evaluating, like_of, seeded_input
 from updp.blocks.surgery import Replacement, extract, isolate
 from updp.candidates.attention.heads import Heads, attend
 from updp.candidates.attention.reading import Layout, may_attend, read_attention, read_heads
@@ -142,7 +142,7 @@ class NarrowAttentionForm(RewiredForm):
         candidate: NarrowAttention,
         heads: Heads,
     ) -> None:
-        layout, like = candidate.layout, next(block.parameters())
+        layout, like = candidate.layout, like_of(block)
         tokens = torch.eye(heads.query.shape[-1] - 1).to(heads.query)[None]
         if heads.offsets is not None:  # which are for so many tokens
             shape = (len(heads.offsets), heads.offsets.shape[-1], tokens.shape[-1])

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, to_eval
+from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.narrow.channels import Inner, inner_channels, on_modules
@@ -161,7 +161,7 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     elsewhere, or shared by two steps. Where a gate mixes channels only the shape is compared.
     """
     block = to_eval(copy_module(block).double())
-    device = next(block.parameters()).device
+    device = like_of(block).device
     narrow = NarrowForm(site, block, graph, width)
     # A buffer that is not saved would not follow the channels that a fit has chosen.
     if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):

@@ -9,7 +9,7 @@ import mmap
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +86,19 @@ def _read_index(file: Path) -> TarIndex:
     Raises UserError where the file is broken, or some images have labels and others have none.
     """
     index = TarIndex()
-    key, image, label = "", (0, 0), NO_LABEL
+    key, label = "", NO_LABEL
+    images: dict[str, tuple[int, int]] = {}  # of the sample of that key, by suffix
     unlabelled = ""  # the first of these
 
     def close() -> None:
         """Take the sample up, if it has an image."""
         nonlocal unlabelled
-        if image[0]:
+        if images:
             if label == NO_LABEL:
                 unlabelled = unlabelled or key
-            index.offsets.append(image[0])
-            index.sizes.append(image[1])
+            offset, size = _the_image(images, key, file)
+            index.offsets.append(offset)
+            index.sizes.append(size)
             index.labels.append(label)
 
     try:
@@ -106,14 +108,14 @@ def _read_index(file: Path) -> TarIndex:
                 stem, _, suffix = base.partition(".")
                 if f"{folder}{slash}{stem}" != key:  # all files of a sample lie together
                     close()
-                    key, image, label = f"{folder}{slash}{stem}", (0, 0), NO_LABEL
+                    key, images, label = f"{folder}{slash}{stem}", {}, NO_LABEL
                 if suffix == "cls":
                     label = int(data[start : start + size])
                     check_labels([label], (), file)
                 elif suffix == "json":
                     label = _label_of(data[start : start + size], label, file)
                 elif f".{suffix.rpartition('.')[2].lower()}" in EXTENSIONS:
-                    image = (start, size)
+                    images[suffix] = (start, size)
             close()
     except UserError:
         raise
@@ -125,6 +127,21 @@ def _read_index(file: Path) -> TarIndex:
             'updp reads KEY.cls with a whole number, or KEY.json with {"label": 3}'
         )
     return index
+
+
+def _the_image(images: Mapping[str, tuple[int, int]], key: str, file: Path) -> tuple[int, int]:
+    """Place of a sample's image: `KEY.jpg`, and not `KEY.seg.png` beside it.
+
+    Raises UserError: there are several.
+    """
+    whole = {suffix: place for suffix, place in images.items() if "." not in suffix} or images
+    if len(whole) > 1:
+        one, other = (printable(f"{key}.{suffix}") for suffix in list(whole)[:2])
+        raise UserError(
+            f"'{file}' has two images of one sample, '{one}' and '{other}': leave in it the one "
+            "that the model is given"
+        )
+    return next(iter(whole.values()))
 
 
 def _label_of(text: bytes, label: int, file: Path) -> int:

@@ -12,8 +12,8 @@ from updp.deploy.report.parts import Table
 from updp.deploy.report.run_files import ReportedRun
 
 
-def one(run: ReportedRun) -> str:
-    """Headline, stages, what was pruned, and the command of one run."""
+def one(run: ReportedRun, command: str | None = None) -> str:
+    """Headline, stages, what was pruned, and the command of one run, by default its own."""
     head = headline(run)
     by_label: dict[str, list[str]] = {}
     for site, label in run.plan.choices.items():
@@ -35,7 +35,7 @@ def one(run: ReportedRun) -> str:
         parts += [f"#### {escape(section.title)}", *map(escape, section.texts)]
         for each in section.tables:
             parts += [f"**{escape(each.title)}**" if each.title else "", table(each)]
-    return _joined([*parts, _command(tables.command(run))])
+    return _joined([*parts, _command(tables.command(run) if command is None else command)])
 
 
 def many(runs: Sequence[ReportedRun]) -> str:
