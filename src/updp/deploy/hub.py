@@ -11,6 +11,7 @@ from torch import nn
 
 from updp.arguments import checked
 from updp.deploy.export import export
+from updp.deploy.export.manifest import Exports
 from updp.deploy.report import markdown
 from updp.deploy.report.report_tables import command_of_files
 from updp.deploy.report.run_files import load_runs
@@ -186,7 +187,10 @@ def _config(about: RunRecord, described: dict[str, Any]) -> dict[str, Any]:
 def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
     """The card: what a hub reads between the lines `---`, the report, and how to load it."""
     (reported,) = load_runs([run])
-    text = markdown.one(replace(reported, record=about), command_of_files(about, Path()))
+    files = reported.exports.exports if reported.exports else {}
+    short = {f: e.model_copy(update={"folder": Path(e.folder).name}) for f, e in files.items()}
+    reported = replace(reported, record=about, exports=Exports(exports=short) if short else None)
+    text = markdown.one(reported, command_of_files(about, Path()))
     is_named = about.model and ".py:" not in about.model
     model = "" if is_named else ", MyModel()"
     head = [
