@@ -11,7 +11,7 @@ from tests import tiny
 from tests.families import images, network
 from updp.blocks import find
 from updp.candidates import make_offers
-from updp.candidates.narrow.channels import Inner
+from updp.candidates.narrow.channels import InnerChannels
 from updp.recipe import Recipe
 
 
@@ -44,6 +44,6 @@ def test_a_bug_of_ours_is_not_taken_for_a_block_that_is_refused(
 
     model = network("basic")
     findings = find(model, images())
-    monkeypatch.setattr(Inner, "cut", broken)
+    monkeypatch.setattr(InnerChannels, "cut", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         make_offers(model, findings, Recipe(), torch.device("cpu"))

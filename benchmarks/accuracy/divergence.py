@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from updp import load
-from updp.run.finished import open_run
+from updp.run.finished import open_finished_run
 from updp.tasks.losses import divergence
 
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @torch.inference_mode()
 def compare(runs: Sequence[Path]) -> dict[Path, Distance]:
     """The distances of each run's merged model, in the order given."""
-    opened = open_run(runs[0])
+    opened = open_finished_run(runs[0])
     models = {run: load(run).to(opened.device).eval() for run in runs}
     found = {run: Distance() for run in runs}
     for images, labels in opened.feed.test():

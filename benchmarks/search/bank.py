@@ -29,7 +29,7 @@ class SearchedNetwork:
     data: str
     blocks: int
 
-    def open_run(self, recipe: Recipe, folder: Path, last: str) -> Run:
+    def open_finished_run(self, recipe: Recipe, folder: Path, last: str) -> Run:
         """A run in `folder` that has ended the stages up to `last`."""
         inputs = open_inputs(self.model, self.data, recipe, weights=self.weights, device="cpu")
         run = open_run_directory(inputs, folder, last=last)
@@ -51,7 +51,9 @@ class Bank:
     def __init__(self, network: str, folder: Path) -> None:
         about = NETWORKS[network]
         self.recipe = INHERITED.updated(f"budget={{blocks: {about.blocks}}}")
-        context = about.open_run(self.recipe, folder / network / "run", last="sites").context
+        context = about.open_finished_run(
+            self.recipe, folder / network / "run", last="sites"
+        ).context
         self.space, self.limits = context.space, context.limits()
         self.parts = context.net, context.baseline, context.feed
         self.scorer = Scorer(*self.parts, self.recipe)

@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "subnet.start=baseline",
         f"subnet.epochs={options.epochs}",
     )
-    context = NETWORKS["resnet56"].open_run(recipe, options.out / "run", last="supernet").context
+    context = (
+        NETWORKS["resnet56"].open_finished_run(recipe, options.out / "run", last="supernet").context
+    )
     offers = context.offers
     chance = random.Random(0)
     plans = [

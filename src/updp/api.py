@@ -22,7 +22,7 @@ from updp.io import processes
 from updp.io.memory import kept_memory
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
-from updp.io.torch_state import usual_torch
+from updp.io.torch_state import standard_torch_state
 from updp.measure import compare_modules, count_macs
 from updp.models import check_finite, load_model, own_copy, weights_of
 from updp.plan import Plan
@@ -87,7 +87,7 @@ class Inspection:
 
 
 @checked("model", "data", "test")
-@usual_torch()
+@standard_torch_state()
 @kept_memory()
 def prune(
     model: nn.Module | str,
@@ -173,14 +173,14 @@ def prune(
     )
     if out is None and processes.is_first():
         out = tempfile.mkdtemp(prefix="updp-")
-    path = processes.agree(str(out))
+    path = processes.broadcast(str(out))
     run = open_run_directory(inputs, Path(path), fresh="sites" if fresh else "")
     run.until("merge")
     return Pruned(*run.results(), run.directory.path)
 
 
 @checked("model", "data", "test")
-@usual_torch()
+@standard_torch_state()
 @kept_memory()
 def estimate(
     model: nn.Module | str,
@@ -234,7 +234,7 @@ def estimate(
 
 
 @checked("model")
-@usual_torch()
+@standard_torch_state()
 @random_state()  # building a candidate draws its initial weights
 def inspect(
     model: nn.Module | str,

@@ -79,7 +79,7 @@ def test_help_says_what_device_is_taken(run: Path, monkeypatch: pytest.MonkeyPat
         seen.append(device)
         raise UserError("enough")
 
-    monkeypatch.setattr(runs, "open_run", stop)
+    monkeypatch.setattr(runs, "open_finished_run", stop)
     assert tiny.updp("export", run, "--to", "pt2").code == 2
     assert seen == ["cpu"]
 

@@ -19,7 +19,7 @@ from updp.deploy.int8 import int8_model as forms
 from updp.deploy.int8 import quantization as module
 from updp.deploy.int8.int8_model import FloatModel, Int8Model
 from updp.io.progress import Silent
-from updp.run.finished import open_run
+from updp.run.finished import open_finished_run
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'updp[onnx]'")
 
@@ -44,7 +44,7 @@ def predict(file: Path, images: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.slow
 def test_files_run_by_onnx_runtime_alone_and_are_close_to_the_models(run: Path) -> None:
-    opened = open_run(run, device="cpu")
+    opened = open_finished_run(run, device="cpu")
     images = torch.cat([x for x, _ in opened.feed.test()])
     record = Int8.model_validate_json((run / "export" / "int8.json").read_text())
     for side, model in ((record.baseline, opened.baseline), (record.merged, opened.merged)):
@@ -63,7 +63,7 @@ def test_files_run_by_onnx_runtime_alone_and_are_close_to_the_models(run: Path) 
 
 def test_the_record_names_every_operator_and_its_site(run: Path) -> None:
     record = Int8.model_validate_json((run / "export" / "int8.json").read_text())
-    opened = open_run(run, device="cpu")
+    opened = open_finished_run(run, device="cpu")
     modules = dict(opened.merged.named_modules())
     sites, apart = set(), 0
     for operator in record.merged.operators:
@@ -106,7 +106,7 @@ def test_both_models_are_calibrated_on_the_same_images(
     pairs = [side.equalised_pairs for side in (record.baseline, record.merged)]
     assert record.equalised == any(pairs) == bool(pairs[0])
     assert pairs[0] in (0, 4)  # conv1 and conv2 of every block
-    feed = open_run(folder, device="cpu").feed
+    feed = open_finished_run(folder, device="cpu").feed
     assert torch.equal(seen[0], torch.cat(feed.calibration(20)))
     test = torch.cat([images for images, _ in feed.test()])
     assert not any((test == image).flatten(1).all(1).any() for image in seen[0])
@@ -183,7 +183,7 @@ def test_a_file_in_place_of_the_folder_is_named_before_the_work(
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "export").write_text("mine")
-    monkeypatch.delattr(module, "open_run")
+    monkeypatch.delattr(module, "open_finished_run")
     outcome = tiny.updp("quantize", folder)
     assert outcome.code == 2
     assert outcome.err == (

@@ -10,7 +10,7 @@ from PIL import Image
 from tests import tiny
 from updp import UserError
 from updp.io.files import read_json
-from updp.run.finished import open_run
+from updp.run.finished import open_finished_run
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -70,12 +70,12 @@ def test_a_test_split_given_apart_is_remembered_and_part_of_the_run(
     assert "split off" not in outcome.err
     assert read_json(out / "result.json")["test_images"] == 20
     assert tiny.updp("merge", "--out", out).code == 0
-    assert open_run(out).record.test == str(tmp_path / "test")
+    assert open_finished_run(out).record.test == str(tmp_path / "test")
     refused = tiny.updp("merge", "--test", tmp_path / "other", "--out", out)
     assert (refused.code, refused.err.count("updp: ")) == (2, 1)  # beside a warning
     assert "holds another run: the images, their labels or what is made of them" in refused.err
     with pytest.raises(UserError, match=r"other data than .*' and --test have: give that with"):
-        open_run(out, test=tmp_path / "other")
+        open_finished_run(out, test=tmp_path / "other")
 
 
 def test_images_without_labels_are_enough_to_fit(
@@ -105,7 +105,7 @@ def test_images_without_labels_are_enough_to_fit(
     result = read_json(out / "result.json")
     figures = [result[name] for name in ("baseline", "merged")]
     assert (result["metric"]["name"], figures[0]["metric"]) == ("agreement", 100)
-    run = open_run(out)
+    run = open_finished_run(out)
     with torch.no_grad():
         same = [run.baseline(x).argmax(1) == run.merged(x).argmax(1) for x, _ in run.feed.test()]
     assert figures[1]["metric"] == pytest.approx(100 * torch.cat(same).double().mean().item())
@@ -118,7 +118,7 @@ def test_images_without_labels_are_enough_to_fit(
     assert tiny.updp("prune", *fits, *tested, "--plan", out / "plan.json").code == 0
     assert "the data of" in caplog.text
     result = read_json(tmp_path / "tested/result.json")
-    run = open_run(tmp_path / "tested")
+    run = open_finished_run(tmp_path / "tested")
     with torch.no_grad():
         right = [run.baseline(x).argmax(1) == labels for x, labels in run.feed.test()]
     top1 = 100 * torch.cat(right).double().mean().item()

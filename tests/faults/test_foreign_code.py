@@ -12,7 +12,7 @@ from tests.faults.conftest import Said
 from updp.deploy.bench import open_pair
 from updp.io.files import read_json, write_json
 from updp.models import load_model
-from updp.run.finished import open_run
+from updp.run.finished import open_finished_run
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -30,7 +30,7 @@ def foreign(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "opened", [updp.load, open_run, open_pair, lambda run: updp.export(run, "safetensors")]
+    "opened", [updp.load, open_finished_run, open_pair, lambda run: updp.export(run, "safetensors")]
 )
 def test_a_run_s_own_word_makes_no_code_run(opened: Callable[..., object], foreign: Path) -> None:
     arguments = ("run", None) if opened is open_pair else ("run",)

@@ -221,11 +221,11 @@ def test_threads_wait_for_each_other() -> None:
 
 
 def test_the_callers_settings_of_torch_are_restored() -> None:
-    from updp.io.torch_state import usual_torch
+    from updp.io.torch_state import standard_torch_state
 
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.inference_mode(), torch.device("meta"), usual_torch():
+        with torch.inference_mode(), torch.device("meta"), standard_torch_state():
             assert torch.zeros(1).dtype == torch.float32
             assert torch.zeros(1).device.type == "cpu"
             assert torch.is_grad_enabled()

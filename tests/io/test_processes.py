@@ -21,16 +21,16 @@ def join() -> tuple[int, int]:
 def bring_together() -> None:
     rank, count = join()
     assert (rank, count) == (int(os.environ["RANK"]), COUNT)
-    assert processes.gather({"of": rank}) == [{"of": 0}, {"of": 1}, {"of": 2}]
-    assert processes.agree(f"said by {rank}") == "said by 0"
+    assert processes.all_gather({"of": rank}) == [{"of": 0}, {"of": 1}, {"of": 2}]
+    assert processes.broadcast(f"said by {rank}") == "said by 0"
     one, other = torch.full((2,), 1.0 + rank), torch.tensor([[10.0 * rank]], dtype=torch.float64)
-    processes.add_up(one, other)
+    processes.all_reduce(one, other)
     assert (one.tolist(), other.tolist()) == ([6.0, 6.0], [[30.0]])
     parts = [torch.full((2, 2), 3.0 * rank), torch.tensor(rank - 1.0)]
     processes.average(parts)
     assert (parts[0].tolist(), parts[1].item()) == ([[3.0, 3.0], [3.0, 3.0]], 0.0)
     with processes.on_its_own():
-        assert (processes.rank(), processes.count(), processes.gather(rank)) == (0, 1, [rank])
+        assert (processes.rank(), processes.count(), processes.all_gather(rank)) == (0, 1, [rank])
         assert list(processes.share("ab")) == [(0, "a"), (1, "b")]
     assert processes.is_first() is (rank == 0)
 
@@ -39,7 +39,7 @@ def share_out() -> None:
     rank, _ = join()
     mine = list(processes.share("abcdefg"))
     assert mine == [(n, c) for n, c in enumerate("abcdefg") if n % COUNT == rank]
-    everything = sorted(tuple(pair) for own in processes.gather(mine) for pair in own)
+    everything = sorted(tuple(pair) for own in processes.all_gather(mine) for pair in own)
     assert everything == list(enumerate("abcdefg"))
     assert list(processes.share("a")) == ([(0, "a")] if rank == 0 else [])
 
@@ -61,18 +61,18 @@ def write(folder: str) -> None:
     rank, _ = join()
     write_text(Path(folder) / "text", str(rank))
     Figures(Path(folder) / "figures").add(rank=rank)
-    processes.wait()
+    processes.barrier()
     assert (Path(folder) / "text").read_text() == "0"
     assert Figures(Path(folder) / "figures").rows() == [{"rank": 0}]
 
 
 def lose_one() -> None:
     rank, _ = join()
-    processes.wait()
+    processes.barrier()
     if rank == 1:
         os._exit(0)
     with pytest.raises(ProcessLostError, match="start the same command again"):
-        processes.gather(rank)
+        processes.all_gather(rank)
     os._exit(0)
 
 
@@ -88,11 +88,11 @@ def test_only_the_first_writes(tmp_path: object) -> None:
 def test_alone_nothing_is_shared() -> None:
     processes.join(cuda=False)
     tensor = torch.ones(2)
-    processes.add_up(tensor)
+    processes.all_reduce(tensor)
     processes.average([tensor])
     assert tensor.tolist() == [1.0, 1.0]
     assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
-    assert (processes.gather(5), processes.agree(5)) == ([5], 5)
+    assert (processes.all_gather(5), processes.broadcast(5)) == ([5], 5)
     assert list(processes.share("ab")) == [(0, "a"), (1, "b")]
 
 

@@ -14,13 +14,13 @@ from updp.deploy.bench.pair import pair_of_run
 from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.models import hash_state, load_model
-from updp.run.finished import check_finished, open_run
+from updp.run.finished import check_finished, open_finished_run
 from updp.search import SEARCHERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Open = Callable[..., object]
-BOTH = pytest.mark.parametrize("opened", [open_run, pair_of_run])
+BOTH = pytest.mark.parametrize("opened", [open_finished_run, pair_of_run])
 
 
 @pytest.fixture
@@ -83,13 +83,13 @@ def test_the_message_names_what_has_other_weights(opened: Open, run: Path, train
 def test_modules_and_loaders_have_no_name(run: Path) -> None:
     model = load_model(read_json(run / "run.json")["model"], seed=6)
     said = "other weights than the Tiny that was given has: load those into it"
-    assert refused(open_run, run, model=model) == said
+    assert refused(open_finished_run, run, model=model) == said
     data = DataLoader(TensorDataset(torch.zeros(9, 1, 8, 8), torch.arange(9)))
     said = "other data than the loaders have: give those that it was made from"
-    assert refused(open_run, run, data=(data, data)) == said
+    assert refused(open_finished_run, run, data=(data, data)) == said
     change(run / "sites" / "key.json", data="another")
     said = "other data than 'digits' has: give that with --data"
-    assert refused(open_run, run) == said
+    assert refused(open_finished_run, run) == said
 
 
 def test_a_finished_run_needs_no_searcher(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_a_finished_run_needs_no_searcher(run: Path, monkeypatch: pytest.MonkeyP
 
     for searcher in SEARCHERS.values():
         monkeypatch.setattr(searcher, "check_installed", classmethod(missing))
-    assert open_run(run).merged is not None
+    assert open_finished_run(run).merged is not None
 
 
 @BOTH
@@ -115,7 +115,7 @@ def test_a_broken_file_is_one_line(opened: Open, name: str, text: str, run: Path
 def test_what_is_missing_is_named(name: str, run: Path) -> None:
     check_finished(run)
     (run / name).unlink()
-    for opened in (check_finished, open_run, pair_of_run):
+    for opened in (check_finished, open_finished_run, pair_of_run):
         said = refused(opened, run)
         assert said == f"'{run}' holds no finished run: there is no {name}; `updp prune` makes it"
 
@@ -123,7 +123,7 @@ def test_what_is_missing_is_named(name: str, run: Path) -> None:
 def test_data_that_is_elsewhere_is_asked_for(run: Path) -> None:
     change(run / "run.json", data="images/of/mine")
     with pytest.raises(UserError) as refused:
-        open_run(run)
+        open_finished_run(run)
     assert str(refused.value) == (
         f"the data of '{run}', 'images/of/mine', is not there as seen from this folder: give it "
         "with --data"

@@ -15,7 +15,7 @@ from updp.deploy.export.manifest import Exports
 from updp.io.records import Record
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.finished import open_run
+from updp.run.finished import open_finished_run
 from updp.run.records import Result, RunRecord
 from updp.search.outcome import SearchResult
 from updp.search.survey import Survey
@@ -72,7 +72,7 @@ def test_the_merged_model_of_a_stored_run_computes_what_it_did(run: Path) -> Non
 
 
 def test_a_stored_run_opens_with_its_data_and_baseline(run: Path) -> None:
-    opened = open_run(run)
+    opened = open_finished_run(run)
     assert len(opened.classes) == 10
     assert sorted(opened.plan.choices) == ["blocks.0", "blocks.3"]
 

@@ -15,7 +15,7 @@ from updp.data import open_source
 from updp.io import processes
 from updp.io.files import read_json
 from updp.run.inputs import open_inputs
-from updp.run.unlabelled import open_further
+from updp.run.unlabelled import open_unlabelled_images
 from updp.stages.context import InputNames
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
@@ -113,7 +113,7 @@ def test_each_process_has_an_image_of_either_kind(
 ) -> None:
     source = open_source(str(data), input_size=None)
     names = InputNames(data=str(data), unlabelled=str(data / "test" / "1"))
-    assert open_further(names, source, recipe())[0] is not None
+    assert open_unlabelled_images(names, source, recipe())[0] is not None
     monkeypatch.setattr(processes, "count", lambda: 8)
     with pytest.raises(UserError, match=r"data.batch_size=8 has no room for two images in each"):
-        open_further(names, source, recipe())
+        open_unlabelled_images(names, source, recipe())

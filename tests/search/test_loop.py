@@ -140,7 +140,7 @@ def search_together(folder: str) -> None:
     with processes.on_its_own():
         alone = run(asked, Judge(), Path(folder) / f"{os.environ['RANK']}")
     assert scores(run(asked, judge, Path(folder) / "shared")) == scores(alone)
-    counts = processes.gather(len(judge.asked))
+    counts = processes.all_gather(len(judge.asked))
     assert sum(counts) == len(alone)
     assert max(counts) - min(counts) <= 8  # rounds of eight cannot be shared evenly
 

@@ -15,7 +15,7 @@ from tests import tiny
 from tests.families import Basic, conv
 from updp import Recipe, UserError
 from updp.deploy.export import export
-from updp.run.finished import open_run
+from updp.run.finished import open_finished_run
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 SITES = ("blocks.0", "blocks.2")
@@ -153,7 +153,7 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     }
     assert pruned.result.change == result["baseline"]["metric"] - result["merged"]["metric"]
     with pytest.raises(UserError, match="a task of its own"):
-        open_run(out, model, (data(48), data(16)))
+        open_finished_run(out, model, (data(48), data(16)))
     (record,) = export(out, "pt2", model=model, data=(data(48), data(16)), task=Area())
     assert record.max_abs <= record.tolerance
 

@@ -121,7 +121,7 @@ def whole_and_half(seed: int) -> None:
     torch.testing.assert_close(output, expected[mine], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(half.grad, images.grad[mine], rtol=1e-9, atol=1e-9)
     for own, other in zip(norm.parameters(), whole.parameters(), strict=True):
-        processes.add_up(own.grad)
+        processes.all_reduce(own.grad)
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-9, atol=1e-9)
     for own, other in zip(norm.buffers(), whole.buffers(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)

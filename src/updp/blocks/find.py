@@ -20,12 +20,12 @@ from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, per_sample, read_site
 from updp.blocks.repeatable import RecordedRun
+from updp.blocks.rewrite_check import usable_findings
 from updp.blocks.tracing.calls import copied, record_calls
 from updp.blocks.tracing.check import check_graph, computes, output_of
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import Region, joins_maps, place_of, residual_adds, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
-from updp.blocks.unpruned import usable_findings
 from updp.io.seeds import random_state
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Does a model in float64 compute in float64 throughout?"""
+"""Check that a model which was converted to float64 computes in float64 throughout."""
 
 from __future__ import annotations
 

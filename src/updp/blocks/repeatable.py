@@ -1,4 +1,4 @@
-"""Does a model give the same output each time, and for each image whatever else is in its batch?"""
+"""Check that outputs are the same each time, and do not depend on the other images of a batch."""
 
 import logging
 from collections import Counter

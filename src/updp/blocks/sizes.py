@@ -1,4 +1,4 @@
-"""Does what was traced at one image size hold at another?
+"""Check whether graphs that were traced at one image size hold at a second.
 
 Sizes may decide what a forward does, and tracing keeps what they decided. Nothing tells but
 running the model at a second size.
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from updp.blocks.findings import Findings
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import Samples, map_tensors
+from updp.blocks.rewrite_check import unpruned
 from updp.blocks.tracing.calls import copied
 from updp.blocks.tracing.trace import restored
-from updp.blocks.unpruned import unpruned
 from updp.blocks.values import difference
 
 _TOLERANCE = 1e-5  # relative

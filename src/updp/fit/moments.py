@@ -42,7 +42,7 @@ class Moments:
     def add_up(self) -> None:
         """Take in the rows of all processes, once."""
         if not self.is_total:
-            processes.add_up(self.gram, self.cross, self.sums)
+            processes.all_reduce(self.gram, self.cross, self.sums)
             self.is_total = True
 
     @property

@@ -236,7 +236,7 @@ class Regression:
         for x, target, beside in self._gathered.rows(part):
             gram.baddbmm_(x.mT, x)
             cross.baddbmm_(x.mT, target - beside)
-        processes.add_up(gram, cross)
+        processes.all_reduce(gram, cross)
         return gram, cross
 
     def _cross(self, weights: Tensor, part: str) -> Tensor:
@@ -245,7 +245,7 @@ class Regression:
         for x, target, beside in self._gathered.rows(part):
             target = self.clamp.nearest(target, x @ weights + beside)
             total.baddbmm_(x.mT, target - beside)
-        processes.add_up(total)
+        processes.all_reduce(total)
         return total
 
     def _error(self, weights: Tensor) -> float:
@@ -257,7 +257,7 @@ class Regression:
             wrong = (value - target).square().sum()
             parts = wrong, target.sum(), target.square().sum(), wrong.new_tensor(target.numel())
             sums += torch.stack(parts)
-        processes.add_up(sums)
+        processes.all_reduce(sums)
         error, mean, square, count = sums.tolist()
         variance = square / count - (mean / count) ** 2
         return float(error / count / max(variance, 1e-12))
@@ -265,7 +265,7 @@ class Regression:
     def _sum(self, number: float) -> float:
         """The sum of a number over all processes."""
         total = torch.tensor(number, dtype=torch.float64, device=self._device)
-        processes.add_up(total)
+        processes.all_reduce(total)
         return total.item()
 
     @property

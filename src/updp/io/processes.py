@@ -90,7 +90,7 @@ def share(items: Iterable[T]) -> Iterator[tuple[int, T]]:
     return ((number, item) for number, item in enumerate(items) if number % every == own)
 
 
-def add_up(*tensors: Tensor) -> None:
+def all_reduce(*tensors: Tensor) -> None:
     """Replace each tensor by its sum over all processes."""
     if _is_shared():
         with _together():
@@ -109,14 +109,14 @@ def average(tensors: Sequence[Tensor]) -> None:
     if not (_is_shared() and tensors):
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    add_up(flat)
+    all_reduce(flat)
     flat /= count()
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(part.view_as(tensor))
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The plain data that all processes have, in order: what JSON knows."""
     if not _is_shared():
         return [value]
@@ -132,14 +132,14 @@ def gather(value: T) -> list[T]:
     return [json.loads(bytes(part[: int(size)].tolist())) for part, size in pairs]
 
 
-def agree(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process' value, plain data; the others wait for it."""
-    return gather(value)[0]
+    return all_gather(value)[0]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on when all processes are here."""
-    gather(None)
+    all_gather(None)
 
 
 class _Sum(torch.autograd.Function):
@@ -148,13 +148,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        add_up(total)
+        all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Tensor:
         total: Tensor = gradients[0].clone()
-        add_up(total)
+        all_reduce(total)
         return total
 
 

@@ -22,7 +22,7 @@ os.register_at_fork(after_in_child=_release)
 
 
 @contextmanager
-def usual_torch() -> Iterator[None]:
+def standard_torch_state() -> Iterator[None]:
     """Context (or decorator) with gradients, float32 as default type, the CPU as default device.
 
     A caller may be within `no_grad`, `inference_mode` or `autocast`, or may have set a default type

@@ -57,7 +57,7 @@ class RunDirectory:
 
     def is_done(self, name: str) -> bool:
         """Whether a stage has ended: every process asks, and is told the same."""
-        return processes.agree((self.stage(name) / Done.FILE).exists())
+        return processes.broadcast((self.stage(name) / Done.FILE).exists())
 
     def done(self, name: str) -> None:
         """Mark a stage as ended, with what it has written, and remove its checkpoint."""
@@ -188,7 +188,7 @@ class RunDirectory:
                 for stage in stages:
                     seal(temporary / stage).write(temporary / stage)
                 temporary.rename(path)
-        processes.wait()
+        processes.barrier()
         return path
 
     @contextmanager

@@ -139,7 +139,7 @@ def check_weights(
     raise UserError(f"'{path}' was made from other weights than {opened} has: {advice}")
 
 
-def open_run(
+def open_finished_run(
     run: str | Path,
     model: nn.Module | str | None = None,
     data: Data | None = None,

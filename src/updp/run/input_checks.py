@@ -79,7 +79,7 @@ def check_labels_suffice(
         )
 
 
-def look_at(baseline: nn.Module, feed: Feed, source: Source) -> None:
+def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> None:
     """Run the baseline on held-out images; warn where a classifier is not better than a guess.
 
     Raises UserError: it fails on them, or its outputs are of no use to the task.

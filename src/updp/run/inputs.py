@@ -19,13 +19,13 @@ from updp.models.teacher import BASELINE, load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import DataSettings, Recipe
 from updp.run.input_checks import (
+    check_baseline_outputs,
     check_labels_suffice,
     check_settings,
     guessed_colour,
-    look_at,
 )
 from updp.run.model_and_data import Data, Test, open_model_and_data
-from updp.run.unlabelled import open_further
+from updp.run.unlabelled import open_unlabelled_images
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
 from updp.tasks import Classification, Task, find_task
@@ -88,7 +88,7 @@ def open_inputs(
         source = _of_the_models_classes(source, module, names)
     check(module, source)
     check_labels_suffice(source, recipe, names.the_data, own_task)
-    more, fingerprint = open_further(names, source, recipe)
+    more, fingerprint = open_unlabelled_images(names, source, recipe)
     recipe = _with_loader_settings(recipe, source).model_copy(update={"task": own_task.name})
     other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
     feed = Feed(
@@ -101,7 +101,7 @@ def open_inputs(
         task=own_task,
     )
     baseline = to_eval(module.to(target))
-    look_at(baseline, feed, source)
+    check_baseline_outputs(baseline, feed, source)
     if guessed := guessed_colour(baseline, names.model, feed, recipe):
         (progress or Silent()).say(guessed)
     hashes = InputHashes(

@@ -14,7 +14,7 @@ from updp.candidates import planned
 from updp.data.example import make_example, read_example
 from updp.errors import UserError
 from updp.io.files import read_tensors
-from updp.io.torch_state import usual_torch
+from updp.io.torch_state import standard_torch_state
 from updp.models import load_model, num_outputs, own_copy
 from updp.plan import Plan
 from updp.run.integrity import check_published, explained
@@ -26,7 +26,7 @@ from updp.tasks import CLASSIFICATION
 
 
 @checked()
-@usual_torch()
+@standard_torch_state()
 def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Load the merged model of a finished run, in evaluation mode.
 

@@ -85,7 +85,7 @@ class Run:
                     self._work(name)
             if name == "merge":
                 self.directory.publish()
-        processes.wait()  # for the files that the others go on from
+        processes.barrier()  # for the files that the others go on from
 
     def _work(self, name: str) -> None:
         """Run a stage, unless another process has, before this one had the lock."""
@@ -189,15 +189,15 @@ def _open(run: Run, last: str, fresh: str) -> Run:
             run.directory.verify(STAGES[before - 1])
             if inputs.recipe.budget and run.directory.is_done("sites"):
                 run.context.limits()  # refuses a budget out of reach before anything is removed
-        processes.wait()  # until all have read what is removed now
+        processes.barrier()  # until all have read what is removed now
         run.directory.clear(fresh)
-        processes.wait()
+        processes.barrier()
         keys = run.context.keys = make_keys(run.context)  # without names of what was removed
     run.directory.claim(keys, last)
     run.directory.verify(last)
     if run.directory.is_done("sites"):
         _check_model(run.context)
-    processes.wait()
+    processes.barrier()
     return run
 
 

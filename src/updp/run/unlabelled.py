@@ -12,7 +12,9 @@ from updp.stages.context import InputNames
 _RUN = 64  # images in a row that are compared with the test split's: they may be stored together
 
 
-def open_further(names: InputNames, source: Source, recipe: Recipe) -> tuple[Images | None, str]:
+def open_unlabelled_images(
+    names: InputNames, source: Source, recipe: Recipe
+) -> tuple[Images | None, str]:
     """The images that `names.unlabelled` names, if any, in the form of the data's; a fingerprint.
 
     Raises:

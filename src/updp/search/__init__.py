@@ -5,6 +5,7 @@ Nothing here knows a stage: `loop.search` asks a searcher for plans, scores them
 
 from updp.search.choice import choose_plan, finalists, keeping, pick
 from updp.search.front import pareto, within
+from updp.search.latency_correction import corrected, factor, is_off
 from updp.search.limits import limits_of
 from updp.search.loop import complete, refine, search
 from updp.search.outcome import ScoredPlan, SearchResult
@@ -14,7 +15,6 @@ from updp.search.scores import Evaluated, ScoreFile, Scores
 from updp.search.searchers import SEARCHERS, SearchTask
 from updp.search.space import Choice, Cost, Limits, Option, Space
 from updp.search.survey import BaselineCost, Survey, SurveyedSite
-from updp.search.together import corrected, factor, is_off
 
 __all__ = [
     "SEARCHERS",

@@ -166,7 +166,7 @@ class _Rounds:
         mine = rows[rank] if (rank := processes.rank()) < len(rows) else []
         for number in range(length):
             own = [self._evaluate(plan).to_json() for plan in mine[number : number + 1]]
-            new = [Evaluated.from_json(row) for rows in processes.gather(own) for row in rows]
+            new = [Evaluated.from_json(row) for rows in processes.all_gather(own) for row in rows]
             self.file.add(new)
             for each in new:
                 done[each.genome] = each

@@ -44,7 +44,7 @@ class ScoreFile:
         self._figures = Figures(path)
         if path.exists():
             self._figures.keep(lambda row: True)
-        rows = processes.agree(self._figures.rows())
+        rows = processes.broadcast(self._figures.rows())
         with content_of(path):
             plans = [Evaluated.from_json(row) for row in rows]
         self.scored: dict[Genome, Evaluated] = {plan.genome: plan for plan in plans}

@@ -161,7 +161,7 @@ def _timed(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[
             times = _time(context, task, plans)
             found = TimedPlans(genomes=tuple(times), latencies=tuple(times.values()))
             found.write(context.root)
-    record = processes.agree(found and found.model_dump(mode="json"))
+    record = processes.broadcast(found and found.model_dump(mode="json"))
     agreed = TimedPlans.checked(record, TimedPlans.FILE)
     return dict(zip(agreed.genomes, agreed.latencies, strict=True))
 

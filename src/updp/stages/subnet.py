@@ -76,7 +76,7 @@ def run(context: Context) -> None:
 
 def _fit(context: Context, net: Supernet) -> None:
     """Load the plan's closed-form start, fitted unless an interrupted run has left it."""
-    if not processes.agree((context.folder("subnet") / START).exists()):
+    if not processes.broadcast((context.folder("subnet") / START).exists()):
         progress, settings = context.progress, context.recipe.fit
         images = context.feed.calibration(settings.images)
         rows = fit_plan(
@@ -90,7 +90,7 @@ def _fit(context: Context, net: Supernet) -> None:
         )
         FitRecord(rows=tuple(rows)).write(context.root)
         context.save_weights(net, "subnet", START)
-        processes.wait()
+        processes.barrier()
     context.load_weights(net, "subnet", START)
 
 
@@ -99,7 +99,7 @@ def reconstruct_plan(context: Context, net: Supernet, choices: Mapping[str, str]
     settings, recipe = context.recipe.reconstruct, context.recipe
     path = context.folder("subnet") / RECONSTRUCTED
     rows: list[ReconstructRow] = []
-    if processes.agree(path.exists()):
+    if processes.broadcast(path.exists()):
         notes = read_tensors(path)[1]
         with content_of(path):
             rows = [ReconstructRow.model_validate(row) for row in notes["rows"]]
@@ -108,7 +108,7 @@ def reconstruct_plan(context: Context, net: Supernet, choices: Mapping[str, str]
     def save(rows: Sequence[ReconstructRow]) -> None:
         notes = {"shapes": net.shapes(), "rows": [row.model_dump() for row in rows]}
         write_tensors(path, net.weights(), notes)
-        processes.wait()
+        processes.barrier()
 
     net.choose(choices)
     parts = max(1, recipe.data.batch_size // settings.batch_size)
@@ -268,7 +268,7 @@ def _held_out_divergence(context: Context, step: ProgressiveStep) -> Callable[[]
     def score() -> float:
         with step.untapped():
             found = held_out.score(lambda _, images: step.task.run(step.net, images))
-            return processes.agree(found.score)
+            return processes.broadcast(found.score)
 
     return score
 

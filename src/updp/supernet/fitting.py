@@ -109,7 +109,7 @@ def fit_plan(
             for position, inputs in enumerate(walk.to(place.module)):
                 if paired and position < len(numbered):
                     paired = fitting.add_input(numbered[position][0], *inputs)
-            if not all(processes.gather(paired)):
+            if not all(processes.all_gather(paired)):
                 fitting.regression.clear()
                 tick(place.name)
                 continue

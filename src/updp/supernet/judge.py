@@ -84,7 +84,7 @@ class Judge:
         parts = []
         for number, wanted in enumerate(self._baseline, self._first):
             parts += self._task.distance(self._walk.output(place, number), wanted).tolist()
-        every = [error for own in processes.gather(parts) for error in own]
+        every = [error for own in processes.all_gather(parts) for error in own]
         return torch.tensor(every, dtype=torch.float64)
 
 

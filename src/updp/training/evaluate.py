@@ -44,7 +44,7 @@ def evaluate(
             tick()
     if processes.count() > 1:
         parts = {name: [each.tolist() for each in own] for name, own in figures.items()}
-        told = processes.gather((parts, samples))
+        told = processes.all_gather((parts, samples))
         samples = sum(own for _, own in told)
         figures = {
             name: [torch.tensor(f, dtype=torch.float64) for own, _ in told for f in own[name]]

@@ -154,7 +154,7 @@ class _Training:
         self.precision.begin()
         rows = [self._micro_batch(batches, step * parts + part) for part in range(parts)]
         # All processes stop after the same step.
-        told = processes.gather((rows, interrupts.requested()))
+        told = processes.all_gather((rows, interrupts.requested()))
         row = _mean([row for rows, _ in told for row in rows])
         norm = self.precision.step(self.optimizer, self.net.parameters())
         self.precision.check(row, norm, step)

@@ -144,7 +144,7 @@ def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePai
     pruned = [net.places[name].choice != KEEP for name in order]
     fixed = shared_sites(net) | read_before(net, images, net.places)
     # Each process has images of its own.
-    unpaired = set().union(*processes.gather(sorted(routed(net, images, net.places))))
+    unpaired = set().union(*processes.all_gather(sorted(routed(net, images, net.places))))
     return [
         _SitePair(name, net.places[name], baseline.places[name])
         for number, name in enumerate(order)

@@ -1,4 +1,4 @@
-"""Inner channels: where they are, and cutting them out of the modules."""
+"""InnerChannels channels: where they are, and cutting them out of the modules."""
 
 from __future__ import annotations
 

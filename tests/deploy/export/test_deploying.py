@@ -26,7 +26,7 @@ from updp.data.resizing import ResizeCrop
 from updp.deploy.export import FORMATS
 from updp.deploy.export.describe import describe
 from updp.io.files import write_json
-from updp.run.finished import open_run
+from updp.run.finished import open_finished_run
 
 PAGE = Path(__file__).parents[3] / "docs/guides/deploying.md"
 CODE = dict(re.findall(r"```python title=\"([\w.]+)\"\n(.*?)```", PAGE.read_text(), re.DOTALL))
@@ -80,7 +80,7 @@ def pictures(count: int) -> list[NDArray[np.uint8]]:
 def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with nothing but the exported files, images, and the page's code."""
     folder = tmp_path_factory.mktemp("deployed")
-    opened = open_run(finished)
+    opened = open_finished_run(finished)
     write_json(folder / "preprocess.json", describe(opened))
     torch.manual_seed(0)  # the run's own model has learnt so little that it says one class always
     layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10, bias=False)
@@ -156,7 +156,7 @@ def test_prepare_does_what_the_data_reader_does(
     channels = size[0]
     resize = ResizeCrop(size, crop_pct, mode, interpolation, (0.5, 0.4, 0.3)[:channels])
     preprocess = Preprocess((0.5, 0.4, 0.3)[:channels], (0.2, 0.3, 0.1)[:channels], size)
-    opened = open_run(finished)
+    opened = open_finished_run(finished)
     opened.feed.resize, opened.feed.preprocess = resize, preprocess
     write_json(tmp_path / "preprocess.json", describe(replace(opened, shape=size)))
     monkeypatch.chdir(tmp_path)

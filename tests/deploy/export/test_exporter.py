@@ -24,7 +24,7 @@ from updp.deploy.export.program import CapturedModel
 from updp.deploy.export.pt2 import Pt2
 from updp.io.files import read_json
 from updp.models import load_model
-from updp.run.finished import open_run
+from updp.run.finished import open_finished_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +57,7 @@ def test_every_format_is_exported_with_its_record(exported: tuple[Path, list[Exp
     files = {name for record in records for name in record.files}
     left -= {".lock", ".export.lock", ".written.json", "__pycache__"}
     assert left == files | {"exports.json", "preprocess.json"}
-    opened = open_run(run)
+    opened = open_finished_run(run)
     images = next(iter(opened.feed.test()))[0][:5]
     for record in records:
         assert record.images == 60
@@ -81,7 +81,7 @@ def test_every_format_is_exported_with_its_record(exported: tuple[Path, list[Exp
 def test_preprocess_is_what_the_data_reader_does(exported: tuple[Path, list[Exported]]) -> None:
     run, _ = exported
     about = read_json(run / "export/preprocess.json")
-    opened = open_run(run)
+    opened = open_finished_run(run)
     assert about["classes"] == [str(digit) for digit in range(10)]
     assert about["input"]["size"] == [1, 8, 8]
     assert about["input"]["mode"] == "L"

@@ -20,7 +20,7 @@ from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate
-from updp.candidates.narrow.channels import Inner, inner_channels, on_modules
+from updp.candidates.narrow.channels import InnerChannels, inner_channels, on_modules
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
 from updp.fit import Fitted
 from updp.fit.fitting import FitTask
@@ -135,7 +135,7 @@ class MergedNarrow:
         return Replacement(site.region, emit_rewired(site.region, names), added)
 
 
-def _fewer(chain: Chain, width: float) -> list[tuple[Inner, int]]:
+def _fewer(chain: Chain, width: float) -> list[tuple[InnerChannels, int]]:
     """Find the inner channels that become fewer, and how many are left of each."""
     found = ((inner, inner.left(chain, width)) for inner in inner_channels(chain))
     return [(inner, left) for inner, left in found if left < inner.count(chain)]
@@ -148,7 +148,7 @@ def _widths(site: Site, width: float) -> tuple[int, ...]:
     return tuple(inner.left(site.branch, width) for inner in inner_channels(site.branch))
 
 
-def _largest(chain: Chain, width: float) -> list[tuple[Inner, Tensor]]:
+def _largest(chain: Chain, width: float) -> list[tuple[InnerChannels, Tensor]]:
     """Find the inner channels that become fewer, and which are left; all before any is cut."""
     return [(inner, inner.largest(chain, count)) for inner, count in _fewer(chain, width)]
 

@@ -25,7 +25,7 @@ from updp.candidates.parts.widths import share_of
 
 
 @dataclass(frozen=True)
-class Inner:
+class InnerChannels:
     """Inner channels: the places of their producer and of their consumer among a chain's steps.
 
     `gated` where a norm or a gate mixes them, so that the values of those left change.
@@ -89,7 +89,7 @@ def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
     return replace(chain, steps=tuple(_on(step, modules) for step in chain.steps))
 
 
-def inner_channels(chain: Chain) -> Iterator[Inner]:
+def inner_channels(chain: Chain) -> Iterator[InnerChannels]:
     """Yield the inner channels of a chain, in order."""
     start: int | None = None
     count, gated = 0, False
@@ -97,7 +97,7 @@ def inner_channels(chain: Chain) -> Iterator[Inner]:
         if isinstance(step, LinearStep) and not step.depthwise:
             plain = step.groups == 1 and _is_plain(step)
             if start is not None and plain:
-                yield Inner(start, place, gated)
+                yield InnerChannels(start, place, gated)
             start, count, gated = place if plain else None, step.out_channels, False
         elif start is not None and _is_gate(step):
             assert isinstance(step, NormStep)

@@ -14,7 +14,7 @@ from updp.deploy.bench.pair import Pair, pair_of_run, pair_of_two
 from updp.deploy.bench.rows import ROUNDS, measure_rows
 from updp.errors import UserError
 from updp.io.progress import Progress, Silent
-from updp.io.torch_state import usual_torch
+from updp.io.torch_state import standard_torch_state
 from updp.run.inputs import as_device
 from updp.run.integrity import explained
 
@@ -23,7 +23,7 @@ LEAST_ROUNDS = 3
 
 @checked()
 @explained()
-@usual_torch()
+@standard_torch_state()
 def bench(
     baseline: nn.Module | str | Path,
     other: nn.Module | str | Path | None = None,

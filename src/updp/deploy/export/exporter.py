@@ -20,9 +20,9 @@ from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import ExportError, UserError, is_machines, root_reason
 from updp.io.files import replace, write_json
 from updp.io.progress import Progress, Silent
-from updp.io.torch_state import usual_torch
+from updp.io.torch_state import standard_torch_state
 from updp.measure import count_parameters
-from updp.run.finished import Finished, check_finished, open_run
+from updp.run.finished import Finished, check_finished, open_finished_run
 from updp.run.integrity import explained
 from updp.run.model_and_data import Data, Test
 from updp.run.plain import input_names
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @checked("data", "test")
 @explained()
-@usual_torch()
+@standard_torch_state()
 def export(
     run: str | Path,
     to: str | Iterable[str] = ("onnx",),
@@ -83,7 +83,7 @@ def export(
     if test_images < 1:
         raise UserError(f"--test-images {test_images}: compare on 1 at least")
     folder = check_place(check_finished(run), out, formats)
-    opened = open_run(
+    opened = open_finished_run(
         run,
         model,
         data,

@@ -20,8 +20,8 @@ from updp.deploy.int8.static import METHODS
 from updp.errors import ExportError, UserError, is_machines, root_reason
 from updp.io.files import remove, write_bytes
 from updp.io.progress import Progress, Silent
-from updp.io.torch_state import usual_torch
-from updp.run.finished import Finished, check_finished, open_run
+from updp.io.torch_state import standard_torch_state
+from updp.run.finished import Finished, check_finished, open_finished_run
 from updp.run.integrity import explained
 from updp.run.model_and_data import Data, Test
 from updp.tasks import Task
@@ -32,7 +32,7 @@ _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 
 @checked("data", "test")
 @explained()
-@usual_torch()
+@standard_torch_state()
 def quantize(
     run: str | Path,
     *,
@@ -87,7 +87,7 @@ def quantize(
         raise UserError(f"'{folder}' is a file where the folder of exports belongs: move it away")
     Onnx().check("INT8")
     progress = progress or Silent()
-    opened = open_run(
+    opened = open_finished_run(
         run, model, data, test=test, weights=weights, task=task, device="cpu", progress=progress
     )
     calibration = _calibration(opened, calibration_images)

@@ -1,4 +1,4 @@
-"""Is a model whose blocks are rewritten, and in which nothing is pruned, still the model?
+"""Check that a model whose blocks are rewritten, with nothing pruned, computes what it did.
 
 The rest of a model may read what a block keeps beside its output: a record of its last input, a
 weight. Nothing tells but running it.
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from updp.blocks.attribute_reads import what_is_read
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.nested import call
 from updp.blocks.reading.site import Site
-from updp.blocks.reads import what_is_read
 from updp.blocks.repeatable import NOISE, RecordedRun, describe_random, warn_of_batch_statistics
 from updp.blocks.surgery import (
     Replacement,

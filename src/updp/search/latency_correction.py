@@ -1,4 +1,6 @@
-"""What candidates save together, as timed end to end, beside the sum of what each saves alone.
+"""Correct the predicted latencies of plans by those that are timed end to end.
+
+What candidates save together is set beside the sum of what each saves alone.
 
 The two differ by caches, by what runtimes fuse, and by a machine that has become slower since. The
 difference depends on the kind of candidates, so it is measured on plans like those to choose from.

@@ -1,4 +1,4 @@
-"""What the rest of a model reads of one block while it runs, by name: for reasons in words."""
+"""Record which attributes of a block the rest of the model reads in a forward."""
 
 import sys
 from collections.abc import Iterator
