@@ -206,7 +206,7 @@ def test_the_baseline_is_timed_as_the_recipe_says(
         seen.append(settings)
         return compare_modules(*given, settings=settings, **options)
 
-    monkeypatch.setattr("updp.api.compare_modules", compare)
+    monkeypatch.setattr("updp.run.inspection.compare_modules", compare)
     recipe = tiny.make_recipe().updated("measure.precision=bfloat16", "measure.batch_size=3")
     found = updp.inspect(tiny_model, (1, 8, 8), recipe)
     assert seen == [recipe.measure]

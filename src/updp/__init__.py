@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from updp.api import Inspection, Pruned, estimate, inspect, prune
+    from updp.api import Pruned, estimate, inspect, prune
     from updp.blocks import Linear, teach_forward, teach_operator
     from updp.candidates import Candidate, Form, register_candidate
     from updp.deploy.bench import bench
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from updp.plan import Plan
     from updp.recipe import Budget, Recipe
     from updp.run.estimates import Estimate
+    from updp.run.inspection import Inspection
     from updp.run.load import load
     from updp.tasks import Metric, Task, find_task
 
@@ -59,7 +60,7 @@ __all__ = [
 
 # Imported on first use, because PyTorch takes seconds to import and `updp --help` needs none of it.
 _HOMES = {
-    "updp.api": ("Inspection", "Pruned", "estimate", "inspect", "prune"),
+    "updp.api": ("Pruned", "estimate", "inspect", "prune"),
     "updp.blocks": ("Linear", "teach_forward", "teach_operator"),
     "updp.candidates": ("Candidate", "Form", "register_candidate"),
     "updp.deploy.bench": ("bench",),
@@ -72,6 +73,7 @@ _HOMES = {
     "updp.plan": ("Plan",),
     "updp.recipe": ("Budget", "Recipe"),
     "updp.run.estimates": ("Estimate",),
+    "updp.run.inspection": ("Inspection",),
     "updp.run.load": ("load",),
     "updp.tasks": ("Metric", "Task", "find_task"),
 }

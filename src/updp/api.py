@@ -6,24 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from updp.arguments import checked
-from updp.blocks import OtherSize, Unusable, find, try_other_size
-from updp.blocks.modules import UserCodeError, call_user_code, to_eval
-from updp.blocks.nested import as_samples, call
-from updp.candidates import Offer, make_offers
-from updp.data import NO_SIZE, model_input_size
-from updp.data.example import check_example, make_example
-from updp.errors import UserError
+from updp.blocks.modules import to_eval
 from updp.io import processes
 from updp.io.memory import kept_memory
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.torch_state import standard_torch_state
-from updp.measure import compare_modules, count_macs
 from updp.models import check_finite, load_model, own_copy, weights_of
 from updp.plan import Plan
 from updp.recipe import Recipe
@@ -31,6 +23,7 @@ from updp.recipe.budget import Budget
 from updp.recipe.recipe import settled
 from updp.run.estimates import Estimate, estimate_run
 from updp.run.inputs import as_device, open_inputs
+from updp.run.inspection import Inspection, inspect_model
 from updp.run.model_and_data import Data, Test
 from updp.run.pipeline import open_run_directory
 from updp.run.records import Result
@@ -52,38 +45,6 @@ class Pruned:
     plan: Plan
     result: Result
     out: Path
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Result of `inspect`: the offers of each site, and why other blocks cannot be pruned.
-
-    `sites` has the offer of each site that takes least away, `others` the further ones by the
-    site's name. Milliseconds are for one batch, MACs for one image. `other_size` says whether the
-    pruned model will be right at another image size.
-
-    >>> found = updp.inspect("timm/resnet10t", (3, 64, 64))
-    >>> first = found.sites[1]
-    >>> first.site, first.candidate.label, first.parameters < first.keep_parameters
-    ('layer1.0', 'conv1+conv2(1x1)', True)
-    """
-
-    sites: tuple[Offer, ...]
-    others: dict[str, tuple[Offer, ...]]
-    unusable: tuple[Unusable, ...]
-    baseline_ms: float
-    baseline_macs: int
-    shape: tuple[int, ...]
-    other_size: OtherSize
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        others = {n: [o.model_dump(mode="json") for o in of] for n, of in self.others.items()}
-        sites = [o.model_dump(mode="json") | {"others": others[o.site]} for o in self.sites]
-        unusable = [vars(u) for u in self.unusable]
-        baseline = {"ms": self.baseline_ms, "macs": self.baseline_macs}
-        size = {"shape": self.shape, "other_size": self.other_size.model_dump(mode="json")}
-        return {"sites": sites, "unusable": unusable, "baseline": baseline, **size}
 
 
 @checked("model", "data", "test")
@@ -265,38 +226,10 @@ def inspect(
     Raises:
         UserError: the model cannot be loaded, or does not take such images.
     """
-    settings, report = settled(recipe), progress or Silent()
     target = as_device(device)
     module = load_model(model) if isinstance(model, str) else own_copy(model)
     check_finite(weights_of(module), "the model")
     module = to_eval(module.to(target))
-    stored = None if example is None else as_samples(example)
-    if stored is not None:
-        check_example(stored, type(example).__name__)
-    wanted = input_shape or settings.data.input_size or model_input_size(module) or ()
-    shape = tuple(stored.shape[1:] if isinstance(stored, Tensor) else wanted)
-    if stored is None and not shape:
-        raise UserError(NO_SIZE)
-    x = make_example(stored, shape, 2).to(target)
-    try:
-        with torch.no_grad():
-            call_user_code(call, module, x[:1])
-    except UserCodeError as error:
-        shown = f"an input of {(1, *shape)}" if stored is None else "the example"
-        raise UserError(f"the model fails on {shown}: {error}") from error
-    findings = find(module, x)
-    selected = findings.selected(settings.candidates.include, settings.candidates.exclude)
-    report.begin("timing candidates", len(selected.sites) + 1)
-    offers, refused = make_offers(module, selected, settings, target, report.advance)
-    x = make_example(stored, shape, settings.measure.batch_size).to(target)
-    times = compare_modules({"baseline": module}, x, settings=settings.measure, rounds=2)
-    report.advance()
-    return Inspection(
-        tuple(found[0] for found in offers.values()),
-        {name: found[1:] for name, found in offers.items()},
-        (*findings.unusable, *refused),
-        times["baseline"].ms.median,
-        count_macs(module, x[:1]),
-        shape,
-        try_other_size(module, findings, make_example(stored, shape, 1).to(target)),
+    return inspect_model(
+        module, input_shape, settled(recipe), example=example, progress=progress or Silent()
     )

@@ -48,7 +48,7 @@ def exported() -> Any:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "scripted": (
         lambda: torch.jit.script(Net()),
-        "is a TorchScript module .* hand over",
+        "is a TorchScript module .* pass",
     ),
     "traced": (
         lambda: torch.jit.trace(Net().eval(), torch.zeros(1, 1, 8, 8)),
@@ -60,9 +60,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "meta": (lambda: Net(device="meta"), "the model's conv.weight is on the meta device"),
     "quantised": (
         lambda: torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear}),
-        r"layer head \(Linear\) is quantised: hand over the model in floating point",
+        r"layer head \(Linear\) is quantised: pass the model in floating point",
     ),
-    "a function": (lambda: len, "the model is a builtin_function_or_method: hand over an nn.Mod"),
+    "a function": (lambda: len, "the model is a builtin_function_or_method: pass an nn.Mod"),
     "a NaN": (
         lambda: broken("conv.weight", float("nan")),
         r"conv.weight is nan at \[0, 0, 0, 1\] \(1 of 36 values are not finite\)",

@@ -76,7 +76,7 @@ def test_a_detector_is_found_pruned_resumed_and_merged(kind: Any) -> None:
         modules = [net.switches["backbone.1"], net.switches["backbone.2"]]
         walk = Walk(net, modules, [x], 64, run=TASK.run)
         assert len(list(walk.to(modules[1]))) == 1
-        assert same(walk.output(modules[1], 0)[0]["raw"], TASK.run(net, x)[0]["raw"])
+        assert same(walk.output(0)[0]["raw"], TASK.run(net, x)[0]["raw"])
     net.choose({name: found[0].label for name, found in list(options.items())[::2]})
     assert verify(net, x, MergeSettings(), task=TASK)
     with torch.no_grad():

@@ -17,7 +17,7 @@ _INNER = "torch.nn.modules."  # what a module's own methods read is no news besi
 
 
 def what_is_read(model: nn.Module, block: nn.Module, run: RecordedRun) -> str:
-    """What `model` reads of `block` beside calling it, in words; may be empty."""
+    """Attributes of `block` that `model` reads beside calling it, in words; may be empty."""
     with suppress(TypeError), _watched(block) as names, torch.no_grad():  # it may have slots
         with suppress(UserCodeError):
             call_user_code(call, model, run.images.clone())

@@ -47,7 +47,7 @@ class _Follower:
                 self.replace_inside(value, depth - 1)
 
     def follow(self, value: Any) -> Any:
-        """What stands for `value`; most often itself."""
+        """The copy that stands for `value`; most often itself."""
         if id(value) in self.copies:
             return self.copies[id(value)]
         if isinstance(value, FunctionType):

@@ -77,7 +77,7 @@ def _copies(value: Any, memo: dict[int, Any]) -> bool:
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a copy of an object copies, too."""
+    """Parts of an object that are copied with it."""
     if isinstance(value, dict):
         return [*value.values()]
     if isinstance(value, (list, tuple, set)):

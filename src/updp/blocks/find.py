@@ -244,7 +244,7 @@ class _Finder:
                 self.taken.update(self._paths(site.block, node))
 
     def _paths(self, block: str, node: fx.Node) -> tuple[str, ...]:
-        """What a site takes with a node: the node, and a module that it calls with parameters."""
+        """Names that a site claims with a node: its own, and a called module's with parameters."""
         own = f"{block}#{node.name}"
         if node.op != "call_module":
             return (own,)

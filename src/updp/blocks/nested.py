@@ -125,7 +125,7 @@ def _is_record(value: Any) -> bool:
 
 
 def _parts(value: Any) -> dict[Any, Any]:
-    """What a tuple, mapping or dataclass holds; empty for anything else."""
+    """Parts of a tuple, mapping or dataclass by key; empty for anything else."""
     if isinstance(value, tuple):
         return dict(enumerate(value))
     if isinstance(value, Mapping):

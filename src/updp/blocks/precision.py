@@ -18,7 +18,7 @@ from updp.blocks.values import tensors_of
 
 @torch.no_grad()
 def why_not_float64(model: nn.Module, images: Samples) -> str:
-    """What keeps a model with float64 weights from computing in float64; empty if nothing does.
+    """The reason why a model with float64 weights does not compute in float64; empty if it does.
 
     That is a failure, as of a float32 tensor that a forward makes and a float64 weight, or the
     first rounding to less than float64, each with the innermost module that it happens in.

@@ -176,7 +176,7 @@ def _run_unread(keep: nn.Module, x: Tensor, *extras: Any) -> Any:
 
 
 def _why_not(model: nn.Module, runs: Sequence[RecordedRun], limit: float) -> str:
-    """How the model differs from what it was in these runs by more than `limit`; empty if not."""
+    """The difference of the model's runs from before, if above `limit`, in words; else empty."""
     for run in runs:
         try:
             with torch.no_grad():

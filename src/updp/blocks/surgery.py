@@ -145,7 +145,7 @@ def calling(region: Region, name: str, module: nn.Module) -> Replacement:
 
 
 def surgical_state(block: nn.Module) -> dict[str, Any]:
-    """What `rewrite` changes of a block, with which `restore` undoes it."""
+    """State of a block that `rewrite` changes, with which `restore` undoes it."""
     return {key: vars(block)[key] for key in (*_TABLES, "forward") if key in vars(block)}
 
 
@@ -182,7 +182,7 @@ def _only(module: nn.Module, used: Set[str]) -> dict[str, Any]:
 
 
 def _stand_in(module: nn.Module) -> nn.Module:
-    """What takes the place of a module that does not run any more: `len` and names stay right.
+    """The placeholder of a module that does not run any more: `len` and names stay right.
 
     A container stays one, of stand-ins.
     """

@@ -1,4 +1,4 @@
-"""What the shell offers for a value: each function takes what was typed and returns candidates.
+"""Shell completion of values: each function takes what was typed and returns candidates.
 Its parameter has the name by which typer passes that.
 
 A key was pressed and the user waits, so nothing here imports PyTorch, builds a model or reads more
@@ -58,7 +58,7 @@ def recipe(incomplete: str) -> list[str]:
 
 
 def budget(incomplete: str) -> list[str]:
-    """What a budget limits, and how the limit is written."""
+    """Complete a budget: its quantity, and how its limit is written."""
     examples = {
         "blocks": ["6"],
         "latency": ["1.5x", "12ms"],

@@ -14,10 +14,10 @@ from rich.text import Text
 from updp.errors import printable
 
 if TYPE_CHECKING:
-    from updp.api import Inspection
     from updp.measure import PeakMemory, Timing
     from updp.run.directory import RunDirectory
     from updp.run.estimates import Estimate
+    from updp.run.inspection import Inspection
     from updp.run.records import ModelFigures, Result
     from updp.search import ScoredPlan, SearchResult
 

@@ -231,7 +231,7 @@ def _check_shares(size: int) -> None:
 
 
 def _held_out(images: int, settings: DataSettings, *, sets_aside: bool) -> tuple[int, int]:
-    """How many of the training images are for search scores, and how many for calibration.
+    """Numbers of training images for search scores and for calibration.
 
     Raises UserError: too few are left to train on, or there are too few to hold any out.
     """
@@ -258,7 +258,7 @@ def _held_out(images: int, settings: DataSettings, *, sets_aside: bool) -> tuple
 
 
 def _augmentation(settings: DataSettings, feed: Feed) -> tuple[Augment, str]:
-    """What is done to whole batches, and in words what is done to training images."""
+    """The augmentation of whole batches, and in words that of training images."""
     if settings.augments_by_timm:
         given = {name: v for name, v in settings.timm_transform().items() if v is not None}
         if not given["re_prob"]:

@@ -70,7 +70,7 @@ def resize_for(
     interpolation: str | None = None,
     mean: Sequence[float] | None = None,
 ) -> ResizeCrop | None:
-    """How pictures become images: each argument, else the model's timm configuration.
+    """Resizing and cropping of pictures: each argument, else the model's timm configuration.
 
     What neither says is as in `ResizeCrop`; None where there is no input size. `mean` fills the
     border of `crop_mode="border"`.

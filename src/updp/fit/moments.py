@@ -28,7 +28,7 @@ class Moments:
 
     @classmethod
     def of(cls, groups: int, unknowns: int, outputs: int, device: torch.device) -> Moments:
-        """Those of no rows."""
+        """Moments of zero rows, to add others to."""
         gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64, device=device)
         return cls(gram, gram.new_zeros(groups, unknowns, outputs // groups), gram.new_zeros(4))
 

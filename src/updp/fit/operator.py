@@ -162,7 +162,7 @@ class OperatorFit:
         return h
 
     def _skip_value(self, x: Tensor) -> Tensor | None:
-        """What is added to the operator's output, in the canonical layout."""
+        """Values of the skip, which are added to the operator's output, in the canonical layout."""
         if self.skip is None or not self._is_last:
             return None
         return to_layout(self.skip(x.clone()), self.chain.layout_out, self.chain.layout)

@@ -58,7 +58,7 @@ def operator_repair(
 
 
 class _Calls:
-    """What linear operators of a block are given, and give, while a part of it runs."""
+    """Recorder of inputs and outputs of a block's linear operators while a part of it runs."""
 
     def __init__(self, block: nn.Module, part: nn.Module, *inputs: Any) -> None:
         self.count: Counter[str] = Counter()

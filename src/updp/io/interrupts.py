@@ -28,7 +28,7 @@ class Stopped(BaseException):
 
 
 class _Signals:
-    """What came, and whether it waits for a step to end."""
+    """Handler of signals: which came, and whether it waits for a step to end."""
 
     def __init__(self) -> None:
         self.reset()

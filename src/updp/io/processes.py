@@ -160,7 +160,7 @@ class _Sum(torch.autograd.Function):
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """What all processes do at once. Raises ProcessLostError where one of them has ended."""
+    """Context of a collective operation. Raises ProcessLostError where a process has ended."""
     try:
         yield
     except RuntimeError as error:  # gloo's and NCCL's are of no finer type

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """Where stages report to."""
+    """Receiver of the progress that stages report."""
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         """Start a piece of work of `total` steps, `done` of which a killed run did before."""

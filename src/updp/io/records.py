@@ -27,7 +27,7 @@ class Record(BaseModel, frozen=True):
 
     @classmethod
     def path(cls, run: Path) -> Path:
-        """Where the file is in the run directory `run`."""
+        """Path of the file in the run directory `run`."""
         return run / cls.FILE
 
     @classmethod

@@ -21,7 +21,7 @@ Stage = Literal["supernet", "search", "refined", "subnet", "merge"]
 
 
 class Board:
-    """Where a run's curves go: a TensorBoard `folder`, a tracker called `log`, both or neither."""
+    """Target of a run's curves: a TensorBoard `folder`, a tracker called `log`, both or neither."""
 
     def __init__(self, folder: str | Path | None = None, log: str | None = None) -> None:
         """Check that the folders of all stages can be written, before hours of training.

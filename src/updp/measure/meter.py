@@ -121,7 +121,7 @@ class PeakMemory:
 def peak_use(device: torch.device) -> Iterator[PeakMemory]:
     """Measure the peak of memory of what is done meanwhile.
 
-    Beside Linux, and where that forbids it, the process's peak is that since its start.
+    Where that is forbidden, and on systems other than Linux, it is the peak since the start.
     """
     # Linux keeps the peak of a process, and begins anew with the present use when told so.
     with suppress(OSError):

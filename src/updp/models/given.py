@@ -115,7 +115,7 @@ def _unwrapped(given: object, name: str) -> nn.Module:
     if isinstance(given, torch.jit.ScriptModule):
         raise UserError(
             f"{name} is a TorchScript module (scripted or traced), whose layers are fixed: "
-            "hand over the nn.Module that it was made from"
+            "pass the nn.Module that it was made from"
         )
     exported = isinstance(given, fx.GraphModule) and any(
         isinstance(node.target, torch._ops.OpOverload) for node in given.graph.nodes
@@ -123,10 +123,10 @@ def _unwrapped(given: object, name: str) -> nn.Module:
     if exported or origin.startswith("torch.export"):
         raise UserError(
             f"{name} is a program of torch.export, which has no layers any more: "
-            "hand over the nn.Module that it was made from"
+            "pass the nn.Module that it was made from"
         )
     if not isinstance(given, nn.Module):
-        raise UserError(f"{name} is a {kind}: hand over an nn.Module, or a name such as timm/NAME")
+        raise UserError(f"{name} is a {kind}: pass an nn.Module, or a name such as timm/NAME")
     for key, value in [*given.named_parameters(), *given.named_buffers()]:
         if is_lazy(value):
             raise UserError(
@@ -143,14 +143,14 @@ def _unwrapped(given: object, name: str) -> nn.Module:
             not t.is_complex() for t in integers
         ):
             raise UserError(
-                f"{name}'s layer {key} ({type(part).__name__}) is quantised: hand over the model "
+                f"{name}'s layer {key} ({type(part).__name__}) is quantised: pass the model "
                 "in floating point, and quantise the result"
             )
     return given
 
 
 def _inside(module: object) -> object:
-    """What a wrapper wraps, else the module itself."""
+    """The module that a wrapper holds, else the module itself."""
     while isinstance(module, nn.Module):
         # Of torch.compile's wrapper only this attribute is known without importing the compiler.
         inside = module.module if isinstance(module, _PARALLEL) else None

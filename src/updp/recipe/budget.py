@@ -52,7 +52,7 @@ Amount = Annotated[float | str | None, BeforeValidator(_check_amount)]
 
 
 class Budget(Settings):
-    """How many blocks to prune, and upper limits of a plan's cost; all that are given must hold.
+    """Number of blocks to prune, and upper limits of a plan's cost; all that are given must hold.
 
     A limit is a share of the baseline's cost (0.7), the same in percent (70%), as a factor (1.5x),
     or absolute: ms for a batch (12ms), MACs for one image (2G), parameters (5M), peak memory
@@ -116,7 +116,7 @@ class Budget(Settings):
 
 
 def _why(text: str, error: ValueError) -> str:
-    """What is wrong, where it can be said, in brackets."""
+    """The reason why a budget is invalid, in brackets, where it is known."""
     if not isinstance(error, ValidationError):
         return f" ({error})"
     first = error.errors()[0]

@@ -83,7 +83,7 @@ def _takes_truth(hint: Any) -> bool:
 
 
 def in_our_words(error: ErrorDetails) -> str:
-    """What one of pydantic's errors says, shorter where we have words for it."""
+    """Message of one of pydantic's errors, shorter where we have words for it."""
     given = error.get("ctx", {}).items()
     bounds = {k: f"{v:.12g}" if isinstance(v, float) else v for k, v in given}
     if plain := _PLAIN.get(error["type"]):

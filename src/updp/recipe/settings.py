@@ -76,7 +76,7 @@ class FitSettings(Part):
 
 
 class MeasureSettings(Part):
-    """How latency is measured."""
+    """Settings of latency measurement."""
 
     ASIDE: ClassVar[frozenset[str]] = frozenset({"rounds", "cache"})
     batch_size: int = Field(32, ge=1, le=2**20)

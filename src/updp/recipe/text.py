@@ -106,7 +106,7 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 def no_field(path: str, names: Iterable[str]) -> str:
-    """What to say of a field `subnet.epoch` that is not among the names of its section."""
+    """Message for a field such as `subnet.epoch` that is not among the names of its section."""
     known = list(names)
     hint = did_you_mean(path.split(".")[-1], known) or f"there are {', '.join(known)}"
     return f"no field {quoted(path)}; {hint}"

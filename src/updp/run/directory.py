@@ -244,7 +244,7 @@ class RunDirectory:
 
 
 def _told(field: str, found: str, wanted: str) -> str:
-    """How two runs differ, in words."""
+    """Difference of two runs in words."""
     if _HASH.fullmatch(found) and _HASH.fullmatch(wanted):
         what = {
             "data": "the images, their labels or what is made of them before the model",

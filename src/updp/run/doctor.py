@@ -1,4 +1,4 @@
-"""What is whole and what is broken in a run directory; nothing is loaded, run or written."""
+"""Diagnosis of a run directory: what is whole and what broken; nothing is loaded or written."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -134,7 +134,7 @@ def open_inputs(
 
 
 def _path_or_name(given: object) -> str:
-    """How an argument is named in the run's record; "" for an object of the user's, or none."""
+    """Name of an argument for the run's record; "" for an object of the user's, or none."""
     return str(given) if isinstance(given, str | Path) else ""
 
 

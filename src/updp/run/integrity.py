@@ -87,7 +87,7 @@ def advised(error: DamagedError, run: Path | None = None) -> UserError:
 
 
 def remedy(run: Path, file: Path) -> str:
-    """What makes a damaged file of a run directory anew."""
+    """The command that makes a damaged file of a run directory anew."""
     if not file.is_relative_to(run):
         return "give another, or write it anew"
     top = file.relative_to(run).parts[0]

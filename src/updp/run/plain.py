@@ -25,7 +25,7 @@ class PlainModel(nn.Module):
         self._slots = map_leaves(Tensor, _Slots(), example)
 
     def forward(self, *tensors: Tensor) -> Any:
-        """What counts of the model's outputs."""
+        """The outputs that count."""
         filled = map_leaves(_Slot, lambda slot: tensors[slot.number], self._slots)
         return self._task.run(self.model, filled)
 

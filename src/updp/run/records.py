@@ -180,7 +180,7 @@ class Result(Record):
 
     @property
     def change(self) -> float:
-        """How much better the merged model is than the baseline; negative where it is worse."""
+        """Gain of the merged model over the baseline; negative where it is worse."""
         apart = self.merged.metric - self.baseline.metric
         return apart if self.metric.higher_is_better else -apart
 

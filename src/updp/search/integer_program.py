@@ -102,7 +102,7 @@ class IntegerProgram:
         return max(1.0, self.space.baseline.memory)
 
     def _costs(self, unit: str) -> tuple[Row, float]:
-        """What each candidate, and the peak, adds to the cost in `unit`; and the baseline's cost.
+        """Cost that each candidate, and the peak, adds in `unit`; and the baseline's cost.
 
         In memory, the latter is of the weights alone.
         """

@@ -50,7 +50,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan may cost: at most these amounts by unit, and exactly so many pruned blocks."""
+    """Limits of a plan: at most these amounts by unit, and exactly so many pruned blocks."""
 
     amounts: Mapping[str, float] = field(default_factory=dict)
     blocks: int | None = None

@@ -38,7 +38,7 @@ class BaselineCost(BaseModel, frozen=True):
 
 
 class Survey(Record):
-    """What a run may prune.
+    """Survey of a model: its sites with their offers, and the baseline's cost.
 
     `in_place` is the ratio of the time that a candidate saves within the model to the time that it
     saves when it is timed alone.

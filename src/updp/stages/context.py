@@ -126,7 +126,7 @@ class Context(RunInputs):
 
     @property
     def task(self) -> Task:
-        """What the model is for."""
+        """The task that the model is for."""
         return self.feed.task
 
     def metric(self, *, labelled: bool) -> Metric:
@@ -145,7 +145,7 @@ class Context(RunInputs):
         return self.selected(find(model, self.example(2)))
 
     def selected(self, findings: Findings) -> Findings:
-        """Those of the sites that the recipe selects. Raises UserError: a glob matches none."""
+        """The findings' sites that the recipe selects. Raises UserError: a glob matches none."""
         settings = self.recipe.candidates
         return findings.selected(settings.include, settings.exclude)
 
@@ -162,7 +162,7 @@ class Context(RunInputs):
             slower = any(refused.reason.startswith(SLOWER) for refused in self.survey.unusable)
             raise UserError(
                 f"{self.names.the_model} has no block that can be pruned: "
-                "`updp inspect` says why for each" + (f"; {TIMED_AGAIN}" if slower else "")
+                "`updp inspect` says why of each block" + (f"; {TIMED_AGAIN}" if slower else "")
             )
         return offers
 

@@ -40,13 +40,13 @@ class Outputs(Record):
 
 
 class BaselineOutputs(Outputs):
-    """What the baseline returned for two example inputs, some values of each tensor."""
+    """Outputs of the baseline for two example inputs, some values of each tensor."""
 
     FILE: ClassVar[str] = "sites/outputs.json"
 
 
 class MergedOutputs(Outputs):
-    """What the merged model returned for two example inputs, some values of each tensor."""
+    """Outputs of the merged model for two example inputs, some values of each tensor."""
 
     FILE: ClassVar[str] = "merge/outputs.json"
 

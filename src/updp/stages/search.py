@@ -83,7 +83,7 @@ def run(context: Context) -> None:
 
 
 def make_task(context: Context) -> SearchTask:
-    """What is searched for. Raises UserError for a budget out of reach."""
+    """The searcher's task. Raises UserError for a budget out of reach."""
     recipe = context.recipe
     return SearchTask(
         context.space,

@@ -72,7 +72,7 @@ class _SiteFits:
 
     @property
     def targets(self) -> _FitTasks:
-        """All that want targets; the later ones of a form want their inputs in a later pass."""
+        """Regressions that want targets; later ones of a form want their inputs in a later pass."""
         return [*self.own, *(task for _, *later in self.forms for task in later)]
 
     @property

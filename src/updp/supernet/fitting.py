@@ -118,9 +118,9 @@ def fit_plan(
                 fitted = fitting.finish()
             elif place.pruned:
                 fitted = fitting.finish()
-                divergence = judge.measure_pruned(place.module)
+                divergence = judge.measure_pruned()
             else:
-                fitted, kept, divergence = judge.repaired(place.module, fitting.finish)
+                fitted, kept, divergence = judge.repaired(fitting.finish)
             figures.append(
                 FitRow(
                     site=place.name,

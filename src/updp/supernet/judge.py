@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from updp.blocks.nested import Samples
 from updp.io import processes
@@ -51,12 +51,12 @@ class Judge:
         """Discard the cached distances: the net changed outside of a repair, by a pruned site."""
         self._errors = None
 
-    def measure_pruned(self, place: nn.Module) -> float:
+    def measure_pruned(self) -> float:
         """Measure, cache and return the mean distance after a site was pruned and fitted."""
-        self._errors = self._divergences(place)
+        self._errors = self._divergences()
         return self._errors.mean().item()
 
-    def repaired(self, place: nn.Module, repair: Callable[[], T]) -> tuple[T, float, float]:
+    def repaired(self, repair: Callable[[], T]) -> tuple[T, float, float]:
         """Run `repair`, and keep a share of its change of the weights, or nothing of it.
 
         Returns:
@@ -64,14 +64,14 @@ class Judge:
         """
         tensors = [t for t in self._net.weights().values() if t.is_floating_point()]
         before = [t.clone() for t in tensors]
-        unrepaired = self._divergences(place) if self._errors is None else self._errors
+        unrepaired = self._divergences() if self._errors is None else self._errors
         fitted = repair()
         pairs = zip(tensors, before, strict=True)
         changes = [(t, old, t.clone()) for t, old in pairs if not torch.equal(t, old)]
         errors = {}
         for share in _SHARES:
             _interpolate(changes, share)
-            errors[share] = self._divergences(place)
+            errors[share] = self._divergences()
         errors[0.0] = unrepaired
         best = min(errors.values(), key=lambda each: each.mean().nan_to_num(math.inf).item())
         kept = next((share for share in errors if not _is_worse(errors[share], best)), 0.0)
@@ -79,11 +79,11 @@ class Judge:
         self._errors = errors[kept]
         return fitted, kept, self._errors.mean().item()
 
-    def _divergences(self, place: nn.Module) -> Tensor:
-        """Distance from the baseline, (N,) in float64; nothing before `place` may have changed."""
+    def _divergences(self) -> Tensor:
+        """Distance from the baseline, (N,) in float64; only the walk's place may have changed."""
         parts = []
         for number, wanted in enumerate(self._baseline, self._first):
-            parts += self._task.distance(self._walk.output(place, number), wanted).tolist()
+            parts += self._task.distance(self._walk.output(number), wanted).tolist()
         every = [error for own in processes.all_gather(parts) for error in own]
         return torch.tensor(every, dtype=torch.float64)
 

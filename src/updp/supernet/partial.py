@@ -180,11 +180,8 @@ class Walk:
             self._cached[number] = wanted if others + bytes_of(wanted) <= self.room else cached
             yield copied(reached[1])
 
-    def output(self, module: nn.Module, number: int) -> Any:
-        """The network's output for batch `number`, resumed from `module` or before it.
-
-        The module must be the one visited last.
-        """
+    def output(self, number: int) -> Any:
+        """The output for batch `number`, resumed at the module visited last, or before it."""
         entries = [(self._calls[m], x) for m, x in self._cached[number] if m in self._enterable]
         return self._net.run(
             self.batches[number], lambda *_: None, *(entries[-1] if entries else ())
@@ -281,5 +278,5 @@ def _units(module: nn.Module, marks: set[nn.Module], inside: set[nn.Module]) -> 
 
 
 def _inside(marks: Collection[nn.Module]) -> set[nn.Module]:
-    """What lies in a mark, and runs with it; a block may list it among its children, too."""
+    """The module in a mark, which runs with it; a block may list it among its children, too."""
     return {part for mark in marks for part in mark.modules() if part is not mark} - set(marks)

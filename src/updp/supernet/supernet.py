@@ -63,7 +63,7 @@ class Supernet(nn.Module):
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the user's model returns, under the present choices."""
+        """Run the user's model under the present choices."""
         return self.model(*args, **kwargs)
 
     def choose(self, choices: Mapping[str, str]) -> None:
@@ -190,7 +190,7 @@ class Supernet(nn.Module):
         return to_eval(model)
 
     def merged_site(self, site: str, dtype: torch.dtype) -> nn.Module:
-        """What stands for a pruned site in the merged model, as a module of its own."""
+        """The pruned site's part of the merged model, as a module of its own."""
         part = self._merged_part(self.sites[site], dtype)
         assert part is not None, f"{site} is not pruned"
         return isolate(*self.block_of(site), part).eval()

@@ -68,11 +68,11 @@ class Task:
         return self.outputs(call(model, inputs))
 
     def returned(self, model: nn.Module, inputs: Samples) -> Any:
-        """What the merged model must compute as the subnet does: by default all it returns."""
+        """Outputs that the merged model must have as the subnet has: by default all it returns."""
         return call(model, inputs)
 
     def outputs(self, returned: Any) -> Any:
-        """What counts of what a model returns: a tensor (N, ...), or several in a dictionary.
+        """The outputs that count of a model's: a tensor (N, ...), or several in a dictionary.
 
         Raises UserError: there is no tensor of floating-point numbers.
         """
@@ -97,7 +97,7 @@ class Task:
         return found
 
     def distance(self, outputs: Any, baseline: Any) -> Tensor:
-        """How far each sample's outputs are from the baseline's, (N,), at least 0 and 0 at best.
+        """Distance of each sample's outputs from the baseline's, (N,), at least 0 and 0 at best.
 
         Here the mean square of the difference over the baseline's own, in the mean over the batch.
         """
@@ -134,7 +134,7 @@ class Task:
     # -- metric -------------------------------------------------------------------------------
 
     def figures(self, outputs: Any, labels: Any) -> Tensor:
-        """What the metric needs of one batch, in a small tensor of numbers."""
+        """Sums of one batch that the metric needs, in a small tensor."""
         errors = self.distance(outputs, labels).double()
         return torch.stack([errors.sum(), errors.new_tensor(len(errors))])
 

@@ -44,7 +44,7 @@ class Detection(Task):
     has_loss = False
 
     def collate(self, parts: list[Any]) -> Any:
-        """A list."""
+        """A list of the images' targets."""
         return parts
 
     def run(self, model: nn.Module, inputs: Samples) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ class Detection(Task):
         return torch.stack(errors)
 
     def uncertainty(self, baseline: Any) -> Tensor:
-        """The same for all."""
+        """Ones (N,): every image weighs the same."""
         return torch.ones(len(baseline), dtype=torch.float64)
 
     def predictions(self, outputs: Any) -> Any:

@@ -4,7 +4,7 @@ from pydantic import BaseModel
 
 
 class Metric(BaseModel, frozen=True):
-    """What a model is measured by.
+    """The measure of a model: its name, unit and direction.
 
     >>> updp.Metric(name="perplexity", unit="", higher_is_better=False).text(12.3456)
     '12.35'

@@ -1,4 +1,4 @@
-"""All that a training needs to go on after a kill, in one file."""
+"""Checkpoints: all that a training needs to go on after a kill, in one file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How modules run while a stage trains: memory layout and `torch.compile`, undone at the end."""
+"""Memory layout and `torch.compile` of modules while a stage trains, undone at the end."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +88,7 @@ class _Inductor:
 
 @contextmanager
 def _level_of(name: str) -> Iterator[None]:
-    """Only errors of a logger, whose warnings fill pages."""
+    """Log errors alone of a logger whose warnings fill pages."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

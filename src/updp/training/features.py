@@ -31,7 +31,7 @@ class Tap:
             self._found.setdefault(path, []).append(output.clone())
 
     def take(self) -> Features:
-        """What was collected since the last call."""
+        """The features that were collected since the last call."""
         taken, self._found = self._found, {}
         return taken
 

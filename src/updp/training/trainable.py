@@ -1,4 +1,4 @@
-"""What the training loop asks of a network."""
+"""The interface of a network that the training loop trains."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol

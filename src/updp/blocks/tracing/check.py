@@ -60,7 +60,7 @@ def computes(module: nn.Module, call: Arguments, expected: Any) -> bool:
 
 
 def output_of(graph: fx.Graph, values: Mapping[str, Any]) -> Any:
-    """What a graph returns, of the values of its nodes by name."""
+    """The value that a graph returns, from the values of its nodes by name."""
     *_, output = graph.nodes
     return values[output.name]  # "output" is the name of a module's node in some
 

@@ -17,7 +17,7 @@ from updp.blocks.tracing.interpret import NotTraceable
 
 @dataclass
 class Notes:
-    """What is seen of each node of a graph as it is traced on a real call.
+    """Records of each node of a graph while it is traced on a real call.
 
     values:       computed; absent where an input's is not known
     overwritten:  inputs whose tensor's new value the node returns

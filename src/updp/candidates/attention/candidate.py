@@ -118,11 +118,11 @@ class NarrowAttention(Candidate):
         return NarrowAttentionForm(site, block, graph, self, heads)
 
     def cut(self, heads: Heads, tokens: Tensor) -> Heads:
-        """What is left of the heads, chosen on tokens (N, T, C)."""
+        """The reduced heads, chosen on tokens (N, T, C)."""
         return reduced(heads, tokens, self.heads, self.keys, self.values)
 
     def attend(self, heads: Mapping[str, Any], tokens: Tensor, images: int) -> Tensor:
-        """What the `heads`, as modules, give for the tokens (N, T, C) of so many images."""
+        """Outputs of the `heads`, as modules, for the tokens (N, T, C) of so many images."""
         y, offsets = heads["qkv"](tokens), heads["offsets"]() if "offsets" in heads else None
         several = self.layout.windows > 1
         return attend(y, self.sizes, images if several else None, offsets, self.layout.causal)
@@ -219,7 +219,7 @@ class NarrowAttentionForm(RewiredForm):
         return cast(nn.Linear, self.get_submodule("out"))
 
     def _tokens(self, x: Tensor, *extras: Any) -> Tensor:
-        """What the attention reads."""
+        """The tokens that the attention reads."""
         x = x.clone()
         for enter in self._enter:
             x = enter(x, *extras)
@@ -279,7 +279,7 @@ def _replacement(
 
 @torch.no_grad()
 def _factor_behind(site: Site, block: nn.Module, graph: fx.Graph, end: str) -> Tensor | None:
-    """What scales the attention's output per channel, (C,), up to the end of its branch."""
+    """The factor per channel, (C,), from the attention's output to the end of its branch."""
     region = site.region
 
     def value(name: str) -> Tensor:

@@ -97,7 +97,7 @@ def attend(
     offsets: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """What heads give: of queries, keys and values (N, T, heads * (2 keys + values)) in one.
+    """The heads' outputs: of queries, keys and values (N, T, heads * (2 keys + values)) in one.
 
     Of operations that every runtime knows; it takes an `fx.Proxy`, too.
 

@@ -1,4 +1,4 @@
-"""What is added to the logits of attention whatever the tokens: a bias of positions, a mask.
+"""Constants that attention adds to its logits, whatever the tokens: a position bias, a mask.
 
 It is read from what the softmax is given, less the products of queries and keys.
 """
@@ -107,7 +107,7 @@ def is_small(count: int, heads: int, tokens: int) -> bool:
 
 
 def causal(tokens: int, like: Tensor) -> Tensor:
-    """What hides later tokens from earlier ones, (T, T)."""
+    """The causal mask (T, T), which hides later tokens from earlier ones."""
     return like.new_full((tokens, tokens), _MASKED).triu(1)
 
 

@@ -126,7 +126,7 @@ def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) ->
 
 
 def _tokens(layout: Layout, block: nn.Module, values: Values) -> Tensor:
-    """What the layers of queries, keys and values are given, (N, T, C)."""
+    """Tokens (N, T, C) that the layers of queries, keys and values are given."""
     tokens: Tensor = values[layout.start]
     return block.get_submodule(layout.norm)(tokens) if layout.norm else tokens
 

@@ -1,4 +1,4 @@
-"""How many channels a share of them is."""
+"""The number of channels that a share of them is."""
 
 _MULTIPLE = 8
 

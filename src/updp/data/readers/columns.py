@@ -20,7 +20,7 @@ from updp.errors import UserError
 
 
 def arrow_errors() -> tuple[type[Exception], ...]:
-    """What Arrow raises for a file that it cannot read."""
+    """Exceptions that Arrow raises for a file that it cannot read."""
     import pyarrow
 
     return OSError, ValueError, pyarrow.ArrowException
@@ -28,7 +28,7 @@ def arrow_errors() -> tuple[type[Exception], ...]:
 
 @dataclass
 class Shard:
-    """What opening reads of a file: rows of its parts, labels, and names of the classes."""
+    """Index of a file: rows of its parts, labels, and names of the classes."""
 
     rows: list[int]
     labels: NDArray[np.int64]

@@ -176,7 +176,7 @@ def decodable(split: EncodedSplit) -> EncodedSplit:
 
 
 def combined(*digests: str) -> str:
-    """One fingerprint of several."""
+    """Combine several fingerprints into one."""
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 

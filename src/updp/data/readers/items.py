@@ -1,4 +1,4 @@
-"""What the items of a user's data set mean: one meaning for each type of image and label.
+"""Items of a user's data set, read with one meaning for each type of image and label.
 
 ====================== =============================================================================
 an item                a pair (image, label), or a dictionary with `pixel_values`, `image` or `img`,

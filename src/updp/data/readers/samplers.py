@@ -1,4 +1,4 @@
-"""What a `DataLoader` says beside its data set: which items, how they are joined, how many."""
+"""Settings of a `DataLoader` beside its data set: which items, how they are joined, how many."""
 
 import logging
 from collections.abc import Callable, Iterator

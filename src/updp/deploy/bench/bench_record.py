@@ -19,7 +19,7 @@ Verdict = Literal["faster", "slower", "no difference"]
 
 
 class Setting(BaseModel, frozen=True):
-    """How the two models are run."""
+    """Runtime, threads and batch size with which two models are timed."""
 
     device: str  # what it calls itself
     runtime: str

@@ -127,7 +127,7 @@ def _joined(failures: Mapping[str, UserError | ExportError]) -> UserError | Expo
 
 
 class _Exporter:
-    """What all formats of one export share: both captured models, inputs, expected logits."""
+    """State that all formats of one export share: both captured models, inputs, expected logits."""
 
     def __init__(self, run: Finished, folder: Path, limit: int, progress: Progress) -> None:
         self.run, self.folder, self.limit, self.progress = run, folder, limit, progress

@@ -77,7 +77,7 @@ def _safe(name: str) -> str:
 
 
 def _inputs(program: CapturedModel) -> str:
-    """What the docstring says of the inputs."""
+    """The docstring's lines about the inputs."""
     if len(program.names) == 1 and len(program.shape) == 3:
         channels, height, width = program.shape
         size = f"(N, {channels}, {height}, {width}) of any batch"

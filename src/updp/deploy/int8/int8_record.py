@@ -36,7 +36,7 @@ class Int8Figures(BaseModel, extra="forbid", frozen=True):
     operators: list[Int8Operator]
 
     def loss(self, metric: Metric) -> float:
-        """What INT8 costs of the metric, negative where it gains; or of agreement with float."""
+        """Loss of the metric by INT8, negative where it gains; or of agreement with float."""
         if self.metric_float is None or self.metric_int8 is None:
             return 100 - self.agreement if metric.higher_is_better else self.agreement
         apart = self.metric_float - self.metric_int8
@@ -59,5 +59,5 @@ class Int8(Record):
 
     @property
     def excess(self) -> float:
-        """What INT8 costs the merged model more than the baseline."""
+        """Loss by INT8 of the merged model beyond the baseline's."""
         return self.merged.loss(self.metric) - self.baseline.loss(self.metric)

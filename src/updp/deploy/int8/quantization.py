@@ -165,7 +165,7 @@ class _BothModels:
         return min(tried, key=lambda way: sum(self.int8[name, way].lost for name in self.nets))
 
     def figures(self, name: str, equalised: bool, progress: Progress) -> Int8Figures:
-        """What quantising costs one of the models on the test split."""
+        """Figures of one of the models on the test split, in float32 and in INT8."""
         feed, int8, exact_model = self.opened.feed, self.int8[name, equalised], self.floats[name]
         new = new_operators(self.nets["baseline"], self.nets[name])
         with _failing(name):

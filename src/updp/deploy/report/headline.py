@@ -32,7 +32,7 @@ def headline(run: ReportedRun) -> Head:
 
 
 def _cost(result: Result) -> str:
-    """What the metric lost or gained; nothing for agreement, which is itself the comparison."""
+    """Loss or gain of the metric; nothing for agreement, which is itself the comparison."""
     if result.metric.name == "agreement":
         return ""
     change = change_of(result)

@@ -47,7 +47,7 @@ class Block:
 
     @property
     def word(self) -> str:
-        """What it became, for the box."""
+        """The site's new form in a word, for its box."""
         return KINDS[self.became]
 
     @property

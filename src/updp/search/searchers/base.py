@@ -25,7 +25,7 @@ Known = Mapping[Genome, float]  # scores, lower is better
 
 @dataclass(frozen=True)
 class SearchTask:
-    """What is searched for: the plan of the best score within the limits.
+    """Task of a searcher: find the plan of the best score within the limits.
 
     `metric` is what plans are measured by beside their score.
     """
@@ -101,7 +101,7 @@ class Searcher(ABC):
         return list(islice(new, self.task.settings.population))
 
     def filled(self, plans: Iterable[Genome], known: Known) -> list[Genome]:
-        """The same, filled up to `population` with random plans.
+        """The plans that are not known, filled up to `population` with random ones.
 
         There are fewer only where nothing unknown seems to be left.
         """

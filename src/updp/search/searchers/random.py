@@ -10,7 +10,7 @@ class Random(Searcher):
     name = "random"
 
     def preliminaries(self) -> list[Genome]:
-        """None: it learns from no score."""
+        """No plans: random search learns from no score."""
         return []
 
     def propose(self, known: Known) -> list[Genome]:
