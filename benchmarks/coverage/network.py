@@ -24,7 +24,8 @@ from updp.candidates import Candidate, proposals
 from updp.errors import UserError, reason
 from updp.measure import compare_modules, count_macs, count_parameters
 from updp.recipe import CandidateSettings, MergeSettings
-from updp.stages.verify import ROUNDINGS, verify
+from updp.stages.checks import ROUNDINGS
+from updp.stages.verify import verify
 from updp.supernet import Supernet
 from updp.tasks import Task
 

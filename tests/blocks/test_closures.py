@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.blocks.test_unpruned import Reader
+from tests.blocks.test_rewrite_check import Reader
 from tests.families import images
 from tests.road import prune_half
 from updp.blocks.copying import copy_module

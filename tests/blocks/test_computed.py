@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from tests.blocks.test_unpruned import Reader
+from tests.blocks.test_rewrite_check import Reader
 from tests.families import Basic, C, conv, images
 from tests.road import prune_half, supernet
 from updp.blocks import find

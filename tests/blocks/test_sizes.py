@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.blocks.test_unpruned import Reader
+from tests.blocks.test_rewrite_check import Reader
 from tests.families import Basic, C, conv
 from updp.blocks import find, try_other_size
 

@@ -19,7 +19,7 @@ from updp.run.finished import open_finished_run
 from updp.run.records import Result, RunRecord
 from updp.search.outcome import SearchResult
 from updp.search.survey import Survey
-from updp.stages.verify import Checks
+from updp.stages.checks import Checks
 from updp.supernet.fitting import FitRecord
 
 STORED = Path(__file__).parents[1] / "data" / "stored"

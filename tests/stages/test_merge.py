@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from tests import tiny
 from updp import MergeError, Recipe
 from updp.io.files import read_tensors
+from updp.stages.checks import Checks, _split, relative
 from updp.stages.context import Context
 from updp.stages.merge import merge
-from updp.stages.verify import Checks, _split, relative, verify
+from updp.stages.verify import verify
 from updp.supernet import Supernet
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.blocks.test_unpruned import Reader
+from tests.blocks.test_rewrite_check import Reader
 from tests.families import C, images
 from tests.road import supernet
 from updp.blocks.precision import why_not_float64

@@ -159,7 +159,7 @@ def test_a_unit_that_runs_another_one_counts_once() -> None:
     for step in net.steps[1:]:
         check(walk, net, step)
     net.steps[0].images = net.steps[1].images = 0
-    walk.output(net.steps[2], 0)
+    walk.output(0)
     assert (net.steps[0].images, net.steps[1].images) == (0, 0)
 
 
@@ -233,4 +233,4 @@ def test_a_walk_carries_ids_and_masks_and_refuses_unknown_objects() -> None:
             (inputs,) = walk.to(net.layer)
             assert (net.layer in walk._enterable) == (not opaque)
             assert torch.equal(inputs[0], net.embed.words(x.args[0]) * x.kwargs["mask"][..., None])
-            assert same(walk.output(net.layer, 0), call(net, x))
+            assert same(walk.output(0), call(net, x))

@@ -9,7 +9,7 @@
 | `search/timed.json`, `search/front.json` | `stages.search.TimedPlans`, `search.SearchResult` |
 | `search/plan.json`, `plan.json` | `Plan` |
 | `subnet/fit.json` | `supernet.FitRecord` |
-| `merge/checks.json` | `stages.verify.Checks` |
+| `merge/checks.json` | `stages.checks.Checks` |
 | `merge/result.json`, `result.json` | `Result` |
 
 Exports, INT8 and benchmarks have their own records, in `deploy`.

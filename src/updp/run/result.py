@@ -12,9 +12,9 @@ from updp.io.files import write_json
 from updp.io.tracking import Curves
 from updp.measure import Latency, compare_modules, count_macs, count_parameters
 from updp.run.records import ModelFigures, Result
+from updp.stages.checks import Check
 from updp.stages.context import Context
 from updp.stages.subnet import RECONSTRUCTED, START
-from updp.stages.verify import Check
 from updp.supernet import Supernet
 from updp.training.batchnorm import recalibrate
 from updp.training.evaluate import evaluate

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from updp.io.files import write_tensors
+from updp.stages.checks import Check, Checks
 from updp.stages.context import MODEL, Context, StageKey
 from updp.stages.outputs import MergedOutputs
-from updp.stages.verify import PARTS, Check, Checks, verify
+from updp.stages.verify import PARTS, verify
 from updp.supernet import Supernet
 
 

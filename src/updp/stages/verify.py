@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -15,43 +14,15 @@ from updp.blocks.modules import UserCodeError, call_user_code, hooks, seeded_inp
 from updp.blocks.nested import Samples, map_tensors
 from updp.blocks.nested import call as call_model
 from updp.blocks.precision import why_not_float64
-from updp.blocks.values import tensors_of
 from updp.errors import MergeError
-from updp.io.records import Record
 from updp.recipe import MergeSettings
+from updp.stages.checks import Check, as_type, compare_call, first_wrong, limit, mapped
 from updp.supernet import KEEP, Supernet
 from updp.tasks import CLASSIFICATION, Task
 
 _log = logging.getLogger(__name__)
 
-# A merged operator sums in another order, which rounds differently but hardly worse: an error of
-# up to this many times the subnet's own rounding error is accepted.
-ROUNDINGS = 4
 PARTS = 4  # two precisions, each on random inputs and real images
-
-
-class Check(BaseModel, frozen=True):
-    """Relative L2 error of one block, or of the logits (`where` is empty), on one input.
-
-    `rounding` estimates the error that the subnet itself makes in this precision. A `note` says why
-    `where` is a site, compared alone, on the inputs that it has in float32.
-    """
-
-    where: str
-    dtype: str
-    source: str
-    error: float
-    rounding: float
-    border: float | None = None
-    interior: float | None = None
-    note: str = ""
-
-
-class Checks(Record):
-    """The comparisons of merged model and subnet."""
-
-    FILE: ClassVar[str] = "merge/checks.json"
-    rows: tuple[Check, ...]
 
 
 @torch.no_grad()
@@ -91,54 +62,74 @@ def verify(
         torch.float32: copy_module(net).float().eval(),
     }
     inputs = {"random": _random(images), "images": images}
+    comparison = _Comparison(nets, settings, task)
     checks: list[Check] = []
-    note = ""
     for dtype in dtypes:
-        name = str(dtype).removeprefix("torch.")
         merged = net.merged(dtype)
-        tolerances = {n: getattr(settings, f"tolerance_{n}") for n in ("float64", "float32")}
         for source in sources:
-            x, to_type = inputs[source], partial(_as, dtype)
-            found, wrong, failure = None, None, ""
-            if not (note and dtype == torch.float64):
-                try:
-                    found = _compare(nets, dtype, merged, _mapped(x, to_type), source, task)
-                    wrong = _first_wrong(found, tolerances)
-                except UserCodeError as error:
-                    if dtype == torch.float32:
-                        raise MergeError(f"the merged model does not run: {error}") from error
-                    failure = str(error)
-            if dtype == torch.float64 and (found is None or wrong):
-                note = note or why_not_float64(nets[dtype].baseline(), x)
-                if note:
-                    found = _compare_sites(nets, x, source, note)
-                    wrong = _first_wrong(found, tolerances)
-            if wrong or found is None:
-                raise MergeError(
-                    f"merged {wrong.where or 'model'} differs from what was trained by "
-                    f"{wrong.error:.1e} ({wrong.dtype}, {source}; at most "
-                    f"{_limit(wrong, tolerances):.0e}): nothing was written"
-                    if wrong
-                    else f"the merged model does not run in {name}, {failure}: nothing was written"
-                )
-            checks += found
+            checks += comparison.checks(dtype, merged, inputs[source], source)
             tick()
-    if note:
+    if comparison.note:
         _log.warning(
             "%s whatever its weights are: each merged part was compared in float64 alone, and the "
             "whole model in float32 only",
-            note,
+            comparison.note,
         )
     return checks
 
 
-def _limit(check: Check, tolerances: Mapping[str, float]) -> float:
-    return max(tolerances[check.dtype], ROUNDINGS * check.rounding)
+class _Comparison:
+    """Comparisons of a subnet, in each precision, with its merged model.
 
+    `note` says why the model does not compute in float64, once that is known.
+    """
 
-def _first_wrong(checks: Sequence[Check], tolerances: Mapping[str, float]) -> Check | None:
-    # So written, NaN is wrong as well.
-    return next((c for c in checks if not c.error <= _limit(c, tolerances)), None)
+    def __init__(
+        self, nets: Mapping[torch.dtype, Supernet], settings: MergeSettings, task: Task
+    ) -> None:
+        self.nets, self.task, self.note = nets, task, ""
+        names = ("float64", "float32")
+        self.tolerances = {name: getattr(settings, f"tolerance_{name}") for name in names}
+
+    def checks(self, dtype: torch.dtype, merged: nn.Module, x: Samples, source: str) -> list[Check]:
+        """Compare on one input in one precision. Raises MergeError: an error is too large."""
+        if dtype == torch.float32:
+            try:
+                return self._accepted(self._whole(dtype, merged, x, source))
+            except UserCodeError as error:
+                raise MergeError(f"the merged model does not run: {error}") from error
+        if not self.note:
+            failure = None
+            try:
+                found = self._whole(dtype, merged, x, source)
+                if first_wrong(found, self.tolerances) is None:
+                    return found
+            except UserCodeError as error:
+                failure = error
+            self.note = why_not_float64(self.nets[dtype].baseline(), x)
+            if not self.note and failure is not None:
+                name = str(dtype).removeprefix("torch.")
+                raise MergeError(
+                    f"the merged model does not run in {name}, {failure}: nothing was written"
+                ) from failure
+            if not self.note:
+                return self._accepted(found)
+        return self._accepted(_compare_sites(self.nets, x, source, self.note))
+
+    def _whole(self, dtype: torch.dtype, merged: nn.Module, x: Samples, source: str) -> list[Check]:
+        return _compare(
+            self.nets, dtype, merged, mapped(x, partial(as_type, dtype)), source, self.task
+        )
+
+    def _accepted(self, checks: list[Check]) -> list[Check]:
+        """The checks. Raises MergeError with the first that is above its tolerance."""
+        if wrong := first_wrong(checks, self.tolerances):
+            raise MergeError(
+                f"merged {wrong.where or 'model'} differs from what was trained by "
+                f"{wrong.error:.1e} ({wrong.dtype}, {wrong.source}; at most "
+                f"{limit(wrong, self.tolerances):.0e}): nothing was written"
+            )
+        return checks
 
 
 def _compare(
@@ -155,10 +146,10 @@ def _compare(
 
     def record(name: str) -> Iterator[RemovableHandle]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name] = _mapped((args, kwargs), torch.clone), None  # the block may work in place
+            calls[name] = mapped((args, kwargs), torch.clone), None  # the block may work in place
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls[name] = calls[name][0], _mapped(output, torch.clone)
+            calls[name] = calls[name][0], mapped(output, torch.clone)
 
         module = subnet.model.get_submodule(name)
         yield module.register_forward_pre_hook(before, with_kwargs=True)
@@ -170,9 +161,11 @@ def _compare(
     for name, (call, expected) in calls.items():
         olds = {kind: net.model.get_submodule(name) for kind, net in nets.items()}
         new = merged.get_submodule(name)
-        checks.append(_check(name, source, dtype, call, expected, new, olds))
+        checks.append(compare_call(name, source, dtype, call, expected, new, olds))
     models = {kind: partial(task.returned, net) for kind, net in nets.items()}
-    whole = _check("", source, dtype, ((x,), {}), returned, partial(task.returned, merged), models)
+    whole = compare_call(
+        "", source, dtype, ((x,), {}), returned, partial(task.returned, merged), models
+    )
     return [*checks, whole]
 
 
@@ -187,22 +180,22 @@ def _compare_sites(
 
     def record(name: str) -> RemovableHandle:
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            calls[name] = _mapped(args, torch.clone)
+            calls[name] = mapped(args, torch.clone)
 
         return subnet.switches[name].register_forward_pre_hook(before)
 
     subnet = nets[torch.float32]
     with hooks(record(n) for n, switch in subnet.switches.items() if switch.choice != KEEP):
-        call_user_code(call_model, subnet, _mapped(x, partial(_as, torch.float32)))
+        call_user_code(call_model, subnet, mapped(x, partial(as_type, torch.float32)))
     checks = []
     for name, args in calls.items():
         olds = {kind: net.switches[name] for kind, net in nets.items()}
         for dtype in (torch.float64, torch.float32):
             new = nets[dtype].merged_site(name, dtype)
-            call = _mapped((args, {}), partial(_as, dtype))
+            call = mapped((args, {}), partial(as_type, dtype))
             try:
-                expected = call_user_code(olds[dtype], *_mapped(call[0], torch.clone))
-                check = _check(name, source, dtype, call, expected, new, olds)
+                expected = call_user_code(olds[dtype], *mapped(call[0], torch.clone))
+                check = compare_call(name, source, dtype, call, expected, new, olds)
             except UserCodeError as error:
                 if dtype == torch.float32:
                     raise MergeError(f"merged {name} does not run: {error}") from error
@@ -210,40 +203,6 @@ def _compare_sites(
             checks.append(check.model_copy(update={"note": note}))
             break
     return checks
-
-
-def _check(
-    where: str,
-    source: str,
-    dtype: torch.dtype,
-    call: Any,
-    expected: Any,
-    new: Callable[..., Any],
-    olds: Mapping[torch.dtype, Callable[..., Any]],
-) -> Check:
-    """Compare a module and its merged form on one call; `olds` has the module in each precision."""
-    args, kwargs = _mapped(call, torch.clone)
-    y, expected = _flat(call_user_code(new, *args, **kwargs)), _flat(expected)
-    (other,) = (kind for kind in olds if kind != dtype)
-    # The two precisions differ by the rounding of the coarser one; this scales it to that of x.
-    scale = torch.finfo(dtype).eps / max(torch.finfo(t).eps for t in (dtype, other))
-    try:
-        args, kwargs = _mapped(call, partial(_as, other))
-        rounded = _flat(call_user_code(olds[other], *args, **kwargs))
-    except UserCodeError:  # then see what a rounding of the input does
-        scale, nudge = 1.0, 1 + torch.finfo(dtype).eps
-        args, kwargs = _mapped(call, lambda t: t * nudge if t.is_floating_point() else t.clone())
-        rounded = _flat(call_user_code(olds[dtype], *args, **kwargs))
-    border, interior = _split(y, expected)
-    return Check(
-        where=where,
-        dtype=str(dtype).removeprefix("torch."),
-        source=source,
-        error=relative(y, expected),
-        rounding=scale * relative(rounded.to(expected), expected),
-        border=border,
-        interior=interior,
-    )
 
 
 def _random(images: Samples) -> Samples:
@@ -254,40 +213,3 @@ def _random(images: Samples) -> Samples:
 
     random: Samples = map_tensors(drawn, images)
     return random
-
-
-def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
-
-
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply `function` to each tensor in nested arguments or results."""
-    return map_tensors(function, value)
-
-
-def _flat(output: Any) -> Tensor:
-    """A block's only tensor, or all floating-point tensors of its output as one vector."""
-    tensors = tensors_of(output)
-    if len(tensors) == 1:
-        return tensors[0]
-    floats = [t.flatten().double() for t in tensors if t.is_floating_point()]
-    return torch.cat(floats or [torch.zeros(1)])
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    """||actual - expected|| / ||expected||, infinite when the shapes differ."""
-    if actual.shape != expected.shape:
-        return float("inf")
-    return float((actual - expected).norm() / expected.norm().clamp_min(1e-30))
-
-
-def _split(actual: Tensor, expected: Tensor, width: int = 3) -> tuple[float | None, float | None]:
-    """Errors of a map's (N, C, H, W) border and interior; None for other or small tensors."""
-    if actual.ndim != 4 or min(actual.shape[2:]) <= 2 * width:
-        return None, None
-    inside = torch.zeros_like(actual, dtype=torch.bool)
-    inside[:, :, width:-width, width:-width] = True
-    return (
-        relative(actual[~inside], expected[~inside]),
-        relative(actual[inside], expected[inside]),
-    )

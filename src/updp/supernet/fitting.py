@@ -5,6 +5,8 @@ far. So each fit also corrects the error that the ones before it left. Several p
 batches of calibration images.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,40 +106,48 @@ def fit_plan(
             if judge is not None:
                 judge.forget()
         for fitting in place.fit_tasks:
-            # Batches of the judge are walked along, for their logits are computed from here.
-            paired = True
-            for position, inputs in enumerate(walk.to(place.module)):
-                if paired and position < len(numbered):
-                    paired = fitting.add_input(numbered[position][0], *inputs)
-            if not all(processes.all_gather(paired)):
-                fitting.regression.clear()
-                tick(place.name)
-                continue
-            kept, divergence = 1.0, None
-            if judge is None:
-                fitted = fitting.finish()
-            elif place.pruned:
-                fitted = fitting.finish()
-                divergence = judge.measure_pruned()
+            if _add_inputs(fitting, walk, place, [number for number, _ in numbered]):
+                candidate = choices.get(place.name, KEEP)
+                figures.append(_finish(fitting, place, candidate, judge))
             else:
-                fitted, kept, divergence = judge.repaired(fitting.finish)
-            figures.append(
-                FitRow(
-                    site=place.name,
-                    candidate=choices.get(place.name, KEEP),
-                    operator=fitting.operator,
-                    error=fitted.error,
-                    prior_error=fitted.prior_error,
-                    strength=fitted.strength,
-                    rows=fitted.rows,
-                    kept=kept,
-                    divergence=divergence,
-                )
-            )
+                fitting.regression.clear()
             tick(place.name)
         hand_back()
     net.choose(choices)
     return figures
+
+
+def _add_inputs(fitting: FitTask, walk: Walk, place: _Place, numbers: Sequence[int]) -> bool:
+    """Give a regression the inputs of each batch; False where rows do not pair with the targets."""
+    paired = True
+    # Batches of the judge are walked along, behind the others, for it resumes from here.
+    for position, inputs in enumerate(walk.to(place.module)):
+        if paired and position < len(numbers):
+            paired = fitting.add_input(numbers[position], *inputs)
+    return all(processes.all_gather(paired))
+
+
+def _finish(fitting: FitTask, place: _Place, candidate: str, judge: Judge | None) -> FitRow:
+    """Solve a regression, and keep of a repair what the judge allows."""
+    kept, divergence = 1.0, None
+    if judge is None:
+        fitted = fitting.finish()
+    elif place.pruned:
+        fitted = fitting.finish()
+        divergence = judge.measure_pruned()
+    else:
+        fitted, kept, divergence = judge.repaired(fitting.finish)
+    return FitRow(
+        site=place.name,
+        candidate=candidate,
+        operator=fitting.operator,
+        error=fitted.error,
+        prior_error=fitted.prior_error,
+        strength=fitted.strength,
+        rows=fitted.rows,
+        kept=kept,
+        divergence=divergence,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from updp.recipe import Recipe
 from updp.run.integrity import PUBLISHED, check_published, check_stages
 from updp.run.records import Result, RunRecord
 from updp.search import SearchResult, Survey
+from updp.stages.checks import Check, Checks
 from updp.stages.context import STAGES
-from updp.stages.verify import Check, Checks
 from updp.supernet import FitRecord, FitRow
 
 _NEEDED = (RunRecord.FILE, "recipe.yaml", Plan.FILE, Result.FILE)

@@ -1,0 +1,124 @@
+"""One comparison of a block, or of the whole model, with its merged form, on one call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.nested import map_tensors
+from updp.blocks.values import tensors_of
+from updp.io.records import Record
+
+# A merged operator sums in another order, which rounds differently but hardly worse: an error of
+# up to this many times the subnet's own rounding error is accepted.
+ROUNDINGS = 4
+
+
+class Check(BaseModel, frozen=True):
+    """Relative L2 error of one block, or of the logits (`where` is empty), on one input.
+
+    `rounding` estimates the error that the subnet itself makes in this precision. A `note` says why
+    `where` is a site, compared alone, on the inputs that it has in float32.
+    """
+
+    where: str
+    dtype: str
+    source: str
+    error: float
+    rounding: float
+    border: float | None = None
+    interior: float | None = None
+    note: str = ""
+
+
+class Checks(Record):
+    """The comparisons of merged model and subnet."""
+
+    FILE: ClassVar[str] = "merge/checks.json"
+    rows: tuple[Check, ...]
+
+
+def limit(check: Check, tolerances: Mapping[str, float]) -> float:
+    """The largest error that is accepted, relative."""
+    return max(tolerances[check.dtype], ROUNDINGS * check.rounding)
+
+
+def first_wrong(checks: Sequence[Check], tolerances: Mapping[str, float]) -> Check | None:
+    """The first check above its tolerance, NaN too, or None."""
+    return next((c for c in checks if not c.error <= limit(c, tolerances)), None)
+
+
+def compare_call(
+    where: str,
+    source: str,
+    dtype: torch.dtype,
+    call: Any,
+    expected: Any,
+    new: Callable[..., Any],
+    olds: Mapping[torch.dtype, Callable[..., Any]],
+) -> Check:
+    """Compare a module and its merged form on one call; `olds` has the module in each precision."""
+    args, kwargs = mapped(call, torch.clone)
+    y, expected = _flat(call_user_code(new, *args, **kwargs)), _flat(expected)
+    (other,) = (kind for kind in olds if kind != dtype)
+    # The two precisions differ by the rounding of the coarser one; this scales it to that of x.
+    scale = torch.finfo(dtype).eps / max(torch.finfo(t).eps for t in (dtype, other))
+    try:
+        args, kwargs = mapped(call, partial(as_type, other))
+        rounded = _flat(call_user_code(olds[other], *args, **kwargs))
+    except UserCodeError:  # then see what a rounding of the input does
+        scale, nudge = 1.0, 1 + torch.finfo(dtype).eps
+        args, kwargs = mapped(call, lambda t: t * nudge if t.is_floating_point() else t.clone())
+        rounded = _flat(call_user_code(olds[dtype], *args, **kwargs))
+    border, interior = _split(y, expected)
+    return Check(
+        where=where,
+        dtype=str(dtype).removeprefix("torch."),
+        source=source,
+        error=relative(y, expected),
+        rounding=scale * relative(rounded.to(expected), expected),
+        border=border,
+        interior=interior,
+    )
+
+
+def as_type(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """A copy of a tensor, of another type where it is of floating point."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `function` to each tensor in nested arguments or results."""
+    return map_tensors(function, value)
+
+
+def _flat(output: Any) -> Tensor:
+    """A block's only tensor, or all floating-point tensors of its output as one vector."""
+    tensors = tensors_of(output)
+    if len(tensors) == 1:
+        return tensors[0]
+    floats = [t.flatten().double() for t in tensors if t.is_floating_point()]
+    return torch.cat(floats or [torch.zeros(1)])
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected||, infinite when the shapes differ."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _split(actual: Tensor, expected: Tensor, width: int = 3) -> tuple[float | None, float | None]:
+    """Errors of a map's (N, C, H, W) border and interior; None for other or small tensors."""
+    if actual.ndim != 4 or min(actual.shape[2:]) <= 2 * width:
+        return None, None
+    inside = torch.zeros_like(actual, dtype=torch.bool)
+    inside[:, :, width:-width, width:-width] = True
+    return (
+        relative(actual[~inside], expected[~inside]),
+        relative(actual[inside], expected[inside]),
+    )
