@@ -28,10 +28,11 @@ def solve(
     batches: list[tuple[Tensor, Tensor, Tensor | None]],
     clamp: Clamp = RELU,
     keep: int | None = None,
+    unit: int = 1,
     **changes: object,
 ) -> Fitted:
     regression = Regression(
-        prior, clamp, FitSettings().model_copy(update=changes), len(batches), keep=keep
+        prior, clamp, FitSettings().model_copy(update=changes), len(batches), keep=keep, unit=unit
     )
     for number, (_, target, _) in enumerate(batches):
         regression.target(number, target)
@@ -157,3 +158,19 @@ def test_redundant_channels_are_removed_without_a_loss() -> None:
         errors.append(float((made - truth(x)).norm() / truth(x).norm()))
     assert errors[0] < 1e-3
     assert errors[1] > 0.3  # had the others not taken over
+
+
+@pytest.mark.parametrize("clamp", [Clamp(), RELU])
+def test_channels_go_in_whole_units(clamp: Clamp) -> None:
+    torch.manual_seed(0)
+    truth = Operator(torch.randn(5, 8, 3, 3).double(), torch.randn(5).double())
+    few = torch.randn(40, 4, 9, 8).double()
+    x = torch.cat([few[:, :2], few.flip(1) + 0.1, few[:, 2:]], 1)  # units 0, 1 | 2 to 5 | 6, 7
+    batches = [(part, truth(part), None) for part in (x[:20], x[20:])]
+    fitted = solve(truth, batches, clamp, keep=4, unit=2)
+    assert fitted.channels is not None
+    units = fitted.channels.view(2, 2)
+    assert (units[:, 1] - units[:, 0]).tolist() == [1, 1]
+    assert units[:, 0].remainder(2).tolist() == [0, 0]
+    made, wanted = fitted.operator(x[:, fitted.channels]), truth(x)
+    assert float((clamp(made) - clamp(wanted)).norm() / clamp(wanted).norm()) < 1e-3

@@ -55,6 +55,7 @@ class OperatorFit:
         cut: Callable[[Tensor], None],
         *,
         gated: bool,
+        unit: int = 1,
     ) -> list[FitTask]:
         """Regression tasks that leave the operator `keep` of its input channels.
 
@@ -64,9 +65,12 @@ class OperatorFit:
             cut: removes all channels but those of the indices it is called with from the modules.
             gated: whether a norm or a gate mixes the channels before the operator. It then reads
                 other values after the cut, so a second task fits it to those.
+            unit: so many channels, which adjoin, stay or go together.
         """
         operator, clamp = self._prior_and_clamp
-        regression = Regression(operator, clamp, settings, batches, biased=self._biased, keep=keep)
+        regression = Regression(
+            operator, clamp, settings, batches, biased=self._biased, keep=keep, unit=unit
+        )
         narrow = replace(operator, weight=operator.weight[:, :keep])
         again = Regression(narrow, clamp, settings, batches, biased=self._biased)
 

@@ -55,6 +55,7 @@ class Regression:
         batches: number of calibration batches, of all processes.
         biased: whether the bias may change; otherwise it stays the prior's.
         keep: number of input channels that stay (one group only); None for all.
+        unit: so many input channels, which adjoin, stay or go together; `keep` is a multiple.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Regression:
         *,
         biased: bool = True,
         keep: int | None = None,
+        unit: int = 1,
     ) -> None:
         self.operator, self.clamp, self.settings = operator, clamp, settings
-        self.biased, self.keep = biased, keep
+        self.biased, self.keep, self.unit = biased, keep, unit
         unknowns = operator.weight[0].numel() + 1
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
@@ -205,8 +207,11 @@ class Regression:
         """Reduce operator and rows to `keep` input channels; indices of them and their unknowns."""
         operator = self.operator
         ridge = self._ridge(gram, weights_of(operator).to(self._device), _CHOOSING)
-        taps = operator.weight[0, 0].numel()
-        channels = select_channels(ridge.inverse()[0], ridge.solve(cross)[0], taps, keep)
+        taps, unit = operator.weight[0, 0].numel(), self.unit
+        units = select_channels(
+            ridge.inverse()[0], ridge.solve(cross)[0], taps * unit, keep // unit
+        )
+        channels = (units[:, None] * unit + torch.arange(unit, device=units.device)).flatten()
         unknowns = channels[:, None] * taps + torch.arange(taps, device=channels.device)
         left = torch.cat([unknowns.flatten(), channels.new_tensor([gram.shape[1] - 1])])
         channels = channels.to(operator.weight.device)

@@ -83,6 +83,30 @@ def test_redundant_channels_are_removed_without_loss(alone: bool, conv: type[nn.
     assert error(merged(x), net(x)) < 1e-12
 
 
+class Grouped(Wide):
+    """A block like `Wide`, with GroupNorms inside, whose channels adjoin in copies."""
+
+    def __init__(self, c: int, inner: int) -> None:
+        super().__init__(c, inner)
+        self.bn1, self.bn2 = nn.GroupNorm(6, inner), nn.GroupNorm(3, inner)
+
+
+def test_whole_groups_are_removed_without_loss_where_they_are_redundant() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Grouped(4, 12)).eval(), torch.randn(40, 4, 9, 8).double()
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.34)  # four of twelve: two groups of two, one of four
+    net.choose(choices(net))
+    before = error(net(x), wanted)
+    fit_plan(net, choices(net), [x[:20], x[20:]], FIT)
+    net.choose(choices(net))
+    assert error(net(x), wanted) < 1e-3 < before / 100
+    merged = net.merged(torch.float64)
+    norms = [m for m in merged.modules() if isinstance(m, nn.GroupNorm) and m.num_channels < 12]
+    assert sorted((m.num_groups, m.num_channels) for m in norms) == [(1, 4), (2, 4)]
+    assert error(merged(x), net(x)) < 1e-12
+
+
 def test_a_second_fit_starts_from_the_block_again() -> None:
     """A form that was fitted is fitted to other images as if it had not been."""
     torch.manual_seed(0)

@@ -46,7 +46,8 @@ def chain_of(*layers: nn.Module) -> tuple[Chain, nn.Module, Tensor]:
         (lambda: (conv(6, 20), nn.ReLU6(), conv(20, 20, 3, 20), conv(20, 6)), [20]),
         (lambda: (conv(6, 5), nn.PReLU(5), conv(5, 7, 3), nn.GELU(), conv(7, 6)), [5, 7]),
         (lambda: (conv(6, 20), nn.PReLU(), conv(20, 6)), [20]),
-        (lambda: (conv(6, 20), nn.GroupNorm(4, 20), nn.ReLU(), conv(20, 6)), []),
+        (lambda: (conv(6, 20), nn.GroupNorm(4, 20), nn.ReLU(), conv(20, 6)), [20]),
+        (lambda: (conv(6, 20), nn.GroupNorm(1, 20), nn.ReLU(), conv(20, 6)), [20]),
         (lambda: (conv(6, 20), nn.ReLU(), conv(20, 20, 3, 10), nn.ReLU(), conv(20, 6)), []),
         (lambda: (conv(6, 12, 3, 2), nn.ReLU(), conv(12, 6)), []),
         (lambda: (conv(6, 12), nn.ReLU(), conv(12, 24, 3, 12), nn.ReLU(), conv(24, 6)), []),
@@ -69,6 +70,25 @@ def test_many_channels_become_a_multiple_of_eight(count: int, share: float, left
     chain, _, _ = chain_of(conv(6, count), nn.ReLU(), conv(count, 6))
     (inner,) = inner_channels(chain)
     assert inner.left(chain, share) == left
+
+
+@pytest.mark.parametrize(
+    ("count", "groups", "share", "left"),
+    [(128, 32, 0.5, 64), (128, 32, 0.6, 80), (20, 4, 0.5, 10), (20, 4, 0.1, 5), (96, 8, 0.3, 24)],
+)
+def test_groups_of_a_norm_stay_whole(count: int, groups: int, share: float, left: int) -> None:
+    chain, block, x = chain_of(conv(6, count), nn.GroupNorm(groups, count), conv(count, 6, 3))
+    (inner,) = inner_channels(chain)
+    assert inner.left(chain, share) == left
+    channels = inner.largest(chain, left)
+    size = count // groups
+    assert channels.view(-1, size).remainder(size).tolist() == [[*range(size)]] * (left // size)
+    expected, narrow = copy.deepcopy(block), copy.deepcopy(block)
+    inner.hide(on_modules(chain, {"branch": expected.branch}), channels)
+    inner.cut(on_modules(chain, {"branch": narrow.branch}), channels)
+    norm = narrow.branch[1]
+    assert (norm.num_groups, norm.num_channels) == (left // size, left)
+    assert error(narrow(x), expected(x)) < 1e-12
 
 
 @pytest.mark.parametrize(

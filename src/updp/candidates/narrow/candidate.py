@@ -19,9 +19,12 @@ from updp.blocks import Chain, Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
 from updp.blocks.surgery import Replacement, isolate, substitute
-from updp.candidates.base import Candidate
+from updp.candidates.base import Candidate, Form
 from updp.candidates.narrow.channels import InnerChannels, inner_channels, on_modules
+from updp.candidates.narrow.hidden import hidden_channels
+from updp.candidates.narrow.hidden_form import HiddenNarrowForm, propose_widths
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
+from updp.errors import UserError
 from updp.fit import Fitted
 from updp.fit.fitting import FitTask
 from updp.fit.operator import OperatorFit, skip_of
@@ -55,6 +58,9 @@ class Narrow(Candidate):
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Narrow]:
         """Yield every width of the recipe at which the block has fewer channels."""
+        if site.branch is None:
+            yield from map(cls, propose_widths(site, block, graph, settings.widths))
+            return
         found: dict[tuple[int, ...], Narrow] = {}
         for width in sorted(settings.widths, reverse=True):
             found.setdefault(_widths(site, width), cls(width))
@@ -65,11 +71,24 @@ class Narrow(Candidate):
             yield from found.values()
 
     def fits(self, site: Site) -> bool:
-        """Whether there are inner channels, and more than would be left."""
+        """Whether there are inner channels, and more than would be left.
+
+        Those of a branch that is no chain are known where the form is built.
+        """
+        if site.branch is None:
+            return True
         return _widths(site, self.width) != _widths(site, 1.0)
 
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> NarrowForm:
-        """See `Candidate.build`; the form has narrowed copies of the block's modules."""
+    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
+        """See `Candidate.build`; the form has narrowed copies of the block's modules.
+
+        Raises UserError: there are no channels that could become fewer.
+        """
+        if site.branch is None:
+            hidden = hidden_channels(site, block, graph)
+            if hidden is None:
+                raise UserError(f"site {site.name} has no inner channels that can become fewer")
+            return HiddenNarrowForm(site, block, graph, hidden, self.width)
         return NarrowForm(site, block, graph, self.width)
 
 
@@ -102,7 +121,9 @@ class NarrowForm(RewiredForm):
         for inner, count in _fewer(chain, self._width):
             fit = OperatorFit(chain, inner.consumer, skip, site.post)
             cut = partial(inner.cut, chain)
-            tasks += fit.narrowing(settings, batches, count, cut, gated=inner.gated)
+            tasks += fit.narrowing(
+                settings, batches, count, cut, gated=inner.gated, unit=inner.unit
+            )
         *others, last = tasks
 
         @torch.no_grad()

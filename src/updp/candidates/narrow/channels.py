@@ -7,6 +7,7 @@ without a change to what is outside.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import lcm
 from types import NoneType
 
 import torch
@@ -17,6 +18,7 @@ from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
 from updp.candidates.narrow.slicing import (
     can_cut_gate,
     cut_gate,
+    cut_group_norm,
     cut_inputs,
     cut_outputs,
     has_state,
@@ -28,12 +30,14 @@ from updp.candidates.parts.widths import share_of
 class InnerChannels:
     """Inner channels: the places of their producer and of their consumer among a chain's steps.
 
-    `gated` where a norm or a gate mixes them, so that the values of those left change.
+    `gated` where a norm or a gate mixes them, so that the values of those left change. So many as
+    `unit` adjoin and stay or go together, as the groups of a GroupNorm do.
     """
 
     producer: int
     consumer: int
     gated: bool = False
+    unit: int = 1
 
     def count(self, chain: Chain) -> int:
         """Return the number of channels."""
@@ -43,7 +47,7 @@ class InnerChannels:
 
     def left(self, chain: Chain, share: float) -> int:
         """Return how many channels a share is."""
-        return share_of(self.count(chain), share)
+        return share_of(self.count(chain), share, self.unit)
 
     @torch.no_grad()
     def cut(self, chain: Chain, channels: Tensor) -> None:
@@ -54,7 +58,9 @@ class InnerChannels:
         for step in chain.steps[self.producer : self.consumer]:
             if (module := module_of(step)) is None:
                 continue
-            if _is_gate(step):
+            if isinstance(module, nn.GroupNorm):
+                cut_group_norm(module, channels)
+            elif _is_gate(step):
                 cut_gate(module, channels, count)
             elif has_state(module):
                 cut_outputs(module, channels)
@@ -80,8 +86,10 @@ class InnerChannels:
         assert isinstance(consumer, LinearStep)
         written = producer.weight.flatten(1).norm(dim=1)
         read = consumer.weight.movedim(1, 0).flatten(1).norm(dim=1)
-        sizes: Tensor = written * read
-        return sizes.argsort(descending=True, stable=True)[:count].sort().values
+        sizes: Tensor = (written * read).reshape(-1, self.unit).sum(1)
+        units = sizes.argsort(descending=True, stable=True)[: count // self.unit].sort().values
+        channels: Tensor = units[:, None] * self.unit + torch.arange(self.unit, device=units.device)
+        return channels.flatten()
 
 
 def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
@@ -92,13 +100,18 @@ def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
 def inner_channels(chain: Chain) -> Iterator[InnerChannels]:
     """Yield the inner channels of a chain, in order."""
     start: int | None = None
-    count, gated = 0, False
+    count, gated, unit = 0, False, 1
     for place, step in enumerate(chain.steps):
         if isinstance(step, LinearStep) and not step.depthwise:
             plain = step.groups == 1 and _is_plain(step)
             if start is not None and plain:
-                yield InnerChannels(start, place, gated)
-            start, count, gated = place if plain else None, step.out_channels, False
+                yield InnerChannels(start, place, gated, unit)
+            start, count, gated, unit = place if plain else None, step.out_channels, False, 1
+        elif start is not None and isinstance(norm := module_of(step), nn.GroupNorm):
+            if norm.num_groups == 1:
+                gated = True
+            else:
+                unit = lcm(unit, count // norm.num_groups)
         elif start is not None and _is_gate(step):
             assert isinstance(step, NormStep)
             gated = True

@@ -42,6 +42,16 @@ def cut_inputs(module: nn.Module, channels: Tensor) -> None:
 
 
 @torch.no_grad()
+def cut_group_norm(module: nn.GroupNorm, channels: Tensor) -> None:
+    """Keep only these channels of a GroupNorm: whole groups, or some of its only group."""
+    size = module.num_channels // module.num_groups
+    cut_outputs(module, channels)
+    module.num_channels = len(channels)
+    if module.num_groups > 1:
+        module.num_groups = len(channels) // size
+
+
+@torch.no_grad()
 def cut_gate(module: nn.Module, channels: Tensor, count: int) -> None:
     """Keep only these of the `count` channels of a norm or a gate.
 

@@ -1,0 +1,211 @@
+"""The narrow form of a branch that is no chain, by its hidden channels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.blocks import Site
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
+from updp.blocks.surgery import Replacement, extract, isolate, substitute
+from updp.candidates.narrow.channels import on_modules
+from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
+from updp.candidates.parts.regraph import RewiredForm
+from updp.candidates.parts.widths import share_of
+from updp.fit import Fitted
+from updp.fit.fitting import FitTask
+from updp.fit.operator import OperatorFit, skip_of
+from updp.recipe import FitSettings
+
+_log = logging.getLogger(__name__)
+_TOLERANCE = 1e-9  # float64, relative: a narrow block against the wide one that reads as little
+
+
+class Select(nn.Module):
+    """Some channels of a value that comes from outside of the branch."""
+
+    channels: Tensor
+
+    def __init__(self, count: int, axis: int, device: torch.device) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("channels", torch.arange(count, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the channels' part of `x`."""
+        return x.index_select(self.axis, self.channels)
+
+
+def narrow_width(hidden: HiddenChannels, width: float) -> int:
+    """Return how many hidden channels a share is."""
+    return share_of(hidden.count, width, hidden.unit)
+
+
+class HiddenNarrowForm(RewiredForm):
+    """The block on narrower copies of the operators round its hidden channels.
+
+    Until it is fitted it keeps the channels of the largest weights.
+    """
+
+    def __init__(
+        self, site: Site, block: nn.Module, graph: fx.Graph, hidden: HiddenChannels, width: float
+    ) -> None:
+        left = narrow_width(hidden, width)
+        copies, selects = _copies(block, hidden), _selects(block, hidden, left)
+        _cut(hidden, copies, selects, hidden.largest(copies, left))
+        part = isolate(block, graph, _replacement(site, hidden, copies, selects))
+        super().__init__(site, block, graph, part)
+        self._hidden, self._site, self._left = hidden, site, left
+        self.copies = nn.ModuleList([*copies.values(), *selects.values()])
+        self._block = [(block, graph)]
+
+    def calibrate(self, x: Tensor, *extras: Any) -> None:
+        """Do nothing: its norms have the block's statistics."""
+
+    def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
+        """See `Form.fit_tasks`: one, of the operator that reads the channels."""
+        (block, graph), site, hidden = self._block[0], self._site, self._hidden
+        wide = _copies(block, hidden)  # the fit cuts channels out of these
+        selects = _selects(block, hidden, self._left)
+        chain = on_modules(hidden.chain, {hidden.consumer: wide[hidden.consumer]})
+        enter = extract(block, graph, site.region.entry, hidden.source, site.region.extras)
+        fit = OperatorFit(chain, 0, skip_of(site, block, graph), site.post, enter)
+
+        def cut(channels: Tensor) -> None:
+            _cut(hidden, wide, selects, channels)
+
+        (task,) = fit.narrowing(settings, batches, self._left, cut, gated=False, unit=hidden.unit)
+
+        @torch.no_grad()
+        def take(fitted: Fitted) -> None:
+            task.take(fitted)
+            for new, own in zip((*wide.values(), *selects.values()), self.copies, strict=True):
+                own.load_state_dict(new.state_dict())
+
+        return [replace(task, take=take)]
+
+    def merged(self) -> MergedHiddenNarrow:
+        """See `Form.merged`."""
+        targets, hidden = self._hidden.targets, self._hidden
+        modules = dict(zip((*targets, *hidden.extras), self.copies, strict=True))
+        return MergedHiddenNarrow(
+            hidden,
+            {name: modules[name] for name in targets},
+            {name: modules[name] for name in hidden.extras},
+        )
+
+
+class MergedHiddenNarrow:
+    """The block's own nodes, on narrower modules; see `MergedForm`."""
+
+    def __init__(
+        self,
+        hidden: HiddenChannels,
+        modules: Mapping[str, nn.Module],
+        selects: Mapping[str, nn.Module],
+    ) -> None:
+        self.hidden, self.modules, self.selects = hidden, modules, selects
+
+    def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
+        """See `MergedForm.replacement`: the same calls, of modules with fewer channels."""
+
+        def copied(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+            return {name: copy_module(m).to(device, dtype) for name, m in modules.items()}
+
+        return _replacement(site, self.hidden, copied(self.modules), copied(self.selects))
+
+
+@torch.no_grad()
+def works(
+    site: Site, block: nn.Module, graph: fx.Graph, hidden: HiddenChannels, width: float
+) -> bool:
+    """Whether the narrow block equals the wide one with the other channels' weights at zero."""
+    block = to_eval(copy_module(block).double())
+    wide = _copies(block, hidden)
+    left = narrow_width(hidden, width)
+    off = torch.ones(hidden.count, dtype=torch.bool, device=like_of(block).device)
+    off[hidden.largest(wide, left)] = False
+    wide[hidden.consumer].get_parameter("weight")[:, off] = 0
+    try:
+        narrow = HiddenNarrowForm(site, block, graph, hidden, width)
+        merged = narrow.merged().replacement(site, torch.float64, off.device)
+        whole = substitute(block, graph, site.region, wide)
+        parts: list[Callable[..., Tensor]] = [whole, narrow, isolate(block, graph, merged)]
+        expected, *outputs = (call_user_code(part, *site.example(block)) for part in parts)
+    except UserCodeError as error:
+        _log.info("%s: no narrow form: %s", site.name, error)
+        return False
+    near = _TOLERANCE * expected.norm()
+    if not all(y.shape == expected.shape and (y - expected).norm() <= near for y in outputs):
+        _log.info("%s: no narrow form: it is not the block that reads as little", site.name)
+        return False
+    return True
+
+
+def _copies(block: nn.Module, hidden: HiddenChannels) -> dict[str, nn.Module]:
+    return {target: copy_module(block.get_submodule(target)) for target in hidden.targets}
+
+
+def _selects(block: nn.Module, hidden: HiddenChannels, count: int) -> dict[str, Select]:
+    device = like_of(block).device
+    return {name: Select(count, axis, device) for name, axis in hidden.extras.items()}
+
+
+def _cut(
+    hidden: HiddenChannels,
+    modules: Mapping[str, nn.Module],
+    selects: Mapping[str, Select],
+    channels: Tensor,
+) -> None:
+    hidden.cut(modules, channels)
+    for select in selects.values():
+        select.channels.copy_(channels)
+
+
+def _replacement(
+    site: Site,
+    hidden: HiddenChannels,
+    modules: Mapping[str, nn.Module],
+    selects: Mapping[str, nn.Module],
+) -> Replacement:
+    """The region's nodes again, on other modules, with a selection of each value from outside."""
+    region = site.region
+    names = {target: f"{target.replace('.', '_')}_narrow" for target in hidden.targets}
+    chosen = {name: f"{name}_narrow" for name in hidden.extras}
+
+    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
+        new: dict[fx.Node, fx.Node] = {}
+        nodes = {node.name: node for node in graph.nodes}
+        for name, module in chosen.items():
+            new[nodes[name]] = graph.call_module(module, (nodes[name],))
+        for node in [n for n in graph.nodes if n.name in region.inside - {*region.skip}]:
+            new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
+            if node.target in names:
+                last.target = names[str(node.target)]
+        return last
+
+    added = {names[target]: modules[target] for target in hidden.targets}
+    return Replacement(region, emit, added | {chosen[name]: selects[name] for name in chosen})
+
+
+def propose_widths(
+    site: Site, block: nn.Module, graph: fx.Graph, widths: Sequence[float]
+) -> list[float]:
+    """List the widths, the largest first, that leave different and fewer channels."""
+    hidden = hidden_channels(site, block, graph)
+    if hidden is None:
+        return []
+    found: dict[int, float] = {}
+    for width in sorted(widths, reverse=True):
+        found.setdefault(narrow_width(hidden, width), width)
+    found.pop(hidden.count, None)
+    # The widest is tried, for a narrow one may be left with one channel, which broadcasts.
+    if not found or not works(site, block, graph, hidden, next(iter(found.values()))):
+        return []
+    return list(found.values())
