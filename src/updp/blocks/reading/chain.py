@@ -41,10 +41,13 @@ _RESHAPES = {"reshape", "view", "unsqueeze", torch.reshape, torch.unsqueeze}
 _TOGETHER = 8  # groups of nodes at most that make a permutation of channels
 
 
-def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor) -> Chain:
+def read_chain(
+    block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor, prefix: str = ""
+) -> Chain:
     """Read the nodes `path`, in order, of a block's graph as a chain.
 
-    `x` is a real input of the path: (N, C, ...) or (N, ..., C), with any number of axes.
+    `x` is a real input of the path: (N, C, ...) or (N, ..., C), with any number of axes. `prefix`
+    stands before the names of all steps, as where `block` is a module of the block that is meant.
 
     Raises:
         NotAChain: something on the path is neither linear, nor a norm, nor an activation.
@@ -53,7 +56,7 @@ def read_chain(block: nn.Module, graph: fx.Graph, path: Sequence[str], x: Tensor
         raise NotAChain(f"its tensor has {x.ndim} dimensions: none holds its channels")
     reader = _Reader(x)
     with torch.no_grad():
-        reader.read(block, graph, path, prefix="")
+        reader.read(block, graph, path, prefix)
     if reader.padded:
         raise NotAChain("it ends in zero padding that no convolution reads")
     layout_in = reader.start or usual_layout(x.ndim)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
-from updp.blocks.surgery import Replacement, extract, isolate, substitute
+from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.narrow.channels import on_modules
 from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
 from updp.candidates.parts.regraph import RewiredForm
@@ -73,9 +73,8 @@ class HiddenNarrowForm(RewiredForm):
         (block, graph), site, hidden = self._block[0], self._site, self._hidden
         wide = _copies(block, hidden)  # the fit cuts channels out of these
         selects = _selects(block, hidden, self._left)
-        chain = on_modules(hidden.chain, {hidden.consumer: wide[hidden.consumer]})
-        enter = extract(block, graph, site.region.entry, hidden.source, site.region.extras)
-        fit = OperatorFit(chain, 0, skip_of(site, block, graph), site.post, enter)
+        chain = on_modules(hidden.chain, wide)
+        fit = OperatorFit(chain, 0, skip_of(site, block, graph), site.post, hidden.enter)
 
         def cut(channels: Tensor) -> None:
             _cut(hidden, wide, selects, channels)
@@ -131,7 +130,7 @@ def works(
     left = narrow_width(hidden, width)
     off = torch.ones(hidden.count, dtype=torch.bool, device=like_of(block).device)
     off[hidden.largest(wide, left)] = False
-    wide[hidden.consumer].get_parameter("weight")[:, off] = 0
+    hidden.module(wide, hidden.consumer).get_parameter("weight")[:, off] = 0
     try:
         narrow = HiddenNarrowForm(site, block, graph, hidden, width)
         merged = narrow.merged().replacement(site, torch.float64, off.device)

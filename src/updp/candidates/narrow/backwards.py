@@ -1,0 +1,209 @@
+"""A walk backwards through a branch, from a tensor to the operators that make its channels."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from updp.blocks.modules import call_user_code
+from updp.blocks.reading.cursor import NotAChain
+from updp.blocks.reading.linear import CONVOLUTIONS
+from updp.blocks.reading.probe import kind_of
+from updp.blocks.reading.steps import Call
+from updp.blocks.surgery import extract
+from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.region import whole_region
+from updp.blocks.tracing.trace import trace_alone
+from updp.candidates.narrow.slicing import has_state
+
+_JOINS = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.imul),
+    *(torch.add, torch.sub, torch.mul, torch.div),
+    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
+}
+_CHUNKS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A branch, or a module that it calls: the graph, and real inputs of it.
+
+    owner:   the module that the graph is of
+    prefix:  of the names of its modules in the block, with its dot
+    entry:   the node whose value enters
+    extras:  other nodes outside of the branch that it reads
+    inputs:  values of the entry and the extras
+    branch:  names of the nodes, in order
+    outer:   the scope that calls the module, and the node that does
+    """
+
+    owner: nn.Module
+    graph: fx.Graph
+    prefix: str
+    entry: str
+    extras: tuple[str, ...]
+    inputs: tuple[Any, ...]
+    branch: tuple[str, ...]
+    outer: tuple[Scope, fx.Node] | None = None
+
+    @property
+    def outermost(self) -> Scope:
+        """The scope of the branch itself."""
+        return self if self.outer is None else self.outer[0].outermost
+
+    def value(self, node: fx.Node) -> Tensor:
+        """Compute the value of a node. Raises NotAChain: it is no tensor."""
+        if node.name == self.entry:
+            value = self.inputs[0]
+        else:
+            part = extract(self.owner, self.graph, self.entry, node.name, self.extras)
+            with torch.no_grad():
+                value = call_user_code(part, *self.inputs)
+        if not isinstance(value, Tensor):
+            raise NotAChain(f"`{node.name}` is no tensor")
+        return value
+
+    def inner(self, node: fx.Node) -> Scope:
+        """The scope of a module that a node calls with one tensor. Raises NotAChain."""
+        if len(node.all_input_nodes) != 1 or node.args != (node.all_input_nodes[0],):
+            raise NotAChain(f"`{node.target}` takes more than a tensor")
+        module, x = self.owner.get_submodule(str(node.target)), self.value(node.all_input_nodes[0])
+        graph = trace_alone(module, Arguments((x,)))
+        if (region := whole_region(graph)) is None:
+            raise NotAChain(f"`{node.target}` is not a path from one input to one output")
+        prefix = f"{self.prefix}{node.target}."
+        return Scope(module, graph, prefix, region.entry, (), (x,), region.branch, (self, node))
+
+
+@dataclass
+class Backwards:
+    """The walk, and what it has found.
+
+    count, axis, ndim:  number and axis of the channels of the tensor, and its number of axes
+    unit:               so many channels adjoin, and stay or go together
+    producers:          operators, each with how many times it makes all channels in a row
+    between:            modules with state that act on each channel
+    extras:             nodes outside of the branch with a value for each channel, with its axis
+    """
+
+    count: int
+    axis: int
+    ndim: int
+    unit: int = 1
+    producers: dict[str, int] = field(default_factory=dict)
+    between: dict[str, None] = field(default_factory=dict)
+    extras: dict[str, int] = field(default_factory=dict)
+    seen: dict[fx.Node, Scope] = field(default_factory=dict)
+
+    def follow(self, node: fx.Node, scope: Scope) -> None:
+        """Go on from a node to what it is made of. Raises NotAChain."""
+        if node in self.seen:
+            return
+        if node.name in scope.extras:
+            self._extra(node, scope)
+        elif node.name == scope.entry and scope.outer is not None:
+            self.seen[node] = scope
+            outer, caller = scope.outer
+            self.follow(caller.all_input_nodes[0], outer)
+        elif node.name not in scope.branch:
+            raise NotAChain(f"`{node.name}` is no value of the branch")
+        elif node.target is operator.getitem and _is_chunk(node.args[0]):
+            self.seen[node] = self.seen[node.args[0]] = scope  # type: ignore[index]
+            self._produced(node.args[0].all_input_nodes[0], scope)  # type: ignore[union-attr]
+        elif node.op == "call_module" and operator_of_node(scope.owner, node) is not None:
+            self._produced(node, scope)
+        elif node.op == "call_module":
+            self.seen[node] = scope
+            self._module(node, scope)
+        elif node.target in _JOINS and len(node.all_input_nodes) == 2:
+            self.seen[node] = scope
+            for parent in node.all_input_nodes:
+                self.follow(parent, scope)
+        else:
+            self.seen[node] = scope
+            sources = node.all_input_nodes
+            if len(sources) != 1 or kind_of(Call.of(node, sources[0])) == "other":
+                raise NotAChain(f"`{node.name}` does not act on each channel alone")
+            self.follow(sources[0], scope)
+
+    def check(self, consumer: fx.Node) -> None:
+        """Raise NotAChain where something else reads the channels, too, or nothing makes them."""
+        if not self.producers:
+            raise NotAChain("no operator of the branch makes these channels")
+        for node, scope in self.seen.items():
+            for user in node.users:
+                # Outside of the branch a value may be read by anything.
+                if user in self.seen or user is consumer or user.name not in scope.branch:
+                    continue
+                raise NotAChain(f"`{node.name}` is read elsewhere, too")
+
+    def _produced(self, node: fx.Node, scope: Scope) -> None:
+        module = operator_of_node(scope.owner, node) if node.op == "call_module" else None
+        if module is None or node.name not in scope.branch:
+            raise NotAChain(f"`{node.name}` is no operator whose outputs can be cut")
+        times, rest = divmod(weight_of(module).shape[0], self.count)
+        chunks = [user for user in node.users if _is_chunk(user)]
+        if rest or not times or (times > 1) != bool(chunks):
+            raise NotAChain(f"`{node.name}` makes other channels")
+        self.seen[node] = scope
+        self.producers[f"{scope.prefix}{node.target}"] = times
+
+    def _module(self, node: fx.Node, scope: Scope) -> None:
+        """Go on through a module that acts on each channel alone, or that is the user's own."""
+        module = scope.owner.get_submodule(str(node.target))
+        if len(node.all_input_nodes) != 1 or node.kwargs:
+            raise NotAChain(f"`{node.target}` takes several inputs")
+        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+            self.unit = lcm(self.unit, self.count // module.num_groups)
+        elif isinstance(module, CONVOLUTIONS):
+            if not module.groups == module.in_channels == module.out_channels:
+                raise NotAChain(f"`{node.target}` mixes channels")
+        elif isinstance(module, _BatchNorm):
+            if module.running_var is None:
+                raise NotAChain(f"`{node.target}` has no running statistics")
+        elif not isinstance(module, nn.PReLU) and (has_state(module) or kind_of(module) == "other"):
+            inner = scope.inner(node)
+            (output,) = (n for n in inner.graph.nodes if n.op == "output")
+            self.follow(output.all_input_nodes[0], inner)
+            return
+        if isinstance(module, nn.GroupNorm) or has_state(module):
+            self.between[f"{scope.prefix}{node.target}"] = None
+        self.follow(node.all_input_nodes[0], scope)
+
+    def _extra(self, node: fx.Node, scope: Scope) -> None:
+        """Note a value from outside, with one entry for each channel or the same for all."""
+        self.seen[node] = scope
+        value = scope.inputs[1 + scope.extras.index(node.name)]
+        if not isinstance(value, Tensor) or value.numel() == 1:
+            return
+        axis = self.axis - self.ndim + value.ndim  # counted from the last, as tensors broadcast
+        if axis < 0 or value.shape[axis] == 1:
+            return
+        if value.shape[axis] != self.count:
+            raise NotAChain(f"`{node.name}` has no entry for each channel")
+        self.extras[node.name] = axis
+
+
+def operator_of_node(owner: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The linear operator that a node calls, if its rows and columns can be cut; else None."""
+    module: Any = owner.get_submodule(str(node.target))
+    if not isinstance(module, (*CONVOLUTIONS, nn.Linear)) or getattr(module, "groups", 1) > 1:
+        return None
+    own = "weight" in dict(module.named_parameters(recurse=False))
+    once = sum(n.op == "call_module" and n.target == node.target for n in node.graph.nodes) == 1
+    return module if own and once and not module._forward_pre_hooks else None
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear operator, (O, I, ...)."""
+    return module.get_parameter("weight")
+
+
+def _is_chunk(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target in _CHUNKS and len(node.all_input_nodes) == 1
