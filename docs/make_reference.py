@@ -8,25 +8,29 @@ directory from their schema. A test compares the pages with what this would writ
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer.main
 import yaml
+from field_comments import comments_on_fields
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import updp
+from updp.candidates import Candidate
 from updp.cli.app import app
 from updp.errors import DamagedError, MachineError, MergeError, ProcessLostError, UserError
 from updp.io.records import Record
 from updp.recipe import NAMES, Recipe
-from updp.recipe.part import Part
+from updp.recipe.part import Part, Settings
+from updp.tasks import CLASSIFICATION
 
 HERE = Path(__file__).parent / "reference"
 
@@ -78,13 +82,48 @@ def run_directory() -> str:
         "Each stage has a folder; what it leaves is listed with length and checksum in its",
         "`done.json`. At the top stand `model.safetensors` (weights of the merged model),",
         "`plan.json`, `result.json`, `recipe.yaml` and `run.json`. Every JSON file says",
-        '`"format": 1`, but for `export/hub/config.json`, whose form is timm\'s.',
+        '`"format": 1`, but for `export/hub/config.json`, whose form is timm\'s. Records inside of',
+        "them are described once, under the first file that has them.",
         "",
     ]
-    for record in sorted(_records(), key=lambda kind: kind.FILE):
-        lines += [f"## `{record.FILE}`", "", _prose(record), ""]
-        lines += _fields(record, [name for name in record.model_fields if name != "format"])
+    for model in run_models():
+        title = f"## `{model.FILE}`" if issubclass(model, Record) else f"### `{model.__name__}`"
+        lines += [title, "", _prose(model), "", *_fields(model, list(fields_of(model)))]
     return "\n".join(lines)
+
+
+def run_models() -> list[type]:
+    """The record of each file of a run directory, each followed by the models first met in it."""
+    found: dict[type, None] = {}
+
+    def add(model: type) -> None:
+        if model not in found:
+            found[model] = None
+            for field in fields_of(model).values():
+                for inner in _models_in(field.annotation):
+                    add(inner)
+
+    for record in sorted(_records(), key=lambda kind: kind.FILE):
+        add(record)
+    return list(found)
+
+
+def fields_of(model: type) -> dict[str, FieldInfo]:
+    """The fields of a pydantic model or a dataclass; a file's `format` is said once for all."""
+    if dataclasses.is_dataclass(model):
+        hints = get_type_hints(model)
+        return {f.name: FieldInfo.from_annotation(hints[f.name]) for f in dataclasses.fields(model)}
+    assert issubclass(model, BaseModel)
+    hidden = {"format"} if issubclass(model, Record) else set()
+    return {name: field for name, field in model.model_fields.items() if name not in hidden}
+
+
+def meaning(model: type, name: str) -> str:
+    """A field's description, else the comment beside it in the source, else the one above it."""
+    if said := fields_of(model)[name].description:
+        return said
+    declared = (comments_on_fields(base) for base in model.__mro__)
+    return next((own[name] for own in declared if name in own), "")
 
 
 def errors() -> str:
@@ -159,16 +198,14 @@ def _prose(kind: type) -> str:
     return inspect.cleandoc(kind.__doc__ or "").split("\n>>>")[0].strip()
 
 
-def _fields(model: type[BaseModel], names: list[str]) -> list[str]:
+def _fields(model: type, names: list[str]) -> list[str]:
     rows = []
     for name in names:
-        field = model.model_fields[name]
+        field = fields_of(model)[name]
         default = (
-            ""
-            if field.is_required()
-            else f"`{_plain(field.get_default(call_default_factory=True))}`"
+            "" if field.is_required() else _plain(field.get_default(call_default_factory=True))
         )
-        said = _cell("; ".join(filter(None, [field.description or "", *_limits(field)])))
+        said = _cell("; ".join(filter(None, [meaning(model, name), *_limits(field)])))
         rows.append(f"| `{name}` | {_type(field.annotation)} | {_cell(default)} | {said} |")
     if not rows:
         return []
@@ -186,35 +223,54 @@ def _limits(field: FieldInfo) -> Iterator[str]:
 def _plain(value: Any) -> str:
     """A default as YAML has it."""
     if isinstance(value, BaseModel):
-        return "its defaults"
-    return (
-        yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
-        .split("\n...")[0]
-        .strip()
-    )
+        return "that of classification" if value == CLASSIFICATION.metric else ""
+    data = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(data, default_flow_style=True).split("\n...")[0].strip()
+    return f"`{text}`"
 
 
-def _type(annotation: Any) -> str:
-    """A type in words: `number or null`, `list of text`."""
+def _type(annotation: Any, several: bool = False) -> str:
+    """A type in words, `number or null`; `several` of it, `numbers or null`."""
     origin, inner = get_origin(annotation), get_args(annotation)
+    s = "s" if several else ""
     if origin is Annotated:
-        return _type(inner[0])
+        return _type(inner[0], several)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(map(_type, inner)))
+        return " or ".join(dict.fromkeys(_type(each, several) for each in inner))
     if origin in (tuple, list):
-        return "list of " + _type(inner[0])
+        return f"list{s} of {_type(inner[0], several=True)}"
     if origin in (dict, Mapping):
-        return f"{_type(inner[1])} by name"
+        by_name = get_origin(inner[1]) in (dict, Mapping)
+        return f"for each name, {_type(inner[1])}" if by_name else f"{_type(inner[1])} by name"
+    if _is_described(annotation):
+        return f"[`{annotation.__name__}`](#{annotation.__name__.lower()})"
     names = {
-        int: "whole number",
-        float: "number",
+        int: f"whole number{s}",
+        float: f"number{s}",
         str: "text",
         bool: "true or false",
         NoneType: "null",
+        Any: "plain data",
+        Candidate: "plain data by name",  # as it is written
     }
-    return names.get(annotation, getattr(annotation, "__name__", "any").removeprefix("Any"))
+    return names.get(annotation) or str(annotation.__name__)
+
+
+def _is_described(annotation: Any) -> bool:
+    """Whether a type has a table of its own on the page of the run directory."""
+    if not inspect.isclass(annotation) or issubclass(annotation, Settings):
+        return False
+    return issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
+
+
+def _models_in(annotation: Any) -> Iterator[type]:
+    """The described models that a type is made of."""
+    if _is_described(annotation):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,6 @@
 """README and docs: what they say runs, is linked, and stands in a file of results."""
 
-import importlib.util
+import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, Field
 
 from tests.extras import needs
 
@@ -151,14 +152,70 @@ def test_the_notebook_runs_and_shows_progress_and_report(tmp_path: Path) -> None
         assert wanted in text
 
 
-def test_the_reference_is_that_of_the_code() -> None:
-    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    for name, page in made.PAGES.items():
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script that makes the pages of the reference."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("make_reference")
+
+
+def test_the_reference_is_that_of_the_code(reference: Any) -> None:
+    for name, page in reference.PAGES.items():
         written = (DOCS / "reference" / f"{name}.md").read_text()
         assert written == page().rstrip() + "\n", (
             f"stale: run python docs/make_reference.py ({name})"
         )
+
+
+def test_every_field_of_the_files_of_a_run_has_a_meaning(reference: Any) -> None:
+    models = reference.run_models()
+    assert {"RunRecord", "ScoredPlan", "Timing", "Unusable"} <= {model.__name__ for model in models}
+    silent = [
+        f"{model.__module__}.{model.__name__}.{name}"
+        for model in models
+        for name in reference.fields_of(model)
+        if not reference.meaning(model, name)
+    ]
+    assert not silent, f"say beside each field what it holds: {', '.join(silent)}"
+
+
+class Inherited(BaseModel):
+    above: dict[str, int] = {}  # of the class above
+
+
+class Commented(Inherited):
+    described: int = Field(1, description="as described")  # not as beside
+    beside: list[int] = []  # beside the field  # type: ignore[assignment]
+    # Not this line, as there is one beside the field.
+    spread: int | None = Field(
+        None,
+        ge=1,  # within the field
+    )
+    # What stands in two lines
+    # above the field.
+    lines: str = "# no comment"
+    silent: int = 0  # type: ignore[assignment]
+
+
+def test_the_meaning_of_a_field_is_its_description_or_comment(reference: Any) -> None:
+    assert {name: reference.meaning(Commented, name) for name in Commented.model_fields} == {
+        "above": "of the class above",
+        "described": "as described",
+        "beside": "beside the field",
+        "spread": "within the field",
+        "lines": "what stands in two lines above the field",
+        "silent": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (dict[str, Any] | None, "plain data by name or null"),
+        (dict[str, dict[str, Any]], "for each name, plain data by name"),
+        (tuple[tuple[int, ...], ...], "list of lists of whole numbers"),
+        (list[Commented], "list of [`Commented`](#commented)"),
+    ],
+)
+def test_types_read_as_english(hint: Any, words: str, reference: Any) -> None:
+    assert reference._type(hint) == words

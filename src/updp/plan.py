@@ -15,8 +15,7 @@ from updp.io.records import Record
 class Plan(Record, frozen=True, extra="forbid"):
     """The pruned sites in the model's order, each with its candidate's label and data.
 
-    Sites that are not named keep their baseline form. `hashes` are those of the model, data and
-    recipe that the plan was made for.
+    Sites that are not named keep their baseline form.
 
     >>> plan = updp.Plan.load("runs/mine/plan.json")
     >>> len(plan), list(plan.choices)
@@ -27,10 +26,10 @@ class Plan(Record, frozen=True, extra="forbid"):
 
     FILE: ClassVar[str] = "plan.json"
     WHAT: ClassVar[str] = "a plan"
-    choices: dict[str, str]
-    candidates: dict[str, dict[str, Any]]
-    budget: str = ""
-    hashes: Mapping[str, str] = {}
+    choices: dict[str, str]  # label of the candidate, by site
+    candidates: dict[str, dict[str, Any]]  # kind and fields of the same candidate, by site
+    budget: str = ""  # budget or pick that the plan was chosen for, as text
+    hashes: Mapping[str, str] = {}  # sha256 by `model` (its weights), `data` and `recipe`
 
     def __len__(self) -> int:
         return len(self.choices)

@@ -14,11 +14,11 @@ from updp.errors import UserError
 
 @dataclass(frozen=True)
 class Unusable:
-    """A block that cannot be pruned: its module path, its class name, and the reason."""
+    """A block or a site that cannot be pruned, with the reason."""
 
-    name: str
-    kind: str
-    reason: str
+    name: str  # module path or name of the site; empty for the model as a whole
+    kind: str  # class name of the block
+    reason: str  # the reason, in words
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,11 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # of interpolation, by th
 
 
 class OtherSize(BaseModel, frozen=True):
-    """A second size of the input, (height, width) of images, and what the model does there.
+    """A second size of the input, and what the model does there."""
 
-    taken:   whether the model itself takes it
-    frozen:  the blocks that compute something else there once their forward is rewritten
-    """
-
-    size: tuple[int, ...]
-    taken: bool
+    size: tuple[int, ...]  # (height, width) of images; empty where no second size is known
+    taken: bool  # whether the model itself takes it
+    # Paths of the blocks that compute something else there once rewritten; "" is the whole model.
     frozen: tuple[str, ...] = ()
 
     @property

@@ -27,26 +27,24 @@ _ALONE = "it can only be left out, and its block has a branch that merges: candi
 class Offer(BaseModel, frozen=True, arbitrary_types_allowed=True):
     """A candidate of a site with its costs, and those of the baseline's form (`keep`).
 
-    MACs are for one image, milliseconds for one batch. `noise_ms` is half of the interquartile
-    range of what the candidate saves. `weights` (parameters and buffers) and `memory` (the peak of
-    a batch at the site, beside its input) are bytes in float32.
+    Both are timed alone, outside of the model.
     """
 
-    site: str
-    kind: str
-    shape: tuple[int, ...]
-    candidate: Candidate
-    parameters: int
-    keep_parameters: int
-    weights: int
-    keep_weights: int
-    memory: int
-    macs: int
-    keep_macs: int
-    ms: float
-    keep_ms: float
-    speedup: float
-    noise_ms: float
+    site: str  # name of the site
+    kind: str  # class name of the site's block
+    shape: tuple[int, ...]  # shape of the site's input, without the batch
+    candidate: Candidate  # kind and fields of the candidate, as in a plan
+    parameters: int  # number of scalar parameters, once merged
+    keep_parameters: int  # the same of the baseline's form
+    weights: int  # bytes of parameters and buffers in float32, once merged
+    keep_weights: int  # the same of the baseline's form
+    memory: int  # bytes of activations at the peak of a batch in float32, beside the site's input
+    macs: int  # multiply-accumulates for one image, of all calls in a forward, once merged
+    keep_macs: int  # the same of the baseline's form
+    ms: float  # median latency in ms for a batch, of all calls in a forward, once merged
+    keep_ms: float  # the same of the baseline's form
+    speedup: float  # latency of the baseline's form over the candidate's, median
+    noise_ms: float  # half of the interquartile range of the ms that the candidate saves
 
     @property
     def saved_ms(self) -> float:

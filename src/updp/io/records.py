@@ -23,7 +23,7 @@ class Record(BaseModel, frozen=True):
 
     FILE: ClassVar[str]
     WHAT: ClassVar[str] = "what updp writes"  # in messages
-    format: int = FORMAT
+    format: int = FORMAT  # version of the schema
 
     @classmethod
     def path(cls, run: Path) -> Path:

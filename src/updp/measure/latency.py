@@ -32,9 +32,9 @@ _LONG = 0.05  # seconds: a slower function is timed once per round, and needs no
 class Timing:
     """Median and quartiles of repeated measurements: milliseconds, or a ratio of latencies."""
 
-    median: float
-    low: float
-    high: float
+    median: float  # ms, or a ratio of latencies: the field that holds the timing says which
+    low: float  # lower quartile, likewise
+    high: float  # upper quartile, likewise
 
     @classmethod
     def of(cls, values: list[float]) -> Timing:
@@ -54,7 +54,7 @@ class Timing:
 class Latency:
     """Latency of a function, compared round by round with the first function measured with it."""
 
-    ms: Timing
+    ms: Timing  # latency in ms
     speedup: Timing  # latency of the first function over this one's
     saved: Timing  # milliseconds of the first function minus this one's
 

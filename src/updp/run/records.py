@@ -50,30 +50,27 @@ def _possible(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class RunRecord(Record):
-    """Model, data and environment of a run; objects that came from Python have empty names.
-
-    `other_size` says whether the pruned model is right at another image size; runs of earlier
-    versions do not say.
-    """
+    """Model, data and environment of a run; objects that came from Python have empty names."""
 
     FILE: ClassVar[str] = "run.json"
-    model: str
-    weights: str = ""
-    teacher: str = ""
-    teacher_weights: str = ""
-    data: str
-    test: str = ""
-    unlabelled: str = ""
-    task: str = CLASSIFICATION.name
-    classes: tuple[str, ...]
-    # Of an image, or empty where inputs are no one tensor.
+    model: str  # as the user named it, such as `timm/resnet18` or `model.py:make`
+    weights: str = ""  # path of the file with the model's weights; empty for its own
+    teacher: str = ""  # as the user named it; empty for the baseline
+    teacher_weights: str = ""  # path of the file with the teacher's weights; empty for its own
+    data: str  # path or name of the data
+    test: str = ""  # path of the test split, where it was given apart
+    unlabelled: str = ""  # path of further images without labels
+    task: str = CLASSIFICATION.name  # name of the task that the model is for
+    classes: tuple[str, ...]  # names in the order of the outputs; empty for tasks without classes
+    # (C, H, W) of an image, or shape of another sample; empty where inputs are no one tensor.
     input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_possible)]
+    # Whether the model is right at a second size; null in runs of earlier versions.
     other_size: OtherSize | None = None
-    device: str = ""
-    threads: int = 0
-    processes: int = 1
-    versions: dict[str, str] = {}  # noqa: RUF012
-    command: tuple[str, ...] = ()
+    device: str = ""  # PyTorch device, such as `cpu` or `cuda:0`
+    threads: int = 0  # PyTorch's threads on the processor
+    processes: int = 1  # number of processes that shared the run
+    versions: dict[str, str] = {}  # versions of Python and of installed packages  # noqa: RUF012
+    command: tuple[str, ...] = ()  # command line that began the run, or last changed its recipe
 
     @classmethod
     def of(cls, context: Context) -> RunRecord:
@@ -118,27 +115,25 @@ class RunRecord(Record):
 class StoredFile(BaseModel, frozen=True):
     """Length and checksum of a file."""
 
-    bytes: int
-    sha256: str
+    bytes: int  # length in bytes
+    sha256: str  # checksum, as hexadecimal text
 
 
 class Done(Record):
-    """Mark that a stage has ended; `files` are those that it left, by name.
-
-    Stages that an earlier version of updp ended have none.
-    """
+    """Mark that a stage has ended."""
 
     FILE: ClassVar[str] = "done.json"
+    # Those that the stage left; null if an earlier version of updp ended it.
     files: dict[str, StoredFile] | None = None
 
 
 class ModelFigures(BaseModel, frozen=True):
-    """Figures of one model: the task's metric, MACs for one image, latency in ms for a batch."""
+    """Figures of one model."""
 
-    metric: float  # see `Result.metric`
-    parameters: int
-    macs: int
-    latency: Timing
+    metric: float  # value on the test split of the metric that `result.json` names
+    parameters: int  # number of scalar parameters
+    macs: int  # multiply-accumulates for one image
+    latency: Timing  # ms for a batch
 
     @model_validator(mode="before")
     @classmethod
@@ -152,22 +147,21 @@ class ModelFigures(BaseModel, frozen=True):
 class Result(Record):
     """The final figures of a run: on the test split, and on the clock.
 
-    `metric` says what the models are measured by, such as top-1. Where the test images have no
-    labels, it is how far a model agrees with the baseline. `merge_error` is the worst by precision;
-    a `merge_note` says why the whole model was compared in float32 only.
+    Where the test images have no labels, the metric is how far a model agrees with the baseline.
     """
 
     FILE: ClassVar[str] = "result.json"
-    metric: Metric = CLASSIFICATION.metric
-    baseline: ModelFigures
-    merged: ModelFigures
-    speedup: Timing
-    by_stage: dict[str, float]  # the metric after each stage
-    test_images: int
-    batch_size: int
-    device: str
+    metric: Metric = CLASSIFICATION.metric  # measure of the models, such as top-1
+    baseline: ModelFigures  # figures of the model as it was given
+    merged: ModelFigures  # figures of the pruned model
+    speedup: Timing  # latency of the baseline over the merged model's, a ratio
+    by_stage: dict[str, float]  # value of the metric after each stage
+    test_images: int  # images, or other samples, of the test split
+    batch_size: int  # images in a batch that was timed
+    device: str  # device, threads, runtime, layout and precision of the timing
+    # Largest relative L2 error of all checks of the merging, by precision.
     merge_error: dict[str, float]
-    merge_note: str = ""
+    merge_note: str = ""  # why the whole model was compared in float32 only; empty where it was not
 
     @model_validator(mode="before")
     @classmethod

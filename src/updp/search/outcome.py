@@ -14,24 +14,26 @@ from updp.tasks import CLASSIFICATION, Metric
 
 
 class ScoredPlan(BaseModel, extra="forbid", frozen=True):
-    """A plan that was scored, with its cost: see `Score` and `Cost`."""
+    """A plan that was scored, with its cost."""
 
-    choices: dict[str, str]
-    score: float | None  # None if it was infinite
-    # On held-out images, see `SearchResult.metric`.
+    choices: dict[str, str]  # label of the candidate, by pruned site
+    score: float | None  # mean loss on held-out images; null if infinite, or never scored
+    # Value on held-out images of the metric that `front.json` names; null if never scored.
     metric: float | None = Field(validation_alias=AliasChoices("metric", "top1"))
-    complete: bool
+    complete: bool  # whether all held-out images were scored; else score and metric are estimates
     fitted: float | None = None  # score after fit and repair, of plans that were refined
+    # Value of the metric after fit and repair, of plans that were refined.
     fitted_metric: float | None = Field(
         None, validation_alias=AliasChoices("fitted_metric", "fitted_top1")
     )
-    latency: float  # predicted
-    noise: float
-    measured: Timing | None = None  # ms for a batch, of plans that were timed end to end
-    macs: float
-    parameters: float
-    memory: float
-    blocks: int
+    latency: float  # ms for a batch, predicted from what each candidate saves
+    noise: float  # half of the interquartile range of the predicted latency, ms
+    # In ms for a batch: the baseline's over the speed-up measured end to end; null if not timed.
+    measured: Timing | None = None
+    macs: float  # multiply-accumulates for one image
+    parameters: float  # number of scalar parameters
+    memory: float  # bytes at the peak, of weights and of activations for a batch
+    blocks: int  # number of pruned sites whose candidates take depth away
 
     @property
     def last_score(self) -> float:
@@ -46,20 +48,18 @@ class ScoredPlan(BaseModel, extra="forbid", frozen=True):
 
 
 class SearchResult(Record):
-    """All plans of a search in the order of scoring; `front` and `chosen` are indices of `points`.
-
-    `axis` is the unit of cost of the front, `metric` what plans are measured by beside their score.
-    """
+    """All plans of a search in the order of scoring, their front, and the chosen one."""
 
     FILE: ClassVar[str] = "search/front.json"
-    axis: str
-    budget: str
-    searcher: str
-    baseline: ScoredPlan
-    points: tuple[ScoredPlan, ...]
+    axis: str  # unit of cost of the front: the first that the budget limits, else `macs`
+    budget: str  # the budget that was searched for, as text
+    searcher: str  # name of the searcher
+    baseline: ScoredPlan  # the plan that prunes nothing
+    points: tuple[ScoredPlan, ...]  # all scored plans, in the order of scoring
+    # Indices of `points` that no other one beats in both score and cost, dearest first.
     front: tuple[int, ...]
-    chosen: int
-    metric: Metric = CLASSIFICATION.metric
+    chosen: int  # index of the chosen plan in `points`
+    metric: Metric = CLASSIFICATION.metric  # measure of plans beside their score
 
     @model_validator(mode="before")
     @classmethod

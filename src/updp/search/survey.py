@@ -12,43 +12,32 @@ from updp.search.space import Choice, Option, Space
 
 
 class SurveyedSite(BaseModel, frozen=True):
-    """A site with its offers, the preferred one first.
+    """A site with its offers."""
 
-    `entry` and `memory` are bytes of activations that are alive when the baseline's form is
-    entered, and at the worst moment inside it.
-    """
-
-    site: str
-    memory: int
-    entry: int
-    offers: tuple[Offer, ...]
+    site: str  # name of the site
+    memory: int  # bytes of activations alive at the worst moment inside the block, for a batch
+    entry: int  # bytes of activations alive when the site is entered, for a batch
+    offers: tuple[Offer, ...]  # the preferred one first
 
 
 class BaselineCost(BaseModel, frozen=True):
-    """Cost of the baseline: ms for a batch, MACs of an image, parameters, bytes of weights.
+    """Cost of the baseline."""
 
-    `outside` are the bytes of activations at the worst moment outside of all sites.
-    """
-
-    ms: float
-    macs: int
-    parameters: int
-    weights: int
-    outside: int
+    ms: float  # median latency in ms for a batch
+    macs: int  # multiply-accumulates for one image
+    parameters: int  # number of scalar parameters
+    weights: int  # bytes of parameters and buffers
+    outside: int  # bytes of activations at the worst moment outside of all sites, for a batch
 
 
 class Survey(Record):
-    """Survey of a model: its sites with their offers, and the baseline's cost.
-
-    `in_place` is the ratio of the time that a candidate saves within the model to the time that it
-    saves when it is timed alone.
-    """
+    """Survey of a model: its sites with their offers, and the baseline's cost."""
 
     FILE: ClassVar[str] = "sites/sites.json"
-    sites: tuple[SurveyedSite, ...]
-    unusable: tuple[Unusable, ...]
-    baseline: BaselineCost
-    in_place: float
+    sites: tuple[SurveyedSite, ...]  # those with an offer, in the model's order
+    unusable: tuple[Unusable, ...]  # blocks that are no site, and sites without an offer
+    baseline: BaselineCost  # cost of the whole model
+    in_place: float  # time that candidates save within the model, over what they save alone
 
     def offers(self, recipe: Recipe | None = None) -> Offers:
         """The offers of each site, the preferred one first; with a recipe, those for its budget."""

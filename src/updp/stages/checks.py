@@ -19,27 +19,24 @@ ROUNDINGS = 4
 
 
 class Check(BaseModel, frozen=True):
-    """Relative L2 error of one block, or of the logits (`where` is empty), on one input.
+    """Relative L2 error of one block, or of the whole model, on one input."""
 
-    `rounding` estimates the error that the subnet itself makes in this precision. A `note` says why
-    `where` is a site, compared alone, on the inputs that it has in float32.
-    """
-
-    where: str
-    dtype: str
-    source: str
-    error: float
-    rounding: float
+    where: str  # path of the block, or the site where there is a note; empty for the whole model
+    dtype: str  # precision of the comparison, `float64` or `float32`
+    source: str  # input of the comparison, `random` or `images`
+    error: float  # error of the merged form's output, relative to the subnet's
+    rounding: float  # estimate of the relative error that the subnet itself makes by rounding
+    # Relative error of a map's outer 3 pixels; null for small maps and other tensors.
     border: float | None = None
-    interior: float | None = None
-    note: str = ""
+    interior: float | None = None  # relative error of its other pixels; null likewise
+    note: str = ""  # why sites were compared alone, each on the inputs that it has in float32
 
 
 class Checks(Record):
     """The comparisons of merged model and subnet."""
 
     FILE: ClassVar[str] = "merge/checks.json"
-    rows: tuple[Check, ...]
+    rows: tuple[Check, ...]  # one for each block and the whole model, by precision and input
 
 
 def limit(check: Check, tolerances: Mapping[str, float]) -> float:

@@ -42,7 +42,7 @@ class StageKey(Record):
     A finished stage is reused only under the same key, so what is missing here makes stale results.
     """
 
-    after: str = ""  # sha256 of the key of the stage before
+    after: str = ""  # sha256 of the key of the stage before; empty for the first stage
 
     @property
     def sha256(self) -> str:

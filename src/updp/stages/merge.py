@@ -17,7 +17,7 @@ class MergeKey(StageKey):
     """The tolerances of the verification."""
 
     FILE: ClassVar[str] = "merge/key.json"
-    merge: dict[str, Any]
+    merge: dict[str, Any]  # largest relative L2 errors that are allowed, by precision
 
 
 def make_key(context: Context) -> MergeKey:

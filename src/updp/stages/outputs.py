@@ -23,7 +23,7 @@ _NEAR = 0.01  # relative; the difference between two devices is much less
 class Outputs(Record):
     """Values of each tensor that a model returned for two example inputs, evenly spaced in it."""
 
-    values: tuple[tuple[float, ...], ...]
+    values: tuple[tuple[float, ...], ...]  # at most 64 values of each tensor, evenly spaced in it
 
     @classmethod
     def of(cls, model: nn.Module, example: Samples) -> Self:

@@ -36,17 +36,19 @@ class SearchKey(StageKey):
     """The budget and the settings of the search; of a given plan what it chooses."""
 
     FILE: ClassVar[str] = "search/key.json"
+    # Settings of the search that decide the outcome; of a given plan `choices` and `blended`.
     search: dict[str, Any] | None = None
-    refines: bool = False  # whether plans are scored as stage 3 fits them
-    budget: str = ""
+    refines: bool = False  # whether the best plans are scored again as stage 3 fits them
+    budget: str = ""  # the budget as text; empty for a given plan
 
 
 class TimedPlans(Record):
-    """The best plans so far, timed end to end before the search goes on: see `search.corrected`."""
+    """The best plans so far, timed end to end to correct predicted latencies in the search."""
 
     FILE: ClassVar[str] = "search/timed.json"
+    # Plans in numbers: for each site 0 (kept) or the number of its candidate.
     genomes: tuple[Genome, ...]
-    latencies: tuple[Latency, ...]
+    latencies: tuple[Latency, ...]  # latency of each plan for a batch, beside the baseline's
 
 
 def make_key(context: Context) -> SearchKey:

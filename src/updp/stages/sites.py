@@ -31,10 +31,12 @@ class SitesKey(StageKey):
     """The model, the data, and the settings of candidates and measurement."""
 
     FILE: ClassVar[str] = "sites/key.json"
-    model: str
-    seed: int  # it decides untrained weights, too
-    weights: str
-    data: str
+    model: str  # as the user named it; empty for a module from Python
+    seed: int  # seed of the recipe, which decides untrained weights, too
+    weights: str  # sha256 of the model's weights
+    data: str  # sha256 fingerprint of images and labels
+    # Settings of data, candidates and measure that decide the outcome, and a task other than
+    # classification.
     recipe: dict[str, Any]
 
 

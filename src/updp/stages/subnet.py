@@ -40,12 +40,12 @@ class SubnetKey(StageKey):
     """The settings of the training, the point of the front, the teacher, further images."""
 
     FILE: ClassVar[str] = "subnet/key.json"
-    subnet: dict[str, Any]
-    reconstruct: dict[str, Any] = Field({})
-    pick: str = ""
-    teacher: str = ""
-    teacher_weights: str = ""
-    unlabelled: str = ""
+    subnet: dict[str, Any]  # settings of the recipe's `subnet` that decide the outcome
+    reconstruct: dict[str, Any] = Field({})  # settings of the recipe's `reconstruct` that decide it
+    pick: str = ""  # point of the front that `--pick` asked for; empty for the search's own
+    teacher: str = ""  # as the user named it; empty for the baseline or a module from Python
+    teacher_weights: str = ""  # sha256 of the teacher's weights; empty for the baseline
+    unlabelled: str = ""  # sha256 fingerprint of further images; empty where there are none
 
 
 def make_key(context: Context) -> SubnetKey:

@@ -16,16 +16,13 @@ from updp.training.precision import MixedPrecision
 
 
 class SupernetKey(StageKey):
-    """The settings of fit and training, and what decides which candidates are offered.
-
-    `kind_of_budget` is `blocks` or `costs` where offers depend on it; `candidates` are those of a
-    given plan.
-    """
+    """The settings of fit and training, and what decides which candidates are offered."""
 
     FILE: ClassVar[str] = "supernet/key.json"
-    supernet: dict[str, Any]
-    fit: dict[str, Any]
-    kind_of_budget: str = ""
+    supernet: dict[str, Any]  # settings of the recipe's `supernet` that decide the outcome
+    fit: dict[str, Any]  # settings of the recipe's `fit` that decide the outcome
+    kind_of_budget: str = ""  # `blocks` or `costs`; empty where offers do not depend on it
+    # Candidates of a given plan, by site; null for a search.
     candidates: dict[str, Any] | None = None
 
 

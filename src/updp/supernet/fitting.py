@@ -36,17 +36,18 @@ _FitTasks = list[FitTask]
 
 
 class FitRow(BaseModel, frozen=True):
-    """One fitted operator, of a site or outside of all sites; figures as in `fit.Fitted`."""
+    """One fitted operator, of a site or outside of all sites."""
 
-    site: str
-    candidate: str
-    operator: str
-    error: float
-    prior_error: float
-    strength: float | None
-    rows: int
-    kept: float = 1.0  # share of a repair that was kept
-    # The task's distance from the baseline (KL of logits) afterwards, on images of no fit.
+    site: str  # name of the site, or module path of an operator outside of all sites
+    candidate: str  # label of the site's candidate; `keep` where the operator was repaired
+    operator: str  # name within the block; outside of all sites the module path
+    error: float  # mean squared error on held-out rows, as a share of the target's variance
+    prior_error: float  # the same with the weights before the fit
+    strength: float | None  # strength of the ridge; null where the weights before were better
+    rows: int  # number of sampled output pixels or tokens
+    kept: float = 1.0  # share of a repair that was kept; 1 in a pruned site
+    # The task's distance from the baseline (KL of logits) afterwards, on images of no fit; null
+    # where no images were set aside for it.
     divergence: float | None = None
 
 
@@ -54,7 +55,7 @@ class FitRecord(Record):
     """All operators that stage 3 fitted, in order."""
 
     FILE: ClassVar[str] = "subnet/fit.json"
-    rows: tuple[FitRow, ...]
+    rows: tuple[FitRow, ...]  # one for each operator, in the order of execution
 
 
 @torch.no_grad()

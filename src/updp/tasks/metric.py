@@ -10,10 +10,11 @@ class Metric(BaseModel, frozen=True):
     '12.35'
     """
 
-    name: str
-    unit: str = "%"
-    higher_is_better: bool = True
-    of_samples: bool = False  # a share of the samples, so that its sampling error is known
+    name: str  # name of the measure, such as `top-1`
+    unit: str = "%"  # unit of its values; empty where they have none
+    higher_is_better: bool = True  # whether a larger value is the better one
+    # Whether it is a share of samples, so that its sampling error is known.
+    of_samples: bool = False
 
     @property
     def key(self) -> str:

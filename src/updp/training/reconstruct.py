@@ -32,11 +32,11 @@ from updp.training.optim import make_optimizer, make_schedule
 
 
 class ReconstructRow(BaseModel, frozen=True):
-    """A site's mean squared error, as a share of its target's variance, before and after."""
+    """A site's error before and after it was trained alone, beside its output in the baseline."""
 
-    site: str
-    prior_error: float
-    error: float
+    site: str  # name of the site
+    prior_error: float  # mean squared error before, as a share of the target's variance
+    error: float  # the same after training, with all of the change
     kept: float  # share of the change of its weights that was kept
     # The task's distance from the baseline (KL of logits) afterwards, on images of no training.
     divergence: float
@@ -46,7 +46,7 @@ class ReconstructRecord(Record):
     """All sites that were reconstructed, in order."""
 
     FILE: ClassVar[str] = "subnet/reconstruct.json"
-    rows: tuple[ReconstructRow, ...]
+    rows: tuple[ReconstructRow, ...]  # one for each site, in the order of execution
 
 
 @dataclass(frozen=True)

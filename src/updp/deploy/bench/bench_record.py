@@ -21,35 +21,35 @@ Verdict = Literal["faster", "slower", "no difference"]
 class Setting(BaseModel, frozen=True):
     """Runtime, threads and batch size with which two models are timed."""
 
-    device: str  # what it calls itself
-    runtime: str
-    batch_size: int
-    threads: int
-    precision: str
-    layout: str
+    device: str  # product name of the processor or GPU
+    runtime: str  # such as `eager` or `onnxruntime`
+    batch_size: int  # images in a batch
+    threads: int  # threads of the processor
+    precision: str  # type of the numbers that both compute with, such as `float32`
+    layout: str  # memory layout of images, `contiguous` or `channels_last`
 
 
 class BenchFigures(BaseModel):
-    """Figures of one model; None where the runtime or the machine does not tell."""
+    """Figures of one model; null where the runtime or the machine does not tell."""
 
-    ms: Timing  # of a batch
-    images_per_second: float
-    memory: int | None = None  # bytes of activations at the worst moment
+    ms: Timing  # latency in ms for a batch
+    images_per_second: float  # at the median latency
+    memory: int | None = None  # bytes of activations at the worst moment, the input's included
     energy: float | None = None  # joules for an image
 
 
 class Row(BaseModel):
     """Two models at one setting: figures, or a failure."""
 
-    setting: Setting
-    baseline: BenchFigures | None = None
-    other: BenchFigures | None = None
+    setting: Setting  # with which both models were timed
+    baseline: BenchFigures | None = None  # figures of the baseline; null where the row is a failure
+    other: BenchFigures | None = None  # figures of the other model; null likewise
     speedup: Timing | None = None  # how many times faster the other model is
     failure: str = ""  # why the two cannot run so
-    rounds: int = 0
+    rounds: int = 0  # interleaved repetitions; 0 where the row is a failure
     energy_from: str = ""  # what counted the joules, or why there are none
-    versions: dict[str, str] = {}
-    command: list[str] = []
+    versions: dict[str, str] = {}  # versions of Python and of installed packages
+    command: list[str] = []  # command line that measured the row
 
     @property
     def verdict(self) -> Verdict | None:
@@ -62,13 +62,13 @@ class Row(BaseModel):
 
 
 class Bench(Record):
-    """All rows about two models; `names` are the baseline's and the other's."""
+    """All rows about two models."""
 
     FILE: ClassVar[str] = "bench/bench.json"
     WHAT: ClassVar[str] = "a record of `updp bench`"
-    names: tuple[str, str]
-    input_shape: tuple[int, ...]
-    rows: list[Row] = []  # noqa: RUF012
+    names: tuple[str, str]  # names of the baseline and of the other model
+    input_shape: tuple[int, ...]  # (C, H, W) of an image; empty where inputs are no one tensor
+    rows: list[Row] = []  # one row for each setting  # noqa: RUF012
 
     @property
     def measured(self) -> list[Row]:

@@ -24,38 +24,41 @@ class Exported(BaseModel):
     True
     """
 
-    format: str
-    folder: str  # relative to the run directory if inside
-    files: list[str]  # names in `folder`, the one to open first
-    bytes: int
-    baseline_bytes: int | None  # of the baseline in the same format; None where it does not export
-    parameters: int
-    baseline_parameters: int
-    images: int
-    max_abs: float  # largest difference of a logit
-    max_rel: float  # the same over the image's largest logit
-    top1_agreement: float  # percent
+    format: str  # name of the format, such as `onnx`
+    folder: str  # path of the folder, relative to the run directory if inside
+    files: list[str]  # names of the files in `folder`, the one to open first
+    bytes: int  # length of all files together
+    # The same of the baseline; null where it does not export to the format.
+    baseline_bytes: int | None
+    parameters: int  # number of scalar parameters
+    baseline_parameters: int  # the same of the baseline
+    images: int  # test images on which file and PyTorch were compared
+    max_abs: float  # largest difference of a logit from PyTorch's, at any of the sizes
+    max_rel: float  # largest difference of a logit over the image's largest logit
+    # Percent of images whose best class agrees, or is undecided; 100 in other tasks.
+    top1_agreement: float
     undecided: int  # images whose two best logits are within twice the tolerance: either may win
-    tolerance: float
-    dynamic: list[str]  # `batch`, and `height`, `width` or `length` where they are not fixed
-    note: str  # why a size is fixed, or nothing
+    tolerance: float  # largest difference of a logit that is allowed at the run's own size
+    # Dynamic axes: `batch`, and `height`, `width` or `length` where they are not fixed.
+    dynamic: list[str]
+    note: str  # why a size is fixed; empty where none is
     input_sizes: list[tuple[int, ...]]  # (C, H, W) of the first input at which they were compared
-    versions: dict[str, str]
-    seconds: float
+    versions: dict[str, str]  # versions of the packages that wrote and ran the file
+    seconds: float  # seconds that it took to write and to compare
 
 
 class Exports(Record):
     """All exports of a run, by format."""
 
     FILE: ClassVar[str] = "export/exports.json"
-    exports: dict[str, Exported] = {}  # noqa: RUF012
+    exports: dict[str, Exported] = {}  # one for each format  # noqa: RUF012
 
 
 class Written(Record):
     """Names of the files that exports of the run put into each folder, kills included."""
 
     FILE: ClassVar[str] = "export/.written.json"
-    names: dict[str, list[str]] = {}  # noqa: RUF012
+    names: dict[str, list[str]] = {}  # names of files, by folder  # noqa: RUF012
 
 
 def read_exports(run: str | Path) -> dict[str, Exported]:

@@ -11,29 +11,32 @@ from updp.tasks import CLASSIFICATION, Metric
 class Int8Operator(BaseModel, extra="forbid", frozen=True):
     """The weight of one linear operator, as it was quantised."""
 
-    name: str
-    site: str = ""  # that it replaced; empty where it is the baseline's
-    kind: str
-    channels: int
-    lowest: float  # range of a channel, which is its largest magnitude
-    highest: float
+    name: str  # module path, or the graph node's name where that is unknown
+    site: str = ""  # pruned site whose form it is in; empty where it is the baseline's
+    kind: str  # ONNX operator, and the groups of a grouped convolution
+    channels: int  # number of output channels
+    lowest: float  # smallest range of a channel, which is its largest magnitude
+    highest: float  # largest range of a channel
     spread: float  # `highest` over `lowest`, channels of zeros left out
-    noise_per_tensor: float | None  # signal over quantisation noise, dB; None: nothing is lost
-    noise_per_channel: float | None
+    # Ratio of signal to quantisation noise with one scale, dB; null where nothing is lost.
+    noise_per_tensor: float | None
+    noise_per_channel: float | None  # the same with a scale for each channel
 
 
 class Int8Figures(BaseModel, extra="forbid", frozen=True):
-    """INT8 figures of one model, on the test split; metrics are None where that has no labels."""
+    """INT8 figures of one model, on the test split."""
 
-    file: str
+    file: str  # name of the INT8 file in `export`
+    # Value of the metric in float32; null where the test split has no labels.
     metric_float: float | None = Field(validation_alias=AliasChoices("metric_float", "top1_float"))
+    # Value of the metric in INT8; null likewise.
     metric_int8: float | None = Field(validation_alias=AliasChoices("metric_int8", "top1_int8"))
-    agreement: float  # the metric of INT8 beside float's predictions
-    bytes_float: int  # of the ONNX files
-    bytes_int8: int
-    equalised_pairs: int  # of operators
-    skips_apart: int = 0  # taken out of convolutions, into which merging had put them
-    operators: list[Int8Operator]
+    agreement: float  # value of the metric in INT8, with the predictions in float32 as labels
+    bytes_float: int  # length of the ONNX file in float32
+    bytes_int8: int  # length of the ONNX file in INT8
+    equalised_pairs: int  # pairs of operators whose channels were equalised
+    skips_apart: int = 0  # skips taken out of convolutions, into which merging had put them
+    operators: list[Int8Operator]  # weights of the linear operators, in the graph's order
 
     def loss(self, metric: Metric) -> float:
         """Loss of the metric by INT8, negative where it gains; or of agreement with float."""
@@ -47,15 +50,16 @@ class Int8(Record):
     """Both models in INT8."""
 
     FILE: ClassVar[str] = "export/int8.json"
-    metric: Metric = CLASSIFICATION.metric
-    baseline: Int8Figures
-    merged: Int8Figures
-    images: int  # of the calibration split, which set the ranges of activations
-    test_images: int
-    method: str
-    per_channel: bool
-    equalised: bool  # both models alike, though one may have no pair of operators to equalise
-    versions: dict[str, str]
+    metric: Metric = CLASSIFICATION.metric  # measure of the models, such as top-1
+    baseline: Int8Figures  # figures of the baseline
+    merged: Int8Figures  # figures of the pruned model
+    images: int  # number of calibration images, which set the ranges of activations
+    test_images: int  # images of the test split, on which both were evaluated
+    method: str  # how ranges were set: `percentile`, `minmax` or `entropy`
+    per_channel: bool  # whether weights have a scale for each output channel
+    # Whether channels were equalised across layers, in both models where they have such.
+    equalised: bool
+    versions: dict[str, str]  # versions of the packages that wrote and ran the files
 
     @property
     def excess(self) -> float:
