@@ -1,0 +1,219 @@
+"""Hidden channels of branches that are no chains: gated parts, blocks with a second input."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.families import error
+from updp.blocks import find
+from updp.blocks.nested import ModelInputs, call
+from updp.candidates import from_json
+from updp.candidates.narrow.candidate import Narrow
+from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
+from updp.errors import UserError
+from updp.recipe import CandidateSettings, FitSettings
+from updp.supernet import Supernet, fit_plan
+
+FIT = FitSettings().model_copy(update={"ridge": (1e-9,), "judged": 0})
+C, H = 8, 48
+
+
+def repeated(module: nn.Linear | nn.Conv2d, unit: int = 1, parts: int = 1) -> None:
+    """Make the output channels, in units, of each part three times the same ones."""
+    with torch.no_grad():
+        for tensor in (module.weight, module.bias):
+            third = tensor.view(parts, 3, -1, unit, *tensor.shape[1:])
+            third[:, 1:] = third[:, :1]
+
+
+class Gated(nn.Module):
+    """SwiGLU, written in the block's own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.down = nn.LayerNorm(C), nn.Linear(H, C)
+        self.gate, self.up = nn.Linear(C, H), nn.Linear(C, H)
+        for module in (self.gate, self.up):
+            repeated(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Packed(nn.Module):
+    """Both halves by one layer, in a module within a module, as diffusers has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(C, 2 * H)
+        repeated(self.proj, parts=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([Packed(), nn.Dropout(0.1), nn.Linear(H, C)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.net:
+            x = module(x)
+        return x
+
+
+class WithFeedForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.ff, self.scale = nn.LayerNorm(C), FeedForward(), nn.Parameter(torch.rand(C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.ff(self.norm(x))
+
+
+class Timed(nn.Module):
+    """A block of a diffusion network; with `film` the embedding also scales."""
+
+    def __init__(self, film: bool) -> None:
+        super().__init__()
+        self.film = film
+        self.norm1, self.conv1 = nn.GroupNorm(2, C), nn.Conv2d(C, H, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(12, H), nn.Conv2d(H, C, 3, padding=1)
+        self.emb = nn.Linear(5, (1 + film) * H)
+        repeated(self.conv1, 4)
+        repeated(self.emb, 4, 1 + film)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        y, emb = self.conv1(F.silu(self.norm1(x))), self.emb(F.silu(t))[:, :, None, None]
+        if self.film:
+            scale, shift = emb.chunk(2, dim=1)
+            y = self.norm2(y) * (1 + scale) + shift
+        else:
+            y = self.norm2(y + emb)
+        return x + self.conv2(F.silu(y))
+
+
+class TimedNet(nn.Module):
+    def __init__(self, film: bool) -> None:
+        super().__init__()
+        self.one, self.two = Timed(film), Timed(film)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.two(self.one(x, t), t)
+
+
+def tokens() -> Tensor:
+    return torch.randn(40, 7, C)
+
+
+def maps() -> ModelInputs:
+    return ModelInputs((torch.randn(40, C, 6, 5), torch.randn(40, 5)))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, int], list[str]]] = {
+    "gated": (lambda: nn.Sequential(Gated(), Gated()), tokens, {"gate": 1, "up": 1}, []),
+    "packed": (
+        lambda: nn.Sequential(WithFeedForward(), WithFeedForward()),
+        tokens,
+        {"ff.net.0.proj": 2},
+        [],
+    ),
+    "timed": (lambda: TimedNet(False), maps, {"conv1": 1}, ["norm2"]),
+    "film": (lambda: TimedNet(True), maps, {"conv1": 1}, ["norm2"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_redundant_hidden_channels_are_removed_without_loss(case: str) -> None:
+    make, draw, producers, between = CASES[case]
+    torch.manual_seed(0)
+    model, x = make().eval(), draw()
+    findings = find(model, x[:2])
+    assert all(site.branch is None for site in findings.sites)
+    for site in findings.sites:
+        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        hidden = hidden_channels(site, block, graph)
+        assert isinstance(hidden, HiddenChannels)
+        assert (hidden.count, hidden.producers, [*hidden.between]) == (H, producers, between)
+        widths = [c.width for c in Narrow.propose(site, block, graph, CandidateSettings())]
+        assert 0.375 in widths
+    third = Narrow(0.34)  # 16 of 48
+    with torch.no_grad():
+        wanted = call(copy.deepcopy(model).double(), x.to(torch.float64))
+        net = Supernet(model, findings, {site.name: [third] for site in findings.sites})
+        net, choices = net.double().eval(), {s.name: third.label for s in findings.sites}
+        x = x.to(torch.float64)
+        net.choose(choices)
+        before = error(call(net, x), wanted)
+        assert len(fit_plan(net, choices, [x[:20], x[20:]], FIT)) >= len(choices)
+        net.choose(choices)
+        assert error(call(net, x), wanted) < 1e-5 < before
+        merged = net.merged(torch.float64)
+        assert error(call(merged, x), call(net, x)) < 1e-12
+        loaded = copy.deepcopy(merged)
+        loaded.load_state_dict(merged.state_dict())
+        assert error(call(loaded, x), call(net, x)) < 1e-12
+    read = [p.shape[1] for p in merged.parameters() if p.ndim > 1]
+    assert (read.count(16), read.count(H)) == (len(choices), 0)
+
+
+class Elsewhere(Gated):
+    """What the last layer reads is read by another one, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(H, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        hidden = F.silu(self.gate(y)) * self.up(y)
+        return x + self.down(hidden) * torch.sigmoid(self.other(hidden))
+
+
+class Normed(Gated):
+    """A norm over the hidden channels, whose statistics would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LayerNorm(H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down(self.inner(F.silu(self.gate(y)) * self.up(y)))
+
+
+class OfSize(Gated):
+    """It keeps to the number of hidden channels that it has in its code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down((F.silu(self.gate(y)) * self.up(y)).reshape(-1, 7, H))
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, Normed, OfSize])
+def test_a_block_whose_hidden_channels_cannot_go_has_no_narrow_form(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(), kind()).eval()
+    findings = find(model, tokens()[:2])
+    for site in findings.sites:
+        graph = findings.graphs[site.block]
+        block = model.get_submodule(site.block)
+        assert not [*Narrow.propose(site, block, graph, CandidateSettings())]
+    site = findings.sites[0]
+    if hidden_channels(site, model[0], findings.graphs[site.block]) is None:
+        with pytest.raises(UserError, match="site 0 has no inner channels that can become fewer"):
+            Narrow(0.5).build(site, model[0], findings.graphs[site.block])
+
+
+def test_the_candidate_is_read_from_json_as_any_narrow_one() -> None:
+    assert from_json(Narrow(0.5).to_json()) == Narrow(0.5)
