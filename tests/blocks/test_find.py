@@ -704,3 +704,105 @@ def test_a_module_with_residual_children_has_branches_of_its_own() -> None:
     assert [s.name for s in found.sites] == [":parts.0", ":parts.1", "stem", "inner"]
     assert all(s.branch is not None for s in found.sites)
     assert found.unusable == ()
+
+
+class Resized(nn.Module):
+    """Attention that adds sizes of its tensor up, as those that rotate queries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(1).view(x.shape[:1] + (1,) * (x.dim() - 2) + x.shape[-1:])
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v))
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(C), Resized()
+        self.norm2, self.mlp = nn.LayerNorm(C), nn.Sequential(nn.Linear(C, 9), nn.Linear(9, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def test_sizes_that_are_added_are_no_branch() -> None:
+    found = find(nn.Sequential(Around(), Around()).eval(), torch.randn(2, 7, C))
+    assert [s.name for s in found.sites] == ["0:attn", "0:mlp", "1:attn", "1:mlp"]
+
+
+class OfItsSkipsSize(nn.Module):
+    """A branch that is brought to the size of its skip, as in networks that pool their queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.pool = nn.LayerNorm(C), nn.AvgPool1d(2)
+        self.proj, self.mix = nn.Linear(C, C), nn.Linear(2 * C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        skip = self.pool(self.proj(x).transpose(1, 2)).transpose(1, 2)
+        y = self.mix(torch.cat([x, x.flip(1)], 2))
+        return skip + y[:, : skip.shape[1]].reshape(skip.shape)
+
+
+def test_what_reads_the_size_of_a_skip_does_not_start_at_it() -> None:
+    model = nn.Sequential(OfItsSkipsSize(), OfItsSkipsSize()).eval()
+    found = find(model, torch.randn(2, 8, C))
+    for site in found.sites:
+        node = next(n for n in found.graphs[site.block].nodes if n.name == site.region.entry)
+        assert str(node.target) in ("x", "norm")
+
+
+class Tries(nn.Module):
+    """It calls each layer with a further argument, and without where the layer takes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            layer for _ in range(3) for layer in (conv(C, C), nn.BatchNorm2d(C), nn.ReLU())
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            try:
+                x = layer(x, lengths=lengths)
+            except TypeError:
+                x = layer(x)
+        return x
+
+
+def test_calls_that_a_forward_tries_in_vain_leave_nothing() -> None:
+    found = find(Tries().eval(), torch.randn(2, C, 9, 7))
+    assert chains(found)
+    assert found.unusable == ()
+
+
+class FlexibleNorm(nn.LayerNorm):
+    """A LayerNorm for maps and tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super().forward(x)
+
+
+class Square(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate = FlexibleNorm(C), nn.Linear(C, C)
+        self.attn = nn.MultiheadAttention(C, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.attn(y, y, y, need_weights=False)[0] * torch.sigmoid(self.gate(y))
+
+
+@pytest.mark.parametrize("tokens", [C - 2, C])
+def test_as_many_tokens_as_channels_are_still_tokens(tokens: int) -> None:
+    found = find(nn.Sequential(Square(), Square()).eval(), torch.randn(2, tokens, C))
+    assert [site.layout for site in found.sites] == ["last", "last"]

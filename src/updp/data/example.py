@@ -1,11 +1,14 @@
 """Example inputs of a model, to trace it, to time it and to open its run again without the data."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from updp.blocks.modules import seeded_input
 from updp.blocks.nested import (
+    ModelInputs,
     Samples,
     count,
     from_structure,
@@ -59,3 +62,28 @@ def check_example(example: Samples, kind: str) -> None:
         raise UserError("the example holds no sample: its first axis has length 0")
     if not all(x.isfinite().all() for x in tensors if x.is_floating_point()):
         raise UserError("the example has values that are NaN or infinite")
+
+
+def with_masks_in_use(example: Samples) -> Samples:
+    """The inputs, with a place hidden by each mask that hides none: the last of the last sample.
+
+    A model may go another way where a mask of ones hides nothing (transformers' leave it out
+    then), and would be traced as if masks had no effect. Masks are found by name: `..._mask`
+    (N, T) of whole numbers or truth values, of which 0 hides; where it says `padding`, 1 does.
+    """
+    if isinstance(example, Tensor):
+        return example
+    masks = {name: _in_use(name, value) for name, value in example.kwargs.items()}
+    return ModelInputs(example.args, example.kwargs | masks)
+
+
+def _in_use(name: str, value: Any) -> Any:
+    is_mask = isinstance(value, Tensor) and name.endswith("mask") and value.ndim == 2
+    if not is_mask or value.is_floating_point() or value.shape[1] < 2:
+        return value
+    hides = "padding" in name
+    if bool((value != (not hides)).any()):
+        return value
+    value = value.clone()
+    value[-1, -1] = hides
+    return value

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from updp import UserError
 from updp.blocks.nested import ModelInputs
 from updp.data import from_loaders
-from updp.data.example import make_example, read_example, write_example
+from updp.data.example import make_example, read_example, with_masks_in_use, write_example
 from updp.tasks import TASKS, Task
 
 
@@ -116,3 +116,24 @@ def test_a_task_that_fails_on_an_item_is_named() -> None:
 
     with pytest.raises(UserError, match=r"item 0 of the training loader is \{z: int\}: .*KeyError"):
         from_loaders(Items([{"z": 1}]), None, task=Own())
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "hidden"),
+    [
+        ("attention_mask", torch.ones(2, 4, dtype=torch.int64), 0),
+        ("attention_mask", torch.ones(2, 4, dtype=torch.bool), False),
+        ("key_padding_mask", torch.zeros(2, 4, dtype=torch.bool), True),
+    ],
+)
+def test_an_example_has_masks_that_hide_something(name: str, mask: Any, hidden: Any) -> None:
+    example = ModelInputs((), {"input_ids": torch.ones(2, 4, dtype=torch.int64), name: mask})
+    kwargs = with_masks_in_use(example).kwargs
+    assert kwargs["input_ids"] is example.kwargs["input_ids"]
+    assert kwargs[name][-1, -1] == hidden
+    assert (kwargs[name] == mask).sum() == 7
+    assert (example.kwargs[name] == mask).all()
+    again = with_masks_in_use(ModelInputs((), kwargs))
+    assert torch.equal(again.kwargs[name], kwargs[name])
+    weights = ModelInputs((), {name: torch.ones(2, 4), "x": torch.ones(2, 4).long()})
+    assert torch.equal(with_masks_in_use(weights).kwargs[name], torch.ones(2, 4))

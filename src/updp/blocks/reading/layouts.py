@@ -22,9 +22,10 @@ def usual_layout(ndim: int) -> str:
 def layout_of(part: nn.Module, *inputs: Any) -> str:
     """Layout of the first of `inputs`, from what the operators and norms in `part` are given.
 
-    The first one that gets the tensor's own shape tells; else the first one whose number of
-    channels is that of one of the two axes only. An attention on a map flattens it to tokens, and a
-    gate pools it: so what a module is says nothing where it gets another shape.
+    The first one that gets the tensor's own shape tells, but for norms that do not know; else the
+    first one whose number of channels is that of one of the two axes only. An attention on a map
+    flattens it to tokens, and a gate pools it: so what a module is says nothing where it gets
+    another shape.
     """
     x = inputs[0]
     usual = usual_layout(x.ndim)
@@ -44,7 +45,7 @@ def layout_of(part: nn.Module, *inputs: Any) -> str:
         call_user_code(part, x.clone(), *inputs[1:])
     shape = tuple(x.shape)
     for own, layout in seen:
-        if own == shape:
+        if own == shape and layout:
             return layout
     axes = {FIRST: shape[1], LAST: shape[-1]}
     for own, layout in seen:
@@ -52,7 +53,7 @@ def layout_of(part: nn.Module, *inputs: Any) -> str:
         fitting = [name for name, count in axes.items() if count == channels]
         if len(fitting) == 1:
             return fitting[0]
-        if fitting and len(own) == x.ndim:
+        if fitting and layout and len(own) == x.ndim:
             return layout
     return usual
 
@@ -72,7 +73,7 @@ def normalized(module: nn.Module) -> tuple[int, ...]:
 
 
 def _layout_in(module: nn.Module, x: Tensor) -> str:
-    """Layout of the tensor that a module with channels is given."""
+    """Layout of the tensor that a module with channels is given; empty where both axes fit."""
     if isinstance(module, nn.Linear):
         return LAST
     if not normalized(module):
@@ -80,4 +81,5 @@ def _layout_in(module: nn.Module, x: Tensor) -> str:
     (channels,) = normalized(module)
     if x.shape[1] != x.shape[-1]:
         return LAST if x.shape[-1] == channels else FIRST
-    return LAST if type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward) else FIRST
+    known = type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward)
+    return LAST if known else ""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 _ADDS = {operator.add, operator.iadd, torch.add}
+_OF_SIZE = {"shape", "ndim", "dtype", "device", "size", "dim", "numel", "stride", "element_size"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,24 @@ def data_nodes(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     return ancestors
 
 
+def _tensor_ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """As `data_nodes`, but through values alone: what reads only a tensor's size is left out."""
+    ancestors: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            ancestors[node] = {node}
+        elif not _is_size(node) and (ps := [p for p in node.all_input_nodes if p in ancestors]):
+            ancestors[node] = {node}.union(*(ancestors[p] for p in ps))
+    return ancestors
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node reads the size of a tensor, or another of its properties but its values."""
+    if node.op == "call_method":
+        return node.target in _OF_SIZE
+    return node.target is len or (node.target is getattr and node.args[1] in _OF_SIZE)
+
+
 def residual_adds(
     graph: fx.Graph, operators: Callable[[str], int] = lambda target: 1
 ) -> list[tuple[Region, str]]:
@@ -65,7 +84,7 @@ def residual_adds(
     a module by its path in the block: of the two paths, the one with more is the branch. An add
     whose paths do not fork from one tensor, as that of a position embedding, is not listed.
     """
-    ancestors = data_nodes(graph)
+    ancestors, by_value = data_nodes(graph), _tensor_ancestors(graph)
     at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
     found = []
 
@@ -78,9 +97,9 @@ def residual_adds(
             continue
         named = [add.kwargs[key] for key in ("input", "other") if key in add.kwargs]
         left, right = (*add.args, *named)[:2]
-        if left not in ancestors or right not in ancestors or left is right:
+        if left not in by_value or right not in by_value or left is right:
             continue
-        common = ancestors[left] & ancestors[right]
+        common = by_value[left] & by_value[right]
         if not common:
             continue
         fork = max(common, key=at)

@@ -97,7 +97,11 @@ class Tracer(fx.Tracer):
         elif self.call is not None and kind not in ("placeholder", "output"):
             inputs = node.all_input_nodes
             if all(n in self.values for n in inputs):
-                self._compute(node, inputs)
+                try:
+                    self._compute(node, inputs)
+                except Exception:  # the forward may go on without it
+                    self.graph.erase_node(node)
+                    raise
         return node
 
     def create_arg(self, a: Any) -> Any:
