@@ -144,7 +144,8 @@ def test_redundant_hidden_channels_are_removed_without_loss(case: str) -> None:
         block, graph = model.get_submodule(site.block), findings.graphs[site.block]
         hidden = hidden_channels(site, block, graph)
         assert isinstance(hidden, HiddenChannels)
-        assert (hidden.count, hidden.producers, [*hidden.between]) == (H, producers, between)
+        made = {name: producer.times for name, producer in hidden.producers.items()}
+        assert (hidden.count, made, [*hidden.between]) == (H, producers, between)
         widths = [c.width for c in Narrow.propose(site, block, graph, CandidateSettings())]
         assert 0.375 in widths
     third = Narrow(0.34)  # 16 of 48

@@ -21,8 +21,7 @@ from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate, Form
 from updp.candidates.narrow.channels import InnerChannels, inner_channels, on_modules
-from updp.candidates.narrow.hidden import hidden_channels
-from updp.candidates.narrow.hidden_form import HiddenNarrowForm, propose_widths
+from updp.candidates.narrow.hidden_form import HiddenNarrowForm, find_hidden, propose_widths
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
 from updp.errors import UserError
 from updp.fit import Fitted
@@ -85,7 +84,7 @@ class Narrow(Candidate):
         Raises UserError: there are no channels that could become fewer.
         """
         if site.branch is None:
-            hidden = hidden_channels(site, block, graph)
+            hidden = find_hidden(site, block, graph)
             if hidden is None:
                 raise UserError(f"site {site.name} has no inner channels that can become fewer")
             return HiddenNarrowForm(site, block, graph, hidden, self.width)

@@ -8,8 +8,8 @@ alone, and through the user's modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +27,14 @@ _DEPTH = 3  # of modules within modules in which a consumer is looked for
 
 
 @dataclass(frozen=True)
+class Producer:
+    """An operator that makes all channels `times` in a row, `size` of them for each unit."""
+
+    times: int
+    size: int
+
+
+@dataclass(frozen=True)
 class HiddenChannels:
     """Hidden channels, by the paths of modules in the block and nodes of its graph.
 
@@ -35,10 +43,11 @@ class HiddenChannels:
     chain:      the branch from the consumer on
     count:      number of channels
     unit:       so many adjoin, and stay or go together, as the groups of a GroupNorm do
-    producers:  operators that make them, each with how many times it makes all of them in a row
+    producers:  operators that make them
     between:    modules with state that act on each channel
     extras:     nodes outside of the region with one value for each channel, each with its axis
     targets:    the modules called in the region that are one of these, or hold one
+    attributes: further attributes of modules that change, each with its amount for a unit
     """
 
     consumer: str
@@ -46,10 +55,11 @@ class HiddenChannels:
     chain: Chain
     count: int
     unit: int
-    producers: Mapping[str, int]
+    producers: Mapping[str, Producer]
     between: tuple[str, ...]
     extras: Mapping[str, int]
     targets: tuple[str, ...]
+    attributes: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def module(self, copies: Mapping[str, nn.Module], name: str) -> nn.Module:
         """Return one of the modules, by its path in the block, in copies of the `targets`."""
@@ -60,9 +70,13 @@ class HiddenChannels:
     def cut(self, copies: Mapping[str, nn.Module], channels: Tensor) -> None:
         """Remove all channels but `channels` (indices) from copies of the `targets`."""
         cut_inputs(self.module(copies, self.consumer), channels)
-        for name, times in self.producers.items():
-            parts = [channels + number * self.count for number in range(times)]
+        units, all_units = channels[:: self.unit] // self.unit, self.count // self.unit
+        for name, made in self.producers.items():
+            rows = _rows(units, made.size)
+            parts = [rows + number * all_units * made.size for number in range(made.times)]
             cut_outputs(self.module(copies, name), torch.cat(parts))
+        for (path, attribute), each in self.attributes.items():
+            setattr(self.module(copies, path), attribute, each * len(units))
         for name in self.between:
             if isinstance(norm := self.module(copies, name), nn.GroupNorm):
                 cut_group_norm(norm, channels)
@@ -73,17 +87,28 @@ class HiddenChannels:
     def largest(self, copies: Mapping[str, nn.Module], keep: int) -> Tensor:
         """Return the indices of the `keep` channels of the largest weights, in order.
 
-        The norm of a channel's weights in the consumer, times those in all producers.
+        The norm of a unit's weights in the consumer, times those in all producers.
         """
-        read = weight_of(self.module(copies, self.consumer))
-        sizes = read.movedim(1, 0).flatten(1).norm(dim=1)
-        for name, times in self.producers.items():
+        units = self.count // self.unit
+        read = weight_of(self.module(copies, self.consumer)).movedim(1, 0)
+        sizes = read.reshape(units, -1).norm(dim=1)
+        for name, made in self.producers.items():
             rows = weight_of(self.module(copies, name)).flatten(1).norm(dim=1)
-            sizes = sizes * rows.reshape(times, -1).norm(dim=0)
-        order = sizes.reshape(-1, self.unit).sum(1).argsort(descending=True, stable=True)
-        units = order[: keep // self.unit].sort().values
-        channels: Tensor = units[:, None] * self.unit + torch.arange(self.unit, device=units.device)
-        return channels.flatten()
+            sizes = sizes * rows.reshape(made.times, units, made.size).norm(dim=(0, 2))
+        order = sizes.argsort(descending=True, stable=True)
+        return _rows(order[: keep // self.unit].sort().values, self.unit)
+
+
+def _rows(units: Tensor, size: int) -> Tensor:
+    """Indices of the rows of some units, each of which has `size` rows."""
+    rows: Tensor = units[:, None] * size + torch.arange(size, device=units.device)
+    return rows.flatten()
+
+
+def called_modules(graph: fx.Graph, names: Sequence[str]) -> tuple[str, ...]:
+    """Modules that a graph calls, which are one of those of the names, or hold one."""
+    called = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
+    return tuple(t for t in called if any(n == t or n.startswith(f"{t}.") for n in names))
 
 
 def hidden_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
@@ -127,21 +152,18 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
     trace = Backwards(count, axis, x.ndim)
     trace.follow(sources[0], scope)
     trace.check(consumer)
-    outermost = scope.outermost
     name = f"{scope.prefix}{consumer.target}"
-    called = {str(n.target): None for n in outermost.graph.nodes if n.op == "call_module"}
     cut = (*trace.producers, *trace.between, name)
-    targets = tuple(t for t in called if any(n == t or n.startswith(f"{t}.") for n in cut))
     return HiddenChannels(
         name,
         _enter(scope, sources[0]),
         chain,
         count,
         trace.unit,
-        trace.producers,
+        {path: Producer(times, trace.unit) for path, times in trace.producers.items()},
         tuple(trace.between),
         trace.extras,
-        targets,
+        called_modules(scope.outermost.graph, cut),
     )
 
 

@@ -14,7 +14,9 @@ from updp.blocks import Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
 from updp.blocks.surgery import Replacement, isolate, substitute
+from updp.candidates.attention.reading import read_attention
 from updp.candidates.narrow.channels import on_modules
+from updp.candidates.narrow.heads import head_channels
 from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
 from updp.candidates.parts.regraph import RewiredForm
 from updp.candidates.parts.widths import share_of
@@ -40,6 +42,18 @@ class Select(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the channels' part of `x`."""
         return x.index_select(self.axis, self.channels)
+
+
+def find_hidden(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
+    """Find what may become fewer: hidden channels, else the heads of an attention.
+
+    It depends on the structure alone: a form is built again where weights are yet to be loaded.
+    """
+    found = hidden_channels(site, block, graph)
+    try:
+        return head_channels(site, block, graph) if found is None else found
+    except UserCodeError:
+        return None
 
 
 def narrow_width(hidden: HiddenChannels, width: float) -> int:
@@ -197,7 +211,7 @@ def propose_widths(
     site: Site, block: nn.Module, graph: fx.Graph, widths: Sequence[float]
 ) -> list[float]:
     """List the widths, the largest first, that leave different and fewer channels."""
-    hidden = hidden_channels(site, block, graph)
+    hidden = find_hidden(site, block, graph)
     if hidden is None:
         return []
     found: dict[int, float] = {}
@@ -207,4 +221,7 @@ def propose_widths(
     # The widest is tried, for a narrow one may be left with one channel, which broadcasts.
     if not found or not works(site, block, graph, hidden, next(iter(found.values()))):
         return []
-    return list(found.values())
+    try:  # attention that is understood has heads chosen by what they do
+        return [] if read_attention(site, block, graph) is not None else list(found.values())
+    except UserCodeError:
+        return list(found.values())

@@ -1,0 +1,144 @@
+"""Whole heads of attention whose logits are not read: given a mask, rotated, or of grouped keys.
+
+Heads do not know of each other, so those that stay compute what they did. Which layers make
+queries, keys and values is told by their sizes, and the number of heads by the module's attributes;
+a candidate is offered only where the block with fewer heads computes what it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
+
+from updp.blocks import Chain, LinearStep, ScaleStep, Site
+from updp.blocks.modules import call_user_code, hooks
+from updp.blocks.surgery import extract
+from updp.candidates.narrow.hidden import HiddenChannels, Producer, called_modules
+from updp.fit.operator import channel_factor
+
+_HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "dim_head", "d_head")
+_ALL_HEADS = ("all_head", "attn_dim", "inner_dim", "attention_dim")
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    module: nn.Linear
+    x: Tensor
+    y: Tensor
+
+
+def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
+    """The channels that heads give to the last layer of an attention; None where there is none.
+
+    Raises UserCodeError: the branch does not run alone.
+    """
+    region = site.region
+    if site.branch is not None or region.add is None or len(site.shape_in) != 3:
+        return None
+    whole = extract(block, graph, region.entry, region.branch[-1], region.extras)
+    calls = list[_Call]()
+    with torch.no_grad(), hooks(_watched(block, calls)):
+        y = call_user_code(whole, *site.example(block))
+    if len({call.name for call in calls}) < len(calls) or not isinstance(y, Tensor):
+        return None
+    if not calls or (factor := channel_factor(calls[-1].y, y, "last")) is None:
+        return None
+    *makers, last = calls
+    if (sizes := _sizes(block, makers, last)) is None:
+        return None
+    unit, producers, head = sizes
+    steps = (LinearStep(last.name, last.module), ScaleStep("", factor))
+    owners = dict.fromkeys(call.name.rpartition(".")[0] for call in calls)
+    heads = last.module.in_features // head
+    attributes = {
+        (owner, name): each
+        for owner in owners
+        for name, each in _attributes(block.get_submodule(owner), heads, head, unit)
+    }
+
+    def enter(x: Tensor, *extras: Any) -> Tensor:
+        seen = list[Tensor]()
+
+        def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0])
+
+        with hooks([last.module.register_forward_pre_hook(watch)]):
+            whole(x, *extras)
+        return seen[0]
+
+    return HiddenChannels(
+        last.name,
+        enter,
+        Chain(steps, "last", "last", "last"),
+        last.module.in_features,
+        unit,
+        producers,
+        (),
+        {},
+        called_modules(graph, (*producers, last.name)),
+        attributes,
+    )
+
+
+def _watched(block: nn.Module, calls: list[_Call]) -> Iterator[RemovableHandle]:
+    for name, module in block.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+
+        def hook(m: nn.Linear, args: tuple[Any, ...], y: Tensor, name: str = name) -> None:
+            calls.append(_Call(name, m, args[0], y))
+
+        yield module.register_forward_hook(hook)  # type: ignore[arg-type]
+
+
+def _sizes(
+    block: nn.Module, makers: list[_Call], last: _Call
+) -> tuple[int, Mapping[str, Producer], int] | None:
+    """Channels that stay or go together, the layers before the heads, and the size of a head."""
+    width = last.module.in_features
+    owner = block.get_submodule(makers[0].name.rpartition(".")[0]) if makers else block
+    if (head := _head_size(owner, width)) is None:
+        return None
+    outputs = {call.name: call.module.out_features for call in makers}
+    if [*outputs.values()] == [3 * width]:
+        return head, {name: Producer(3, head) for name in outputs}, head
+    queries = [name for name, count in outputs.items() if count == width]
+    if len(outputs) == 3 and len(queries) == 3:
+        return head, {name: Producer(1, head) for name in outputs}, head
+    others = {name: count for name, count in outputs.items() if count != width}
+    times = {1: 2, 2: 1}.get(len(others), 0)  # keys and values in one layer, or in two
+    if len(queries) != 1 or not times or len({*others.values()}) != 1:
+        return None
+    groups, rest = divmod(next(iter(others.values())), times * head)
+    if rest or not groups or width % (groups * head):
+        return None
+    unit = width // groups
+    narrow = {name: Producer(times, head) for name in others}
+    return unit, {queries[0]: Producer(1, unit), **narrow}, head
+
+
+def _head_size(owner: nn.Module, width: int) -> int | None:
+    """Channels of a head by the attributes of a module; None where they do not say."""
+    numbers = {name: v for name, v in vars(owner).items() if type(v) is int and v > 0}
+    if found := next((numbers[name] for name in _HEAD_SIZES if name in numbers), None):
+        return found if width % found == 0 else None
+    counts = (v for name, v in numbers.items() if "head" in name and "kv" not in name)
+    return next((width // count for count in counts if width % count == 0 and count > 1), None)
+
+
+def _attributes(owner: nn.Module, heads: int, head: int, unit: int) -> Iterator[tuple[str, int]]:
+    """Attributes that change with the number of heads, each with its amount for a unit."""
+    groups = heads * head // unit
+    for name, value in vars(owner).items():
+        if type(value) is not int or name in _HEAD_SIZES or "groups" in name:
+            continue
+        if "head" in name and value in (heads, groups):
+            yield name, value // groups
+        elif value == heads * head and any(part in name for part in _ALL_HEADS):
+            yield name, unit

@@ -1,0 +1,152 @@
+"""Whole heads of attention that is given a mask, rotates its queries, or groups its keys."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.families import error
+from updp.blocks import find
+from updp.blocks.nested import ModelInputs, call
+from updp.candidates.narrow.candidate import Narrow
+from updp.candidates.narrow.heads import head_channels
+from updp.recipe import CandidateSettings, FitSettings
+from updp.supernet import Supernet, fit_plan
+
+FIT = FitSettings().model_copy(update={"ridge": (1e-9,), "judged": 0})
+C, HEADS, SIZE = 12, 6, 4
+
+
+def repeated(layer: nn.Linear, heads: int, parts: int = 1) -> None:
+    """Make all heads of each part, in a layer, copies of every other one."""
+    with torch.no_grad():
+        for tensor in (layer.weight, layer.bias):
+            two = tensor.view(parts, heads // 2, 2, -1, *tensor.shape[1:])
+            two[:, :, 1] = two[:, :, 0]
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Rotary positions of queries or keys (N, heads, T, D)."""
+    angles = torch.arange(x.shape[2], dtype=x.dtype, device=x.device)[:, None] / 3
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1)
+
+
+class Rotary(nn.Module):
+    """As decoders have it: the number of heads is nowhere, the size of one is."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.head_dim, self.n_rep = SIZE, HEADS // groups
+        self.q, self.k = nn.Linear(C, HEADS * SIZE), nn.Linear(C, groups * SIZE)
+        self.v, self.o = nn.Linear(C, groups * SIZE), nn.Linear(HEADS * SIZE, C)
+        for layer, count in ((self.q, HEADS), (self.k, groups), (self.v, groups)):
+            if groups == HEADS:
+                repeated(layer, count)
+        if groups < HEADS:  # whole groups, with their queries
+            repeated(self.q, groups)
+            repeated(self.k, groups)
+            repeated(self.v, groups)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q, k, v = (f(x).view(shape).transpose(1, 2) for f in (self.q, self.k, self.v))
+        k, v = (t.repeat_interleave(self.n_rep, dim=1) for t in (k, v))
+        y = F.scaled_dot_product_attention(rotated(q), rotated(k), v, attn_mask=mask)
+        return self.o(y.transpose(1, 2).reshape(*x.shape[:-1], -1))
+
+
+class Fused(nn.Module):
+    """One layer for queries, keys and values; the number of heads is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.all_head_size = HEADS, HEADS * SIZE
+        self.qkv, self.proj = nn.Linear(C, 3 * HEADS * SIZE), nn.Linear(HEADS * SIZE, C)
+        repeated(self.qkv, HEADS, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-1, -2) / 2).masked_fill(~mask, -1e9)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, t, self.all_head_size))
+
+
+class Bound(Fused):
+    """Its code holds its number of heads."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, HEADS, SIZE).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-1, -2) / 2).masked_fill(~mask, -1e9)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, t, -1))
+
+
+class Block(nn.Module):
+    def __init__(self, attn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(C), attn
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x + self.attn(self.norm(x), mask)
+
+
+class Net(nn.Module):
+    def __init__(self, *attentions: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(map(Block, attentions))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+def inputs() -> ModelInputs:
+    mask = (torch.rand(40, 1, 7, 7) > 0.3) | torch.eye(7, dtype=torch.bool)
+    return ModelInputs((torch.randn(40, 7, C), mask))
+
+
+@pytest.mark.parametrize(
+    ("make", "unit"),
+    [(lambda: Rotary(HEADS), SIZE), (lambda: Rotary(2), 3 * SIZE), (Fused, SIZE)],
+)
+def test_heads_that_are_copies_go_without_loss(make: type[nn.Module], unit: int) -> None:
+    torch.manual_seed(0)
+    model, x = Net(make(), make()).eval(), inputs()
+    findings = find(model, x[:2])
+    for site in findings.sites:
+        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        found = head_channels(site, block, graph)
+        assert found is not None
+        assert (found.count, found.unit) == (HEADS * SIZE, unit)
+        assert [*Narrow.propose(site, block, graph, CandidateSettings())]
+    half = Narrow(0.5)
+    with torch.no_grad():
+        x = x.to(torch.float64)
+        wanted = call(copy.deepcopy(model).double(), x)
+        net = Supernet(model, findings, {site.name: [half] for site in findings.sites})
+        net, choices = net.double().eval(), {s.name: half.label for s in findings.sites}
+        net.choose(choices)
+        before = error(call(net, x), wanted)
+        fit_plan(net, choices, [x[:20], x[20:]], FIT)
+        net.choose(choices)
+        assert error(call(net, x), wanted) < 1e-6 < before
+        merged = net.merged(torch.float64)
+        assert error(call(merged, x), call(net, x)) < 1e-12
+    assert [p.shape for p in merged.parameters() if p.shape[1:] == (HEADS * SIZE // 2,)]
+    assert not [p.shape for p in merged.parameters() if p.shape[1:] == (HEADS * SIZE,)]
+
+
+def test_attention_that_is_bound_to_its_heads_keeps_them() -> None:
+    torch.manual_seed(0)
+    model = Net(Bound(), Bound()).eval()
+    findings = find(model, inputs()[:2])
+    for site in findings.sites:
+        graph = findings.graphs[site.block]
+        block = model.get_submodule(site.block)
+        assert not [*Narrow.propose(site, block, graph, CandidateSettings())]
