@@ -26,7 +26,7 @@ _ALL_HEADS = ("all_head", "attn_dim", "inner_dim", "attention_dim")
 
 
 @dataclass(frozen=True)
-class _Call:
+class _LayerCall:
     name: str
     module: nn.Linear
     x: Tensor
@@ -42,7 +42,7 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
     if site.branch is not None or region.add is None or len(site.shape_in) != 3:
         return None
     whole = extract(block, graph, region.entry, region.branch[-1], region.extras)
-    calls = list[_Call]()
+    calls = list[_LayerCall]()
     with torch.no_grad(), hooks(_watched(block, calls)):
         y = call_user_code(whole, *site.example(block))
     if len({call.name for call in calls}) < len(calls) or not isinstance(y, Tensor):
@@ -86,19 +86,19 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
     )
 
 
-def _watched(block: nn.Module, calls: list[_Call]) -> Iterator[RemovableHandle]:
+def _watched(block: nn.Module, calls: list[_LayerCall]) -> Iterator[RemovableHandle]:
     for name, module in block.named_modules():
         if not isinstance(module, nn.Linear):
             continue
 
         def hook(m: nn.Linear, args: tuple[Any, ...], y: Tensor, name: str = name) -> None:
-            calls.append(_Call(name, m, args[0], y))
+            calls.append(_LayerCall(name, m, args[0], y))
 
         yield module.register_forward_hook(hook)  # type: ignore[arg-type]
 
 
 def _sizes(
-    block: nn.Module, makers: list[_Call], last: _Call
+    block: nn.Module, makers: list[_LayerCall], last: _LayerCall
 ) -> tuple[int, Mapping[str, Producer], int] | None:
     """Channels that stay or go together, the layers before the heads, and the size of a head."""
     width = last.module.in_features
