@@ -142,6 +142,27 @@ def test_heads_that_are_copies_go_without_loss(make: type[nn.Module], unit: int)
     assert not [p.shape for p in merged.parameters() if p.shape[1:] == (HEADS * SIZE,)]
 
 
+class Inline(Rotary):
+    """The attention is the block itself, which is not copied."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x + super().forward(x, mask)
+
+
+def test_heads_go_where_the_attention_is_the_block() -> None:
+    torch.manual_seed(0)
+    model = Net(nn.Identity(), nn.Identity()).eval()
+    model.blocks = nn.ModuleList(Inline(HEADS) for _ in range(2))
+    findings = find(model, inputs()[:2])
+    for site in findings.sites:
+        graph = findings.graphs[site.block]
+        block = model.get_submodule(site.block)
+        found = head_channels(site, block, graph)
+        assert found is not None
+        assert (found.targets, found.attributes) == (("q", "k", "v", "o"), {})
+        assert [*Narrow.propose(site, block, graph, CandidateSettings())]
+
+
 def test_attention_that_is_bound_to_its_heads_keeps_them() -> None:
     torch.manual_seed(0)
     model = Net(Bound(), Bound()).eval()

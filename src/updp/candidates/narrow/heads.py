@@ -54,11 +54,15 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
         return None
     unit, producers, head = sizes
     steps = (LinearStep(last.name, last.module), ScaleStep("", factor))
-    owners = dict.fromkeys(call.name.rpartition(".")[0] for call in calls)
     heads = last.module.in_features // head
+    targets = called_modules(graph, (*producers, last.name))
+    # Attributes of the block itself stay, for it is not copied: whether it works all the same is
+    # tried.
+    owners = dict.fromkeys(call.name.rpartition(".")[0] for call in calls)
+    copied = [o for o in owners if any(o == t or o.startswith(f"{t}.") for t in targets)]
     attributes = {
         (owner, name): each
-        for owner in owners
+        for owner in copied
         for name, each in _attributes(block.get_submodule(owner), heads, head, unit)
     }
 
@@ -81,7 +85,7 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
         producers,
         (),
         {},
-        called_modules(graph, (*producers, last.name)),
+        targets,
         attributes,
     )
 
