@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -190,6 +192,20 @@ class PadsFirst(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+class Lists(nn.Conv2d):
+    """Sizes in lists, as in efficientnet_pytorch, also where it convolves as PyTorch does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stride, self.padding, self.dilation = (  # type: ignore[assignment]
+            list(size) for size in (self.stride, self.padding, self.dilation)
+        )
+
+
+class ListsPadsFirst(Lists, PadsFirst):
+    pass
+
+
 class Normed(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, F.normalize(self.weight, dim=1), self.bias)
@@ -202,6 +218,8 @@ class Normed(nn.Linear):
         Standardised(C, C, (3, 1), stride=2, groups=2, bias=False),
         PadsFirst(C, 5, 3, 2),
         PadsFirst(C, 5, 3, dilation=2),
+        Lists(C, 5, 3, 2, padding=1),
+        ListsPadsFirst(C, 5, 3, 2, padding=1, dilation=2),
         Normed(C, 5),
     ],
 )
@@ -210,7 +228,8 @@ def test_the_weight_and_padding_of_a_subclass_are_those_that_it_uses(
 ) -> None:
     x = torch.randn(2, 9, 7, C) if isinstance(module, nn.Linear) else torch.randn(2, C, 9, 7)
     step = LinearStep.read("c", module, x)
-    assert step.derived == (not isinstance(module, PadsFirst))
+    assert step.derived == isinstance(module, Standardised | Normed)
+    assert {type(step.stride), type(step.padding), type(step.dilation)} == {tuple}
     expected = module(x)
     if isinstance(module, nn.Linear):
         x = x.permute(0, 3, 1, 2)

@@ -69,7 +69,10 @@ class LinearStep:
             return cls(name, module, derived=not plain or is_parametrized(module))
         if module.padding_mode != "zeros":
             raise ValueError(f"pads with {module.padding_mode!r}, not with zeros")
-        stride, dilation, groups = module.stride, module.dilation, module.groups
+        # A subclass may set them as lists or as plain numbers.
+        sizes, dims = (module.stride, module.dilation), module.weight.ndim - 2
+        stride, dilation = (_per_axis(size, dims) for size in sizes)
+        groups = module.groups
         if _is_plain(module):
             padding, derived = _padding(module.padding, module), is_parametrized(module)
             return cls(name, module, stride, padding, dilation, groups, derived=derived)
@@ -77,7 +80,7 @@ class LinearStep:
         seen = _watch(module, x)
         if (seen.stride, seen.dilation, seen.groups) != (stride, dilation, groups):
             raise ValueError("does not convolve as its attributes say")
-        derived = not _is_own(seen.weight, module)
+        derived = seen.weight is not module._parameters.get("weight")  # computed from it
         return cls(name, module, stride, seen.padding, dilation, groups, derived=derived)
 
     def padded(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
@@ -236,11 +239,6 @@ class _Watcher(TorchFunctionMode):
         )
 
 
-def _is_own(weight: Tensor, module: nn.Module) -> bool:
-    """Whether a weight that was used is the module's own parameter, and nothing computed of it."""
-    return weight is module._parameters.get("weight")
-
-
 def _is_plain(module: nn.Module) -> bool:
     """Whether a call convolves with the module's `weight` as it stands now."""
     # Old `weight_norm` and `spectral_norm` make the weight anew in a hook before each forward.
@@ -286,15 +284,16 @@ def _weight(module: nn.Module) -> Tensor:
 
 def _padding(padding: Any, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Padding:
     """Zero padding (left, right, top, bottom) in pixels, also of 'same' and 'valid'."""
-    dims = len(conv.kernel_size)
+    dims = conv.weight.ndim - 2
     if padding == "valid":
         return (0, 0) * dims
     if padding == "same":  # torch puts the odd pixel behind
-        reach = (d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+        steps = zip(conv.weight.shape[2:], _per_axis(conv.dilation, dims), strict=True)
+        reach = (d * (k - 1) for k, d in steps)
         return padding_of((r // 2, r - r // 2) for r in reach)
     return padding_of((p, p) for p in _per_axis(padding, dims))
 
 
-def _per_axis(value: int | tuple[int, ...], dims: int) -> Size:
+def _per_axis(value: int | Sequence[int], dims: int) -> Size:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * dims if len(values) == 1 else values
