@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.candidates.clock import SetSpeedups
 from tests.families import C, Net, conv, images, network
 from updp.blocks import find
+from updp.blocks.nested import ModelInputs
 from updp.candidates import Offer, make_offers
 from updp.errors import UserError
 from updp.io.files import read_json, write_json
@@ -164,20 +165,107 @@ def test_a_block_runs_on_all_rows_of_a_sample(asked: list[int]) -> None:
         assert offer.keep_macs == FRAMES * 2 * 9 * C * C * prod(x.shape[-2:])
 
 
-class TokensFirst(nn.Module):
-    def __init__(self) -> None:
+class Layer(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
         super().__init__()
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16)
+        self.batch_first = batch_first
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x.transpose(0, 1))
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.batch_first:
+            y: Tensor = self.layer(x, src_key_padding_mask=mask)
+            return y
+        y = self.layer(x.transpose(0, 1), src_key_padding_mask=mask)
         return y.transpose(0, 1)
 
 
-def test_tokens_before_samples_are_no_rows() -> None:
-    sites = find(TokensFirst().eval(), torch.randn(2, 6, 8)).sites
-    assert {site.shape_in[:2] for site in sites} == {(6, 2)}
-    assert {site.rows for site in sites} == {1}
+def test_tokens_before_samples_cost_what_they_do_behind_them(asked: list[int]) -> None:
+    example = ModelInputs((torch.randn(2, 6, 8), torch.tensor([[0.0] * 6, [0.0] * 5 + [-9.0]])))
+    behind, before = (
+        make_offers(model, find(model, example), DEPTH, CPU)[0]
+        for model in (Layer(True).eval(), Layer(False).eval())
+    )
+    assert len(before) == len(behind) == 2
+    for name, (offer, *_) in before.items():
+        assert offer.shape == (6, 8)
+        assert offer.keep_macs == behind[name][0].keep_macs > 0
+
+
+class SizesOnce(nn.Module):
+    """Maps (N, H, W, C): sizes are read once, and the second branch needs them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(C, C) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, h, w, c = x.shape
+        x = x + self.b(self.a(x).relu())
+        y = self.c(x).transpose(1, 2).reshape(n * w, h, c)
+        y = self.d((y @ y.transpose(1, 2)).softmax(-1) @ y)
+        return x + y.reshape(n, w, h, c).transpose(1, 2)
+
+
+def test_numbers_grow_with_the_samples(asked: list[int]) -> None:
+    x, model = torch.randn(2, 9, 7, C), nn.Sequential(SizesOnce(), SizesOnce()).eval()
+    offered, refused = make_offers(model, find(model, x), DEPTH, CPU)
+    assert not refused
+    assert list(offered) == ["0:a", "0:c", "1:a", "1:c"]
+    _, h, w, c = x.shape
+    assert offered["0:c"][0].keep_macs == 2 * h * w * c * c + 2 * w * h * h * c
+
+
+def test_a_site_whose_inputs_are_unknown_is_refused_alone(asked: list[int]) -> None:
+    x, model = torch.randn(2, 9, 7, C), nn.Sequential(SizesOnce(), SizesOnce()).eval()
+    found = find(model, x)
+    first, last = (site for site in found.sites if site.name.endswith(":c"))
+    larger, *extras = first.larger
+    wrong = {
+        first.name: replace(first, larger=(larger, *first.extras)),  # as if they did not grow
+        last.name: replace(last, larger=(larger, *(10 * extra for extra in extras))),
+    }
+    sites = tuple(wrong.get(site.name, site) for site in found.sites)
+    offered, refused = make_offers(model, replace(found, sites=sites), DEPTH, CPU)
+    assert list(offered) == ["0:a", "1:a"]
+    assert [(u.name, u.reason.split(":")[0]) for u in refused] == [
+        (first.name, "it does not run on inputs made for a batch of 1"),
+        (last.name, "what it is given does not grow evenly with the number of samples"),
+    ]
+
+
+class Biased(nn.Module):
+    """Attention, to which the model gives a bias for each of its two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.p = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        y = (q @ q.transpose(-1, -2) + bias).softmax(-1) @ q
+        return x + self.p(y.transpose(1, 2).flatten(2))
+
+
+class Biases(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(2, 6, 6))
+        self.blocks = nn.ModuleList([Biased(), Biased()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, self.bias.exp())
+        return x
+
+
+def test_what_has_as_many_entries_as_there_are_samples_need_not_be_of_them(
+    asked: list[int],
+) -> None:
+    model = Biases().eval()
+    for samples in (2, 3):
+        found = find(model, torch.randn(samples, 6, 8))
+        assert [site.inputs_for(5, CPU)[1].shape for site in found.sites] == [(2, 6, 6)] * 2
+        assert len(make_offers(model, found, DEPTH, CPU)[0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from torch import fx, nn
 
 from updp.blocks.findings import Findings, Unusable
 from updp.blocks.modules import count_operators, hooks, is_composite, to_eval
-from updp.blocks.nested import Samples, join, map_tensors
+from updp.blocks.nested import Samples, count, join, map_tensors
 from updp.blocks.paths import meet, nested, under
 from updp.blocks.reading.cursor import NotAChain
+from updp.blocks.reading.growth import with_larger
 from updp.blocks.reading.runs import plain_regions
-from updp.blocks.reading.site import Site, per_sample, read_site
+from updp.blocks.reading.site import Site, read_site
 from updp.blocks.repeatable import RecordedRun
 from updp.blocks.rewrite_check import usable_findings
 from updp.blocks.tracing.calls import copied, record_calls
@@ -36,10 +37,8 @@ Values = list[dict[str, Any]]  # for each call of a module, the value of every n
 def find(model: nn.Module, example: Samples) -> Findings:
     """Find the sites of `model`, in the order of its modules.
 
-    The model is run on `example`, images (N, C, H, W) or other inputs, in evaluation mode, without
-    gradients, and left as it was.
-
-    Raises UserError: the model gives another output each time.
+    The model is run on `example` in evaluation mode, without gradients, and left as it was. Raises
+    UserError where it gives another output each time.
     """
     outputs: list[Any] = []
     # Seeded, for a module that draws what it runs is to be found the same again.
@@ -103,7 +102,8 @@ class _Finder:
             self._refuse("", "", "nothing in it adds a branch to its input, or is a chain")
         used = {site.block: self.graphs[site.block] for site in self.sites}
         modal = (n for n in used if trains_otherwise(self.modules[n], self.calls[n][0], used[n]))
-        return Findings(tuple(self.sites), tuple(self.unusable), used, frozenset(modal))
+        sites = with_larger(self.sites, self.modules, used, self.larger_calls, count(self.larger))
+        return Findings(sites, tuple(self.unusable), used, frozenset(modal))
 
     def _regions(self, name: str) -> list[Region]:
         """Residual regions of a module; those that are none of it are kept in `lost`."""
@@ -238,7 +238,7 @@ class _Finder:
             return str(error)
 
     def _take(self, site: Site) -> None:
-        self.sites.append(per_sample(site, self.calls[site.block], self.larger_calls[site.block]))
+        self.sites.append(site)
         for node in self.graphs[site.block].nodes:
             if node.name in site.region.inside:
                 self.taken.update(self._paths(site.block, node))

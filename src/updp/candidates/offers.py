@@ -10,6 +10,7 @@ from pydantic import BaseModel, field_serializer, field_validator
 from torch import nn
 
 from updp.blocks import Findings, Site, Unusable
+from updp.blocks.reading.scaling import NotScalable
 from updp.candidates.base import Candidate
 from updp.candidates.drop import Drop
 from updp.candidates.registry import Unknown, from_json, proposals
@@ -101,13 +102,17 @@ def make_offers(
     for site in findings.sites:
         block, graph = model.get_submodule(site.block), findings.graphs[site.block]
         candidates = list(proposals(site, block, graph, recipe.candidates))
-        timed = time_site(candidates, site, block, graph, recipe.measure, device, table)
-        found = [_offer(site, *pair) for pair in _preferred(candidates, timed)]
+        try:
+            timed = time_site(candidates, site, block, graph, recipe.measure, device, table)
+            found = [_offer(site, *pair) for pair in _preferred(candidates, timed)]
+            why = _why_refused(site, timed)
+        except NotScalable as error:
+            found, why = [], str(error)
         if found:
             offers[site.name] = tuple(found)
         else:
-            refused.append(Unusable(site.name, site.kind, _why_refused(site, timed)))
-            _log.info("%s has no candidate: %s", site.name, refused[-1].reason)
+            refused.append(Unusable(site.name, site.kind, why))
+            _log.info("%s has no candidate: %s", site.name, why)
         tick()
     if recipe.candidates.drop == "alone":
         kept = dropped_alone(offers)
@@ -185,7 +190,7 @@ def _offer(site: Site, candidate: Candidate, timed: Timed) -> Offer:
     return Offer(
         site=site.name,
         kind=site.kind,
-        shape=site.shape_in[1:],
+        shape=site.sample_shape,
         candidate=candidate,
         parameters=timed.parameters,
         keep_parameters=timed.keep_parameters,

@@ -7,14 +7,14 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import seeded_input
+from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.reading.scaling import NotScalable
 from updp.blocks.surgery import extract, isolate
 from updp.candidates.base import Candidate
 from updp.errors import UserError
@@ -75,16 +75,20 @@ def time_site(
 
     Raises:
         UserError: the runtime does not run one of the modules; the text names the site.
+        NotScalable: the block's inputs at another number of samples are not known.
     """
     if not candidates:
         return []
     region = site.region
     keep = copy_module(extract(block, graph, region.entry, region.exit, region.extras)).eval()
-    operators = fingerprint(keep, *inputs(site, 1, device))
-    keys = [_key(operators, candidate, settings) for candidate in candidates]
+    _try(keep, site, 1, device)
+    operators = fingerprint(keep, *site.inputs_for(1, device))
+    shape = site.shape_for(settings.batch_size)
+    keys = [_key(operators, candidate, shape, settings) for candidate in candidates]
     found = {key: timed for key in keys if (timed := _recall(table, key)) is not None}
     _log.info("%s: %d of %d candidates were timed before", site.name, len(found), len(set(keys)))
     if missing := {k: c for k, c in zip(keys, candidates, strict=True) if k not in found}:
+        _try(keep, site, settings.batch_size, device)
         modules: dict[str, nn.Module] = {_KEEP: keep}
         for key, candidate in missing.items():
             form = candidate.build(site, block, graph).eval()
@@ -101,13 +105,25 @@ def time_site(
     return [found[key] for key in keys]
 
 
-def _key(operators: str, candidate: Candidate, settings: MeasureSettings) -> str:
+def _try(keep: nn.Module, site: Site, samples: int, device: torch.device) -> None:
+    """Run the block on its inputs for so many samples. Raises NotScalable where it fails."""
+    try:
+        with torch.no_grad():
+            call_user_code(keep, *site.inputs_for(samples, device))
+    except UserCodeError as error:
+        why = f"it does not run on inputs made for a batch of {samples}: {error}"
+        raise NotScalable(why) from error
+
+
+def _key(
+    operators: str, candidate: Candidate, shape: Sequence[int], settings: MeasureSettings
+) -> str:
     """Hash what a latency depends on, and the number of rounds that it is known from.
 
-    The merged form depends on the block's operators, whatever their names and weights, and on the
-    candidate's own data.
+    The merged form depends on the block's operators for one sample, whatever their names and
+    weights, on the shape that a batch has at its entry, and on the candidate's own data.
     """
-    data = [operators, candidate.to_json(), settings.batch_size, settings.rounds]
+    data = [operators, candidate.to_json(), shape, settings.batch_size, settings.rounds]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -129,7 +145,7 @@ def _time(
     # A map (N, H, W, C) is stored as channels_last would store it.
     if entry == "last":
         settings = settings.model_copy(update={"layout": "contiguous"})
-    batch = inputs(site, settings.batch_size, device)
+    batch = site.inputs_for(settings.batch_size, device)
     runners = {name: runner(module, batch, settings) for name, module in modules.items()}
     times: dict[str, tuple[Latency, Latency]] = {}
 
@@ -147,10 +163,10 @@ def _time(
         if names:
             time_against_keep(names, rounds)
         names = [name for name in names if times[name][0].undecided]
-    one_image = inputs(site, 1, device)
+    one_sample = site.inputs_for(1, device)
     parameters = {name: count_parameters(module) for name, module in modules.items()}
     memory = {name: peak_memory(module, *batch) for name, module in modules.items()}
-    macs = {name: count_macs(module, *one_image) for name, module in modules.items()}
+    macs = {name: count_macs(module, *one_sample) for name, module in modules.items()}
     return {
         name: Timed(
             parameters=parameters[name],
@@ -165,16 +181,3 @@ def _time(
         )
         for name, (latency, keep) in times.items()
     }
-
-
-def inputs(site: Site, count: int, device: torch.device) -> tuple[Any, ...]:
-    """Return seeded random values for the site's entry, and its extras, for `count` samples."""
-    rows = count * site.rows
-
-    def repeated(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim and len(value) == site.shape_in[0]:
-            return value[:1].expand(rows, *value.shape[1:]).clone()
-        return value
-
-    x = seeded_input((rows, *site.shape_in[1:])).to(device)
-    return (x, *map(repeated, site.extras))

@@ -12,9 +12,9 @@ from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.layouts import layout_of
 from updp.blocks.reading.parallel import read_paths
+from updp.blocks.reading.scaling import NotScalable, scaled, scaled_sizes
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
 from updp.blocks.surgery import extract
-from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.region import Region
 
 _TOLERANCE = 1e-4  # relative, float32: between a chain and the block it was read from
@@ -32,15 +32,16 @@ class Site:
     branch:     the branch as a chain; None if it is not one, and the site can only be dropped
     skip:       the skip as a chain, empty for the identity; None if it is not one, and stays as is
     post:       the activation at the end of the block, if any
-    shape_in:   shape of the tensor at the entry, batch first
-    shape_out:  shape of the tensor at the exit
+    shape_in:   shape of the tensor at the entry, in the example
+    shape_out:  shape of the tensor at the exit, in the example
     layout:     of the tensor at the exit: first | last
     extras:     values of `region.extras` in the example
     calls:      number of calls of the block in one forward of the model
     work:       how many calls like the first they amount to, by the number of pixels
     why:        why `branch` is None
     paths:      parallel chains whose sum is the region, if it is linear already
-    rows:       places of the entry's first axis per sample: windows of an image, frames of a clip
+    samples:    number of samples in the example
+    larger:     shape of the entry, and values of the extras, with one sample more
     """
 
     name: str
@@ -58,7 +59,8 @@ class Site:
     work: float = 1.0
     why: str = ""
     paths: tuple[Chain, ...] = ()
-    rows: int = 1
+    samples: int = 1
+    larger: tuple[Any, ...] = ()
 
     @property
     def chain(self) -> Chain:
@@ -81,21 +83,26 @@ class Site:
         x = seeded_input(self.shape_in, like_of(part))
         return (x, *(extra.to(x) if _is_float(extra) else extra for extra in self.extras))
 
+    def shape_for(self, samples: int) -> tuple[int, ...]:
+        """Shape of the entry for so many samples. Raises NotScalable where it is unknown."""
+        if not self.larger:
+            raise NotScalable("the model calls it for some numbers of samples only")
+        return scaled_sizes(self.shape_in, self.larger[0], samples - self.samples)
 
-def per_sample(site: Site, calls: Sequence[Arguments], larger: Sequence[Arguments]) -> Site:
-    """The site with its rows for each sample: `larger` are its block's calls with one sample more.
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of the entry without the axis that grows with the samples, or the first axis."""
+        grown = (a != b for a, b in zip(self.shape_in, self.larger[0], strict=True))
+        axis = next((axis for axis, grows in enumerate(grown) if grows), 0)
+        return (*self.shape_in[:axis], *self.shape_in[axis + 1 :])
 
-    Where the block's first axis does not grow with the samples (tokens come first), or rows are not
-    divided by them (boxes), each row counts as a sample.
-    """
-    first, more = (made[0].shapes[:1] if made else () for made in (calls, larger))
-    if not (first and more and first[0] and more[0]):
-        return site
-    step = more[0][0] - first[0][0]
-    if step <= 0 or first[0][0] % step:
-        return site
-    rows, rest = divmod(site.shape_in[0], first[0][0] // step)
-    return site if rest or not rows else replace(site, rows=rows)
+    def inputs_for(self, samples: int, device: torch.device) -> tuple[Any, ...]:
+        """Seeded random values for the entry, and the extras, as the model gives so many samples.
+
+        Raises NotScalable where they are unknown.
+        """
+        x = seeded_input(self.shape_for(samples)).to(device)
+        return (x, *scaled(self.extras, self.larger[1:], samples - self.samples))
 
 
 def read_site(

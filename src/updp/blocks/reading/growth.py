@@ -1,0 +1,42 @@
+"""Growth: what the sites of a model are given for one sample more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from updp.blocks.reading.site import Site
+from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.interpret import run_graph
+
+
+def with_larger(
+    sites: Sequence[Site],
+    modules: Mapping[str, nn.Module],
+    graphs: Mapping[str, fx.Graph],
+    calls: Mapping[str, Sequence[Arguments]],
+    samples: int,
+) -> tuple[Site, ...]:
+    """The sites, block by block, with what they are given for one sample more.
+
+    Args:
+        sites: any of one model.
+        modules: their blocks by path.
+        graphs: those of the blocks, in the order of the result.
+        calls: the calls of each block with one sample more.
+        samples: how many these are.
+    """
+    found: list[Site] = []
+    for block, graph in graphs.items():
+        own = [site for site in sites if site.block == block]
+        if calls[block]:
+            values = run_graph(modules[block], graph, calls[block][0])
+            own = [_with_larger(site, values, samples) for site in own]
+        found += own
+    return tuple(found)
+
+
+def _with_larger(site: Site, values: Mapping[str, Any], samples: int) -> Site:
+    entry, *extras = (values[name] for name in (site.region.entry, *site.region.extras))
+    return replace(site, samples=samples - 1, larger=(tuple(entry.shape), *extras))
