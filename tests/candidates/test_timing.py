@@ -233,6 +233,27 @@ def test_a_site_whose_inputs_are_unknown_is_refused_alone(asked: list[int]) -> N
     ]
 
 
+class Each(nn.Module):
+    """Runs its network on each sample alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network("basic")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.net(x[k : k + 1]) for k in range(len(x))])
+
+
+def test_a_block_that_is_called_for_each_sample_costs_as_much_as_for_a_batch(
+    asked: list[int],
+) -> None:
+    batches, each = offers(network("basic")), offers(Each().eval())
+    for name, (offer, *_) in batches.items():
+        alone = each[f"net.{name}"][0]
+        assert (alone.keep_macs, alone.macs) == (offer.keep_macs, offer.macs)
+        assert alone.keep_ms == DEPTH.measure.batch_size * offer.keep_ms
+
+
 class Biased(nn.Module):
     """Attention, to which the model gives a bias for each of its two heads."""
 

@@ -96,7 +96,7 @@ def make_offers(
     Raises:
         UserError: the runtime of the recipe does not run a site.
     """
-    table = LatencyTable.open(device, recipe.measure)
+    table, batch_size = LatencyTable.open(device, recipe.measure), recipe.measure.batch_size
     offers: Offers = {}
     refused: list[Unusable] = []
     for site in findings.sites:
@@ -104,7 +104,7 @@ def make_offers(
         candidates = list(proposals(site, block, graph, recipe.candidates))
         try:
             timed = time_site(candidates, site, block, graph, recipe.measure, device, table)
-            found = [_offer(site, *pair) for pair in _preferred(candidates, timed)]
+            found = [_offer(site, *pair, batch_size) for pair in _preferred(candidates, timed)]
             why = _why_refused(site, timed)
         except NotScalable as error:
             found, why = [], str(error)
@@ -185,8 +185,9 @@ def _preferred(
     return found
 
 
-def _offer(site: Site, candidate: Candidate, timed: Timed) -> Offer:
+def _offer(site: Site, candidate: Candidate, timed: Timed, batch_size: int) -> Offer:
     saved = timed.latency.saved
+    one, batch = site.work_for(1), site.work_for(batch_size)
     return Offer(
         site=site.name,
         kind=site.kind,
@@ -197,10 +198,10 @@ def _offer(site: Site, candidate: Candidate, timed: Timed) -> Offer:
         weights=timed.weights,
         keep_weights=timed.keep_weights,
         memory=timed.memory,
-        macs=round(timed.macs * site.work),
-        keep_macs=round(timed.keep_macs * site.work),
-        ms=timed.latency.ms.median * site.work,
-        keep_ms=timed.keep.ms.median * site.work,
+        macs=round(timed.macs * one),
+        keep_macs=round(timed.keep_macs * one),
+        ms=timed.latency.ms.median * batch,
+        keep_ms=timed.keep.ms.median * batch,
         speedup=timed.latency.speedup.median,
-        noise_ms=(saved.high - saved.low) / 2 * site.work,
+        noise_ms=(saved.high - saved.low) / 2 * batch,
     )

@@ -32,11 +32,12 @@ def with_larger(
         own = [site for site in sites if site.block == block]
         if calls[block]:
             values = run_graph(modules[block], graph, calls[block][0])
-            own = [_with_larger(site, values, samples) for site in own]
+            own = [_with_larger(site, values, samples, len(calls[block])) for site in own]
         found += own
     return tuple(found)
 
 
-def _with_larger(site: Site, values: Mapping[str, Any], samples: int) -> Site:
+def _with_larger(site: Site, values: Mapping[str, Any], samples: int, calls: int) -> Site:
     entry, *extras = (values[name] for name in (site.region.entry, *site.region.extras))
-    return replace(site, samples=samples - 1, larger=(tuple(entry.shape), *extras))
+    larger = (tuple(entry.shape), *extras)
+    return replace(site, samples=samples - 1, larger=larger, more_calls=calls - site.calls)

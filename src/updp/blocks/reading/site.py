@@ -42,6 +42,7 @@ class Site:
     paths:      parallel chains whose sum is the region, if it is linear already
     samples:    number of samples in the example
     larger:     shape of the entry, and values of the extras, with one sample more
+    more_calls: number of calls that one sample more adds, where each has its own
     """
 
     name: str
@@ -61,6 +62,7 @@ class Site:
     paths: tuple[Chain, ...] = ()
     samples: int = 1
     larger: tuple[Any, ...] = ()
+    more_calls: int = 0
 
     @property
     def chain(self) -> Chain:
@@ -88,6 +90,11 @@ class Site:
         if not self.larger:
             raise NotScalable("the model calls it for some numbers of samples only")
         return scaled_sizes(self.shape_in, self.larger[0], samples - self.samples)
+
+    def work_for(self, samples: int) -> float:
+        """How many calls like the first a forward of so many samples amounts to."""
+        calls = self.calls + self.more_calls * (samples - self.samples)
+        return self.work * max(calls, 1) / self.calls
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
