@@ -138,7 +138,8 @@ def test_a_fit_brings_a_narrow_transformer_nearer() -> None:
     model, x = network("vit"), images(30).double()
     wanted = copy.deepcopy(model).double()(x)
     findings = find(model, x[:2].float())
-    wide = {s.name: [Narrow(0.5)] for s in findings.sites if Narrow(0.5).fits(s)}
+    chains = [s for s in findings.sites if s.branch is not None and Narrow(0.5).fits(s)]
+    wide = {site.name: [Narrow(0.5)] for site in chains}
     assert wide
     assert all(name.endswith("mlp") for name in wide)
     net = Supernet(model, findings, wide).double().eval()
