@@ -110,6 +110,34 @@ def test_metrics_by_hand() -> None:
     assert task.loss(logits, ids).item() == pytest.approx(-np.mean(right), rel=1e-5)
 
 
+def test_one_channel_of_a_segmentation_is_a_sigmoid() -> None:
+    torch.manual_seed(0)
+    task, own, other = TASKS["segmentation"], torch.randn(3, 1, 5, 6), torch.randn(3, 1, 5, 6)
+    masks = torch.randint(0, 2, (3, 5, 6))
+    masks[0, 0, :3] = 255
+    counted = masks != 255
+    assert torch.equal(task.predictions(own), (own[:, 0] > 0).long())
+    loss = F.binary_cross_entropy_with_logits(own[:, 0][counted], masks[counted].float())
+    assert task.loss(own, masks) == pytest.approx(loss.item())
+    assert task.loss(own, masks[:, None].float()) == pytest.approx(loss.item())  # as pictures
+
+    def kl(temperature: float) -> Tensor:
+        p, q = (torch.sigmoid(x[:, 0].double() / temperature) for x in (other, own))
+        return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+    assert torch.allclose(task.distance(own, other), kl(1).mean((1, 2)))
+    assert task.distillation(own, other, 2.0) == pytest.approx(4 * kl(2).mean().item(), rel=1e-5)
+    found = own[:, 0] > 0
+    overlaps = [
+        ((found == c) & (masks == c)).sum() / (((found == c) | (masks == c)) & counted).sum()
+        for c in (0, 1)
+    ]
+    expected = 100 * float(np.mean(overlaps))
+    assert task.value([task.figures(own, masks)]) == pytest.approx(expected)
+    small = F.avg_pool2d(own, 2)  # scaled to the masks
+    assert task.figures(small, masks).sum() == counted.sum()
+
+
 def test_divergence_is_that_of_torch_by_position() -> None:
     own, other = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     kl = F.kl_div(own.log_softmax(-1), other.log_softmax(-1), reduction="none", log_target=True)

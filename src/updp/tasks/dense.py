@@ -41,7 +41,8 @@ class RegressionTask(Task):
 class Segmentation(Task):
     """A class for each pixel: logits (N, classes, H, W) and labels (N, H, W), 255 for none.
 
-    Labels may be (N, 1, H, W), too. Logits of another size are scaled to that of the labels.
+    One channel is the logit of class 1 beside 0. Labels may be (N, 1, H, W), too. Logits of another
+    size are scaled to that of the labels.
     """
 
     name = "segmentation"
@@ -51,29 +52,30 @@ class Segmentation(Task):
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
         """KL(baseline || network) of each pixel, the mean over the pixels."""
-        return divergence(outputs, baseline)
+        return divergence(_per_class(outputs), _per_class(baseline))
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """The best class of each pixel."""
-        return outputs.argmax(1)
+        return _per_class(outputs).argmax(1)
 
     def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         """KL(teacher || network) of softened logits, the mean over pixels, times T^2."""
-        own, target = (x.movedim(1, -1).flatten(0, -2) for x in (outputs, teacher))
+        own, target = (_per_class(x).movedim(1, -1).flatten(0, -2) for x in (outputs, teacher))
         return distillation(own, target, temperature)
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy."""
         labels = _mask(labels)
-        logits = at_least_float32(_sized(outputs, labels))
+        logits = at_least_float32(_sized(_per_class(outputs), labels))
         return F.cross_entropy(
             logits, labels.long(), ignore_index=_IGNORED, label_smoothing=smoothing
         )
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Pixels of each class (rows) that were put into each class (columns)."""
-        classes, labels = outputs.shape[1], _mask(labels)
-        wanted, found = labels.flatten().long(), _sized(outputs, labels).argmax(1).flatten()
+        logits, labels = _per_class(outputs), _mask(labels)
+        classes = logits.shape[1]
+        wanted, found = labels.flatten().long(), _sized(logits, labels).argmax(1).flatten()
         counted = (wanted >= 0) & (wanted < classes) & (wanted != _IGNORED)
         pairs = wanted[counted] * classes + found[counted]
         return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
@@ -89,6 +91,16 @@ class Segmentation(Task):
 def _like(labels: Tensor, outputs: Tensor) -> Tensor:
     """Labels in the shape of the outputs, from which (N,) differs for one number a sample."""
     return labels.to(outputs).reshape_as(outputs)
+
+
+def _per_class(logits: Tensor) -> Tensor:
+    """Logits with a channel for each class; one channel x is (0, x), whose softmax is its sigmoid.
+
+    So cross-entropy is that of a Bernoulli variable, and the best class is told by the sign.
+    """
+    if logits.shape[1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
 def _mask(labels: Tensor) -> Tensor:
