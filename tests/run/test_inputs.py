@@ -132,6 +132,36 @@ def test_images_without_labels_say_what_is_missing(tiny_model: str, tmp_path: Pa
         opened(tiny_model, str(tmp_path))
 
 
+class Words(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9)
+
+    def forward(self, input_ids: torch.Tensor, mask: Any = None) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.embed(input_ids))
+        return found
+
+
+@pytest.mark.parametrize("form", ["tensor", "dictionary"])
+def test_labels_of_a_language_model_that_are_shifted_already_are_refused(form: str) -> None:
+    text = torch.randint(0, 9, (120, 8), generator=torch.Generator().manual_seed(0))
+
+    def open_text(ids: torch.Tensor, labels: torch.Tensor) -> None:
+        items: Any = list(zip(ids, labels, strict=True))
+        if form == "dictionary":
+            items = [{"mask": ids[0] * 0 + 1, "input_ids": x, "labels": y} for x, y in items]
+        recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+        loaders = DataLoader(items), DataLoader(items[:20])
+        open_inputs(Words(), loaders, recipe, task="causal-lm")
+
+    ids, following = text[:, :-1], text[:, 1:].clone()
+    following[:, -2:] = -100  # padding
+    with pytest.raises(UserError, match=r"next tokens of 100% .*: give the ids"):
+        open_text(ids, following)
+    open_text(ids, ids)
+    open_text(torch.ones_like(ids), torch.ones_like(ids))  # where both are the same
+
+
 class Told(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks.modules import UserCodeError, call_user_code
-from updp.blocks.nested import Samples, count, same, take, tensors_in
+from updp.blocks.nested import ModelInputs, Samples, count, same, take, tensors_in
 from updp.data import Source, states_colour
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.models import is_code
 from updp.recipe import Recipe
-from updp.tasks import CLASSIFICATION, Classification, Task
+from updp.tasks import CLASSIFICATION, CausalLM, Classification, Task
 
 _log = logging.getLogger(__name__)
 
 _LOOKED_AT = 64  # held-out images, to see whether the model knows the data
+_SHIFTED = 0.95  # share of tokens whose label is the next token, from which labels are shifted
 _LARGEST = 1e6  # of its logits: probabilities are 0 and 1 alone from a hundred on
 
 
@@ -86,6 +87,8 @@ def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> N
     """
     inputs, labels = next(feed.held_out())
     inputs, labels = inputs[:_LOOKED_AT], take(labels, slice(_LOOKED_AT))
+    if isinstance(feed.task, CausalLM) and feed.labelled:
+        _check_not_shifted(inputs, labels)
     try:
         with torch.no_grad():
             outputs = call_user_code(feed.task.run, baseline, inputs)
@@ -154,6 +157,25 @@ def _check_knowledge(logits: Tensor, labels: Tensor, source: Source) -> None:
             right,
             len(labels),
             ", ".join(source.classes[:3]) + ", ..." * (len(source.classes) > 3),
+        )
+
+
+def _check_not_shifted(inputs: Samples, labels: Tensor) -> None:
+    """Raise UserError where labels of a language model are the next tokens already."""
+    ids = inputs.kwargs.get("input_ids") if isinstance(inputs, ModelInputs) else inputs
+    if ids is None:
+        ids = next(iter(tensors_in(inputs)))
+    if not isinstance(ids, Tensor) or ids.shape != labels.shape or ids.ndim != 2:
+        return
+    counted = labels[:, :-1] >= 0
+    as_next, as_own = (
+        float((labels[:, :-1] == part)[counted].double().mean())
+        for part in (ids[:, 1:], ids[:, :-1])
+    )
+    if as_next > max(_SHIFTED, as_own):
+        raise UserError(
+            f"labels of the task '{CausalLM.name}' are the next tokens of {as_next:.0%} of the "
+            "tokens: give the ids themselves as labels, or none, for the task shifts them by one"
         )
 
 
