@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
 from updp import UserError
+from updp.blocks.nested import ModelInputs
 from updp.data import Images, Source
 from updp.io.progress import Silent
 from updp.models import load_model
@@ -130,6 +131,25 @@ def test_images_without_labels_say_what_is_missing(tiny_model: str, tmp_path: Pa
             Image.new("L", (8, 8), number).save(tmp_path / split / f"{number}.png")
     with pytest.raises(UserError, match=r"has no labels, and supernet.epochs=0.3 trains on them"):
         opened(tiny_model, str(tmp_path))
+
+
+def test_an_input_beside_the_image_reaches_a_classifier() -> None:
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 3)
+
+        def forward(self, image: torch.Tensor, meta: torch.Tensor | None = None) -> torch.Tensor:
+            mean = image.mean((1, 2, 3))[:, None]
+            found: torch.Tensor = self.layer(mean + (0 if meta is None else meta))
+            return found
+
+    x, meta = torch.rand(120, 3, 8, 8), torch.randn(120, 5)
+    items: Any = [{"image": x[n], "meta": meta[n], "label": n % 3} for n in range(120)]
+    inputs = opened(Both(), (DataLoader(items), DataLoader(items[:20])))
+    batch, _ = next(inputs.feed.test())
+    assert isinstance(batch, ModelInputs)
+    assert torch.equal(batch.kwargs["meta"], meta[: len(batch)])
 
 
 class Words(torch.nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from updp.data import Loader, Source, from_loaders, open_source, resize_for, without_labels
+from updp.data.readers.item_kinds import argument_names
 from updp.errors import UserError
 from updp.models import load_model, own_copy, read_shapes
 from updp.recipe import DataSettings, Recipe
@@ -108,4 +109,10 @@ def _open_source(
             f"data is of the type {type(train).__name__}: give a name, a folder, a loader or data "
             "set, or a pair of these (training, test)"
         )
-    return from_loaders(train, test, skip_corrupt=settings.skip_corrupt, task=task)
+    return from_loaders(
+        train,
+        test,
+        skip_corrupt=settings.skip_corrupt,
+        task=task,
+        arguments=argument_names(model),
+    )

@@ -11,7 +11,7 @@ from updp.blocks.nested import Samples, call, tensors_in
 from updp.errors import UserError
 from updp.tasks.metric import Metric
 
-_LABELS = ("labels", "label", "target", "targets")
+LABELS = ("labels", "label", "targets", "target")  # names of labels in dictionaries
 
 
 class Task:
@@ -49,7 +49,7 @@ class Task:
     def split(self, item: Any) -> tuple[Any, Any]:
         """Inputs and labels of one item of a data set; labels are None where it has none."""
         if isinstance(item, Mapping):
-            label = next((key for key in _LABELS if key in item), None)
+            label = next((key for key in LABELS if key in item), None)
             inputs = {key: value for key, value in item.items() if key != label}
             return inputs, None if label is None else item[label]
         if isinstance(item, tuple | list) and len(item) in (1, 2):

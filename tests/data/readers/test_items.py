@@ -100,6 +100,7 @@ def test_items_are_pairs_or_dictionaries() -> None:
         [1, 2],
         {"pixel_values": 1, "labels": 2},
         {"label": 2, "image": 1, "x": 0},
+        {"image": 1, "target": 2},
     ):
         assert split_item(item, "x") == (1, 2)
     for item in ((1,), (1, None), {"image": 1}, {"image": 1, "label": None}):

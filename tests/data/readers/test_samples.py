@@ -86,6 +86,48 @@ def test_text_of_classes_is_classified() -> None:
     assert (source.classes, source.train.targets) == (("0", "1", "2"), [0, 1, 2, 0, 1, 2])
 
 
+def test_entries_beside_an_image_are_inputs_where_the_model_takes_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def items(**more: Any) -> Items:
+        x = torch.randn(6, 3, 4, 4)
+        return Items([{"image": x[n], "label": n % 3, "path": "a", **more} for n in range(6)])
+
+    both = items(meta=torch.arange(5.0))
+    for given in (both, DataLoader(both, batch_size=2)):  # type: ignore[arg-type]
+        source = from_loaders(given, given, arguments=frozenset(["image", "meta"]))
+        x, labels = source.train.collate([source.train[4], source.train[2]])
+        assert isinstance(x, ModelInputs)
+        assert {key: tuple(part.shape) for key, part in x.kwargs.items()} == {
+            "image": (2, 3, 4, 4),
+            "meta": (2, 5),
+        }
+        assert labels.tolist() == [1, 2]
+    assert "ignored" not in caplog.text
+    for more in ({"meta": torch.arange(5.0)}, {"id": 3}, {"meta": None}, {}):
+        source = from_loaders(items(**more), items(), arguments=frozenset(["image"]))
+        assert source.train[0][0].shape == (3, 4, 4)
+    said = [record.message for record in caplog.records if "ignored" in record.message]
+    assert said == [
+        "items of the training loader hold 'meta' beside 'image': ignored, for the model's "
+        "forward takes no argument of that name"
+    ]
+    with pytest.raises(UserError, match="and 'image', which is none: name all inputs as forward"):
+        from_loaders(both, both, arguments=frozenset(["x", "meta"]))
+    pixels = items(image=torch.zeros(3, 4, 4, dtype=torch.uint8), meta=1.0)
+    with pytest.raises(UserError, match="hold 'image' as 8-bit pixels beside 'meta'"):
+        from_loaders(pixels, pixels, arguments=frozenset(["image", "meta"]))
+
+
+@pytest.mark.parametrize("key", ["image", "pixel_values"])
+def test_a_dictionary_with_a_label_beside_it_is_inputs_by_keyword(key: str) -> None:
+    items = Items([({key: torch.randn(3, 4, 4), "ids": torch.arange(2)}, n % 3) for n in range(6)])
+    source = from_loaders(items, items)
+    x, labels = source.train.collate([source.train[4], source.train[2]])
+    assert isinstance(x, ModelInputs)
+    assert ([*x.kwargs], labels.tolist()) == ([key, "ids"], [1, 2])
+
+
 def test_mappings_of_any_class_are_samples() -> None:
     """As tokenizers return them."""
     items = [(UserDict(input_ids=torch.arange(4) + n), n % 3) for n in range(6)]

@@ -2,7 +2,7 @@
 
 ====================== =============================================================================
 an item                a pair (image, label), or a dictionary with `pixel_values`, `image` or `img`,
-                       and `label` or `labels`; without label, or with None, an image alone
+                       and one of `LABELS`; without label, or with None, an image alone
 Pillow image           as an image file: `L` or `RGB`, uint8
 uint8                  pixels; updp normalises them
 uint16                 pixels of 65,536 levels: the upper 8 bits are kept, as of files
@@ -28,9 +28,9 @@ from torch import Tensor
 from updp.data.decoding import to_eight_bits
 from updp.data.images import MOST_CLASSES
 from updp.errors import UserError
+from updp.tasks.base import LABELS
 
-_IMAGES = ("pixel_values", "image", "img")
-_LABELS = ("labels", "label")
+IMAGES = dict.fromkeys(("pixel_values", "image", "img")).keys()  # the first there is the image
 _MOST_CHANNELS = 4  # beyond that the first axis of an image with channels last is its height
 
 
@@ -45,8 +45,8 @@ def split_item(item: object, where: str) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) in (1, 2):
         return item[0], item[1] if len(item) == 2 else None
     if isinstance(item, Mapping):
-        image = next((item[key] for key in _IMAGES if key in item), None)
-        label = next((item[key] for key in _LABELS if key in item), None)
+        image = next((item[key] for key in IMAGES if key in item), None)
+        label = next((item[key] for key in LABELS if key in item), None)
         if image is not None:
             return image, label
     raise _unlike(item, where)

@@ -15,9 +15,10 @@ from updp.blocks.nested import tensors_in
 from updp.data.images import NO_LABEL, by
 from updp.data.order import spaced
 from updp.data.overlap import warn_of_shared_images
+from updp.data.readers.item_kinds import inputs_beside_image, is_samples
 from updp.data.readers.items import as_image, as_label, describe, split_item
 from updp.data.readers.loader_items import Loader, LoaderItems
-from updp.data.readers.samples import LoaderSamples, is_samples
+from updp.data.readers.samples import LoaderSamples
 from updp.data.source import Source
 from updp.data.split import hold_out_test
 from updp.errors import UserError
@@ -111,11 +112,17 @@ class Wrapped(LoaderItems):
 
 
 def from_loaders(
-    train: Loader, test: Loader | None, *, skip_corrupt: bool = False, task: Task = CLASSIFICATION
+    train: Loader,
+    test: Loader | None,
+    *,
+    skip_corrupt: bool = False,
+    task: Task = CLASSIFICATION,
+    arguments: frozenset[str] = frozenset(),
 ) -> Source:
     """Take the images of two loaders or data sets, with their batch size and workers.
 
-    In other tasks than classification, and where items are no images, they are `samples`.
+    In other tasks than classification, and where items are no images or hold further inputs, which
+    are among the `arguments` of the model's forward, they are `samples`.
 
     Without a test loader a tenth of the images is split off, and a warning says so. The order of
     training is updp's own, a function of the seed, so that a killed run goes on as it was. Labels
@@ -127,7 +134,7 @@ def from_loaders(
             has uint8 images and the other floats.
     """
     with random_state(0):
-        wrapped = _reader(train, task, skip_corrupt=skip_corrupt)
+        wrapped = _reader(train, task, arguments, skip_corrupt=skip_corrupt)
         first = wrapped(train, "training")
         splits = _split_off(first) if test is None else (first, wrapped(test, "test"))
         digests = [[_fingerprint(images) for images in splits] for _ in range(2)]
@@ -159,13 +166,16 @@ def from_loaders(
     )
 
 
-def _reader(given: Loader, task: Task, *, skip_corrupt: bool) -> Callable[..., LoaderItems]:
+def _reader(
+    given: Loader, task: Task, arguments: frozenset[str], *, skip_corrupt: bool
+) -> Callable[..., LoaderItems]:
     """The class of the items, ready to be made of a loader and its name."""
-    images = partial(Wrapped, skip_corrupt=skip_corrupt)
     samples = partial(LoaderSamples, task=task, skip_corrupt=skip_corrupt)
-    if not isinstance(task, Classification):
+    if not isinstance(task, Classification) or is_samples(given):
         return samples
-    return samples if is_samples(given) else images
+    if keywords := inputs_beside_image(given, "training", arguments):
+        return partial(samples, keywords=keywords)
+    return partial(Wrapped, skip_corrupt=skip_corrupt)
 
 
 def _split_off(images: LoaderItems) -> tuple[LoaderItems, LoaderItems]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
 
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import Samples, as_samples, map_leaves, map_tensors, take, tensors_in
@@ -27,12 +26,21 @@ _LEAVES = (Image.Image, np.ndarray, np.generic, bool, int, float, Tensor)
 
 
 class LoaderSamples(LoaderItems):
-    """Items of a loader as inputs and labels of a task; all of one form, so that batches join."""
+    """Items of a loader as inputs and labels of a task; all of one form, so that batches join.
+
+    `keywords` are the entries of a dictionary that are inputs, by default all but the labels.
+    """
 
     def __init__(
-        self, given: Loader, split: str, task: Task, *, skip_corrupt: bool = False
+        self,
+        given: Loader,
+        split: str,
+        task: Task,
+        *,
+        keywords: frozenset[str] | None = None,
+        skip_corrupt: bool = False,
     ) -> None:
-        self.task, self._form = task, ""
+        self.task, self._form, self._keywords = task, "", keywords
         super().__init__(given, split, skip_corrupt=skip_corrupt)
         first, labels = self._item(0)
         self._form = "" if task.is_ragged else _form(first)
@@ -83,8 +91,10 @@ class LoaderSamples(LoaderItems):
         except UserCodeError as error:
             raise UserError(f"{where} is {describe(raw)}: {error}") from error
         if is_batch:
-            inputs, labels = (_only(part, where) for part in (inputs, labels))
-        inputs, labels = _as_tensors(inputs, where), _as_tensors(labels, where)
+            inputs, labels = (only_sample(part, where) for part in (inputs, labels))
+        if self._keywords is not None and isinstance(inputs, Mapping):
+            inputs = {key: value for key, value in inputs.items() if key in self._keywords}
+        inputs, labels = as_tensors(inputs, where), as_tensors(labels, where)
         if not tensors_in(inputs):
             raise UserError(f"{where} is {describe(raw)}: it holds no tensor for the model")
         for tensor in tensors_in(inputs):
@@ -98,28 +108,7 @@ class LoaderSamples(LoaderItems):
         return inputs, labels
 
 
-def is_samples(given: Loader) -> bool:
-    """Whether a classifier's data set holds other samples than images, such as text."""
-    whole: Any = given
-    try:
-        if isinstance(given, DataLoader) and given.collate_fn is not default_collate:
-            batch = call_user_code(lambda: given.collate_fn([whole.dataset[0]]))
-            inputs = _only(Classification().split(batch)[0], "")
-        else:
-            dataset = whole.dataset if isinstance(given, DataLoader) else whole
-            inputs, _ = Classification().split(call_user_code(lambda: dataset[0]))
-    except (UserCodeError, UserError):
-        return False  # the reader of images says what is wrong
-    if isinstance(inputs, Mapping):
-        return not {"pixel_values", "image", "img"} & inputs.keys()
-    if isinstance(inputs, tuple | list):
-        return len(tensors_in(inputs)) == len(inputs) > 0
-    if isinstance(inputs, Tensor):
-        return inputs.ndim not in (0, 3)
-    return False
-
-
-def _only(batch: Any, where: str) -> Any:
+def only_sample(batch: Any, where: str) -> Any:
     """The only sample of a batch that a `collate_fn` made."""
     if batch is None:
         return None
@@ -133,7 +122,7 @@ def _only(batch: Any, where: str) -> Any:
         ) from error
 
 
-def _as_tensors(value: Any, where: str) -> Any:
+def as_tensors(value: Any, where: str) -> Any:
     """Numbers, arrays and pictures as tensors; floats as float32."""
 
     def convert(leaf: Any) -> Tensor:
