@@ -56,6 +56,10 @@ class Task:
             return item[0], item[1] if len(item) == 2 else None
         return item, None
 
+    def fault_of_labels(self, labels: Any) -> str:
+        """What is wrong with the labels of one item, in one line; empty where nothing is."""
+        return ""
+
     def collate(self, parts: list[Any]) -> Any:
         """A batch of several inputs, or of several labels; those in a tuple stay in one."""
         batch = default_collate(parts)

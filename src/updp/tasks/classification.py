@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from updp.tasks.base import Task
+from updp.tasks.labels import not_finite
 from updp.tasks.losses import at_least_float32, classification, distillation, divergence
 from updp.tasks.metric import Metric
 
@@ -62,6 +63,10 @@ class MultiLabel(Task):
     metric = Metric(name="F1")
     agreement = Metric(name="F1 beside the baseline")
     keys = ("logits", "out")
+
+    def fault_of_labels(self, labels: Any) -> str:
+        """Labels that are NaN or infinite."""
+        return not_finite(labels)
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
         """KL(baseline || network) of each class by itself, the sum over classes."""

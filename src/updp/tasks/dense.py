@@ -1,12 +1,14 @@
 """Tasks with numbers or with a class for each pixel: regression, embedding, segmentation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from updp.tasks.base import Task
+from updp.tasks.labels import not_classes, not_finite
 from updp.tasks.losses import at_least_float32, distillation, divergence
 from updp.tasks.metric import Metric
 
@@ -19,6 +21,10 @@ class RegressionTask(Task):
     name = "regression"
     metric = Metric(name="R2")
     agreement = Metric(name="R2 beside the baseline")
+
+    def fault_of_labels(self, labels: Any) -> str:
+        """Labels that are NaN or infinite."""
+        return not_finite(labels)
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Squared error, over the mean square of the labels."""
@@ -49,6 +55,10 @@ class Segmentation(Task):
     metric = Metric(name="mean IoU")
     agreement = Metric(name="mean IoU beside the baseline")
     keys = ("out", "logits")
+
+    def fault_of_labels(self, labels: Any) -> str:
+        """Labels that are no classes."""
+        return not_classes(labels)
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
         """KL(baseline || network) of each pixel, the mean over the pixels."""

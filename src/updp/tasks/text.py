@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from updp.blocks.nested import ModelInputs, Samples
 from updp.tasks.base import Task
+from updp.tasks.labels import not_classes
 from updp.tasks.losses import at_least_float32, distillation, divergence
 from updp.tasks.metric import Metric
 
@@ -32,6 +33,10 @@ class TokenClassification(Task):
     metric = Metric(name="token accuracy")
     agreement = Metric(name="token agreement")
     keys: tuple[str, ...] = ("logits", "last_hidden_state")
+
+    def fault_of_labels(self, labels: Any) -> str:
+        """Labels that are no classes."""
+        return not_classes(labels)
 
     def run(self, model: nn.Module, inputs: Samples) -> Tensor:
         """Logits, which are 0 for tokens outside of the mask."""

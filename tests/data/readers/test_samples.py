@@ -1,11 +1,13 @@
 """Loaders of other samples than labelled images."""
 
+import math
 from collections import UserDict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from updp import UserError
@@ -126,6 +128,49 @@ def test_a_dictionary_with_a_label_beside_it_is_inputs_by_keyword(key: str) -> N
     x, labels = source.train.collate([source.train[4], source.train[2]])
     assert isinstance(x, ModelInputs)
     assert ([*x.kwargs], labels.tolist()) == ([key, "ids"], [1, 2])
+
+
+CLASSES = np.arange(16).reshape(4, 4) % 3
+
+
+def palette() -> Image.Image:
+    picture = Image.fromarray(CLASSES.astype(np.uint8)).convert("P")
+    picture.putpalette([50, 60, 70, 80, 90, 99, 0, 0, 0])
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "wanted"),
+    [
+        (Image.fromarray(CLASSES.astype(np.uint8)), CLASSES),
+        (Image.fromarray(CLASSES.astype(np.uint16)), CLASSES),
+        (Image.fromarray(300 * CLASSES.astype(np.int32)), 300 * CLASSES),
+        (Image.fromarray(CLASSES.astype(np.float32)), CLASSES),
+        (palette(), CLASSES),
+        (Image.fromarray(CLASSES == 2), CLASSES == 2),
+    ],
+    ids=lambda value: getattr(value, "mode", ""),
+)
+def test_a_picture_of_labels_is_the_numbers_that_it_stores(picture: Any, wanted: Any) -> None:
+    source = opened([(torch.randn(3, 4, 4), picture)] * 3, "segmentation")
+    _, labels = source.train.collate([source.train[0], source.train[1]])
+    assert labels.shape == (2, 1, 4, 4)
+    assert np.array_equal(labels[0, 0].long().numpy(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "says"),
+    [
+        ("segmentation", torch.full((4, 4), 2 / 255), r"its labels hold 0\.00784: labels are cla"),
+        ("token-classification", [0.0, 1.5], r"its labels hold 1\.5"),
+        ("regression", [0.0, math.nan], "its labels hold NaN"),
+        ("multi-label", [math.inf, 1.0], "its labels hold NaN or infinite"),
+        ("segmentation", torch.full((4, 4), math.nan), "its labels hold NaN"),
+    ],
+)
+def test_labels_that_mean_nothing_are_named(task: str, label: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"^item 0 of the training loader: {says}"):
+        opened([(torch.randn(3, 4, 4), label)] * 3, task)
 
 
 def test_mappings_of_any_class_are_samples() -> None:

@@ -11,7 +11,8 @@ other types            refused: their range is not known
 shape                  (C, H, W), or (H, W, C) where only the last axis has at most 4; where both
                        ends have, tensors are (C, H, W) and NumPy arrays (H, W, C); a NumPy array
                        (H, W) is grey
-label                  a whole number: Python's, NumPy's or a tensor with one element
+label                  a whole number: Python's, NumPy's or a tensor with one element; of other
+                       tasks than classification a picture, too, whose stored numbers are the labels
 ====================== =============================================================================
 """
 
@@ -94,6 +95,21 @@ def as_image(value: object, where: str) -> Tensor:
                 "or leave it out with data.skip_corrupt=true"
             )
     return value.contiguous()
+
+
+def as_label_picture(picture: Image.Image, where: str) -> Tensor:
+    """The numbers that a picture of labels stores, (1, H, W); colour is (3, H, W), as in images.
+
+    Of a palette they are its indices, of two colours 0 and 1. Nothing is scaled.
+    """
+    if picture.mode in ("1", "L", "P", "PA", "I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture)
+        values = values[..., 0] if values.ndim == 3 else values  # without the palette's alpha
+        # torch has few operations on 16 bits without a sign, and none on other orders of bytes.
+        kinds = {"b": np.uint8, "f": np.float32}
+        kind = np.uint8 if values.dtype == np.uint8 else kinds.get(values.dtype.kind, np.int32)
+        return torch.from_numpy(values.astype(kind))[None]
+    return as_image(picture, where)
 
 
 def as_label(value: object, where: str) -> int:

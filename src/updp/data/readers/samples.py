@@ -5,7 +5,7 @@ keyword); labels are whatever the task compares with. Numbers and NumPy arrays b
 Pillow images and 8-bit pixels (C, H, W) are normalised as those of classifiers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import Samples, as_samples, map_leaves, map_tensors, take, tensors_in
 from updp.data.images import NO_LABEL
-from updp.data.readers.items import as_image, as_label, describe
+from updp.data.readers.items import as_image, as_label, as_label_picture, describe
 from updp.data.readers.loader_items import Loader, LoaderItems
 from updp.errors import UserError
 from updp.tasks import Classification, Task
@@ -94,7 +94,8 @@ class LoaderSamples(LoaderItems):
             inputs, labels = (only_sample(part, where) for part in (inputs, labels))
         if self._keywords is not None and isinstance(inputs, Mapping):
             inputs = {key: value for key, value in inputs.items() if key in self._keywords}
-        inputs, labels = as_tensors(inputs, where), as_tensors(labels, where)
+        inputs = as_tensors(inputs, where)
+        labels = as_tensors(labels, where, picture=as_label_picture)
         if not tensors_in(inputs):
             raise UserError(f"{where} is {describe(raw)}: it holds no tensor for the model")
         for tensor in tensors_in(inputs):
@@ -105,6 +106,8 @@ class LoaderSamples(LoaderItems):
                 )
         if isinstance(self.task, Classification) and labels is not None:
             labels = as_label(labels, where)
+        elif fault := self.task.fault_of_labels(labels):
+            raise UserError(f"{where}: {fault}")
         return inputs, labels
 
 
@@ -122,12 +125,14 @@ def only_sample(batch: Any, where: str) -> Any:
         ) from error
 
 
-def as_tensors(value: Any, where: str) -> Any:
+def as_tensors(
+    value: Any, where: str, picture: Callable[[Image.Image, str], Tensor] = as_image
+) -> Any:
     """Numbers, arrays and pictures as tensors; floats as float32."""
 
     def convert(leaf: Any) -> Tensor:
         if isinstance(leaf, Image.Image):
-            return as_image(leaf, where)
+            return picture(leaf, where)
         if isinstance(leaf, np.ndarray):
             native = np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("="))
             leaf = torch.from_numpy(native.copy())

@@ -1,0 +1,23 @@
+"""Faults of an item's labels, in one line each; empty where there is none."""
+
+from typing import Any
+
+from updp.blocks.nested import tensors_in
+
+
+def not_finite(labels: Any) -> str:
+    """Labels that are NaN or infinite."""
+    if all(x.isfinite().all() for x in tensors_in(labels)):
+        return ""
+    return "its labels hold NaN or infinite values: mend them, or leave the item out"
+
+
+def not_classes(labels: Any) -> str:
+    """Labels that are no whole numbers, such as masks that were divided by 255."""
+    if fault := not_finite(labels):
+        return fault
+    for x in tensors_in(labels):
+        if x.is_floating_point() and (apart := x != x.round()).any():
+            value = float(x[apart][0])
+            return f"its labels hold {value:.3g}: labels are classes, whole numbers from 0 on"
+    return ""
