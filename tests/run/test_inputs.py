@@ -178,6 +178,8 @@ def test_labels_of_a_language_model_that_are_shifted_already_are_refused(form: s
     following[:, -2:] = -100  # padding
     with pytest.raises(UserError, match=r"next tokens of 100% .*: give the ids"):
         open_text(ids, following)
+    with pytest.raises(UserError, match="zeros and ones alone, as a mask is: give a mask as an"):
+        open_text(ids, torch.ones_like(ids))
     open_text(ids, ids)
     open_text(torch.ones_like(ids), torch.ones_like(ids))  # where both are the same
 

@@ -157,4 +157,7 @@ class _SeededItems(Dataset[Any]):
 
 
 def _collate(images: Images, items: "list[tuple[Any, Any]] | UserError") -> "Batch | UserError":
-    return items if isinstance(items, UserError) else images.collate(items)
+    try:
+        return items if isinstance(items, UserError) else images.collate(items)
+    except UserError as error:  # a worker would wrap it into its traceback
+        return error

@@ -88,7 +88,7 @@ def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> N
     inputs, labels = next(feed.held_out())
     inputs, labels = inputs[:_LOOKED_AT], take(labels, slice(_LOOKED_AT))
     if isinstance(feed.task, CausalLM) and feed.labelled:
-        _check_not_shifted(inputs, labels)
+        _check_next_tokens(inputs, labels)
     try:
         with torch.no_grad():
             outputs = call_user_code(feed.task.run, baseline, inputs)
@@ -160,12 +160,11 @@ def _check_knowledge(logits: Tensor, labels: Tensor, source: Source) -> None:
         )
 
 
-def _check_not_shifted(inputs: Samples, labels: Tensor) -> None:
-    """Raise UserError where labels of a language model are the next tokens already."""
-    ids = inputs.kwargs.get("input_ids") if isinstance(inputs, ModelInputs) else inputs
-    if ids is None:
-        ids = next(iter(tensors_in(inputs)))
-    if not isinstance(ids, Tensor) or ids.shape != labels.shape or ids.ndim != 2:
+def _check_next_tokens(inputs: Samples, labels: Any) -> None:
+    """Raise UserError where labels of a language model are the next tokens already, or a mask."""
+    named = inputs.kwargs.get("input_ids") if isinstance(inputs, ModelInputs) else None
+    ids = tensors_in(inputs)[0] if named is None else named
+    if not isinstance(labels, Tensor) or ids.shape != labels.shape or ids.ndim != 2:
         return
     counted = labels[:, :-1] >= 0
     as_next, as_own = (
@@ -176,6 +175,11 @@ def _check_not_shifted(inputs: Samples, labels: Tensor) -> None:
         raise UserError(
             f"labels of the task '{CausalLM.name}' are the next tokens of {as_next:.0%} of the "
             "tokens: give the ids themselves as labels, or none, for the task shifts them by one"
+        )
+    if labels.min() >= 0 and labels.max() <= 1 < ids.max():
+        raise UserError(
+            f"labels of the task '{CausalLM.name}' are zeros and ones alone, as a mask is: give a "
+            "mask as an input, ((ids, mask),) or {'input_ids': ..., 'attention_mask': ...}"
         )
 
 

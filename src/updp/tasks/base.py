@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from updp.blocks.nested import Samples, call, tensors_in
 from updp.errors import UserError
@@ -61,8 +61,11 @@ class Task:
         return ""
 
     def collate(self, parts: list[Any]) -> Any:
-        """A batch of several inputs, or of several labels; those in a tuple stay in one."""
-        batch = default_collate(parts)
+        """A batch of several inputs, or of several labels; those in a tuple stay in one.
+
+        What is None in all of them stays None.
+        """
+        batch = collate(parts, collate_fn_map=_COLLATED)
         return tuple(batch) if isinstance(parts[0], tuple) and isinstance(batch, list) else batch
 
     # -- outputs ------------------------------------------------------------------------------
@@ -146,6 +149,15 @@ class Task:
         """The metric, from the `figures` of all batches."""
         total, samples = torch.stack([*figures]).sum(0).tolist()
         return 100 * float(total / max(samples, 1))
+
+
+def _none(parts: list[Any], **_: Any) -> None:
+    if any(part is not None for part in parts):
+        raise TypeError("some are None and others are not")
+
+
+# `default_collate` refuses None, as of a mask that is not there.
+_COLLATED = {**default_collate_fn_map, type(None): _none}
 
 
 def _is_float(value: Any) -> bool:

@@ -93,7 +93,7 @@ class CausalLM(TokenClassification):
         if labels is not None:
             return inputs, labels
         if not isinstance(inputs, Mapping):
-            return inputs, inputs
+            return inputs, inputs[0] if isinstance(inputs, tuple) else inputs
         labels = torch.as_tensor(inputs["input_ids"])
         if _MASK in inputs:
             labels = torch.where(torch.as_tensor(inputs[_MASK]) > 0, labels, _IGNORED)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from updp import UserError
 from updp.blocks.nested import ModelInputs
-from updp.data import from_loaders
+from updp.data import Batches, from_loaders
 from updp.data.example import make_example, read_example, with_masks_in_use, write_example
 from updp.tasks import TASKS, Task
 
@@ -194,6 +194,48 @@ def test_mappings_of_any_class_are_samples() -> None:
 def test_unlike_items_are_named(item: Any, message: str) -> None:
     with pytest.raises(UserError, match=f"^item 2 of the training loader .*{message}"):
         opened([tagged(0), tagged(1), item])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_that_make_no_batch_are_named(workers: int) -> None:
+    x = torch.randn(3, 4, 4)
+    says = r"^item 2 of the training loader has labels of \(5, 4\), the first one of \(4, 4\)"
+    with pytest.raises(UserError, match=says):
+        opened([(x, torch.zeros(size, 4)) for size in (4, 4, 5)], "segmentation")
+
+    class Own(Task):
+        def collate(self, parts: list[Any]) -> Any:
+            raise RuntimeError("of no use")
+
+    items = Items([(x, 0)] * 3)
+    source = from_loaders(items, items, task=Own())
+    batches = Batches(source.train, None, 3, seed=0, shuffle=False, num_workers=workers)
+    with pytest.raises(UserError, match=r"^items of the training loader make no .*of no use"):
+        next(batches.epoch(0))
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_what_is_none_in_all_items_stays_none(task: str) -> None:
+    items = [{"input_ids": torch.arange(4), "mask": None, "labels": n} for n in range(4)]
+
+    def joined(parts: list[Any]) -> dict[str, Any]:
+        return {"input_ids": parts[0]["input_ids"][None], "mask": None, "labels": torch.tensor([1])}
+
+    for options in ({}, {"batch_size": 2, "collate_fn": joined}):
+        source = opened(items, task, **options)
+        x, _ = source.train.collate([source.train[0], source.train[1]])
+        assert isinstance(x, ModelInputs)
+        assert x.kwargs["mask"] is None
+        assert x.kwargs["input_ids"].shape == (2, 4)
+    items[2]["mask"] = torch.ones(4)
+    with pytest.raises(UserError, match=r"^item 2 of the training loader is .*the first one"):
+        opened(items, task)
+
+
+def test_a_language_model_s_labels_are_the_first_of_its_inputs() -> None:
+    ids, mask = torch.arange(4), torch.ones(4)
+    source = opened([((ids, mask),)] * 3, "causal-lm")
+    assert torch.equal(source.train[0][1], ids)
 
 
 def test_a_task_that_fails_on_an_item_is_named() -> None:

@@ -40,10 +40,12 @@ class LoaderSamples(LoaderItems):
         keywords: frozenset[str] | None = None,
         skip_corrupt: bool = False,
     ) -> None:
-        self.task, self._form, self._keywords = task, "", keywords
+        self.task, self._keywords = task, keywords
         super().__init__(given, split, skip_corrupt=skip_corrupt)
         first, labels = self._item(0)
         self._form = "" if task.is_ragged else _form(first)
+        # A task's own `collate` may pad its labels.
+        self._label_form = _shapes(labels) if type(task).collate is Task.collate else None
         self._first = first
         self.size = tuple(first.shape) if isinstance(first, Tensor) else ()
         if labels is None:
@@ -75,13 +77,23 @@ class LoaderSamples(LoaderItems):
             )
         if self.labelled != (labels is not None):
             raise UserError(f"{where} and the first one differ in whether they have labels")
+        if self._label_form not in (None, form := _shapes(labels)):
+            raise UserError(
+                f"{where} has labels of {form}, the first one of {self._label_form}: give all "
+                "labels one shape"
+            )
         return inputs, NO_LABEL if labels is None else labels
 
     def collate(self, items: list[tuple[Any, Any]]) -> tuple[Samples, Any]:
         """A batch of items, as the task makes it."""
         inputs, labels = zip(*items, strict=True)
-        batch = as_samples(self.task.collate([*inputs]))
-        return batch, self.task.collate([*labels]) if self.labelled else torch.tensor(labels)
+        try:
+            batch = as_samples(call_user_code(self.task.collate, [*inputs]))
+            if not self.labelled:
+                return batch, torch.tensor(labels)
+            return batch, call_user_code(self.task.collate, [*labels])
+        except UserCodeError as error:
+            raise UserError(f"items of the {self.split} loader make no batch: {error}") from error
 
     def _item(self, index: int) -> tuple[Any, Any]:
         where = self.where(index)
@@ -159,6 +171,11 @@ def _is_numbers(value: list[Any]) -> bool:
     if all(isinstance(part, list) for part in value):
         return len({len(part) for part in value}) == 1 and all(map(_is_numbers, value))
     return all(isinstance(part, bool | int | float) for part in value)
+
+
+def _shapes(labels: Any) -> str:
+    """Shapes of nested tensors, as text; types may differ, as those of 1 and 0.5 do."""
+    return ", ".join(str(tuple(x.shape)) for x in tensors_in(labels)) or "no numbers"
 
 
 def _form(inputs: Any) -> str:
