@@ -55,6 +55,18 @@ def test_bad_image_is_named(root: Path, content: bytes) -> None:
         open_source(str(root), input_size=None)
 
 
+def test_a_test_folder_without_classes_makes_way_for_one_with_some(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "test").mkdir()
+    Image.new("L", (4, 3), 77).save(root / "test/1.png")
+    source = open_source(str(root), input_size=None)
+    assert [(int(image.max()), label) for image, label in [source.test[0]]] == [(90, 1)]
+    assert "'test' has no labels, so 'val' is the test split" in caplog.text
+    shutil.rmtree(root / "val")
+    assert not open_source(str(root), input_size=None).test.labelled
+
+
 def test_classes_are_those_of_both_splits(root: Path) -> None:
     shutil.copytree(root / "val/dog", root / "val/bee")
     source = open_source(str(root), input_size=None)

@@ -73,8 +73,37 @@ def test_bad_image_names_file_row_and_path(root: Path, data: bytes | None) -> No
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_label_out_of_range_is_refused(root: Path, label: int) -> None:
-    write(root / "validation.parquet", [(png(4, 3), label)], NAMES)
+    write(root / "validation.parquet", [(png(4, 3), label), (png(4, 3), 1)], NAMES)
     with pytest.raises(UserError, match=f"has label {label}: labels must be 0 to 1"):
+        open_source(str(root), input_size=None)
+
+
+@pytest.mark.parametrize("metadata", [NAMES, None])
+def test_labels_that_are_all_minus_one_are_none(
+    root: Path, metadata: dict | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in root.glob("train*"):
+        path.unlink()
+    write(root / "train.parquet", [(png(4, 3), label) for label in (1, 0)], metadata)
+    write(root / "validation.parquet", [(png(4, 3, colour=3), 1)], metadata)
+    write(root / "test.parquet", [(png(4, 3, colour=4), -1)] * 2, metadata)
+    source = open_source(str(root), input_size=None)
+    assert (list(source.train.targets), list(source.test.targets)) == ([1, 0], [1])
+    assert "'test' has no labels, so 'validation' is the test split" in caplog.text
+    (root / "validation.parquet").unlink()
+    source = open_source(str(root), input_size=None)
+    assert (source.labelled, source.test.labelled, len(source.test)) == (True, False, 2)
+    write(root / "train.parquet", [(png(4, 3), -1)] * 3, metadata)
+    assert not open_source(str(root), input_size=None).labelled
+
+
+def test_a_test_split_of_its_own_is_not_read_where_another_is_given(root: Path) -> None:
+    other = root / "other"
+    other.mkdir()
+    (root / "validation.parquet").rename(other / "val.parquet")
+    (root / "test.parquet").write_bytes(b"junk")
+    assert open_source(str(root), input_size=None, test=str(other)).test.targets == [1]
+    with pytest.raises(UserError, match=r"test\.parquet' is not a readable Parquet file"):
         open_source(str(root), input_size=None)
 
 

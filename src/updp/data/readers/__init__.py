@@ -1,5 +1,6 @@
 """Readers of data sets by name, and of a user's own loaders."""
 
+from functools import partial
 from pathlib import Path
 
 from updp.data.classes import FILES, order_classes, read_class_file
@@ -33,7 +34,8 @@ def open_source(
         spec: the data, or one Parquet or tar file of it.
         input_size: see above.
         test: more data, whose test split is used, or all of it where it has one split alone. By
-            default the data's own; where there is none, a part of the training images is split off.
+            default the data's own, of several one with labels; where there is none, a part of the
+            training images is split off.
         skip_corrupt: leave out images that cannot be decoded, and count them in a warning.
 
     Raises:
@@ -49,11 +51,14 @@ def open_source(
                 "it out, or give a folder as data"
             )
         return digits.open_digits(input_size)
-    train, own = _read(spec, "data", f"digits, {_FORMS}")
+    splits = _read(spec, "data", f"digits, {_FORMS}")
+    train = splits.train
     if test is not None:
         # Of data with one split alone that is what to prune with, whatever it is called.
-        train, (other, named) = train or own, _read(test, "--test", _FORMS)
-        own = named or other
+        train, given = train or splits.read_test(), _read(test, "--test", _FORMS)
+        own = given.read_test() or given.train
+    else:
+        own = splits.read_test()
     if train is None:
         raise UserError(
             f"data '{spec}' has a test split alone: updp needs images to prune with, in train/ "
@@ -78,8 +83,8 @@ def open_unlabelled(
     Raises:
         UserError: there is no such data, or an image of it cannot be used.
     """
-    train, own = _read(spec, "--unlabelled", _FORMS)
-    split = train or own
+    splits = _read(spec, "--unlabelled", _FORMS)
+    split = splits.train or splits.read_test()
     assert split is not None
     if skip_corrupt:
         split = decodable(split)
@@ -89,16 +94,17 @@ def open_unlabelled(
 
 
 def _read(spec: str, option: str, forms: str) -> Splits:
-    """Training and test split below a path. Raises UserError where there are no images."""
+    """The splits below a path. Raises UserError where there are no images."""
     root = Path(spec).expanduser()
     extension = root.suffix.removeprefix(".")
     if root.is_file() and extension in _SHARDS:
-        return _SHARDS[extension](root.parent, [root]), None
+        return Splits(_SHARDS[extension](root.parent, [root]), {})
     if not root.is_dir():
         what = "is a file" if root.exists() else "is not there"
         raise UserError(f"{option} '{spec}' {what}: give {forms}")
     for extension, read in _SHARDS.items():
-        if any(files := find_shards(root, extension)):
-            train, test = (read(root, part) if part else None for part in files)
-            return train, test
+        if files := find_shards(root, extension):
+            train = files.pop("train", None)
+            tests = {name: partial(read, root, paths) for name, paths in files.items()}
+            return Splits(read(root, train) if train else None, tests)
     return arrow.read_arrow(root) if arrow.is_saved(root) else folder.read_folder(root)

@@ -7,6 +7,7 @@ hold.
 import json
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +67,20 @@ def is_saved(root: Path) -> bool:
 
 
 def read_arrow(root: Path) -> Splits:
-    """Read the splits `train` and `test` (or `validation`, `valid`, `val`) of a saved data set.
+    """The splits `train` and `test` (or `validation`, `valid`, `val`) of a saved data set.
 
     A single one, saved without splits, is a training split.
     """
     if (root / _STATE).is_file():
-        return _split(root, ""), None
+        return Splits(_split(root, ""), {})
     there = [name for name in ("train", *TESTS) if (root / name / _STATE).is_file()]
     if not there:
         raise UserError(
             f"'{root}' has none of the splits train, {', '.join(TESTS)}: rename one, or give the "
             "folder of one split"
         )
-    test = next((name for name in there if name != "train"), None)
-    return _split(root, "train") if "train" in there else None, _split(root, test) if test else None
+    tests = {name: partial(_split, root, name) for name in there if name != "train"}
+    return Splits(_split(root, "train") if "train" in there else None, tests)
 
 
 def _split(root: Path, name: str) -> EncodedSplit:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-TESTS = ("test", "validation", "valid", "val")  # names of the test split; the first there is taken
+TESTS = ("test", "validation", "valid", "val")  # names of the test split; the first is preferred
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,36 @@ class EncodedSplit:
         )
 
 
-Splits = tuple[EncodedSplit | None, EncodedSplit | None]  # training and test, where there are any
+@dataclass(frozen=True)
+class Splits:
+    """The training split, where there is one, and what reads each test split, by its name."""
+
+    train: EncodedSplit | None
+    tests: Mapping[str, Callable[[], EncodedSplit]]
+
+    def read_test(self) -> EncodedSplit | None:
+        """The first test split that has labels, or else the first; others are not read.
+
+        Without labels in the training split that is the first: they are of no use then.
+        """
+        wants_labels = self.train is None or self.train.labelled
+        found = dict[str, EncodedSplit]()
+        for name, read in self.tests.items():
+            found[name] = split = read()
+            if split.labelled or not wants_labels:
+                break
+        if not found:
+            return None
+        first, chosen = next(iter(found)), next(reversed(found))
+        if first == chosen or not found[chosen].labelled:
+            return found[first]
+        _log.warning(
+            "data '%s': '%s' has no labels, so '%s' is the test split",
+            found[chosen].root,
+            first,
+            chosen,
+        )
+        return found[chosen]
 
 
 class _PartOfSplit:
@@ -222,10 +251,15 @@ def _join_classes(
 
 
 def check_labels(labels: Sequence[int], names: Sequence[str], file: Path) -> None:
-    """Raise UserError where a label is negative, or not one of the named classes, if there are."""
+    """Raise UserError where a label is negative, or not one of the named classes, if there are.
+
+    Where all are `NO_LABEL`, as in test splits of which nobody may know them, there are none.
+    """
     most = (len(names) or MOST_CLASSES) - 1
-    ends = (min(labels), max(labels)) if len(labels) else ()
-    bad = next((label for label in ends if not 0 <= label <= most), None)
+    ends = {min(labels), max(labels)} if len(labels) else set()
+    if ends == {NO_LABEL}:
+        return
+    bad = next((label for label in sorted(ends) if not 0 <= label <= most), None)
     if bad is not None:
         span = f"0 to {most}" if names or bad > most else "0 or more"
         raise UserError(f"'{file}' has label {bad}: labels must be {span}")
@@ -240,19 +274,20 @@ def check_all_labelled(labels: Sequence[int], root: Path) -> None:
         )
 
 
-def find_shards(root: Path, extension: str) -> tuple[list[Path], list[Path]]:
-    """The files of training and test split, by their names, in `root` or in its folder `data`.
+def find_shards(root: Path, extension: str) -> dict[str, list[Path]]:
+    """The files of each split that there is, by their names, in `root` or in its folder `data`.
 
     Such as `train-00000-of-00002.parquet`, `imagenet1k-validation-00.tar` or `test/000.tar`. Files
     of other names are a training split, where there is nothing else in `root`.
     """
     for folder in (root, root / "data"):
         files = {name: _named(folder, name, extension) for name in ("train", *TESTS)}
-        if any(files.values()):
-            test = next((files[name] for name in TESTS if files[name]), [])
-            return files["train"], test
-    others = any(path.is_dir() for path in root.iterdir() if not path.name.startswith("."))
-    return [] if others else sorted(root.glob(f"*.{extension}")), []
+        if found := {name: paths for name, paths in files.items() if paths}:
+            return found
+    if any(path.is_dir() for path in root.iterdir() if not path.name.startswith(".")):
+        return {}
+    others = sorted(root.glob(f"*.{extension}"))
+    return {"train": others} if others else {}
 
 
 def _named(folder: Path, split: str, extension: str) -> list[Path]:

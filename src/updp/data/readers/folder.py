@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from updp.data.decoding import ADVICE
@@ -83,10 +84,9 @@ def read_folder(root: Path) -> Splits:
     there = [name for name in ("train", *TESTS) if (root / name).is_dir()]
     if not there:
         _check_spelling(root)
-        return _read_split(root, ""), None
-    test = next((name for name in there if name != "train"), None)
-    train = _read_split(root, "train") if "train" in there else None
-    return train, _read_split(root, test) if test else None
+        return Splits(_read_split(root, ""), {})
+    tests = {name: partial(_read_split, root, name) for name in there if name != "train"}
+    return Splits(_read_split(root, "train") if "train" in there else None, tests)
 
 
 def _check_spelling(root: Path) -> None:

@@ -23,6 +23,7 @@ from updp.data.source import printable
 from updp.errors import UserError, reason
 
 _BLOCK = 512  # bytes: tar's unit
+_SHOWN = 40  # bytes of a label that is no number
 _RUN = 64  # images in a row that are compared, where splits are
 _PART = 256  # images in a row that training reads from at a time
 
@@ -110,7 +111,7 @@ def _read_index(file: Path) -> TarIndex:
                     close()
                     key, images, label = f"{folder}{slash}{stem}", {}, NO_LABEL
                 if suffix == "cls":
-                    label = int(data[start : start + size])
+                    label = _whole_number(data[start : start + size], name, file)
                     check_labels([label], (), file)
                 elif suffix == "json":
                     label = _label_of(data[start : start + size], label, file)
@@ -142,6 +143,17 @@ def _the_image(images: Mapping[str, tuple[int, int]], key: str, file: Path) -> t
             "that the model is given"
         )
     return next(iter(whole.values()))
+
+
+def _whole_number(text: bytes, member: str, file: Path) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        shown = printable(text[:_SHOWN].decode(errors="replace").strip())
+        raise UserError(
+            f"'{printable(member)}' of '{file}' holds '{shown}': names of classes are not read, "
+            "so give the class as a whole number, the index of the model's output"
+        ) from error
 
 
 def _label_of(text: bytes, label: int, file: Path) -> int:
