@@ -171,7 +171,7 @@ def test_a_built_in_task_trains_with_its_labels(tmp_path: Path) -> None:
 
 def test_what_fits_no_task_is_one_line(tmp_path: Path) -> None:
     data = images(48, lambda x: x.mean((1, 2, 3)))
-    with pytest.raises(UserError, match=r"task 'multi-label': figures fails on tensors of .*16"):
-        road(Model(pooled), data, data, "multi-label", tmp_path / "a", "data.held_out=16")
+    with pytest.raises(UserError, match=r"task 'regression': figures fails on tensors of .*16"):
+        road(Model(pooled), data, data, "regression", tmp_path / "a", "data.held_out=16")
     with pytest.raises(UserError, match=r"subnet\.mixup=0\.2 is for task=classification"):
         road(Model(pooled), data, data, "regression", tmp_path / "b", "subnet.mixup=0.2")

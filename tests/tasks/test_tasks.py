@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from tests import tiny
@@ -66,6 +67,46 @@ def test_whole_numbers_are_labels_of_a_regression(shape: tuple[int, ...]) -> Non
     labels = torch.arange(6).reshape(shape)
     assert task.loss(outputs, labels) == task.loss(outputs, labels.float())
     assert torch.equal(task.figures(outputs, labels), task.figures(outputs, labels.float()))
+
+
+def test_labels_of_one_output_may_have_no_axis_for_it() -> None:
+    task, outputs = TASKS["multi-label"], torch.randn(6, 1)
+    labels = torch.tensor([0.0, 1, 1, 0, 1, 0])
+    assert task.loss(outputs, labels) == task.loss(outputs, labels[:, None])
+    assert torch.equal(task.figures(outputs, labels), task.figures(outputs, labels[:, None]))
+    for shape in ((6,), (6, 1), (1, 4)):  # of which two would be stretched
+        with pytest.raises(UserError, match=r"\(6, 4\): give a zero or a one for each output"):
+            task.figures(torch.randn(6, 4), torch.ones(shape))
+
+
+def test_an_embedding_is_not_compared_with_classes() -> None:
+    with pytest.raises(
+        UserError, match=r"'embedding' compares with .* is given int64, such as cla"
+    ):
+        TASKS["embedding"].figures(torch.randn(6, 4), torch.arange(6))
+
+
+def test_r2_is_the_mean_over_outputs() -> None:
+    torch.manual_seed(0)
+    task, labels = TASKS["regression"], torch.randn(12, 3) * torch.tensor([1.0, 100, 1])
+    labels[:, 2] += 1000
+    outputs = labels + torch.randn(12, 3)
+
+    def found(outputs: Tensor, labels: Tensor) -> float:
+        parts = [task.figures(outputs[part], labels[part]) for part in (slice(5), slice(5, 12))]
+        return task.value(parts)
+
+    expected = 100 * r2_score(labels.double(), outputs.double())
+    assert found(outputs, labels) == pytest.approx(expected, rel=1e-6)
+    maps = [x.reshape(2, 6, 3).movedim(2, 1)[..., None] for x in (outputs, labels)]  # (2, 3, 6, 1)
+    assert task.value([task.figures(*maps)]) == pytest.approx(expected, rel=1e-6)
+    depth = [x.reshape(2, 3, 6) for x in (outputs, labels)]  # one output
+    pooled = 100 * r2_score(labels.double().flatten(), outputs.double().flatten())
+    assert task.value([task.figures(*depth)]) == pytest.approx(pooled, rel=1e-6)
+    labels[:, 0] = outputs[:, 0] = 0.5  # does not vary, and is met
+    assert found(outputs, labels) == pytest.approx(100 * r2_score(labels, outputs), rel=1e-4)
+    outputs[:, 0] = 0.25
+    assert found(outputs, labels) == pytest.approx(100 * r2_score(labels, outputs), rel=1e-4)
 
 
 def test_metrics_by_hand() -> None:

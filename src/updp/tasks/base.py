@@ -115,6 +115,12 @@ class Task:
             target = target.detach().reshape(len(target), -1)
             scale = target.square().mean().clamp_min(torch.finfo(target.dtype).tiny)
             errors.append((own.reshape_as(target) - target).square().mean(1) / scale)
+        if not errors:
+            raise UserError(
+                f"the task '{self.name}' compares with numbers of floating point, and is given "
+                f"{', '.join(str(x.dtype).removeprefix('torch.') for x in tensors_in(baseline))}, "
+                "such as classes: give other labels, or none"
+            )
         return torch.stack(errors).mean(0)
 
     def uncertainty(self, baseline: Any) -> Tensor:

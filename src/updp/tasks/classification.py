@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from updp.errors import UserError
 from updp.tasks.base import Task
-from updp.tasks.labels import not_finite
+from updp.tasks.labels import not_shares
 from updp.tasks.losses import at_least_float32, classification, distillation, divergence
 from updp.tasks.metric import Metric
 
@@ -65,8 +66,8 @@ class MultiLabel(Task):
     keys = ("logits", "out")
 
     def fault_of_labels(self, labels: Any) -> str:
-        """Labels that are NaN or infinite."""
-        return not_finite(labels)
+        """Labels that are no zeros and ones."""
+        return not_shares(labels)
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
         """KL(baseline || network) of each class by itself, the sum over classes."""
@@ -80,6 +81,7 @@ class MultiLabel(Task):
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Binary cross-entropy."""
+        labels = _of_shape(labels, outputs)
         target = labels.to(at_least_float32(outputs)) * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(at_least_float32(outputs), target)
 
@@ -90,7 +92,7 @@ class MultiLabel(Task):
 
     def figures(self, outputs: Tensor, labels: Any) -> Tensor:
         """Classes that are found, missed, and wrongly claimed."""
-        found, wanted = outputs > 0, labels > 0.5
+        found, wanted = outputs > 0, _of_shape(labels, outputs) > 0.5
         counts = [(found & wanted).sum(), (~found & wanted).sum(), (found & ~wanted).sum()]
         return torch.stack(counts)
 
@@ -98,6 +100,18 @@ class MultiLabel(Task):
         """The F1 score over all samples and classes, in percent."""
         right, missed, wrong = map(float, torch.stack([*figures]).sum(0))
         return 100 * (2 * right / max(2 * right + missed + wrong, 1.0))
+
+
+def _of_shape(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Labels of the outputs' shape, which (N,) becomes for one output. Raises UserError."""
+    if outputs.shape[1:] == (1,) and labels.ndim == 1:
+        return labels[:, None]
+    if labels.shape != outputs.shape:
+        raise UserError(
+            f"labels of the task '{MultiLabel.name}' are {tuple(labels.shape)} and the outputs "
+            f"{tuple(outputs.shape)}: give a zero or a one for each output"
+        )
+    return labels
 
 
 def _two_sided(logits: Tensor) -> Tensor:

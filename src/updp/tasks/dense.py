@@ -13,10 +13,15 @@ from updp.tasks.losses import at_least_float32, distillation, divergence
 from updp.tasks.metric import Metric
 
 _IGNORED = 255  # the label of pixels that do not count
+_ROUNDING = 1e-12  # of the sum of squares: a variance below it is rounding
 
 
 class RegressionTask(Task):
-    """Numbers of any shape, such as depth or a box: outputs and labels (N, ...)."""
+    """Numbers of any shape, such as depth or a box: outputs and labels (N, ...).
+
+    R2 is that of each output of (N, outputs), or channel of (N, channels, H, W), and the mean of
+    these; (N, H, W) is one output.
+    """
 
     name = "regression"
     metric = Metric(name="R2")
@@ -31,17 +36,23 @@ class RegressionTask(Task):
         return self.distance(outputs, _like(labels, outputs)).mean()
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Squared errors, and the sum, the sum of squares and the number of labels."""
-        labels = _like(labels, outputs).double()
-        error = (outputs.double() - labels).square().sum()
-        count = labels.new_tensor(labels.numel())
-        return torch.stack([error, labels.sum(), labels.square().sum(), count])
+        """Of each output the squared errors, and the sum, sum of squares and number of labels."""
+        labels = _columns(_like(labels, outputs).double())
+        error = (_columns(outputs.double()) - labels).square().sum(0)
+        count = torch.full_like(error, len(labels))
+        return torch.stack([error, labels.sum(0), labels.square().sum(0), count])
 
     def value(self, figures: Sequence[Tensor]) -> float:
-        """The share of the labels' variance that is explained, in percent."""
-        error, total, squares, count = torch.stack([*figures]).sum(0).tolist()
-        variance = squares - total**2 / max(count, 1)
-        return 100 * (1 - error / variance) if variance > 0 else 0.0
+        """The share of the labels' variance that is explained, the mean over outputs, in percent.
+
+        As scikit-learn has it: where labels do not vary the share is 1 if they are met, else 0.
+        """
+        error, total, squares, count = torch.stack([*figures]).sum(0)
+        variance = squares - total.square() / count.clamp_min(1)
+        least = _ROUNDING * squares
+        met = (error <= least).to(error)
+        share = torch.where(variance > least, 1 - error / variance, met)
+        return 100 * float(share.mean())
 
 
 class Segmentation(Task):
@@ -101,6 +112,13 @@ class Segmentation(Task):
 def _like(labels: Tensor, outputs: Tensor) -> Tensor:
     """Labels in the shape of the outputs, from which (N,) differs for one number a sample."""
     return labels.to(outputs).reshape_as(outputs)
+
+
+def _columns(values: Tensor) -> Tensor:
+    """Numbers with a column for each output or channel, see `RegressionTask`."""
+    if values.ndim == 2 or values.ndim > 3:
+        return values.movedim(1, -1).flatten(0, -2)
+    return values.reshape(-1, 1)
 
 
 def _per_class(logits: Tensor) -> Tensor:

@@ -12,6 +12,16 @@ def not_finite(labels: Any) -> str:
     return "its labels hold NaN or infinite values: mend them, or leave the item out"
 
 
+def not_shares(labels: Any) -> str:
+    """Labels that are no zeros and ones, nor anything between."""
+    if fault := not_finite(labels):
+        return fault
+    for x in tensors_in(labels):
+        if (apart := (x < 0) | (x > 1)).any():
+            return f"its labels hold {float(x[apart][0]):.3g}: labels are zeros and ones"
+    return ""
+
+
 def not_classes(labels: Any) -> str:
     """Labels that are no whole numbers, such as masks that were divided by 255."""
     if fault := not_finite(labels):

@@ -165,6 +165,7 @@ def test_a_picture_of_labels_is_the_numbers_that_it_stores(picture: Any, wanted:
         ("token-classification", [0.0, 1.5], r"its labels hold 1\.5"),
         ("regression", [0.0, math.nan], "its labels hold NaN"),
         ("multi-label", [math.inf, 1.0], "its labels hold NaN or infinite"),
+        ("multi-label", [-1, 1], "its labels hold -1: labels are zeros and ones"),
         ("segmentation", torch.full((4, 4), math.nan), "its labels hold NaN"),
     ],
 )
