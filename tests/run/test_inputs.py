@@ -152,6 +152,18 @@ def test_an_input_beside_the_image_reaches_a_classifier() -> None:
     assert torch.equal(batch.kwargs["meta"], meta[: len(batch)])
 
 
+@pytest.mark.parametrize("white", [1, 255])
+def test_masks_of_black_and_white_are_warned_of(
+    white: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = white * (torch.rand(120, 8, 8) > 0.5).long()
+    split = TensorDataset(torch.randn(120, 3, 8, 8), masks)
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    open_inputs(torch.nn.Conv2d(3, 1, 1), (split, split), recipe, task="segmentation")
+    said = "masks of 20 held-out images hold 0 and 255 alone, and 255 is ignored" in caplog.text
+    assert said == (white == 255)
+
+
 class Words(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -79,10 +79,26 @@ def test_labels_of_one_output_may_have_no_axis_for_it() -> None:
             task.figures(torch.randn(6, 4), torch.ones(shape))
 
 
+@pytest.mark.parametrize(
+    ("name", "ignored"),
+    [("segmentation", 255), ("token-classification", -100), ("causal-lm", -100)],
+)
+def test_a_batch_without_a_label_that_counts_has_a_loss_of_0(name: str, ignored: int) -> None:
+    task, outputs = TASKS[name], torch.randn(SHAPES[name], requires_grad=True)
+    labels = labels_of(name, outputs.detach())
+    for smoothing in (0.0, 0.1):
+        loss = task.loss(outputs, torch.full_like(labels, ignored), smoothing)
+        (gradient,) = torch.autograd.grad(loss, outputs)
+        assert loss == 0
+        assert (gradient == 0).all()
+    outside = outputs * 0  # as `run` makes it of tokens outside of the mask
+    if name != "segmentation":
+        assert task.distillation(outside, outside.detach()) == 0
+        assert task.loss(outside, labels) == 0
+
+
 def test_an_embedding_is_not_compared_with_classes() -> None:
-    with pytest.raises(
-        UserError, match=r"'embedding' compares with .* is given int64, such as cla"
-    ):
+    with pytest.raises(UserError, match=r"'embedding' compares with .* is given int64, "):
         TASKS["embedding"].figures(torch.randn(6, 4), torch.arange(6))
 
 

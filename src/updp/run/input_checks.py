@@ -14,7 +14,7 @@ from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.models import is_code
 from updp.recipe import Recipe
-from updp.tasks import CLASSIFICATION, CausalLM, Classification, Task
+from updp.tasks import CLASSIFICATION, CausalLM, Classification, Segmentation, Task
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +104,8 @@ def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> N
             _check_knowledge(outputs, labels, source)
     else:
         _check_task(feed.task, outputs, labels if feed.labelled else None)
+        if isinstance(feed.task, Segmentation) and feed.labelled and outputs.shape[1] == 1:
+            _warn_of_white_masks(labels)
 
 
 def guessed_colour(baseline: nn.Module, name: str, feed: Feed, recipe: Recipe) -> str:
@@ -157,6 +159,17 @@ def _check_knowledge(logits: Tensor, labels: Tensor, source: Source) -> None:
             right,
             len(labels),
             ", ".join(source.classes[:3]) + ", ..." * (len(source.classes) > 3),
+        )
+
+
+def _warn_of_white_masks(masks: Tensor) -> None:
+    """Warn where pixels of the one class there is are 255, as pictures have white, not 1."""
+    values = set(masks.flatten().tolist())
+    if 255 in values and values <= {0, 255}:
+        _log.warning(
+            "masks of %d held-out images hold 0 and 255 alone, and 255 is ignored: the class of a "
+            "single logit is 1",
+            len(masks),
         )
 
 

@@ -26,7 +26,16 @@ _BUILT_IN = (
 )
 TASKS = {task.name: task for task in _BUILT_IN}
 
-__all__ = ["CLASSIFICATION", "TASKS", "CausalLM", "Classification", "Metric", "Task", "find_task"]
+__all__ = [
+    "CLASSIFICATION",
+    "TASKS",
+    "CausalLM",
+    "Classification",
+    "Metric",
+    "Segmentation",
+    "Task",
+    "find_task",
+]
 
 
 @checked()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from updp.tasks.base import Task
 from updp.tasks.labels import not_classes, not_finite
-from updp.tasks.losses import at_least_float32, distillation, divergence
+from updp.tasks.losses import at_least_float32, distillation, divergence, over_counted
 from updp.tasks.metric import Metric
 
 _IGNORED = 255  # the label of pixels that do not count
@@ -88,9 +88,7 @@ class Segmentation(Task):
         """Cross-entropy."""
         labels = _mask(labels)
         logits = at_least_float32(_sized(_per_class(outputs), labels))
-        return F.cross_entropy(
-            logits, labels.long(), ignore_index=_IGNORED, label_smoothing=smoothing
-        )
+        return over_counted(logits, labels.long(), _IGNORED, smoothing)
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Pixels of each class (rows) that were put into each class (columns)."""

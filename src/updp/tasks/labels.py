@@ -9,7 +9,10 @@ def not_finite(labels: Any) -> str:
     """Labels that are NaN or infinite."""
     if all(x.isfinite().all() for x in tensors_in(labels)):
         return ""
-    return "its labels hold NaN or infinite values: mend them, or leave the item out"
+    return (
+        "its labels hold NaN or infinite values: mend them, or leave the item out with "
+        "data.skip_corrupt=true"
+    )
 
 
 def not_shares(labels: Any) -> str:

@@ -25,6 +25,21 @@ def classification(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> T
     return F.cross_entropy(at_least_float32(logits), targets, label_smoothing=smoothing)
 
 
+def over_counted(logits: Tensor, labels: Tensor, ignored: int, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits (N, classes, ...), the mean over labels that are not `ignored`.
+
+    It is 0 where all are, as in a batch without a labelled pixel.
+    """
+    total = F.cross_entropy(
+        at_least_float32(logits),
+        labels,
+        ignore_index=ignored,
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
+    return total / (labels != ignored).sum().clamp_min(1)
+
+
 def divergence(logits: Tensor, baseline: Tensor) -> Tensor:
     """KL(baseline || network) of logits (N, classes, ...) in float64, (N,).
 

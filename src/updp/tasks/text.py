@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from updp.blocks.nested import ModelInputs, Samples
 from updp.tasks.base import Task
 from updp.tasks.labels import not_classes
-from updp.tasks.losses import at_least_float32, distillation, divergence
+from updp.tasks.losses import distillation, divergence, over_counted
 from updp.tasks.metric import Metric
 
 _IGNORED = -100  # the label of tokens that do not count, as in transformers
@@ -59,12 +59,13 @@ class TokenClassification(Task):
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy."""
         wanted = labels.masked_fill(_outside(outputs), _IGNORED).flatten()
-        logits = at_least_float32(outputs).flatten(0, 1)
-        return F.cross_entropy(logits, wanted, ignore_index=_IGNORED, label_smoothing=smoothing)
+        return over_counted(outputs.flatten(0, 1), wanted, _IGNORED, smoothing)
 
     def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         """KL(teacher || network) of softened logits, the mean over tokens, times T^2."""
         inside = ~_outside(teacher)
+        if not inside.any():
+            return outputs.sum() * 0
         return distillation(outputs[inside], teacher[inside], temperature)
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
