@@ -42,6 +42,7 @@ class Task:
     # What the counted output is called where a model returns several; else the first one counts.
     keys: tuple[str, ...] = ("logits", "out", "prediction", "pooler_output", "last_hidden_state")
     is_ragged: bool = False  # whether inputs may differ in size; batches are then lists of them
+    takes_images: bool = False  # whether inputs are images, which arrays hold as (H, W, C)
     has_loss: bool = True  # with labels; else a network is trained by distillation alone
 
     # -- data ---------------------------------------------------------------------------------

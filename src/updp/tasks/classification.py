@@ -64,6 +64,7 @@ class MultiLabel(Task):
     metric = Metric(name="F1")
     agreement = Metric(name="F1 beside the baseline")
     keys = ("logits", "out")
+    takes_images = True
 
     def fault_of_labels(self, labels: Any) -> str:
         """Labels that are no zeros and ones."""

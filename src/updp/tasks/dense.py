@@ -66,6 +66,7 @@ class Segmentation(Task):
     metric = Metric(name="mean IoU")
     agreement = Metric(name="mean IoU beside the baseline")
     keys = ("out", "logits")
+    takes_images = True
 
     def fault_of_labels(self, labels: Any) -> str:
         """Labels that are no classes."""

@@ -41,6 +41,7 @@ class Detection(Task):
     metric = Metric(name="mAP")
     agreement = Metric(name="mAP beside the baseline")
     is_ragged = True
+    takes_images = True
     has_loss = False
 
     def collate(self, parts: list[Any]) -> Any:

@@ -130,6 +130,30 @@ def test_a_dictionary_with_a_label_beside_it_is_inputs_by_keyword(key: str) -> N
     assert ([*x.kwargs], labels.tolist()) == ([key, "ids"], [1, 2])
 
 
+@pytest.mark.parametrize("task", ["segmentation", "regression"])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_an_array_of_an_image_may_have_its_channels_last(task: str, kind: Any) -> None:
+    x = np.arange(8 * 10 * 3).reshape(8, 10, 3).astype(kind)
+    read = opened([(x, np.zeros((8, 10)))] * 3, task).train[0][0]
+    if task == "regression" and kind == np.float32:  # may be anything
+        assert read.shape == x.shape
+    else:
+        assert np.array_equal(read.numpy(), x.transpose(2, 0, 1))
+    first = x.transpose(2, 0, 1)
+    assert opened([(first, np.zeros((8, 10)))] * 3, task).train[0][0].shape == (3, 8, 10)
+
+
+@pytest.mark.parametrize("task", ["classification", "causal-lm", "regression", "embedding"])
+def test_a_flat_tuple_does_not_tell_which_are_labels(task: str) -> None:
+    ids = torch.arange(12).reshape(3, 4)
+    data = TensorDataset(ids, torch.ones_like(ids), ids[:, 0])
+    if task == "embedding":  # which seldom has labels
+        assert not from_loaders(data, data, task=TASKS[task]).labelled
+        return
+    with pytest.raises(UserError, match=r"^item 0 .* which does not tell .*\(\(a, b\), labels\)"):
+        from_loaders(data, data, task=TASKS[task])
+
+
 CLASSES = np.arange(16).reshape(4, 4) % 3
 
 

@@ -2,7 +2,8 @@
 
 Inputs are a tensor, or a tuple or dictionary of tensors (given to the model by position or by
 keyword); labels are whatever the task compares with. Numbers and NumPy arrays become tensors,
-Pillow images and 8-bit pixels (C, H, W) are normalised as those of classifiers.
+Pillow images and 8-bit pixels are normalised as those of classifiers. An array of pixels, and any
+of a task that takes images, may have its channels last.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from updp.data.images import NO_LABEL
 from updp.data.readers.items import as_image, as_label, as_label_picture, describe
 from updp.data.readers.loader_items import Loader, LoaderItems
 from updp.errors import UserError
-from updp.tasks import Classification, Task
+from updp.tasks import CausalLM, Classification, Task
 
 _EXAMPLES = 8  # samples kept to trace and time a model on
 _LEAVES = (Image.Image, np.ndarray, np.generic, bool, int, float, Tensor)
@@ -98,6 +99,11 @@ class LoaderSamples(LoaderItems):
     def _item(self, index: int) -> tuple[Any, Any]:
         where = self.where(index)
         raw, is_batch = self.raw(index)
+        if isinstance(raw, tuple) and len(raw) > 2 and _splits_pairs(self.task):
+            raise UserError(
+                f"{where} is {describe(raw)}, which does not tell inputs from labels: give "
+                "((a, b), labels), or ((a, b, c),) where there are none"
+            )
         try:
             inputs, labels = call_user_code(self.task.split, raw)
         except UserCodeError as error:
@@ -106,6 +112,8 @@ class LoaderSamples(LoaderItems):
             inputs, labels = (only_sample(part, where) for part in (inputs, labels))
         if self._keywords is not None and isinstance(inputs, Mapping):
             inputs = {key: value for key, value in inputs.items() if key in self._keywords}
+        if _is_picture(inputs, self.task):
+            inputs = as_image(inputs, where)
         inputs = as_tensors(inputs, where)
         labels = as_tensors(labels, where, picture=as_label_picture)
         if not tensors_in(inputs):
@@ -121,6 +129,18 @@ class LoaderSamples(LoaderItems):
         elif fault := self.task.fault_of_labels(labels):
             raise UserError(f"{where}: {fault}")
         return inputs, labels
+
+
+def _splits_pairs(task: Task) -> bool:
+    """Whether a task takes pairs of inputs and labels; an embedding may have inputs alone."""
+    return type(task) is not Task and type(task).split in (Task.split, CausalLM.split)
+
+
+def _is_picture(inputs: Any, task: Task) -> bool:
+    """Whether an input is an array (C, H, W) or (H, W, C) of pixels."""
+    if not isinstance(inputs, np.ndarray) or inputs.ndim != 3:
+        return False
+    return inputs.dtype == np.uint8 or (task.takes_images and inputs.dtype.kind in "fu")
 
 
 def only_sample(batch: Any, where: str) -> Any:
