@@ -153,7 +153,7 @@ def test_timms_transforms_go_on_where_they_stopped_with_workers_too() -> None:
     [
         ("data.auto_augment=random-m9", r"timm has no such policy \(see its docs"),
         ("data.color_jitter=[0.1, 0.2]", "give one number, three or four"),
-        ("data.aug_repeats=0", "greater than or equal to 1"),
+        ("data.aug_repeats=0", "it takes at least 1, not 0"),
     ],
 )
 def test_settings_that_timm_does_not_take_are_refused(setting: str, says: str) -> None:
