@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
+import updp
 from tests import tiny
 from tests.sampling import slow
 from updp import UserError
+from updp.models import load_model
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.estimates import Estimate, estimate_run
@@ -110,6 +113,29 @@ def test_it_counts_the_plans_that_a_search_scores(tiny_model: str, tmp_path: Pat
     assert found["refined candidates"][0] + found["refined plans"][0] == sum(refined) == 3
     # Refined plans are scored as the others are, too.
     assert found["plans"][0] == totals["search"] + 3
+
+
+class Named(Dataset[dict[str, Any]]):
+    """Images with their classes, each a dictionary."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < 60:
+            raise IndexError(index)
+        image = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(index))
+        return {"x": image, "label": index % 10}
+
+
+@pytest.mark.parametrize("start", ["fit", "inherit"])
+def test_a_model_that_is_called_by_name_is_estimated(start: str, tiny_model: str) -> None:
+    recipe = tiny.make_recipe(
+        data={"held_out": 16, "calibration": 16, "batch_size": 8}, supernet={"start": start}
+    )
+    found = updp.estimate(load_model(tiny_model), (Named(), Named()), recipe)
+    assert [stage.stage for stage in found.stages] == [*STAGES]
+    assert ("sites fitted" in works(found)["supernet"]) == (start == "fit")
 
 
 def test_a_step_of_the_ramp_may_be_longer_than_one_behind_it(

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from updp.blocks.modules import to_eval
-from updp.blocks.nested import Samples
+from updp.blocks.nested import Samples, call
 from updp.candidates import make_offers
 from updp.measure import Meter, Work, compare_modules
 from updp.run.search_rehearsal import SearchRehearsal, spread
@@ -90,7 +90,7 @@ class Rehearsal:
         some = spread([*net.switches], _SITES)
         net.eval()
         net.choose({})
-        once = self.meter.time("batches", lambda: [net(batch) for batch in images])
+        once = self.meter.time("batches", lambda: [call(net, batch) for batch in images])
         fits = self.meter.time("sites", lambda: fit_candidates(net, images, settings, sites=some))
         for switch in net.switches.values():
             for label in switch.labels:
