@@ -12,6 +12,7 @@ from updp.blocks.nested import (
     Samples,
     count,
     from_structure,
+    map_tensors,
     named_tensors,
     structure_of,
     take,
@@ -51,6 +52,27 @@ def read_example(folder: Path) -> Samples | None:
     with content_of(path):
         stored: Samples = from_structure(structure, tensors)
         return stored
+
+
+def stand_in(stored: Samples, size: int) -> Samples:
+    """At most `size` inputs that may be published in place of real ones.
+
+    Numbers are drawn anew from the range of the real ones; masks, of 0 and 1 alone, are kept.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(x: Tensor) -> Tensor:
+        if x.dtype == torch.bool or ((x == 0) | (x == 1)).all():
+            return x
+        if x.is_complex():
+            return torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        low, high = x.min().item(), x.max().item()
+        if not x.is_floating_point():
+            return torch.randint(int(low), int(high) + 1, x.shape, generator=generator).to(x.dtype)
+        return (low + (high - low) * torch.rand(x.shape, generator=generator)).to(x.dtype)
+
+    some: Samples = take(map_tensors(drawn, stored), slice(size))
+    return some
 
 
 def check_example(example: Samples, kind: str) -> None:

@@ -10,17 +10,20 @@ from typing import Any
 from torch import nn
 
 from updp.arguments import checked
+from updp.data.example import FILE, read_example, stand_in, write_example
 from updp.deploy.export import export
+from updp.deploy.export.folder import LOCK
 from updp.deploy.export.manifest import Exports
 from updp.deploy.report import markdown
 from updp.deploy.report.report_tables import command_of_files
 from updp.deploy.report.run_files import load_runs
 from updp.errors import DamagedError, UserError
-from updp.io.files import read_json, write_bytes, write_json, write_text
-from updp.io.progress import Progress
+from updp.io.files import read_json, remove, write_bytes, write_json, write_text
+from updp.io.progress import Progress, Silent
 from updp.models import is_code
 from updp.run.finished import check_finished
 from updp.run.integrity import PUBLISHED, explained
+from updp.run.load import load
 from updp.run.model_and_data import Data, Test
 from updp.run.records import RunRecord
 from updp.tasks import Task
@@ -50,7 +53,7 @@ from model import load
 model = load("{folder}/plain/model.safetensors")
 ```
 
-With `updp`, as the class that was pruned:
+With `updp`, as the class that was pruned{code}:
 
 ```python
 import updp
@@ -102,7 +105,7 @@ def write_hub_folder(
         UserError: the run has not ended, or is not what it was made from.
         ExportError: the plain model does not compute what the merged one does.
     """
-    path = check_finished(run)
+    path, progress = check_finished(run), progress or Silent()
     folder = path / "export" / "hub" if out is None else Path(out)
     if folder.resolve() == path.resolve():
         raise UserError(f"--out '{folder}' is the run itself: give another folder")
@@ -119,15 +122,38 @@ def write_hub_folder(
         test_images=test_images,
         progress=progress,
     )
-    about = _without_places(RunRecord.read(path))
+    remove(folder / _PLAIN / LOCK)
+    record = RunRecord.read(path)
+    about = _without_places(record)
     # First what says that the folder is one of these.
     described = read_json(folder / _PLAIN / "preprocess.json")
     write_json(folder / _CONFIG, _config(about, described))
     for name in _COPIED:
         write_bytes(folder / name, (path / name).read_bytes())
     write_json(folder / RunRecord.FILE, about.model_dump(mode="json"))
+    _write_example(path, folder, record.model if model is None else model, progress)
     write_text(folder / _CARD, _card(path, folder, about, licence))
     return folder
+
+
+def _write_example(run: Path, folder: Path, model: nn.Module | str, progress: Progress) -> None:
+    """Where a run keeps real inputs, write others, of random numbers, that `updp.load` can use.
+
+    The real ones are the user's data and stay where they are.
+    """
+    file, stored = folder / "sites" / FILE, read_example(run / "sites")
+    remove(file)
+    if stored is None:
+        return
+    write_example(file.parent, stand_in(stored, 2))
+    try:
+        load(folder, model)
+    except UserError as error:
+        remove(file)
+        progress.say(
+            f"updp.load does not open '{folder}': the model does not run on random numbers in "
+            f"place of the run's inputs, which are not published ({error}); plain/ is loaded"
+        )
 
 
 def _without_places(about: RunRecord) -> RunRecord:
@@ -191,8 +217,14 @@ def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
     short = {f: e.model_copy(update={"folder": Path(e.folder).name}) for f, e in files.items()}
     reported = replace(reported, record=about, exports=Exports(exports=short) if short else None)
     text = markdown.one(reported, command_of_files(about, Path()))
-    is_named = about.model and ".py:" not in about.model
-    model = "" if is_named else ", MyModel()"
+    kept = about.model and not is_code(about.model) and not about.model.startswith("hf/")
+    name = f'"{about.model}"' if about.model else "MyModel()"
+    source = f"`{about.model}`" if about.model else "its code"
+    load = _LOAD.format(
+        folder=folder.name,
+        model="" if kept else f", {name}",
+        code="" if kept else f"; {source} is not in this folder",
+    )
     head = [
         "---",
         f"license: {licence or 'other'}",
@@ -204,4 +236,4 @@ def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
         f"# {about.model or 'A model'}, pruned by updp",
         "",
     ]
-    return "\n".join([*head, text, _LOAD.format(folder=folder.name, model=model)])
+    return "\n".join([*head, text, load])

@@ -14,6 +14,7 @@ from updp.errors import UserError
 from updp.stages.context import STAGES
 
 STEM = "model"  # of every file
+LOCK = ".export.lock"
 
 
 def check_place(run: Path, out: str | Path | None, formats: Iterable[Format]) -> Path:
@@ -50,7 +51,7 @@ def check_names(run: Path, folder: Path, form: Format) -> None:
 def staging(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder`; other exports wait until it is gone."""
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".export.lock"):
+    with FileLock(folder / LOCK):
         # Only the holder of the lock has such a folder: any other was left by a kill.
         for stale in folder.glob(".export.*.tmp"):
             shutil.rmtree(stale)
