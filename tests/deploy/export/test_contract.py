@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,6 +124,45 @@ def test_a_missing_package_is_named(form: Format, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=f"export to {form.name} needs {form.packages[0]}: pip"):
         form.write(nn.Identity(), torch.zeros(1, 1, 2, 2), Path("nowhere"))
     assert not Path("nowhere").exists()
+
+
+def pooled_then_flat() -> nn.Module:
+    """A map of 2x2 is flattened, and images of 33x35 have such a one, too: the rest is cut off."""
+    layers = (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2)) for _ in range(4))
+    return nn.Sequential(nn.Conv2d(3, 4, 1), *layers, nn.Flatten(), nn.Linear(16, 5))
+
+
+class Patches(nn.Module):
+    """A transformer's patches of 4x4 with positions of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+        self.positions = nn.Parameter(torch.randn(1, 64, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.patches(x).flatten(2).transpose(1, 2) + self.positions).mean(1))
+
+
+class Columns(nn.Module):
+    """Rows are averaged; 32 columns are one, and 48 are, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.head = nn.AvgPool2d((1, 32)), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(x).mean(2).flatten(1))
+
+
+@pytest.mark.parametrize("build", [pooled_then_flat, slow(Patches), slow(Columns)])
+def test_a_size_that_only_rounding_allows_is_not_dynamic(build: Callable[[], nn.Module]) -> None:
+    model, images = build().eval(), torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 33, 35)).shape == (1, 5)
+    program = capture(model, images)
+    assert program.dynamic == ("batch",)
+    assert program.note.startswith("height and width are those of 3x32x32")
 
 
 class Baked(nn.Module):

@@ -66,7 +66,7 @@ def test_every_format_is_exported_with_its_record(exported: tuple[Path, list[Exp
         assert (record.top1_agreement, record.tolerance) == (100, 1e-4)
         assert record.dynamic == ["batch", "height", "width"]
         assert record.note == ""
-        assert record.input_sizes == [(1, 8, 8), (1, 16, 12), (1, 9, 11)]
+        assert record.input_sizes == [(1, 8, 8), (1, 16, 24), (1, 9, 11)]
         assert record.folder == "export"
         sizes = [(run / "export" / name).stat().st_size for name in record.files]
         assert record.bytes == sum(sizes)

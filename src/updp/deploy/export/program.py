@@ -111,16 +111,20 @@ def size_axes(inputs: Samples) -> list[dict[int, str]]:
 
 
 def other_inputs(inputs: Samples) -> Iterator[Samples]:
-    """The inputs at two other sizes: images larger and of another aspect, sequences shorter."""
+    """The inputs at other sizes, first at one that differs by more than any stride or pooling.
+
+    A map that is flattened, or has fixed positions, may be as large for sizes that differ by less.
+    Images become larger and of another aspect, sequences shorter.
+    """
     axes = size_axes(inputs)
     if isinstance(inputs, Tensor) and axes == [{2: "height", 3: "width"}]:
         height, width = inputs.shape[2:]
-        for size in (2 * height, width + width // 2), (height + 1, width + 3):
+        for size in (2 * height, 3 * width), (height + 1, width + 3):
             yield functional.interpolate(inputs, size, mode="bilinear", align_corners=False)
         return
     tensors = tensors_in(inputs)
     length = max((x.shape[1] for x, own in zip(tensors, axes, strict=True) if own), default=0)
-    for shorter in {length - 1, length // 2 + 1}:
+    for shorter in dict.fromkeys((length // 2 + 1, length - 1)):
         if 1 < shorter < length:
             cut = (x[:, :shorter] if own else x for x, own in zip(tensors, axes, strict=True))
             yield ModelInputs(tuple(cut))
@@ -133,11 +137,13 @@ def _take_others(model: nn.Module, program: CapturedModel, inputs: Samples) -> b
     """
     captured = program.exported.module()
     taken = False
-    for others in other_inputs(inputs):
+    for others in other_inputs(take(inputs, slice(2))):
         with quiet(), torch.no_grad():
             try:
                 call_user_code(call, model, others)
             except UserCodeError:
+                if not taken:  # the first, without which the next ones prove nothing
+                    return False
                 continue
             call_user_code(call, captured, others)
         taken = True
