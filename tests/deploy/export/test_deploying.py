@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from torch import nn
 
 from tests.extras import needs
 from tests.sampling import slow
+from updp.data.decoding import decode
 from updp.data.images import resize_and_crop
 from updp.data.preprocess import Preprocess
 from updp.data.resizing import ResizeCrop
@@ -156,15 +159,62 @@ def test_prepare_does_what_the_data_reader_does(
     channels = size[0]
     resize = ResizeCrop(size, crop_pct, mode, interpolation, (0.5, 0.4, 0.3)[:channels])
     preprocess = Preprocess((0.5, 0.4, 0.3)[:channels], (0.2, 0.3, 0.1)[:channels], size)
-    opened = open_finished_run(finished)
-    opened.feed.resize, opened.feed.preprocess = resize, preprocess
-    write_json(tmp_path / "preprocess.json", describe(replace(opened, shape=size)))
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(CODE["prepare.py"], names)
+    prepare = page_code(resize, preprocess, finished, tmp_path, monkeypatch)
     for picture in pictures(5):
         Image.fromarray(picture).save("photo.png")
         expected = preprocess(torch.tensor(resize(Image.fromarray(picture)))[None])
-        given = torch.from_numpy(names["prepare"]("photo.png"))  # type: ignore[operator]
+        given = torch.from_numpy(prepare("photo.png"))
         assert given.dtype == torch.float32
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)
+
+
+def page_code(
+    resize: ResizeCrop,
+    preprocess: Preprocess,
+    finished: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], NDArray[np.float32]]:
+    """`prepare` of the page, in a folder whose preprocess.json has these settings."""
+    opened = open_finished_run(finished)
+    opened.feed.resize, opened.feed.preprocess = resize, preprocess
+    write_json(folder / "preprocess.json", describe(replace(opened, shape=resize.size)))
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(CODE["prepare.py"], names)
+    return names["prepare"]  # type: ignore[no-any-return]
+
+
+def drawn(high: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, high, (9, 12, 4))
+
+
+# By file name, pictures of each of Pillow's modes.
+MODES = {
+    "16 bits.png": lambda: Image.fromarray(drawn(65536)[..., 0].astype(np.uint16)),
+    "16 bits.pgm": lambda: Image.fromarray(drawn(65536)[..., 0].astype(np.int32)),
+    "16 bits, big-endian.tiff": lambda: Image.fromarray(drawn(65536)[..., 0].astype(">u2")),
+    "32 bits.tiff": lambda: Image.fromarray(drawn(60000)[..., 0].astype(np.int32)),
+    "floats.tiff": lambda: Image.fromarray((drawn(1000)[..., 0] / 1000).astype(np.float32)),
+    "two colours.png": lambda: Image.fromarray(drawn(2)[..., 0] == 1),
+    "grey.png": lambda: Image.fromarray(drawn(256)[..., 0].astype(np.uint8)),
+    "grey, transparent.png": lambda: Image.fromarray(drawn(256).astype(np.uint8)).convert("LA"),
+    "transparent.png": lambda: Image.fromarray(drawn(256).astype(np.uint8)),
+    "palette.gif": lambda: Image.fromarray(drawn(256)[..., :3].astype(np.uint8)).quantize(16),
+    "ink.jpg": lambda: Image.fromarray(drawn(256)[..., :3].astype(np.uint8)).convert("CMYK"),
+}
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_prepare_reads_every_kind_of_picture_as_the_data_reader_does(
+    channels: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize = ResizeCrop((channels, 8, 8), 0.875, "center", "bicubic")
+    preprocess = Preprocess((0.5, 0.4, 0.3)[:channels], (0.2, 0.3, 0.1)[:channels], resize.size)
+    prepare = page_code(resize, preprocess, finished, tmp_path, monkeypatch)
+    for name, picture in MODES.items():
+        picture().save(name)
+        pixels = resize(decode(Path(name).read_bytes(), name))
+        expected = preprocess(torch.tensor(pixels)[None])
+        given = torch.from_numpy(prepare(name))
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-6, msg=name)
