@@ -110,7 +110,10 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
     )
 
     def signal_to_noise(operator: Int8Operator) -> float:
-        per_channel, per_tensor = operator.noise_per_channel, operator.noise_per_tensor
+        per_channel, per_tensor = (
+            operator.signal_to_noise_per_channel,
+            operator.signal_to_noise_per_tensor,
+        )
         db = per_channel if record.per_channel else per_tensor
         return math.inf if db is None else db
 
@@ -149,6 +152,6 @@ def _weight(operator: Int8Operator) -> tuple[str, ...]:
         str(operator.channels),
         f"{operator.lowest:.2g} to {operator.highest:.2g}",
         f"{operator.spread:.1f}",
-        db(operator.noise_per_tensor),
-        db(operator.noise_per_channel),
+        db(operator.signal_to_noise_per_tensor),
+        db(operator.signal_to_noise_per_channel),
     )

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updp.deploy.int8.ranges import channel_ranges, noise, spread
+from updp.deploy.int8.ranges import channel_ranges, signal_to_noise, spread
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 
@@ -28,7 +28,7 @@ def test_spread_leaves_out_channels_of_zeros() -> None:
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
-def test_noise_is_that_of_torchs_symmetric_bytes(axis: int | None) -> None:
+def test_signal_to_noise_is_that_of_torchs_symmetric_bytes(axis: int | None) -> None:
     weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     weight *= torch.logspace(-2, 0, 6)[:, None, None, None]
     if axis is None:
@@ -39,23 +39,23 @@ def test_noise_is_that_of_torchs_symmetric_bytes(axis: int | None) -> None:
         zeros = torch.zeros_like(scales, dtype=torch.int32)
         rounded = torch.fake_quantize_per_channel_affine(weight, scales, zeros, axis, -127, 127)
     expected = 10 * math.log10(weight.square().sum() / (rounded - weight).square().sum())
-    found = noise(weight.numpy(), axis)
+    found = signal_to_noise(weight.numpy(), axis)
     assert found is not None
     assert found == pytest.approx(expected, abs=0.01)
 
 
 def test_one_wide_channel_costs_the_others_per_tensor_only() -> None:
     weight = np.random.default_rng(0).normal(size=(8, 50))
-    before = noise(weight)
+    before = signal_to_noise(weight)
     weight[0] *= 1000
     narrow = weight[1:]
     rounded = np.rint(weight / np.abs(weight).max() * 127)
     assert before is not None
     assert before > 30
     assert not rounded[1:].any()  # nothing of them is left
-    assert noise(narrow, 0) > 30  # type: ignore[operator]
+    assert signal_to_noise(narrow, 0) > 30  # type: ignore[operator]
 
 
 def test_nothing_is_lost_of_zeros_and_of_one_magnitude() -> None:
-    assert noise(np.zeros((2, 2))) is None
-    assert noise(np.array([[1.0, -1.0], [4.0, 4.0]]), 0) is None
+    assert signal_to_noise(np.zeros((2, 2))) is None
+    assert signal_to_noise(np.array([[1.0, -1.0], [4.0, 4.0]]), 0) is None

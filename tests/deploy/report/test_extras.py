@@ -48,8 +48,8 @@ def int8(merged: float) -> Int8:
             lowest=0.1,
             highest=1.0,
             spread=10.0,
-            noise_per_tensor=None,
-            noise_per_channel=30.0 - i,
+            signal_to_noise_per_tensor=None,
+            signal_to_noise_per_channel=30.0 - i,
         )
         for i in range(12)
     ]
@@ -76,6 +76,13 @@ def int8(merged: float) -> Int8:
         equalised=False,
         versions={},
     )
+
+
+def test_ratios_of_signal_to_noise_have_that_name_and_are_read_by_the_old_one() -> None:
+    record = int8(88.0)
+    text = record.model_dump_json()
+    assert '"signal_to_noise_per_channel":30.0' in text
+    assert Int8.model_validate_json(text.replace('"signal_to_noise_', '"noise_')) == record
 
 
 def bench() -> Bench:

@@ -19,8 +19,13 @@ class Int8Operator(BaseModel, extra="forbid", frozen=True):
     highest: float  # largest range of a channel
     spread: float  # `highest` over `lowest`, channels of zeros left out
     # Ratio of signal to quantisation noise with one scale, dB; null where nothing is lost.
-    noise_per_tensor: float | None
-    noise_per_channel: float | None  # the same with a scale for each channel
+    signal_to_noise_per_tensor: float | None = Field(
+        validation_alias=AliasChoices("signal_to_noise_per_tensor", "noise_per_tensor")
+    )
+    # The same with a scale for each channel.
+    signal_to_noise_per_channel: float | None = Field(
+        validation_alias=AliasChoices("signal_to_noise_per_channel", "noise_per_channel")
+    )
 
 
 class Int8Figures(BaseModel, extra="forbid", frozen=True):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from updp.deploy.int8.int8_record import Int8Operator
 from updp.deploy.int8.onnx_graph import Graph
-from updp.deploy.int8.ranges import Array, channel_ranges, noise, spread
+from updp.deploy.int8.ranges import Array, channel_ranges, signal_to_noise, spread
 from updp.plan import Plan
 
 
@@ -32,8 +32,8 @@ def describe_operators(
                 lowest=float(ranges.min()),
                 highest=float(ranges.max()),
                 spread=spread(ranges),
-                noise_per_tensor=noise(weight),
-                noise_per_channel=noise(weight, operator.axis),
+                signal_to_noise_per_tensor=signal_to_noise(weight),
+                signal_to_noise_per_channel=signal_to_noise(weight, operator.axis),
             )
         )
     return rows

@@ -21,7 +21,7 @@ def spread(ranges: Array) -> float:
     return float(used.max() / used.min()) if used.size else 1.0
 
 
-def noise(weight: Array, axis: int | None = None) -> float | None:
+def signal_to_noise(weight: Array, axis: int | None = None) -> float | None:
     """Signal-to-quantisation-noise ratio in dB of `weight` as symmetric signed bytes.
 
     One scale for the whole tensor, or with `axis` one for each channel along it. None where

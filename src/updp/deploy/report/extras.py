@@ -86,8 +86,8 @@ def _int8(found: Int8) -> Section:
         f"{equalised if found.equalised else ''})."
     ]
     tables = [Table("", names, rows)]
-    weights = [o for o in found.merged.operators if o.noise_per_channel is not None]
-    weights.sort(key=lambda o: o.noise_per_channel or 0.0)
+    weights = [o for o in found.merged.operators if o.signal_to_noise_per_channel is not None]
+    weights.sort(key=lambda o: o.signal_to_noise_per_channel or 0.0)
     if weights:
         lines = [
             (
@@ -95,8 +95,10 @@ def _int8(found: Int8) -> Section:
                 o.site or "the baseline's",
                 o.kind,
                 f"{o.spread:,.0f}",
-                "" if o.noise_per_tensor is None else f"{o.noise_per_tensor:.1f}",
-                f"{o.noise_per_channel:.1f}",
+                ""
+                if o.signal_to_noise_per_tensor is None
+                else f"{o.signal_to_noise_per_tensor:.1f}",
+                f"{o.signal_to_noise_per_channel:.1f}",
             )
             for o in weights[:_NOISIEST]
         ]
