@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests import tiny
 from updp import UserError
+from updp.cli.export import print_exports
 from updp.deploy.export import FORMATS, read_exports
 from updp.deploy.export import exporter as runs
 from updp.deploy.export.parity import Parity
 from updp.io.files import read_json
+from updp.run.records import RunRecord
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,6 +39,12 @@ def test_several_formats_and_the_table(run: Path, tmp_path: Path) -> None:
     assert "20 test images" in outcome.out
     assert f"{records['pt2'].parameters:,} parameters; the baseline has" in outcome.out
     assert read_json(tmp_path / "files/preprocess.json")["input"]["name"] == "images"
+    for task, classifies in (("classification", True), ("depth", False)):
+        RunRecord.read(run).model_copy(update={"task": task}).write(run)
+        console = Console(file=StringIO(), width=200)
+        print_exports(console, [*records.values()], run)
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("same best class" in printed) == ("undecided" in printed) == classifies
 
 
 def test_onnx_is_the_default(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,14 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
         open_finished_run(out, model, (data(48), data(16)))
     (record,) = export(out, "pt2", model=model, data=(data(48), data(16)), task=Area())
     assert record.max_abs <= record.tolerance
+    pytest.importorskip("onnxruntime")
+    int8 = updp.quantize(out, model=model, data=(data(48), data(16)), task=Area())
+    assert int8.agreement_metric == Area.agreement
+    modules = dict(pruned.model.named_modules())
+    sites = {operator.name: operator.site for operator in int8.merged.operators}
+    assert set(sites) <= set(modules)
+    dropped = {s for s, c in pruned.plan.candidates.items() if c["kind"] == "drop"}
+    assert set(sites.values()) - {""} == set(pruned.plan.choices) - dropped
 
 
 def test_a_built_in_task_trains_with_its_labels(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests import tiny
 from updp import UserError
 from updp.blocks.nested import ModelInputs
-from updp.tasks import TASKS, Metric, find_task
+from updp.tasks import TASKS, Metric, Task, find_task
 
 SHAPES = {
     "classification": (6, 4),
@@ -268,6 +268,19 @@ def masked(name: str, mask: Tensor, x: Tensor) -> Tensor:
     inputs = ModelInputs((), {"attention_mask": mask, "x": x})
     found: Tensor = TASKS[name].run(Tagger(), inputs)
     return found
+
+
+def test_agreement_of_a_task_of_ones_own_has_its_metric_s_unit() -> None:
+    class Depth(Task):
+        metric = Metric(name="error", unit="m", higher_is_better=False)
+
+    class Sized(Depth):
+        agreement = Metric(name="same size")
+
+    metric = Metric(name="error beside the baseline", unit="m", higher_is_better=False)
+    assert Depth.agreement == metric
+    assert Sized.agreement.name == "same size"
+    assert Task.agreement.name == "distance from the baseline"
 
 
 def test_padding_is_neither_right_nor_wrong() -> None:

@@ -106,14 +106,17 @@ def print_exports(console: Console, records: list[Exported], run: Path) -> None:
     """Print a table of the exported files, their sizes and their errors against PyTorch."""
 
     from updp.cli.tables import make_table
+    from updp.run.records import RunRecord
+    from updp.tasks import CLASSIFICATION
 
-    first = records[0]
+    first, classifies = records[0], RunRecord.read(run).task == CLASSIFICATION.name
     table = make_table(
         f"{first.parameters:,} parameters; the baseline has {first.baseline_parameters:,}",
         left=("files", "any", "compared at"),
         names=(
-            *("files", "MB", "baseline's", "largest error", "relative", "same best class"),
-            *("undecided", "any", "compared at"),
+            *("files", "MB", "baseline's", "largest error", "relative"),
+            *(("same best class", "undecided") if classifies else ()),
+            *("any", "compared at"),
         ),
     )
     for record in records:
@@ -124,15 +127,15 @@ def print_exports(console: Console, records: list[Exported], run: Path) -> None:
             "" if base is None else f"{base / 1e6:.3f} ({record.bytes / base:.2f})",
             f"{record.max_abs:.0e}",
             f"{record.max_rel:.0e}",
-            f"{record.top1_agreement:.2f} %",
-            str(record.undecided),
+            *([f"{record.top1_agreement:.2f} %", str(record.undecided)] if classifies else []),
             ", ".join(record.dynamic),
             ", ".join("x".join(map(str, size)) for size in record.input_sizes),
         )
     console.print(table)
+    undecided = "; undecided: its two best logits are closer than the tolerance allows"
     console.print(
-        f"compared with the merged PyTorch model on {first.images} test images; undecided: its two "
-        f"best logits are closer than the tolerance allows\nfiles: {run / first.folder}; "
+        f"compared with the merged PyTorch model on {first.images} test images"
+        f"{undecided if classifies else ''}\nfiles: {run / first.folder}; "
         "preprocess.json there says what goes in, the guide on deploying how",
         highlight=False,
         soft_wrap=True,

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from updp.deploy.int8 import Int8, Int8Figures, Int8Operator
-    from updp.tasks import Metric
 
 _WORST = 5  # operators in the second table
 
@@ -91,14 +90,14 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
             f"{metric.title}, float32",
             "INT8",
             "loses",
-            "agree %",
+            record.beside_float,
             "MB, float32",
             "INT8",
         ),
     )
     for name, side in (("baseline", record.baseline), ("merged", record.merged)):
         pairs = f", {side.equalised_pairs} pairs equalised" if record.equalised else ""
-        table.add_row(f"{name}{pairs}", *_figures(side, metric))
+        table.add_row(f"{name}{pairs}", *_figures(side, record))
     console.print(table)
     worst = make_table(
         "merged model: its least exact weights in this form",
@@ -121,7 +120,7 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
         worst.add_row(*_weight(operator))
     console.print(worst)
     console.print(
-        f"INT8 costs the merged model {record.excess:+.2f} points against the baseline, on "
+        f"INT8 costs the merged model {metric.difference(record.excess)} against the baseline, on "
         f"{record.test_images} test images. ranges: the smallest and largest magnitude of a "
         "channel; spread: their ratio; dB: signal over what rounding to INT8 loses\n"
         f"files: {run / 'export'}; int8.json has all operators of both models",
@@ -130,11 +129,12 @@ def print_int8(console: Console, record: Int8, run: Path) -> None:
     )
 
 
-def _figures(side: Int8Figures, metric: Metric) -> tuple[str, ...]:
+def _figures(side: Int8Figures, record: Int8) -> tuple[str, ...]:
+    metric = record.metric
     return (
         *("" if v is None else metric.number(v) for v in (side.metric_float, side.metric_int8)),
-        f"{side.loss(metric):+.2f}",
-        f"{side.agreement:.2f}",
+        metric.signed(side.loss(metric)),
+        record.agreement_metric.number(side.agreement),
         f"{side.bytes_float / 1e6:.3f}",
         f"{side.bytes_int8 / 1e6:.3f}",
     )

@@ -11,6 +11,7 @@ from updp.blocks.nested import ModelInputs, Samples, map_leaves, named_tensors, 
 from updp.tasks import Task
 
 INPUT = "images"  # name of one input alone
+PREFIX = "model."  # of the names of the user's modules in a `PlainModel`
 
 
 class PlainModel(nn.Module):

@@ -45,6 +45,13 @@ class Task:
     takes_images: bool = False  # whether inputs are images, which arrays hold as (H, W, C)
     has_loss: bool = True  # with labels; else a network is trained by distillation alone
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A metric of its own is that of the agreement, too, unless another is given."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("metric")
+        if isinstance(own, Metric) and "agreement" not in vars(cls):
+            cls.agreement = own.model_copy(update={"name": f"{own.name} beside the baseline"})
+
     # -- data ---------------------------------------------------------------------------------
 
     def split(self, item: Any) -> tuple[Any, Any]:

@@ -30,6 +30,16 @@ class Metric(BaseModel, frozen=True):
         """A value with its unit: `91.96 %`."""
         return f"{self.number(value)} {self.unit}".strip()
 
+    def difference(self, value: float) -> str:
+        """A difference of two values: `-1.30 points`, or `+0.042 m`."""
+        return f"{self.signed(value)} {'points' if self.unit == '%' else self.unit}".strip()
+
+    def signed(self, value: float) -> str:
+        """A difference of two values alone."""
+        if self.unit == "%":
+            return f"{value:+.2f}"
+        return f"{'-' if value < 0 else '+'}{self.number(abs(value))}"
+
     def number(self, value: float) -> str:
         """A value alone, of two decimals, or of three digits where it is small."""
         return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"

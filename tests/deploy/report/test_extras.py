@@ -1,16 +1,20 @@
 """Sections for what other commands left in the run directory."""
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.deploy.report.reading import Page
-from updp import report
+from updp import Metric, report
+from updp.cli.quantize import print_int8
 from updp.deploy.bench.bench_record import Bench, Row, Setting
 from updp.deploy.bench.bench_record import BenchFigures as BenchSide
 from updp.deploy.export.manifest import Exported, Exports
 from updp.deploy.int8.int8_record import Int8, Int8Figures, Int8Operator
 from updp.measure import Timing
+from updp.run.records import RunRecord
 
 EVIL = "<img src=x>"
 
@@ -133,6 +137,45 @@ def test_equalised_says_of_how_many_pairs(run: Path) -> None:
     record = record.model_copy(update={"equalised": True, "merged": merged})
     record.write(run)
     assert "equalised (0 and 3 pairs of operators)" in Page(report(run).read_text()).text
+
+
+def test_tables_are_those_of_the_task(run: Path) -> None:
+    Exports(exports={"onnx": exported()}).write(run)
+    metric = Metric(name="error", unit="m", higher_is_better=False)
+    record = int8(90.5).model_copy(
+        update={
+            "metric": metric,
+            "agreement_metric": Metric(name="distance from the baseline", unit="m"),
+        }
+    )
+    record.write(run)
+    console = Console(file=StringIO(), width=200)
+    print_int8(console, record, run)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    RunRecord.read(run).model_copy(update={"task": "depth"}).write(run)
+    text = Page(report(run).read_text()).text
+    assert "same class" not in text
+    assert "undecided" not in text
+    assert "2.86 3.1e-06 2.2e-07 batch" in text
+    assert "INT8 costs the merged model +1.50 m more than the baseline" in text
+    assert "INT8 costs the merged model +1.50 m against the baseline" in printed
+    assert "baseline 90.00 89.00 −1.00 97.00" in text
+    assert "merged 90.00 90.50 +0.50 97.00" in text
+    for page in (text, printed):
+        assert "distance from float32 m" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("agreement", "agreement %"),
+        ("mean IoU beside the baseline", "mean IoU beside float32 %"),
+        ("top-1", "top-1 beside float32 %"),
+    ],
+)
+def test_int8_is_said_to_be_beside_its_float_model(name: str, said: str) -> None:
+    record = int8(88.0).model_copy(update={"agreement_metric": Metric(name=name)})
+    assert record.beside_float == said
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from updp.deploy.int8.onnx_graph import Graph, module_names
 from updp.deploy.int8.operators import linear_weights
 from updp.deploy.int8.skips import take_apart
 from updp.deploy.int8.static import fold, quantize_model
+from updp.run.plain import PREFIX, PlainModel
 
 _BATCH = 64  # images, for logits
 
@@ -24,7 +25,7 @@ class Int8Model:
 
     file: Path
     graph: Graph  # the float graph that was quantised
-    names: dict[str, str]  # of modules, by names of weight constants
+    names: dict[str, str]  # of the user's modules, by names of weight constants
     pairs: int  # of operators that were equalised
     skips: int  # that were taken out of merged operators
     lost: float  # noise over signal of the calibration images' logits, in squares
@@ -47,7 +48,11 @@ class FloatModel:
     def quantize(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
         """The model in INT8, see `quantize_model`. Raises whatever the quantiser raises."""
         graph = Graph(copy.deepcopy(self._folded))
-        names = module_names(graph, linear_weights(self._net))
+        prefix = PREFIX if isinstance(self._net, PlainModel) else ""
+        names = {
+            weight: name.removeprefix(prefix)
+            for weight, name in module_names(graph, linear_weights(self._net)).items()
+        }
         graph, skips = take_apart(graph)
         pairs = equalize(graph) if equalised else 0
         file = self.file.with_name("equalised.onnx" if equalised else "plain.onnx")

@@ -36,19 +36,24 @@ class Int8Figures(BaseModel, extra="forbid", frozen=True):
     metric_float: float | None = Field(validation_alias=AliasChoices("metric_float", "top1_float"))
     # Value of the metric in INT8; null likewise.
     metric_int8: float | None = Field(validation_alias=AliasChoices("metric_int8", "top1_int8"))
-    agreement: float  # value of the metric in INT8, with the predictions in float32 as labels
+    # Value of `agreement_metric` in INT8, with the predictions in float32 as labels.
+    agreement: float
     bytes_float: int  # length of the ONNX file in float32
     bytes_int8: int  # length of the ONNX file in INT8
     equalised_pairs: int  # pairs of operators whose channels were equalised
     skips_apart: int = 0  # skips taken out of convolutions, into which merging had put them
     operators: list[Int8Operator]  # weights of the linear operators, in the graph's order
 
-    def loss(self, metric: Metric) -> float:
-        """Loss of the metric by INT8, negative where it gains; or of agreement with float."""
+    def change(self, metric: Metric) -> float:
+        """Change of the metric by INT8, or without labels of agreement with float32."""
         if self.metric_float is None or self.metric_int8 is None:
-            return 100 - self.agreement if metric.higher_is_better else self.agreement
-        apart = self.metric_float - self.metric_int8
-        return apart if metric.higher_is_better else -apart
+            return self.agreement - 100 if metric.higher_is_better else self.agreement
+        return self.metric_int8 - self.metric_float
+
+    def loss(self, metric: Metric) -> float:
+        """Loss of the metric by INT8, negative where it gains."""
+        change = self.change(metric)
+        return -change if metric.higher_is_better else change
 
 
 class Int8(Record):
@@ -56,6 +61,8 @@ class Int8(Record):
 
     FILE: ClassVar[str] = "export/int8.json"
     metric: Metric = CLASSIFICATION.metric  # measure of the models, such as top-1
+    # Measure of a model in INT8 beside itself in float32.
+    agreement_metric: Metric = CLASSIFICATION.agreement
     baseline: Int8Figures  # figures of the baseline
     merged: Int8Figures  # figures of the pruned model
     images: int  # number of calibration images, which set the ranges of activations
@@ -65,6 +72,13 @@ class Int8(Record):
     # Whether channels were equalised across layers, in both models where they have such.
     equalised: bool
     versions: dict[str, str]  # versions of the packages that wrote and ran the files
+
+    @property
+    def beside_float(self) -> str:
+        """Head of the column of `agreement`, which is not the agreement with the baseline."""
+        named = self.agreement_metric.name.replace("the baseline", "float32")
+        name = f"{named} beside float32" if named == self.metric.name else named
+        return f"{name} {self.agreement_metric.unit}".strip()
 
     @property
     def excess(self) -> float:

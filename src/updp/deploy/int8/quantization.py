@@ -102,6 +102,7 @@ def quantize(
     record = Int8(
         **figures,
         metric=measured.metric if opened.feed.test_labelled else measured.agreement,
+        agreement_metric=measured.agreement,
         images=len(calibration),
         test_images=both.test_images,
         method=method,
@@ -141,8 +142,8 @@ class _BothModels:
 
     def __init__(self, opened: Finished, calibration: Tensor, folder: Path) -> None:
         self.opened, self.calibration, self.folder = opened, calibration, folder
-        own = {"baseline": opened.baseline, "merged": opened.merged}
-        self.nets = {name: opened.plain(net) for name, net in own.items()}
+        self.own = {"baseline": opened.baseline, "merged": opened.merged}
+        self.nets = {name: opened.plain(net) for name, net in self.own.items()}
         self.floats: dict[str, FloatModel] = {}
         self.int8: dict[tuple[str, bool], Int8Model] = {}  # by name, and whether equalised
         self.test_images = 0
@@ -167,7 +168,7 @@ class _BothModels:
     def figures(self, name: str, equalised: bool, progress: Progress) -> Int8Figures:
         """Figures of one of the models on the test split, in float32 and in INT8."""
         feed, int8, exact_model = self.opened.feed, self.int8[name, equalised], self.floats[name]
-        new = new_operators(self.nets["baseline"], self.nets[name])
+        new = new_operators(self.own["baseline"], self.own[name])
         with _failing(name):
             exact, rounded, labels = _test_logits(feed, exact_model.file, int8.file)
         self.test_images = len(exact)

@@ -5,7 +5,8 @@ from updp.deploy.export.manifest import Exported
 from updp.deploy.int8.int8_record import Int8
 from updp.deploy.report.parts import Section, Table
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.words import digits, error, sampling_error, share, signed, spread, times
+from updp.deploy.report.words import digits, error, minus, sampling_error, share, spread, times
+from updp.tasks import CLASSIFICATION
 
 _NOISIEST = 8  # weights in the table
 
@@ -13,7 +14,7 @@ _NOISIEST = 8  # weights in the table
 def sections(run: ReportedRun) -> list[Section]:
     """A section for each record that the run has."""
     found = [
-        _exports(run.exports.exports) if run.exports else None,
+        _exports(run.exports.exports, run.record.task) if run.exports else None,
         _int8(run.int8) if run.int8 else None,
         _bench(run.bench) if run.bench else None,
     ]
@@ -30,7 +31,8 @@ def absent(run: ReportedRun) -> str:
     return ", ".join(name for name, record in records.items() if record is None)
 
 
-def _exports(exported: dict[str, Exported]) -> Section:
+def _exports(exported: dict[str, Exported], task: str) -> Section:
+    classifies = task == CLASSIFICATION.name
     rows = [
         (
             name,
@@ -39,20 +41,26 @@ def _exports(exported: dict[str, Exported]) -> Section:
             share(e.bytes, e.baseline_bytes) if e.baseline_bytes else "",
             error(e.max_abs),
             error(e.max_rel),
-            f"{e.top1_agreement:.2f}",
-            f"{e.undecided} of {e.images}",
+            *([f"{e.top1_agreement:.2f}", f"{e.undecided} of {e.images}"] if classifies else []),
             ", ".join(e.dynamic) or "none",
         )
         for name, e in exported.items()
     ]
     names = ["format", "file", "MB", "from baseline", "largest difference", "relative"]
-    names += ["same class, %", "undecided", "dynamic"]
-    texts = [
-        "Each file ran on real images beside the PyTorch model. The difference is that of the "
-        "worst logit; undecided are images whose two best logits are closer than the tolerance."
-    ]
+    about = (
+        "Each file ran on the test split beside the PyTorch model. The difference is that of the "
+    )
+    if classifies:
+        names += ["same class, %", "undecided"]
+        about += (
+            "worst logit; undecided are those whose two best logits are closer than the tolerance."
+        )
+    else:
+        about += "worst output."
+    names.append("dynamic")
+    texts = [about]
     texts += [f"{name}: {e.note}" for name, e in exported.items() if e.note]
-    table = Table("", names, rows, left=(0, 1, 8))
+    table = Table("", names, rows, left=(0, 1, len(names) - 1))
     return Section("exports", "Exported files", texts, tables=(table,))
 
 
@@ -62,17 +70,17 @@ def _int8(found: Int8) -> Section:
         (
             name,
             *("" if v is None else metric.number(v) for v in (side.metric_float, side.metric_int8)),
-            signed(-side.loss(metric)) if side.loss(metric) else "0",
-            f"{side.agreement:.2f}",
+            minus(metric.signed(change)) if (change := side.change(metric)) else "0",
+            found.agreement_metric.number(side.agreement),
             f"{side.bytes_float / 1e6:.2f} → {side.bytes_int8 / 1e6:.2f}",
         )
         for name, side in (("baseline", found.baseline), ("merged", found.merged))
     ]
-    names = ("model", f"{metric.title}, float", "INT8", "change", "same class, %", "MB")
+    names = ("model", f"{metric.title}, float", "INT8", "change", found.beside_float, "MB")
     value = found.merged.metric_int8
     value = found.merged.agreement if value is None else value
     noise = sampling_error(metric, value, found.test_images)
-    what = f"{signed(found.excess)} points more than the baseline"
+    what = f"{minus(metric.difference(found.excess))} more than the baseline"
     about = f"sampling error ± {digits(noise, 2)}; " if noise else ""
     if abs(found.excess) <= noise:
         what = "as much as the baseline"

@@ -7,7 +7,7 @@ from updp.deploy.report.network import Block
 from updp.deploy.report.plot import Axis, Mark, Plot, Series, linear, logarithmic, named
 from updp.deploy.report.report_tables import Stage
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.words import amount, digits, error, ms, signed, spread
+from updp.deploy.report.words import amount, digits, error, minus, ms, spread
 from updp.measure import Timing
 from updp.search.outcome import ScoredPlan, SearchResult
 from updp.tasks import Metric
@@ -23,14 +23,14 @@ _CURVE = 300  # marks of a training curve, at most
 
 def stage_plot(stages: Sequence[Stage], metric: Metric) -> Plot:
     """The metric after each stage, with its sampling error where that is known."""
-    what, points = metric.name, " points" if metric.unit == "%" else ""
+    what = metric.name
     marks = tuple(
         Mark(
             s.value,
             i,
             f"{s.name}\n{what}: {metric.text(s.value)}"
             + (f" (± {s.noise:.1f})" if s.noise else "")
-            + (f"\nchange: {signed(s.change)}{points}" if s.change is not None else ""),
+            + (f"\nchange: {minus(metric.difference(s.change))}" if s.change is not None else ""),
             along=(s.value - s.noise, min(s.value + s.noise, 100.0)) if s.noise else None,
         )
         for i, s in enumerate(stages)

@@ -35,7 +35,12 @@ def error(value: float | None) -> str:
 
 def signed(value: float, places: int = 2) -> str:
     """A number with its sign, a minus as wide as a plus: `−1.30`."""
-    return f"{value:+.{places}f}".replace("-", "−")
+    return minus(f"{value:+.{places}f}")
+
+
+def minus(number: str) -> str:
+    """A number's minus as wide as a plus."""
+    return number.replace("-", "−")
 
 
 def times(timing: Timing) -> str:
@@ -99,7 +104,7 @@ def change_of(result: Result) -> str:
     change = result.merged.metric - result.baseline.metric
     if change == 0:
         return ""
-    return signed(change) + (" points" if result.metric.unit == "%" else "")
+    return minus(result.metric.difference(change))
 
 
 # Ends of names, as in access_token.
