@@ -199,6 +199,25 @@ def test_json_that_cannot_be_written(
     assert f"updp: {file}: No space left on device; make room" in outcome.err
 
 
+def test_rows_of_a_run_that_may_not_be_written_are_in_the_named_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != run)
+    outcome = tiny.updp("bench", run, *EAGER, "--batch", "1")
+    assert outcome.code == 3
+    kept, file = Bench.path(run), tmp_path / "rows.json"
+    assert outcome.err == (f"updp: '{kept}' cannot be written: '{run}' may not be written to\n")
+    outcome = tiny.updp("bench", run, *EAGER, "--batch", "1", "--out", file)
+    assert outcome.code == 0
+    assert f"updp: '{kept}' may not be written: rows are in '{file}' alone\n" in outcome.err
+    assert len(Bench.open(file).measured) == 1
+    assert not kept.parent.exists()
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path)
+    outcome = tiny.updp("bench", run, *EAGER, "--batch", "1", "--out", file)
+    assert outcome.code == 3
+    assert f"'{file}' cannot be written: '{tmp_path}' may not be written to" in outcome.err
+
+
 def test_wrong_arguments_are_refused(run: Path, tiny_model: str, tmp_path: Path) -> None:
     before = tiny.contents(run)
     for arguments, said in {

@@ -1,6 +1,7 @@
 """`updp quantise` on a finished run."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -188,6 +189,19 @@ def test_a_file_in_place_of_the_folder_is_named_before_the_work(
     assert outcome.code == 2
     assert outcome.err == (
         f"updp: '{folder / 'export'}' is a file where the folder of exports belongs: move it away\n"
+    )
+
+
+def test_a_run_that_may_not_be_written_is_named_before_the_work(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, how: Path(path) != finished or not how & os.W_OK)
+    monkeypatch.delattr(module, "open_finished_run")
+    outcome = tiny.updp("quantize", finished)
+    assert outcome.code == 3
+    assert outcome.err == (
+        f"updp: '{finished}' may not be written to, and the files go into '{finished / 'export'}': "
+        "change its permissions, or copy the run directory to another place\n"
     )
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests import tiny
-from updp.errors import UserError
+from updp.errors import MachineError, UserError
 from updp.io.files import Figures, read_json
 from updp.io.tracking import Board
 
@@ -138,7 +138,7 @@ def test_a_board_that_may_not_be_written_is_named(
 ) -> None:
     (tmp_path / "merge").mkdir()
     monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "merge")
-    with pytest.raises(UserError, match=f"'{tmp_path / 'merge'}' may not be written to"):
+    with pytest.raises(MachineError, match=f"'{tmp_path / 'merge'}' may not be written to"):
         Board(tmp_path)
 
 

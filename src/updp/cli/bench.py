@@ -122,6 +122,7 @@ def bench(
     from updp.cli.tables import error_console, standard_console
     from updp.deploy.bench import Grid, check_place, measure, open_pair
     from updp.io.bars import Bars
+    from updp.io.files import not_writable
     from updp.io.interrupts import Stopped
     from updp.run.inputs import as_device
 
@@ -138,6 +139,9 @@ def bench(
     )
     if out is not None and kept is not None and out.resolve() == kept.resolve():
         out = None  # kept has rows of earlier commands, which writing `out` would lose
+    if out is not None and kept is not None and not_writable(kept.parent):
+        print(f"updp: '{kept}' may not be written: rows are in '{out}' alone", file=sys.stderr)
+        kept = None
     record: Bench | None = None
     stopped: Stopped | None = None
     with Bars(error_console()) as bars:

@@ -54,6 +54,15 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
+def not_writable(folder: Path) -> Path | None:
+    """The folder that may not be written to, so that `folder` takes no file; None if it does.
+
+    Another one, where `folder` is still to be made there.
+    """
+    known = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    return None if os.access(known, os.W_OK | os.X_OK) else known
+
+
 def replace(temporary: Path, path: Path) -> None:
     """Rename a written file, on the same file system, durably."""
     with _naming(path):

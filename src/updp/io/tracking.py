@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from updp.errors import UserError, needs_extra
+from updp.errors import MachineError, UserError, needs_extra
 
 LOGS = "logs"  # of trackers that write files
 Stage = Literal["supernet", "search", "refined", "subnet", "merge"]
@@ -40,7 +40,7 @@ class Board:
             if not known.is_dir():
                 raise UserError(f"--tensorboard '{folder}': '{known}' is a file, give a folder")
             if not os.access(known, os.W_OK | os.X_OK):
-                raise UserError(f"--tensorboard '{folder}': '{known}' may not be written to")
+                raise MachineError(f"--tensorboard '{folder}': '{known}' may not be written to")
         try:
             _writer_class()
         except ImportError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +24,9 @@ from updp.deploy.export.manifest import begin_writing
 from updp.deploy.export.parity import compare
 from updp.deploy.export.program import CapturedModel
 from updp.deploy.export.pt2 import Pt2
+from updp.errors import MachineError
 from updp.io.files import read_json
+from updp.io.progress import Silent
 from updp.models import load_model
 from updp.run.finished import open_finished_run
 
@@ -88,6 +92,44 @@ def test_preprocess_is_what_the_data_reader_does(exported: tuple[Path, list[Expo
     assert about["mean"] == list(opened.feed.preprocess.mean)
     assert about["std"] == list(opened.feed.preprocess.std)
     assert about["range"] == [0, 1]
+
+
+def test_a_run_that_may_not_be_written_keeps_no_record(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, told = tmp_path / "recorded", list[str]()
+    updp.export(run, "pt2", out=recorded, test_images=5)
+    before = tiny.contents(run), tiny.contents(recorded)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(run / "export/.lock"))
+
+    monkeypatch.setattr(runs, "begin_writing", refuse)
+    progress = Silent()
+    progress.say = told.append  # type: ignore[method-assign]
+    out = tmp_path / "files"
+    records = updp.export(run, "pt2,safetensors", out=out, test_images=5, progress=progress)
+    assert [one.folder for one in records] == [str(out)] * 2
+    assert visible(out) == {"model.pt2", "model.safetensors", "model.py", "preprocess.json"}
+    assert [line for line in told if "may not be written" in line] == [
+        f"'{run}' may not be written to: it keeps no record of the files in '{out}', and no later "
+        "export replaces them"
+    ]
+    with pytest.raises(MachineError, match="Permission denied"):  # its record would be untrue
+        updp.export(run, "pt2", out=recorded, test_images=5)
+    assert (tiny.contents(run), tiny.contents(recorded)) == before
+
+
+def test_a_folder_that_may_not_be_written_is_named_before_the_work(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, how: Path(path) != run or not how & os.W_OK)
+    monkeypatch.delattr(runs, "open_finished_run")
+    outcome = tiny.updp("export", run, "--to", "pt2")
+    assert (outcome.code, outcome.err) == (
+        3,
+        f"updp: '{run}' may not be written to: give another folder with --out\n",
+    )
 
 
 def test_an_export_leaves_the_records_of_other_formats(run: Path) -> None:

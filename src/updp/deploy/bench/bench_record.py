@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel
 
-from updp.errors import UserError
-from updp.io.files import write_text
+from updp.errors import MachineError, UserError
+from updp.io.files import not_writable, write_text
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.run.integrity import explained
@@ -101,15 +100,18 @@ class Bench(Record):
 
 
 def check_place(path: Path) -> None:
-    """Raise UserError where `path` cannot be written, or is no record. Creates nothing."""
+    """Raise UserError where `path` cannot be written, or is no record. Creates nothing.
+
+    It is a MachineError where permission is missing.
+    """
     existing = next(p for p in path.absolute().parents if p.exists())
     problem = ""
     if path.is_dir():
         problem = "it is a folder"
     elif not existing.is_dir():
         problem = f"'{existing}' is no folder"
-    elif not os.access(existing, os.W_OK):
-        problem = f"'{existing}' may not be written to"
+    elif blocked := not_writable(path.parent):
+        raise MachineError(f"'{path}' cannot be written: '{blocked}' may not be written to")
     if problem:
         raise UserError(f"'{path}' cannot be written: {problem}")
     if path.exists():

@@ -1,8 +1,9 @@
 """`updp export`: write a file, run it, compare it with PyTorch, and only then keep it."""
 
+import errno
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +15,14 @@ from updp.deploy.export.base import Format
 from updp.deploy.export.describe import describe
 from updp.deploy.export.folder import STEM, check_names, check_place, staging
 from updp.deploy.export.formats import parse_formats
-from updp.deploy.export.manifest import PREPROCESS, Exported, add_export, begin_writing, within
+from updp.deploy.export.manifest import (
+    PREPROCESS,
+    Exported,
+    add_export,
+    begin_writing,
+    within,
+    written,
+)
 from updp.deploy.export.parity import Parity, batches, compare, compare_sizes, logits, resized
 from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import ExportError, UserError, is_machines, root_reason
@@ -60,8 +68,8 @@ def export(
     Args:
         run: What `updp prune` left.
         to: `onnx`, `pt2`, `safetensors`, `openvino`, or `all`.
-        out: Folder for the files; by default `export` in the run directory. The records are in
-            the run directory always. No file there is replaced but this run's earlier exports.
+        out: Folder for the files; by default `export` in the run directory, which has the records
+            always, if it may be written to. No file is replaced but this run's earlier exports.
         model: Of the run, where it came from Python and has no name.
         data: As `model`.
         test: As `model`.
@@ -77,6 +85,7 @@ def export(
     Raises:
         UserError: No such format, a package is missing, the run has not ended, model or data
             are not what it was made from, or `out` is a run or holds other files of these names.
+        MachineError: `out` may not be written to.
         ExportError: A file does not compute what the merged model does; it is not kept.
     """
     formats, progress = parse_formats(to), progress or Silent()
@@ -142,6 +151,7 @@ class _Exporter:
         self.frozen = tried.describe(run.shape) if tried else ""
         self.resized = [] if self.frozen else list(resized(self.merged, self.example))
         self._programs: dict[tuple[bool, bool], CapturedModel] = {}
+        self._unrecorded: set[str] = set()  # names of files that were written without a record
 
     def write(self, form: Format, preprocess: Mapping[str, object]) -> Exported:
         """Write one format and its record, under final names once the file has proved right.
@@ -176,15 +186,38 @@ class _Exporter:
                 seconds=round(time.monotonic() - began, 1),
             )
             # Again: meanwhile somebody may have put a file of this name there.
-            check_names(self.run.path, self.folder, form)
+            check_names(self.run.path, self.folder, form, self._unrecorded)
             # In this order a kill leaves no record of files that are not those, and no file
             # to open whose other files are missing.
-            begin_writing(self.run.path, form.name, self.folder, (*record.files, PREPROCESS))
+            recorded = self._begin_record(form.name, (*record.files, PREPROCESS))
             for file in reversed(files):
                 replace(file, self.folder / file.name)
             write_json(self.folder / PREPROCESS, preprocess)
-            add_export(self.run.path, record)
+            if recorded:
+                add_export(self.run.path, record)
         return record
+
+    def _begin_record(self, form: str, names: Sequence[str]) -> bool:
+        """See `begin_writing`; whether the run directory takes records at all.
+
+        Raises OSError: it does not, and has one of the files that are to be replaced.
+        """
+        run = self.run.path
+        try:
+            begin_writing(run, form, self.folder, names)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or written(
+                run, self.folder
+            ):
+                raise
+            if not self._unrecorded:
+                self.progress.say(
+                    f"'{run}' may not be written to: it keeps no record of the files in "
+                    f"'{self.folder}', and no later export replaces them"
+                )
+            self._unrecorded.update(names)
+            return False
+        return True
 
     def _write_right(
         self, form: Format, path: Path

@@ -10,7 +10,8 @@ from filelock import FileLock
 
 from updp.deploy.export.base import Format
 from updp.deploy.export.manifest import FOLDER, PREPROCESS, written
-from updp.errors import UserError
+from updp.errors import MachineError, UserError
+from updp.io.files import not_writable
 from updp.stages.context import STAGES
 
 STEM = "model"  # of every file
@@ -20,7 +21,8 @@ LOCK = ".export.lock"
 def check_place(run: Path, out: str | Path | None, formats: Iterable[Format]) -> Path:
     """The folder for the files of `formats`: `out`, by default `export` in the run directory.
 
-    Raises UserError: it is a run directory or in a stage of this one, or a file is in the way.
+    Raises UserError: it is a run directory or in a stage of this one, or a file is in the way; and
+    MachineError: it may not be written to.
     """
     folder = run / FOLDER if out is None else Path(out)
     existing = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
@@ -31,14 +33,19 @@ def check_place(run: Path, out: str | Path | None, formats: Iterable[Format]) ->
         raise UserError(
             f"--out '{folder}' belongs to a run, whose files have such names: give another folder"
         )
+    if blocked := not_writable(folder):
+        raise MachineError(f"'{blocked}' may not be written to: give another folder with --out")
     for form in formats:
         check_names(run, folder, form)
     return folder
 
 
-def check_names(run: Path, folder: Path, form: Format) -> None:
-    """Raise UserError where a file of this format would replace one that no export wrote."""
-    ours = written(run, folder)
+def check_names(run: Path, folder: Path, form: Format, own: Iterable[str] = ()) -> None:
+    """Raise UserError where a file of this format would replace one that no export wrote.
+
+    `own` are names of files that this export wrote, where the run keeps no record of them.
+    """
+    ours = written(run, folder).union(own)
     for file in (*form.files(folder / f"{STEM}{form.suffix}"), folder / PREPROCESS):
         if file.name not in ours and os.path.lexists(file):
             raise UserError(

@@ -17,8 +17,8 @@ from updp.deploy.int8.int8_model import FloatModel, Int8Model
 from updp.deploy.int8.int8_record import Int8, Int8Figures
 from updp.deploy.int8.operators import describe_operators, new_operators
 from updp.deploy.int8.static import METHODS
-from updp.errors import ExportError, UserError, is_machines, root_reason
-from updp.io.files import remove, write_bytes
+from updp.errors import ExportError, MachineError, UserError, is_machines, root_reason
+from updp.io.files import not_writable, remove, write_bytes
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import standard_torch_state
 from updp.run.finished import Finished, check_finished, open_finished_run
@@ -73,6 +73,7 @@ def quantize(
     Raises:
         UserError: A package is missing, no run has ended there, it has fewer images, or a file
             is where its folder of exports should be.
+        MachineError: The run directory may not be written to.
         ExportError: The exporter or ONNX Runtime fails on a model.
     """
     if method not in METHODS:
@@ -85,6 +86,11 @@ def quantize(
     folder = Int8.path(check_finished(run)).parent
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file where the folder of exports belongs: move it away")
+    if blocked := not_writable(folder):
+        raise MachineError(
+            f"'{blocked}' may not be written to, and the files go into '{folder}': change its "
+            "permissions, or copy the run directory to another place"
+        )
     Onnx().check("INT8")
     progress = progress or Silent()
     opened = open_finished_run(
