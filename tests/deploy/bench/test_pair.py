@@ -105,6 +105,22 @@ def test_both_models_must_take_one_known_input_size(tiny_model: str, finished: P
     assert pair_of_two("timm/test_resnet", finished, input_size=(3, 32, 32)).shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize("axes", [0, 1, 3])
+def test_two_modules_take_samples_of_any_number_of_axes(axes: int, fixed_clock: None) -> None:
+    layer: type[nn.Module] = [nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d][axes]
+    pair = [layer(4, width, *[1] * bool(axes)) for width in (4, 8)]
+    size = (4, *[6] * axes)
+    record = updp.bench(*pair, runtimes=["eager"], batch_sizes=[2], rounds=3, input_size=size)
+    assert record.input_shape == size
+    assert [row.failure for row in record.rows] == [""]
+
+
+@pytest.mark.parametrize("size", [(), (3, 0, 4)])
+def test_a_size_of_nothing_is_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"--input-size .*: write the size of one sample, without"):
+        updp.bench(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 8, 1), input_size=size)
+
+
 def test_one_model_that_is_no_run_is_refused() -> None:
     for lonely, name in (("timm/resnet18", "timm/resnet18"), (nn.Linear(1, 1), "Linear")):
         with pytest.raises(UserError, match=f"'{name}' is no run directory: give one, or a second"):

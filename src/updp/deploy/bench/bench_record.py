@@ -66,7 +66,8 @@ class Bench(Record):
     FILE: ClassVar[str] = "bench/bench.json"
     WHAT: ClassVar[str] = "a record of `updp bench`"
     names: tuple[str, str]  # names of the baseline and of the other model
-    input_shape: tuple[int, ...]  # (C, H, W) of an image; empty where inputs are no one tensor
+    # Shape of a sample, (C, H, W) of an image; empty where inputs are no one tensor.
+    input_shape: tuple[int, ...]
     rows: list[Row] = []  # one row for each setting  # noqa: RUF012
 
     @property

@@ -37,7 +37,7 @@ def bench(
     device: str | None = None,
     weights: tuple[str | Path | None, str | Path | None] = (None, None),
     model: str | None = None,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     progress: Progress | None = None,
 ) -> Bench:
     """Time a finished run's merged model against its baseline, or one model against another.
@@ -60,7 +60,7 @@ def bench(
         device: Where both run, such as `cpu` or `cuda:1`.
         weights: Safetensors files of the two models, or of a run's baseline if it was moved.
         model: A run's baseline, if its model file was moved.
-        input_size: (C, H, W) for two models that do not say theirs.
+        input_size: Of one sample, (C, H, W) or other axes, for models that do not say theirs.
 
     Raises:
         UserError: A wrong argument, or nothing could be measured.

@@ -21,7 +21,7 @@ _Spec = nn.Module | str | Path  # a module, a model by name, or a run directory
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models in evaluation mode, for images of `shape` (C, H, W); the first is the baseline.
+    """Two models in evaluation mode; the first is the baseline. `shape` is that of one sample.
 
     `example` are a few inputs where random images cannot stand for them.
     """
@@ -66,8 +66,13 @@ def pair_of_two(
     """Two modules (copied), models by name, or merged models of run directories.
 
     `model` names the baseline of the runs, as model files have to be named. Images have
-    `input_size` (C, H, W), or the size that one of the two says. Raises UserError.
+    `input_size`, such as (C, H, W), or the size that one of the two says. Raises UserError.
     """
+    if input_size is not None and (not input_size or min(input_size) < 1):
+        raise UserError(
+            f"--input-size {'x'.join(map(str, input_size))}: write the size of one sample, without "
+            "the batch, such as 3x224x224 or 4x64"
+        )
     runs = [s for s in (first, second) if not isinstance(s, nn.Module) and Path(s).is_dir()]
     if model is not None and not runs:
         raise UserError(f"--model {model!r} is for runs: two models are named as they are")
