@@ -11,7 +11,7 @@ from updp.recipe.budget import Budget
 from updp.search import Score, pareto
 from updp.search.choice import choose_plan, finalists, keeping, pick
 from updp.search.front_plot import plot_front
-from updp.search.outcome import SearchResult
+from updp.search.outcome import ScoredPlan, SearchResult
 
 SPACE = contract.SPACE
 
@@ -71,6 +71,31 @@ def test_scores_after_fit_and_repair_decide(searched) -> None:  # type: ignore[n
     assert again.plan.choices == SPACE.choices(second)
     fast = {second: latency(1.1), third: latency(1.4)}  # and the clock still has its say
     assert conclusion(searched, fast, refined).plan.choices == SPACE.choices(third)
+
+
+def test_a_plan_of_infinite_score_after_fit_and_repair_is_the_last(searched) -> None:  # type: ignore[no-untyped-def]
+    task, known = searched
+    first, second, *_ = finalists(known, {}, task)
+    lost = {first: replace(known[first], score=Score(math.inf, 0.0, 10))}
+    assert finalists(known, lost, task)[0] == second
+    outcome = conclusion(searched, refined=lost)
+    assert outcome.plan.choices == SPACE.choices(second)
+    index = list(known).index(first)
+    outcome = SearchResult.model_validate_json(outcome.model_dump_json())
+    point = outcome.points[index]
+    assert (point.refined, point.fitted, point.last_score) == (True, None, math.inf)
+    assert not outcome.plan.refined
+    assert pick(outcome, SPACE, "latency=0.75").plan.choices == SPACE.choices(second)
+    fast = {first: latency(1.5), second: latency(1.4)}
+    assert conclusion(searched, fast, lost).plan.choices == SPACE.choices(second)
+    assert conclusion(searched, {first: latency(1.5)}, lost).chosen == index
+
+
+def test_records_of_an_earlier_version_say_what_was_refined_by_its_score(searched) -> None:  # type: ignore[no-untyped-def]
+    outcome = conclusion(searched)
+    earlier = outcome.plan.model_dump(exclude={"refined"})
+    assert not ScoredPlan.model_validate(earlier).refined
+    assert ScoredPlan.model_validate(earlier | {"fitted": 0.5}).last_score == 0.5
 
 
 def test_measured_latency_decides_among_the_finalists(searched) -> None:  # type: ignore[no-untyped-def]

@@ -140,7 +140,8 @@ def print_front(console: Console, outcome: SearchResult) -> None:
         table.add_row(
             (str(line) if line else "") + "*" * (index == outcome.chosen),
             str(len(point.choices)),
-            *("" if score is None else f"{score:.4f}" for score in (point.score, point.fitted)),
+            "" if point.score is None else f"{point.score:.4f}",
+            f"{point.last_score:.4f}" if point.refined else "",
             outcome.metric.number(point.last_metric or 0.0),
             ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",
             "" if point.measured is None else spread(point.measured),

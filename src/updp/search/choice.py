@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from updp.errors import UserError
@@ -19,10 +20,10 @@ from updp.search.space import Cost, Genome, Limits, Space
 def finalists(known: Scores, refined: Scores, task: SearchTask) -> list[Genome]:
     """The plans to time end to end: the best within the limits, by score after fit and repair.
 
-    By the score before, where no plan within the limits was refined.
+    By the score before, where no plan within the limits has such a score that is finite.
     """
-    best = within(refined.values(), task, task.limits) or within(known.values(), task, task.limits)
-    return [e.genome for e in best[: task.settings.timed]]
+    best = next(filter(None, _ranked(known, refined, task, task.limits)), [])
+    return best[: task.settings.timed]
 
 
 def keeping(task: SearchTask, measured: Mapping[Genome, Latency]) -> list[Genome]:
@@ -61,7 +62,7 @@ def choose_plan(
         )
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
     if times:
-        ranked = [*_ranked(refined, task), *_ranked(known, task)]
+        ranked = chain(*_ranked(known, refined, task, Limits()))
         keeps = keeping(task, measured) or [min(times, key=lambda g: times[g].median)]
         chosen = next(genome for genome in ranked if genome in keeps)
     else:
@@ -105,14 +106,23 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
             f"--pick {text!r}: none of the plans that were scored keeps to it; search again with "
             f"--budget {text}"
         )
-    repaired = [i for i in met if result.points[i].fitted is not None]
+    repaired = [i for i in met if result.points[i].fitted is not None]  # not of infinite score
     chosen = min(repaired or met, key=lambda i: (result.points[i].last_score, i))
     return result.model_copy(update={"chosen": chosen})
 
 
-def _ranked(scores: Scores, task: SearchTask) -> list[Genome]:
-    """All completely scored plans, the best first."""
-    return [e.genome for e in within(scores.values(), task, Limits())]
+def _ranked(
+    known: Scores, refined: Scores, task: SearchTask, limits: Limits
+) -> tuple[list[Genome], list[Genome], list[Genome]]:
+    """The completely scored plans within the limits, each list with the best first.
+
+    By the score after fit and repair, by that before, and those whose score after it is infinite.
+    """
+    scored = within(refined.values(), task, limits)
+    failed = [e.genome for e in scored if not math.isfinite(e.score.score)]
+    repaired = [e.genome for e in scored if math.isfinite(e.score.score)]
+    before = [e.genome for e in within(known.values(), task, limits)]
+    return repaired, [g for g in before if g not in failed], failed
 
 
 def _meets(point: ScoredPlan, limits: Limits) -> bool:
@@ -143,6 +153,7 @@ def _scored_plan(
         score=_finite(score.score),
         metric=score.metric,
         complete=score.complete,
+        refined=refined is not None,
         fitted=_finite(refined.score.score) if refined else None,
         fitted_metric=refined.score.metric if refined else None,
         measured=measured,

@@ -21,7 +21,8 @@ class ScoredPlan(BaseModel, extra="forbid", frozen=True):
     # Value on held-out images of the metric that `front.json` names; null if never scored.
     metric: float | None = Field(validation_alias=AliasChoices("metric", "top1"))
     complete: bool  # whether all held-out images were scored; else score and metric are estimates
-    fitted: float | None = None  # score after fit and repair, of plans that were refined
+    refined: bool = False  # whether it was scored after fit and repair, too
+    fitted: float | None = None  # score after fit and repair; null if infinite, or not refined
     # Value of the metric after fit and repair, of plans that were refined.
     fitted_metric: float | None = Field(
         None, validation_alias=AliasChoices("fitted_metric", "fitted_top1")
@@ -35,10 +36,18 @@ class ScoredPlan(BaseModel, extra="forbid", frozen=True):
     memory: float  # bytes at the peak, of weights and of activations for a batch
     blocks: int  # number of pruned sites whose candidates take depth away
 
+    @model_validator(mode="before")
+    @classmethod
+    def _was_refined(cls, data: Any) -> Any:
+        """Records of earlier versions say it by the score alone."""
+        if isinstance(data, dict) and "refined" not in data:
+            return {**data, "refined": data.get("fitted") is not None}
+        return data
+
     @property
     def last_score(self) -> float:
-        """The score after fit and repair where there is one, else that before; None is infinity."""
-        score = self.score if self.fitted is None else self.fitted
+        """The score after fit and repair of a refined plan, else that before; None is infinity."""
+        score = self.fitted if self.refined else self.score
         return math.inf if score is None else score
 
     @property

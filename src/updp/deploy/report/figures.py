@@ -57,8 +57,8 @@ def front_plot(outcome: SearchResult) -> Plot:
         metric = outcome.metric
         if point.metric is not None:
             text.append(f"{metric.name}, held-out images: {metric.text(point.metric)}")
-        if point.fitted is not None:
-            text.append(f"score after fit and repair: {digits(point.fitted)}")
+        if point.refined:
+            text.append(f"score after fit and repair: {digits(point.last_score)}")
         if point.fitted_metric is not None:
             text.append(f"{metric.name} after fit and repair: {metric.text(point.fitted_metric)}")
         text.append(f"latency, predicted: {ms(point.latency)} ± {digits(point.noise, 2)}")
@@ -86,7 +86,7 @@ def front_plot(outcome: SearchResult) -> Plot:
             f" Dots are scores before any fit, diamonds those of {len(refined)} refined plans "
             "after fit and repair: the search takes the best diamond within the budget."
         )
-    if left := sum(not p.complete and p.fitted is None for p in outcome.points):
+    if left := sum(not p.complete and not p.refined for p in outcome.points):
         note += f" {left} were left half-way and are not drawn."
     if any(m.y == 0 for m in marks):
         note += " A score of 0 (the baseline) has no place on a logarithm."
