@@ -18,7 +18,7 @@ from tests.sampling import slow
 from updp.errors import explain, printable
 from updp.io import files
 from updp.io.files import read_tensors
-from updp.run import inputs
+from updp.run import model_and_data
 from updp.run.records import RunRecord
 from updp.stages import search
 from updp.training.precision import MixedPrecision
@@ -137,7 +137,7 @@ def test_memory_that_does_not_suffice_for_data_is_one_line(
     def too_much(*args: Any, **kwargs: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(inputs, "open_source", too_much)
+    monkeypatch.setattr(model_and_data, "open_source", too_much)
     line = "memory does not suffice: free some, or take smaller inputs"
     assert said(*command) == (3, line)
 

@@ -1,7 +1,10 @@
 import math
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 from tests import tiny
 from tests.sampling import slow
 from updp import Recipe, UserError
+from updp.io import interrupts
 from updp.io.files import Figures, read_tensors
 from updp.io.progress import Silent
 from updp.supernet import Supernet
@@ -373,3 +377,42 @@ def test_frozen_norms_mean_that_the_network_trains_as_it_is_deployed(
         not torch.equal(t, statistics[n]) for n, t in net.weights().items() if n in statistics
     ]
     assert any(changed) == (norms == "train")
+
+
+@pytest.mark.parametrize("check", [2, 5])
+def test_a_signal_while_the_net_is_scored_leaves_a_checkpoint(
+    check: int, tiny_model: str, tmp_path: Path
+) -> None:
+    """Of five checks the second, and the last one, behind the last step."""
+    recipe = settings(checkpoint_seconds=1e9)
+    net = tiny.make_net(tiny_model, recipe)
+    net.choose({"blocks.1": net.switches["blocks.1"].labels[0]})
+    scored: list[int] = []
+    steps: list[int] = []
+    inner = step_of(net)
+
+    def score() -> float:
+        scored.append(len(steps))
+        if len(scored) == check:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    def step(*args: Any) -> Any:
+        steps.append(args[2])
+        return inner(*args)
+
+    with pytest.raises(interrupts.Stopped), interrupts.handled():
+        train(
+            net,
+            step,
+            tiny.make_feed(recipe),
+            recipe.supernet,
+            name="supernet",
+            seed=3,
+            folder=tmp_path,
+            progress=Silent(),
+            checks=4,
+            score=score,
+        )
+    assert len(steps) == scored[-1]  # none after the signal
+    assert (tmp_path / "checkpoint.safetensors").exists()

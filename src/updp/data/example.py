@@ -1,14 +1,13 @@
 """Example inputs of a model, to trace it, to time it and to open its run again without the data."""
 
+import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from updp.blocks.modules import seeded_input
 from updp.blocks.nested import (
-    ModelInputs,
     Samples,
     count,
     from_structure,
@@ -18,8 +17,10 @@ from updp.blocks.nested import (
     take,
     tensors_in,
 )
-from updp.errors import UserError
+from updp.errors import DamagedError, UserError
 from updp.io.files import content_of, read_tensors, write_tensors
+
+_log = logging.getLogger(__name__)
 
 FILE = "example.safetensors"  # in the folder of the stage `sites`, where there are real inputs
 
@@ -49,6 +50,8 @@ def read_example(folder: Path) -> Samples | None:
     if not path.exists():
         return None
     tensors, structure = read_tensors(path)
+    if structure is None:
+        raise DamagedError(path, "is of an earlier version of updp")
     with content_of(path):
         stored: Samples = from_structure(structure, tensors)
         return stored
@@ -86,26 +89,23 @@ def check_example(example: Samples, kind: str) -> None:
         raise UserError("the example has values that are NaN or infinite")
 
 
-def with_masks_in_use(example: Samples) -> Samples:
-    """The inputs, with a place hidden by each mask that hides none: the last of the last sample.
+def warn_of_idle_masks(example: Samples) -> None:
+    """Warn of masks that hide nothing in the samples on which a model is traced.
 
-    A model may go another way where a mask of ones hides nothing (transformers' leave it out
-    then), and would be traced as if masks had no effect. Masks are found by name: `..._mask`
-    (N, T) of whole numbers or truth values, of which 0 hides; where it says `padding`, 1 does.
+    A model may leave such a mask out (transformers' do), and what becomes of it then reads none.
+    Masks are found by name: `..._mask` (N, T) of whole numbers or truth values, of which 0 hides;
+    where it says `padding`, 1 does.
     """
     if isinstance(example, Tensor):
-        return example
-    masks = {name: _in_use(name, value) for name, value in example.kwargs.items()}
-    return ModelInputs(example.args, example.kwargs | masks)
-
-
-def _in_use(name: str, value: Any) -> Any:
-    is_mask = isinstance(value, Tensor) and name.endswith("mask") and value.ndim == 2
-    if not is_mask or value.is_floating_point() or value.shape[1] < 2:
-        return value
-    hides = "padding" in name
-    if bool((value != (not hides)).any()):
-        return value
-    value = value.clone()
-    value[-1, -1] = hides
-    return value
+        return
+    for name, value in example.kwargs.items():
+        is_mask = isinstance(value, Tensor) and name.endswith("mask") and value.ndim == 2
+        if not is_mask or value.is_floating_point():
+            continue
+        if bool((value.bool() == ("padding" not in name)).all()):
+            _log.warning(
+                "`%s` hides nothing in the first samples, on which the model is traced: what "
+                "becomes smaller may not read it later; let the first samples be padded where "
+                "others are",
+                name,
+            )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from updp.blocks.nested import Samples, join, map_tensors
 from updp.data.batches import Batch, Batches
-from updp.data.example import make_example, with_masks_in_use
+from updp.data.example import make_example
 from updp.data.images import NO_LABEL, Images, by
 from updp.data.preprocess import Preprocess
 from updp.data.source import Source
@@ -62,8 +62,7 @@ class Feed:
         task: Task = CLASSIFICATION,
     ) -> None:
         self.preprocess, self.device, self.seed = preprocess, device, seed
-        self.task, example = task, source.example
-        self.stored_example = None if example is None else with_masks_in_use(example)
+        self.task, self.stored_example = task, source.example
         self.classes, self.image_size = len(source.classes), source.image_size
         self.labelled, self.test_labelled = source.train.labelled, source.test.labelled
         self.resize = source.train.resize

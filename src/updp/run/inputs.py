@@ -8,6 +8,7 @@ from torch import nn
 
 from updp.blocks.modules import to_eval
 from updp.data import Preprocess, Source, match_classes, preprocess_for
+from updp.data.example import warn_of_idle_masks
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io import processes
@@ -102,6 +103,7 @@ def open_inputs(
     )
     baseline = to_eval(module.to(target))
     check_baseline_outputs(baseline, feed, source)
+    warn_of_idle_masks(feed.example(2))
     if guessed := guessed_colour(baseline, names.model, feed, recipe):
         (progress or Silent()).say(guessed)
     hashes = InputHashes(

@@ -12,7 +12,7 @@ from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.nested import Samples, as_samples, call
 from updp.candidates import Offer, make_offers
 from updp.data import NO_SIZE, model_input_size
-from updp.data.example import check_example, make_example, with_masks_in_use
+from updp.data.example import check_example, make_example, warn_of_idle_masks
 from updp.errors import UserError
 from updp.io.progress import Progress
 from updp.measure import compare_modules, count_macs
@@ -63,7 +63,7 @@ def inspect_model(
 
     Raises UserError: the model does not take such images, or such an example.
     """
-    stored = None if example is None else with_masks_in_use(as_samples(example))
+    stored = None if example is None else as_samples(example)
     if stored is not None:
         check_example(stored, type(example).__name__)
     wanted = input_shape or recipe.data.input_size or model_input_size(model) or ()
@@ -81,6 +81,7 @@ def inspect_model(
     except UserCodeError as error:
         shown = f"an input of {(1, *shape)}" if stored is None else "the example"
         raise UserError(f"the model fails on {shown}: {error}") from error
+    warn_of_idle_masks(inputs(2))
     findings = find(model, inputs(2))
     selected = findings.selected(recipe.candidates.include, recipe.candidates.exclude)
     progress.begin("timing candidates", len(selected.sites) + 1)

@@ -102,10 +102,10 @@ def train(
             run.check()
         batches = feed.training(run.done * settings.accumulate)
         while run.done < run.total:
-            row, signal = run.step(batches)
+            row = run.step(batches)
             progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
             run.check()
-            run.save(signal)
+            run.save()
         if told := run.finish():
             progress.say(told)
 
@@ -129,6 +129,7 @@ class _Training:
         module = cast(nn.Module, net)
         self.total = round(settings.epochs * feed.steps / settings.accumulate)
         self.done = 0  # steps
+        self.told = [0]  # the signals that the processes had at the last step
         self.optimizer = make_optimizer(module, settings)
         self.precision = MixedPrecision(module, settings, feed.device, name)
         self.schedule = make_schedule(self.optimizer, settings, self.total)
@@ -146,8 +147,8 @@ class _Training:
             _log.info("%s goes on from step %d of %d", self.name, self.done, self.total)
         self.figures.keep(lambda row: row["step"] < self.done)
 
-    def step(self, batches: Iterator[tuple[Samples, Any]]) -> tuple[_Row, int]:
-        """One step of the optimiser: its figures, and the signal to stop, if one came, or 0."""
+    def step(self, batches: Iterator[tuple[Samples, Any]]) -> _Row:
+        """One step of the optimiser; returns its figures."""
         step, parts = self.done, self.settings.accumulate
         self.schedule.step_update(step)
         self.optimizer.zero_grad()
@@ -165,8 +166,8 @@ class _Training:
             # A skipped step of float16 has none, and JSON no infinity.
             self.figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
         self.done = step + 1
-        alone = len(told) == 1  # then what came during the step counts, too
-        return row, interrupts.requested() if alone else max(number for _, number in told)
+        self.told = [number for _, number in told]
+        return row
 
     def check(self) -> None:
         """Score the weights, where that is due, and keep the best."""
@@ -179,8 +180,10 @@ class _Training:
             self.figures.add(step=max(self.done - 1, 0), held_out=found)
         self.net.train(self.settings.norms == "train")
 
-    def save(self, signal: int) -> None:
+    def save(self) -> None:
         """Write a checkpoint where it is time, or a signal came; then raise `Stopped`."""
+        alone = len(self.told) == 1  # then what came since the step counts, too
+        signal = interrupts.requested() if alone else max(self.told)
         due = signal or time.monotonic() - self.saved > self.settings.checkpoint_seconds
         if processes.is_first() and due:
             self._checkpoint().save(self.folder / CHECKPOINT, self.done)

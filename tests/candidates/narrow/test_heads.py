@@ -163,11 +163,48 @@ def test_heads_go_where_the_attention_is_the_block() -> None:
         assert [*Narrow.propose(site, block, graph, CandidateSettings())]
 
 
-def test_attention_that_is_bound_to_its_heads_keeps_them() -> None:
+@pytest.mark.parametrize("zero", [False, True])
+def test_attention_that_is_bound_to_its_heads_keeps_them(zero: bool) -> None:
     torch.manual_seed(0)
     model = Net(Bound(), Bound()).eval()
+    if zero:  # nothing shows then what the heads are, before they are trained
+        for block in model.blocks:
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.attn.proj.bias)
     findings = find(model, inputs()[:2])
     for site in findings.sites:
         graph = findings.graphs[site.block]
         block = model.get_submodule(site.block)
         assert not [*Narrow.propose(site, block, graph, CandidateSettings())]
+
+
+class Scaled(Block):
+    """With LayerScale behind its attention."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__(Fused())
+        self.gamma = nn.Parameter(torch.full((C,), start))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x + self.gamma * self.attn(self.norm(x), mask)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-6, 0.7])
+def test_heads_are_found_whatever_a_layer_scale_is(start: float) -> None:
+    """A run is loaded into a model that is not trained yet."""
+    torch.manual_seed(0)
+    model, x = Net().eval(), inputs()
+    model.blocks = nn.ModuleList(Scaled(start) for _ in range(2))
+    findings = find(model, x[:2])
+    half = Narrow(0.5)
+    net = Supernet(model, findings, {site.name: [half] for site in findings.sites})
+    net, choices = net.double().eval(), {s.name: half.label for s in findings.sites}
+    with torch.no_grad():
+        for block in net.model.blocks:
+            block.gamma.fill_(0.7)
+        x = x.to(torch.float64)
+        net.choose({})
+        wanted = call(net, x)
+        fit_plan(net, choices, [x[:20], x[20:]], FIT)
+        net.choose(choices)
+        assert error(call(net, x), wanted) < 1e-6

@@ -201,7 +201,41 @@ class OfSize(Gated):
         return x + self.down((F.silu(self.gate(y)) * self.up(y)).reshape(-1, 7, H))
 
 
-@pytest.mark.parametrize("kind", [Elsewhere, Normed, OfSize])
+class Ranged(nn.Linear):
+    """A layer that keeps the range of its outputs, which are no rows of it."""
+
+    def __init__(self) -> None:
+        super().__init__(C, H)
+        self.register_buffer("range", torch.tensor([-9.0, 9.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(*self.range.tolist())
+
+
+class WithRange(Gated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = Ranged()
+
+
+class Gains(nn.Linear):
+    """A layer with a buffer for each row, which is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__(C, H)
+        self.register_buffer("gain", torch.rand(H), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.gain
+
+
+class WithGains(Gated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = Gains()
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, Normed, OfSize, WithRange, WithGains])
 def test_a_block_whose_hidden_channels_cannot_go_has_no_narrow_form(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(kind(), kind()).eval()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from updp import UserError
 from updp.blocks.nested import ModelInputs
 from updp.data import Batches, from_loaders
-from updp.data.example import make_example, read_example, with_masks_in_use, write_example
+from updp.data.example import make_example, read_example, warn_of_idle_masks, write_example
 from updp.tasks import TASKS, Task
 
 
@@ -273,21 +273,19 @@ def test_a_task_that_fails_on_an_item_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mask", "hidden"),
+    ("name", "mask", "hides"),
     [
-        ("attention_mask", torch.ones(2, 4, dtype=torch.int64), 0),
-        ("attention_mask", torch.ones(2, 4, dtype=torch.bool), False),
-        ("key_padding_mask", torch.zeros(2, 4, dtype=torch.bool), True),
+        ("attention_mask", torch.ones(2, 4, dtype=torch.int64), False),
+        ("attention_mask", torch.ones(2, 4, dtype=torch.bool).tril(2), True),
+        ("key_padding_mask", torch.zeros(2, 4, dtype=torch.bool), False),
+        ("key_padding_mask", torch.eye(2, 4, dtype=torch.bool), True),
+        ("mask", torch.ones(2, 4), True),
     ],
 )
-def test_an_example_has_masks_that_hide_something(name: str, mask: Any, hidden: Any) -> None:
-    example = ModelInputs((), {"input_ids": torch.ones(2, 4, dtype=torch.int64), name: mask})
-    kwargs = with_masks_in_use(example).kwargs
-    assert kwargs["input_ids"] is example.kwargs["input_ids"]
-    assert kwargs[name][-1, -1] == hidden
-    assert (kwargs[name] == mask).sum() == 7
-    assert (example.kwargs[name] == mask).all()
-    again = with_masks_in_use(ModelInputs((), kwargs))
-    assert torch.equal(again.kwargs[name], kwargs[name])
-    weights = ModelInputs((), {name: torch.ones(2, 4), "x": torch.ones(2, 4).long()})
-    assert torch.equal(with_masks_in_use(weights).kwargs[name], torch.ones(2, 4))
+def test_masks_that_hide_nothing_are_warned_of(
+    name: str, mask: Any, hides: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_idle_masks(ModelInputs((), {"input_ids": torch.ones(2, 4).long(), name: mask}))
+    assert [f"`{name}` hides nothing" in r.getMessage() for r in caplog.records] == [True] * (
+        not hides
+    )

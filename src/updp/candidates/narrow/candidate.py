@@ -182,7 +182,11 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     """
     block = to_eval(copy_module(block).double())
     device = like_of(block).device
-    narrow = NarrowForm(site, block, graph, width)
+    try:
+        narrow = NarrowForm(site, block, graph, width)
+    except (IndexError, RuntimeError, ValueError) as error:
+        _log.info("%s: no narrow form: %s", site.name, error)
+        return False
     # A buffer that is not saved would not follow the channels that a fit has chosen.
     if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
         _log.info("%s: no narrow form: a buffer of it would not be saved", site.name)

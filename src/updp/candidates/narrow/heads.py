@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from updp.blocks import Chain, LinearStep, ScaleStep, Site
+from updp.blocks import Chain, LinearStep, Site
 from updp.blocks.modules import call_user_code, hooks
 from updp.blocks.surgery import extract
 from updp.candidates.narrow.hidden import HiddenChannels, Producer, called_modules
@@ -42,18 +42,15 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
     if site.branch is not None or region.add is None or len(site.shape_in) != 3:
         return None
     whole = extract(block, graph, region.entry, region.branch[-1], region.extras)
-    calls = list[_LayerCall]()
-    with torch.no_grad(), hooks(_watched(block, calls)):
-        y = call_user_code(whole, *site.example(block))
-    if len({call.name for call in calls}) < len(calls) or not isinstance(y, Tensor):
-        return None
-    if not calls or (factor := channel_factor(calls[-1].y, y, "last")) is None:
+    calls, y = _run(site, block, whole)
+    if not calls or len({call.name for call in calls}) < len(calls):
         return None
     *makers, last = calls
+    if last.y.shape != y.shape:
+        return None
     if (sizes := _sizes(block, makers, last)) is None:
         return None
     unit, producers, head = sizes
-    steps = (LinearStep(last.name, last.module), ScaleStep("", factor))
     heads = last.module.in_features // head
     targets = called_modules(graph, (*producers, last.name))
     # Attributes of the block itself stay, for it is not copied: whether it works all the same is
@@ -65,6 +62,10 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
         for owner in copied
         for name, each in _attributes(block.get_submodule(owner), heads, head, unit)
     }
+
+    def factor() -> Tensor | None:
+        calls, y = _run(site, block, whole)
+        return channel_factor(calls[-1].y, y, "last")
 
     def enter(x: Tensor, *extras: Any) -> Tensor:
         seen = list[Tensor]()
@@ -79,7 +80,7 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
     return HiddenChannels(
         last.name,
         enter,
-        Chain(steps, "last", "last", "last"),
+        Chain((LinearStep(last.name, last.module),), "last", "last", "last"),
         last.module.in_features,
         unit,
         producers,
@@ -87,7 +88,16 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
         {},
         targets,
         attributes,
+        factor,
     )
+
+
+def _run(site: Site, block: nn.Module, whole: nn.Module) -> tuple[list[_LayerCall], Tensor]:
+    """The calls of linear layers in the branch on its example, and what it gives."""
+    calls = list[_LayerCall]()
+    with torch.no_grad(), hooks(_watched(block, calls)):
+        y: Tensor = call_user_code(whole, *site.example(block))
+    return calls, y
 
 
 def _watched(block: nn.Module, calls: list[_LayerCall]) -> Iterator[RemovableHandle]:
@@ -140,7 +150,8 @@ def _attributes(owner: nn.Module, heads: int, head: int, unit: int) -> Iterator[
     """Attributes that change with the number of heads, each with its amount for a unit."""
     groups = heads * head // unit
     for name, value in vars(owner).items():
-        if type(value) is not int or name in _HEAD_SIZES or "groups" in name:
+        of_one = name in _HEAD_SIZES or (name.endswith("_dim") and "head" in name)
+        if type(value) is not int or of_one or "groups" in name:
             continue
         if "head" in name and value in (heads, groups):
             yield name, value // groups

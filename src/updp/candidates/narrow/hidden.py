@@ -48,6 +48,8 @@ class HiddenChannels:
     extras:     nodes outside of the region with one value for each channel, each with its axis
     targets:    the modules called in the region that are one of these, or hold one
     attributes: further attributes of modules that change, each with its amount for a unit
+    factor:     computes the factor per channel from the chain's output to the end of the branch,
+                (C,), or None where there is none; without it the chain reaches the end
     """
 
     consumer: str
@@ -60,6 +62,12 @@ class HiddenChannels:
     extras: Mapping[str, int]
     targets: tuple[str, ...]
     attributes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    factor: Callable[[], Tensor | None] | None = None
+
+    @property
+    def cut_modules(self) -> tuple[str, ...]:
+        """The modules that lose channels."""
+        return (*self.producers, *self.between, self.consumer)
 
     def module(self, copies: Mapping[str, nn.Module], name: str) -> nn.Module:
         """Return one of the modules, by its path in the block, in copies of the `targets`."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks import Site
+from updp.blocks import ScaleStep, Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
 from updp.blocks.surgery import Replacement, isolate, substitute
@@ -87,8 +89,13 @@ class HiddenNarrowForm(RewiredForm):
         (block, graph), site, hidden = self._block[0], self._site, self._hidden
         wide = _copies(block, hidden)  # the fit cuts channels out of these
         selects = _selects(block, hidden, self._left)
-        chain = on_modules(hidden.chain, wide)
-        fit = OperatorFit(chain, 0, skip_of(site, block, graph), site.post, hidden.enter)
+        chain, skip, post = hidden.chain, skip_of(site, block, graph), site.post
+        if hidden.factor is not None:  # computed anew, as it may have been trained
+            if (factor := hidden.factor()) is None:
+                skip = post = None  # the operator is fitted to its own output
+            else:
+                chain = replace(chain, steps=(*chain.steps, ScaleStep("", factor)))
+        fit = OperatorFit(on_modules(chain, wide), 0, skip, post, hidden.enter)
 
         def cut(channels: Tensor) -> None:
             _cut(hidden, wide, selects, channels)
@@ -139,8 +146,14 @@ def works(
     site: Site, block: nn.Module, graph: fx.Graph, hidden: HiddenChannels, width: float
 ) -> bool:
     """Whether the narrow block equals the wide one with the other channels' weights at zero."""
-    block = to_eval(copy_module(block).double())
+    block = _with_all_weights(to_eval(copy_module(block).double()))
     wide = _copies(block, hidden)
+    own = [hidden.module(wide, name) for name in hidden.cut_modules]
+    if any(
+        b.ndim and n not in module.state_dict() for module in own for n, b in module.named_buffers()
+    ):
+        _log.info("%s: no narrow form: a buffer of it would not be saved", site.name)
+        return False
     left = narrow_width(hidden, width)
     off = torch.ones(hidden.count, dtype=torch.bool, device=like_of(block).device)
     off[hidden.largest(wide, left)] = False
@@ -150,8 +163,9 @@ def works(
         merged = narrow.merged().replacement(site, torch.float64, off.device)
         whole = substitute(block, graph, site.region, wide)
         parts: list[Callable[..., Tensor]] = [whole, narrow, isolate(block, graph, merged)]
-        expected, *outputs = (call_user_code(part, *site.example(block)) for part in parts)
-    except UserCodeError as error:
+        with redirect_stderr(StringIO()):  # where fx prints the code that failed
+            expected, *outputs = (call_user_code(part, *site.example(block)) for part in parts)
+    except (UserCodeError, IndexError, RuntimeError, ValueError) as error:  # it cannot be cut
         _log.info("%s: no narrow form: %s", site.name, error)
         return False
     near = _TOLERANCE * expected.norm()
@@ -159,6 +173,19 @@ def works(
         _log.info("%s: no narrow form: it is not the block that reads as little", site.name)
         return False
     return True
+
+
+def _with_all_weights(block: nn.Module) -> nn.Module:
+    """The block, with seeded numbers in place of parameters that are all alike, such as zeros.
+
+    What stands behind such weights would not be tried.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for parameter in block.parameters():
+        if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+            values = 0.5 + torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(values)
+    return block
 
 
 def _copies(block: nn.Module, hidden: HiddenChannels) -> dict[str, nn.Module]:
@@ -191,6 +218,9 @@ def _replacement(
     region = site.region
     names = {target: f"{target.replace('.', '_')}_narrow" for target in hidden.targets}
     chosen = {name: f"{name}_narrow" for name in hidden.extras}
+    if len({*names.values(), *chosen.values()}) < len(names) + len(chosen):
+        names = {target: f"narrow_{number}" for number, target in enumerate(names)}
+        chosen = {name: f"chosen_{number}" for number, name in enumerate(chosen)}
 
     def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
         new: dict[fx.Node, fx.Node] = {}
@@ -199,7 +229,7 @@ def _replacement(
             new[nodes[name]] = graph.call_module(module, (nodes[name],))
         for node in [n for n in graph.nodes if n.name in region.inside - {*region.skip}]:
             new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
-            if node.target in names:
+            if node.op == "call_module" and node.target in names:
                 last.target = names[str(node.target)]
         return last
 

@@ -47,7 +47,7 @@ def emit_rewired(region: Region, names: Mapping[str, str], left_out: str = "") -
                 new[node] = last = x
                 continue
             new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
-            if node.target in names:
+            if node.op == "call_module" and node.target in names:
                 last.target = names[str(node.target)]
         return last
 
