@@ -235,7 +235,18 @@ class WithGains(Gated):
         self.up = Gains()
 
 
-@pytest.mark.parametrize("kind", [Elsewhere, Normed, OfSize, WithRange, WithGains])
+class Twice(nn.Module):
+    """Its gated part runs twice, so one operator reads channels at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.part = nn.LayerNorm(C), FeedForward()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.part(self.part(self.norm(x)))
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, Normed, OfSize, WithRange, WithGains, Twice])
 def test_a_block_whose_hidden_channels_cannot_go_has_no_narrow_form(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(kind(), kind()).eval()

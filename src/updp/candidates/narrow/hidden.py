@@ -23,6 +23,7 @@ from updp.blocks.tracing.interpret import NotTraceable
 from updp.candidates.narrow.backwards import Backwards, Scope, operator_of_node, weight_of
 from updp.candidates.narrow.slicing import cut_group_norm, cut_inputs, cut_outputs
 
+_TOLERANCE = 1e-4  # relative, float32: between the chain and the block it was read from
 _DEPTH = 3  # of modules within modules in which a consumer is looked for
 
 
@@ -138,7 +139,10 @@ def hidden_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChan
 
 def _consumers(scope: Scope, depth: int) -> Iterator[tuple[Scope, fx.Node]]:
     """Yield the linear operators that a branch calls, those within its modules too."""
-    for node in (n for n in scope.graph.nodes if n.name in scope.branch and n.op == "call_module"):
+    called = [n for n in scope.graph.nodes if n.name in scope.branch and n.op == "call_module"]
+    for node in called:
+        if sum(other.target == node.target for other in called) > 1:
+            continue  # one operator cannot be fitted to what it reads at two places
         if operator_of_node(scope.owner, node) is not None:
             yield scope, node
         elif depth and len(list(scope.owner.get_submodule(str(node.target)).children())) > 0:
@@ -155,7 +159,11 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
     if module is None or len(sources) != 1 or consumer.args != (sources[0],):
         raise NotAChain(f"`{consumer.target}` does not read one tensor")
     count, x = weight_of(module).shape[1], scope.value(sources[0])
-    chain = _behind(scope, consumer)
+    chain, outermost = _behind(scope, consumer), scope.outermost
+    end = next(n for n in outermost.graph.nodes if n.name == outermost.branch[-1])
+    whole, read = outermost.value(end), chain.keep(x)
+    if read.shape != whole.shape or not (read - whole).norm() <= _TOLERANCE * whole.norm():
+        raise NotAChain(f"what is behind `{consumer.target}` is not what its steps compute")
     axis = 1 if chain.layout_in == "first" else x.ndim - 1
     trace = Backwards(count, axis, x.ndim)
     trace.follow(sources[0], scope)
@@ -171,7 +179,7 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
         {path: Producer(times, trace.unit) for path, times in trace.producers.items()},
         tuple(trace.between),
         trace.extras,
-        called_modules(scope.outermost.graph, cut),
+        called_modules(outermost.graph, cut),
     )
 
 
