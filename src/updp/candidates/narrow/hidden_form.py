@@ -245,8 +245,10 @@ def propose_widths(
     if hidden is None:
         return []
     found: dict[int, float] = {}
-    for width in sorted(widths, reverse=True):
-        found.setdefault(narrow_width(hidden, width), width)
+    for width in sorted(widths, reverse=True):  # of those that leave as many, the nearest
+        left = narrow_width(hidden, width)
+        best = found.get(left, width)
+        found[left] = min(best, width, key=lambda w: abs(w - left / hidden.count))
     found.pop(hidden.count, None)
     # The widest is tried, for a narrow one may be left with one channel, which broadcasts.
     if not found or not works(site, block, graph, hidden, next(iter(found.values()))):
