@@ -20,7 +20,7 @@ from updp.candidates.attention.reading import read_attention
 from updp.candidates.narrow.channels import on_modules
 from updp.candidates.narrow.heads import head_channels
 from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
-from updp.candidates.parts.regraph import RewiredForm
+from updp.candidates.parts.regraph import RewiredForm, emit_rewired
 from updp.candidates.parts.widths import share_of
 from updp.fit import Fitted
 from updp.fit.fitting import FitTask
@@ -222,18 +222,8 @@ def _replacement(
         names = {target: f"narrow_{number}" for number, target in enumerate(names)}
         chosen = {name: f"chosen_{number}" for number, name in enumerate(chosen)}
 
-    def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
-        new: dict[fx.Node, fx.Node] = {}
-        nodes = {node.name: node for node in graph.nodes}
-        for name, module in chosen.items():
-            new[nodes[name]] = graph.call_module(module, (nodes[name],))
-        for node in [n for n in graph.nodes if n.name in region.inside - {*region.skip}]:
-            new[node] = last = graph.node_copy(node, lambda n: new.get(n, n))
-            if node.op == "call_module" and node.target in names:
-                last.target = names[str(node.target)]
-        return last
-
     added = {names[target]: modules[target] for target in hidden.targets}
+    emit = emit_rewired(region, names, chosen=chosen)
     return Replacement(region, emit, added | {chosen[name]: selects[name] for name in chosen})
 
 

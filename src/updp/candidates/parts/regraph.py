@@ -31,17 +31,26 @@ class RewiredForm(Form):
         return y
 
 
-def emit_rewired(region: Region, names: Mapping[str, str], left_out: str = "") -> Emit:
+def emit_rewired(
+    region: Region,
+    names: Mapping[str, str],
+    left_out: str = "",
+    chosen: Mapping[str, str] | None = None,
+) -> Emit:
     """Return a function that writes a region's nodes again, with other targets.
 
     Args:
         region: the part of the graph to write again.
         names: the new targets by the old ones; others stay.
         left_out: target of a node that is skipped: what enters the region takes its place.
+        chosen: modules that values from outside of the region go through, by the nodes' names.
     """
 
     def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
         new: dict[fx.Node, fx.Node] = {}
+        outside = {node.name: node for node in graph.nodes}
+        for name, module in (chosen or {}).items():
+            new[outside[name]] = graph.call_module(module, (outside[name],))
         for node in [n for n in graph.nodes if n.name in region.inside - {*region.skip}]:
             if left_out and node.target == left_out:
                 new[node] = last = x
