@@ -219,15 +219,14 @@ def print_bench(console: Console, bench: Bench) -> None:
 
 
 def _cells(row: Row, with_energy: bool) -> list[str]:
-    from updp.cli.tables import spread
 
     if row.baseline is None or row.other is None or row.speedup is None:
         return [""] * (6 if with_energy else 5)
     a, b = row.baseline, row.other
     energy = [f"{_joules(a)} > {_joules(b)}"] if with_energy else []
     return [
-        spread(a.ms),
-        spread(b.ms),
+        a.ms.text(),
+        b.ms.text(),
         f"{a.images_per_second:,.0f} > {b.images_per_second:,.0f}",
         "-"
         if a.memory is None or b.memory is None
@@ -240,8 +239,9 @@ def _cells(row: Row, with_energy: bool) -> list[str]:
 def _claim(row: Row) -> str:
     s = row.speedup
     assert s is not None
-    claim = "no difference" if row.verdict == "no difference" else f"{s.median:.2f}x"
-    return f"{claim} ({s.low:.2f}-{s.high:.2f})"
+    if row.verdict == "no difference":
+        return f"no difference ({s.low:.2f}-{s.high:.2f})"
+    return s.text(unit="x")
 
 
 def _joules(side: BenchFigures) -> str:

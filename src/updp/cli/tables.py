@@ -14,7 +14,7 @@ from rich.text import Text
 from updp.errors import printable
 
 if TYPE_CHECKING:
-    from updp.measure import PeakMemory, Timing
+    from updp.measure import PeakMemory
     from updp.run.directory import RunDirectory
     from updp.run.estimates import Estimate
     from updp.run.inspection import Inspection
@@ -144,7 +144,7 @@ def print_front(console: Console, outcome: SearchResult) -> None:
             f"{point.last_score:.4f}" if point.refined else "",
             outcome.metric.number(point.last_metric or 0.0),
             ("= " if same else "") + f"{point.latency:.2f} ± {point.noise:.2f}",
-            "" if point.measured is None else spread(point.measured),
+            "" if point.measured is None else point.measured.text(),
             f"{point.macs / base.macs:.3f}",
             f"{point.parameters / base.parameters:.3f}",
             f"{point.memory / base.memory:.3f}",
@@ -174,11 +174,6 @@ def millions(count: float) -> str:
     return f"{count / 1e6:,.1f}" if count >= 1e6 else f"{count / 1e6:.2g}"
 
 
-def spread(t: Timing) -> str:
-    """Median and quartiles as a table cell."""
-    return f"{t.median:.2f} ({t.low:.2f}-{t.high:.2f})"
-
-
 def result_table(results: dict[str, Result], title: str = "") -> Table:
     """Table of baseline and merged model of each run, by its name."""
     first = next(iter(results.values()))
@@ -203,7 +198,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
                 first.metric.number(side.metric),
                 f"{side.parameters:,}",
                 f"{side.macs / 1e6:.2f} M",
-                spread(t),
+                t.text(),
                 *last,
             )
 
@@ -213,7 +208,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
         row(
             f"{prefix}merged",
             result.merged,
-            f"{s.median:.2f}x ({s.low:.2f}-{s.high:.2f})",
+            s.text(unit="x"),
             " / ".join(f"{errors[d]:.0e}" if d in errors else "-" for d in ("float32", "float64")),
         )
     return table

@@ -46,8 +46,13 @@ class Timing:
         """Whether the two cannot be told apart: their quartiles overlap."""
         return self.low <= other.high and other.low <= self.high
 
+    def text(self, numbers: str = ".2f", unit: str = "") -> str:
+        """`1.45x (1.43-1.48)`: the median with its unit and the quartiles, in a number format."""
+        low, median, high = (format(x, numbers) for x in (self.low, self.median, self.high))
+        return f"{median}{unit} ({low}-{high})"
+
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
+        return self.text(".3g")
 
 
 @dataclass(frozen=True)

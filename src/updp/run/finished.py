@@ -139,6 +139,46 @@ def check_weights(
     raise UserError(f"'{path}' was made from other weights than {opened} has: {advice}")
 
 
+def _check_all_is_given(
+    path: Path,
+    record: RunRecord,
+    model: nn.Module | str | None,
+    data: Data | None,
+    task: Task | None,
+) -> None:
+    """Raise UserError where the run's record does not name what was not given."""
+    if model is None and not record.model:
+        raise UserError(f"'{path}' was made from a module: pass it as model")
+    if data is None and not record.data:
+        raise UserError(f"'{path}' was made from loaders: pass them as data")
+    if data is None and not _is_there(record.data):
+        raise UserError(
+            f"the data of '{path}', '{record.data}', is not there as seen from this folder: give "
+            "it with --data"
+        )
+    if task is None and record.task not in TASKS:
+        raise UserError(
+            f"'{path}' was made for a task of its own, '{record.task}': pass it as task"
+        )
+
+
+def _check_data(
+    path: Path, key: SitesKey, source: Source, data: Data, test: Test | str | None
+) -> None:
+    """Raise UserError where the opened data are not those that the run was made from.
+
+    `data` and `test` are what `source` was opened from.
+    """
+    if key.data == source.fingerprint:
+        return
+    what, advice = f"'{data}' has", "give that with --data"
+    if test:
+        what, advice = f"'{data}' and --test have", f"{advice} and --test"
+    if not isinstance(data, str | Path):
+        what, advice = "the loaders have", "give those that it was made from"
+    raise UserError(f"'{path}' was made from other data than {what}: {advice}")
+
+
 def open_finished_run(
     run: str | Path,
     model: nn.Module | str | None = None,
@@ -168,30 +208,12 @@ def open_finished_run(
     path = check_finished(run)
     record, recipe = RunRecord.read(path), Recipe.of_run(path)
     plan, result = Plan.read(path), Result.read(path)
-    if model is None and not record.model:
-        raise UserError(f"'{path}' was made from a module: pass it as model")
-    if data is None and not record.data:
-        raise UserError(f"'{path}' was made from loaders: pass them as data")
-    if data is None and not _is_there(record.data):
-        raise UserError(
-            f"the data of '{path}', '{record.data}', is not there as seen from this folder: give "
-            "it with --data"
-        )
+    _check_all_is_given(path, record, model, data, task)
     file = record.weights_for(model, weights)
-    if task is None and record.task not in TASKS:
-        raise UserError(
-            f"'{path}' was made for a task of its own, '{record.task}': pass it as task"
-        )
 
     def check(opened: nn.Module, source: Source) -> None:
         key = check_weights(path, opened, model or record.model, file)
-        if key.data != source.fingerprint:
-            what, advice = f"'{data or record.data}' has", "give that with --data"
-            if test or record.test:
-                what, advice = f"{what[:-4]} and --test have", f"{advice} and --test"
-            if data is not None and not isinstance(data, str | Path):
-                what, advice = "the loaders have", "give those that it was made from"
-            raise UserError(f"'{path}' was made from other data than {what}: {advice}")
+        _check_data(path, key, source, data or record.data, test or record.test)
 
     inputs = open_inputs(
         model or record.trusted("model", path),

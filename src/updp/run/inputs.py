@@ -74,14 +74,14 @@ def open_inputs(
         tensorboard = log = progress = None
     board = Board(tensorboard, log)
     teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
-    names = InputNames(
-        model=_path_or_name(model),
-        weights=_path_or_name(weights),
-        data=_path_or_name(data),
-        test=_path_or_name(test),
+    names = InputNames.of(
+        model=model,
+        weights=weights,
+        data=data,
+        test=test,
         teacher=teacher_name,
-        teacher_weights=_path_or_name(teacher_weights),
-        unlabelled=_path_or_name(unlabelled),
+        teacher_weights=teacher_weights,
+        unlabelled=unlabelled,
     )
     module, source = open_model_and_data(model, weights, data, test, recipe, own_task)
     check_finite(weights_of(module), names.the_model)
@@ -133,11 +133,6 @@ def open_inputs(
         progress=progress or Silent(),
         board=board,
     )
-
-
-def _path_or_name(given: object) -> str:
-    """Name of an argument for the run's record; "" for an object of the user's, or none."""
-    return str(given) if isinstance(given, str | Path) else ""
 
 
 def as_device(name: str | None) -> torch.device:

@@ -192,7 +192,7 @@ class Result(Record):
             return ""
         return (
             f"the budget latency={latency} is missed: {wanted:.2f}x was wanted, the last timing "
-            f"gave {speed.median:.2f}x ({speed.low:.2f}-{speed.high:.2f}); {TIMED_AGAIN}"
+            f"gave {speed.text(unit='x')}; {TIMED_AGAIN}"
         )
 
     def __str__(self) -> str:
@@ -201,7 +201,7 @@ class Result(Record):
         figures = f"{self.metric.number(before.metric)} > {self.metric.text(after.metric)}"
         return (
             f"{self.metric.name} {figures} on {self.test_images:,} test samples; "
-            f"{speed.median:.2f}x ({speed.low:.2f}-{speed.high:.2f}) on {self.device}; "
+            f"{speed.text(unit='x')} on {self.device}; "
             f"parameters {before.parameters:,} > {after.parameters:,}; "
             f"MACs {before.macs / 1e6:,.1f} > {after.macs / 1e6:,.1f} M"
         )

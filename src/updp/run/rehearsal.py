@@ -11,7 +11,7 @@ from updp.blocks.modules import to_eval
 from updp.blocks.nested import Samples, call
 from updp.candidates import make_offers
 from updp.measure import Meter, Work, compare_modules
-from updp.run.search_rehearsal import SearchRehearsal, spread
+from updp.run.search_rehearsal import SearchRehearsal, evenly
 from updp.stages import sites, subnet, supernet
 from updp.stages.context import Context
 from updp.stages.verify import verify
@@ -87,7 +87,7 @@ class Rehearsal:
         """Fit at a few sites from all over the network; a pass of the baseline serves all."""
         net, settings = self.context.net, self.context.recipe.fit
         images = self.context.feed.calibration(settings.images)
-        some = spread([*net.switches], _SITES)
+        some = evenly([*net.switches], _SITES)
         net.eval()
         net.choose({})
         once = self.meter.time("batches", lambda: [call(net, batch) for batch in images])

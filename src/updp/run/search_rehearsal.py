@@ -50,7 +50,7 @@ class SearchRehearsal:
         wanted = max(0, min(task.settings.evaluations, space.size - len(first)))
         singles = [space.keep, *space.singles()]
         alone = singles if refines else first
-        some = [*alone[:1], *spread(alone[1:], _ALONE)]
+        some = [*alone[:1], *evenly(alone[1:], _ALONE)]
         works = [meter.sample("single candidates", lambda: self._score(some), len(alone))]
         # What is known half-way; scores do not matter to how long it takes to propose plans.
         half = [task.random(number) for number in range(wanted // 2)]
@@ -97,7 +97,7 @@ class SearchRehearsal:
 
         return [
             self.meter.sample(
-                "refined candidates", lambda: score(spread(first, _REFINED)), len(first)
+                "refined candidates", lambda: score(evenly(first, _REFINED)), len(first)
             ),
             self.meter.sample("refined plans", lambda: score([*plans]), left),
         ]
@@ -116,7 +116,7 @@ class SearchRehearsal:
         return self.meter.time("rounds of timing", run, times * measure.rounds)
 
 
-def spread(values: Sequence[T], count: int) -> list[T]:
+def evenly(values: Sequence[T], count: int) -> list[T]:
     """At most `count` of the values, evenly from beginning to end."""
     count = min(count, len(values))
     return [values[(2 * i + 1) * len(values) // (2 * count)] for i in range(count)]

@@ -5,7 +5,7 @@ from updp.deploy.export.manifest import Exported
 from updp.deploy.int8.int8_record import Int8
 from updp.deploy.report.parts import Section, Table
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.words import digits, error, minus, sampling_error, share, spread, times
+from updp.deploy.report.words import digits, error, minus, quartiles, sampling_error, share, times
 from updp.tasks import CLASSIFICATION
 
 _NOISIEST = 8  # weights in the table
@@ -143,7 +143,7 @@ def _row(row: Row, memory: bool, energy: bool) -> tuple[str, ...]:
     cells = [how, str(s.batch_size), str(s.threads)]
     if a is None or b is None or row.speedup is None:
         return (*cells, "", "", "", "did not run", *[""] * (memory + energy))
-    cells += [spread(a.ms), spread(b.ms), times(row.speedup), str(row.verdict)]
+    cells += [quartiles(a.ms), quartiles(b.ms), times(row.speedup), str(row.verdict)]
     if memory:
         cells.append(_change(a.memory, b.memory, 1e-6))
     if energy:

@@ -7,7 +7,7 @@ from updp.deploy.report.network import Block
 from updp.deploy.report.plot import Axis, Mark, Plot, Series, linear, logarithmic, named
 from updp.deploy.report.report_tables import Stage
 from updp.deploy.report.run_files import ReportedRun
-from updp.deploy.report.words import amount, digits, error, minus, ms, spread
+from updp.deploy.report.words import amount, digits, error, minus, ms, quartiles
 from updp.measure import Timing
 from updp.search.outcome import ScoredPlan, SearchResult
 from updp.tasks import Metric
@@ -63,7 +63,7 @@ def front_plot(outcome: SearchResult) -> Plot:
             text.append(f"{metric.name} after fit and repair: {metric.text(point.fitted_metric)}")
         text.append(f"latency, predicted: {ms(point.latency)} ± {digits(point.noise, 2)}")
         if point.measured is not None:
-            text.append(f"measured: {spread(point.measured)} ms")
+            text.append(f"measured: {quartiles(point.measured)} ms")
         text.append(f"MACs: {amount(point.macs)}, parameters: {amount(point.parameters)}")
         score = point.fitted if fitted else point.score
         return Mark(cost, math.nan if score is None else score, "\n".join(text))
@@ -217,7 +217,7 @@ def training_plots(run: ReportedRun) -> list[Plot]:
 
 def _timed(point: ScoredPlan, measured: Timing, base: float) -> Mark:
     text = f"{len(point.choices)} pruned\npredicted: {ms(point.latency)}\n"
-    text += f"measured: {spread(measured)} ms"
+    text += f"measured: {quartiles(measured)} ms"
     ends = measured.low / base, measured.high / base
     return Mark(point.latency / base, measured.median / base, text, across=ends)
 

@@ -14,10 +14,10 @@ from updp.deploy.report.words import (
     digits,
     error,
     masked,
+    quartiles,
     sampling_error,
     share,
     signed,
-    spread,
     times,
     with_noise,
 )
@@ -64,7 +64,12 @@ def headline_table(run: ReportedRun) -> Table:
     found = (with_noise(metric, s.metric, r.test_images) for s in (b, m))
     rows = (
         (metric.title, *found, change),
-        (f"ms, batch {r.batch_size} (IQR)", spread(b.latency), spread(m.latency), times(r.speedup)),
+        (
+            f"ms, batch {r.batch_size} (IQR)",
+            quartiles(b.latency),
+            quartiles(m.latency),
+            times(r.speedup),
+        ),
         ("parameters", f"{b.parameters:,}", f"{m.parameters:,}", share(m.parameters, b.parameters)),
         ("MACs", amount(b.macs), amount(m.macs), share(m.macs, b.macs)),
     )

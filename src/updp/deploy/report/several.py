@@ -11,9 +11,9 @@ from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import (
     amount,
     digits,
+    quartiles,
     sampling_error,
     signed,
-    spread,
     times,
     with_noise,
 )
@@ -81,7 +81,7 @@ def headline_table(runs: Sequence[ReportedRun]) -> Table:
                 times(run.result.speedup) + ("" if run.result.faster else " within the noise"),
                 signed(run.result.merged.metric - run.result.baseline.metric),
                 str(len(run.plan)),
-                spread(run.result.merged.latency),
+                quartiles(run.result.merged.latency),
                 amount(run.result.merged.parameters),
                 amount(run.result.merged.macs),
             )
@@ -147,6 +147,6 @@ def _mark(name: str, result: Result) -> Mark:
     noise = sampling_error(metric, value, result.test_images)
     found = metric.text(value) + (f" ± {digits(noise, 2)}" if noise else "")
     text = f"{name}\n{metric.name}: {found}\nspeed-up: {times(s)}\n"
-    text += f"ms: {spread(result.merged.latency)}"
+    text += f"ms: {quartiles(result.merged.latency)}"
     shares, accuracies = (1 / s.high, 1 / s.low), (value - noise, value + noise)
     return Mark(1 / s.median, value, text, along=shares, across=accuracies)

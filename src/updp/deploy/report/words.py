@@ -48,7 +48,7 @@ def times(timing: Timing) -> str:
     return f"{timing.median:.2f}x ({timing.low:.2f}–{timing.high:.2f})"
 
 
-def spread(timing: Timing) -> str:
+def quartiles(timing: Timing) -> str:
     """`41.4 (40.8–42.0)`: median and quartiles in ms."""
     return f"{digits(timing.median)} ({digits(timing.low)}–{digits(timing.high)})"
 
