@@ -158,6 +158,7 @@ NETWORKS = {
         _trained_here("mobilenetv2_mini", (6, 4), 4e-3, 8, _HIGH, SGD),
         _trained_here("convnext_mini", (6, 4), 3e-3, 13, _LOW, ADAMW),
         _trained_here("deit_mini", (7, 5), 2e-3, 8, _LOW, ADAMW),
+        _trained_here("eva_mini", (7, 5), 2e-3, 8, _LOW, ADAMW),
     )
 }
 IMAGENET = {

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import timm
 from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import HybridEmbed
@@ -68,6 +69,28 @@ def deit_mini() -> nn.Module:
         class_token=False,
         global_pool="avg",
         embed_layer=partial(HybridEmbed, backbone=_stem(3, 24, 48, 80)),
+    )
+    return _configured(_for_narrow(model))
+
+
+def eva_mini() -> nn.Module:
+    """As `deit_mini`, with gated feed-forward parts and rotary attention. 12 MMACs."""
+    model = Eva(
+        img_size=32,
+        patch_size=8,
+        num_classes=CLASSES,
+        embed_dim=80,
+        depth=8,
+        num_heads=4,
+        mlp_ratio=8 / 3,
+        swiglu_mlp=True,
+        class_token=False,
+        global_pool="avg",
+        use_rot_pos_emb=True,
+        attn_type="rope",
+    )
+    model.patch_embed = HybridEmbed(
+        _stem(3, 24, 48, 80), img_size=32, patch_size=1, in_chans=3, embed_dim=80
     )
     return _configured(_for_narrow(model))
 

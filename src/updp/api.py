@@ -22,7 +22,7 @@ from updp.recipe import Recipe
 from updp.recipe.budget import Budget
 from updp.recipe.recipe import settled
 from updp.run.estimates import Estimate, estimate_run
-from updp.run.inputs import as_device, open_inputs
+from updp.run.inputs import open_inputs, pruning_device
 from updp.run.inspection import Inspection, inspect_model
 from updp.run.model_and_data import Data, Test
 from updp.run.pipeline import open_run_directory
@@ -226,7 +226,7 @@ def inspect(
     Raises:
         UserError: the model cannot be loaded, or does not take such images.
     """
-    target = as_device(device)
+    target = pruning_device(device)
     module = load_model(model) if isinstance(model, str) else own_copy(model)
     check_finite(weights_of(module), "the model")
     module = to_eval(module.to(target))

@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests import tiny
+from updp.errors import UserError
 from updp.io.files import read_json
 from updp.models import load_model
+from updp.run.inputs import pruning_device
 
 pytestmark = pytest.mark.usefixtures("fixed_clock")
 
@@ -405,3 +407,9 @@ def test_a_shell_sees_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert len(said) == 1  # but for what old PyTorch says where there is a compiler for CUDA
     assert said[0].startswith("updp: model 'timm/resnet17' is unknown")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_device_without_float64_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("updp.run.inputs.as_device", torch.device)
+    with pytest.raises(UserError, match=r"device .mps. has no float64.*: take cpu"):
+        pruning_device("mps")

@@ -420,13 +420,15 @@ def test_a_damaged_description_is_one_line_everywhere(
     code, line = said(*used.replace("RUN", str(run)).split(), *model)
     assert code == 2
     assert line.startswith(f"'{run / name}' ")
-    assert line.endswith("copy the run directory again, or start over with `updp prune --fresh`")
+    needed = ", --model and --data" if name == "run.json" else ""
+    advice = "copy the run directory again, or start over with `updp prune --fresh`"
+    assert line.endswith(advice + needed)
 
 
 @pytest.mark.parametrize("version", [0, 2, None, "x" * 5000, {}])
 def test_another_format_says_which_and_what_to_do(version: object, run: Path, said: Said) -> None:
     for file, command in (
-        ("run.json", "start over with `updp prune --fresh`"),
+        ("run.json", "start over with `updp prune --fresh`, --model and --data"),
         ("sites/sites.json", "`updp prune --fresh` makes that stage anew"),
         ("merge/result.json", "`updp merge --fresh` makes that stage anew"),
     ):
@@ -440,3 +442,15 @@ def test_another_format_says_which_and_what_to_do(version: object, run: Path, sa
             assert "and this version reads 1" in line
             assert ("pip install --upgrade updp" in line) is (version == 2)
         shutil.rmtree(copy)
+
+
+def test_a_run_without_its_description_starts_over(run: Path) -> None:
+    model = RunRecord.read(run).model
+    garbage(run / "run.json")
+    from updp.run.doctor import examine
+
+    assert examine(run).commands == ("updp prune --fresh",)
+    recipe = tiny.make_recipe()
+    outcome = tiny.updp("prune", *tiny.options(recipe, model), "--fresh", "--out", run)
+    assert outcome.code == 0, outcome
+    assert RunRecord.read(run).model == model

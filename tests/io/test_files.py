@@ -7,6 +7,7 @@ import torch
 from updp.errors import DamagedError, UserError
 from updp.io.files import (
     Figures,
+    content_of,
     discard,
     read_json,
     read_tensors,
@@ -121,3 +122,10 @@ def test_a_damaged_row_of_figures_before_the_last_is_named(line: str, tmp_path: 
     path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(DamagedError, match=r"figures\.jsonl' is damaged in line 2: "):
         Figures(path).rows()
+
+
+def test_too_little_memory_is_no_damage(tmp_path: Path) -> None:
+    with pytest.raises(torch.OutOfMemoryError), content_of(tmp_path / "file"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(DamagedError), content_of(tmp_path / "file"):
+        raise RuntimeError("sizes differ")

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
+import updp
 from tests import tiny
 from updp.deploy.bench.pair import pair_of_run
 from updp.errors import UserError
@@ -128,3 +129,18 @@ def test_data_that_is_elsewhere_is_asked_for(run: Path) -> None:
         f"the data of '{run}', 'images/of/mine', is not there as seen from this folder: give it "
         "with --data"
     )
+
+
+def test_a_named_model_of_a_task_without_classes_has_its_weights_head(tmp_path: Path) -> None:
+    name, out = "torchvision/shufflenet_v2_x0_5", tmp_path / "run"
+    weights, labels = tmp_path / "five.safetensors", torch.randint(2, (8, 5)).float()
+    save_file(load_model(name, num_classes=5).state_dict(), weights)
+    data = TensorDataset(torch.rand(8, 3, 32, 32), labels)
+    recipe = tiny.make_recipe(
+        data={"held_out": 4, "calibration": 4, "batch_size": 4}, supernet={"epochs": 0}
+    ).updated("subnet.epochs=0", "search.evaluations=1", "search.refined=0", "task=multi-label")
+    pruned = updp.prune(name, (data, data), recipe, weights=weights, budget="blocks=1", out=out)
+    assert pruned.model(torch.rand(1, 3, 32, 32)).shape == (1, 5)
+    assert updp.load(out)(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    baseline, merged = pair_of_run(out, weights).models
+    assert baseline(torch.rand(1, 3, 32, 32)).shape == merged(torch.rand(1, 3, 32, 32)).shape

@@ -375,3 +375,14 @@ def test_attention_becomes_smaller_through_all_stages(tmp_path: Path) -> None:
     other = tiny.make_run(spec, free, tmp_path / "other", plan=wrong)
     with pytest.raises(UserError, match="does not fit the site"):
         other.until("merge")
+
+
+def test_latencies_of_another_device_are_not_searched_with(tmp_path: Path) -> None:
+    spec, out = tiny.write_model(tmp_path), tmp_path / "run"
+    tiny.make_run(spec, tiny.make_recipe(), out, last="sites").until("sites")
+    file = out / "run.json"
+    write_json(file, read_json(file) | {"device": "cuda:1"})
+    run = tiny.make_run(spec, tiny.make_recipe(), out)
+    with pytest.raises(UserError, match="timed on 'cuda:1', and plans would be on cpu: go on with"):
+        run.until()
+    assert not run.directory.is_done("supernet")

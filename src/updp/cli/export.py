@@ -48,9 +48,9 @@ def export(
         str,
         typer.Option(
             "--device",
-            help="Where the images are prepared: cpu, the default, or cuda, cuda:1, mps. The "
+            help="Where the images are prepared: cpu, the default, or cuda, cuda:1. The "
             "files are compared on the CPU.",
-            autocompletion=completion.choose("cpu", "cuda", "mps"),
+            autocompletion=completion.choose("cpu", "cuda"),
         ),
     ] = "cpu",
 ) -> None:

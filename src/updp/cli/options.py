@@ -40,8 +40,8 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="cpu, cuda, cuda:1, mps; cuda if there is one.",
-        autocompletion=completion.choose("cpu", "cuda", "mps"),
+        help="cpu, cuda, cuda:1; cuda if there is one.",
+        autocompletion=completion.choose("cpu", "cuda"),
     ),
 ]
 SizeOption = Annotated[

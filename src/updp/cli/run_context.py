@@ -66,7 +66,9 @@ def read_inputs(
     `searches` is as for `open_inputs`. Raises UserError.
     """
     settings = recipe.settle(None if starts_over else options.out)
-    record = RunRecord.read_if_there(options.out)
+    # A damaged record does not keep a run from starting over.
+    replaced = starts_over and options.model is not None and options.data is not None
+    record = None if replaced else RunRecord.read_if_there(options.out)
     known = None if starts_over else record  # of what is not named again
     model = options.model
     if model is None and record is not None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from updp.errors import DamagedError, reason, unreadable
+from updp.errors import DamagedError, is_out_of_memory, reason, unreadable
 from updp.io import processes
 from updp.io.tracking import Curves
 
@@ -66,7 +66,7 @@ def not_writable(folder: Path) -> Path | None:
 def replace(temporary: Path, path: Path) -> None:
     """Rename a written file, on the same file system, durably."""
     with _naming(path):
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync(path.parent)  # without it a crash may lose the new name
@@ -112,6 +112,8 @@ def _trash(folder: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
+    if os.name == "nt":  # where folders cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -222,7 +224,7 @@ def content_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        if isinstance(error, DamagedError):
+        if isinstance(error, DamagedError) or is_out_of_memory(error):
             raise
         raise DamagedError(path, f"is not what updp wrote ({reason(error)})") from error
 

@@ -18,7 +18,8 @@ def _release() -> None:
     _alone = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_release)
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_release)
 
 
 @contextmanager

@@ -90,6 +90,8 @@ def num_outputs(model: nn.Module, inputs: tuple[int, ...] | Samples) -> int:
     """
     if isinstance(inputs, tuple):
         inputs = torch.zeros(1, *inputs).to(like_of(model))
+    else:
+        inputs = inputs.to(like_of(model).device)
     shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else f"{len(inputs)} samples"
     try:
         with torch.no_grad(), evaluating(model):

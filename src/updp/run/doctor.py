@@ -46,7 +46,9 @@ def examine(run: str | Path) -> Diagnosis:
     states = [found.state for found in stages.values()]
     broken = next((n for n, found in stages.items() if found.state == "broken"), None)
     commands: list[str] = []
-    if broken is not None:
+    if files[0].state == "broken":  # run.json, without which nothing is continued
+        commands.append("updp prune --fresh")
+    elif broken is not None:
         commands.append(f"updp {command_of(broken)} --fresh")
     ended = all(found.state == "whole" for found in files)
     if not ended and commands != ["updp prune --fresh"] and states != ["missing"] * len(STAGES):

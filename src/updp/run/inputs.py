@@ -68,7 +68,7 @@ def open_inputs(
         SEARCHERS[recipe.search.searcher].check_installed()
     own_task = find_task(recipe.task if task is None else task)
     check_settings(own_task, recipe)
-    target = as_device(device)
+    target = pruning_device(device)
     processes.join(cuda=target.type == "cuda")
     if not processes.is_first():
         tensorboard = log = progress = None
@@ -83,7 +83,7 @@ def open_inputs(
         teacher_weights=teacher_weights,
         unlabelled=unlabelled,
     )
-    module, source = open_model_and_data(model, weights, data, test, recipe, own_task)
+    module, num_classes, source = open_model_and_data(model, weights, data, test, recipe, own_task)
     check_finite(weights_of(module), names.the_model)
     if isinstance(own_task, Classification):
         source = _of_the_models_classes(source, module, names)
@@ -116,6 +116,7 @@ def open_inputs(
         names=names,
         hashes=hashes,
         baseline=baseline,
+        num_classes=num_classes,
         classes=source.classes,
         feed=feed,
         recipe=recipe,
@@ -149,6 +150,17 @@ def as_device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: try cpu") from error
+    return device
+
+
+def pruning_device(name: str | None) -> torch.device:
+    """As `as_device`, for a device that computes in float64, too. Raises UserError."""
+    device = as_device(name)
+    if device.type == "mps":
+        raise UserError(
+            f"device {name!r} has no float64, in which fits and checks compute: take cpu; the "
+            "pruned model runs on mps as the model did"
+        )
     return device
 
 

@@ -95,7 +95,12 @@ def remedy(run: Path, file: Path) -> str:
         return "`updp merge` copies it from its stage again"
     if top in STAGES:
         return f"`updp {command_of(top)} --fresh` makes that stage anew"
-    if top in (RunRecord.FILE, "recipe.yaml"):
+    if top == RunRecord.FILE:
+        return (
+            "copy the run directory again, or start over with `updp prune --fresh`, --model and "
+            "--data"
+        )
+    if top == "recipe.yaml":
         return "copy the run directory again, or start over with `updp prune --fresh`"
     return "remove it, and let its command write it again"
 

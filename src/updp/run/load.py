@@ -60,7 +60,7 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
             raise UserError(f"'{path}' was made from a module: pass it, load(run, model=...)")
         model = record.trusted("model", path)
     if isinstance(model, str):
-        model = load_model(model, num_classes=len(record.classes) or None)
+        model = load_model(model, num_classes=record.built_with)
     else:
         model = own_copy(model)
     stored = read_example(path / "sites")

@@ -26,46 +26,48 @@ def open_model_and_data(
     test: Test | None,
     recipe: Recipe,
     task: Task,
-) -> tuple[nn.Module, Source]:
+) -> tuple[nn.Module, int | None, Source]:
     """The model, a copy of the user's module or built by its name, and its data. Raises UserError.
 
-    A named model is built twice: it says its image size, and then the data its number of classes.
+    A named model is built twice: it says its image size, and then the data its number of classes,
+    which is the second value; None for the model's own default.
     """
     if isinstance(model, str):
         blank = load_model(model, seed=recipe.seed)
         source = _open_source(data, test, blank, recipe.data, task)
-        return _trained(model, weights, blank, len(source.classes) or None, recipe.seed), source
+        classes = _classes_of(weights, blank, len(source.classes) or None)
+        return _build(model, weights, classes, recipe.seed), classes, source
     if weights is not None:
         raise UserError("weights are for a model given by name: load them into your module")
     module = own_copy(model)
-    return module, _open_source(data, test, module, recipe.data, task)
+    return module, None, _open_source(data, test, module, recipe.data, task)
 
 
-def _trained(
-    name: str, weights: str | Path | None, blank: nn.Module, classes: int | None, seed: int
-) -> nn.Module:
-    """Build a named model and load its weights, with the number of classes that fits both.
+def _classes_of(weights: str | Path | None, blank: nn.Module, classes: int | None) -> int | None:
+    """The number of classes of a named model that fits its weights and the data.
 
     The weights' own head decides; else `classes`, those of the data. None, of data without labels,
     leaves the model's default. `blank` is that default model, to compare shapes with.
     """
-    if weights is None:
-        if name.startswith(("timm/", "torchvision/")):  # a file's factory may load its own
-            _log.warning(
-                "%s is untrained, as nothing is downloaded: give --weights (in Python weights=)",
-                name,
-            )
-        return load_model(name, num_classes=classes, seed=seed)
-    file = Path(weights)
-    if shapes := read_shapes(file, blank):
+    if weights is not None and (shapes := read_shapes(Path(weights), blank)):
         own = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
         shared = own.keys() & shapes.keys()
         # A head of other classes differs in its first dimension, and nothing else does.
         heads = {shapes[key][:1] for key in shared if shapes[key] != own[key]}
         if len(heads) == 1 and (head := heads.pop()):
-            return load_model(name, weights=file, num_classes=head[0], seed=seed)
+            return head[0]
         if shared and not heads:
-            return load_model(name, weights=file, seed=seed)
+            return None
+    return classes
+
+
+def _build(name: str, weights: str | Path | None, classes: int | None, seed: int) -> nn.Module:
+    # A file's factory may load weights of its own.
+    if weights is None and name.startswith(("timm/", "torchvision/")):
+        _log.warning(
+            "%s is untrained, as nothing is downloaded: give --weights (in Python weights=)", name
+        )
+    file = None if weights is None else Path(weights)
     return load_model(name, weights=file, num_classes=classes, seed=seed)
 
 

@@ -36,7 +36,7 @@ _MODULES = {
     "merge": merge,
 }
 # What a stage can refuse before anything is written.
-_CHECKS = {"sites": sites.check, "supernet": supernet.check, "search": search.check}
+_CHECKS = {"sites": sites.check, "supernet": supernet.check}
 
 
 class Run:
@@ -57,7 +57,7 @@ class Run:
             self.context.require_budget()
         self._run("sites")
         if searches:
-            search.check(self.context)
+            self._check_search()
         for name in STAGES[1 : STAGES.index(last) + 1]:
             self._run(name)
 
@@ -75,7 +75,9 @@ class Run:
 
     def _run(self, name: str) -> None:
         is_done = self.directory.is_done(name)
-        if name in _CHECKS and (name == "search" or not is_done):
+        if name == "search":
+            self._check_search()
+        elif name in _CHECKS and not is_done:
             _CHECKS[name](self.context)
         with explained(self.directory.path):
             if is_done:
@@ -86,6 +88,19 @@ class Run:
             if name == "merge":
                 self.directory.publish()
         processes.barrier()  # for the files that the others go on from
+
+    def _check_search(self) -> None:
+        """Raise UserError for a budget out of reach, or latencies of another device."""
+        search.check(self.context)
+        if self.directory.is_done("search") or self.inputs.plan is not None:
+            return
+        path, device = self.directory.path, self.context.device
+        known = RunRecord.read(path).device
+        if known.partition(":")[0] not in ("", device.type):
+            raise UserError(
+                f"candidates of '{path}' were timed on {known!r}, and plans would be on {device}: "
+                f"go on with --device {known}, or start over with --fresh"
+            )
 
     def _work(self, name: str) -> None:
         """Run a stage, unless another process has, before this one had the lock."""

@@ -62,6 +62,8 @@ class RunRecord(Record):
     unlabelled: str = ""  # path of further images without labels
     task: str = CLASSIFICATION.name  # name of the task that the model is for
     classes: tuple[str, ...]  # names in the order of the outputs; empty for tasks without classes
+    # Classes that a named model was built with; null for as many as it has by itself.
+    num_classes: int | None = None
     # (C, H, W) of an image, or shape of another sample; empty where inputs are no one tensor.
     input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_possible)]
     # Whether the model is right at a second size; null in runs of earlier versions.
@@ -79,6 +81,7 @@ class RunRecord(Record):
             **vars(context.names),
             task=context.feed.task.name,
             classes=context.classes,
+            num_classes=context.num_classes,
             input_shape=context.feed.image_size,
             other_size=context.other_size,
             device=str(context.feed.device),
@@ -103,6 +106,11 @@ class RunRecord(Record):
                 f"you name it, too: give --{field} {name} (in Python {field}={name!r})"
             )
         return name
+
+    @property
+    def built_with(self) -> int | None:
+        """The number of classes to build the named model with; None for its own."""
+        return self.num_classes or len(self.classes) or None  # earlier versions wrote no number
 
     def weights_for(
         self, model: nn.Module | str | None, weights: str | Path | None

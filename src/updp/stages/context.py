@@ -97,7 +97,8 @@ class RunInputs:
 
     `baseline` is a copy of the user's model in evaluation mode, on the feed's device. A `plan`
     replaces the search; `pick` names another point of the search's front. A `teacher` of None is
-    the baseline. Stage 3 trains on `unlabelled` images, too.
+    the baseline. Stage 3 trains on `unlabelled` images, too. `num_classes` are those that a named
+    model was built with; None for its default.
     """
 
     names: InputNames
@@ -106,6 +107,7 @@ class RunInputs:
     classes: tuple[str, ...]
     feed: Feed
     recipe: Recipe
+    num_classes: int | None = None
     plan: Plan | None = None
     pick: str = ""
     teacher: nn.Module | None = None

@@ -6,7 +6,6 @@ Opening reads headers and labels; where each image begins is kept, 12 bytes of m
 
 import json
 import mmap
-import os
 import tarfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +47,8 @@ class TarImages:
         shard = self.indices[number]
         try:
             with self.files[number].open("rb") as file:
-                return os.pread(file.fileno(), shard.sizes[row], shard.offsets[row])
+                file.seek(shard.offsets[row])
+                return file.read(shard.sizes[row])
         except OSError as error:
             raise UserError(f"{self.where(index)} cannot be read: {error.strerror}") from error
 
@@ -103,7 +103,10 @@ def _read_index(file: Path) -> TarIndex:
             index.labels.append(label)
 
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as data:
+        with (
+            file.open("rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             for name, start, size in _members(data, file):
                 folder, slash, base = name.rpartition("/")
                 stem, _, suffix = base.partition(".")

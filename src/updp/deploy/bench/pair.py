@@ -48,7 +48,7 @@ def pair_of_run(
     baseline = load_model(
         name,
         weights=None if file is None else Path(file),
-        num_classes=len(record.classes) or None,
+        num_classes=record.built_with,
         seed=Recipe.of_run(path).seed,
     )
     check_weights(path, baseline, name, file)
