@@ -1,6 +1,7 @@
 """Integer programming against looking at every plan."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,3 +77,11 @@ def test_limits_hold_for_many_plans_at_once(space: Space, data: st.DataObject) -
     every = plans(space)
     found = IntegerProgram(space).met(np.array(every), asked)
     assert list(found) == [asked.met(space.cost(genome)) for genome in every]
+
+
+@given(spaces(), st.data())
+def test_sums_are_those_of_the_one_hot_encoding(space: Space, data: st.DataObject) -> None:
+    program, every = IntegerProgram(space), np.array(plans(space))
+    number = st.floats(-5, 5)
+    weights = np.array([data.draw(number) for _ in program.options])
+    assert program.sums(every, weights) == pytest.approx(program.features(every) @ weights)

@@ -203,3 +203,12 @@ def test_random_plans_follow_the_seed() -> None:
     first = [[t.random(i) for i, _ in zip(count(), range(5), strict=False)] for t in asked]
     assert first[0] == first[1] != first[2]
     assert all(t.meets(plan) for t, found in zip(asked, first, strict=True) for plan in found)
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_a_search_that_ends_on_the_way_has_a_plan_within_the_limits(
+    searcher: str, tmp_path: Path
+) -> None:
+    asked = make_task(searcher, "latency=0.55", 4, population=4)
+    known = run(asked, Judge(), tmp_path)
+    assert within(known.values(), asked, asked.limits)

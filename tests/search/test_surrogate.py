@@ -71,12 +71,11 @@ def test_the_front_has_plans_on_both_sides_of_the_limit() -> None:
 
 def test_predictions_are_the_posterior_of_a_gaussian_process() -> None:
     """Against the conditional of the joint normal distribution, written out."""
-    asked = task(SPACE, Limits({}, 3))
     chance = np.random.default_rng(0)
     every = plans(SPACE)
     seen = [every[i] for i in chance.choice(len(every), 30, replace=False)]
     known = {g: float(np.exp(chance.normal())) for g in seen}
-    process = Process(asked, known)
+    process = Process(known)
     new = [every[i] for i in chance.choice(len(every), 5, replace=False)]
 
     def kernel(a: Genome, b: Genome) -> float:
@@ -105,9 +104,8 @@ def test_the_process_learns_interactions_of_candidates() -> None:
     def score(genome: Genome) -> float:
         return 1.0 + 5.0 * (genome[0] > 0 and genome[1] > 0)
 
-    asked = task(SPACE, Limits({}, 3))
     every = plans(SPACE)
-    process = Process(asked, {g: score(g) for g in every[::5]})
+    process = Process({g: score(g) for g in every[::5]})
     left = [g for g in every if g not in every[::5]]
     means = process.means(left)
     bad = [m for g, m in zip(left, means, strict=True) if score(g) > 1]

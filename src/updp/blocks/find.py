@@ -28,6 +28,7 @@ from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.tracing.region import Region, joins_maps, place_of, residual_adds, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
 from updp.io.seeds import random_state
+from updp.io.torch_state import exact_float32
 
 _log = logging.getLogger(__name__)
 _NEVER = "the model never calls it"
@@ -42,7 +43,7 @@ def find(model: nn.Module, example: Samples) -> Findings:
     """
     outputs: list[Any] = []
     # Seeded, for a module that draws what it runs is to be found the same again.
-    with random_state(0), torch.no_grad(), restored(*model.modules()):
+    with random_state(0), exact_float32(), torch.no_grad(), restored(*model.modules()):
         keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(copied, y)))
         with hooks([keep]):
             finder = _Finder(to_eval(model), example)
@@ -67,8 +68,7 @@ class _Finder:
                 self.graphs[name] = trace_alone(module, *self.calls[name][:1])
             except NotTraceable as error:
                 self.untraceable[name] = str(error)
-        self.sites: list[Site] = []
-        self.unusable: list[Unusable] = []
+        self.sites, self.unusable = list[Site](), list[Unusable]()
         self.lost: list[tuple[str, Region, str]] = []
         self.taken: set[str] = set()  # paths of modules, and nodes as `block#node`
 

@@ -38,6 +38,8 @@ def standard_torch_state() -> Iterator[None]:
         # A tensor that is made in inference mode can never be trained.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            stack.callback(torch.cuda.set_device, torch.cuda.current_device())
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
@@ -47,3 +49,19 @@ def standard_torch_state() -> Iterator[None]:
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         yield
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Context (or decorator) without TF32, so that a GPU computes what the CPU does.
+
+    The products of newer GPUs have ten bits by default, in some operators and not in others.
+    """
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(**kept, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

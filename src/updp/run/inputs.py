@@ -139,7 +139,8 @@ def open_inputs(
 def as_device(name: str | None) -> torch.device:
     """The device of that name, by default CUDA where there is one. Raises UserError.
 
-    Of several processes on a machine each has the CUDA device of its own number.
+    It becomes the current one, within `standard_torch_state`. Of several processes on a machine
+    each has the CUDA device of its own number.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -148,6 +149,8 @@ def as_device(name: str | None) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # which is the one that clocks wait for
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: try cpu") from error
     return device

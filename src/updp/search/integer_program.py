@@ -7,6 +7,7 @@ moments: one more variable, no less than each of them.
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,15 +61,21 @@ class IntegerProgram:
         features[rows, self.starts[sites] + plans[rows, sites] - 1] = 1
         return features
 
+    def sums(self, plans: NDArray[np.int64], weights: Row) -> Row:
+        """Sum (n,) of the weights (candidates,) of the candidates of genomes (n, sites)."""
+        total = np.zeros(len(plans))
+        for i, (first, end) in enumerate(pairwise(self.starts)):
+            total += np.append(0.0, weights[first:end])[plans[:, i]]
+        return total
+
     def met(self, plans: NDArray[np.int64], limits: Limits) -> NDArray[np.bool_]:
         """Which of the genomes (n, sites) are within the limits (n,)."""
-        features = self.features(plans)
         met = np.ones(len(plans), dtype=bool)
         if limits.blocks is not None:
-            met &= features @ self._blocks == limits.blocks
+            met &= self.sums(plans, self._blocks) == limits.blocks
         for unit, limit in limits.amounts.items():
             values, whole = self._costs(unit)
-            costs = whole + features @ values[:-1]
+            costs = whole + self.sums(plans, values[:-1])
             met &= costs + values[-1] * self._peaks(plans) <= limit * (1 + 1e-9)
         return met
 

@@ -40,11 +40,15 @@ def search(
         show: told of each plan, those of the file included.
 
     Returns:
-        All scored plans, in the order of the search.
+        All scored plans, in the order of the search; at least one is within the limits.
     """
     searcher = SEARCHERS[task.settings.searcher](task)
     headings = "search: each candidate alone", "search"
-    return _run(searcher, task.settings.evaluations, headings, judge, file, progress, show)
+    known = _run(searcher, task.settings.evaluations, headings, judge, file, progress, show)
+    if not any(map(task.meets, known)):  # the evaluations ended on the way there
+        nearest = task.nearest(task.space.keep, [0.0] * len(task.program.options))
+        known |= complete([nearest], task, judge, file, progress)
+    return known
 
 
 def refine(

@@ -320,3 +320,14 @@ def test_a_batchnorm_in_a_chain_works_in_its_own_mode() -> None:
     assert not torch.equal(
         step.keep(x, "first"), NormStep("n", norm.eval(), "first", C).keep(x, "first")
     )
+
+
+def test_a_layer_whose_output_a_hook_changes_is_not_read() -> None:
+    part = nn.Sequential(conv(C, C), nn.ReLU(), conv(C, C))
+    assert len(read(part).steps) == 3
+    part[2].register_forward_hook(lambda module, x, y: 0.5 * y)
+    with pytest.raises(NotAChain):
+        read(part)
+    part[2]._forward_hooks.clear()
+    part[2].register_forward_hook(lambda module, x, y: None)  # looks only
+    assert len(read(part).steps) == 3

@@ -263,3 +263,33 @@ def test_a_block_whose_hidden_channels_cannot_go_has_no_narrow_form(kind: type[n
 
 def test_the_candidate_is_read_from_json_as_any_narrow_one() -> None:
     assert from_json(Narrow(0.5).to_json()) == Narrow(0.5)
+
+
+class Scaled(nn.Linear):
+    """A layer that computes its weight at each call."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.rand(1, self.in_features) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.gain, self.bias)
+
+
+class Cast(nn.Linear):
+    """A layer with a forward of its own, which reads the weight as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@pytest.mark.parametrize(("layer", "narrows"), [(Scaled, False), (Cast, True)])
+def test_channels_are_cut_where_the_reader_s_weight_can_be_set(
+    layer: type[nn.Linear], narrows: bool
+) -> None:
+    block = Gated()
+    block.down = layer(H, C)
+    findings = find(model := nn.Sequential(block), tokens()[:2])
+    (site,) = findings.sites
+    found = hidden_channels(site, model[0], findings.graphs[site.block])
+    assert (found is not None) is narrows

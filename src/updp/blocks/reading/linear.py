@@ -64,24 +64,21 @@ class LinearStep:
             return cls(name, module, t.stride, t.padding, t.dilation, t.groups, derived=True)
         assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
         if isinstance(module, nn.Linear):
-            if not (plain := _is_plain(module)):
-                _watch(module, x)
-            return cls(name, module, derived=not plain or is_parametrized(module))
+            weight = module.weight if _is_plain(module) else _watch(module, x).weight
+            return cls(name, module, derived=_is_derived(module, weight))
         if module.padding_mode != "zeros":
             raise ValueError(f"pads with {module.padding_mode!r}, not with zeros")
-        # A subclass may set them as lists or as plain numbers.
-        sizes, dims = (module.stride, module.dilation), module.weight.ndim - 2
+        sizes, dims = (module.stride, module.dilation), module.weight.ndim - 2  # maybe as lists
         stride, dilation = (_per_axis(size, dims) for size in sizes)
         groups = module.groups
         if _is_plain(module):
-            padding, derived = _padding(module.padding, module), is_parametrized(module)
-            return cls(name, module, stride, padding, dilation, groups, derived=derived)
-        # A forward of its own, as in timm's `StdConv2d` and `Conv2dSame`: see what it really does.
-        seen = _watch(module, x)
-        if (seen.stride, seen.dilation, seen.groups) != (stride, dilation, groups):
-            raise ValueError("does not convolve as its attributes say")
-        derived = seen.weight is not module._parameters.get("weight")  # computed from it
-        return cls(name, module, stride, seen.padding, dilation, groups, derived=derived)
+            padding, weight = _padding(module.padding, module), module.weight
+        else:  # as timm's `StdConv2d` and `Conv2dSame`: see what it really does
+            seen = _watch(module, x)
+            if (seen.stride, seen.dilation, seen.groups) != (stride, dilation, groups):
+                raise ValueError("does not convolve as its attributes say")
+            padding, weight = seen.padding, seen.weight
+        return cls(name, module, stride, padding, dilation, groups, _is_derived(module, weight))
 
     def padded(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
         """The step with zeros that the block puts before it, (before, behind) of each axis."""
@@ -242,9 +239,13 @@ class _Watcher(TorchFunctionMode):
 def _is_plain(module: nn.Module) -> bool:
     """Whether a call convolves with the module's `weight` as it stands now."""
     # Old `weight_norm` and `spectral_norm` make the weight anew in a hook before each forward.
-    return type(module).forward in _FORWARDS and not (
-        module._forward_pre_hooks or "forward" in vars(module)
-    )
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    return type(module).forward in _FORWARDS and not (hooked or "forward" in vars(module))
+
+
+def _is_derived(module: nn.Module, weight: Tensor) -> bool:
+    """Whether the weight that the module convolves with is computed from its parameters."""
+    return is_parametrized(module) or weight is not module._parameters.get("weight")
 
 
 def _watch(module: _Operator, x: Tensor) -> Linear:

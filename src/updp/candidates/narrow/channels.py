@@ -103,7 +103,7 @@ def inner_channels(chain: Chain) -> Iterator[InnerChannels]:
     count, gated, unit = 0, False, 1
     for place, step in enumerate(chain.steps):
         if isinstance(step, LinearStep) and not step.depthwise:
-            plain = step.groups == 1 and _is_plain(step)
+            plain = step.groups == 1 and not step.derived
             if start is not None and plain:
                 yield InnerChannels(start, place, gated, unit)
             start, count, gated, unit = place if plain else None, step.out_channels, False, 1
@@ -127,7 +127,7 @@ def _is_gate(step: Step) -> bool:
 
 def _acts_on_each_channel(step: Step) -> bool:
     if isinstance(step, LinearStep):
-        return step.depthwise and _is_plain(step) and step.out_channels == step.groups
+        return step.depthwise and not step.derived and step.out_channels == step.groups
     if isinstance(step, NormStep):
         return isinstance(step.module, _BatchNorm) and step.module.running_var is not None
     if isinstance(step, ActStep):
@@ -135,11 +135,6 @@ def _acts_on_each_channel(step: Step) -> bool:
         stateless = not isinstance(function, nn.Module) or not has_state(function)
         return stateless or isinstance(function, nn.PReLU)
     return isinstance(step, ScaleStep) and step.parameter.numel() == 1
-
-
-def _is_plain(step: LinearStep) -> bool:
-    """Whether the weight is a parameter of the step's own module, which can be cut."""
-    return not step.derived and "weight" in dict(step.module.named_parameters(recurse=False))
 
 
 def module_of(step: Step) -> nn.Module | None:

@@ -46,7 +46,11 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
     if not calls or len({call.name for call in calls}) < len(calls):
         return None
     *makers, last = calls
-    if last.y.shape != y.shape:
+    try:
+        step = LinearStep.read(last.name, last.module, last.x)
+    except ValueError:
+        return None
+    if step.derived or last.y.shape != y.shape:
         return None
     if (sizes := _sizes(block, makers, last)) is None:
         return None
@@ -80,7 +84,7 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
     return HiddenChannels(
         last.name,
         enter,
-        Chain((LinearStep(last.name, last.module),), "last", "last", "last"),
+        Chain((step,), "last", "last", "last"),
         last.module.in_features,
         unit,
         producers,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks import Chain, Site
+from updp.blocks import Chain, LinearStep, Site
 from updp.blocks.modules import UserCodeError
 from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
@@ -160,6 +160,9 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
         raise NotAChain(f"`{consumer.target}` does not read one tensor")
     count, x = weight_of(module).shape[1], scope.value(sources[0])
     chain, outermost = _behind(scope, consumer), scope.outermost
+    first = chain.steps[0]
+    if not isinstance(first, LinearStep) or first.derived:
+        raise NotAChain(f"`{consumer.target}` computes its weight, so that none can be set")
     end = next(n for n in outermost.graph.nodes if n.name == outermost.branch[-1])
     whole, read = outermost.value(end), chain.keep(x)
     if read.shape != whole.shape or not (read - whole).norm() <= _TOLERANCE * whole.norm():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
 
 from updp.io.seeds import mix
-from updp.search.searchers.base import Known, Searcher, SearchTask
+from updp.search.searchers.base import Known, Searcher
 from updp.search.searchers.surrogate import Surrogate, ranked
 from updp.search.space import Genome
 
@@ -25,14 +25,9 @@ _PARENTS = 4  # the best known plans, from which descents begin
 _STRANGERS = 2  # random plans from which descents begin
 _EXPECTED = 2  # plans proposed by expectation; the others are by sampling
 _SAMPLED = 1000  # the most promising plans, among which the process is sampled
+_PART = 4096  # plans whose means are computed at once: there may be a million
 Array = NDArray[np.float64]
-
-
-class _Encoded(NamedTuple):
-    """Plans as one-hot features (n, candidates) and as genomes (n, sites)."""
-
-    features: Array
-    genomes: NDArray[np.int64]
+Genomes = NDArray[np.int64]  # (n, sites)
 
 
 class Kernel(NamedTuple):
@@ -43,23 +38,25 @@ class Kernel(NamedTuple):
     length: float  # length scale of the exponential kernel, in sites
     noise: float  # variance of observations
 
-    def __call__(self, a: _Encoded, b: _Encoded) -> Array:
+    def __call__(self, a: Genomes, b: Genomes) -> Array:
         """Covariance (n, m) of n plans with m others."""
-        sites = a.genomes.shape[1]
-        differing = np.zeros((len(a.genomes), len(b.genomes)))
+        sites = a.shape[1]
+        differing, shared = np.zeros((len(a), len(b))), np.zeros((len(a), len(b)))
         for site in range(sites):
-            differing += a.genomes[:, site, None] != b.genomes[None, :, site]
+            equal = a[:, site, None] == b[None, :, site]
+            differing += ~equal
+            shared += equal & (a[:, site, None] > 0)  # a candidate that both have
         unknown_mean = 1.0
-        linear: Array = self.linear * (a.features @ b.features.T) / sites
+        linear: Array = self.linear * shared / sites
         return unknown_mean + linear + self.alike * np.exp(-differing / self.length)
 
-    def factor(self, plans: _Encoded) -> Array:
+    def factor(self, plans: Genomes) -> Array:
         """Lower Cholesky factor (n, n) of the covariance of n observations."""
-        noise = self.noise * np.eye(len(plans.features))
+        noise = self.noise * np.eye(len(plans))
         factor: Array = cholesky(self(plans, plans) + noise, lower=True)
         return factor
 
-    def likelihood(self, plans: _Encoded, values: Array) -> float:
+    def likelihood(self, plans: Genomes, values: Array) -> float:
         """Log marginal likelihood of the observations `values` (n,), up to a constant."""
         factor = self.factor(plans)
         fit = float(values @ cho_solve((factor, True), values))
@@ -69,13 +66,12 @@ class Kernel(NamedTuple):
 class Process:
     """A Gaussian process on the log scores of plans."""
 
-    def __init__(self, task: SearchTask, known: Known) -> None:
-        self.task = task
+    def __init__(self, known: Known) -> None:
         plans = [g for g in known if math.isfinite(known[g])]
         scores = np.array([known[g] for g in plans])
         logs = np.log(np.maximum(scores, 1e-6 * scores.max(initial=1e-12)))
         values = (logs - float(logs.mean())) / (float(logs.std()) or 1.0)
-        self._known = self._encode(plans)
+        self._known = _genomes(plans)
         grid = product((0.3, 1.0, 3.0), (0.3, 1.0), (2.0, 4.0, 8.0, 16.0), (1e-3, 1e-2))
         kernels = (Kernel(*hyperparameters) for hyperparameters in grid)
         self.kernel = max(kernels, key=lambda kernel: kernel.likelihood(self._known, values))
@@ -84,19 +80,20 @@ class Process:
 
     def predict(self, plans: list[Genome]) -> tuple[Array, Array]:
         """Mean (n,) and covariance (n, n) of the log scores, standardised."""
-        new = self._encode(plans)
+        new = _genomes(plans)
         across = self.kernel(new, self._known)
         explained = across @ cho_solve((self._factor, True), across.T)
         return across @ self._solved, self.kernel(new, new) - explained
 
     def means(self, plans: list[Genome]) -> Array:
         """The mean (n,) alone, which is cheap for many plans."""
-        means: Array = self.kernel(self._encode(plans), self._known) @ self._solved
-        return means
+        genomes = _genomes(plans)
+        parts = (genomes[i : i + _PART] for i in range(0, len(plans), _PART))
+        return np.concatenate([self.kernel(part, self._known) @ self._solved for part in parts])
 
-    def _encode(self, plans: list[Genome]) -> _Encoded:
-        genomes = np.array(plans, dtype=np.int64).reshape(len(plans), -1)
-        return _Encoded(self.task.program.features(genomes), genomes)
+
+def _genomes(plans: list[Genome]) -> Genomes:
+    return np.array(plans, dtype=np.int64).reshape(len(plans), -1)
 
 
 class Bayes(Searcher):
@@ -109,20 +106,21 @@ class Bayes(Searcher):
         opening = Surrogate(self.task, known).opening(known)
         if first := self.unknown(opening, known):
             return first
-        process = Process(self.task, known)
-        considered = dict.fromkeys(self._considered(known, process))
-        plans = [plan for plan in considered if plan not in known]
-        if not plans:
+        process = Process(known)
+        considered = dict(self._considered(known, process))
+        if not considered:
             return self.filled((), known)
-        order = np.argsort(process.means(plans), kind="stable")[:_SAMPLED]
-        promising = [plans[i] for i in order]
+        plans, means = [*considered], np.array([*considered.values()])
+        promising = [plans[i] for i in np.argsort(means, kind="stable")[:_SAMPLED]]
         sampled = self._sampled(process, promising, len(known))
         return self.filled((*promising[:_EXPECTED], *sampled), known)
 
-    def _considered(self, known: Known, process: Process) -> Iterator[Genome]:
-        """Plans on descents of the process's mean, with their neighbours.
+    def _considered(self, known: Known, process: Process) -> Iterator[tuple[Genome, float]]:
+        """Unknown plans on descents of the process's mean, with the means.
 
-        They begin at the best plans within the limits, at the surrogate's, and at random ones.
+        Of the neighbours of each plan on the way only as many as will be sampled: there may be a
+        hundred thousand. The descents begin at the best plans within the limits, at the
+        surrogate's, and at random ones.
         """
         task = self.task
         surrogate = Surrogate(task, known)
@@ -136,8 +134,10 @@ class Bayes(Searcher):
                 near = list(surrogate.neighbours(plan))
                 if not near:  # it is the only plan within the limits
                     break
-                yield from near
                 means = process.means(near)
+                order = (int(i) for i in np.argsort(means, kind="stable"))
+                new = ((near[i], float(means[i])) for i in order if near[i] not in known)
+                yield from islice(new, _SAMPLED)
                 if means.min() >= value:
                     break
                 plan, value = near[int(np.argmin(means))], float(means.min())

@@ -50,7 +50,7 @@ class Surrogate:
 
     def of(self, genome: Genome) -> float:
         """The prediction for a plan; 0 for the baseline."""
-        return float(self.task.program.features(np.array([genome]))[0] @ self.weights)
+        return float(self.task.program.sums(np.array([genome]), self.weights)[0])
 
     def best(self) -> Iterator[Genome]:
         """The plan within the limits that is predicted best, exactly, and its neighbours."""
@@ -94,7 +94,7 @@ class Surrogate:
         plans[rows, sites[first]] = values[first]
         plans[rows, sites[second]] = values[second]
         plans = plans[task.program.met(plans, task.limits)]
-        order = np.argsort(task.program.features(plans) @ self.weights, kind="stable")
+        order = np.argsort(task.program.sums(plans, self.weights), kind="stable")
         return (tuple(map(int, plan)) for plan in plans[order])
 
     def neighbours_of_best(self, known: Known) -> Iterator[Genome]:
