@@ -46,7 +46,7 @@ class Plan(Record, frozen=True, extra="forbid"):
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"'{source}' is not a plan: {reason(error)}") from error
-        return cls.checked(data, f"'{source}'")
+        return cls.parsed(data, f"'{source}'")
 
     @classmethod
     @checked()

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from updp.errors import DamagedError, UserError
+from updp.io.figures import Figures
 from updp.io.files import (
-    Figures,
     content_of,
     discard,
     read_json,

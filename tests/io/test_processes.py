@@ -8,7 +8,8 @@ import torch
 from tests import tiny
 from updp.errors import ProcessLostError, UserError
 from updp.io import processes
-from updp.io.files import Figures, write_text
+from updp.io.figures import Figures
+from updp.io.files import write_text
 
 COUNT = 3
 

@@ -15,7 +15,8 @@ import pytest
 
 from tests import tiny
 from updp.errors import MachineError, UserError
-from updp.io.files import Figures, read_json
+from updp.io.figures import Figures
+from updp.io.files import read_json
 from updp.io.tracking import Board
 
 pytest.importorskip("tensorboard")

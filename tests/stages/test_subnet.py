@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from updp.io.files import Figures
+from updp.io.figures import Figures
 from updp.io.progress import Progress, Silent
 from updp.models import load_model
 from updp.recipe import Recipe, SubnetSettings

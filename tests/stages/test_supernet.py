@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from updp.io.files import Figures
+from updp.io.figures import Figures
 from updp.stages.supernet import most_pruned, random_plan, train_sandwich
 from updp.supernet import KEEP, Supernet
 from updp.tasks import CLASSIFICATION

@@ -15,7 +15,8 @@ from tests import tiny
 from tests.sampling import slow
 from updp import Recipe, UserError
 from updp.io import interrupts
-from updp.io.files import Figures, read_tensors
+from updp.io.figures import Figures
+from updp.io.files import read_tensors
 from updp.io.progress import Silent
 from updp.supernet import Supernet
 from updp.training.loop import train

@@ -17,7 +17,8 @@ from tests.sampling import slow
 from updp import UserError
 from updp.blocks import find
 from updp.candidates import make_offers
-from updp.io.files import Figures, read_tensors
+from updp.io.figures import Figures
+from updp.io.files import read_tensors
 from updp.io.progress import Silent
 from updp.models import load_model
 from updp.stages.context import Context, InputHashes, InputNames

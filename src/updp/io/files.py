@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from updp.errors import DamagedError, is_out_of_memory, reason, unreadable
 from updp.io import processes
-from updp.io.tracking import Curves
 
 TEMPORARY = ".*.tmp"  # what a kill may leave
 _LARGEST = 2**28  # bytes of a JSON file; the device /dev/zero has no end
@@ -31,7 +30,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     if not processes.is_first():
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _naming(path):
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -43,7 +42,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Let the system's errors name the file that was to be written; a full disk names none."""
     try:
         yield
@@ -54,18 +53,23 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it, that is there, be it a dangling link."""
+    return next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+
+
 def not_writable(folder: Path) -> Path | None:
     """The folder that may not be written to, so that `folder` takes no file; None if it does.
 
     Another one, where `folder` is still to be made there.
     """
-    known = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    known = nearest_existing(folder)
     return None if os.access(known, os.W_OK | os.X_OK) else known
 
 
 def replace(temporary: Path, path: Path) -> None:
     """Rename a written file, on the same file system, durably."""
-    with _naming(path):
+    with naming(path):
         with temporary.open("rb+") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -227,48 +231,3 @@ def content_of(path: Path) -> Iterator[None]:
         if isinstance(error, DamagedError) or is_out_of_memory(error):
             raise
         raise DamagedError(path, f"is not what updp wrote ({reason(error)})") from error
-
-
-class Figures:
-    """A log of figures, one JSON object a line; `curves` show the same rows."""
-
-    def __init__(self, path: Path, curves: Curves | None = None) -> None:
-        self.path, self.curves = path, curves
-
-    def add(self, **row: Any) -> None:
-        """Append a row."""
-        if not processes.is_first():
-            return
-        with _naming(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        if self.curves is not None:
-            self.curves.add(row)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All complete rows; only the last may be cut short, by a kill. Raises UserError."""
-        try:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-        except (OSError, ValueError) as error:
-            raise unreadable(self.path, error) from error
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if number == len(lines):
-                    break
-                why = f"is damaged in line {number}: {reason(error)}"
-                raise DamagedError(self.path, why) from error
-            if not isinstance(row, dict):
-                raise DamagedError(self.path, f"is damaged in line {number}: it is no row of names")
-            rows.append(row)
-        return rows
-
-    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the rows that are not `wanted`: a resumed run writes them again."""
-        rows = [row for row in self.rows() if wanted(row)]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        if self.curves is not None:
-            self.curves.restart(rows)

@@ -45,12 +45,12 @@ class Record(BaseModel, frozen=True):
         """Read a file anywhere. Raises UserError that names file and field."""
         data = read_json(path)
         try:
-            return cls.checked(data, "it")
+            return cls.parsed(data, "it")
         except UserError as error:
             raise DamagedError(path, str(error).removeprefix("it ")) from error
 
     @classmethod
-    def checked(cls, data: Any, source: str) -> Self:
+    def parsed(cls, data: Any, source: str) -> Self:
         """Validate plain data. Raises UserError that names `source` and the first bad field."""
         if isinstance(data, dict) and (found := data.get("format")) != FORMAT:
             later = isinstance(found, int) and found > FORMAT

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from updp.errors import MachineError, UserError, needs_extra
+from updp.io.files import nearest_existing
 
 LOGS = "logs"  # of trackers that write files
 Stage = Literal["supernet", "search", "refined", "subnet", "merge"]
@@ -36,7 +37,7 @@ class Board:
         if self.folder is None:
             return
         for place in (self.folder, *(self.folder / stage for stage in get_args(Stage))):
-            known = next(p for p in (place, *place.absolute().parents) if os.path.lexists(p))
+            known = nearest_existing(place)
             if not known.is_dir():
                 raise UserError(f"--tensorboard '{folder}': '{known}' is a file, give a folder")
             if not os.access(known, os.W_OK | os.X_OK):

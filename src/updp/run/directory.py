@@ -25,7 +25,15 @@ from filelock import FileLock, Timeout
 
 from updp.errors import DamagedError, UserError
 from updp.io import processes
-from updp.io.files import TEMPORARY, discard, read_json, sweep, write_bytes, write_text
+from updp.io.files import (
+    TEMPORARY,
+    discard,
+    nearest_existing,
+    read_json,
+    sweep,
+    write_bytes,
+    write_text,
+)
 from updp.plan import Plan
 from updp.recipe import Budget, Recipe
 from updp.run.integrity import PUBLISHED, check_stages, explained, seal
@@ -231,7 +239,7 @@ class RunDirectory:
                 discard(self.path / name)
 
     def _check_ours(self) -> None:
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        existing = nearest_existing(self.path)
         if not existing.is_dir():
             raise UserError(f"--out '{self.path}': '{existing}' is a file, give a folder")
         if existing != self.path or (self.path / "run.json").exists():

@@ -18,7 +18,7 @@ from updp.models import hash_state
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.inputs import open_inputs
-from updp.run.integrity import PUBLISHED, check_published
+from updp.run.integrity import PUBLISHED, check_published, require_files
 from updp.run.load import load
 from updp.run.model_and_data import Data, Test
 from updp.run.plain import PlainModel
@@ -101,11 +101,7 @@ def _is_there(data: str) -> bool:
 def check_finished(run: str | Path) -> Path:
     """Return the run directory as a path. Raises UserError where no run has ended."""
     path = Path(run)
-    for name in _FILES:
-        if not (path / name).exists():
-            raise UserError(
-                f"'{path}' holds no finished run: there is no {name}; `updp prune` makes it"
-            )
+    require_files(path, *_FILES)
     check_published(path, *PUBLISHED)
     return path
 

@@ -42,6 +42,15 @@ def faults_of_stage(folder: Path, *, logs: bool = True) -> Iterator[DamagedError
             yield fault
 
 
+def require_files(run: Path, *names: str) -> None:
+    """Raise UserError where one of these files of a finished run is not there."""
+    for name in names:
+        if not (run / name).exists():
+            raise UserError(
+                f"'{run}' holds no finished run: there is no {name}; `updp prune` makes it"
+            )
+
+
 def check_published(run: Path, *names: str) -> None:
     """Check published files against the stages that they are from, where these are there, too.
 

@@ -17,7 +17,7 @@ from updp.io.files import read_tensors
 from updp.io.torch_state import standard_torch_state
 from updp.models import load_model, num_outputs, own_copy
 from updp.plan import Plan
-from updp.run.integrity import check_published, explained
+from updp.run.integrity import check_published, explained, require_files
 from updp.run.records import RunRecord
 from updp.stages.context import MODEL
 from updp.stages.outputs import MergedOutputs
@@ -50,9 +50,7 @@ def _folder(run: str | Path) -> Path:
 
 
 def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
-    for name in (RunRecord.FILE, Plan.FILE, MODEL):
-        if not (path / name).exists():
-            raise UserError(f"'{path}' holds no finished run: there is no {name}")
+    require_files(path, RunRecord.FILE, Plan.FILE, MODEL)
     check_published(path, Plan.FILE, MODEL)
     record = RunRecord.read(path)
     if model is None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from updp.io import processes
-from updp.io.files import Figures, content_of
+from updp.io.figures import Figures
+from updp.io.files import content_of
 from updp.search.score import Score
 from updp.search.space import Genome
 

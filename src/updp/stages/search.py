@@ -164,7 +164,7 @@ def _timed(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[
             found = TimedPlans(genomes=tuple(times), latencies=tuple(times.values()))
             found.write(context.root)
     record = processes.broadcast(found and found.model_dump(mode="json"))
-    agreed = TimedPlans.checked(record, TimedPlans.FILE)
+    agreed = TimedPlans.parsed(record, TimedPlans.FILE)
     return dict(zip(agreed.genomes, agreed.latencies, strict=True))
 
 

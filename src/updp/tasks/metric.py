@@ -26,6 +26,11 @@ class Metric(BaseModel, frozen=True):
         """Name and unit for the head of a column: `top-1 %`."""
         return f"{self.name} {self.unit}".strip()
 
+    @property
+    def heading(self) -> str:
+        """The name as a sentence begins: `Top-1`."""
+        return self.name[:1].upper() + self.name[1:]
+
     def text(self, value: float) -> str:
         """A value with its unit: `91.96 %`."""
         return f"{self.number(value)} {self.unit}".strip()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from updp.blocks.nested import Samples
 from updp.data.feed import Feed
 from updp.io import interrupts, processes
-from updp.io.files import Figures
+from updp.io.figures import Figures
 from updp.io.progress import Progress
 from updp.io.seeds import mix
 from updp.io.tracking import Curves

@@ -9,7 +9,7 @@ from filelock import FileLock
 from pydantic import BaseModel
 
 from updp.errors import MachineError, UserError
-from updp.io.files import not_writable, write_text
+from updp.io.files import nearest_existing, not_writable, write_text
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.run.integrity import explained
@@ -105,7 +105,7 @@ def check_place(path: Path) -> None:
 
     It is a MachineError where permission is missing.
     """
-    existing = next(p for p in path.absolute().parents if p.exists())
+    existing = nearest_existing(path.parent)
     problem = ""
     if path.is_dir():
         problem = "it is a folder"

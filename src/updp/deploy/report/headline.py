@@ -25,7 +25,7 @@ def headline(run: ReportedRun) -> Head:
     return Head(
         model=masked(run.record.model) or "A model from Python",
         data=masked(run.record.data) or "data from Python",
-        title=f"{_upper(claim)}, at {quality}",
+        title=f"{claim[:1].upper()}{claim[1:]}, at {quality}",
         sentence=f"{pruned}; {result.device}.",
         cards=(_metric(result), _speed(result), _size(result)),
     )
@@ -50,11 +50,7 @@ def _metric(result: Result) -> Card:
         lines = (error, "without labels: images in the class that the baseline has")
         return Card("Agreement with the baseline", value, lines)
     lines = (error, f"baseline {metric.text(result.baseline.metric)}: {accuracy(result)}")
-    return Card(f"{_upper(metric.name)} of the merged model", value, lines)
-
-
-def _upper(name: str) -> str:
-    return name[:1].upper() + name[1:]
+    return Card(f"{metric.heading} of the merged model", value, lines)
 
 
 def _speed(result: Result) -> Card:

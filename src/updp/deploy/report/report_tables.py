@@ -88,7 +88,7 @@ def stage_table(run: ReportedRun) -> Table:
         )
         for s in stages(run.result)
     ]
-    title = f"{metric.name[:1].upper()}{metric.name[1:]} after each stage"
+    title = f"{metric.heading} after each stage"
     return Table(title, ("", metric.title, "change", ""), rows, left=(0, 3))
 
 

@@ -8,10 +8,10 @@ from updp.deploy.bench.bench_record import Bench
 from updp.deploy.export.manifest import Exports
 from updp.deploy.int8.int8_record import Int8
 from updp.errors import DamagedError, UserError
-from updp.io.files import Figures
+from updp.io.figures import Figures
 from updp.plan import Plan
 from updp.recipe import Recipe
-from updp.run.integrity import PUBLISHED, check_published, check_stages
+from updp.run.integrity import PUBLISHED, check_published, check_stages, require_files
 from updp.run.records import Result, RunRecord
 from updp.search import SearchResult, Survey
 from updp.stages.checks import Check, Checks
@@ -59,11 +59,7 @@ def load_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
 def _load(path: Path, name: str) -> ReportedRun:
     if not path.is_dir():
         raise UserError(f"'{path}' is no run directory: give the --out of `updp prune`")
-    for file in _NEEDED:
-        if not (path / file).exists():
-            raise UserError(
-                f"'{path}' holds no finished run: there is no {file}; `updp prune` makes it"
-            )
+    require_files(path, *_NEEDED)
     check_published(path, *(name for name in PUBLISHED if (path / name).exists()))
     check_stages(path, *STAGES)
     figures = {s: _figures(path / s / "figures.jsonl") for s in ("supernet", "subnet")}

@@ -98,7 +98,7 @@ def stage_table(runs: Sequence[ReportedRun]) -> Table:
     for stage in stages:
         values = [run.result.by_stage.get(stage) for run in runs]
         rows.append((stage, *("" if v is None else metric.number(v) for v in values)))
-    title = f"{metric.name[:1].upper()}{metric.name[1:]} after each stage"
+    title = f"{metric.heading} after each stage"
     title += f", {metric.unit}" if metric.unit else ""
     return Table(title, ("stage", *(run.name for run in runs)), rows)
 
@@ -138,7 +138,7 @@ def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
         [v for m in drawn for v in (m.y, *(m.across or ()))],
     )
     note = "Bars are quartiles, and the sampling error (95 %)."
-    title = f"{metric.name[:1].upper()}{metric.name[1:]} over latency"
+    title = f"{metric.heading} over latency"
     return Plot("tradeoff", title, x, y, tuple(series), note, tall=320, listed=False)
 
 
