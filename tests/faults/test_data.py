@@ -141,7 +141,7 @@ class Failing(Net):
         (lambda: scaled("norm.running_var", -1e9), 1, "are NaN or infinite for 20 of 20 held-out"),
         (Net, 1e30, "are as large as .* are the images normalised as it was trained with"),
         (OneOutput, 1, "the model has 1 output: updp compares the probabilities of two classes"),
-        (Failing, 1, "the model fails on 20 held-out images: RuntimeError: only zeros"),
+        (Failing, 1, "the model fails on 20 held-out samples: RuntimeError: only zeros"),
     ],
 )
 def test_a_model_that_is_of_no_use_on_its_images_is_refused_at_once(

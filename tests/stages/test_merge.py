@@ -1,3 +1,4 @@
+import copy
 import pickle
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from torch import Tensor, nn
 
 from tests import tiny
 from updp import MergeError, Recipe
+from updp.blocks import find
+from updp.candidates import Drop
 from updp.io.files import read_tensors
 from updp.stages.checks import Checks, _split, relative
 from updp.stages.context import Context
@@ -155,3 +158,28 @@ def test_a_plan_that_prunes_nothing_is_the_baseline(net: Supernet, tmp_path: Pat
     assert [c.where for c in checks] == [""] * 4
     with torch.no_grad():
         assert torch.equal(model(images()), net.baseline().eval()(images()))
+
+
+class Divided(nn.Module):
+    """A residual block whose skip reads a buffer of the block itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.register_buffer("scale", torch.rand(4, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.scale.sqrt() + self.conv(x).relu()
+
+
+def test_buffers_of_a_block_take_the_type_of_the_whole() -> None:
+    model, x = nn.Sequential(Divided()).eval(), torch.randn(2, 4, 6, 6)
+    findings = find(model, x)
+    (site,) = findings.sites
+    net = Supernet(model, findings, {site.name: (Drop(),)}).eval()
+    net.calibrate(x)
+    net.choose({site.name: "drop"})
+    exact = copy.deepcopy(net).double()
+    with torch.no_grad():
+        assert (exact(x.double()) - net.merged(torch.float64)(x.double())).abs().max() < 1e-14
+        assert not (net(x) - exact(x.double())).abs().max() > 1e-4

@@ -1,7 +1,7 @@
 """The interface of a candidate, of its trainable form and of its merged form."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -61,11 +61,21 @@ class Form(nn.Module, ABC):
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, of the parts of the block that are held in lists as well."""
-        for parts in vars(self).values():
-            for part in parts if isinstance(parts, list) else ():
-                if isinstance(part, fx.GraphModule):
-                    set_modes(part, mode)
+        for part in self._parts():
+            set_modes(part, mode)
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Change type or device, of the block's own tensors that the parts hold as well."""
+        for part in self._parts():
+            part._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _parts(self) -> Iterator[fx.GraphModule]:
+        """The parts of the block that are held in lists."""
+        lists = (value for value in vars(self).values() if isinstance(value, list))
+        return (part for parts in lists for part in parts if isinstance(part, fx.GraphModule))
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
         """Return the regressions over `batches` calibration batches that fit the form, in order.

@@ -95,7 +95,15 @@ def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> N
     except UserCodeError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise UserError(f"the model fails on {len(inputs)} held-out images: {error}") from error
+        hint = ""
+        if "missing" in str(error) and "positional argument" in str(error):
+            hint = (
+                "; of a pair the second is its label: give ((a, b), label), or a dictionary that "
+                "names the model's arguments"
+            )
+        raise UserError(
+            f"the model fails on {len(inputs)} held-out samples: {error}{hint}"
+        ) from error
     if not feed.task.is_ragged:
         what = "logits" if isinstance(feed.task, Classification) else "output"
         _check_outputs(outputs, inputs, what)
