@@ -6,13 +6,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from updp import Recipe
-from updp.data import Augment, Preprocess, Source
+from updp.data import Augment, Preprocess, Source, from_loaders
 from updp.data.feed import Feed
 from updp.data.images import load_images
 from updp.errors import UserError
 from updp.io.seeds import mix, random_state
+from updp.tasks import find_task
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -164,3 +167,43 @@ def test_settings_that_timm_does_not_take_are_refused(setting: str, says: str) -
 def test_shift_and_timms_transforms_do_not_go_together() -> None:
     with pytest.raises(UserError, match="flip and auto_augment do not go together"):
         Recipe().updated("data.flip=true", "data.auto_augment=original")
+
+
+def plain_feed(task: str, labels: Tensor, **settings: object) -> Feed:
+    """Images of one grey each, 2 times their number, under timm's crops, which leave that grey."""
+    pixels = torch.arange(0, 2 * len(labels), 2, dtype=torch.uint8)[:, None, None, None]
+    images = TensorDataset(pixels.expand(-1, 3, 8, 8).contiguous(), labels)
+    found = find_task(task)
+    source = from_loaders(images, images, task=found)
+    data = {"held_out": 4, "calibration": 4, "batch_size": 8, "color_jitter": 0, **settings}
+    recipe = Recipe.model_validate({"data": data})
+    preprocess = Preprocess((0.0,) * 3, (1 / 255,) * 3, (3, 8, 8))
+    cpu = torch.device("cpu")
+    return Feed(source, preprocess, recipe.data, seed=3, device=cpu, task=found)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("multi-label", (torch.arange(200).view(40, 5) % 7 > 3).float()),
+        ("multi-label", (torch.arange(40) % 7 > 3).float()),  # of one output
+        ("regression", torch.arange(80.0).view(40, 2)),
+        ("regression", torch.arange(40.0)),
+    ],
+)
+def test_labels_of_whole_pictures_stay_with_them_under_timms_transforms(
+    task: str, labels: Tensor
+) -> None:
+    for images, found in islice(plain_feed(task, labels, scale=[0.5, 1]).training(0), 6):
+        numbers = (images[:, 0, 4, 4] / 2).round().long()
+        assert torch.equal(found, labels[numbers])
+
+
+@pytest.mark.parametrize("task", ["segmentation", "regression", "embedding"])
+def test_timms_transforms_are_refused_where_labels_would_have_to_move(task: str) -> None:
+    maps = torch.randint(0, 4, (40, 8, 8))
+    maps = maps if task == "segmentation" else maps.float()
+    with pytest.raises(UserError, match=r"timm's .* do not move labels of 8x8 with .*: leave") as e:
+        plain_feed(task, maps, scale=[0.5, 1])
+    assert "\n" not in str(e.value)
+    plain_feed(task, maps, color_jitter=None)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updp.blocks.nested import Samples, join, map_tensors
+from updp.blocks.nested import Samples, join, map_tensors, tensors_in
 from updp.data.batches import Batch, Batches
 from updp.data.example import make_example
 from updp.data.images import NO_LABEL, Images, by
@@ -184,7 +184,14 @@ class Feed:
         if not self._settings.augments_by_timm or self.preprocess is None:
             return images
         found = Augmented(images, training_transform(self._settings, self.preprocess))
-        found[0]  # refuses what has no pictures, or what timm's transforms fail on
+        _, label = found[0]  # refuses what has no pictures, or what timm's transforms fail on
+        # Maps and boxes, one of which is a row; numbers of a whole picture stay true.
+        if places := [x for x in tensors_in(label) if x.ndim > 1]:
+            raise UserError(
+                f"timm's training transforms crop pictures and do not move labels of "
+                f"{by(places[0].shape)} with them: leave {self._settings.asks_for_timm} out, and "
+                "augment in your data set"
+            )
         return found
 
     def _shuffled(self, images: Images, indices: Tensor | None) -> Batches:

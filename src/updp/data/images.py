@@ -55,12 +55,12 @@ class Images(Dataset[tuple[Any, Any]]):
         images, labels = default_collate(items)
         return images, labels
 
-    def picture(self, index: int) -> Image.Image:
-        """The whole picture, for training transforms; here the image itself.
+    def picture(self, index: int) -> tuple[Image.Image, Any]:
+        """The whole picture, for training transforms, and its label; here the image itself.
 
         Raises UserError: it is not 8-bit grey or colour.
         """
-        pixels, _ = self[index]
+        pixels, label = self[index]
         if pixels.dtype != torch.uint8 or len(pixels) not in (1, 3):
             kind = str(pixels.dtype).removeprefix("torch.")
             raise UserError(
@@ -69,7 +69,7 @@ class Images(Dataset[tuple[Any, Any]]):
                 "out, and augment in your data set"
             )
         array = pixels.numpy()
-        return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+        return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)), label
 
 
 class Encoded(Protocol):
@@ -105,9 +105,9 @@ class OnDemand(Images):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return torch.from_numpy(self.pixels(index)), self.targets[index]
 
-    def picture(self, index: int) -> Image.Image:
-        """The whole upright picture, grey or in colour as the images are."""
-        return in_channels(self._decode(index), self.size[0])
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """The whole upright picture, grey or in colour as the images are, and its label."""
+        return in_channels(self._decode(index), self.size[0]), self.targets[index]
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Image `index`, (C, H, W)."""
@@ -155,9 +155,10 @@ class InMemory(Images):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.pixels[index], self.targets[index]
 
-    def picture(self, index: int) -> Image.Image:
-        """The whole picture where it can be read again, else the image itself."""
-        return self.whole.picture(index) if self.whole else super().picture(index)
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """The whole picture where it can be read again, else the image itself, and its label."""
+        picture, _ = self.whole.picture(index) if self.whole else super().picture(index)
+        return picture, self.targets[index]
 
 
 def load_images(

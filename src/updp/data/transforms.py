@@ -10,6 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from updp.blocks.nested import Samples
 from updp.data.images import Images, InMemory
 from updp.data.preprocess import Preprocess
 from updp.io import processes
@@ -60,8 +61,13 @@ class Augmented(Images):
         stored = images.whole if isinstance(images, InMemory) and images.whole else images
         self.groups = stored.groups
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images.picture(index)), self.targets[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        picture, label = self.images.picture(index)
+        return self.transform(picture), label
+
+    def collate(self, items: list[tuple[Any, Any]]) -> tuple[Samples, Any]:
+        """A batch of items, as the images make it."""
+        return self.images.collate(items)
 
 
 def training_transform(settings: DataSettings, preprocess: Preprocess) -> Any:

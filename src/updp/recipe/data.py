@@ -136,7 +136,7 @@ class DataSettings(Part):
     def _augments_in_one_way(self) -> Self:
         if self.augments_by_timm and (self.shift is not None or self.flip is not None):
             old = "shift" if self.shift is not None else "flip"
-            new = next(name for name in _TRANSFORMS if getattr(self, name) is not None)
+            new = self.asks_for_timm.partition("=")[0].removeprefix("data.")
             raise ValueError(
                 f"{old} and {new} do not go together: timm's training transforms take the place of "
                 "shift and flip (for a mirror there is hflip)"
@@ -146,7 +146,13 @@ class DataSettings(Part):
     @property
     def augments_by_timm(self) -> bool:
         """Whether timm's training transforms take the place of shift and flip."""
-        return any(getattr(self, name) is not None for name in _TRANSFORMS)
+        return bool(self.asks_for_timm)
+
+    @property
+    def asks_for_timm(self) -> str:
+        """The first setting of timm's training transforms, such as `data.hflip=0.5`, if any."""
+        given = {name: getattr(self, name) for name in _TRANSFORMS}
+        return next((f"data.{name}={v}" for name, v in given.items() if v is not None), "")
 
     def timm_transform(self) -> dict[str, Any]:
         """Arguments of `timm.data.create_transform` for training, with `train.py`'s defaults."""
