@@ -164,6 +164,47 @@ def test_settings_that_timm_does_not_take_are_refused(setting: str, says: str) -
         Recipe().updated(setting)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "form"),
+    [
+        (torch.randn(40, 3, 50), "3x50"),  # signals
+        (torch.randint(0, 9, (40, 7)), "7"),  # tokens
+    ],
+)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"scale": [0.5, 1]}, "data.scale=[0.5, 1.0]"),
+        ({"shift": 2}, "data.shift=2"),
+        ({"flip": True}, "data.flip=true"),
+    ],
+)
+def test_augmentation_is_refused_where_it_could_not_be_used(
+    inputs: Tensor, form: str, settings: dict[str, object], said: str
+) -> None:
+    data = TensorDataset(inputs, torch.arange(40) % 4)
+    source, recipe = from_loaders(data, data), Recipe.model_validate({"data": settings})
+    with pytest.raises(UserError) as raised:
+        Feed(source, None, recipe.data, seed=0, device=torch.device("cpu"))
+    assert str(raised.value) == (
+        f"{said} is for images, and a sample is of {form}: leave it out, and augment in your data "
+        "set"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"shift": 2}, "data.shift=2"), ({"flip": True}, "data.flip=true")]
+)
+def test_shift_and_flip_are_refused_for_labels_of_other_tasks(
+    settings: dict[str, object], said: str
+) -> None:
+    labels = torch.zeros(40, 8, 8, dtype=torch.int64)
+    feed = plain_feed("segmentation", labels, color_jitter=None, shift=0, flip=False)
+    assert feed.augmentation == "samples as the loader gives them"
+    with pytest.raises(UserError, match=f"{said} is for images of classifiers: leave it out, and"):
+        plain_feed("segmentation", labels, color_jitter=None, **settings)
+
+
 def test_shift_and_timms_transforms_do_not_go_together() -> None:
     with pytest.raises(UserError, match="flip and auto_augment do not go together"):
         Recipe().updated("data.flip=true", "data.auto_augment=original")

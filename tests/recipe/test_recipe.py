@@ -130,7 +130,7 @@ def test_impossible_crops_and_colours_are_refused(setting: str, said: str) -> No
     ["color_jitter=0", "color_jitter=[0, 1, 2, 0.5]", "scale=[1, 1]", "ratio=[0.5, 2]"],
 )
 def test_the_ends_of_crops_and_colours_are_taken(setting: str) -> None:
-    assert Recipe().updated(f"data.{setting}").data.augments_by_timm
+    assert Recipe().updated(f"data.{setting}").data.asks_for_timm
 
 
 def test_blends_have_no_labels_to_learn_from() -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updp.blocks.nested import Samples, join, map_tensors, tensors_in
+from updp.blocks.nested import Samples, join, map_tensors
 from updp.data.batches import Batch, Batches
 from updp.data.example import make_example
-from updp.data.images import NO_LABEL, Images, by
+from updp.data.images import NO_LABEL, Images
 from updp.data.preprocess import Preprocess
 from updp.data.source import Source
 from updp.data.split import hold_out
-from updp.data.transforms import Augment, Augmented, training_transform
+from updp.data.transforms import Augment, find_augmentation
 from updp.errors import UserError
 from updp.io import processes
 from updp.io.seeds import mix
@@ -46,8 +46,7 @@ class Feed:
             fit has seen; else all training images may be held out.
 
     Raises:
-        UserError: too many images are held out, or shifted too far, or timm's transforms do not
-            take such images.
+        UserError: too many images are held out, or the augmentation cannot be used on them.
     """
 
     def __init__(
@@ -66,14 +65,12 @@ class Feed:
         self.classes, self.image_size = len(source.classes), source.image_size
         self.labelled, self.test_labelled = source.train.labelled, source.test.labelled
         self.resize = source.train.resize
-        # A user's own loaders do; then it is not known how.
-        first = source.train[0][0]
-        self.normalised = not isinstance(first, Tensor) or first.dtype != torch.uint8
+        self.normalised = source.normalised  # by a user's own loaders; it is not known how
         held_out, count = _held_out(len(source.train), settings, sets_aside=sets_aside)
         train, held = hold_out(len(source.train), source.train.targets, held_out + count, seed)
         self._settings = settings
-        images = self._transformed(source.train)
-        self._augment, self.augmentation = _augmentation(settings, self)
+        self._augmentation = find_augmentation(settings, source, preprocess, task)
+        images = self._augmentation.of(source.train)
         batches = partial(Batches, seed=seed, num_workers=settings.workers)
         size = settings.batch_size
         _check_shares(size)
@@ -103,8 +100,13 @@ class Feed:
         count = max(1, min(each - 1, round(share * each))) * processes.count()
         other = copy.copy(self)
         other._train = self._train.of_size(self._settings.batch_size - count)
-        other._unlabelled = self._shuffled(self._transformed(images), None).of_size(count)
+        other._unlabelled = self._shuffled(self._augmentation.of(images), None).of_size(count)
         return other
+
+    @property
+    def augmentation(self) -> str:
+        """The augmentation of training images, in words."""
+        return self._augmentation.words
 
     @property
     def steps(self) -> int:
@@ -135,8 +137,9 @@ class Feed:
     def _augmented(self, images: Samples, seed: int) -> Samples:
         """Images of a batch on the feed's device, moved and mirrored at random."""
         images = self._move(images)
-        if isinstance(images, Tensor) and self._augment != Augment():
-            return self._augment(images, torch.Generator().manual_seed(seed))
+        moves = self._augmentation.moves
+        if isinstance(images, Tensor) and moves != Augment():
+            return moves(images, torch.Generator().manual_seed(seed))
         return images
 
     def training_batches(self, limit: int, parts: int) -> list[Samples]:
@@ -178,21 +181,6 @@ class Feed:
         Several processes take turns at the batches, so that each image is evaluated once.
         """
         return self._fixed(self._test)
-
-    def _transformed(self, images: Images) -> Images:
-        """Training images, under timm's transforms where the recipe asks for them."""
-        if not self._settings.augments_by_timm or self.preprocess is None:
-            return images
-        found = Augmented(images, training_transform(self._settings, self.preprocess))
-        _, label = found[0]  # refuses what has no pictures, or what timm's transforms fail on
-        # Maps and boxes, one of which is a row; numbers of a whole picture stay true.
-        if places := [x for x in tensors_in(label) if x.ndim > 1]:
-            raise UserError(
-                f"timm's training transforms crop pictures and do not move labels of "
-                f"{by(places[0].shape)} with them: leave {self._settings.asks_for_timm} out, and "
-                "augment in your data set"
-            )
-        return found
 
     def _shuffled(self, images: Images, indices: Tensor | None) -> Batches:
         """Training batches of some of the images, by default all."""
@@ -262,35 +250,3 @@ def _held_out(images: int, settings: DataSettings, *, sets_aside: bool) -> tuple
             "data.held_out=2 and data.calibration=2"
         )
     return held_out, count
-
-
-def _augmentation(settings: DataSettings, feed: Feed) -> tuple[Augment, str]:
-    """The augmentation of whole batches, and in words that of training images."""
-    if settings.augments_by_timm:
-        given = {name: v for name, v in settings.timm_transform().items() if v is not None}
-        if not given["re_prob"]:
-            given = {name: v for name, v in given.items() if not name.startswith("re_")}
-        words = ", ".join(f"{name} {_short(value)}" for name, value in given.items())
-        return Augment(), f"timm's training transform ({words})"
-    if len(feed.image_size) != 3 or (feed.labelled and feed.task != CLASSIFICATION):
-        return Augment(), "samples as the loader gives them"
-    channels, *sides = feed.image_size
-    shift = min(sides) // 8 if settings.shift is None else settings.shift
-    if shift >= min(sides):
-        raise UserError(
-            f"data.shift={shift} moves images of {by(feed.image_size)} out of sight: give less "
-            f"than {min(sides)}"
-        )
-    flip = channels == 3 if settings.flip is None else settings.flip
-    # Users' loaders that normalise usually augment as well.
-    if feed.normalised and settings.shift is None and settings.flip is None:
-        return Augment(), "images as the loader gives them"
-    parts = [f"shifted by up to {shift} pixels (data.shift)"] if shift else []
-    parts += ["mirrored at random (data.flip)"] if flip else []
-    return Augment(shift, flip), "images are " + (" and ".join(parts) or "not augmented")
-
-
-def _short(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_short, value))})"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from updp import errors
 from updp.blocks.nested import Samples
 from updp.data.images import NO_LABEL, Images, by
@@ -45,6 +48,12 @@ class Source:
     def labelled(self) -> bool:
         """Whether training images have labels."""
         return self.train.labelled
+
+    @property
+    def normalised(self) -> bool:
+        """Whether samples are no 8-bit pixels, which are normalised here."""
+        first = self.train[0][0]
+        return not isinstance(first, Tensor) or first.dtype != torch.uint8
 
     def __post_init__(self) -> None:
         if self.train.size != self.test.size:

@@ -1,6 +1,6 @@
 """Augmentation: random shifts and flips of whole batches, or timm's training transforms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,11 +10,16 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from updp.blocks.nested import Samples
-from updp.data.images import Images, InMemory
+from updp.blocks.nested import Samples, tensors_in
+from updp.data.images import Images, InMemory, by
 from updp.data.preprocess import Preprocess
+from updp.data.source import Source
+from updp.errors import UserError
 from updp.io import processes
 from updp.recipe import DataSettings
+from updp.tasks import CLASSIFICATION, Task
+
+_ELSEWHERE = "leave it out, and augment in your data set"
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,89 @@ class Augmented(Images):
         return self.images.collate(items)
 
 
-def training_transform(settings: DataSettings, preprocess: Preprocess) -> Any:
+@dataclass(frozen=True)
+class Augmentation:
+    """What changes training images: moves of whole batches, or a transform of each picture."""
+
+    words: str
+    moves: Augment = Augment()
+    transform: Callable[[Image.Image], Tensor] | None = None
+
+    def of(self, images: Images) -> Images:
+        """The images under the transform, if there is one."""
+        return images if self.transform is None else Augmented(images, self.transform)
+
+
+def find_augmentation(
+    settings: DataSettings, source: Source, preprocess: Preprocess | None, task: Task
+) -> Augmentation:
+    """The augmentation that the settings ask for, else that of such images.
+
+    Args:
+        settings: of the recipe.
+        source: its training images.
+        preprocess: their normalisation; None where samples are no images (C, H, W).
+        task: what the model is for.
+
+    Raises:
+        UserError: the settings ask for one that cannot be used on these images or their labels.
+    """
+    if preprocess is None:
+        if said := settings.asks_for_timm or settings.asks_for_moves:
+            form = by(source.image_size) or "several tensors"
+            raise UserError(f"{said} is for images, and a sample is of {form}: {_ELSEWHERE}")
+        return Augmentation("samples as the loader gives them")
+    if settings.asks_for_timm:
+        found = _timm_augmentation(settings, preprocess)
+        _check_labels(found.of(source.train)[0][1], settings)
+        return found
+    if source.labelled and task != CLASSIFICATION:
+        if said := settings.asks_for_moves:
+            raise UserError(f"{said} is for images of classifiers: {_ELSEWHERE}")
+        return Augmentation("samples as the loader gives them")
+    # Users' loaders that normalise usually augment as well.
+    if source.normalised and settings.shift is None and settings.flip is None:
+        return Augmentation("images as the loader gives them")
+    return _moves(settings, source.image_size)
+
+
+def _moves(settings: DataSettings, size: Sequence[int]) -> Augmentation:
+    """Shift and flip of images (C, H, W). Raises UserError: they are shifted too far."""
+    channels, *sides = size
+    shift = min(sides) // 8 if settings.shift is None else settings.shift
+    if shift >= min(sides):
+        raise UserError(
+            f"data.shift={shift} moves images of {by(size)} out of sight: give less than "
+            f"{min(sides)}"
+        )
+    flip = channels == 3 if settings.flip is None else settings.flip
+    parts = [f"shifted by up to {shift} pixels (data.shift)"] if shift else []
+    parts += ["mirrored at random (data.flip)"] if flip else []
+    return Augmentation(
+        "images are " + (" and ".join(parts) or "not augmented"), Augment(shift, flip)
+    )
+
+
+def _check_labels(label: Any, settings: DataSettings) -> None:
+    """Raise UserError for labels that a crop would have to move.
+
+    Those are maps, and boxes, one of which is a row; numbers of a whole picture stay true.
+    """
+    if places := [x for x in tensors_in(label) if x.ndim > 1]:
+        raise UserError(
+            f"timm's training transforms crop pictures and do not move labels of "
+            f"{by(places[0].shape)} with them: leave {settings.asks_for_timm} out, and augment in "
+            "your data set"
+        )
+
+
+def _timm_augmentation(settings: DataSettings, preprocess: Preprocess) -> Augmentation:
     """timm's training transform, from a picture to an image (C, H, W).
 
     The image is uint8, or with random erasing, which comes after normalisation, normalised floats.
     """
     given = settings.timm_transform()
-    return create_transform(
+    transform = create_transform(
         preprocess.input_size[1:],
         is_training=True,
         mean=preprocess.mean,
@@ -84,3 +165,14 @@ def training_transform(settings: DataSettings, preprocess: Preprocess) -> Any:
         normalize=given["re_prob"] > 0,
         **given,
     )
+    told = {name: value for name, value in given.items() if value is not None}
+    if not told["re_prob"]:
+        told = {name: value for name, value in told.items() if not name.startswith("re_")}
+    words = ", ".join(f"{name} {_short(value)}" for name, value in told.items())
+    return Augmentation(f"timm's training transform ({words})", transform=transform)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -134,7 +134,7 @@ class DataSettings(Part):
 
     @model_validator(mode="after")
     def _augments_in_one_way(self) -> Self:
-        if self.augments_by_timm and (self.shift is not None or self.flip is not None):
+        if self.asks_for_timm and (self.shift is not None or self.flip is not None):
             old = "shift" if self.shift is not None else "flip"
             new = self.asks_for_timm.partition("=")[0].removeprefix("data.")
             raise ValueError(
@@ -144,15 +144,15 @@ class DataSettings(Part):
         return self
 
     @property
-    def augments_by_timm(self) -> bool:
-        """Whether timm's training transforms take the place of shift and flip."""
-        return bool(self.asks_for_timm)
-
-    @property
     def asks_for_timm(self) -> str:
         """The first setting of timm's training transforms, such as `data.hflip=0.5`, if any."""
-        given = {name: getattr(self, name) for name in _TRANSFORMS}
+        given = self.model_dump(mode="json", include={*_TRANSFORMS})  # lists, as they are written
         return next((f"data.{name}={v}" for name, v in given.items() if v is not None), "")
+
+    @property
+    def asks_for_moves(self) -> str:
+        """The first setting that moves images, such as `data.shift=2`, if any."""
+        return f"data.shift={self.shift}" if self.shift else "data.flip=true" * bool(self.flip)
 
     def timm_transform(self) -> dict[str, Any]:
         """Arguments of `timm.data.create_transform` for training, with `train.py`'s defaults."""
