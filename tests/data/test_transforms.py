@@ -187,8 +187,7 @@ def test_augmentation_is_refused_where_it_could_not_be_used(
     with pytest.raises(UserError) as raised:
         Feed(source, None, recipe.data, seed=0, device=torch.device("cpu"))
     assert str(raised.value) == (
-        f"{said} is for images, and a sample is of {form}: leave it out, and augment in your data "
-        "set"
+        f"{said} is for images, and a sample is {form}: leave it out, and augment in your data set"
     )
 
 

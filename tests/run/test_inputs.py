@@ -196,6 +196,32 @@ def test_labels_of_a_language_model_that_are_shifted_already_are_refused(form: s
     open_text(torch.ones_like(ids), torch.ones_like(ids))  # where both are the same
 
 
+@pytest.mark.parametrize(
+    ("kind", "form"), [("signals", "3x20"), ("tokens", "20"), ("dictionary", "no single tensor")]
+)
+@pytest.mark.parametrize(("stage", "setting"), [("supernet", "cutmix"), ("subnet", "mixup")])
+def test_mixing_is_refused_where_inputs_are_no_images(
+    kind: str, form: str, stage: str, setting: str
+) -> None:
+    labels = torch.arange(120) % 4
+    if kind == "signals":
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 4))
+        items: Any = TensorDataset(torch.randn(120, 3, 20), labels)
+    else:
+        embed = torch.nn.Embedding(9, 4)
+        model = torch.nn.Sequential(embed, torch.nn.Flatten(), torch.nn.Linear(80, 4))
+        items = TensorDataset(torch.randint(0, 9, (120, 20)), labels)
+    if kind == "dictionary":
+        items = DataLoader([({"input": ids}, label) for ids, label in items])
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    with pytest.raises(UserError) as raised:
+        open_inputs(model, (items, items), recipe.updated(f"{stage}.{setting}=0.2"))
+    assert str(raised.value) == (
+        f"{stage}.{setting}=0.2 is for images, and a sample is {form}: leave it out"
+    )
+    open_inputs(model, (items, items), recipe)
+
+
 class Told(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []

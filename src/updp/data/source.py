@@ -50,6 +50,16 @@ class Source:
         return self.train.labelled
 
     @property
+    def has_images(self) -> bool:
+        """Whether a sample is an image (C, H, W), for which random pixels can stand."""
+        return self.example is None and len(self.image_size) == 3
+
+    @property
+    def form(self) -> str:
+        """The shape of a sample in words, such as `3x32x32`."""
+        return by(self.image_size) or "no single tensor"
+
+    @property
     def normalised(self) -> bool:
         """Whether samples are no 8-bit pixels, which are normalised here."""
         first = self.train[0][0]

@@ -104,8 +104,7 @@ def find_augmentation(
     """
     if preprocess is None:
         if said := settings.asks_for_timm or settings.asks_for_moves:
-            form = by(source.image_size) or "several tensors"
-            raise UserError(f"{said} is for images, and a sample is of {form}: {_ELSEWHERE}")
+            raise UserError(f"{said} is for images, and a sample is {source.form}: {_ELSEWHERE}")
         return Augmentation("samples as the loader gives them")
     if settings.asks_for_timm:
         found = _timm_augmentation(settings, preprocess)

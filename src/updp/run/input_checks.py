@@ -27,11 +27,7 @@ def check_settings(task: Task, recipe: Recipe) -> None:
     """Raise UserError for settings that are for classification, where the task is another."""
     if isinstance(task, Classification):
         return
-    names = ("mixup", "cutmix")
-    given = {
-        f"{stage}.{name}": getattr(getattr(recipe, stage), name)
-        for stage, name in ((stage, name) for stage in ("supernet", "subnet") for name in names)
-    }
+    given: dict[str, object] = {**_mixing(recipe)}
     if recipe.search.score != "divergence":
         given["search.score"] = recipe.search.score
     if not task.has_loss and (recipe.supernet.epochs or not recipe.subnet.distill):
@@ -45,6 +41,22 @@ def check_settings(task: Task, recipe: Recipe) -> None:
             f"{wrong} is for task={CLASSIFICATION.name}, and the task is '{task.name}': leave it "
             "out"
         )
+
+
+def check_mixing(source: Source, recipe: Recipe) -> None:
+    """Raise UserError for mixup and CutMix of other samples than images."""
+    for name, value in _mixing(recipe).items():
+        if value and not source.has_images:
+            raise UserError(
+                f"{name}={value:g} is for images, and a sample is {source.form}: leave it out"
+            )
+
+
+def _mixing(recipe: Recipe) -> dict[str, float]:
+    """Mixup and CutMix of both trainings, by their settings' names."""
+    stages = {"supernet": recipe.supernet, "subnet": recipe.subnet}
+    names = ("mixup", "cutmix")
+    return {f"{s}.{name}": getattr(part, name) for s, part in stages.items() for name in names}
 
 
 def check_labels_suffice(

@@ -22,6 +22,7 @@ from updp.recipe import DataSettings, Recipe
 from updp.run.input_checks import (
     check_baseline_outputs,
     check_labels_suffice,
+    check_mixing,
     check_settings,
     guessed_colour,
 )
@@ -88,6 +89,7 @@ def open_inputs(
     if isinstance(own_task, Classification):
         source = _of_the_models_classes(source, module, names)
     check(module, source)
+    check_mixing(source, recipe)
     check_labels_suffice(source, recipe, names.the_data, own_task)
     more, fingerprint = open_unlabelled_images(names, source, recipe)
     recipe = _with_loader_settings(recipe, source).model_copy(update={"task": own_task.name})
@@ -181,7 +183,7 @@ def _of_the_models_classes(source: Source, model: nn.Module, names: InputNames) 
 
 def _preprocess(model: nn.Module, source: Source, settings: DataSettings) -> Preprocess | None:
     """Normalisation of images (C, H, W), as the recipe or the model has it; None for other data."""
-    if source.example is not None or len(source.image_size) != 3:
+    if not source.has_images:
         return None
     channels, height, width = source.image_size
     return preprocess_for(
