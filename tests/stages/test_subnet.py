@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests import tiny
 from updp.io.figures import Figures
@@ -142,19 +143,22 @@ def test_features_are_those_at_the_ends_of_the_pruned_blocks(
     assert with_features["features"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+EARLY = {
+    "epochs": 12 / 35,
+    "hold": 0.5,
+    "start": "baseline",
+    "merge": "ramp",
+    "checkpoint_seconds": 1e-9,
+}
+
+
 @pytest.mark.usefixtures("fixed_clock")
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_merged_at_the_end_of_the_ramp_the_merged_operators_are_trained(
-    tiny_model: str, tmp_path: Path
+    ema: float, tiny_model: str, tmp_path: Path
 ) -> None:
     """Killed before, at and after that step, it ends bit by bit as one that was not."""
-    subnet = {
-        "epochs": 12 / 35,
-        "hold": 0.5,
-        "start": "baseline",
-        "merge": "ramp",
-        "checkpoint_seconds": 1e-9,
-    }
-    recipe = tiny.make_recipe(subnet=subnet)
+    recipe = tiny.make_recipe(subnet={**EARLY, "ema": ema})
     feed = tiny.make_feed(recipe)
 
     def run(folder: Path, stop: int) -> Supernet:
@@ -183,6 +187,37 @@ def test_merged_at_the_end_of_the_ramp_the_merged_operators_are_trained(
             run(folder, stop)
         again = run(folder, 99).weights()
         assert all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+@pytest.mark.usefixtures("fixed_clock")
+@pytest.mark.parametrize(("hold", "first"), [(0.5, 6), (1, 0), (0, 0)])
+def test_the_average_is_one_of_merged_operators_once_blocks_merge(
+    hold: float, first: int, tiny_model: str, tmp_path: Path
+) -> None:
+    """In float64, from the weights before and after each step; before, they idle."""
+    recipe = tiny.make_recipe(subnet={**EARLY, "hold": hold, "ema": 0.6, "lr": 0.1})
+    net = tiny.make_net(tiny_model, recipe)
+    choices = {name: switch.labels[0] for name, switch in net.switches.items()}
+    before: list[dict[str, Tensor]] = []
+    after: list[dict[str, Tensor]] = []
+
+    def weights() -> dict[str, Tensor]:
+        return {name: t.double() for name, t in net.weights().items()}
+
+    class Watched(Silent):
+        def advance(self, text: str = "", count: int = 1) -> None:
+            after.append(weights())
+
+    with register_optimizer_step_pre_hook(lambda *_: before.append(weights())):
+        teacher = load_model(tiny_model, seed=1)
+        train(tiny_model, net, choices, teacher, recipe, tmp_path, Watched())
+    expected = before[first]
+    for number, now in enumerate(after[first:]):
+        decay = min(0.6, (1 + number) / (10 + number))
+        expected = {n: decay * t + (1 - decay) * now[n] for n, t in expected.items()}
+    for name, value in net.weights().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.usefixtures("fixed_clock")

@@ -4,6 +4,7 @@ Progressive training raises lambda from 0 (the baseline's block) to 1 (the prune
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ from updp.supernet import FitRecord, Supernet, fit_plan
 from updp.supernet.routed import routed
 from updp.tasks import CLASSIFICATION, Task
 from updp.training.features import Tap, comparable, feature_loss, tapped
-from updp.training.loop import train
+from updp.training.loop import count_steps, train
 from updp.training.mixup import blended
 from updp.training.precision import MixedPrecision
 from updp.training.reconstruct import ReconstructRecord, ReconstructRow, reconstruct
@@ -78,11 +79,10 @@ def _fit(context: Context, net: Supernet) -> None:
     """Load the plan's closed-form start, fitted unless an interrupted run has left it."""
     if not processes.broadcast((context.folder("subnet") / START).exists()):
         progress, settings = context.progress, context.recipe.fit
-        images = context.feed.calibration(settings.images)
         rows = fit_plan(
             net,
             context.found_plan().choices,
-            images,
+            context.feed.calibration(settings.images),
             settings,
             progress.advance,
             lambda steps: progress.begin("subnet: fitting", steps),
@@ -179,6 +179,7 @@ def train_progressively(
             compile=[net, teacher] if is_fixed else net.paths(),
             score=score,
             checks=settings.checks,
+            averaged=step.collapses_at(count_steps(feed, settings)) or 0,
         )
     net.set_lambda(1.0)
 
@@ -223,14 +224,18 @@ class ProgressiveStep:
         for tap in self._taps:
             tap.is_open = True
 
+    def collapses_at(self, total: int) -> int | None:
+        """The first step of `total` with a lambda of 1, if blocks merge early and there is one."""
+        first = bisect_left(range(total), 1.0, key=lambda n: ramp(n, total, self.settings))
+        return first if self._early and first < total else None
+
     def __call__(
         self, images: Samples, targets: Any, step: int, total: int, precision: MixedPrecision
     ) -> dict[str, float | Tensor]:
         """See `training.loop.Step`."""
         lam = ramp(step, total, self.settings)
         self.net.set_lambda(lam, self.settings.gate)
-        before = ramp(step - 1, total, self.settings) if step else 0.0
-        for form in self._early if before < lam == 1 else ():
+        for form in self._early if step == self.collapses_at(total) else ():
             form.set_shape("collapsed")
         if self.settings.blended:
             images = blended(images)

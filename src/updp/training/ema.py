@@ -15,11 +15,16 @@ class WeightAverage:
     The decay d is min(decay, (1 + n) / (10 + n)), n from 0, so that the beginning is soon forgotten
     (TensorFlow's `ExponentialMovingAverage` with `num_updates`). BatchNorm statistics are averaged
     as weights are (timm's `ModelEmaV3`); integers are copied. `tensors` is the whole state.
+
+    Args:
+        weights: tensors of any shape that the training changes in place.
+        decay: the most that d is.
+        first: number of the training's step from which on n is counted. Before it there is no
+            average, as of weights that do not run yet.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
-        """Follow `weights`, tensors of any shape that the training changes in place."""
-        self.decay, self._weights = decay, weights
+    def __init__(self, weights: Mapping[str, Tensor], decay: float, first: int = 0) -> None:
+        self.decay, self.first, self._weights = decay, first, weights
         self.tensors = {name: tensor.clone() for name, tensor in weights.items()}
         floating = [name for name, t in weights.items() if t.is_floating_point()]
         self._pairs = (
@@ -29,9 +34,18 @@ class WeightAverage:
         self._copied = [name for name in weights if name not in set(floating)]
 
     @torch.no_grad()
+    def begin(self, step: int) -> None:
+        """Start from the weights as they are before the change of step number `step`, if due."""
+        if step == self.first > 0:  # else the start is that of the training
+            for name, tensor in self.tensors.items():
+                tensor.copy_(self._weights[name])
+
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Average in the weights as they are after step number `step`, from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        if (count := step - self.first) < 0:
+            return
+        decay = min(self.decay, (1 + count) / (10 + count))
         get_ema_multi_avg_fn(decay)(*self._pairs, None)  # type: ignore[no-untyped-call]
         for name in self._copied:
             self.tensors[name].copy_(self._weights[name])

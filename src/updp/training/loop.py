@@ -59,6 +59,7 @@ def train(
     compile: Sequence[nn.Module] = (),
     score: Callable[[], float] | None = None,
     checks: int = 0,
+    averaged: int = 0,
 ) -> None:
     """Train `net`, resuming from the checkpoint in `folder` if there is one.
 
@@ -75,6 +76,7 @@ def train(
         compile: the modules to compile with `settings.compile`.
         score: of the net in evaluation mode, on images that are not trained on; lower is better.
         checks: how often the net is scored, at even distances, beside the start; 0: never.
+        averaged: the first step of the moving average, see `WeightAverage`.
 
     Raises:
         UserError: a loss or a gradient is not finite, or optimiser or precision cannot be used
@@ -90,6 +92,8 @@ def train(
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(synchronised())
         run = _Training(net, step_function, feed, settings, name=name, seed=seed, folder=folder)
+        if settings.ema:
+            run.average = WeightAverage(net.weights(), settings.ema, averaged)
         run.figures.curves = curves
         if score and checks:
             run.best = BestWeights(net.weights(), score, checks, run.total)
@@ -110,6 +114,11 @@ def train(
             progress.say(told)
 
 
+def count_steps(feed: Feed, settings: TrainingSettings) -> int:
+    """The number of the optimiser's steps."""
+    return round(settings.epochs * feed.steps / settings.accumulate)
+
+
 class _Training:
     """The state of a training, and its single steps."""
 
@@ -127,13 +136,13 @@ class _Training:
         self.net, self.step_function, self.feed, self.settings = net, step_function, feed, settings
         self.name, self.seed, self.folder = name, seed, folder
         module = cast(nn.Module, net)
-        self.total = round(settings.epochs * feed.steps / settings.accumulate)
+        self.total = count_steps(feed, settings)
         self.done = 0  # steps
         self.told = [0]  # the signals that the processes had at the last step
         self.optimizer = make_optimizer(module, settings)
         self.precision = MixedPrecision(module, settings, feed.device, name)
         self.schedule = make_schedule(self.optimizer, settings, self.total)
-        self.average = WeightAverage(net.weights(), settings.ema) if settings.ema else None
+        self.average: WeightAverage | None = None
         self.best: BestWeights | None = None
         self.figures = Figures(folder / "figures.jsonl")
         self.saved = time.monotonic()
@@ -154,6 +163,8 @@ class _Training:
         self.optimizer.zero_grad()
         self.precision.begin()
         rows = [self._micro_batch(batches, step * parts + part) for part in range(parts)]
+        if self.average is not None:
+            self.average.begin(step)
         # All processes stop after the same step.
         told = processes.all_gather((rows, interrupts.requested()))
         row = _mean([row for rows, _ in told for row in rows])
