@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from timm.optim import list_optimizers
 
 from updp import Recipe, UserError
 from updp.recipe import NAMES
@@ -90,6 +91,9 @@ def test_the_hash_follows_the_content() -> None:
         (("betas=[0.9, 0.99]",), "betas: sgd has no betas, not [0.9, 0.99]"),
         (("optimizer=adan", "betas=[0.9, 0.99]"), "betas: adan has 3 betas"),
         (("optimizer=adamw", "betas=[0.9, 1]"), "each must be at least 0 and less than 1"),
+        (("optimizer=adahessian",), "optimizer: it needs second derivatives, which nothing here"),
+        (("optimizer=kron",), "optimizer: its state cannot be saved, so a killed run could not go"),
+        (("optimizer=kronw",), "such as adamw, not 'kronw'"),
         (("ema=1",), "ema: it takes less than 1"),
         (("mixup=-1",), "mixup: it takes at least 0"),
     ],
@@ -102,6 +106,18 @@ def test_impossible_training_settings_are_refused(
         Recipe().updated(*(f"{stage}.{setting}" for setting in settings))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", list_optimizers("kron*"))  # later versions of timm have more
+def test_no_form_of_kron_is_taken_where_a_training_may_be_killed(name: str) -> None:
+    with pytest.raises(UserError, match=f"its state cannot be saved, .* not '{name}'"):
+        Recipe().updated(f"subnet.optimizer={name}")
+
+
+def test_sites_alone_are_trained_by_what_needs_no_checkpoint() -> None:
+    assert Recipe().updated("reconstruct.optimizer=kron").reconstruct.optimizer == "kron"
+    with pytest.raises(UserError, match=r"reconstruct.optimizer: it needs second derivatives, "):
+        Recipe().updated("reconstruct.optimizer=adahessian")
 
 
 @pytest.mark.parametrize(

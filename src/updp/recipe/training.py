@@ -15,6 +15,7 @@ _NORMS = (
     "BatchNorms take each batch's statistics; or the network trains as it is deployed: they keep "
     "those they have, and there is no dropout and no stochastic depth"
 )
+_UNSAVED = ("Kron",)  # timm's classes whose state is more than tensors and numbers
 DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 
 
@@ -47,11 +48,16 @@ class OptimizerSettings(Part):
     @field_validator("optimizer")
     @classmethod
     def _is_known_optimizer(cls, name: str) -> str:
-        from timm.optim import list_optimizers
+        from timm.optim import get_optimizer_info, list_optimizers
 
         if name not in list_optimizers():
             close = get_close_matches(name, list_optimizers()) or ["sgd", "adamw", "lamb"]
             raise ValueError(f"timm has no such optimizer (but {', '.join(close)})")
+        if get_optimizer_info(name).second_order:
+            raise ValueError(
+                "it needs second derivatives, which nothing here computes: take another, such as "
+                "adamw"
+            )
         return name
 
     @field_validator("momentum")
@@ -145,6 +151,19 @@ class TrainingSettings(OptimizerSettings):
         False, description="activations inside of sites are computed again, not kept, for backward"
     )
     checkpoint_seconds: float = Field(20, gt=0, description="seconds between two checkpoints")
+
+    @field_validator("optimizer")
+    @classmethod
+    def _goes_on_after_a_kill(cls, name: str) -> str:
+        from timm.optim import get_optimizer_info
+
+        kind = get_optimizer_info(name).opt_class  # a text, of optimisers of other packages
+        if getattr(kind, "__name__", "") in _UNSAVED:
+            raise ValueError(
+                "its state cannot be saved, so a killed run could not go on: take another, such "
+                "as adamw"
+            )
+        return name
 
 
 class SupernetSettings(TrainingSettings):
