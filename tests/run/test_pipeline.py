@@ -11,7 +11,7 @@ from updp import MergeError, UserError
 from updp.io.files import read_json, read_tensors, write_json
 from updp.models import load_model
 from updp.plan import Plan
-from updp.recipe import Recipe
+from updp.recipe import Recipe, TrainingSettings
 from updp.run.directory import RunDirectory
 from updp.run.load import load
 from updp.search import SEARCHERS
@@ -121,6 +121,39 @@ def test_the_measured_sites_decide_and_how_they_were_measured_does_not(
     recipe = tiny.make_recipe().updated("measure.rounds=5")
     tiny.make_run(read_json(out / "run.json")["model"], recipe, out).until("merge")
     assert results(out) == results(finished)
+
+
+def test_how_often_checkpoints_are_written_is_no_other_run(finished: Path, tmp_path: Path) -> None:
+    spec, out = read_json(finished / "run.json")["model"], tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = tiny.contents(out)
+    changes = ("supernet.checkpoint_seconds=7", "subnet.checkpoint_seconds=8")
+    recipe = tiny.make_recipe().updated(*changes)
+    tiny.make_run(spec, recipe, out).until("merge")
+    assert tiny.contents(out) == before
+    assert "checkpoint_seconds" not in read_json(out / "subnet" / "key.json")["subnet"]
+
+
+def test_a_run_whose_keys_tell_how_often_checkpoints_are_written_goes_on(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    """As those of earlier versions do."""
+    recipe, out = tiny.make_recipe(), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingSettings, "ASIDE", frozenset())
+        tiny.make_run(tiny_model, recipe, out).until("subnet")
+        keys = {s: (out / s / "key.json").read_bytes() for s in ("supernet", "search", "subnet")}
+    assert b"checkpoint_seconds" in keys["supernet"]
+    other = recipe.updated("supernet.checkpoint_seconds=7", "subnet.checkpoint_seconds=8")
+    with pytest.raises(UserError, match=r"subnet.gate is 'blend' there and 'anneal' here"):
+        tiny.make_run(tiny_model, other.updated("subnet.gate=anneal"), out)
+    tiny.make_run(tiny_model, other, out).until("merge")
+    assert keys == {s: (out / s / "key.json").read_bytes() for s in keys}
+    # Stages that are begun anew go on from those keys, and have the field no more.
+    tiny.make_run(tiny_model, other, out, fresh="subnet").until("merge")
+    assert keys["search"] == (out / "search" / "key.json").read_bytes()
+    assert "checkpoint_seconds" not in read_json(out / "subnet" / "key.json")["subnet"]
+    tiny.make_run(tiny_model, recipe, out).until("merge")
 
 
 def test_fresh_starts_over_from_one_stage(finished: Path, tmp_path: Path) -> None:

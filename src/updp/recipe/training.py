@@ -5,7 +5,7 @@ there without.
 """
 
 from difflib import get_close_matches
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -117,6 +117,7 @@ class ReconstructSettings(OptimizerSettings):
 class TrainingSettings(OptimizerSettings):
     """Optimiser, augmentation of batches, precision, and weight averaging."""
 
+    ASIDE: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
     norms: Literal["train", "frozen"] = Field("train", description=_NORMS)
     ema: float = Field(
         0.0,

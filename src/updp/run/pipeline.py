@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from updp.io.memory import hand_back
 from updp.io.progress import duration
 from updp.models import is_same_code
 from updp.plan import Plan
+from updp.recipe import TrainingSettings
 from updp.run.directory import RunDirectory
 from updp.run.integrity import explained
 from updp.run.load import load
@@ -234,25 +236,37 @@ def make_keys(context: Context) -> dict[str, StageKey]:
     before = ""
     for name, stage in _MODULES.items():
         key = stage.make_key(context).model_copy(update={"after": before})
-        keys[name] = _as_named_before(key, context.root)
+        keys[name] = _as_known(key, context.root)
         before = keys[name].sha256
     return keys
 
 
-def _as_named_before(key: StageKey, run: Path) -> StageKey:
-    """The key, with the user's Python files named as in that of the run, where there is one.
+def _as_known(key: StageKey, run: Path) -> StageKey:
+    """The key, as that of the run has it, if there is one, in what does not decide the outcome.
 
-    From another folder the path is another; that the model is the same one, its weights and outputs
-    tell.
+    That is how the user's Python files are named: from another folder the path is another, and that
+    the model is the same one, its weights and outputs tell. And settings that keys of earlier
+    versions hold, and those from now on do not.
     """
     try:
         known = key.read_if_there(run)
     except UserError:  # said when the run is claimed
         return key
     names = {name: getattr(known, name, "") for name in ("model", "teacher")}
-    return key.model_copy(
-        update={n: old for n, old in names.items() if is_same_code(old, getattr(key, n, ""))}
-    )
+    same = {n: old for n, old in names.items() if is_same_code(old, getattr(key, n, ""))}
+    parts = {
+        n: _with_aside(part, getattr(known, n, None)) for n, part in key if isinstance(part, dict)
+    }
+    return key.model_copy(update={**same, **parts})
+
+
+def _with_aside(part: dict[str, Any], known: Any) -> dict[str, Any]:
+    """Settings, beside them those of a known key that are left aside now."""
+    if not isinstance(known, dict):
+        return part
+    # In the order of that key, for its hash is one of text.
+    names = [name for name in known if name in part or name in TrainingSettings.ASIDE]
+    return {name: part.get(name, known[name]) for name in names} | part
 
 
 def _picked(run: Run) -> Run:
