@@ -294,6 +294,17 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny_model: str, tmp_p
         assert rate == pytest.approx(expected), step
 
 
+@pytest.mark.parametrize("changes", [{"epochs": 0.4, "accumulate": 32}, {"epochs": 0.01}])
+def test_less_than_a_step_is_one(
+    changes: dict[str, object], tiny_model: str, tmp_path: Path
+) -> None:
+    recipe = settings(**changes, warmup=0)
+    before = tiny.make_net(tiny_model, recipe).weights()
+    after = run(tiny_model, recipe, tmp_path)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == 1
+
+
 def test_zero_epochs_change_nothing(tiny_model: str, tmp_path: Path) -> None:
     recipe = settings(epochs=0)
     before = tiny.make_net(tiny_model, recipe).weights()

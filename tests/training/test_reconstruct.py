@@ -91,6 +91,19 @@ def test_sites_before_the_first_pruned_one_stay(tiny_model: str) -> None:
     assert not any(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(0.1, 1), (0.5, 2)])
+def test_each_site_has_a_step_at_least(epochs: float, steps: int, tiny_model: str) -> None:
+    begun: list[int] = []
+
+    class Watched(Silent):
+        def begin(self, name: str, total: int, done: int = 0) -> None:
+            begun.append(total)
+
+    settings = SETTINGS.model_copy(update={"epochs": epochs})
+    rows = run(make(tiny_model, "blocks.2"), tiny_model, settings, progress=Watched())
+    assert begun == [steps * len(rows)]
+
+
 def test_nothing_pruned_is_nothing_to_do(tiny_model: str) -> None:
     net = make(tiny_model)
     before = {name: t.clone() for name, t in net.weights().items()}

@@ -15,6 +15,7 @@ _NORMS = (
     "BatchNorms take each batch's statistics; or the network trains as it is deployed: they keep "
     "those they have, and there is no dropout and no stochastic depth"
 )
+_EPOCHS = "passes over the training images, or a fraction; a step at least, unless 0"
 _UNSAVED = ("Kron",)  # timm's classes whose state is more than tensors and numbers
 DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 
@@ -22,9 +23,7 @@ DECAYS = ("cosine", "tanh", "poly", "step", "constant")
 class OptimizerSettings(Part):
     """Optimiser and schedule by timm's names."""
 
-    epochs: float = Field(
-        2, ge=0, le=1e6, description="passes over the training images, or a fraction"
-    )
+    epochs: float = Field(2, ge=0, le=1e6, description=_EPOCHS)
     # Before momentum and betas, whose validators look at it: pydantic validates in this order.
     optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
     lr: float = Field(0.01, gt=0, description="learning rate, at the end of the warm-up")
@@ -102,7 +101,10 @@ class ReconstructSettings(OptimizerSettings):
     """Stage 3, between fit and training: each site trained alone to its output in the baseline."""
 
     epochs: float = Field(
-        0, ge=0, le=1e6, description="passes over the images, for each site; 0 is off"
+        0,
+        ge=0,
+        le=1e6,
+        description="passes over the images, for each site, a step at least; 0 is off",
     )
     optimizer: str = Field("adamw", description="such as sgd, adamw, lamb")
     lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
@@ -170,9 +172,7 @@ class TrainingSettings(OptimizerSettings):
 class SupernetSettings(TrainingSettings):
     """Stage 1: fit, training by the sandwich rule, or both."""
 
-    epochs: float = Field(
-        0, ge=0, le=1e6, description="passes over the training images, or a fraction"
-    )
+    epochs: float = Field(0, ge=0, le=1e6, description=_EPOCHS)
     lr: float = Field(0.003, gt=0, description="learning rate, at the end of the warm-up")
     start: Literal["fit", "inherit"] = Field(
         "fit",
@@ -186,9 +186,7 @@ class SupernetSettings(TrainingSettings):
 class SubnetSettings(TrainingSettings):
     """Stage 3: the start, the way of lambda, and the losses."""
 
-    epochs: float = Field(
-        8, ge=0, le=1e6, description="passes over the training images, or a fraction"
-    )
+    epochs: float = Field(8, ge=0, le=1e6, description=_EPOCHS)
     lr: float = Field(0.001, gt=0, description="learning rate, at the end of the warm-up")
     norms: Literal["train", "frozen"] = Field("frozen", description=_NORMS)
     gate: Literal["blend", "anneal"] = Field(

@@ -31,7 +31,7 @@ from updp.training.checkpoint import CHECKPOINT, Checkpoint
 from updp.training.ema import WeightAverage
 from updp.training.execution import compiled, laid_out
 from updp.training.mixup import mixed
-from updp.training.optim import make_optimizer, make_schedule
+from updp.training.optim import make_optimizer, make_schedule, whole_steps
 from updp.training.precision import MixedPrecision
 from updp.training.trainable import Trainable
 
@@ -116,7 +116,7 @@ def train(
 
 def count_steps(feed: Feed, settings: TrainingSettings) -> int:
     """The number of the optimiser's steps."""
-    return round(settings.epochs * feed.steps / settings.accumulate)
+    return whole_steps(settings.epochs * feed.steps / settings.accumulate)
 
 
 class _Training:

@@ -36,6 +36,11 @@ def make_optimizer(net: nn.Module, settings: OptimizerSettings) -> Optimizer:
     return optimizer
 
 
+def whole_steps(steps: float) -> int:
+    """The nearest whole number of steps, but one for less: training is off at 0 alone."""
+    return max(1, round(steps)) if steps else 0
+
+
 def make_schedule(optimizer: Optimizer, settings: OptimizerSettings, total: int) -> Scheduler:
     """Make the learning rate a pure function of the step, which `step_update(step)` sets.
 

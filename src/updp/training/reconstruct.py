@@ -28,7 +28,7 @@ from updp.supernet.partial import Walk
 from updp.supernet.routed import routed
 from updp.supernet.shared import read_before, shared_sites
 from updp.tasks import CLASSIFICATION, Task
-from updp.training.optim import make_optimizer, make_schedule
+from updp.training.optim import make_optimizer, make_schedule, whole_steps
 
 
 class ReconstructRow(BaseModel, frozen=True):
@@ -108,7 +108,7 @@ def reconstruct(
         theirs = Walk(baseline, [p.baseline for p in places], images, megabytes)
         wanted = [task.run(baseline, batch) for batch in mine]
         judge = Judge(net, wanted, own, len(images), task)
-    rows, steps = list(done), round(settings.epochs * len(images))
+    rows, steps = list(done), whole_steps(settings.epochs * len(images))
     progress.begin("subnet: sites trained alone", len(places) * steps, len(rows) * steps)
     trained = {row.site for row in rows}
     for number, place in enumerate(places):
