@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from tests.families import FAMILIES, Basic, C, Mlp, Net, Parallel, conv, images, network, randomise
 from tests.sampling import every_other
@@ -806,3 +807,51 @@ class Square(nn.Module):
 def test_as_many_tokens_as_channels_are_still_tokens(tokens: int) -> None:
     found = find(nn.Sequential(Square(), Square()).eval(), torch.randn(2, tokens, C))
     assert [site.layout for site in found.sites] == ["last", "last"]
+
+
+class OfPositions(nn.Module):
+    """It computes of a table of its own, and takes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.coords = (
+            nn.Linear(2, 9),
+            nn.Linear(9, C),
+            nn.Parameter(torch.rand(7, 2)),
+        )
+
+    def forward(self) -> Tensor:
+        return self.b(F.relu(self.a(self.coords)))
+
+
+class Positioned(Mlp):
+    def __init__(self, c: int) -> None:
+        super().__init__(c)
+        self.positions = OfPositions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.positions())
+
+
+class LowRank(nn.Module):
+    """An addition to a weight, as LoRA's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(2, C)), nn.Parameter(torch.randn(C, 2))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+def test_modules_that_take_nothing_are_no_sites() -> None:
+    model = nn.Sequential(Positioned(C), Positioned(C)).eval()
+    found = find(model, torch.randn(2, 7, C))
+    assert not [s.name for s in found.sites if "positions" in s.name]
+
+
+def test_a_parametrised_weight_is_no_site() -> None:
+    model = nn.Sequential(Mlp(C), nn.Linear(C, C))
+    parametrize.register_parametrization(model[1], "weight", LowRank())
+    found = find(model.eval(), torch.randn(2, 7, C))
+    assert not [s.name for s in found.sites if "parametrizations" in s.name]

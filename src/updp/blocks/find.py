@@ -176,7 +176,7 @@ class _Finder:
             region = whole_region(self.graphs[name])
             if region is None:
                 lost = (why for block, _, why in self.lost if block == name)
-                none = "it has no residual add, and several inputs or outputs"
+                none = "it has no residual add, and not one input and one output"
                 self._refuse(name, name, next(lost, none))
             elif site := self._read(name, name, region, self._values(name)):
                 self._take(site)

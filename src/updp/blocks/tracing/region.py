@@ -131,10 +131,10 @@ def residual_adds(
 def whole_region(graph: fx.Graph) -> Region | None:
     """The region from the first input to the output, if it has no other input or output."""
     ancestors = data_nodes(graph)
-    entry = next(n for n in graph.nodes if n.op == "placeholder")
+    entry = next((n for n in graph.nodes if n.op == "placeholder"), None)
     output = next(n for n in graph.nodes if n.op == "output")
     last = output.args[0]
-    if not isinstance(last, fx.Node) or last not in ancestors or entry not in ancestors[last]:
+    if entry is None or not isinstance(last, fx.Node) or entry not in ancestors.get(last, ()):
         return None
     branch = [n for n in graph.nodes if n in ancestors[last] and n is not entry]
     if any(n.op == "placeholder" for n in branch):
