@@ -29,7 +29,7 @@ from updp.blocks.surgery import (
     rewrite,
     surgical_state,
 )
-from updp.blocks.values import difference
+from updp.blocks.values import difference, tensors_of
 from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -44,8 +44,14 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Recorde
 
     The model is left with some of its blocks rewritten; see `tracing.trace.restored`.
 
-    Raises UserError: the model gives another output each time.
+    Raises UserError: the model gives another output each time, or none that can be compared.
     """
+    if not tensors_of(runs[0].output):
+        kind = type(runs[0].output).__name__
+        raise UserError(
+            f"the model returns a {kind}, in which updp finds no tensor: let it return tensors, "
+            "alone or in a tuple, a dictionary or a dataclass"
+        )
     with unpruned(model, findings):
         same = not _why_not(model, runs, _TOLERANCE)
     if same:

@@ -2,24 +2,41 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    """All tensors in nested tuples, lists, mappings, dataclasses and other objects, in order.
+
+    Of an object that is not known its attributes are looked through. Modules are left out.
+    """
+    return list(_tensors(value, set()))
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors of a value; `seen` has the ids of objects, which may hold one another."""
     if isinstance(value, Tensor):
-        return [*value.unbind()] if value.is_nested else [value]
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    elif not isinstance(value, (tuple, list)):
-        return []
-    return [tensor for part in value for tensor in tensors_of(part)]
+        yield from value.unbind() if value.is_nested else [value]
+        return
+    parts: Iterable[Any] = ()
+    if isinstance(value, (tuple, list)):
+        parts = value
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, (type, ModuleType, nn.Module)) or id(value) in seen:
+        return
+    elif dataclasses.is_dataclass(value):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:
+        seen.add(id(value))
+        parts = [*getattr(value, "__dict__", {}).values()]
+    for part in parts:
+        yield from _tensors(part, seen)
 
 
 def difference(actual: Any, expected: Any) -> float:
