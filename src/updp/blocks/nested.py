@@ -218,15 +218,23 @@ def call(module: Callable[..., Any], *inputs: Any) -> Any:
     return module(*args, **kwargs)
 
 
-def named_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors with their place in a nested value, such as `args.0` or `kwargs.input_ids`."""
-    if isinstance(value, Tensor):
+def named_leaves(
+    kind: type | tuple[type, ...], value: Any, path: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Each `kind` with its place in a nested value, such as `args.0` or `kwargs.input_ids`."""
+    if isinstance(value, kind):
         yield path, value
+        return
     if isinstance(value, ModelInputs):
         value = {"args": value.args, "kwargs": value.kwargs}
     parts = dict(enumerate(value)) if isinstance(value, list) else _parts(value)
     for key, part in parts.items():
-        yield from named_tensors(part, f"{path}.{key}" if path else str(key))
+        yield from named_leaves(kind, part, f"{path}.{key}" if path else str(key))
+
+
+def named_tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors with their place in a nested value, see `named_leaves`."""
+    return named_leaves(Tensor, value)
 
 
 def structure_of(value: Any, path: str = "") -> Any:

@@ -12,6 +12,7 @@ from updp.blocks.nested import (
     count,
     from_structure,
     map_tensors,
+    named_leaves,
     named_tensors,
     structure_of,
     take,
@@ -83,10 +84,29 @@ def check_example(example: Samples, kind: str) -> None:
     tensors = tensors_in(example)
     if not tensors:
         raise UserError(f"the example holds no tensor, but is of the type {kind}")
+    _check_samples(example)
     if not count(example):
         raise UserError("the example holds no sample: its first axis has length 0")
     if not all(x.isfinite().all() for x in tensors if x.is_floating_point()):
         raise UserError("the example has values that are NaN or infinite")
+
+
+def _check_samples(example: Samples) -> None:
+    """Raise UserError that names a tensor, or list, which has not one place for each sample."""
+    sizes: dict[str, int] = {}
+    for path, part in named_leaves((Tensor, list), example):
+        name = path.removeprefix("args.").removeprefix("kwargs.")
+        is_list = isinstance(part, list)
+        sizes[name] = len(part) if is_list or part.ndim else -1
+        first, expected = next(iter(sizes.items()))
+        if sizes[name] < 0 or sizes[name] != expected:
+            what = f"{len(part)} entries" if is_list else f"the shape {tuple(part.shape)}"
+            place = f" in '{name}'" if name else ""
+            beside = f" beside {expected} samples in '{first}'" if expected >= 0 else ""
+            raise UserError(
+                f"the example has {what}{place}{beside}: let the first axis of each tensor be "
+                "the batch"
+            )
 
 
 def warn_of_idle_masks(example: Samples) -> None:
