@@ -855,3 +855,36 @@ def test_a_parametrised_weight_is_no_site() -> None:
     parametrize.register_parametrization(model[1], "weight", LowRank())
     found = find(model.eval(), torch.randn(2, 7, C))
     assert not [s.name for s in found.sites if "parametrizations" in s.name]
+
+
+class Windowed(nn.Module):
+    """Its parent writes down how many samples its windows are of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.a, self.b = 0, nn.Linear(C, 2 * C), nn.Linear(2 * C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.view(self.n, -1, C)
+        return x + self.b(F.relu(self.a(windows))).view(x.shape)
+
+
+class Windows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Windowed(), Windowed()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.view(-1, C)
+        for block in self.blocks:
+            block.n = len(x)
+            y = block(y)
+        return y.view(x.shape)
+
+
+def test_a_block_that_fails_without_its_parent_is_refused() -> None:
+    found = find(Windows().eval(), torch.randn(2, 7, C))
+    assert not found.sites
+    assert (
+        "its forward fails where it is called alone (RuntimeError: shape" in whys(found)["blocks.0"]
+    )

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.tracing.calls import Arguments, copied
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.values import difference
@@ -33,7 +34,7 @@ def check_graph(
         only: whether the model calls it at one size only.
 
     Raises:
-        NotTraceable: they differ; the text is why.
+        NotTraceable: they differ, or one of them fails; the text is why.
     """
     call, values = traced
     own = _run(module, larger)
@@ -55,7 +56,10 @@ def check_graph(
 
 
 def computes(module: nn.Module, call: Arguments, expected: Any) -> bool:
-    """Whether the module's own forward, without its hooks, returns `expected` for a call."""
+    """Whether the module's own forward, without its hooks, returns `expected` for a call.
+
+    Raises NotTraceable: it fails.
+    """
     return difference(expected, _run(module, call)) <= _TOLERANCE
 
 
@@ -67,4 +71,7 @@ def output_of(graph: fx.Graph, values: Mapping[str, Any]) -> Any:
 
 def _run(module: nn.Module, call: Arguments) -> Any:
     args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
-    return module.forward(*args, **kwargs)
+    try:
+        return call_user_code(module.forward, *args, **kwargs)
+    except UserCodeError as error:  # its parent may have to prepare each call
+        raise NotTraceable(f"its forward fails where it is called alone ({error})") from error
