@@ -305,3 +305,12 @@ def test_keys_that_fit_nothing_are_still_named(tmp_path: Path) -> None:
     file = saved({f"module.{k}x": v for k, v in Net().state_dict().items()}, tmp_path)
     with pytest.raises(UserError, match=r"missing conv.weight; missing conv.bias; .* and 12 more"):
         load_model(SPEC, weights=file)
+
+
+def test_an_expanded_buffer_gets_a_place_for_each_value() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    net[1].register_buffer("mean", torch.tensor(0.5).expand(3, 1, 1), persistent=False)
+    copied = own_copy(net)
+    copied[1].mean[0] = 1
+    assert copied[1].mean.flatten().tolist() == [1, 0.5, 0.5]
+    assert "1.mean" not in copied.state_dict()

@@ -41,10 +41,11 @@ def usable(given: object, name: str) -> nn.Module:
     """The module inside of wrappers, eager and in float32; it is changed in place.
 
     What `torch.compile`, `DataParallel`, `DistributedDataParallel` and `AveragedModel` wrap is
-    taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good. A cache of
-    keys and values is off in transformers' configuration, and so are nested tensors in torch's own
-    encoder, as in training: what it makes of padding is then not zero. Weights of another
-    floating-point type become float32, and a warning says so.
+    taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good; expanded
+    buffers get a place for each value. A cache of keys and values is off in transformers'
+    configuration, and so are nested tensors in torch's own encoder, as in training: what it makes
+    of padding is then not zero. Weights of another floating-point type become float32, and a
+    warning says so.
 
     Raises:
         UserError: it is no eager module with floating-point weights.
@@ -60,6 +61,9 @@ def usable(given: object, name: str) -> nn.Module:
         for key, child in part.named_children():
             if child is not (inside := _inside(child)):
                 setattr(part, key, inside)
+        for key, buffer in [*part.named_buffers(recurse=False)]:
+            if buffer.layout is torch.strided and 0 in buffer.stride():
+                part._buffers[key] = buffer.contiguous()  # no weights load into an expanded one
         for key in [key.removesuffix("_orig") for key, _ in part.named_parameters(recurse=False)]:
             if hasattr(part, f"{key}_orig") and hasattr(part, f"{key}_mask"):
                 prune.remove(part, key)  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from tests.families import FAMILIES, C, Mlp, images, network
 from updp.blocks.tracing.calls import Arguments, record_calls
 from updp.blocks.tracing.check import check_graph
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
-from updp.blocks.tracing.trace import trace_alone, trains_otherwise
+from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,3 +142,29 @@ def test_missing_arguments_and_failing_graphs_are_reported() -> None:
         run_graph(Taking(), graph, Arguments((torch.zeros(2),)))
     with pytest.raises(NotTraceable, match=r"its graph does not run: .*size of tensor"):
         run_graph(Taking(), graph, Arguments((torch.zeros(2), torch.zeros(3))))
+
+
+class Buffered(nn.Module):
+    """One of its buffers has one value for several places, two are overwritten, one is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(0.5).expand(3, 1, 1))
+        self.register_buffer("shift", torch.tensor([0.5, torch.nan]).expand(3, 2))
+        self.register_buffer("last", torch.zeros(3, 1, 1))
+        self.register_buffer("graph", torch.eye(3).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last.copy_(x.mean((0, 2, 3))[:, None, None])
+        self.shift[0] += 1
+        return x - self.mean
+
+
+def test_buffers_of_any_kind_are_put_back() -> None:
+    module = Buffered()
+    with restored(module):
+        module(torch.ones(2, 3, 4, 4))
+        assert module.last.all()
+        assert module.shift[0, 0] == 1.5
+    assert not module.last.any()
+    assert module.shift.tolist()[2][0] == 0.5

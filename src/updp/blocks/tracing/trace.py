@@ -137,7 +137,15 @@ def restored(*modules: nn.Module) -> Iterator[None]:
             module._buffers.clear()
             module._buffers.update(buffers)
         for buffer, value in values:
-            buffer.copy_(value)
+            _put_back(buffer, value)
+
+
+def _put_back(buffer: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy a value into a buffer; of one that is expanded each place in memory once."""
+    if buffer.layout is torch.strided:
+        once = tuple(slice(None if stride else 1) for stride in buffer.stride())
+        buffer, value = buffer[once], value[once]
+    buffer.copy_(value)
 
 
 @contextmanager
