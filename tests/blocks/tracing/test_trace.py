@@ -168,3 +168,22 @@ def test_buffers_of_any_kind_are_put_back() -> None:
         assert module.shift[0, 0] == 1.5
     assert not module.last.any()
     assert module.shift.tolist()[2][0] == 0.5
+
+
+class Emptied(nn.Module):
+    """Numbers are assigned where masks of the first axes, or of all, are true, and by index."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z, last = x * 2, x.clone(), x + 1
+        y[x[..., 0] > 0] = 0
+        y[x > 1] = 0.5
+        z[torch.arange(x.shape[1], device=x.device)[:2]] = 2
+        last[x.sum() < 0] = 3
+        return y + z + last
+
+
+def test_numbers_are_assigned_by_masks_and_indices_of_any_shape() -> None:
+    module, few, more = Emptied(), torch.randn(4, 3, 2), torch.randn(5, 3, 2)
+    graph = trace_alone(module, Arguments((few,)))
+    for x in (few, more, -more, more.double()):
+        assert torch.equal(run_graph(module, graph, Arguments((x,)))["output"], module(x))

@@ -139,10 +139,15 @@ def _assigned(
     """
     x = notes.values[whole]
     with graph.inserting_before(before):
-        if isinstance(index, fx.Node) and isinstance(notes.values.get(index), Tensor):
-            if not isinstance(notes.values.get(value, value), Tensor):
+        if isinstance(index, fx.Node) and isinstance(at := notes.values.get(index), Tensor):
+            if isinstance(notes.values.get(value, value), Tensor):
+                new = graph.call_method("index_put", (whole, (index,), value))
+            elif at.dtype == torch.bool:
+                for _ in range(x.ndim - at.ndim):  # it fills from the last axis
+                    index = graph.call_method("unsqueeze", (index, -1))
                 new = graph.call_method("masked_fill", (whole, index, value))
             else:
+                value = graph.call_method("new_full", (whole, (), value))
                 new = graph.call_method("index_put", (whole, (index,), value))
             notes.values[new] = x
             return new
