@@ -20,7 +20,7 @@ from updp.blocks import find
 from updp.candidates import proposals
 from updp.data import preprocess_for, resize_for
 from updp.errors import UserError
-from updp.models import load_model, num_outputs
+from updp.models import load_model, num_outputs, own_copy
 from updp.recipe import CandidateSettings
 from updp.supernet import Supernet
 
@@ -178,3 +178,35 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(UserError, match="is no image classifier"):
         load_model(f"hf/{tmp_path}")
+
+
+class Wrapped(torch.nn.Module):
+    """A user's own module around a language model."""
+
+    def __init__(self, lm: torch.nn.Module) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.lm(input_ids=input_ids).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_wrapped_language_model_keeps_no_cache(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {
+        **{"vocab_size": 11, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8},
+    }
+    torch.manual_seed(0)
+    if name == "llama":
+        lm = transformers.LlamaForCausalLM(transformers.LlamaConfig(**size))
+    else:
+        vision = VIT | {"num_hidden_layers": 1, "num_channels": 3}
+        parts = {"text_config": size, "vision_config": vision, "mm_tokens_per_image": 4}
+        config = transformers.Gemma3Config(**parts)
+        lm = transformers.Gemma3ForConditionalGeneration(config)
+    ids = torch.arange(10).view(2, 5)
+    for model in (own_copy(Wrapped(lm)).lm, own_copy(lm)):
+        assert model.eval()(input_ids=ids).past_key_values is None
+    assert lm.eval()(input_ids=ids).past_key_values is not None

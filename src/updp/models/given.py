@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,6 +55,7 @@ def usable(given: object, name: str) -> nn.Module:
     for part in [*module.modules()]:
         if part._compiled_call_impl is not None:  # left by `Module.compile`
             part._compiled_call_impl = None
+        _keep_no_cache(getattr(part, "config", None))
         if isinstance(part, nn.TransformerEncoder) and getattr(part, "use_nested_tensor", False):
             # Its layers would get nested tensors, in evaluation alone, which no graph takes.
             part.use_nested_tensor = False
@@ -67,11 +69,6 @@ def usable(given: object, name: str) -> nn.Module:
         for key in [key.removesuffix("_orig") for key, _ in part.named_parameters(recurse=False)]:
             if hasattr(part, f"{key}_orig") and hasattr(part, f"{key}_mask"):
                 prune.remove(part, key)  # type: ignore[no-untyped-call]
-    config = getattr(module, "config", None)
-    if getattr(config, "use_cache", None) is True:
-        # Transformers' decoders would hand on keys and values of earlier tokens, which each run of
-        # a block would add to. `generate` asks for them by itself.
-        config.use_cache = False  # type: ignore[union-attr]
     types = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if types:
         listed = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
@@ -80,6 +77,20 @@ def usable(given: object, name: str) -> nn.Module:
         )
         module.float()
     return module
+
+
+def _keep_no_cache(config: Any) -> None:
+    """Turn the cache off in a configuration of transformers, and in those that are parts of it.
+
+    Decoders would hand on keys and values of earlier tokens, which each run of a block would add
+    to. `generate` asks for them by itself.
+    """
+    if not hasattr(config, "model_type"):
+        return
+    if getattr(config, "use_cache", None) is True:
+        config.use_cache = False
+    for part in vars(config).values():  # such as `text_config`
+        _keep_no_cache(part)
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
