@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from updp.blocks.closures import rebind
 from updp.blocks.modules import UserCodeError, call_user_code
-from updp.errors import reason
+from updp.errors import is_out_of_memory, reason
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,6 +31,8 @@ def copy_module(module: M) -> M:
         rebind(copied, copies)
         return copied
     except Exception as error:  # of the user's classes: any
+        if is_out_of_memory(error):
+            raise
         before = len(memo)
         for part in module.modules():
             _share([*vars(part).values()], memo, {id(m) for m in module.modules()})

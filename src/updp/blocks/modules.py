@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from updp.errors import reason
+from updp.errors import is_out_of_memory, reason
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -21,8 +21,19 @@ class UserCodeError(Exception):
 def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call user code; raise `UserCodeError` for any exception, and where it ends the program.
 
-    Only user code belongs in the call, so that our own bugs are not caught with it.
+    Only user code belongs in the call, so that our own bugs are not caught with it. An error that
+    says that memory does not suffice is passed on: it says nothing of the code.
     """
+    try:
+        return try_user_code(function, *args, **kwargs)
+    except UserCodeError as error:
+        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            raise error.__cause__ from None
+        raise
+
+
+def try_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """As `call_user_code`, for what the user did not ask for: it may also be too large."""
     # `fx.GraphModule.__call__` prints its code to stderr when the forward fails.
     if isinstance(function, fx.GraphModule):
         function = function.forward  # type: ignore[assignment]

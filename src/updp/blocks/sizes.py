@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from updp.blocks.findings import Findings
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, try_user_code
 from updp.blocks.nested import Samples, map_tensors
 from updp.blocks.rewrite_check import unpruned
 from updp.blocks.tracing.calls import copied
@@ -70,7 +70,7 @@ def try_other_size(model: nn.Module, findings: Findings, images: Samples) -> Oth
     def run() -> Any:
         # What a forward keeps of this size belongs neither to the next run nor to the user's model.
         with restored(*model.modules()):
-            return map_tensors(copied, call_user_code(model, x.clone()))
+            return map_tensors(copied, try_user_code(model, x.clone()))
 
     try:
         expected = run()

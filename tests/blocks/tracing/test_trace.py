@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tests.blocks.tracing.graphs import residual_regions
 from tests.families import FAMILIES, C, Mlp, images, network
+from updp.blocks.modules import call_user_code
 from updp.blocks.tracing.calls import Arguments, record_calls
 from updp.blocks.tracing.check import check_graph
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
@@ -187,3 +188,22 @@ def test_numbers_are_assigned_by_masks_and_indices_of_any_shape() -> None:
     graph = trace_alone(module, Arguments((few,)))
     for x in (few, more, -more, more.double()):
         assert torch.equal(run_graph(module, graph, Arguments((x,)))["output"], module(x))
+
+
+class Large(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return x
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_forward() -> None:
+    module, few, more = nn.Sequential(Large()), *(Arguments((torch.ones(n, 3),)) for n in (4, 5))
+    graph = trace_alone(module, few)
+    for attempt in (
+        lambda: trace_alone(module, more),
+        lambda: run_graph(module, graph, more),
+        lambda: call_user_code(module, *more.args),
+    ):
+        with pytest.raises(torch.OutOfMemoryError, match="of memory"):
+            attempt()

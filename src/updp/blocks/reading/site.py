@@ -16,6 +16,7 @@ from updp.blocks.reading.scaling import NotScalable, scaled, scaled_sizes
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
 from updp.blocks.surgery import extract
 from updp.blocks.tracing.region import Region
+from updp.errors import is_out_of_memory
 
 _TOLERANCE = 1e-4  # relative, float32: between a chain and the block it was read from
 _MISREAD = "the steps read from its graph do not compute what it computes"
@@ -219,6 +220,8 @@ def _check(chain: Chain, x: Tensor, expected: object) -> None:
         with torch.no_grad():
             y = chain.keep(x)
     except RuntimeError as error:  # the shapes do not fit
+        if is_out_of_memory(error):
+            raise
         raise NotAChain(_MISREAD) from error
     if not _equal(y, expected):
         raise NotAChain(_MISREAD)

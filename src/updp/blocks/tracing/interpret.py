@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from updp.blocks.teach import forward_of
 from updp.blocks.tracing.calls import Arguments, arguments, copied
+from updp.errors import is_out_of_memory
 
 
 class NotTraceable(Exception):
@@ -38,6 +39,8 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
         with torch.no_grad():
             Recorder(module, garbage_collect_values=False, graph=graph).run()
     except Exception as error:  # user code may raise any
+        if is_out_of_memory(error):
+            raise
         raise NotTraceable(f"its graph does not run: {first_line(error)}") from error
     return values
 

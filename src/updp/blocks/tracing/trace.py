@@ -19,6 +19,7 @@ from updp.blocks.tracing.inlining import to_inline
 from updp.blocks.tracing.interpret import NotTraceable, first_line
 from updp.blocks.tracing.overwrites import Notes, follow_overwrites, share_memory
 from updp.blocks.tracing.tracer import Tracer
+from updp.errors import is_out_of_memory
 
 _DRAWS = 8  # traces of a forward in training that draws: a block may be left out at random
 _MOST_FOREIGN = 16  # functions that one forward may call which take no proxies
@@ -103,6 +104,8 @@ def _trace_through(
         except NotTraceable:
             raise
         except Exception as error:  # fx raises many kinds, and user code may raise any
+            if is_out_of_memory(error):
+                raise
             first = first or NotTraceable(_reason(error))
             found = foreign_function(error)
             known = found is None or found.function in [f.function for f in foreign]

@@ -27,7 +27,7 @@ from updp.candidates.attention.reduce import reduced
 from updp.candidates.base import Candidate
 from updp.candidates.parts.regraph import RewiredForm
 from updp.candidates.parts.widths import share_of
-from updp.errors import UserError
+from updp.errors import UserError, is_out_of_memory
 from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
 from updp.fit.operator import channel_factor, skip_of
 from updp.recipe import CandidateSettings, FitSettings
@@ -112,6 +112,8 @@ class NarrowAttention(Candidate):
         try:
             heads = read_heads(self.layout, site, block, graph)
         except (AttributeError, IndexError, RuntimeError, UserCodeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise wrong from error
         if (heads.count, *heads.sizes) != self.of or not all(map(_is_some, self.sizes, self.of)):
             raise wrong

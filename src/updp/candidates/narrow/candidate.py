@@ -23,7 +23,7 @@ from updp.candidates.base import Candidate, Form
 from updp.candidates.narrow.channels import InnerChannels, inner_channels, on_modules
 from updp.candidates.narrow.hidden_form import HiddenNarrowForm, find_hidden, propose_widths
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
-from updp.errors import UserError
+from updp.errors import UserError, is_out_of_memory
 from updp.fit import Fitted
 from updp.fit.fitting import FitTask
 from updp.fit.operator import OperatorFit, skip_of
@@ -185,6 +185,8 @@ def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     try:
         narrow = NarrowForm(site, block, graph, width)
     except (IndexError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         _log.info("%s: no narrow form: %s", site.name, error)
         return False
     # A buffer that is not saved would not follow the channels that a fit has chosen.

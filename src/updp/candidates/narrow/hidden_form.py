@@ -22,6 +22,7 @@ from updp.candidates.narrow.heads import head_channels
 from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
 from updp.candidates.parts.widths import share_of
+from updp.errors import is_out_of_memory
 from updp.fit import Fitted
 from updp.fit.fitting import FitTask
 from updp.fit.operator import OperatorFit, skip_of
@@ -166,6 +167,8 @@ def works(
         with redirect_stderr(StringIO()):  # where fx prints the code that failed
             expected, *outputs = (call_user_code(part, *site.example(block)) for part in parts)
     except (UserCodeError, IndexError, RuntimeError, ValueError) as error:  # it cannot be cut
+        if is_out_of_memory(error):
+            raise
         _log.info("%s: no narrow form: %s", site.name, error)
         return False
     near = _TOLERANCE * expected.norm()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, try_user_code
 from updp.blocks.nested import Samples, call, tensors_in
 from updp.data.feed import Feed
 from updp.deploy.export.base import Network
@@ -103,7 +103,7 @@ def resized(model: nn.Module, inputs: Samples) -> Iterator[tuple[Samples, Tensor
     """Inputs at other sizes with their logits, for sizes that the model takes."""
     for scaled in other_inputs(inputs):
         try:
-            expected = call_user_code(logits, model, [scaled])
+            expected = try_user_code(logits, model, [scaled])
         except UserCodeError:  # the model does not take this size
             continue
         yield scaled, expected

@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
 
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, to_eval
+from updp.blocks.modules import UserCodeError, call_user_code, to_eval, try_user_code
 from updp.blocks.nested import ModelInputs, Samples, call, take, tensors_in
 from updp.errors import UserError
 from updp.io.quiet import quiet, silent
@@ -140,12 +140,12 @@ def _take_others(model: nn.Module, program: CapturedModel, inputs: Samples) -> b
     for others in other_inputs(take(inputs, slice(2))):
         with quiet(), torch.no_grad():
             try:
-                call_user_code(call, model, others)
+                try_user_code(call, model, others)
             except UserCodeError:
                 if not taken:  # the first, without which the next ones prove nothing
                     return False
                 continue
-            call_user_code(call, captured, others)
+            try_user_code(call, captured, others)
         taken = True
     return taken
 
