@@ -207,3 +207,22 @@ def test_a_lack_of_memory_is_no_fault_of_the_forward() -> None:
     ):
         with pytest.raises(torch.OutOfMemoryError, match="of memory"):
             attempt()
+
+
+class Scaled(nn.Module):
+    """It reads a number from a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.mlp = Mlp(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale.item() * self.mlp(x)
+
+
+def test_a_number_of_a_buffer_is_read_at_run_time() -> None:
+    module, call = Scaled(), Arguments((torch.randn(2, C),))
+    graph = trace_alone(module, call)
+    module.scale.fill_(0.7)
+    assert torch.equal(run_graph(module, graph, call)["output"], module(*call.args))

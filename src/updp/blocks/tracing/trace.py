@@ -75,15 +75,15 @@ def trains_otherwise(module: nn.Module, call: Arguments, graph: fx.Graph) -> boo
 def _trace(
     module: nn.Module, call: Arguments | None, training: bool, inlined: Mapping[str, bool]
 ) -> tuple[fx.Graph, Mapping[fx.Node, Any]]:
-    """Trace, with None as a constant at the second try, then with buffers read in the graph."""
+    """Trace, with None as a constant at the second try, then with buffers as constants, too."""
     make_tracer = partial(Tracer, call, inlined, training=training)
     errors: list[NotTraceable] = []
-    for buffers, fixed in product((False, True), (False, True)) if call else [(False, False)]:
+    for buffers, fixed in product((True, False), (False, True)) if call else [(False, False)]:
         try:
             return _trace_through(module, partial(make_tracer, fixed=fixed, buffers=buffers))
         except NotTraceable as error:
             errors.append(error)
-    raise errors[len(errors) > 1]
+    raise errors[-1]
 
 
 def _trace_through(
