@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tests.blocks.tracing.graphs import residual_regions
-from tests.families import FAMILIES, C, Mlp, images, network
+from tests.families import FAMILIES, C, Mlp, conv, images, network
+from updp.blocks import find
 from updp.blocks.modules import call_user_code
 from updp.blocks.tracing.calls import Arguments, record_calls
 from updp.blocks.tracing.check import check_graph
@@ -226,3 +227,47 @@ def test_a_number_of_a_buffer_is_read_at_run_time() -> None:
     graph = trace_alone(module, call)
     module.scale.fill_(0.7)
     assert torch.equal(run_graph(module, graph, call)["output"], module(*call.args))
+
+
+class OwnPlace(nn.Module):
+    """It reads device and type of weights of its own; a type that it names is another thing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(C, C), conv(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = next(self.parameters())
+        x = x.to(own.device).to(dtype=own.dtype)
+        steps = torch.arange(x.shape[1], device=own.device, dtype=own.dtype)
+        gate = torch.softmax(steps, 0, dtype=torch.float32).to(x)
+        y = x + self.b(F.relu(self.a(x)).to(own.dtype)) * gate[:, None, None]
+        return y * torch.ones(1, device=own.device)
+
+
+def test_device_and_type_of_its_own_are_those_of_the_input() -> None:
+    module, x = OwnPlace(), torch.randn(2, C, 9, 7)
+    graph = trace_alone(module, Arguments((x,)))
+    assert torch.equal(run_graph(module, graph, Arguments((x,)))["output"], module(x))
+    constants: list[object] = []
+    for node in graph.nodes:
+        fx.node.map_aggregate((node.args, node.kwargs), constants.append)
+    assert not [c for c in constants if isinstance(c, torch.device)]
+    assert [c for c in constants if isinstance(c, torch.dtype)] == [torch.float32]
+    module.double()
+    found = run_graph(module, graph, Arguments((x.double(),)))["output"]
+    assert found.dtype == torch.float64
+    assert torch.equal(found, module(x.double()))
+    module.to("meta")
+    assert run_graph(module, graph, Arguments((x.to("meta"),)))["output"].is_meta
+
+
+def test_reading_a_place_of_its_own_costs_no_site() -> None:
+    class Block(OwnPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            own = next(self.parameters())
+            x = x.to(own.device).to(dtype=own.dtype)
+            return x + self.b(F.relu(self.a(x.to(own.dtype))).to(own.device))
+
+    sites = find(nn.Sequential(Block(), Block()).eval(), torch.randn(2, C, 9, 7)).sites
+    assert [site.branch is not None for site in sites] == [True, True]

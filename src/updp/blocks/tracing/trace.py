@@ -15,9 +15,10 @@ from torch import fx, nn
 
 from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.foreign import Foreign, foreign_function
-from updp.blocks.tracing.inlining import to_inline
+from updp.blocks.tracing.inlining import Traced, to_inline
 from updp.blocks.tracing.interpret import NotTraceable, first_line
 from updp.blocks.tracing.overwrites import Notes, follow_overwrites, share_memory
+from updp.blocks.tracing.own_place import follow_inputs
 from updp.blocks.tracing.tracer import Tracer
 from updp.errors import is_out_of_memory
 
@@ -44,17 +45,20 @@ def trace_alone(
         NotTraceable: control flow on tensor values, or effects that a graph does not keep.
     """
 
-    def trace(part: nn.Module, given: Arguments) -> tuple[fx.Graph, Mapping[fx.Node, Any]]:
+    def trace(part: nn.Module, given: Arguments) -> Traced:
         return _trace(part, given, training, {})
 
     graph, values = _trace(module, call, training, {})
+    if call is None:
+        return graph
     inlined: dict[str, bool] = {}
-    while call is not None and (more := to_inline(module, (graph, values), trace)):
-        inlined |= more
+    while more := to_inline(module, (graph, values), trace):
         try:
-            graph, values = _trace(module, call, training, inlined)
+            graph, values = _trace(module, call, training, inlined | more)
         except NotTraceable:
             break
+        inlined |= more
+    follow_inputs(module, call, (graph, values), lambda m, c: _trace(m, c, training, inlined))
     return graph
 
 
@@ -74,7 +78,7 @@ def trains_otherwise(module: nn.Module, call: Arguments, graph: fx.Graph) -> boo
 
 def _trace(
     module: nn.Module, call: Arguments | None, training: bool, inlined: Mapping[str, bool]
-) -> tuple[fx.Graph, Mapping[fx.Node, Any]]:
+) -> Traced:
     """Trace, with None as a constant at the second try, then with buffers as constants, too."""
     make_tracer = partial(Tracer, call, inlined, training=training)
     errors: list[NotTraceable] = []
@@ -86,9 +90,7 @@ def _trace(
     raise errors[-1]
 
 
-def _trace_through(
-    module: nn.Module, make_tracer: Callable[..., Tracer]
-) -> tuple[fx.Graph, Mapping[fx.Node, Any]]:
+def _trace_through(module: nn.Module, make_tracer: Callable[..., Tracer]) -> Traced:
     """Trace, and again with each function that takes no proxies as one node."""
     foreign: list[Foreign] = []
     first: NotTraceable | None = None

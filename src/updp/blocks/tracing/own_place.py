@@ -1,0 +1,100 @@
+"""Device and type of a module's own, which a graph reads from its inputs: a model may be moved."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from updp.blocks.modules import like_of
+from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.inlining import Traced
+from updp.blocks.tracing.interpret import NotTraceable
+
+_OTHER = torch.float64  # a type that no module has by itself: see `models.given`
+
+
+def follow_inputs(
+    module: nn.Module, call: Arguments, traced: Traced, trace: Callable[..., Traced]
+) -> None:
+    """Let a graph read the device and type that its forward read of the module's own tensors.
+
+    `next(self.parameters()).device` is a constant once it is traced. It is read from an input of
+    the node that has it, else from an argument of the forward, where one has the same.
+
+    Args:
+        module: that was traced as `traced`, whose graph is changed.
+        call: arguments of that trace.
+        trace: traces a module with arguments as `module` was traced.
+    """
+    graph, values = traced
+    own = like_of(module)
+    for node in list(graph.nodes):
+        _replace(node, own.device, "device", values)
+    typed = [node for node in graph.nodes if own.dtype in _leaves(node)]
+    if not typed or own.dtype == _OTHER:
+        return
+    try:  # A type that the forward names is the same for a module of another type.
+        with _elsewhere(module):
+            other, _ = trace(module, Arguments(*map_aggregate((call.args, call.kwargs), _empty)))
+    except NotTraceable:
+        return
+    twins = {node.name: node for node in other.nodes}
+    for node in typed:
+        if node.name in twins and own.dtype not in _leaves(twins[node.name]):
+            _replace(node, own.dtype, "dtype", values)
+
+
+def _leaves(node: fx.Node) -> list[Any]:
+    found: list[Any] = []
+    map_aggregate((node.args, node.kwargs), found.append)
+    return found
+
+
+@contextmanager
+def _elsewhere(module: nn.Module) -> Iterator[None]:
+    """Context in which a module's tensors are of another type and on no device."""
+    tables: list[dict[str, Any]] = [
+        table for part in module.modules() for table in (part._parameters, part._buffers)
+    ]
+    before = [dict(table) for table in tables]
+    empty: dict[Any, Any] = {}  # a shared one stays shared
+    try:
+        for table in tables:
+            for key, value in table.items():
+                table[key] = empty.setdefault(id(value), _empty(value))
+        yield
+    finally:
+        for table, own in zip(tables, before, strict=True):
+            table.update(own)
+
+
+def _empty(value: Any) -> Any:
+    """A tensor of the same shape without values, of another type; anything else as it is."""
+    if not isinstance(value, Tensor) or value.is_nested or value.layout is not torch.strided:
+        return value
+    dtype = _OTHER if value.is_floating_point() else value.dtype
+    made = torch.empty_like(value, dtype=dtype, device="meta", requires_grad=value.requires_grad)
+    return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
+
+
+def _replace(node: fx.Node, constant: Any, name: str, values: Mapping[fx.Node, Any]) -> None:
+    """Let a node read a constant among its arguments as the attribute `name` of a tensor."""
+    if constant not in _leaves(node):
+        return
+    arguments = [n for n in node.graph.nodes if n.op == "placeholder"]
+    found = (
+        n
+        for n in (*node.all_input_nodes, *arguments)
+        if isinstance(value := values.get(n), Tensor) and getattr(value, name) == constant
+    )
+    source = next(found, None)
+    if source is None:
+        return
+    with node.graph.inserting_before(node):
+        read = node.graph.call_function(getattr, (source, name))
+    node.args, node.kwargs = map_aggregate(
+        (node.args, node.kwargs), lambda leaf: read if leaf == constant else leaf
+    )
