@@ -45,7 +45,7 @@ def prune_channels(
     model = copy.deepcopy(model).cpu().eval()
     if kind == "taylor":
         for x, labels in batches:
-            F.cross_entropy(model(x.cpu()), labels.cpu()).backward()
+            F.cross_entropy(model(x.cpu()), labels.cpu()).backward()  # type: ignore[no-untyped-call]
     attentions = [m for m in model.modules() if isinstance(m, Attention)]
     classifier = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     with warnings.catch_warnings(action="ignore"):  # about parameters that no layer owns

@@ -97,9 +97,9 @@ def eva_mini() -> nn.Module:
 
 def mobilenetv2_same() -> nn.Module:
     """MobileNetV2-1.0 with TensorFlow's padding and pixels, as its weights want. 300 MMACs."""
-    model = timm.create_model("mobilenetv2_100", pad_type="same")
+    model: nn.Module = timm.create_model("mobilenetv2_100", pad_type="same")
     half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
-    model.pretrained_cfg = dict(model.pretrained_cfg) | half
+    vars(model)["pretrained_cfg"] = dict(vars(model)["pretrained_cfg"]) | half
     return model
 
 
@@ -122,7 +122,7 @@ def _for_narrow(model: nn.Module) -> nn.Module:
 
 def _configured(model: nn.Module) -> nn.Module:
     """Attach timm's configuration, which says how images become inputs."""
-    model.pretrained_cfg = {
+    vars(model)["pretrained_cfg"] = {
         "input_size": (3, 32, 32),
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.accuracy.baselines import Network
+from benchmarks.common.data import image_size
 from updp.candidates import Candidate, Offer, from_json
 from updp.data import Source, preprocess_for
 from updp.data.example import make_example
@@ -61,7 +62,7 @@ class Subject:
 
     def feed(self, recipe: Recipe) -> Feed:
         """The images as the recipe splits them."""
-        preprocess = preprocess_for(self.model, self.data.image_size)
+        preprocess = preprocess_for(self.model, image_size(self.data))
         return Feed(
             self.data,
             preprocess,
@@ -139,8 +140,9 @@ def planned_run(
     plan, own_survey = plan_of(choices, survey, recipe)
     run = open_run_directory(subject.inputs(recipe, progress, plan), folder, last="subnet")
     if not run.directory.is_done("sites"):
-        run.directory.describe(RunRecord.of(run.inputs), recipe)
-        run.directory.begin(run.context.keys["sites"])
+        run.directory.describe(RunRecord.of(run.context), recipe)
+        run.directory.make_stage("sites")
+        run.context.keys["sites"].write(folder)
         own_survey.write(folder)
         run.directory.done("sites")
     run.until("search")

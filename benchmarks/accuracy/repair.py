@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     linear = [f"blocks.{number}:mlp" for number in LINEAR]
     choices = {name: net.switches[name].labels[0] for name in linear}
     settings = FitSettings(repair=options.repair, judged=options.judged)
-    rows = fit_plan(net, choices, list(images[:FITTED].split(BATCH)), settings)
+    rows = fit_plan(net, choices, list(torch.split(images[:FITTED], BATCH)), settings)
     for row in rows:
         kept = "" if row.divergence is None else f", kept {row.kept:g}, KL {row.divergence:.3f}"
         print(f"{row.site} {row.operator}: error {row.prior_error:.3f} to {row.error:.3f}{kept}")
@@ -84,7 +84,7 @@ def supernet(model: nn.Module, images: Tensor) -> Supernet:
 
 def logits_of(net: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, classes)."""
-    return torch.cat([net(batch) for batch in images.split(BATCH)])
+    return torch.cat([net(batch) for batch in torch.split(images, BATCH)])
 
 
 def figures(logits: Tensor, wanted: Tensor, labels: Tensor) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,10 @@ from torch import Tensor
 from benchmarks.accuracy.baselines import BASELINES, MINI, NETWORKS, Network, source
 from benchmarks.common.classifiers import top1
 from benchmarks.common.clock import Clock, TimeUp
+from benchmarks.common.data import image_size
 from benchmarks.common.output import device_name, make_parser
 from updp.blocks import Findings
+from updp.blocks.nested import Samples
 from updp.data import preprocess_for
 from updp.data.feed import Feed
 from updp.io.files import read_json, write_json, write_tensors
@@ -46,13 +49,14 @@ def run(
         return done
     model = load_model(network.model, seed=0).to(device).to(memory_format=torch.channels_last)
     data = source(network)
-    preprocess = preprocess_for(model, data.image_size)
+    preprocess = preprocess_for(model, image_size(data))
     feed = Feed(data, preprocess, network.recipe(data).data, seed=0, device=device)
     net = Supernet(model, Findings((), (), {}), {})  # nothing in it is switchable
 
     def step(
-        images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
-    ) -> dict[str, Tensor]:
+        images: Samples, targets: Any, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, float | Tensor]:
+        assert isinstance(images, Tensor)
         logits = net(images.contiguous(memory_format=torch.channels_last))
         loss = classification(logits, targets, training.label_smoothing)
         precision.backward(loss)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
@@ -120,7 +121,7 @@ class Versus:
 
         trial = Trial(self.folder / "baseline", subject, FREE, make, build)
         rows = trial.rows(self.rates, self.options.seeds)
-        return mean(row["top1"] for row in rows)
+        return float(mean(row["top1"] for row in rows))
 
     def figures(self, trial: Trial) -> Result:
         """Accuracy with the best of the learning rates, MACs of an image, parameters."""
@@ -148,7 +149,7 @@ class Versus:
             times = compare_modules(
                 built, self.stopwatch.x, settings=self.stopwatch.measure, rounds=21
             )
-            known = {"models": models, "times": {n: t.to_json() for n, t in times.items()}}
+            known = {"models": models, "times": {n: asdict(t) for n, t in times.items()}}
             write_json(file, known)
         self.baseline_ms = known["times"]["baseline"]["ms"]
         for name, (_, row) in trials.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from updp.data import Source
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 
@@ -12,6 +14,12 @@ def check_data() -> None:
     """Raise SystemExit, in one line, where the shared data is missing."""
     if not DATA.is_dir():
         raise SystemExit(f"{DATA} is missing: this benchmark needs its images")
+
+
+def image_size(source: Source) -> tuple[int, int, int]:
+    """Size (C, H, W) of the images of opened data."""
+    channels, height, width = source.image_size
+    return channels, height, width
 
 
 def cifar_resnet(name: str) -> tuple[str, Path]:

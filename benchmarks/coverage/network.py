@@ -82,11 +82,11 @@ def measure(name: str, rounds: int = 7) -> Result:
         net.calibrate(x)
         net.choose({n: c.label for n, c in chosen.items()})
         for dtype, limit in ((torch.float64, FLOAT64), (torch.float32, FLOAT32)):
-            error, where, rounding = worst_error(net, x[:1], dtype, task)
+            gap, where, rounding = worst_error(net, x[:1], dtype, task)
             key = str(dtype).removeprefix("torch.") + suffix
-            result[key] = error
-            if not error <= max(limit, ROUNDINGS * rounding):
-                return {**result, "status": "failed", "reason": f"{where}: {key} error {error:.1e}"}
+            result[key] = gap
+            if not gap <= max(limit, ROUNDINGS * rounding):
+                return {**result, "status": "failed", "reason": f"{where}: {key} error {gap:.1e}"}
         if not suffix:
             merged = net.merged()
             if rounds:

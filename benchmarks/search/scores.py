@@ -20,11 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
-from torch import Tensor
-
 from benchmarks.common.classifiers import accuracy, predict
 from benchmarks.common.data import DATA, ROOT, check_data, cifar_resnet
 from benchmarks.common.output import Output, Result, make_parser
+from updp.data.batches import Batch
 from updp.data.feed import Feed
 from updp.io.files import read_json, write_json
 from updp.io.progress import Silent
@@ -116,9 +115,9 @@ class Case:
         }
 
 
-def first_batches(feed: Feed) -> list[tuple[Tensor, Tensor]]:
+def first_batches(feed: Feed) -> list[Batch]:
     """Batches of test images and labels: at least IMAGES images, or all that there are."""
-    batches: list[tuple[Tensor, Tensor]] = []
+    batches: list[Batch] = []
     for batch in feed.test():
         batches.append(batch)
         if sum(len(labels) for _, labels in batches) >= IMAGES:

@@ -87,7 +87,7 @@ def train(root: Path) -> list[float]:
     found = []
     for step, (inputs, labels) in enumerate(islice(feed.training(0), STEPS), 1):
         optimizer.zero_grad()
-        F.cross_entropy(model(inputs), labels).backward()
+        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % EVERY == 0:
             found.append(resident())

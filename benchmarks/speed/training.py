@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -33,11 +34,14 @@ import torch.nn.functional as F
 from timm.utils import AverageMeter
 from torch import Tensor, nn
 
-from benchmarks.common.data import DATA, check_data
+from benchmarks.common.data import DATA, check_data, image_size
 from benchmarks.common.output import Result, device_name, make_parser, slug
 from updp.blocks import Findings, find
+from updp.blocks.modules import like_of
+from updp.blocks.nested import Samples
 from updp.candidates import make_offers
 from updp.data import open_source, preprocess_for
+from updp.data.batches import Batch
 from updp.data.feed import Feed
 from updp.io.progress import Silent
 from updp.measure import Latency, Timing, compare
@@ -67,12 +71,13 @@ class StepRun:
         net: nn.Module,
         step: Step,
         settings: TrainingSettings,
-        batch: tuple[Tensor, Tensor],
+        batch: Batch,
         number: int = 0,
     ) -> None:
         self.net, self._step, self._batch, self._number = net, step, batch, number
         self._optimizer = make_optimizer(net, settings)
-        self._precision = MixedPrecision(net, settings, batch[0].device, "benchmark")
+        device = like_of(net).device
+        self._precision = MixedPrecision(net, settings, device, "benchmark")
         self._mode = settings.norms == "train"
 
     def __call__(self) -> None:
@@ -117,8 +122,8 @@ def plain_step(net: nn.Module) -> Step:
     """Forward, cross-entropy and backward."""
 
     def step(
-        images: Tensor, targets: Tensor, number: int, total: int, precision: MixedPrecision
-    ) -> dict[str, Tensor]:
+        images: Samples, targets: Any, number: int, total: int, precision: MixedPrecision
+    ) -> dict[str, float | Tensor]:
         with precision.autocast():
             loss = F.cross_entropy(net(images), targets)
         precision.backward(loss)
@@ -139,8 +144,9 @@ def steps_of(network: str, recipe: Recipe, feed: Feed) -> dict[str, StepRun]:
         model = NETWORKS[network]().to(feed.device).eval()
         model.load_state_dict(baseline.state_dict())
         net = Supernet(model, find(model, example), candidates)
-        for form in (f for switch in net.switches.values() for f in switch.forms):
-            form.set_shape("collapsed")  # as a fit leaves it, which would take minutes
+        for switch in net.switches.values():
+            for label in switch.labels:  # as a fit leaves it, which would take minutes
+                switch.form(label).set_shape("collapsed")
         return net
 
     def progressive(number: int) -> StepRun:
@@ -174,7 +180,7 @@ def timm_loop(model: nn.Module, feed: Feed, settings: TrainingSettings, steps: i
         precision.backward(loss)
         precision.step(optimizer, parameters)  # its `NativeScaler` with --clip-grad
         optimizer.zero_grad()
-        losses.update(loss.item(), images.size(0))
+        losses.update(loss.item(), len(images))
         schedule.step_update(step)
 
 
@@ -206,9 +212,12 @@ def measure(network: str, options: argparse.Namespace) -> Result:
     )
     device = torch.device(options.device)
     source = open_source(str(DATA / "cifar10"), input_size=None)
-    preprocess = preprocess_for(nn.Identity(), source.image_size)
+    preprocess = preprocess_for(nn.Identity(), image_size(source))
     feed = Feed(source, preprocess, recipe.data, seed=0, device=device)
     runs = steps_of(network, recipe, feed)
+    supernet = runs["sandwich"].net
+    assert isinstance(supernet, Supernet)
+    sites = len(supernet.switches)
     times = compare(runs, rounds=options.rounds, round_seconds=0.2)
     memory = {name: run.peak_bytes() for name, run in runs.items()}
     model = NETWORKS[network]().to(device)
@@ -225,7 +234,7 @@ def measure(network: str, options: argparse.Namespace) -> Result:
     return {
         "network": network,
         "batch": options.batch,
-        "sites": len(list(runs["sandwich"].net.switches)),
+        "sites": sites,
         "step_ms": {name: asdict(latency.ms) for name, latency in times.items()},
         "cost": {name: inverse(times[name]) for name in islice(times, 1, None)},
         "peak_bytes": memory,
