@@ -373,6 +373,43 @@ def test_chains_beside_concatenations_are_found() -> None:
     assert chains(found) == ["blocks.0.one", "blocks.0.two", "blocks.1.branch"]
 
 
+class Few(nn.Module):
+    """The first rows of a tensor; that is all of a smaller one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :8]
+
+
+FIXED = {
+    "pool": nn.AdaptiveAvgPool2d(4),
+    "maximum": nn.AdaptiveMaxPool2d((4, 4)),
+    "upsample": nn.Upsample(size=4),
+    "slice": Few(),
+}
+
+
+@pytest.mark.parametrize("module", FIXED.values(), ids=FIXED)
+def test_a_chain_ends_before_what_makes_a_fixed_size(module: nn.Module) -> None:
+    layers = [conv(3, C), nn.ReLU(), conv(C, C), nn.ReLU(), module, nn.Flatten()]
+    site = find(nn.Sequential(*layers).eval(), torch.randn(2, 3, 16, 16)).sites[0]
+    assert site.region.branch == ("_0", "_1", "_2", "_3")
+
+
+def test_a_chain_whose_steps_compute_something_else_has_its_reason_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Such as an activation of large numbers only, of which random ones show nothing."""
+
+    class Cap(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.clamp_max(100)
+
+    caplog.set_level("INFO")
+    model = nn.Sequential(conv(3, C), Cap(), conv(C, C)).eval()
+    find(model, 1e6 * torch.randn(2, 3, 16, 16))
+    assert "is no chain" in caplog.text
+
+
 def test_token_mixing_chains_are_found_between_transposes() -> None:
     """Mixer's: a network along the tokens, between two transposes."""
 

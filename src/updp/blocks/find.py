@@ -18,6 +18,7 @@ from updp.blocks.nested import Samples, count, join, map_tensors
 from updp.blocks.paths import meet, nested, under
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.growth import with_larger
+from updp.blocks.reading.naming import site_name
 from updp.blocks.reading.runs import plain_regions
 from updp.blocks.reading.site import Site, read_site
 from updp.blocks.repeatable import RecordedRun
@@ -154,9 +155,12 @@ class _Finder:
             label = self._label(name, region, 1 if named else 2)
             try:
                 site = read_site(label, name, module, graph, region, values)
-            except NotAChain:
+            except NotAChain as error:
+                _log.info("%s is no chain: %s", label, error)
                 continue
-            if site.branch is not None and self._is_free(site):
+            if site.branch is None:
+                _log.info("%s is no chain: %s", label, site.why)
+            elif self._is_free(site):
                 self._take(site)
                 self.unusable = [u for u in self.unusable if u.name != label]
 
@@ -288,13 +292,4 @@ class _Finder:
         _log.info("%s cannot be pruned: %s", label or "the model", reason)
 
     def _label(self, name: str, region: Region, count: int) -> str:
-        """Name of a site: `blocks.7`, or `blocks.7:mlp` (largest module) if one of `count`."""
-        if count == 1 and name:
-            return name
-        block = self.modules[name]
-        nodes = {n.name: n for n in self.graphs[name].nodes}
-        branch = [nodes[n] for n in region.branch]
-        called = [n for n in branch if "child" in n.meta or n.op == "call_module"]
-        modules = [str(n.meta.get("child", n.target)) for n in called]
-        size = {m: sum(p.numel() for p in block.get_submodule(m).parameters()) for m in modules}
-        return f"{name}:{max(size, key=size.__getitem__) if size else region.branch[-1]}"
+        return site_name(name, self.modules[name], self.graphs[name], region, count)

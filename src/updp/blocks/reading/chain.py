@@ -217,7 +217,7 @@ class _Reader(Cursor):
         if self.reorder(name, function):
             return True
         learns = isinstance(function, nn.Module) and any(True for _ in function.parameters())
-        kind = kind_of(moved(function) if isinstance(function, nn.Module) else function)
+        kind = kind_of(moved(function) if isinstance(function, nn.Module) else function, self.x)
         if learns and isinstance(function, nn.Module) and kind not in ("activation", "other"):
             self.add(ScaleStep(name, Factor(function)))  # even where it is 1 as yet
         elif kind == "activation":

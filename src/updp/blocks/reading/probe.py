@@ -13,6 +13,7 @@ from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of, seeded_input
 
 _EXPLAINED = 0.5  # share of variance that a line per channel must explain
+_UNEVEN = 2, 5, 3, 7  # shape of random inputs: a pool to any of the usual sizes changes it
 
 
 @torch.no_grad()
@@ -162,20 +163,22 @@ def moved(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def kind_of(function: Callable[[Tensor], Tensor]) -> str | float:
+def kind_of(function: Callable[[Tensor], Tensor], real: Tensor | None = None) -> str | float:
     """Classify a function: 'identity', 'activation' (elementwise), a scalar factor, or 'other'.
 
     An elementwise function commutes with permuting the elements of its input, and with mixing two
-    inputs element by element.
+    inputs element by element. It keeps the shape of a `real` input, too: the first 64 channels
+    are all of a few.
     """
     module = function if isinstance(function, nn.Module) else nn.Identity()
     device = like_of(module).device
     generator = torch.Generator().manual_seed(0)
-    x = 3 * torch.randn(2, 4, 4, 4, generator=generator, dtype=torch.float64).to(device)
+    x = 3 * torch.randn(_UNEVEN, generator=generator, dtype=torch.float64).to(device)
     other = -2 * x.flip(3) - 1
     here = (torch.rand(x.shape, generator=generator) < 0.5).to(device)
     order = torch.randperm(x.numel(), generator=generator).to(device)
-    values = x, other, x.flatten()[order].view_as(x), torch.where(here, x, other)
+    values = [x, other, x.flatten()[order].view_as(x), torch.where(here, x, other)]
+    values += [] if real is None else [real]
     try:
         with evaluating(module):
             results = [call_user_code(function, value.clone()) for value in values]
@@ -184,7 +187,7 @@ def kind_of(function: Callable[[Tensor], Tensor]) -> str | float:
     for y, value in zip(results, values, strict=True):
         if not isinstance(y, Tensor) or (y.shape, y.dtype) != (value.shape, value.dtype):
             return "other"
-    y, y_other, shuffled, mixed = results
+    y, y_other, shuffled, mixed = results[:4]
     if not torch.allclose(shuffled.flatten(), y.flatten()[order], atol=1e-6):
         return "other"
     if not torch.allclose(mixed, torch.where(here, y, y_other), atol=1e-6):
