@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,15 +22,15 @@ from updp.algebra import Affine
 from updp.blocks import NormStep, Site
 from updp.blocks.copying import copy_module
 from updp.blocks.folding import fold_norm
-from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks, like_of
+from updp.blocks.modules import UserCodeError, call_user_code, cast, evaluating, hooks, like_of
 from updp.blocks.surgery import Replacement, extract, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
+from updp.candidates.parts.trials import Precision, in_precision
 from updp.recipe import CandidateSettings
 
 _log = logging.getLogger(__name__)
-_TOLERANCE = 1e-9  # float64, relative: folding against not folding, on random inputs
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class FoldNorm(Candidate):
             return
         try:
             readers = _readers(site, block, graph, norm)
-            exact = bool(readers) and _is_exact(site, block, graph, norm, readers)
+            trial = partial(_is_exact, site, block, graph, norm, readers)
+            exact = bool(readers) and in_precision(trial)
         except UserCodeError as error:
             _log.info("%s: its norm does not fold: %s", site.name, error)
             return
@@ -167,18 +169,24 @@ def _sorted(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_exact(
-    site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep, readers: tuple[str, ...]
+    site: Site,
+    block: nn.Module,
+    graph: fx.Graph,
+    norm: NormStep,
+    readers: tuple[str, ...],
+    precision: Precision,
 ) -> bool:
     """Whether folding a random affine map into these readers computes what the map does."""
-    block = copy_module(block).double()
+    block = precision.copy(block)
     form = FoldNormForm(site, block, graph, FoldNorm(norm.name, readers)).eval()
     nn.init.uniform_(form.norm.weight, 0.5, 1.5)
     nn.init.normal_(form.norm.bias)
     modules = _folded(block, graph, readers, fold_norm(form.norm))
     region = site.region
+    modules = {name: cast(module, precision.dtype) for name, module in modules.items()}
     folded = substitute(block, graph, region, {**modules, norm.name: nn.Identity()})
     a, b = (_run(site, part) for part in (form._pruned[0], folded))
-    if not (exact := bool((a - b).norm() <= _TOLERANCE * a.norm())):
+    if not (exact := bool((a - b).norm() <= precision.tolerance * a.norm())):
         _log.info("%s: its norm does not fold: something else reads it, too", site.name)
     return exact
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, permutations, product
 from math import sqrt
 from typing import Any, NamedTuple
@@ -18,13 +19,12 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Site
-from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, hooks, to_eval
+from updp.blocks.modules import UserCodeError, hooks
 from updp.candidates.attention.heads import Heads
 from updp.candidates.attention.offsets import SoftmaxWatcher, causal, is_small
 from updp.candidates.attention.values import Values, equal
+from updp.candidates.parts.trials import FLOAT32, FLOAT64, Precision, in_precision
 
-_TOLERANCE = 1e-9  # float64, relative: the matrices against the branch
 _TRIED = 4  # tokens whose output is compared for each way to read the layers
 
 
@@ -89,11 +89,13 @@ def may_attend(site: Site) -> bool:
 def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | None:
     """The layout of the branch's self-attention; None if it has none that is understood.
 
-    Raises UserCodeError where the block does not run in float64.
+    Raises UserCodeError where the block does not run alone.
     """
-    if not may_attend(site):
-        return None
-    block = to_eval(copy_module(block).double())
+    return in_precision(partial(_read, site, block, graph)) if may_attend(site) else None
+
+
+def _read(site: Site, block: nn.Module, graph: fx.Graph, precision: Precision) -> Layout | None:
+    block = precision.copy(block)
     values, calls, watcher = Values(site, block, graph), list[_Call](), SoftmaxWatcher()
     with hooks(_watched(block, calls)), watcher:
         _ = values[values.last]
@@ -115,7 +117,7 @@ def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) ->
     heads = layout.read(block)
     if not layout.windows:
         return heads
-    block = to_eval(copy_module(block).double())
+    block = FLOAT64.copy(block)
     values, watcher = Values(site, block, graph), SoftmaxWatcher()
     with watcher:
         _ = values[layout.end]
@@ -126,9 +128,12 @@ def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) ->
 
 
 def _tokens(layout: Layout, block: nn.Module, values: Values) -> Tensor:
-    """Tokens (N, T, C) that the layers of queries, keys and values are given."""
-    tokens: Tensor = values[layout.start]
-    return block.get_submodule(layout.norm)(tokens) if layout.norm else tokens
+    """Tokens (N, T, C) in float64 that the layers of queries, keys and values are given."""
+    return _normed(layout, block, values[layout.start])
+
+
+def _normed(layout: Layout, block: nn.Module, tokens: Tensor) -> Tensor:
+    return (block.get_submodule(layout.norm)(tokens) if layout.norm else tokens).double()
 
 
 def _with_offsets(
@@ -167,9 +172,7 @@ def _holds(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bo
         tokens = _try(values, start, layout.start, longer)
         if wanted is None or tokens is None:
             break
-        if layout.norm:
-            tokens = block.get_submodule(layout.norm)(tokens)
-        if not _same(heads.attend(tokens), wanted):
+        if not _same(heads.attend(_normed(layout, block, tokens)), wanted):
             return False
     return True
 
@@ -272,5 +275,7 @@ def _matrix(module: nn.Module) -> Tensor:
 
 
 def _same(a: Tensor, b: Any) -> bool:
+    """Whether what the matrices compute is what the branch does, in the precision of the latter."""
     same = isinstance(b, Tensor) and a.shape == b.shape
-    return same and bool((a - b).norm() <= _TOLERANCE * b.norm())
+    tolerance = FLOAT32.tolerance if same and b.dtype == torch.float32 else FLOAT64.tolerance
+    return same and bool((a - b).norm() <= tolerance * b.norm())

@@ -17,12 +17,13 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
+from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate, Form
 from updp.candidates.narrow.channels import InnerChannels, inner_channels, on_modules
 from updp.candidates.narrow.hidden_form import HiddenNarrowForm, find_hidden, propose_widths
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
+from updp.candidates.parts.trials import Precision, in_precision
 from updp.errors import UserError, is_out_of_memory
 from updp.fit import Fitted
 from updp.fit.fitting import FitTask
@@ -31,7 +32,6 @@ from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
 _RANK, _LAST = 50, 100  # after what merges, before what leaves out the branch
-_TOLERANCE = 1e-9  # float64, relative: a narrow block against the wide one that reads as little
 
 
 @dataclass(frozen=True)
@@ -173,48 +173,52 @@ def _largest(chain: Chain, width: float) -> list[tuple[InnerChannels, Tensor]]:
     return [(inner, inner.largest(chain, count)) for inner, count in _fewer(chain, width)]
 
 
-@torch.no_grad()
 def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
     """Whether the narrow block, merged, equals the wide one with the other channels zeroed.
 
     This tries all that was read of the block's structure: it finds a module that is also called
     elsewhere, or shared by two steps. Where a gate mixes channels only the shape is compared.
     """
-    block = to_eval(copy_module(block).double())
+    try:
+        why = in_precision(partial(_why_not, site, block, graph, width))
+    except UserCodeError as error:
+        why = str(error)
+    if why:
+        _log.info("%s: no narrow form: %s", site.name, why)
+    return not why
+
+
+@torch.no_grad()
+def _why_not(
+    site: Site, block: nn.Module, graph: fx.Graph, width: float, precision: Precision
+) -> str:
+    """Why the narrow block does not work, tried in a precision; empty if it does."""
+    block = precision.copy(block)
     device = like_of(block).device
     try:
         narrow = NarrowForm(site, block, graph, width)
     except (IndexError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        _log.info("%s: no narrow form: %s", site.name, error)
-        return False
+        return str(error)
     # A buffer that is not saved would not follow the channels that a fit has chosen.
     if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
-        _log.info("%s: no narrow form: a buffer of it would not be saved", site.name)
-        return False
-    part = narrow.merged().replacement(site, torch.float64, device)
+        return "a buffer of it would not be saved"
+    part = narrow.merged().replacement(site, precision.dtype, device)
     wide = _copies(block, narrow.targets)
     chain = on_modules(site.chain, wide)
     for inner, channels in _largest(chain, width):
         inner.hide(chain, channels)
     whole = substitute(block, graph, site.region, wide)
-    try:
-        expected, *outputs = (
-            call_user_code(function, *site.example(block))
-            for function in (whole, narrow, isolate(block, graph, part))
-        )
-    except UserCodeError as error:
-        _log.info("%s: no narrow form: %s", site.name, error)
-        return False
+    expected, *outputs = (
+        call_user_code(function, *site.example(block))
+        for function in (whole, narrow, isolate(block, graph, part))
+    )
     gated = any(inner.gated for inner in inner_channels(chain))
-    for y in outputs:
-        if y.shape != expected.shape or not (
-            gated or (y - expected).norm() <= _TOLERANCE * expected.norm()
-        ):
-            _log.info("%s: no narrow form: it is not the block that reads as little", site.name)
-            return False
-    return True
+    near = precision.tolerance * expected.norm()
+    if all(y.shape == expected.shape and (gated or (y - expected).norm() <= near) for y in outputs):
+        return ""
+    return "it is not the block that reads as little"
 
 
 def _state(module: nn.Module) -> list[Tensor]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import ScaleStep, Site
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, like_of, to_eval
+from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.attention.reading import read_attention
 from updp.candidates.narrow.channels import on_modules
 from updp.candidates.narrow.heads import head_channels
 from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
+from updp.candidates.parts.trials import Precision, in_precision
 from updp.candidates.parts.widths import share_of
 from updp.errors import is_out_of_memory
 from updp.fit import Fitted
@@ -29,7 +31,6 @@ from updp.fit.operator import OperatorFit, skip_of
 from updp.recipe import FitSettings
 
 _log = logging.getLogger(__name__)
-_TOLERANCE = 1e-9  # float64, relative: a narrow block against the wide one that reads as little
 
 
 class Select(nn.Module):
@@ -142,40 +143,52 @@ class MergedHiddenNarrow:
         return _replacement(site, self.hidden, copied(self.modules), copied(self.selects))
 
 
-@torch.no_grad()
 def works(
     site: Site, block: nn.Module, graph: fx.Graph, hidden: HiddenChannels, width: float
 ) -> bool:
     """Whether the narrow block equals the wide one with the other channels' weights at zero."""
-    block = _with_all_weights(to_eval(copy_module(block).double()))
+    try:
+        why = in_precision(partial(_why_not, site, block, graph, hidden, width))
+    except (UserCodeError, IndexError, RuntimeError, ValueError) as error:  # it cannot be cut
+        if is_out_of_memory(error):
+            raise
+        why = str(error)
+    if why:
+        _log.info("%s: no narrow form: %s", site.name, why)
+    return not why
+
+
+@torch.no_grad()
+def _why_not(
+    site: Site,
+    block: nn.Module,
+    graph: fx.Graph,
+    hidden: HiddenChannels,
+    width: float,
+    precision: Precision,
+) -> str:
+    """Why the narrow block does not work, tried in a precision; empty if it does."""
+    block = _with_all_weights(precision.copy(block))
     wide = _copies(block, hidden)
     own = [hidden.module(wide, name) for name in hidden.cut_modules]
     if any(
         b.ndim and n not in module.state_dict() for module in own for n, b in module.named_buffers()
     ):
-        _log.info("%s: no narrow form: a buffer of it would not be saved", site.name)
-        return False
+        return "a buffer of it would not be saved"
     left = narrow_width(hidden, width)
     off = torch.ones(hidden.count, dtype=torch.bool, device=like_of(block).device)
     off[hidden.largest(wide, left)] = False
     hidden.module(wide, hidden.consumer).get_parameter("weight")[:, off] = 0
-    try:
-        narrow = HiddenNarrowForm(site, block, graph, hidden, width)
-        merged = narrow.merged().replacement(site, torch.float64, off.device)
-        whole = substitute(block, graph, site.region, wide)
-        parts: list[Callable[..., Tensor]] = [whole, narrow, isolate(block, graph, merged)]
-        with redirect_stderr(StringIO()):  # where fx prints the code that failed
-            expected, *outputs = (call_user_code(part, *site.example(block)) for part in parts)
-    except (UserCodeError, IndexError, RuntimeError, ValueError) as error:  # it cannot be cut
-        if is_out_of_memory(error):
-            raise
-        _log.info("%s: no narrow form: %s", site.name, error)
-        return False
-    near = _TOLERANCE * expected.norm()
-    if not all(y.shape == expected.shape and (y - expected).norm() <= near for y in outputs):
-        _log.info("%s: no narrow form: it is not the block that reads as little", site.name)
-        return False
-    return True
+    narrow = HiddenNarrowForm(site, block, graph, hidden, width)
+    merged = narrow.merged().replacement(site, precision.dtype, off.device)
+    whole = substitute(block, graph, site.region, wide)
+    parts: list[Callable[..., Tensor]] = [whole, narrow, isolate(block, graph, merged)]
+    with redirect_stderr(StringIO()):  # where fx prints the code that failed
+        expected, *outputs = (call_user_code(part, *site.example(block)) for part in parts)
+    near = precision.tolerance * expected.norm()
+    if all(y.shape == expected.shape and (y - expected).norm() <= near for y in outputs):
+        return ""
+    return "it is not the block that reads as little"
 
 
 def _with_all_weights(block: nn.Module) -> nn.Module:

@@ -1,13 +1,15 @@
 """Removal of channels from a module, in place: its tensors, and its attributes of sizes."""
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input, to_eval
+from updp.blocks.modules import UserCodeError, call_user_code, like_of, seeded_input
 from updp.blocks.reading.linear import CONVOLUTIONS
+from updp.candidates.parts.trials import Precision, in_precision
 
 _log = logging.getLogger(__name__)
 _SIZES = ("out_features", "num_features", "num_parameters", "num_channels", "normalized_shape")
@@ -83,19 +85,37 @@ def can_cut_gate(module: object, count: int, layout: str) -> bool:
     shapes: list[tuple[int, ...]] = [(2, 6, left), (2, 5, 3, left)]
     if layout == "first":
         shapes = [(2, left, 5, 3), (2, left, 6), (2, left, 2, 5, 3)]
-    trial = to_eval(copy_module(module))
-    cut_gate(trial, torch.arange(left), count)
-    return any(_works(trial, seeded_input(shape, like_of(module))) for shape in shapes)
+    try:
+        return in_precision(partial(_works, module, shapes, torch.arange(left), count))
+    except UserCodeError as error:
+        _log.info("%s does not work on fewer channels: %s", type(module).__name__, error)
+        return False
 
 
 @torch.no_grad()
-def _works(trial: nn.Module, x: Tensor) -> bool:
-    try:
-        y = call_user_code(trial, x.clone())
-    except UserCodeError as error:
-        _log.info("%s does not work on fewer channels: %s", type(trial).__name__, error)
-        return False
-    return isinstance(y, Tensor) and y.shape == x.shape
+def _works(
+    module: nn.Module,
+    shapes: Sequence[tuple[int, ...]],
+    channels: Tensor,
+    count: int,
+    precision: Precision,
+) -> bool:
+    """Whether a gate on fewer channels takes one of the shapes. Raises UserCodeError."""
+    trial = precision.copy(module)
+    cut_gate(trial, channels, count)
+    failure: UserCodeError | None = None
+    for shape in shapes:
+        x = seeded_input(shape, like_of(trial))
+        try:
+            y = call_user_code(trial, x.clone())
+        except UserCodeError as error:
+            failure = error
+            continue
+        if isinstance(y, Tensor) and y.shape == x.shape:
+            return True
+    if failure is not None:
+        raise failure
+    return False
 
 
 def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
