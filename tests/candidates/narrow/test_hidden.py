@@ -81,6 +81,44 @@ class WithFeedForward(nn.Module):
         return x + self.scale * self.ff(self.norm(x))
 
 
+class GatedHalf(nn.Module):
+    """A gate of its own between two layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class Halved(nn.Module):
+    """Layers in a row, with a gate between that has half as many outputs as inputs."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        up = nn.Linear(C, 2 * H)
+        repeated(up, parts=2)
+        self.norm = nn.LayerNorm(C)
+        self.net = nn.Sequential(up, nn.Sequential(gate, nn.Dropout(0.1)), nn.Linear(H, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(self.norm(x))
+
+
+class Conformer(nn.Module):
+    """The convolutions of a Conformer, gated along their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up = nn.LayerNorm(C), nn.Conv1d(C, 2 * H, 1)
+        self.deep, self.bn = nn.Conv1d(H, H, 3, padding=1, groups=H), nn.BatchNorm1d(H)
+        self.down = nn.Conv1d(H, C, 1)
+        repeated(self.up, parts=2)
+        repeated(self.deep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.glu(self.up(self.norm(x).transpose(1, 2)), dim=1)
+        return x + self.down(F.silu(self.bn(self.deep(y)))).transpose(1, 2)
+
+
 class Timed(nn.Module):
     """A block of a diffusion network; with `film` the embedding also scales."""
 
@@ -128,6 +166,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, int
         {"ff.net.0.proj": 2},
         [],
     ),
+    "halves": (lambda: nn.Sequential(Halved(GatedHalf())), tokens, {"net.0": 2}, []),
+    "glu": (lambda: nn.Sequential(Halved(nn.GLU()), Halved(nn.GLU())), tokens, {"net.0": 2}, []),
+    "conformer": (lambda: nn.Sequential(Conformer()), tokens, {"up": 2}, ["bn", "deep"]),
     "timed": (lambda: TimedNet(False), maps, {"conv1": 1}, ["norm2"]),
     "film": (lambda: TimedNet(True), maps, {"conv1": 1}, ["norm2"]),
 }

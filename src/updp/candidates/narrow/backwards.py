@@ -8,6 +8,7 @@ from math import lcm
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -115,7 +116,10 @@ class Backwards:
             raise NotAChain(f"`{node.name}` is no value of the branch")
         elif node.target is operator.getitem and _is_chunk(node.args[0]):
             self.seen[node] = self.seen[node.args[0]] = scope  # type: ignore[index]
-            self._produced(node.args[0].all_input_nodes[0], scope)  # type: ignore[union-attr]
+            self._parts_of(node.args[0].all_input_nodes[0], scope)  # type: ignore[union-attr]
+        elif node.target is F.glu:  # the product of both halves
+            self.seen[node] = scope
+            self._parts_of(node.all_input_nodes[0], scope)
         elif node.op == "call_module" and operator_of_node(scope.owner, node) is not None:
             self._produced(node, scope)
         elif node.op == "call_module":
@@ -143,13 +147,20 @@ class Backwards:
                     continue
                 raise NotAChain(f"`{node.name}` is read elsewhere, too")
 
-    def _produced(self, node: fx.Node, scope: Scope) -> None:
+    def _parts_of(self, node: fx.Node, scope: Scope) -> None:
+        """Note what makes a tensor that is taken in parts, maybe in a module of their own."""
+        while node.name == scope.entry and scope.outer is not None:
+            self.seen[node] = scope
+            scope, caller = scope.outer
+            node = caller.all_input_nodes[0]
+        self._produced(node, scope, in_parts=True)
+
+    def _produced(self, node: fx.Node, scope: Scope, in_parts: bool = False) -> None:
         module = operator_of_node(scope.owner, node) if node.op == "call_module" else None
         if module is None or node.name not in scope.branch:
             raise NotAChain(f"`{node.name}` is no operator whose outputs can be cut")
         times, rest = divmod(weight_of(module).shape[0], self.count)
-        chunks = [user for user in node.users if _is_chunk(user)]
-        if rest or not times or (times > 1) != bool(chunks):
+        if rest or not times or (times > 1) != in_parts:
             raise NotAChain(f"`{node.name}` makes other channels")
         self.seen[node] = scope
         self.producers[f"{scope.prefix}{node.target}"] = times
