@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.families import Net, error, images, network
+from tests.families import error, images, network
 from updp.blocks import Findings, find
 from updp.candidates import Narrow
 from updp.recipe import CandidateSettings, FitSettings
@@ -243,6 +243,48 @@ class Gated(nn.Module):
         return x + self.second(self.gate(self.act(self.first(x))))
 
 
+class Branch(nn.Module):
+    """Squeeze-and-excitation in the forward that has the operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.second = nn.Conv2d(4, 12, 1), nn.GELU(), nn.Conv2d(12, 4, 1)
+        self.se = nn.ModuleDict({"reduce": nn.Conv2d(12, 3, 1), "expand": nn.Conv2d(3, 12, 1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.first(x))
+        gate = self.se.reduce(F.adaptive_avg_pool2d(y, 1))
+        return self.second(torch.sigmoid(self.se.expand(F.silu(gate))) * y)
+
+
+class Inline(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = Branch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Gain(nn.Module):
+    """Response normalisation by parameters of the block, in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 12, 1), nn.Conv2d(12, 4, 1)
+        self.gain = nn.Parameter(torch.rand(12, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.first(x))
+        size = y.norm(dim=(2, 3), keepdim=True)
+        return x + self.second(y + self.gain * y * size / size.mean(1, keepdim=True))
+
+
 class Responding(nn.Module):
     def __init__(self, gate: nn.Module) -> None:
         super().__init__()
@@ -256,7 +298,12 @@ class Responding(nn.Module):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Gated("excite"), lambda: Responding(Global(12)), lambda: Responding(nn.LayerNorm(12))],
+    [
+        lambda: Gated("excite"),
+        Inline,
+        lambda: Responding(Global(12)),
+        lambda: Responding(nn.LayerNorm(12)),
+    ],
 )
 def test_a_gate_works_on_fewer_channels_and_its_reader_is_fitted_again(
     make: Callable[[], nn.Module],
@@ -331,10 +378,10 @@ def proposed(model: nn.Module, x: Tensor) -> list[Narrow]:
     return list(Narrow.propose(site, block, found.graphs[site.block], CandidateSettings()))
 
 
-@pytest.mark.parametrize("kind", ["swish", "flag"])
-def test_functions_in_a_forward_stay_in_the_narrow_block(kind: str) -> None:
+@pytest.mark.parametrize("make", [lambda: Odd("swish"), lambda: Odd("flag"), Around])
+def test_functions_in_a_forward_stay_in_the_narrow_block(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(Odd(kind)).eval(), torch.randn(40, 4, 9, 8).double()
+    model, x = nn.Sequential(make()).eval(), torch.randn(40, 4, 9, 8).double()
     assert len(proposed(model, x[:2].float())) == 6
     wanted = copy.deepcopy(model).double()(x)
     net, _ = supernet(model, x, 0.5)
@@ -345,12 +392,10 @@ def test_functions_in_a_forward_stay_in_the_narrow_block(kind: str) -> None:
     assert error(net.merged(torch.float64)(x), net(x)) < 1e-12
 
 
-@pytest.mark.parametrize("make", [lambda: network("excited"), lambda: nn.Sequential(Shared())])
+@pytest.mark.parametrize("make", [Gain, Shared])
 def test_a_block_that_cannot_be_cut_has_no_narrow_candidate(make: Callable[[], nn.Module]) -> None:
-    """A gate in the block's own forward; a module that is called elsewhere, too."""
-    model = make().eval()
-    x = images() if isinstance(model, Net) else torch.randn(2, 4, 9, 8)
-    assert proposed(model, x) == []
+    """A gate on parameters of the block's own; a module that is called elsewhere, too."""
+    assert proposed(nn.Sequential(make()).eval(), torch.randn(2, 4, 9, 8)) == []
 
 
 class Remembering(nn.BatchNorm2d):

@@ -99,7 +99,7 @@ class _Reader(Cursor):
                     self._node(name, owner, node, source, prefix)
                 else:
                     part = extract(owner, graph, source.name, node.name)
-                    self._other(name, part, f"`{name}` takes several inputs")
+                    self._other(name, part, f"`{name}` takes several inputs", prefix)
             except NotAChain:
                 self.state = before
                 if not (count := self._shuffle(name, owner, source, rest)):
@@ -130,7 +130,7 @@ class _Reader(Cursor):
         if node.op == "call_module":
             if node.args != (source,) or node.kwargs:  # further arguments, such as flags
                 part = extract(owner, node.graph, source.name, node.name)
-                self._other(name, part, f"`{name}` takes more than a tensor")
+                self._other(name, part, f"`{name}` takes more than a tensor", prefix)
                 return
             self._module(name, owner.get_submodule(str(node.target)))
         elif _permutes(node):
@@ -146,7 +146,8 @@ class _Reader(Cursor):
             # A `Call` can be added to a merged block's graph; with parameters it must be a module.
             alone = all(n is source for n in node.all_input_nodes)
             function = call if alone else extract(owner, node.graph, source.name, node.name)
-            self._other(name, function, f"`{name}` is neither linear on channels nor elementwise")
+            reason = f"`{name}` is neither linear on channels nor elementwise"
+            self._other(name, function, reason, prefix)
 
     def _module(self, name: str, module: nn.Module) -> None:
         if (taught := taught_operator(module)) is not None or isinstance(
@@ -189,7 +190,7 @@ class _Reader(Cursor):
                 and only.layout == (layout or self.start)
             ):
                 # The extracted nodes are the whole forward: let the step name the user's module.
-                self.steps[-1] = replace(only, name=name, module=module)
+                self.steps[-1] = replace(only, name=name, module=module, prefix="")
             return
         except NotTraceable as error:
             reason = f"`{name}` ({kind}) cannot be traced: {error}"
@@ -226,7 +227,9 @@ class _Reader(Cursor):
             self.add(ScaleStep(name, torch.tensor(kind, dtype=torch.float64)))
         return kind != "other"
 
-    def _other(self, name: str, function: Callable[[Tensor], Tensor], reason: str) -> None:
+    def _other(
+        self, name: str, function: Callable[[Tensor], Tensor], reason: str, prefix: str = ""
+    ) -> None:
         """Add an elementwise function, or one near to a line per channel, as norms and gates are.
 
         Zero padding is kept for the next operator. Raises NotAChain with `reason` for any other.
@@ -241,7 +244,7 @@ class _Reader(Cursor):
             if not (channels := channels_if_near_a_line(function, self.x, layout)):
                 raise NotAChain(reason)
             self.need(layout, name)
-            self.add(NormStep(name, function, layout, channels))
+            self.add(NormStep(name, function, layout, channels, prefix))
         self.advance(function)
 
 

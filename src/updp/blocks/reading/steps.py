@@ -42,12 +42,16 @@ def per_channel(values: Tensor, layout: str, ndim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class NormStep:
-    """A norm, or a gate such as squeeze-and-excitation, that a BatchNorm can replace."""
+    """A norm, or a gate such as squeeze-and-excitation, that a BatchNorm can replace.
+
+    `module` may be a part of a graph, which calls modules by their targets behind `prefix`.
+    """
 
     name: str
     module: Callable[[Tensor], Tensor]
     layout: str  # of the module's own input: first | last
     channels: int
+    prefix: str = ""
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
         """Apply the step as the baseline does, to a tensor whose channels are `layout`."""

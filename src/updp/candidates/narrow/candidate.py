@@ -20,7 +20,7 @@ from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.surgery import Replacement, isolate, substitute
 from updp.candidates.base import Candidate, Form
-from updp.candidates.narrow.channels import InnerChannels, inner_channels, on_modules
+from updp.candidates.narrow.channels import InnerChannels, inner_channels, names_of, on_modules
 from updp.candidates.narrow.hidden_form import HiddenNarrowForm, find_hidden, propose_widths
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
 from updp.candidates.parts.trials import Precision, in_precision
@@ -227,7 +227,7 @@ def _state(module: nn.Module) -> list[Tensor]:
 
 def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:
     """Find the modules called in the region that are, or hold, a step of the branch."""
-    names = [step.name for step in site.chain.steps]
+    names = [name for step in site.chain.steps for name in names_of(step)]
     called = dict.fromkeys(
         str(n.target) for n in graph.nodes if n.op == "call_module" and n.name in site.region.branch
     )

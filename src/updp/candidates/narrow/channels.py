@@ -8,13 +8,14 @@ without a change to what is outside.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import lcm
-from types import NoneType
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
+from updp.blocks.surgery import substitute
+from updp.blocks.tracing.region import whole_region
 from updp.candidates.narrow.slicing import (
     can_cut_gate,
     cut_gate,
@@ -143,15 +144,35 @@ def module_of(step: Step) -> nn.Module | None:
     return own if isinstance(own, nn.Module) else None
 
 
+def names_of(step: Step) -> list[str]:
+    """Names of the modules that a step runs: several where it is a part of a graph."""
+    if isinstance(step, NormStep) and isinstance(step.module, fx.GraphModule):
+        called = (n for n in step.module.graph.nodes if n.op == "call_module")
+        return [f"{step.prefix}{node.target}" for node in called]
+    return [step.name]
+
+
+def _within(name: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module of that name, if it is one of `modules` or within one."""
+    for path, module in modules.items():
+        if name == path or name.startswith(f"{path}."):
+            return module.get_submodule(name[len(path) + 1 :])
+    return None
+
+
 def _on(step: Step, modules: Mapping[str, nn.Module]) -> Step:
-    if isinstance(module_of(step), (fx.GraphModule, NoneType)):  # its name is no module's
+    if isinstance(step, NormStep) and isinstance(part := step.module, fx.GraphModule):
+        found = {name: _within(name, modules) for name in names_of(step)}
+        added = {n.removeprefix(step.prefix): m for n, m in found.items() if m is not None}
+        region = whole_region(part.graph)
+        assert region is not None  # it was extracted from a graph, from one node to another
+        return replace(step, module=substitute(part, part.graph, region, added))
+    if module_of(step) is None or isinstance(module_of(step), fx.GraphModule):
+        return step  # its name is no module's
+    if (own := _within(step.name, modules)) is None:
         return step
-    for name, module in modules.items():
-        if step.name == name or step.name.startswith(f"{name}."):
-            own = module.get_submodule(step.name[len(name) + 1 :])
-            if isinstance(step, ActStep):
-                return replace(step, function=own)
-            if isinstance(step, LinearStep):
-                return replace(step, module=own, groups=getattr(own, "groups", 1))
-            return replace(step, module=own)  # type: ignore[type-var,arg-type]
-    return step
+    if isinstance(step, ActStep):
+        return replace(step, function=own)
+    if isinstance(step, LinearStep):
+        return replace(step, module=own, groups=getattr(own, "groups", 1))
+    return replace(step, module=own)  # type: ignore[type-var,arg-type]

@@ -77,8 +77,10 @@ def cut_gate(module: nn.Module, channels: Tensor, count: int) -> None:
 
 def can_cut_gate(module: object, count: int, layout: str) -> bool:
     """Try whether a norm or a gate on `count` channels works on half of them."""
-    if not isinstance(module, nn.Module) or isinstance(module, fx.GraphModule):
-        return False  # a part of the block's own graph, which has no module to copy
+    if not isinstance(module, nn.Module):
+        return False
+    if isinstance(module, fx.GraphModule) and any(n.op == "get_attr" for n in module.graph.nodes):
+        return False  # a part of the block's own graph with tensors that no module of it holds
     if any(isinstance(part, nn.GroupNorm) for part in module.modules()):
         return False  # its groups would hold other channels
     left = count // 2 or 1
