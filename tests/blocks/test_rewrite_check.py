@@ -394,3 +394,33 @@ def test_batch_statistics_in_evaluation_are_named_and_not_folded(
     caplog.clear()
     find(Reader().eval(), images())
     assert not caplog.text
+
+
+class Contrasted(Reader):
+    """Compares each image with each."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = super().forward(x).flatten(1)
+        logits = vectors @ vectors.T
+        return logits, logits.flatten()[:, None]
+
+
+class Counted(Reader):
+    """Its output has a column for each image, and two more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten(1)[:, : len(x) + 2]
+
+
+def test_outputs_for_pairs_of_images_are_no_statistics(caplog: pytest.LogCaptureFixture) -> None:
+    find(Contrasted().eval(), images())
+    assert not caplog.text
+
+
+def test_an_output_whose_shape_depends_on_the_batch_is_said_to_be_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    find(Counted().eval(), images())
+    assert "the shape of what the model says of an image depends on the other images" in caplog.text
+    assert "(2, 4) for 2 images, the first 2 of 3 have (2, 5)" in caplog.text
+    assert "statistics" not in caplog.text

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks.modules import describe_module, hooks
@@ -46,10 +46,25 @@ def warn_of_batch_statistics(model: nn.Module, runs: Sequence[RecordedRun]) -> N
     The second run's images begin with those of the first.
     """
     few, many = runs
-    count = len(few.images)
-    shared = [t[:count] for t in tensors_of(many.output) if t.ndim and len(t) == len(many.images)]
+    count, more = len(few.images), len(many.images)
+    among = [t for t in tensors_of(many.output) if t.ndim and len(t) == more]
     alone = [t for t in tensors_of(few.output) if t.ndim and len(t) == count]
-    if len(shared) != len(alone) or difference(shared, alone) <= 10 * NOISE:
+    if len(among) != len(alone):
+        return
+    shared = [_corner(t, own, more, count) for t, own in zip(among, alone, strict=True)]
+    for first, own in zip(shared, alone, strict=True):
+        if first.shape != own.shape:
+            _log.warning(
+                "the shape of what the model says of an image depends on the other images of its "
+                "batch: %s for %d images, the first %d of %d have %s",
+                tuple(own.shape),
+                count,
+                count,
+                more,
+                tuple(first.shape),
+            )
+            return
+    if difference(shared, alone) <= 10 * NOISE:
         return
     trails = [_trail(model, run.images, count / len(run.images)) for run in runs]
     _log.warning(
@@ -57,6 +72,17 @@ def warn_of_batch_statistics(model: nn.Module, runs: Sequence[RecordedRun]) -> N
         "statistics of the batch in evaluation",
         describe_module(model, _odd_one(*trails)),
     )
+
+
+def _corner(among: Tensor, alone: Tensor, more: int, count: int) -> Tensor:
+    """What a tensor says of the first `count` of `more` images, compared with them alone.
+
+    Other axes may grow with the images, too, such as those of logits of each image with each text.
+    """
+    for axis, (size, own) in enumerate(zip(among.shape, alone.shape, strict=False)):
+        if axis == 0 or size * count == own * more:
+            among = among.narrow(axis, 0, size * count // more)
+    return among
 
 
 def _odd_one(first: _Trail, second: _Trail) -> str:
