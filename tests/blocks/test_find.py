@@ -621,6 +621,33 @@ def test_a_model_without_parts_has_a_reason(model: nn.Module) -> None:
     assert found.unusable[0].reason.startswith("nothing in it adds a branch")
 
 
+def test_layers_in_a_row_are_paired_where_a_model_has_vectors_only() -> None:
+    layers = [nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(9, 4)).eval()
+    assert chains(find(model, torch.randn(2, 8))) == [":2", ":4"]
+    assert chains(find(nn.Sequential(nn.Flatten(), model), torch.randn(2, 2, 4))) == []
+
+
+WITHOUT = {
+    "vectors": (
+        nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+        "its chains are on vectors (N, C), which are taken for heads",
+    ),
+    "transposed": (
+        nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2)),
+        "its chains are of transposed convolutions, whose output grid is finer",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT)
+def test_chains_that_are_left_out_have_their_reason(case: str) -> None:
+    model, reason = WITHOUT[case]
+    found = find(model.eval(), torch.randn(2, 3, 8, 8))
+    assert [(u.name, u.reason) for u in found.unusable] == [("", reason)]
+    assert not found.sites
+
+
 class Listed(Basic):
     """Adds to a list that it is given."""
 

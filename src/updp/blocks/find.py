@@ -19,7 +19,7 @@ from updp.blocks.paths import meet, nested, under
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.growth import with_larger
 from updp.blocks.reading.naming import site_name
-from updp.blocks.reading.runs import plain_regions
+from updp.blocks.reading.runs import has_vectors_only, plain_regions, why_no_chain
 from updp.blocks.reading.site import Site, read_site
 from updp.blocks.repeatable import RecordedRun
 from updp.blocks.rewrite_check import usable_findings
@@ -59,6 +59,7 @@ class _Finder:
         self.model = model
         self.modules = {n: m for n, m in model.named_modules() if is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
+        self.vectors = has_vectors_only(model, self.calls)
         self.larger: Samples = join([example, example[:1]])
         with restored(*model.modules()):  # what forwards keep is of the calls that are traced
             self.larger_calls = record_calls(model, self.larger, list(self.modules))
@@ -100,7 +101,8 @@ class _Finder:
         place = {name: i for i, name in enumerate(self.modules)}
         self.sites.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
         if not self.sites and not self.unusable:
-            self._refuse("", "", "nothing in it adds a branch to its input, or is a chain")
+            known = ((self.modules[n], g, self._values(n)) for n, g in self.graphs.items())
+            self._refuse("", "", why_no_chain((m, g, v[0]) for m, g, v in known if type(v) is list))
         used = {site.block: self.graphs[site.block] for site in self.sites}
         modal = (n for n in used if trains_otherwise(self.modules[n], self.calls[n][0], used[n]))
         sites = with_larger(self.sites, self.modules, used, self.larger_calls, count(self.larger))
@@ -145,7 +147,7 @@ class _Finder:
             own, *child = self._paths(name, node)
             return self._is_taken(own, *child) or any(under(r, c) for c in child for r in residual)
 
-        regions = plain_regions(module, graph, values[0], is_taken)
+        regions = plain_regions(module, graph, values[0], is_taken, self.vectors)
         whole = whole_region(graph)
         for region in regions:
             # A chain that is all of its module, or alone in a module of its own, takes its name.

@@ -1,16 +1,19 @@
 """Find chains outside residual branches: straight runs of a graph, cut into pieces."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.linear import LinearStep
 from updp.blocks.reading.steps import Chain, NormStep
+from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.region import Region, data_nodes, runs
+from updp.blocks.values import tensors_of
 
 # Channel-mixing operators of a piece: two, so that one of them can be merged away; up to four (a
 # bottleneck has three) where the user's own module is one such chain.
@@ -41,6 +44,7 @@ def plain_regions(
     graph: fx.Graph,
     values: Mapping[str, Any],
     taken: Callable[[fx.Node], bool],
+    vectors: bool = False,
 ) -> list[Region]:
     """Find regions without a skip in which operators can merge.
 
@@ -50,12 +54,15 @@ def plain_regions(
     Args:
         values: value of each node by name, in a real call.
         taken: whether a site or a residual block has a node already.
+        vectors: whether the model has nothing but vectors, so that they are no head.
     """
     found = []
     for run in runs(graph):
         parts: list[_Part] = []
         for node in [*run, None]:
-            part = None if node is None or taken(node) else _read(module, graph, node, values)
+            part = (
+                None if node is None or taken(node) else _read(module, graph, node, values, vectors)
+            )
             if part is not None and _fits(parts, part):
                 parts.append(part)
                 continue
@@ -64,14 +71,41 @@ def plain_regions(
     return found
 
 
+def has_vectors_only(model: nn.Module, calls: Mapping[str, Sequence[Arguments]]) -> bool:
+    """Whether a model takes vectors (N, C) and makes neither maps nor tokens of them."""
+    if any(isinstance(module, _ConvNd) for module in model.modules()):
+        return False
+    given = [t for each in calls.values() for call in each for t in tensors_of(vars(call))]
+    return bool(given) and all(t.ndim == 2 and t.is_floating_point() for t in given)
+
+
+def why_no_chain(traced: Iterable[tuple[nn.Module, fx.Graph, Mapping[str, Any]]]) -> str:
+    """Why a model has neither a residual branch nor a chain, from its modules with real values."""
+    found = set()
+    for module, graph, values in traced:
+        for run in runs(graph):
+            others = [node for node in run if _read(module, graph, node, values) is None]
+            on_vectors = (_read(module, graph, node, values, vectors=True) for node in others)
+            if sum(part.mixing for part in on_vectors if part is not None) >= _PIECE:
+                found.add("its chains are on vectors (N, C), which are taken for heads")
+            called = [module.get_submodule(str(n.target)) for n in run if n.op == "call_module"]
+            if sum(isinstance(child, _ConvTransposeNd) for child in called) >= _PIECE:
+                found.add("its chains are of transposed convolutions, whose output grid is finer")
+    return ", and ".join(sorted(found)) or "nothing in it adds a branch to its input, or is a chain"
+
+
 def _read(
-    module: nn.Module, graph: fx.Graph, node: fx.Node, values: Mapping[str, Any]
+    module: nn.Module,
+    graph: fx.Graph,
+    node: fx.Node,
+    values: Mapping[str, Any],
+    vectors: bool = False,
 ) -> _Part | None:
     """Read a node as a chain; None if it is none, or its input is a vector or no tensor."""
     data = data_nodes(graph)
     (source,) = [p for p in node.all_input_nodes if p in data]
     x = values[source.name]
-    if not isinstance(x, Tensor) or x.ndim < 3 or _is_vector(x):
+    if not isinstance(x, Tensor) or x.ndim < 2 or (_is_vector(x) and not vectors):
         return None
     try:
         return _Part(node, read_chain(module, graph, [node.name], x))
@@ -86,7 +120,7 @@ def _fits(parts: list[_Part], part: _Part) -> bool:
 
 
 def _is_vector(x: Tensor) -> bool:
-    """Whether a tensor is a map of one pixel, channels first or (from 4 axes on) last."""
+    """Whether a tensor is (N, C), or a map of one pixel, maybe (from 4 axes on) channels last."""
     return x.shape[2:].numel() == 1 or (x.ndim > 3 and x.shape[1:-1].numel() == 1)
 
 
