@@ -630,7 +630,9 @@ def test_layers_in_a_row_are_paired_where_a_model_has_vectors_only() -> None:
 
 WITHOUT = {
     "vectors": (
-        nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+        nn.Sequential(
+            nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)
+        ),
         "its chains are on vectors (N, C), which are taken for heads",
     ),
     "transposed": (

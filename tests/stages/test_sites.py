@@ -90,6 +90,21 @@ def test_depth_alone_may_be_asked_for(finished: Path) -> None:
     assert len(few.space(few.offers(costs)).names) == len(every)
 
 
+def test_a_budget_of_blocks_where_there_is_only_width_says_which_budgets_take_it(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    recipe = tiny.make_recipe(budget={"blocks": 1})
+    run = tiny.make_run(tiny_model, recipe, tmp_path / "run")
+    run.until("sites")
+    context, rows = run.context, []
+    for row in context.survey.sites:
+        offers = tuple(o for o in row.offers if not o.candidate.shallower)
+        rows.append(row.model_copy(update={"offers": offers}))
+    vars(context)["survey"] = context.survey.model_copy(update={"sites": tuple(rows)})
+    with pytest.raises(UserError, match="only some that can lose width: give a budget of latency"):
+        _ = context.offers
+
+
 @pytest.mark.parametrize("number", [0, 1, 5, 6])
 def test_what_a_merged_plan_costs_is_what_was_predicted(number: int, finished: Path) -> None:
     """Parameters, MACs, weights and the peak of memory: all but latency is exact."""

@@ -168,6 +168,12 @@ class Context(RunInputs):
         """The offers of each site within the budget. Raises UserError when there are none."""
         offers = self.survey.offers(self.recipe)
         if not offers and self.plan is None:  # a given plan has candidates of its own
+            if self.survey.sites:
+                raise UserError(
+                    f"{self.names.the_model} has no block that can be pruned whole, only some that "
+                    "can lose width: give a budget of latency, macs, parameters or memory, such as "
+                    "latency=1.5x, in place of blocks"
+                )
             slower = any(refused.reason.startswith(SLOWER) for refused in self.survey.unusable)
             raise UserError(
                 f"{self.names.the_model} has no block that can be pruned: "
