@@ -1,6 +1,8 @@
 """The logger `updp`: what was refused and why, what was cached, what fell back."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,18 @@ def test_a_bug_of_ours_is_not_taken_for_a_block_that_is_refused(
     monkeypatch.setattr(InnerChannels, "cut", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         make_offers(model, findings, Recipe(), torch.device("cpu"))
+
+
+def test_warnings_are_seen_where_nobody_has_set_up_logging() -> None:
+    code = "import logging, updp; logging.getLogger('updp.data').warning('look here')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "look here"
+
+
+def test_a_budget_beside_a_plan_is_said_to_be_idle(
+    tmp_path: Path, finished: Path, fixed_clock: None
+) -> None:
+    spec, plan = tiny.write_model(tmp_path), finished / "plan.json"
+    asked = [*tiny.options(tiny.make_recipe(), spec), "--plan", plan, "--out", tmp_path / "run"]
+    outcome = tiny.updp("merge", *asked)  # there is no run yet, and nothing to merge
+    assert "the budget blocks=2 is ignored, for a plan is given" in outcome.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +77,6 @@ _HOMES = {
     "updp.tasks": ("Metric", "Task", "find_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-# A library prints no messages of its own accord; an application adds its own handler.
-logging.getLogger("updp").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

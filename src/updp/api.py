@@ -22,6 +22,7 @@ from updp.recipe import Recipe
 from updp.recipe.budget import Budget
 from updp.recipe.recipe import settled
 from updp.run.estimates import Estimate, estimate_run
+from updp.run.input_checks import warn_of_idle_budget
 from updp.run.inputs import open_inputs, pruning_device
 from updp.run.inspection import Inspection, inspect_model
 from updp.run.model_and_data import Data, Test
@@ -115,6 +116,7 @@ def prune(
         MergeError: the merged model does not compute what was trained (a bug here, or weights with
             infinities); nothing was written.
     """
+    warn_of_idle_budget(plan, budget)
     inputs = open_inputs(
         model,
         data,

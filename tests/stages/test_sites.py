@@ -141,3 +141,12 @@ def test_a_model_that_the_clock_refused_says_how_to_time_it_again(
         assert ("--set measure.cache=false` times them again" in str(raised.value)) is says
     tiny.make_run(spec, recipe, tmp_path / "True", fresh="sites").until("sites")
     assert len(Survey.read(tmp_path / "True").sites) == 4
+
+
+def test_globs_that_leave_nothing_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = tiny.make_recipe().updated("candidates.include=[blocks.0]")
+    recipe = recipe.updated("candidates.exclude=['blocks.*']")
+    run = tiny.make_run(tiny.write_model(tmp_path), recipe, tmp_path / "run", last="sites")
+    with pytest.raises(UserError, match=r"include blocks\.0; exclude blocks\.\*: of the 4 sites"):
+        run.until("sites")
+    assert not (tmp_path / "run/sites").exists()

@@ -13,6 +13,7 @@ from updp.io.bars import Bars
 from updp.io.progress import Progress
 from updp.plan import Plan
 from updp.run.directory import RunDirectory
+from updp.run.input_checks import warn_of_idle_budget
 from updp.run.inputs import open_inputs
 from updp.run.pipeline import Run, open_run_directory
 from updp.run.records import RunRecord
@@ -86,6 +87,7 @@ def read_inputs(
     if unlabelled is None and known is not None:
         unlabelled = known.unlabelled
     plan = None if options.plan is None else Plan.load(options.plan)
+    warn_of_idle_budget(plan, settings.budget if recipe.budget else None)
     if plan is None and not (starts_over or recipe.budget or pick):
         plan = RunDirectory(options.out).given_plan(settings.budget)
     return open_inputs(

@@ -92,6 +92,12 @@ def check_labels_suffice(
         )
 
 
+def warn_of_idle_budget(plan: object, budget: object) -> None:
+    """Warn where a plan and a budget are both given: the plan is taken as it is."""
+    if plan is not None and budget is not None:
+        _log.warning("the budget %s is ignored, for a plan is given", budget)
+
+
 def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> None:
     """Run the baseline on held-out images; warn where a classifier is not better than a guess.
 

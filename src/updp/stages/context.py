@@ -156,7 +156,18 @@ class Context(RunInputs):
     def selected(self, findings: Findings) -> Findings:
         """The findings' sites that the recipe selects. Raises UserError: a glob matches none."""
         settings = self.recipe.candidates
-        return findings.selected(settings.include, settings.exclude)
+        selected = findings.selected(settings.include, settings.exclude)
+        if findings.sites and not selected.sites:
+            globs = "; ".join(
+                f"{name} {', '.join(patterns)}"
+                for name, patterns in (("include", settings.include), ("exclude", settings.exclude))
+                if patterns
+            )
+            raise UserError(
+                f"{globs}: of the {len(findings.sites)} sites of {self.names.the_model} these "
+                "globs leave none: change --include or --exclude"
+            )
+        return selected
 
     @cached_property
     def survey(self) -> Survey:
