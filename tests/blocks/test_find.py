@@ -203,7 +203,7 @@ def test_calls_are_counted_and_uncalled_blocks_refused() -> None:
     model.spare = block(usable)
     found = find(model, images())
     assert {s.name: s.calls for s in found.sites} == {"blocks.0": 2, "blocks.1": 1}
-    assert whys(found) == {"spare": "the model never calls it"}
+    assert whys(found)["spare"] == "the model never calls it"
 
 
 def test_one_block_under_two_names_is_one_site() -> None:
@@ -770,7 +770,7 @@ def test_a_module_with_residual_children_has_branches_of_its_own() -> None:
     found = find(randomise(Hybrid()).eval(), torch.randn(3, C, 9, 7))
     assert [s.name for s in found.sites] == [":parts.0", ":parts.1", "stem", "inner"]
     assert all(s.branch is not None for s in found.sites)
-    assert found.unusable == ()
+    assert [(u.name, u.reason) for u in found.unusable] == [(":inner", "it holds the site inner")]
 
 
 class Resized(nn.Module):

@@ -24,16 +24,14 @@ from updp.blocks.reading.site import Site, read_site
 from updp.blocks.repeatable import RecordedRun
 from updp.blocks.rewrite_check import usable_findings
 from updp.blocks.tracing.calls import copied, record_calls
-from updp.blocks.tracing.check import check_graph, computes, output_of
-from updp.blocks.tracing.interpret import NotTraceable, run_graph
+from updp.blocks.tracing.interpret import NotTraceable
+from updp.blocks.tracing.real_values import NEVER, Values, real_values
 from updp.blocks.tracing.region import Region, joins_maps, place_of, residual_adds, whole_region
 from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
 from updp.io.seeds import random_state
 from updp.io.torch_state import exact_float32
 
 _log = logging.getLogger(__name__)
-_NEVER = "the model never calls it"
-Values = list[dict[str, Any]]  # for each call of a module, the value of every node by name
 
 
 def find(model: nn.Module, example: Samples) -> Findings:
@@ -96,7 +94,8 @@ class _Finder:
         self._take_repeated(residual)
         self._list_lost()
         self._list_untraceable(residual)
-        never = [u for u in self.unusable if u.reason == _NEVER and self._is_taken(u.name)]
+        self._list_around(around)
+        never = [u for u in self.unusable if u.reason == NEVER and self._is_taken(u.name)]
         self.unusable = [u for u in self.unusable if u not in never]  # their parts are called
         place = {name: i for i, name in enumerate(self.modules)}
         self.sites.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
@@ -200,6 +199,17 @@ class _Finder:
             if sum(count_operators(self.modules[""].get_submodule(path)) for path in paths):
                 self._refuse(self._label(name, region, 2), name, why)
 
+    def _list_around(self, around: Mapping[str, list[Region]]) -> None:
+        """List the residual branches that stay for the sites within the modules that they call."""
+        known = {*(s.name for s in self.sites), *(u.name for u in self.unusable)}
+        for name, regions in around.items():
+            for region in regions:
+                label = self._label(name, region, len(regions) + 1)
+                calls = self._calls(name, region)
+                held = [s.name for s in self.sites if any(under(s.block, path) for path in calls)]
+                if held and label not in known and joins_maps(region, self._values(name)):
+                    self._refuse(label, name, f"it holds the site {held[0]}")
+
     def _list_untraceable(self, residual: Mapping[str, object]) -> None:
         """List the outermost untraceable modules that neither hold nor lie in what was found."""
         refused = [u.name for u in self.unusable if not self._is_inside_untraceable(u.name)]
@@ -228,20 +238,8 @@ class _Finder:
 
     def _values(self, name: str) -> Values | str:
         """Values of all nodes in each call of a module, or the reason why there are none."""
-        module, graph, calls = self.modules[name], self.graphs[name], self.calls[name]
-        if not calls:
-            return _NEVER
-        try:
-            values = [run_graph(module, graph, call) for call in calls]
-            sizes = {call.shapes: call for call in reversed(self.larger_calls[name])}
-            for call in sizes.values():
-                check_graph(module, graph, call, (calls[0], values[0]), only=len(sizes) == 1)
-            for call, found in zip(calls[1:], values[1:], strict=True):
-                if not computes(module, call, output_of(graph, found)):
-                    raise NotTraceable("its graph holds for one of its calls only")
-            return values
-        except NotTraceable as error:
-            return str(error)
+        module, graph = self.modules[name], self.graphs[name]
+        return real_values(module, graph, self.calls[name], self.larger_calls[name])
 
     def _take(self, site: Site) -> None:
         self.sites.append(site)
