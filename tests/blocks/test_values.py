@@ -53,3 +53,13 @@ def test_a_model_that_returns_an_object_is_checked_as_a_whole() -> None:
 def test_a_model_that_returns_nothing_to_compare_is_refused() -> None:
     with pytest.raises(UserError, match=r"returns a Slotted, in which updp finds no tensor: let"):
         find(Answering(Slotted).eval(), torch.randn(2, 7, C))
+
+
+def test_values_that_hold_one_another_are_looked_through_once() -> None:
+    x = torch.randn(2)
+    info: dict[str, object] = {"x": x}
+    info["self"] = info
+    chained: object = x
+    for _ in range(3000):
+        chained = SimpleNamespace(next=chained)
+    assert [t is x for t in tensors_of((SimpleNamespace(info=info), chained))] == [True, True]

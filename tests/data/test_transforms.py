@@ -13,8 +13,10 @@ from updp import Recipe
 from updp.data import Augment, Preprocess, Source, from_loaders
 from updp.data.feed import Feed
 from updp.data.images import load_images
+from updp.data.transforms import check_movable
 from updp.errors import UserError
 from updp.io.seeds import mix, random_state
+from updp.recipe import DataSettings
 from updp.tasks import find_task
 
 
@@ -247,3 +249,11 @@ def test_timms_transforms_are_refused_where_labels_would_have_to_move(task: str)
         plain_feed(task, maps, scale=[0.5, 1])
     assert "\n" not in str(e.value)
     plain_feed(task, maps, color_jitter=None)
+
+
+def test_timms_transforms_are_refused_for_lists_of_boxes() -> None:
+    settings = DataSettings(scale=(0.5, 1))
+    for boxes in ([torch.ones(4), torch.ones(4)], [(0, 0, 1, 1), (1, 1, 2, 2)]):
+        with pytest.raises(UserError, match=r"do not move 2 boxes with them: leave data\.scale"):
+            check_movable(boxes, settings)
+    check_movable([0.5, 1.5], settings)

@@ -1,9 +1,11 @@
 import logging
+import subprocess
 import sys
 import warnings
 from contextlib import suppress
 
 import pytest
+import torch
 
 from updp.io.quiet import quiet, silent
 
@@ -44,3 +46,20 @@ def test_what_is_printed_in_silence_is_thrown_away(capsys: pytest.CaptureFixture
         print("a graph", file=sys.stderr)
     print("after")
     assert capsys.readouterr() == ("after\n", "")
+
+
+@pytest.mark.parametrize("switch", ["cuda.matmul.fp32_precision", "fp32_precision"])
+def test_precision_of_products_is_as_the_user_set_it(switch: str) -> None:
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("torch 2.9 brought these switches")
+    code = f"""
+import torch
+from updp.io.torch_state import exact_float32
+torch.backends.{switch} = "tf32"
+places = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+before = [place.fp32_precision for place in places]
+with exact_float32():
+    assert [place.fp32_precision for place in places[:2]] == ["ieee", "ieee"]
+assert [place.fp32_precision for place in places] == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

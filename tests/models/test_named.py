@@ -1,18 +1,19 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from updp.data import Batches, open_source, preprocess_for
 from updp.errors import UserError
-from updp.models import hash_state, load_model, num_outputs
+from updp.models import hash_state, load_model, num_outputs, own_copy
 
 CIFAR = str(Path(__file__).parents[2] / "examples" / "cifar_resnet.py")
 
 FACTORIES = """
-from torch import nn
+from torch import Tensor, nn
 from neighbour import WIDTH
 _hidden = len
 def linear(): return nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, 3))
@@ -161,3 +162,19 @@ def test_cifar_resnet20_has_its_published_accuracy(shared_data: Path) -> None:
             for images, labels in Batches(source.test, None, 128, seed=0, shuffle=False).epoch(0)
         )
     assert 100 * right / len(source.test) == pytest.approx(91.73, abs=0.2)
+
+
+def test_the_cache_of_a_configuration_of_one_s_own_is_off() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+            self.config = SimpleNamespace(use_cache=True, other=None)
+            self.config.other = SimpleNamespace(model_type="own", use_cache=True, up=self.config)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x)
+
+    config = own_copy(Own()).config
+    assert not config.use_cache
+    assert not config.other.use_cache

@@ -18,7 +18,7 @@ from updp.models import hash_state, load_model
 from updp.run.finished import check_finished, open_finished_run
 from updp.search import SEARCHERS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "fixed_clock")
 
 Open = Callable[..., object]
 BOTH = pytest.mark.parametrize("opened", [open_finished_run, pair_of_run])

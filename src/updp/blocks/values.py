@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -15,28 +15,30 @@ def tensors_of(value: Any) -> list[Tensor]:
 
     Of an object that is not known its attributes are looked through. Modules are left out.
     """
-    return list(_tensors(value, set()))
+    found: list[Tensor] = []
+    seen: dict[int, Any] = {}  # containers and objects, which may hold one another
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            found += part.unbind() if part.is_nested else [part]
+        elif id(part) not in seen:
+            seen[id(part)] = part
+            waiting += reversed(_parts_of(part))
+    return found
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors of a value; `seen` has the ids of objects, which may hold one another."""
-    if isinstance(value, Tensor):
-        yield from value.unbind() if value.is_nested else [value]
-        return
-    parts: Iterable[Any] = ()
+def _parts_of(value: Any) -> list[Any]:
+    """The values in a container, or the attributes of an object that is not known."""
     if isinstance(value, (tuple, list)):
-        parts = value
-    elif isinstance(value, Mapping):
-        parts = value.values()
-    elif isinstance(value, (type, ModuleType, nn.Module)) or id(value) in seen:
-        return
-    elif dataclasses.is_dataclass(value):
-        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    else:
-        seen.add(id(value))
-        parts = [*getattr(value, "__dict__", {}).values()]
-    for part in parts:
-        yield from _tensors(part, seen)
+        return [*value]
+    if isinstance(value, Mapping):
+        return [*value.values()]
+    if isinstance(value, (type, ModuleType, nn.Module)):
+        return []
+    if dataclasses.is_dataclass(value):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return [*getattr(value, "__dict__", {}).values()]
 
 
 def difference(actual: Any, expected: Any) -> float:

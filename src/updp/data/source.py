@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ class Source:
         """The shape of a sample in words, such as `3x32x32`."""
         return by(self.image_size) or "no single tensor"
 
-    @property
+    @cached_property
     def normalised(self) -> bool:
         """Whether samples are no 8-bit pixels, which are normalised here."""
         first = self.train[0][0]

@@ -108,7 +108,7 @@ def find_augmentation(
         return Augmentation("samples as the loader gives them")
     if settings.asks_for_timm:
         found = _timm_augmentation(settings, preprocess)
-        _check_labels(found.of(source.train)[0][1], settings)
+        check_movable(found.of(source.train)[0][1], settings)
         return found
     if source.labelled and task != CLASSIFICATION:
         if said := settings.asks_for_moves:
@@ -137,11 +137,16 @@ def _moves(settings: DataSettings, size: Sequence[int]) -> Augmentation:
     )
 
 
-def _check_labels(label: Any, settings: DataSettings) -> None:
+def check_movable(label: Any, settings: DataSettings) -> None:
     """Raise UserError for labels that a crop would have to move.
 
     Those are maps, and boxes, one of which is a row; numbers of a whole picture stay true.
     """
+    if isinstance(label, (list, tuple)) and any(isinstance(x, (Tensor, Sequence)) for x in label):
+        raise UserError(
+            f"timm's training transforms crop pictures and do not move {len(label)} boxes with "
+            f"them: leave {settings.asks_for_timm} out, and augment in your data set"
+        )
     if places := [x for x in tensors_in(label) if x.ndim > 1]:
         raise UserError(
             f"timm's training transforms crop pictures and do not move labels of "

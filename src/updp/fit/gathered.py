@@ -79,9 +79,8 @@ class GatheredRows:
 
     @property
     def device(self) -> torch.device:
-        """Where rows are in float64: the operator's device, but MPS has no float64."""
-        device = self._operator.weight.device
-        return torch.device("cpu") if device.type == "mps" else device
+        """The operator's device, where rows are in float64."""
+        return self._operator.weight.device
 
     def count(self, part: str = ALL) -> int:
         """Number of rows of a part."""

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -38,8 +39,8 @@ def standard_torch_state() -> Iterator[None]:
         # A tensor that is made in inference mode can never be trained.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            stack.callback(torch.cuda.set_device, torch.cuda.current_device())
+        is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        stack.callback(_make_current, torch.cuda.current_device() if is_used else 0)
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
@@ -57,11 +58,21 @@ def exact_float32() -> Iterator[None]:
 
     The products of newer GPUs have ten bits by default, in some operators and not in others.
     """
-    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    torch.set_float32_matmul_precision("highest")
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    # By the switches of torch 2.9, where it has them: the older ones fail where a user has set
+    # these, and change others as well.
+    name, exact = ("fp32_precision", "ieee") if hasattr(cudnn, "conv") else ("allow_tf32", False)
+    switches: list[Any] = [matmul, getattr(cudnn, "conv", cudnn)]
+    before = [getattr(switch, name) for switch in switches]
     try:
-        with cudnn.flags(**kept, allow_tf32=False):
-            yield
+        for switch in switches:
+            setattr(switch, name, exact)
+        yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for switch, value in zip(switches, before, strict=True):
+            setattr(switch, name, value)
+
+
+def _make_current(device: int) -> None:
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.set_device(device)

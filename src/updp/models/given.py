@@ -55,7 +55,7 @@ def usable(given: object, name: str) -> nn.Module:
     for part in [*module.modules()]:
         if part._compiled_call_impl is not None:  # left by `Module.compile`
             part._compiled_call_impl = None
-        _keep_no_cache(getattr(part, "config", None))
+        _keep_no_cache(getattr(part, "config", None), {})
         if isinstance(part, nn.TransformerEncoder) and getattr(part, "use_nested_tensor", False):
             # Its layers would get nested tensors, in evaluation alone, which no graph takes.
             part.use_nested_tensor = False
@@ -79,18 +79,20 @@ def usable(given: object, name: str) -> nn.Module:
     return module
 
 
-def _keep_no_cache(config: Any) -> None:
-    """Turn the cache off in a configuration of transformers, and in those that are parts of it.
+def _keep_no_cache(config: Any, seen: dict[int, Any]) -> None:
+    """Turn the cache off in a configuration, and in those of transformers that are parts of it.
 
     Decoders would hand on keys and values of earlier tokens, which each run of a block would add
-    to. `generate` asks for them by itself.
+    to. `generate` asks for them by itself. `seen` has those that were looked at.
     """
-    if not hasattr(config, "model_type"):
+    if id(config) in seen:
         return
+    seen[id(config)] = config
     if getattr(config, "use_cache", None) is True:
         config.use_cache = False
-    for part in vars(config).values():  # such as `text_config`
-        _keep_no_cache(part)
+    for part in getattr(config, "__dict__", {}).values():  # such as `text_config`
+        if hasattr(part, "model_type"):
+            _keep_no_cache(part, seen)
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:

@@ -44,11 +44,8 @@ def search(
     """
     searcher = SEARCHERS[task.settings.searcher](task)
     headings = "search: each candidate alone", "search"
-    known = _run(searcher, task.settings.evaluations, headings, judge, file, progress, show)
-    if not any(map(task.meets, known)):  # the evaluations ended on the way there
-        nearest = task.nearest(task.space.keep, [0.0] * len(task.program.options))
-        known |= complete([nearest], task, judge, file, progress)
-    return known
+    evaluations = task.settings.evaluations
+    return _run(searcher, evaluations, headings, judge, file, progress, show, ends_within=True)
 
 
 def refine(
@@ -100,8 +97,13 @@ def _run(
     file: ScoreFile,
     progress: Progress,
     show: Show,
+    *,
+    ends_within: bool = False,
 ) -> dict[Genome, Evaluated]:
-    """Score the searcher's preliminaries, and then `evaluations` plans that it proposes."""
+    """Score the searcher's preliminaries, and then `evaluations` plans that it proposes.
+
+    `ends_within` scores one more where none of these is within the limits.
+    """
     task, past = searcher.task, {*file.scored}
     rounds = _Rounds(task, judge, file, _Reporter(task, progress, show, past))
     known = rounds.known
@@ -122,6 +124,8 @@ def _run(
         if not plans:
             break
         rounds.score(plans)
+    if ends_within and not any(map(task.meets, known)):  # the evaluations ended on the way there
+        rounds.score([task.nearest(task.space.keep, [0.0] * len(task.program.options))])
     return known
 
 

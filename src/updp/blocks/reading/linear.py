@@ -239,8 +239,8 @@ class _Watcher(TorchFunctionMode):
 def _is_plain(module: nn.Module) -> bool:
     """Whether a call convolves with the module's `weight` as it stands now."""
     # Old `weight_norm` and `spectral_norm` make the weight anew in a hook before each forward.
-    hooked = module._forward_pre_hooks or module._forward_hooks
-    return type(module).forward in _FORWARDS and not (hooked or "forward" in vars(module))
+    own = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    return type(module).forward in _FORWARDS and not own
 
 
 def _is_derived(module: nn.Module, weight: Tensor) -> bool:
@@ -254,7 +254,8 @@ def _watch(module: _Operator, x: Tensor) -> Linear:
         watcher = _Watcher(module, x, stop=False)
         with watcher:
             y = module(x)
-    if watcher.seen is None or y is not watcher.result:
+    known = watcher.result  # a hook may have copied it
+    if known is None or watcher.seen is None or not torch.equal(y, known):
         raise ValueError("is not one convolution or linear layer of its input")
     if watcher.seen.weight.shape != module.weight.shape:
         raise ValueError("does not use a weight of its own shape")

@@ -31,20 +31,27 @@ def follow_inputs(
     """
     graph, values = traced
     own = like_of(module)
-    for node in list(graph.nodes):
-        _replace(node, own.device, "device", values)
-    typed = [node for node in graph.nodes if own.dtype in _leaves(node)]
-    if not typed or own.dtype == _OTHER:
+    constants = {"device": own.device, "dtype": own.dtype}
+    if own.dtype == _OTHER:
+        del constants["dtype"]
+    found = [
+        (node, name)
+        for node in graph.nodes
+        for name, constant in constants.items()
+        if constant in _leaves(node)
+    ]
+    if not found:
         return
-    try:  # A type that the forward names is the same for a module of another type.
+    try:  # What the forward names is the same for a module of another type on another device.
         with _elsewhere(module):
             other, _ = trace(module, Arguments(*map_aggregate((call.args, call.kwargs), _empty)))
-    except NotTraceable:
-        return
+    except NotTraceable:  # it needs values; devices are more often read than named
+        found = [(node, name) for node, name in found if name == "device"]
+        other = fx.Graph()
     twins = {node.name: node for node in other.nodes}
-    for node in typed:
-        if node.name in twins and own.dtype not in _leaves(twins[node.name]):
-            _replace(node, own.dtype, "dtype", values)
+    for node, name in found:
+        if not twins or (node.name in twins and constants[name] not in _leaves(twins[node.name])):
+            _replace(node, constants[name], name, values)
 
 
 def _leaves(node: fx.Node) -> list[Any]:
