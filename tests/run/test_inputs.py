@@ -164,6 +164,40 @@ def test_masks_of_black_and_white_are_warned_of(
     assert said == (white == 255)
 
 
+@pytest.mark.parametrize(
+    ("split", "value", "says"),
+    [
+        ("training", 9, "its labels hold 9: the model's 4 classes are 0 to 3, and 255 is ignored"),
+        ("training", -1, "its labels hold -1: -1 for what is ignored must be 255"),
+        ("test", 4, "its labels hold 4: the model's 4 classes"),
+    ],
+)
+def test_masks_of_classes_that_the_model_lacks_are_refused(
+    split: str, value: int, says: str
+) -> None:
+    def data(name: str) -> TensorDataset:
+        masks = torch.randint(0, 4, (120, 8, 8))
+        masks[0, 0, :2] = 255
+        masks[17, 0, 0] = value if name == split else 0
+        return TensorDataset(torch.randn(120, 3, 8, 8), masks)
+
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    with pytest.raises(UserError, match=f"^item 17 of the {split} loader: {says}"):
+        open_inputs(
+            torch.nn.Conv2d(3, 4, 1), (data("training"), data("test")), recipe, task="segmentation"
+        )
+
+
+def test_masks_that_were_not_looked_at_are_checked_as_they_are_read() -> None:
+    masks = torch.randint(0, 4, (600, 8, 8))
+    split = TensorDataset(torch.randn(600, 3, 8, 8), masks)
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    inputs = open_inputs(torch.nn.Conv2d(3, 4, 1), (split, split), recipe, task="segmentation")
+    masks[599, 0, 0] = 9
+    with pytest.raises(UserError, match=r"^item 599 of the test loader: its labels hold 9"):
+        list(inputs.feed.test())
+
+
 class Words(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import ModelInputs, Samples, count, same, take, tensors_in
 from updp.data import Source, states_colour
 from updp.data.feed import Feed
+from updp.data.readers.samples import LoaderSamples
 from updp.errors import UserError
 from updp.models import is_code
 from updp.recipe import Recipe
@@ -129,6 +130,7 @@ def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> N
         if feed.labelled:
             _check_knowledge(outputs, labels, source)
     else:
+        _check_labels(feed.task, outputs, source)
         _check_task(feed.task, outputs, labels if feed.labelled else None)
         if isinstance(feed.task, Segmentation) and feed.labelled and outputs.shape[1] == 1:
             _warn_of_white_masks(labels)
@@ -220,6 +222,17 @@ def _check_next_tokens(inputs: Samples, labels: Any) -> None:
             f"labels of the task '{CausalLM.name}' are zeros and ones alone, as a mask is: give a "
             "mask as an input, ((ids, mask),) or {'input_ids': ..., 'attention_mask': ...}"
         )
+
+
+def _check_labels(task: Task, outputs: Any, source: Source) -> None:
+    """Hold labels to what the model's outputs allow. Raises UserError where they are others."""
+    try:
+        fault_of = call_user_code(task.label_check, outputs)
+    except UserCodeError:  # outputs of another form, which the task's functions refuse
+        return
+    for images in (source.train, source.test):
+        if fault_of is not None and images.labelled and isinstance(images, LoaderSamples):
+            images.check_labels(fault_of)
 
 
 def _check_task(task: Task, outputs: Any, labels: Any) -> None:

@@ -1,6 +1,6 @@
 """`Task`: what a model is for, as all stages see it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,10 @@ class Task:
     def fault_of_labels(self, labels: Any) -> str:
         """What is wrong with the labels of one item, in one line; empty where nothing is."""
         return ""
+
+    def label_check(self, outputs: Any) -> Callable[[Any], str] | None:
+        """A stricter `fault_of_labels` for a model with such outputs; None where there is none."""
+        return None
 
     def collate(self, parts: list[Any]) -> Any:
         """A batch of several inputs, or of several labels; those in a tuple stay in one.

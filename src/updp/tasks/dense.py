@@ -1,6 +1,7 @@
 """Tasks with numbers or with a class for each pixel: regression, embedding, segmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from updp.tasks.base import Task
-from updp.tasks.labels import not_classes, not_finite
+from updp.tasks.labels import not_classes, not_finite, not_of_model
 from updp.tasks.losses import at_least_float32, distillation, divergence, over_counted
 from updp.tasks.metric import Metric
 
@@ -71,6 +72,12 @@ class Segmentation(Task):
     def fault_of_labels(self, labels: Any) -> str:
         """Labels that are no classes."""
         return not_classes(labels)
+
+    def label_check(self, outputs: Tensor) -> Callable[[Any], str] | None:
+        """Labels that are no classes of the model's; a loss of one's own may take others."""
+        if type(self).loss is not Segmentation.loss:
+            return None
+        return partial(not_of_model, classes=max(outputs.shape[1], 2), ignored=_IGNORED)
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
         """KL(baseline || network) of each pixel, the mean over the pixels."""

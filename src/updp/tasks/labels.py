@@ -34,3 +34,21 @@ def not_classes(labels: Any) -> str:
             value = float(x[apart][0])
             return f"its labels hold {value:.3g}: labels are classes, whole numbers from 0 on"
     return ""
+
+
+def not_of_model(labels: Any, *, classes: int, ignored: int) -> str:
+    """Labels that are neither 0 to `classes` - 1 nor the ignored one."""
+    if fault := not_classes(labels):
+        return fault
+    for x in tensors_in(labels):
+        wrong = ((x < 0) | (x >= classes)) & (x != ignored)
+        if not wrong.any():
+            continue
+        value = int(x[wrong][0])
+        if value in {-1, -100, 255}:  # what others ignore
+            return f"its labels hold {value}: {value} for what is ignored must be {ignored}"
+        return (
+            f"its labels hold {value}: the model's {classes} classes are 0 to {classes - 1}, and "
+            f"{ignored} is ignored"
+        )
+    return ""

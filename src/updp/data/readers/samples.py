@@ -17,11 +17,13 @@ from torch import Tensor
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.nested import Samples, as_samples, map_leaves, map_tensors, take, tensors_in
 from updp.data.images import NO_LABEL
+from updp.data.order import spaced
 from updp.data.readers.items import as_image, as_label, as_label_picture, describe
 from updp.data.readers.loader_items import Loader, LoaderItems
 from updp.errors import UserError
 from updp.tasks import CausalLM, Classification, Task
 
+_CHECKED = 256  # items whose labels are checked before they are needed
 _EXAMPLES = 8  # samples kept to trace and time a model on
 _LEAVES = (Image.Image, np.ndarray, np.generic, bool, int, float, Tensor)
 
@@ -42,6 +44,7 @@ class LoaderSamples(LoaderItems):
         skip_corrupt: bool = False,
     ) -> None:
         self.task, self._keywords = task, keywords
+        self._fault_of_labels: Callable[[Any], str] = task.fault_of_labels
         super().__init__(given, split, skip_corrupt=skip_corrupt)
         first, labels = self._item(0)
         self._form = "" if task.is_ragged else _form(first)
@@ -96,6 +99,15 @@ class LoaderSamples(LoaderItems):
         except UserCodeError as error:
             raise UserError(f"items of the {self.split} loader make no batch: {error}") from error
 
+    def check_labels(self, fault_of: Callable[[Any], str]) -> None:
+        """Hold labels to a stricter check from now on; some are read for it at once.
+
+        Raises UserError: an item's labels have a fault.
+        """
+        self._fault_of_labels = fault_of
+        for index in spaced(len(self), _CHECKED):
+            self._item(index)
+
     def _item(self, index: int) -> tuple[Any, Any]:
         where = self.where(index)
         raw, is_batch = self.raw(index)
@@ -126,7 +138,7 @@ class LoaderSamples(LoaderItems):
                 )
         if isinstance(self.task, Classification) and labels is not None:
             labels = as_label(labels, where)
-        elif fault := self.task.fault_of_labels(labels):
+        elif fault := self._fault_of_labels(labels):
             raise UserError(f"{where}: {fault}")
         return inputs, labels
 
