@@ -72,8 +72,18 @@ def test_a_budget_limits_something() -> None:
     [
         (
             "latency=1.4",
-            "(latency: a share must be below the whole: 0.7, 70% or 1.5x; did you mean 1.4x?)",
+            "(latency: a share must be below the whole: 0.7, 70% or 1.5x; did you mean 1.4ms or "
+            "1.4x?)",
         ),
+        (
+            "memory=5",
+            "(memory: a share must be below the whole: 0.7, 70% or 1.5x; did you mean 5MB or 5x?)",
+        ),
+        (
+            "parameters=1",
+            "(parameters: a share must be below the whole: 0.7, 70% or 1.5x; did you mean 1M?)",
+        ),
+        ("macs=many", "(macs: write a share below 1, or an amount such as 70%, 1.5x or 2G)"),
         ("latency=0.5x", "(latency: a share must be below the whole: 0.7, 70% or 1.5x)"),
         ("blocks=2,blocks=3", "(blocks is given twice)"),
         ("latancy=1.4x", "(did you mean latency?)"),

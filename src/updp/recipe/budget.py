@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from updp.arguments import checked
 from updp.errors import UserError
@@ -21,14 +21,16 @@ _SUFFIXES: dict[str, dict[str, float]] = {
     "parameters": {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9},
     "memory": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
 }
+_EXAMPLES = {"latency": "12ms", "macs": "2G", "parameters": "5M", "memory": "300MB"}
 _NUMBER = re.compile(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
 
-def _check_amount(value: Any) -> Any:
+def _check_amount(value: Any, info: ValidationInfo) -> Any:
     """Validate a share, or the text of an amount: a positive number with a known suffix."""
     if value is None:
         return None
-    refused = ValueError("write a share below 1, or an amount such as 70%, 1.5x or 12ms")
+    example = _EXAMPLES[info.field_name or ""]
+    refused = ValueError(f"write a share below 1, or an amount such as 70%, 1.5x or {example}")
     # bool is a subclass of int, and YAML reads `yes` as one.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise refused
@@ -127,7 +129,9 @@ def _why(text: str, error: ValueError) -> str:
     reason = in_our_words(first)
     value = re.search(rf"{name}=([0-9.]+)(,|$)", text)
     if reason.startswith("a share must") and value:
-        reason += f"; did you mean {value[1]}x?"
+        unit = _EXAMPLES[name].lstrip("0123456789")
+        factor = f" or {value[1]}x" if float(value[1]) > 1 else ""
+        reason += f"; did you mean {value[1]}{unit}{factor}?"
     return f" ({name}: {reason})" if name else f" ({reason})"
 
 
