@@ -14,9 +14,9 @@ pytestmark = pytest.mark.usefixtures("fixed_clock")
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("search --pick ²", "budget '²' is not understood"),
-        ("search --pick ..", "budget '..' is not understood"),
-        ("search --pick ../../x", "budget '../../x' is not understood"),
+        ("search --pick ²", "--pick '²' is not understood"),
+        ("search --pick ..", "--pick '..' is not understood"),
+        ("search --pick ../../x", "--pick '../../x' is not understood"),
         ("search --pick 99999999999999999999", "--pick 99999999999999999999: the front has lines"),
         ("prune --device meta", "device 'meta' cannot be used here: try cpu"),
         ("prune --device cuda:99", "device 'cuda:99' cannot be used here: try cpu"),

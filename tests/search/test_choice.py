@@ -118,7 +118,8 @@ def test_measured_latency_decides_among_the_finalists(searched) -> None:  # type
 
 def test_pick_takes_a_line_of_the_front_or_a_budget(searched) -> None:  # type: ignore[no-untyped-def]
     outcome = conclusion(searched)
-    for line in (1, len(outcome.front)):
+    lines = [n for n, at in enumerate(outcome.front, 1) if outcome.points[at].choices]
+    for line in (lines[0], lines[-1]):
         assert pick(outcome, SPACE, str(line)).chosen == outcome.front[line - 1]
     middle = outcome.points[outcome.front[len(outcome.front) // 2]].latency / SPACE.ms
     faster = pick(outcome, SPACE, f"latency={middle + 1e-6:.6f}")
@@ -132,7 +133,11 @@ def test_pick_takes_a_line_of_the_front_or_a_budget(searched) -> None:  # type: 
     [
         ("0", "--pick 0: the front has lines 1 to "),
         ("99", "--pick 99: the front has lines 1 to "),
-        ("best", "budget 'best' is not understood"),
+        *(
+            (x, f"--pick {x!r} is not understood: it takes the number")
+            for x in ("best", "1.5", "-1")
+        ),
+        ("many=1", "budget 'many=1' is not understood"),
         ("latency=0.01", "budget latency=0.01 is out of reach"),
         ("blocks=8,latency=0.32", "--pick 'blocks=8,latency=0.32': none of the plans that were "),
     ],
@@ -141,6 +146,13 @@ def test_picking_a_missing_point_is_an_error(text: str, said: str, searched) -> 
     with pytest.raises(UserError) as refused:
         pick(conclusion(searched), SPACE, text)
     assert str(refused.value).startswith(said)
+
+
+def test_the_baseline_is_no_pick(searched) -> None:  # type: ignore[no-untyped-def]
+    outcome = conclusion(searched)
+    whole = outcome.model_copy(update={"points": (outcome.baseline,), "front": (0,)})
+    with pytest.raises(UserError, match=r"^--pick 1: this line is the baseline itself"):
+        pick(whole, SPACE, "1")
 
 
 def test_plots_of_one_result_are_equal_files(searched, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

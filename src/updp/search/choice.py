@@ -9,6 +9,7 @@ from typing import Any
 from updp.errors import UserError
 from updp.measure import Latency, Timing
 from updp.recipe import Budget
+from updp.recipe.text import quoted
 from updp.search.front import pareto, within
 from updp.search.limits import limits_of
 from updp.search.outcome import ScoredPlan, SearchResult
@@ -98,7 +99,18 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
                 f"--pick {text}: the front has lines 1 to {len(result.front)} (`updp search` "
                 "shows them)"
             )
-        return result.model_copy(update={"chosen": result.front[int(text) - 1]})
+        chosen = result.front[int(text) - 1]
+        if not result.points[chosen].choices:
+            raise UserError(
+                f"--pick {text}: this line is the baseline itself, in which nothing is pruned: "
+                "take another (`updp search` shows them)"
+            )
+        return result.model_copy(update={"chosen": chosen})
+    if "=" not in text:
+        raise UserError(
+            f"--pick {quoted(text)} is not understood: it takes the number of a line of the front "
+            "(`updp search` shows them), or a budget such as macs=60%"
+        )
     limits = limits_of(Budget.parse(text), space)
     met = [i for i, p in enumerate(result.points) if p.complete and _meets(p, limits)]
     if not met:
