@@ -46,7 +46,7 @@ def test_a_comparison_shows_every_run_and_site(
 
 
 def test_differences_of_the_runs_are_warned_of(runs: list[Path], tmp_path: Path) -> None:
-    change(runs[1] / "run.json", lambda about: about.update(data=EVIL))
+    change(runs[1] / "sites/key.json", lambda key: key.update(data="0" * 64))
     change(runs[1] / "run.json", lambda about: about["classes"].reverse())
     change(runs[1] / "result.json", lambda result: result.update(batch_size=7))
     text = Page(report(*runs, out=tmp_path / "x.html").read_text()).text
@@ -54,6 +54,16 @@ def test_differences_of_the_runs_are_warned_of(runs: list[Path], tmp_path: Path)
     assert "Not the same device, runtime or batch size as 'run': second." in text
     assert "Not the same classes or order of classes as 'run': second." in text
     assert "Not the same model" not in text
+
+
+def test_the_same_data_and_model_by_other_names_are_the_same(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    change(runs[1] / "run.json", lambda about: about.update(data=EVIL, weights="./elsewhere"))
+    assert "Not the same" not in Page(report(*runs, out=tmp_path / "x.html").read_text()).text
+    change(runs[1] / "sites/key.json", lambda key: key.update(weights="0" * 64))
+    text = Page(report(*runs, out=tmp_path / "y.html").read_text()).text
+    assert "Not the same model as 'run': second." in text
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(run: Path, other: Callable) -> None:

@@ -16,6 +16,7 @@ from updp.run.records import Result, RunRecord
 from updp.search import SearchResult, Survey
 from updp.stages.checks import Check, Checks
 from updp.stages.context import STAGES
+from updp.stages.sites import SitesKey
 from updp.supernet import FitRecord, FitRow
 
 _NEEDED = (RunRecord.FILE, "recipe.yaml", Plan.FILE, Result.FILE)
@@ -28,6 +29,7 @@ class ReportedRun:
     path: Path
     name: str
     record: RunRecord
+    key: SitesKey | None
     recipe: Recipe
     plan: Plan
     result: Result
@@ -68,6 +70,7 @@ def _load(path: Path, name: str) -> ReportedRun:
         path=path,
         name=name,
         record=RunRecord.read(path),
+        key=SitesKey.read_if_there(path),
         recipe=Recipe.of_run(path),
         plan=Plan.read(path),
         result=Result.read(path),

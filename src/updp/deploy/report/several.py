@@ -46,9 +46,14 @@ def context(runs: Sequence[ReportedRun]) -> dict[str, Any]:
 def warnings(runs: Sequence[ReportedRun]) -> list[str]:
     """Differences between the runs that make their figures hard to compare."""
     first, found = runs[0], []
+    # By contents: one folder has many paths, and what lies there may have changed.
+    hashed = all(run.key is not None for run in runs)
     aspects = {
-        "model": lambda run: (run.record.model, run.record.weights),
-        "data": lambda run: (run.record.data, run.record.test, run.result.test_images),
+        "model": lambda run: run.key.weights if hashed else (run.record.model, run.record.weights),
+        "data": lambda run: (
+            run.key.data if hashed else (run.record.data, run.record.test),
+            run.result.test_images,
+        ),
         "classes or order of classes": lambda run: run.record.classes,
         "device, runtime or batch size": lambda run: (run.result.device, run.result.batch_size),
     }
