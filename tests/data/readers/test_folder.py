@@ -221,6 +221,20 @@ def test_splits_under_other_names_are_no_classes(root: Path) -> None:
     assert open_source(str(root), input_size=None).classes == ("cat", "dog")
 
 
+def test_a_folder_around_the_data_names_it(root: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "outer" / "data"
+    shutil.copytree(root, inside)
+    with pytest.raises(UserError, match=f"holds no train or test .* did you mean {inside}"):
+        open_source(str(inside.parent), input_size=None)
+
+
+@pytest.mark.parametrize("name", ["training", "Train"])
+def test_a_train_folder_of_another_name_is_named(name: str, root: Path) -> None:
+    (root / "train").rename(root / name)
+    with pytest.raises(UserError, match=f"beside the folder '{name}': rename it to train"):
+        open_source(str(root), input_size=None)
+
+
 def test_class_folders_without_images_count_as_classes_and_are_named(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

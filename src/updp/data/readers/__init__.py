@@ -59,6 +59,10 @@ def open_source(
         own = given.read_test() or given.train
     else:
         own = splits.read_test()
+    if train is None and (other := folder.misspelt_train(Path(spec).expanduser())):
+        raise UserError(
+            f"data '{spec}' has a test split beside the folder '{other}': rename it to train"
+        )
     if train is None:
         raise UserError(
             f"data '{spec}' has a test split alone: updp needs images to prune with, in train/ "

@@ -90,14 +90,29 @@ def read_folder(root: Path) -> Splits:
 
 
 def _check_spelling(root: Path) -> None:
-    """Raise UserError where the only classes would be splits under other names (`Train`, `dev`)."""
+    """Raise UserError where the only classes would be splits under other names (`Train`, `dev`).
+
+    Or where the only class would be the folder of the data.
+    """
     names = sorted(_class_folders(root))
+    if len(names) == 1 and any((root / names[0] / split).is_dir() for split in ("train", *TESTS)):
+        inner = printable(root / names[0])
+        raise UserError(
+            f"'{root}' holds no train or test folder, but '{inner}' does: did you mean {inner}?"
+        )
     if names and {name.casefold() for name in names} <= _SPLITS:
         listed = ", ".join(printable(name) for name in names)
         raise UserError(
             f"'{root}' has the folders {listed}, which would be its classes: call them train and "
             "test (or val), or give the one as --data and the other as --test"
         )
+
+
+def misspelt_train(root: Path) -> str:
+    """The folder that a data set without `train` calls otherwise, such as `training`; or ''."""
+    names = _class_folders(root) if root.is_dir() else []
+    others = (n for n in names if n != "train" and n.casefold() in ("train", "training"))
+    return next(map(printable, others), "")
 
 
 def _read_split(root: Path, split: str) -> EncodedSplit:
