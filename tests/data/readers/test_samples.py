@@ -88,6 +88,15 @@ def test_text_of_classes_is_classified() -> None:
     assert (source.classes, source.train.targets) == (("0", "1", "2"), [0, 1, 2, 0, 1, 2])
 
 
+@pytest.mark.parametrize("label", [2, np.int64(2), torch.tensor(2)])
+def test_a_label_of_another_name_is_named(label: Any, caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.randn(3, 4, 4)
+    for items in ([{"image": x, "fine_label": label}] * 4, [{"image": x, "id": 7, "label": 1}] * 4):
+        from_loaders(Items(items), Items(items))
+    assert caplog.text.count("that is the label, rename it to label") == 1
+    assert "loader have no label, and 'fine_label' is ignored" in caplog.text
+
+
 def test_entries_beside_an_image_are_inputs_where_the_model_takes_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

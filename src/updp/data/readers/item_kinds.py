@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from updp.data.readers.loader_items import Loader
 from updp.data.readers.samples import as_tensors, only_sample
 from updp.errors import UserError
 from updp.tasks import Classification
+from updp.tasks.base import LABELS
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ def inputs_beside_image(
         and isinstance(value, Tensor | np.ndarray | Image.Image)
         and (isinstance(value, Image.Image) or value.ndim)
     ]
+    if isinstance(item, Mapping) and not any(key in item for key in LABELS):
+        _warn_of_other_labels(rest, arguments, split)
     if unknown:
         names = ", ".join(f"'{key}'" for key in unknown)
         _log.warning(
@@ -90,6 +94,28 @@ def inputs_beside_image(
             "give it as floats that are normalised, for of several inputs none is changed"
         )
     return frozenset([image, *further])
+
+
+def _warn_of_other_labels(
+    entries: Mapping[str, Any], arguments: frozenset[str], split: str
+) -> None:
+    """Name whole numbers that would be labels, such as `fine_label`, where there are none."""
+    numbers = [k for k, value in entries.items() if k not in arguments and _is_whole(value)]
+    if numbers:
+        _log.warning(
+            "items of the %s loader have no label, and %s %s ignored: if that is the label, rename "
+            "it to label",
+            split,
+            " and ".join(f"'{key}'" for key in numbers),
+            "are" if len(numbers) > 1 else "is",
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a single whole number, as a class is."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_floating_point()
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _first(given: Loader) -> tuple[Any, Any]:
