@@ -87,7 +87,8 @@ def test_help_imports_nothing_heavy() -> None:
         ("export a b", "extra argument(s) (b); see `"),
         ("prune --dta images", "no such option: --dta"),
         ("prunne", "no such command 'prunne'"),
-        ("export a --to", "option '--to' requires an argument"),
+        ("export a --to", "option '--to' requires an argument; see `updp export -h`"),
+        ("prune --fresh=1", "option '--fresh' does not take a value; see `updp prune -h`"),
     ],
 )
 def test_a_wrong_call_is_one_line(arguments: str, said: str) -> None:

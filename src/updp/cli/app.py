@@ -161,11 +161,18 @@ def _say(name: str, text: str) -> None:
 def _how_to_call(error: Any) -> str:
     """The line for a command that was called with what it does not take."""
     text = error.format_message()
-    command = error.ctx.command_path if error.ctx is not None else "updp"
+    command = error.ctx.command_path if error.ctx is not None else _called()
     names = set() if error.ctx is None else {p.name for p in error.ctx.command.params}
     if "extra argument" in text and "out" in names and not names & {"run", "runs"}:
         text += ": a run is named by --out"
     return f"{text[:1].lower()}{text[1:].rstrip('.')}; see `{command} -h`"
+
+
+def _called() -> str:
+    """The command of the arguments, as errors of an option's value do not know it."""
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    names = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
+    return f"updp {first}" if first in names else "updp"
 
 
 def _how_to_go_on(stopped: interrupts.Stopped) -> str:
