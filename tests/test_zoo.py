@@ -36,6 +36,8 @@ def test_an_unknown_one_is_one_line() -> None:
         load_model("zoo/digits-resnets")
     with pytest.raises(updp.UserError, match="'zoo/none' holds no finished run"):
         updp.load("zoo/none")
+    with pytest.raises(updp.UserError, match=r"is a baseline, .* zoo/digits-resnet-pruned and"):
+        updp.load("zoo/digits-resnet")
 
 
 def test_the_command_lists_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,9 @@ def test_a_factory_may_import_its_neighbours(user_file: Path) -> None:
         ("torchvision/fasterrcnn_resnet50_fpn", "unknown"),
         ("none/such.py:f", "none/such.py' is not there"),
         ("{file}:depth", r"no factory 'depth': it has linear, broken, number, unpooled$"),
+        ("{file}", r"name its factory, .*\.py:FACTORY; it has linear, broken, number, unpooled$"),
+        ("{file}:", r"name its factory, .*\.py:FACTORY; it has linear, broken, number, unpooled$"),
+        ("none.py", "'none.py' is not there"),
         ("{file}:broken", "KeyError: 'depth"),
         ("{file}:number", "is a int: the factory must return an nn.Module"),
     ],
@@ -104,6 +107,11 @@ def test_unreadable_weights_are_named(
         path.write_bytes(content)
     with pytest.raises(UserError, match=says):
         load_model(f"{user_file}:linear", weights=path)
+
+
+def test_a_folder_of_weights_is_said_to_be_one(tmp_path: Path, user_file: Path) -> None:
+    with pytest.raises(UserError, match="are a folder: give the safetensors file in it"):
+        load_model(f"{user_file}:linear", weights=tmp_path)
 
 
 def test_hash_sees_values_names_shapes_and_dtypes() -> None:

@@ -62,7 +62,7 @@ def load_model(
 
 def is_code(spec: str) -> bool:
     """Whether a name stands for a Python file, which is run to build the model."""
-    return spec.rpartition(":")[0].endswith(".py")
+    return spec.endswith(".py") or spec.rpartition(":")[0].endswith(".py")
 
 
 def is_same_code(spec: str, other: str) -> bool:
@@ -111,6 +111,8 @@ def num_outputs(model: nn.Module, inputs: tuple[int, ...] | Samples) -> int:
 def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
     path, _, factory = spec.rpartition(":")
     if is_code(spec):  # first, as the file may lie in a folder called timm
+        if not path.endswith(".py"):  # the file alone
+            path, factory = spec, ""
         return lambda: _from_file(Path(path).expanduser(), factory)
     library, _, name = spec.partition("/")
     if library == "hf":
@@ -160,9 +162,10 @@ def _from_file(path: Path, name: str) -> object:
                 and callable(value)
                 and getattr(value, "__module__", None) == module.__name__
             ]
-            raise UserError(
-                f"'{path}' has no factory '{name}': it has {', '.join(factories) or 'none'}"
-            )
+            known = f"it has {', '.join(factories) or 'none'}"
+            if not name:
+                raise UserError(f"'{path}' is a file: name its factory, {path}:FACTORY; {known}")
+            raise UserError(f"'{path}' has no factory '{name}': {known}")
         return factory()
 
 

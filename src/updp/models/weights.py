@@ -35,6 +35,8 @@ def load_weights(model: nn.Module, path: Path, spec: str) -> None:
         UserError: the file cannot be read or does not fit, or a value is not finite.
     """
     if not path.is_file():
+        if path.is_dir():
+            raise UserError(f"weights '{path}' are a folder: give the safetensors file in it")
         raise UserError(f"weights '{path}' are not there: check the path")
     try:
         loaded = load_file(path)

@@ -46,7 +46,12 @@ def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
 
 def _folder(run: str | Path) -> Path:
     name = str(run).removeprefix(zoo.PREFIX)
-    return zoo.run_directory(name) if name != str(run) and name in zoo.PRUNED else Path(run)
+    if name != str(run) and name in zoo.PRUNED:
+        return zoo.run_directory(name)
+    if name != str(run) and name in zoo.BASELINES and not Path(run).exists():
+        pruned = " and ".join(f"zoo/{other}" for other in zoo.PRUNED)
+        raise UserError(f"'{run}' is a baseline, and load takes a pruned network: {pruned}")
+    return Path(run)
 
 
 def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
