@@ -234,7 +234,7 @@ def test_wrong_arguments_are_refused(run: Path, tiny_model: str, tmp_path: Path)
         ("timm/resnet17", "timm/resnet18"): "model 'timm/resnet17' is unknown: did you mean",
         (tiny_model, tiny_model): f"neither '{tiny_model}' nor '{tiny_model}' says its input size",
         (run, *EAGER, "--out", run / "run.json" / "x"): f"'{run}/run.json/x' cannot be written: "
-        f"'{run}/run.json' is no folder",
+        f"'{run}/run.json' is a file",
         (run, *EAGER, "--out", run): f"'{run}' cannot be written: it is a folder",
     }.items():
         assert refused(*arguments).startswith(said)

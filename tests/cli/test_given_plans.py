@@ -40,7 +40,8 @@ def test_another_plan_is_another_run(
     before = tiny.contents(run)
     turned = {name: dict(reversed(plan[name].items())) for name in ("choices", "candidates")}
     again = tiny.updp("prune", *begun(tmp_path, plan | turned, *options))
-    assert (again.code, again.err) == (0, "")
+    said = "updp: warning: the budget blocks=2 is ignored, for a plan is given\n"
+    assert (again.code, again.err) == (0, said)
     assert tiny.contents(run) == before
     # Without its plan, or with fewer of its sites chosen.
     assert tiny.updp("prune", "--out", run).code == 0

@@ -95,7 +95,7 @@ def test_a_dangling_link_is_one_line(command: list[str], tmp_path: Path, said: S
     (tmp_path / "run").symlink_to(tmp_path / "nowhere")
     code, line = said(*command)
     assert code == 2
-    assert line.startswith(f"{tmp_path}/run: File exists")
+    assert line == f"--out '{tmp_path}/run': '{tmp_path}/run' is a link to nothing, give a folder"
 
 
 def test_errors_of_the_system_are_user_errors_in_python(

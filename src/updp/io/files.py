@@ -58,6 +58,14 @@ def nearest_existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
 
 
+def in_the_way(folder: Path) -> str:
+    """What is no folder where `folder` is or is to be made, in words; empty if nothing is."""
+    known = nearest_existing(folder)
+    if known.is_dir():
+        return ""
+    return f"'{known}' is a {'file' if known.exists() else 'link to nothing'}"
+
+
 def not_writable(folder: Path) -> Path | None:
     """The folder that may not be written to, so that `folder` takes no file; None if it does.
 

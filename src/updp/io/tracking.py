@@ -7,7 +7,6 @@ what was drawn before; other trackers cannot, and get a new run, which is whole.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from updp.errors import MachineError, UserError, needs_extra
-from updp.io.files import nearest_existing
+from updp.io.files import in_the_way, not_writable
 
 LOGS = "logs"  # of trackers that write files
 Stage = Literal["supernet", "search", "refined", "subnet", "merge"]
@@ -37,10 +36,9 @@ class Board:
         if self.folder is None:
             return
         for place in (self.folder, *(self.folder / stage for stage in get_args(Stage))):
-            known = nearest_existing(place)
-            if not known.is_dir():
-                raise UserError(f"--tensorboard '{folder}': '{known}' is a file, give a folder")
-            if not os.access(known, os.W_OK | os.X_OK):
+            if blocked := in_the_way(place):
+                raise UserError(f"--tensorboard '{folder}': {blocked}, give a folder")
+            if known := not_writable(place):
                 raise MachineError(f"--tensorboard '{folder}': '{known}' may not be written to")
         try:
             _writer_class()

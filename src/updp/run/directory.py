@@ -28,7 +28,7 @@ from updp.io import processes
 from updp.io.files import (
     TEMPORARY,
     discard,
-    nearest_existing,
+    in_the_way,
     read_json,
     sweep,
     write_bytes,
@@ -239,10 +239,9 @@ class RunDirectory:
                 discard(self.path / name)
 
     def _check_ours(self) -> None:
-        existing = nearest_existing(self.path)
-        if not existing.is_dir():
-            raise UserError(f"--out '{self.path}': '{existing}' is a file, give a folder")
-        if existing != self.path or (self.path / "run.json").exists():
+        if blocked := in_the_way(self.path):
+            raise UserError(f"--out '{self.path}': {blocked}, give a folder")
+        if not self.path.exists() or (self.path / "run.json").exists():
             return
         # Hidden files may be the lock, or a file manager's.
         if any(not file.name.startswith(".") for file in self.path.iterdir()):

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from updp.algebra import Padding, Size, convolve, padding_of, sides_of
 from updp.blocks.copying import copy_module
+from updp.blocks.nested import same
 from updp.blocks.teach import Linear, taught_operator
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -250,12 +251,10 @@ def _is_derived(module: nn.Module, weight: Tensor) -> bool:
 
 def _watch(module: _Operator, x: Tensor) -> Linear:
     """Run a subclass on `x`, and see with what it convolves; ValueError if that is not all."""
-    with torch.no_grad():
-        watcher = _Watcher(module, x, stop=False)
-        with watcher:
-            y = module(x)
-    known = watcher.result  # a hook may have copied it
-    if known is None or watcher.seen is None or not torch.equal(y, known):
+    watcher = _Watcher(module, x, stop=False)
+    with torch.no_grad(), watcher:
+        y = module(x)
+    if watcher.seen is None or not same(y, watcher.result):  # a hook may have copied it
         raise ValueError("is not one convolution or linear layer of its input")
     if watcher.seen.weight.shape != module.weight.shape:
         raise ValueError("does not use a weight of its own shape")

@@ -9,7 +9,7 @@ from filelock import FileLock
 from pydantic import BaseModel
 
 from updp.errors import MachineError, UserError
-from updp.io.files import nearest_existing, not_writable, write_text
+from updp.io.files import in_the_way, not_writable, write_text
 from updp.io.records import Record
 from updp.measure import Timing
 from updp.run.integrity import explained
@@ -105,16 +105,11 @@ def check_place(path: Path) -> None:
 
     It is a MachineError where permission is missing.
     """
-    existing = nearest_existing(path.parent)
-    problem = ""
-    if path.is_dir():
-        problem = "it is a folder"
-    elif not existing.is_dir():
-        problem = f"'{existing}' is no folder"
-    elif blocked := not_writable(path.parent):
-        raise MachineError(f"'{path}' cannot be written: '{blocked}' may not be written to")
+    problem = "it is a folder" if path.is_dir() else in_the_way(path.parent)
     if problem:
         raise UserError(f"'{path}' cannot be written: {problem}")
+    if blocked := not_writable(path.parent):
+        raise MachineError(f"'{path}' cannot be written: '{blocked}' may not be written to")
     if path.exists():
         Bench.open(path)
 

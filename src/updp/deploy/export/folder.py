@@ -11,7 +11,7 @@ from filelock import FileLock
 from updp.deploy.export.base import Format
 from updp.deploy.export.manifest import FOLDER, PREPROCESS, written
 from updp.errors import MachineError, UserError
-from updp.io.files import nearest_existing, not_writable
+from updp.io.files import in_the_way, not_writable
 from updp.stages.context import STAGES
 
 STEM = "model"  # of every file
@@ -25,9 +25,8 @@ def check_place(run: Path, out: str | Path | None, formats: Iterable[Format]) ->
     MachineError: it may not be written to.
     """
     folder = run / FOLDER if out is None else Path(out)
-    existing = nearest_existing(folder)
-    if not existing.is_dir():
-        raise UserError(f"--out '{folder}': '{existing}' is a file, give a folder")
+    if problem := in_the_way(folder):
+        raise UserError(f"--out '{folder}': {problem}, give a folder")
     stages = [run.resolve() / name for name in (*STAGES, "picks")]
     if (folder / "run.json").exists() or any(folder.resolve().is_relative_to(p) for p in stages):
         raise UserError(
