@@ -6,31 +6,24 @@ do, gains little from less depth. The fit chooses the channels, and adapts what 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from updp.blocks import Chain, Site
-from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code, like_of
-from updp.blocks.surgery import Replacement, isolate, substitute
+from updp.blocks import Site
+from updp.blocks.modules import UserCodeError
+from updp.candidates.attention.reading import read_attention
 from updp.candidates.base import Candidate, Form
-from updp.candidates.narrow.channels import InnerChannels, inner_channels, names_of, on_modules
-from updp.candidates.narrow.hidden_form import HiddenNarrowForm, find_hidden, propose_widths
-from updp.candidates.parts.regraph import RewiredForm, emit_rewired
-from updp.candidates.parts.trials import Precision, in_precision
-from updp.errors import UserError, is_out_of_memory
-from updp.fit import Fitted
-from updp.fit.fitting import FitTask
-from updp.fit.operator import OperatorFit, skip_of
-from updp.recipe import CandidateSettings, FitSettings
+from updp.candidates.narrow.chain_narrowing import ChainNarrowing
+from updp.candidates.narrow.form import NarrowForm, narrow_works
+from updp.candidates.narrow.hidden_narrowing import HiddenNarrowing, find_hidden
+from updp.candidates.narrow.narrowing import Narrowing
+from updp.errors import UserError
+from updp.recipe import CandidateSettings
 
-_log = logging.getLogger(__name__)
 _RANK, _LAST = 50, 100  # after what merges, before what leaves out the branch
 
 
@@ -56,18 +49,21 @@ class Narrow(Candidate):
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Narrow]:
-        """Yield every width of the recipe at which the block has fewer channels."""
-        if site.branch is None:
-            yield from map(cls, propose_widths(site, block, graph, settings.widths))
+        """Yield every width of the recipe at which the block has other, and fewer, channels."""
+        narrowing = _narrowing(site, block, graph)
+        if narrowing is None:
             return
-        found: dict[tuple[int, ...], Narrow] = {}
-        for width in sorted(settings.widths, reverse=True):
-            found.setdefault(_widths(site, width), cls(width))
-        found.pop(_widths(site, 1.0), None)
+        found: dict[tuple[int, ...], float] = {}
+        for width in sorted(settings.widths, reverse=True):  # of those that leave as many
+            left = narrowing(width).left
+            found[left] = _nearest(narrowing(width), found.get(left, width), width)
+        found.pop(narrowing(1.0).left, None)
+        widths = list(found.values())
         # The widest is tried, for a narrow one may be left with one channel, which broadcasts.
-        widest = next(iter(found.values()), None)
-        if widest is not None and _works(site, block, graph, widest.width):
-            yield from found.values()
+        if not widths or not narrow_works(site, block, graph, narrowing(widths[0])):
+            return
+        if site.branch is not None or not _has_heads(site, block, graph):
+            yield from map(cls, widths)
 
     def fits(self, site: Site) -> bool:
         """Whether there are inner channels, and more than would be left.
@@ -76,163 +72,39 @@ class Narrow(Candidate):
         """
         if site.branch is None:
             return True
-        return _widths(site, self.width) != _widths(site, 1.0)
+        narrowing = ChainNarrowing(site, fx.Graph(), self.width)
+        return narrowing.left != narrowing.counts
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
         """See `Candidate.build`; the form has narrowed copies of the block's modules.
 
         Raises UserError: there are no channels that could become fewer.
         """
-        if site.branch is None:
-            hidden = find_hidden(site, block, graph)
-            if hidden is None:
-                raise UserError(f"site {site.name} has no inner channels that can become fewer")
-            return HiddenNarrowForm(site, block, graph, hidden, self.width)
-        return NarrowForm(site, block, graph, self.width)
+        narrowing = _narrowing(site, block, graph)
+        if narrowing is None:
+            raise UserError(f"site {site.name} has no inner channels that can become fewer")
+        return NarrowForm(site, block, graph, narrowing(self.width))
 
 
-class NarrowForm(RewiredForm):
-    """The block on narrower copies of its modules, which the form owns.
-
-    Until it is fitted it keeps the channels of the largest weights.
-    """
-
-    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, width: float) -> None:
-        targets = _targets(site, graph)
-        copies = _copies(block, targets)
-        chain = on_modules(site.chain, copies)
-        for inner, channels in _largest(chain, width):
-            inner.cut(chain, channels)
-        super().__init__(site, block, graph, substitute(block, graph, site.region, copies))
-        self.targets, self.copies = targets, nn.ModuleList(copies.values())
-        self._site, self._width = site, width
-        self._block = [(block, graph)]
-
-    def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """Do nothing: its norms have the block's statistics."""
-
-    def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
-        """See `Form.fit_tasks`: one or two for each operator that reads fewer channels."""
-        (block, graph), site = self._block[0], self._site
-        wide = _copies(block, self.targets)  # each fit cuts channels out of these
-        chain, skip = on_modules(site.chain, wide), skip_of(site, block, graph)
-        tasks: list[FitTask] = []
-        for inner, count in _fewer(chain, self._width):
-            fit = OperatorFit(chain, inner.consumer, skip, site.post)
-            cut = partial(inner.cut, chain)
-            tasks += fit.narrowing(
-                settings, batches, count, cut, gated=inner.gated, unit=inner.unit
-            )
-        *others, last = tasks
-
-        @torch.no_grad()
-        def take(fitted: Fitted) -> None:
-            last.take(fitted)
-            for fitted_module, own in zip(wide.values(), self.copies, strict=True):
-                for new, old in zip(_state(fitted_module), _state(own), strict=True):
-                    old.copy_(new)
-
-        return [*others, replace(last, take=take)]
-
-    def merged(self) -> MergedNarrow:
-        """See `Form.merged`."""
-        return MergedNarrow(dict(zip(self.targets, self.copies, strict=True)))
+def _narrowing(
+    site: Site, block: nn.Module, graph: fx.Graph
+) -> Callable[[float], Narrowing] | None:
+    """What becomes narrower, for each width; None where nothing can."""
+    if site.branch is not None:
+        return partial(ChainNarrowing, site, graph)
+    hidden = find_hidden(site, block, graph)
+    return None if hidden is None else partial(HiddenNarrowing, site, hidden)
 
 
-@dataclass(frozen=True)
-class MergedNarrow:
-    """The block's own nodes, on narrower modules by their targets in the graph."""
-
-    modules: Mapping[str, nn.Module]
-
-    def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
-        """See `MergedForm.replacement`: the same calls, of modules with fewer channels."""
-        names = {target: f"{target.replace('.', '_')}_narrow" for target in self.modules}
-        added = {
-            names[target]: copy_module(module).to(device, dtype)
-            for target, module in self.modules.items()
-        }
-        return Replacement(site.region, emit_rewired(site.region, names), added)
+def _nearest(narrowing: Narrowing, *widths: float) -> float:
+    """The width that says best how many channels are left."""
+    share = sum(narrowing.left) / max(1, sum(narrowing.counts))
+    return min(widths, key=lambda width: abs(width - share))
 
 
-def _fewer(chain: Chain, width: float) -> list[tuple[InnerChannels, int]]:
-    """Find the inner channels that become fewer, and how many are left of each."""
-    found = ((inner, inner.left(chain, width)) for inner in inner_channels(chain))
-    return [(inner, left) for inner, left in found if left < inner.count(chain)]
-
-
-def _widths(site: Site, width: float) -> tuple[int, ...]:
-    """Return how many are left of each of the branch's inner channels."""
-    if site.branch is None:
-        return ()
-    return tuple(inner.left(site.branch, width) for inner in inner_channels(site.branch))
-
-
-def _largest(chain: Chain, width: float) -> list[tuple[InnerChannels, Tensor]]:
-    """Find the inner channels that become fewer, and which are left; all before any is cut."""
-    return [(inner, inner.largest(chain, count)) for inner, count in _fewer(chain, width)]
-
-
-def _works(site: Site, block: nn.Module, graph: fx.Graph, width: float) -> bool:
-    """Whether the narrow block, merged, equals the wide one with the other channels zeroed.
-
-    This tries all that was read of the block's structure: it finds a module that is also called
-    elsewhere, or shared by two steps. Where a gate mixes channels only the shape is compared.
-    """
+def _has_heads(site: Site, block: nn.Module, graph: fx.Graph) -> bool:
+    """Whether attention is understood: its heads are chosen by what they do, by `attention`."""
     try:
-        why = in_precision(partial(_why_not, site, block, graph, width))
-    except UserCodeError as error:
-        why = str(error)
-    if why:
-        _log.info("%s: no narrow form: %s", site.name, why)
-    return not why
-
-
-@torch.no_grad()
-def _why_not(
-    site: Site, block: nn.Module, graph: fx.Graph, width: float, precision: Precision
-) -> str:
-    """Why the narrow block does not work, tried in a precision; empty if it does."""
-    block = precision.copy(block)
-    device = like_of(block).device
-    try:
-        narrow = NarrowForm(site, block, graph, width)
-    except (IndexError, RuntimeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        return str(error)
-    # A buffer that is not saved would not follow the channels that a fit has chosen.
-    if any(n not in narrow.state_dict() for n, _ in narrow.named_buffers()):
-        return "a buffer of it would not be saved"
-    part = narrow.merged().replacement(site, precision.dtype, device)
-    wide = _copies(block, narrow.targets)
-    chain = on_modules(site.chain, wide)
-    for inner, channels in _largest(chain, width):
-        inner.hide(chain, channels)
-    whole = substitute(block, graph, site.region, wide)
-    expected, *outputs = (
-        call_user_code(function, *site.example(block))
-        for function in (whole, narrow, isolate(block, graph, part))
-    )
-    gated = any(inner.gated for inner in inner_channels(chain))
-    near = precision.tolerance * expected.norm()
-    if all(y.shape == expected.shape and (gated or (y - expected).norm() <= near) for y in outputs):
-        return ""
-    return "it is not the block that reads as little"
-
-
-def _state(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _targets(site: Site, graph: fx.Graph) -> tuple[str, ...]:
-    """Find the modules called in the region that are, or hold, a step of the branch."""
-    names = [name for step in site.chain.steps for name in names_of(step)]
-    called = dict.fromkeys(
-        str(n.target) for n in graph.nodes if n.op == "call_module" and n.name in site.region.branch
-    )
-    return tuple(t for t in called if any(n == t or n.startswith(f"{t}.") for n in names))
-
-
-def _copies(block: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
-    return {target: copy_module(block.get_submodule(target)) for target in targets}
+        return read_attention(site, block, graph) is not None
+    except UserCodeError:
+        return False

@@ -152,6 +152,16 @@ def names_of(step: Step) -> list[str]:
     return [step.name]
 
 
+def modules_of(chain: Chain) -> Iterator[nn.Module]:
+    """Yield the modules that the steps of a chain run, those of a step that is a graph too."""
+    for step in chain.steps:
+        if isinstance(part := module_of(step), fx.GraphModule):
+            called = (n for n in part.graph.nodes if n.op == "call_module")
+            yield from (part.get_submodule(str(node.target)) for node in called)
+        elif part is not None:
+            yield part
+
+
 def _within(name: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
     """The module of that name, if it is one of `modules` or within one."""
     for path, module in modules.items():

@@ -8,7 +8,7 @@ alone, and through the user's modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -114,9 +114,12 @@ def _rows(units: Tensor, size: int) -> Tensor:
     return rows.flatten()
 
 
-def called_modules(graph: fx.Graph, names: Sequence[str]) -> tuple[str, ...]:
-    """Modules that a graph calls, which are one of those of the names, or hold one."""
-    called = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
+def called_modules(
+    graph: fx.Graph, names: Sequence[str], nodes: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Modules that a graph calls (by some of its nodes), which are of the names, or hold one."""
+    calls = (n for n in graph.nodes if n.op == "call_module")
+    called = dict.fromkeys(str(n.target) for n in calls if nodes is None or n.name in nodes)
     return tuple(t for t in called if any(n == t or n.startswith(f"{t}.") for n in names))
 
 

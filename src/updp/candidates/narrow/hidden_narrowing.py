@@ -1,0 +1,92 @@
+"""Narrowing of a branch that is no chain: by its hidden channels, or the heads of an attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.blocks import ScaleStep, Site
+from updp.blocks.modules import UserCodeError
+from updp.candidates.narrow.channels import on_modules
+from updp.candidates.narrow.heads import head_channels
+from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
+from updp.candidates.narrow.narrowing import NarrowModules
+from updp.candidates.parts.widths import share_of
+from updp.fit.fitting import FitTask
+from updp.fit.operator import Function, OperatorFit
+from updp.recipe import FitSettings
+
+
+def find_hidden(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
+    """Find what may become fewer: hidden channels, else the heads of an attention."""
+    found = hidden_channels(site, block, graph)
+    try:
+        return head_channels(site, block, graph) if found is None else found
+    except UserCodeError:
+        return None
+
+
+class HiddenNarrowing:
+    """Hidden channels of a site's branch at a share `width`; see `Narrowing`."""
+
+    mixed = False
+
+    def __init__(self, site: Site, hidden: HiddenChannels, width: float) -> None:
+        self._site, self._hidden = site, hidden
+        self.targets: tuple[str, ...] = hidden.targets
+        self.extras: Mapping[str, int] = hidden.extras
+        self.counts = (hidden.count,)
+        self.left = (share_of(hidden.count, width, hidden.unit),)
+
+    def losing(self, modules: NarrowModules) -> list[nn.Module]:
+        """See `Narrowing`."""
+        hidden = self._hidden
+        return [hidden.module(modules.own, name) for name in hidden.cut_modules]
+
+    def cut(self, modules: NarrowModules) -> None:
+        """See `Narrowing`."""
+        self._cut(modules, self._largest(modules))
+
+    @torch.no_grad()
+    def hide(self, modules: NarrowModules) -> None:
+        """See `Narrowing`."""
+        hidden = self._hidden
+        weight = hidden.module(modules.own, hidden.consumer).get_parameter("weight")
+        off = torch.ones(hidden.count, dtype=torch.bool, device=weight.device)
+        off[self._largest(modules)] = False
+        weight[:, off] = 0
+
+    def fit_tasks(
+        self,
+        block: nn.Module,
+        graph: fx.Graph,
+        modules: NarrowModules,
+        skip: Function | None,
+        settings: FitSettings,
+        batches: int,
+    ) -> list[FitTask]:
+        """See `Narrowing`: one, of the operator that reads the channels."""
+        hidden, post = self._hidden, self._site.post
+        chain = hidden.chain
+        if hidden.factor is not None:  # computed anew, as it may have been trained
+            if (factor := hidden.factor()) is None:
+                skip = post = None  # the operator is fitted to its own output
+            else:
+                chain = replace(chain, steps=(*chain.steps, ScaleStep("", factor)))
+        fit = OperatorFit(on_modules(chain, modules.own), 0, skip, post, hidden.enter)
+
+        def cut(channels: Tensor) -> None:
+            self._cut(modules, channels)
+
+        return fit.narrowing(settings, batches, *self.left, cut, gated=False, unit=hidden.unit)
+
+    def _largest(self, modules: NarrowModules) -> Tensor:
+        return self._hidden.largest(modules.own, *self.left)
+
+    def _cut(self, modules: NarrowModules, channels: Tensor) -> None:
+        self._hidden.cut(modules.own, channels)
+        for select in modules.selects.values():
+            select.channels.copy_(channels)

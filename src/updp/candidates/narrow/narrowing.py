@@ -1,0 +1,145 @@
+"""What a narrow form needs of the channels that become fewer: the interface, and the modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from updp.blocks import Site
+from updp.blocks.copying import copy_module
+from updp.blocks.modules import like_of
+from updp.blocks.surgery import Replacement
+from updp.candidates.parts.regraph import emit_rewired
+from updp.fit.fitting import FitTask
+from updp.fit.operator import Function
+from updp.recipe import FitSettings
+
+
+class Select(nn.Module):
+    """Some channels of a value that comes from outside of the branch."""
+
+    channels: Tensor
+
+    def __init__(self, count: int, axis: int, device: torch.device) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("channels", torch.arange(count, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the channels' part of `x`."""
+        return x.index_select(self.axis, self.channels)
+
+
+@dataclass(frozen=True)
+class NarrowModules:
+    """Modules that lose channels, by their targets in the graph, and selections, by nodes' names.
+
+    A selection stands behind a value from outside of the region that has one value a channel.
+    """
+
+    own: Mapping[str, nn.Module]
+    selects: Mapping[str, Select]
+
+    @classmethod
+    def copied(cls, block: nn.Module, narrowing: Narrowing) -> NarrowModules:
+        """Copies of a block's modules with all channels; selections of the first ones."""
+        device, count = like_of(block).device, next(iter(narrowing.left), 0)
+        return cls(
+            {target: copy_module(block.get_submodule(target)) for target in narrowing.targets},
+            {name: Select(count, axis, device) for name, axis in narrowing.extras.items()},
+        )
+
+    @property
+    def all(self) -> list[nn.Module]:
+        """All of them, in an order that depends on the structure alone."""
+        return [*self.own.values(), *self.selects.values()]
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> NarrowModules:
+        """Copies of another precision and device."""
+        return NarrowModules(
+            {name: copy_module(module).to(device, dtype) for name, module in self.own.items()},
+            {name: copy_module(select).to(device, dtype) for name, select in self.selects.items()},
+        )
+
+    @torch.no_grad()
+    def take(self, others: NarrowModules) -> None:
+        """Take the parameters and buffers of others that are as narrow."""
+        for own, other in zip(self.all, others.all, strict=True):
+            for to, value in zip(_state(own), _state(other), strict=True):
+                to.copy_(value)
+
+    def replacement(self, site: Site) -> Replacement:
+        """The nodes of the site's region again, on these modules."""
+        names = {target: f"{target.replace('.', '_')}_narrow" for target in self.own}
+        chosen = {name: f"{name}_narrow" for name in self.selects}
+        if len({*names.values(), *chosen.values()}) < len(names) + len(chosen):
+            names = {target: f"narrow_{number}" for number, target in enumerate(names)}
+            chosen = {name: f"chosen_{number}" for number, name in enumerate(chosen)}
+        added: dict[str, nn.Module] = {names[target]: m for target, m in self.own.items()}
+        added |= {chosen[name]: select for name, select in self.selects.items()}
+        return Replacement(site.region, emit_rewired(site.region, names, chosen=chosen), added)
+
+
+class Narrowing(Protocol):
+    """Channels of a block that become fewer, at one width; how they are cut, hidden and fitted.
+
+    It depends on the block's structure alone, for a form is built again where weights are yet to
+    be loaded.
+    """
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Modules called in the region that lose channels, or hold one that does."""
+
+    @property
+    def extras(self) -> Mapping[str, int]:
+        """Nodes outside of the region with one value a channel, each with its axis."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many channels there are of each kind."""
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """How many are left of each kind."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether something mixes the channels, so that the values of those left change."""
+
+    def losing(self, modules: NarrowModules) -> Sequence[nn.Module]:
+        """The modules that lose channels themselves."""
+
+    def cut(self, modules: NarrowModules) -> None:
+        """Remove all channels but those of the largest weights."""
+
+    def hide(self, modules: NarrowModules) -> None:
+        """Zero what reads the channels that `cut` removes; all stay."""
+
+    def fit_tasks(
+        self,
+        block: nn.Module,
+        graph: fx.Graph,
+        modules: NarrowModules,
+        skip: Function | None,
+        settings: FitSettings,
+        batches: int,
+    ) -> list[FitTask]:
+        """Regression tasks of the operators that read the channels; they choose and cut them.
+
+        Args:
+            block: holds the site.
+            graph: the traced graph of `block`.
+            modules: copies with all channels, of which the tasks cut some.
+            skip: computes what is added to the branch's output from the site's input.
+            settings: of the fit.
+            batches: number of calibration batches.
+        """
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
