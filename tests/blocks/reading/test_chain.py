@@ -331,3 +331,30 @@ def test_a_layer_whose_output_a_hook_changes_is_not_read() -> None:
     part[2]._forward_hooks.clear()
     part[2].register_forward_hook(lambda module, x, y: y.clone())  # changes nothing
     assert len(read(part).steps) == 3
+
+
+class TokenMixing(nn.Module):
+    """A linear layer across 6 tokens; what follows is scaled by a factor of `size` elements."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mix, self.gamma = nn.Linear(6, 6), nn.Parameter(torch.rand(size) + 0.5)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(x.transpose(1, 2))
+        if self.size == 6:
+            return (y * self.gamma).transpose(1, 2)
+        return y.transpose(1, 2) * self.gamma
+
+
+def test_a_factor_along_the_axis_of_a_layer_is_a_step() -> None:
+    module = TokenMixing(6)
+    chain, x = read(module, (2, 6, 8)), torch.randn(2, 6, 8)
+    assert [type(step) for step in chain.steps] == [LinearStep, ScaleStep]
+    torch.testing.assert_close(chain.keep(x), module(x))
+
+
+def test_a_factor_along_another_axis_than_the_layers_ends_the_chain() -> None:
+    with pytest.raises(NotAChain, match="`mul` scales along another axis"):
+        read(TokenMixing(8), (2, 6, 8))

@@ -140,8 +140,7 @@ class _Reader(Cursor):
             self._norm(prefix.rstrip("."), owner, owner.num_features)
             self.advance(lambda x: batch_norm(owner, x))
         elif node.target in _MULS and (gamma := _parameter(owner, node, source)) is not None:
-            self.add(ScaleStep(name, gamma))
-            self.advance(extract(owner, node.graph, source.name, node.name))
+            self.scale(ScaleStep(name, gamma), extract(owner, node.graph, source.name, node.name))
         elif node.target not in _SAME:
             # A `Call` can be added to a merged block's graph; with parameters it must be a module.
             alone = all(n is source for n in node.all_input_nodes)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from updp.blocks.modules import UserCodeError, call_user_code
@@ -14,7 +15,7 @@ from updp.blocks.reading.probe import (
     permutation_of,
     zero_padding_of,
 )
-from updp.blocks.reading.steps import ShuffleStep, Step, order_of
+from updp.blocks.reading.steps import ScaleStep, ShuffleStep, Step, order_of
 
 FLIPPED = "flipped"  # layout of a norm that reads a sequence of unknown layout transposed
 
@@ -114,6 +115,28 @@ class Cursor:
         self.need(layout, name)
         self.add(ShuffleStep(name, order))
         return True
+
+    def scale(self, step: ScaleStep, function: Callable[[Tensor], Tensor]) -> None:
+        """Add a factor per channel and advance; raise NotAChain where it is one along other axes.
+
+        `function` applies it.
+        """
+        self.add(step)
+        x, layout = self.x, self.layout
+        self.advance(function)
+        if step.parameter.numel() > 1 and not self.flat:
+            fitting = [one for one in OTHER if layout in (None, one) and self._is(step, x, one)]
+            if not fitting:
+                raise NotAChain(f"`{step.name}` scales along another axis than the channels'")
+            if len(fitting) == 1:
+                self.need(fitting[0], step.name)
+
+    def _is(self, step: ScaleStep, x: Tensor, layout: str) -> bool:
+        """Whether the step, along the channels of that layout, makes the tensor of `x`."""
+        channels = x.shape[1] if layout == "first" else x.shape[-1]
+        if step.parameter.numel() != channels:
+            return False
+        return torch.allclose(step.keep(x, layout), self.x)
 
     def permute(self, name: str, call: Callable[[Tensor], Tensor]) -> None:
         """Note that `call` moves the channels; raise NotAChain where it moves other axes."""
