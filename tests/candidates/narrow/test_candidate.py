@@ -107,6 +107,43 @@ def test_whole_groups_are_removed_without_loss_where_they_are_redundant() -> Non
     assert error(merged(x), net(x)) < 1e-12
 
 
+class Cardinal(nn.Module):
+    """A block like ResNeXt's, whose three groups are the same but for a factor."""
+
+    def __init__(self, c: int, inner: int) -> None:
+        super().__init__()
+        self.conv1, self.norm = nn.Conv2d(c, inner, 1), nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, groups=3)
+        self.conv3, size = nn.Conv2d(inner, c, 1), inner // 3
+        with torch.no_grad():
+            for copied in (1, 2):
+                part = slice(copied * size, (copied + 1) * size)
+                for conv, factor in ((self.conv1, copied + 1), (self.conv2, 1)):
+                    conv.weight[part] = conv.weight[:size] * factor
+                self.conv1.bias[part] = self.conv1.bias[:size] * (copied + 1)
+                self.conv2.bias[part] = self.conv2.bias[:size] * (copied + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.conv1(x)))
+        return torch.relu(self.conv3(torch.relu(self.conv2(y))) + x)
+
+
+def test_whole_groups_of_a_convolution_are_removed_without_loss() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Cardinal(4, 12)).eval(), torch.randn(40, 4, 9, 8).double()
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.34)  # four of twelve: one group
+    net.choose(choices(net))
+    before = error(net(x), wanted)
+    fit_plan(net, choices(net), [x[:20], x[20:]], FIT)
+    net.choose(choices(net))
+    assert error(net(x), wanted) < 4e-4 < before / 100
+    merged = net.merged(torch.float64)
+    conv = merged[0].conv2_narrow
+    assert (conv.groups, conv.in_channels, conv.weight.shape) == (1, 4, (4, 4, 3, 3))
+    assert error(merged(x), net(x)) < 1e-12
+
+
 def test_a_second_fit_starts_from_the_block_again() -> None:
     """A form that was fitted is fitted to other images as if it had not been."""
     torch.manual_seed(0)

@@ -48,7 +48,8 @@ def chain_of(*layers: nn.Module) -> tuple[Chain, nn.Module, Tensor]:
         (lambda: (conv(6, 20), nn.PReLU(), conv(20, 6)), [20]),
         (lambda: (conv(6, 20), nn.GroupNorm(4, 20), nn.ReLU(), conv(20, 6)), [20]),
         (lambda: (conv(6, 20), nn.GroupNorm(1, 20), nn.ReLU(), conv(20, 6)), [20]),
-        (lambda: (conv(6, 20), nn.ReLU(), conv(20, 20, 3, 10), nn.ReLU(), conv(20, 6)), []),
+        (lambda: (conv(6, 20), nn.ReLU(), conv(20, 20, 3, 10), nn.ReLU(), conv(20, 6)), [20]),
+        (lambda: (conv(6, 20), nn.ReLU(), conv(20, 40, 3, 10), nn.ReLU(), conv(40, 6)), []),
         (lambda: (conv(6, 12, 3, 2), nn.ReLU(), conv(12, 6)), []),
         (lambda: (conv(6, 12), nn.ReLU(), conv(12, 24, 3, 12), nn.ReLU(), conv(24, 6)), []),
         (lambda: (parametrizations.weight_norm(conv(6, 20)), nn.ReLU(), conv(20, 6)), []),
@@ -88,6 +89,29 @@ def test_groups_of_a_norm_stay_whole(count: int, groups: int, share: float, left
     inner.cut(on_modules(chain, {"branch": narrow.branch}), channels)
     norm = narrow.branch[1]
     assert (norm.num_groups, norm.num_channels) == (left // size, left)
+    assert error(narrow(x), expected(x)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("count", "groups", "share", "left"),
+    [(128, 32, 0.5, 64), (96, 4, 0.5, 48), (20, 4, 0.1, 5), (24, 12, 0.5, 16), (6, 3, 0.5, 4)],
+)
+def test_groups_of_a_convolution_stay_whole(
+    count: int, groups: int, share: float, left: int
+) -> None:
+    grouped = conv(count, count, 3, groups)
+    norm = nn.BatchNorm2d(count)
+    chain, block, x = chain_of(conv(6, count), norm, nn.ReLU(), grouped, conv(count, 6))
+    (inner,) = inner_channels(chain)
+    assert inner.left(chain, share) == left
+    channels = inner.largest(chain, left)
+    size = count // groups
+    assert channels.view(-1, size).remainder(size).tolist() == [[*range(size)]] * (left // size)
+    expected, narrow = copy.deepcopy(block), copy.deepcopy(block)
+    inner.hide(on_modules(chain, {"branch": expected.branch}), channels)
+    inner.cut(on_modules(chain, {"branch": narrow.branch}), channels)
+    cut = narrow.branch[3]
+    assert (cut.groups, cut.in_channels, cut.out_channels) == (left // size, left, left)
     assert error(narrow(x), expected(x)) < 1e-12
 
 

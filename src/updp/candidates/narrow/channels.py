@@ -1,8 +1,8 @@
 """The inner channels of a branch: those between one linear operator and the next.
 
 Every step between the two acts on each channel alone (BatchNorms, activations, depthwise
-convolutions), or is a norm or a gate that also works on fewer channels. So channels can be removed
-without a change to what is outside.
+convolutions) or on groups of them (grouped convolutions), or is a norm or a gate that also works on
+fewer channels. So channels can be removed without a change to what is outside.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ class InnerChannels:
     """Inner channels: the places of their producer and of their consumer among a chain's steps.
 
     `gated` where a norm or a gate mixes them, so that the values of those left change. So many as
-    `unit` adjoin and stay or go together, as the groups of a GroupNorm do.
+    `unit` adjoin and stay or go together: the groups of a GroupNorm or of a convolution.
     """
 
     producer: int
@@ -103,7 +103,9 @@ def inner_channels(chain: Chain) -> Iterator[InnerChannels]:
     start: int | None = None
     count, gated, unit = 0, False, 1
     for place, step in enumerate(chain.steps):
-        if isinstance(step, LinearStep) and not step.depthwise:
+        if isinstance(step, LinearStep) and _within_groups(step):
+            unit = lcm(unit, step.out_channels // step.groups)
+        elif isinstance(step, LinearStep):
             plain = step.groups == 1 and not step.derived
             if start is not None and plain:
                 yield InnerChannels(start, place, gated, unit)
@@ -122,13 +124,16 @@ def inner_channels(chain: Chain) -> Iterator[InnerChannels]:
             start = None
 
 
+def _within_groups(step: LinearStep) -> bool:
+    """Whether each group makes the channels that it reads anew, as depthwise convolutions do."""
+    return step.groups > 1 and not step.derived and step.in_channels == step.out_channels
+
+
 def _is_gate(step: Step) -> bool:
     return isinstance(step, NormStep) and not isinstance(step.module, _BatchNorm)
 
 
 def _acts_on_each_channel(step: Step) -> bool:
-    if isinstance(step, LinearStep):
-        return step.depthwise and not step.derived and step.out_channels == step.groups
     if isinstance(step, NormStep):
         return isinstance(step.module, _BatchNorm) and step.module.running_var is not None
     if isinstance(step, ActStep):

@@ -28,8 +28,9 @@ def cut_outputs(module: nn.Module, channels: Tensor) -> None:
             _resize(module, len(tensor), channels)
             _cut(module, name, 0, channels)
     if isinstance(module, CONVOLUTIONS):
-        if module.groups > 1:  # depthwise
-            module.in_channels = module.groups = len(channels)
+        if module.groups > 1:  # whole groups, of as many inputs as outputs
+            module.groups = len(channels) * module.groups // module.out_channels
+            module.in_channels = len(channels)
         module.out_channels = len(channels)
 
 
