@@ -111,4 +111,4 @@ docs: .venv/.docs
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .venv-audit runs site
+	rm -rf .venv .venv-oldest .venv-newest .venv-audit runs/demo site

@@ -81,8 +81,9 @@ def prune(
     torch.Size([1, 10])
 
     Args:
-        model: a module, or `timm/NAME`, `torchvision/NAME`, `path/file.py:factory`. A module is
-            copied; it may be compiled, wrapped by torch, or of another floating-point type.
+        model: a module, or `timm/NAME`, `torchvision/NAME`, `hf/DIR`, `zoo/NAME` or
+            `path/file.py:factory`. A module is copied; it may be compiled, wrapped by torch, or of
+            another floating-point type.
         data: `digits`, a folder, or a pair (training, test) of loaders or data sets of items
             (image, label), or of dictionaries; or one of them, with or without `test`.
         recipe: a recipe, its name, such as `fit-only`, or a YAML file; or a budget alone, such as
@@ -91,7 +92,8 @@ def prune(
         test: the test split, where `data` has none or another is wanted: a path of any form that
             `data` may have, or a loader or data set beside one. Where there is none at all, a tenth
             of the images is split off, and a warning says so.
-        out: the run directory; called again with the same one, it continues a killed run.
+        out: the run directory; called again with the same one, it continues a killed run. By
+            default a new temporary folder, so that nothing can be continued.
         weights: safetensors file for a model given by name.
         device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
         fresh: start over, and remove what is in `out`.

@@ -46,10 +46,10 @@ def gone(path: Path) -> None:
 FAULTS = (empty, cut, garbage, folder, gone)
 # Each file that a later stage reads, and the command that makes it anew.
 FILES = {
-    "sites/key.json": "prune",
-    "sites/sites.json": "prune",
-    "sites/done.json": "prune",
-    "supernet/weights.safetensors": "prune",
+    "sites/key.json": "supernet",
+    "sites/sites.json": "supernet",
+    "sites/done.json": "supernet",
+    "supernet/weights.safetensors": "supernet",
     "search/key.json": "search",
     "search/plan.json": "search",
     "search/front.json": "search",
@@ -115,6 +115,18 @@ def test_the_stage_that_is_named_is_made_anew(run: Path, said: Said) -> None:
     for name in (("subnet", "--fresh"), ("prune",)):
         assert tiny.updp(*command(run, *name)).code == 0
     assert tiny.contents(run)["model.safetensors"] == before["model.safetensors"]
+
+
+def test_damaged_sites_are_found_anew_with_the_runs_own_recipe(run: Path, said: Said) -> None:
+    recipe, model = (run / "recipe.yaml").read_bytes(), RunRecord.read(run).model
+    cut(run / "sites/sites.json")
+    code, line = said("report", run)
+    assert code == 2
+    assert line.endswith("`updp supernet --fresh` makes that stage anew")
+    for name in (("supernet", "--fresh"), ("prune",)):
+        outcome = tiny.updp(*name, "--model", model, "--out", run)
+        assert outcome.code == 0, outcome
+    assert (run / "recipe.yaml").read_bytes() == recipe
 
 
 @pytest.mark.parametrize("name", ["plan.json", slow("model.safetensors"), "result.json"])
@@ -420,16 +432,15 @@ def test_a_damaged_description_is_one_line_everywhere(
     code, line = said(*used.replace("RUN", str(run)).split(), *model)
     assert code == 2
     assert line.startswith(f"'{run / name}' ")
-    needed = ", --model and --data" if name == "run.json" else ""
-    advice = "copy the run directory again, or start over with `updp prune --fresh`"
-    assert line.endswith(advice + needed)
+    advice = "copy the run directory again, or start over by the whole `updp prune` command"
+    assert line.endswith(f"{advice} with --fresh added")
 
 
 @pytest.mark.parametrize("version", [0, 2, None, "x" * 5000, {}])
 def test_another_format_says_which_and_what_to_do(version: object, run: Path, said: Said) -> None:
     for file, command in (
-        ("run.json", "start over with `updp prune --fresh`, --model and --data"),
-        ("sites/sites.json", "`updp prune --fresh` makes that stage anew"),
+        ("run.json", "start over by the whole `updp prune` command with --fresh added"),
+        ("sites/sites.json", "`updp supernet --fresh` makes that stage anew"),
         ("merge/result.json", "`updp merge --fresh` makes that stage anew"),
     ):
         copy = shutil.copytree(run, run.with_name("copy"))
@@ -440,7 +451,7 @@ def test_another_format_says_which_and_what_to_do(version: object, run: Path, sa
         if file == "run.json":  # the others have another checksum, first of all
             assert f"its format is {version!r}"[:24] in line
             assert "and this version reads 1" in line
-            assert ("pip install --upgrade updp" in line) is (version == 2)
+            assert ("update updp to open it" in line) is (version == 2)
         shutil.rmtree(copy)
 
 

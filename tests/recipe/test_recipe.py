@@ -221,4 +221,4 @@ def test_a_recipe_of_a_later_version_says_how_to_read_it(tmp_path: Path) -> None
     assert str(refused.value).startswith(
         f"'{tmp_path / 'recipe.yaml'}' has no field 'subnet.later'; "
     )
-    assert str(refused.value).endswith("(if a later version wrote it: pip install --upgrade updp)")
+    assert str(refused.value).endswith("(if a later version wrote it: update updp)")

@@ -45,11 +45,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make a trained vision model shallower, and so faster, with little loss of accuracy.\n\n"
+    help="Make a trained vision model faster: shallower, or narrower where that costs less.\n\n"
     "[b]updp inspect[/b] shows what can be pruned; [b]updp estimate[/b] says how long that takes; "
     "[b]updp prune[/b] does all of it; "
     "[b]supernet[/b], [b]search[/b], [b]subnet[/b] and [b]merge[/b] are its four stages, each on "
-    "the same run directory; the others work on a finished run.",
+    "the same run directory. [b]export[/b], [b]quantize[/b], [b]bench[/b] and [b]report[/b] work "
+    "on a finished run; [b]bench[/b] also compares any two models, [b]doctor[/b] checks any run, "
+    "[b]zoo[/b] lists small networks.",
 )
 
 

@@ -28,22 +28,22 @@ class GridOptions:
         list[str] | None,
         typer.Option(
             "--runtime",
-            help=f"Any of eager, compile, onnxruntime, openvino {_MANY}; all installed.",
+            help=f"Any of eager, compile, onnxruntime, openvino {_MANY}; by default all installed.",
             autocompletion=completion.choose_several("eager", "compile", "onnxruntime", "openvino"),
         ),
     ] = None
     batch: Annotated[
-        list[str] | None, typer.Option("--batch", help=f"Batch sizes {_MANY}; 1 and 32.")
+        list[str] | None, typer.Option("--batch", help=f"Batch sizes {_MANY}; by default 1 and 32.")
     ] = None
     threads: Annotated[
         list[str] | None,
-        typer.Option("--threads", help=f"Numbers of threads {_MANY}; PyTorch's own."),
+        typer.Option("--threads", help=f"Numbers of threads {_MANY}; by default PyTorch's own."),
     ] = None
     precision: Annotated[
         list[str] | None,
         typer.Option(
             "--precision",
-            help=f"Any of float32, bfloat16, float16 {_MANY}; float32.",
+            help=f"Any of float32, bfloat16, float16 {_MANY}; by default float32.",
             autocompletion=completion.choose_several("float32", "bfloat16", "float16"),
         ),
     ] = None
@@ -51,7 +51,7 @@ class GridOptions:
         list[str] | None,
         typer.Option(
             "--layout",
-            help=f"Any of contiguous, channels_last {_MANY}; contiguous.",
+            help=f"Any of contiguous, channels_last {_MANY}; by default contiguous.",
             autocompletion=completion.choose_several("contiguous", "channels_last"),
         ),
     ] = None

@@ -40,12 +40,16 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="cpu, cuda, cuda:1; cuda if there is one.",
+        help="cpu, cuda, cuda:1; by default cuda where there is one.",
         autocompletion=completion.choose("cpu", "cuda"),
     ),
 ]
 SizeOption = Annotated[
-    str | None, typer.Option("--input-size", help="CxHxW, such as 3x224x224; the model's own.")
+    str | None,
+    typer.Option(
+        "--input-size",
+        help="CxHxW, such as 3x224x224; by default the model's own, for a model file the images'.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over; forget what is there.")]

@@ -18,7 +18,7 @@ def prune(
 ) -> None:
     """Run all four stages: a trained model in, a faster plain model out.
 
-    The same command continues a run that was killed.
+    A new run needs --model, --data and a budget. The same command continues a run that was killed.
     """
     from updp.cli.run_context import open_run
     from updp.cli.tables import print_result, standard_console

@@ -93,10 +93,11 @@ def write_hub_folder(
         run: what `updp prune` left.
         out: the folder; by default `export/hub` in the run directory.
         licence: of the baseline's weights, which the pruned ones inherit; stands in the card.
-        model: of the run, where it came from Python and has no name.
-        data: as `model`.
-        test: as `model`.
-        weights: as `model`.
+        model: the run's baseline: needed where it is a Python file (`path/file.py:factory`), came
+            from Python, or was moved.
+        data: the run's data, where they came from Python or were moved.
+        test: the run's test split, likewise.
+        weights: the baseline's weights, likewise.
         task: as `model`, for a task of the user's own.
         test_images: how many test images the plain model is compared on, at most.
         progress: where to report to.

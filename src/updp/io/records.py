@@ -56,7 +56,7 @@ class Record(BaseModel, frozen=True):
             later = isinstance(found, int) and found > FORMAT
             raise UserError(
                 f"{source} is not {cls.WHAT}: its format is {reprlib.repr(found)}, and this "
-                f"version reads {FORMAT}{'; pip install --upgrade updp' if later else ''}"
+                f"version reads {FORMAT}{'; update updp to open it' if later else ''}"
             )
         try:
             return cls.model_validate(data)

@@ -40,7 +40,7 @@ class DataSettings(Part):
         None,
         ge=0,
         le=2**14,
-        description="random shift, pixels, less than the side; an eighth of the side",
+        description="largest random shift in pixels; by default an eighth of the side",
     )
     flip: bool | None = Field(None, description="mirror at random; by default colour images")
     workers: int = Field(0, ge=0, description="processes that read ahead; they change no batch")
@@ -48,7 +48,7 @@ class DataSettings(Part):
         False, description="read all images when opening, and leave out those that cannot be read"
     )
     mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = Field(None, description="as mean")
     input_size: tuple[_Side, _Side, _Side] | None = Field(None, description="(C, H, W)")
     # An image is scaled to the side divided by it before the crop: a tiny one would fill memory.
     crop_pct: float | None = Field(
@@ -88,7 +88,9 @@ class DataSettings(Part):
     remode: Literal["const", "rand", "pixel"] = Field("pixel", description="of random erasing")
     recount: int = Field(1, ge=1, description="rectangles of random erasing, at most")
     aug_repeats: int = Field(
-        1, ge=1, description="readings of each image in a row, of as many fewer images in an epoch"
+        1,
+        ge=1,
+        description="how often each image is read in a row; an epoch has as many times fewer",
     )
 
     @field_validator("color_jitter")

@@ -42,13 +42,13 @@ class Recipe(Part):
     updp.errors.UserError: --set subnet.epochs=-1: subnet.epochs: it takes at least ...
     """
 
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="decides every random draw")
     task: str = Field(
         "classification",
         description="what the model is for: classification, multi-label, regression, embedding, "
         "segmentation, token-classification, causal-lm or detection",
     )
-    budget: Budget | None = None
+    budget: Budget | None = Field(None, description="as text, such as latency=1.4x")
     data: DataSettings = DataSettings()
     candidates: CandidateSettings = CandidateSettings()
     fit: FitSettings = FitSettings()
@@ -108,7 +108,7 @@ class Recipe(Part):
         except UserError as error:
             why = str(error).removeprefix(f"recipe '{path}'").strip()
             if why.startswith(": no field"):
-                why += " (if a later version wrote it: pip install --upgrade updp)"
+                why += " (if a later version wrote it: update updp)"
             raise DamagedError(path, f"has {why[2:]}" if why.startswith(": ") else why) from error
 
     @classmethod

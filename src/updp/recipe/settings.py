@@ -79,7 +79,7 @@ class MeasureSettings(Part):
     """Settings of latency measurement."""
 
     ASIDE: ClassVar[frozenset[str]] = frozenset({"rounds", "cache"})
-    batch_size: int = Field(32, ge=1, le=2**20)
+    batch_size: int = Field(32, ge=1, le=2**20, description="images of a batch that is timed")
     rounds: int = Field(
         11, ge=3, le=10_000, description="interleaved repetitions, for median and IQR"
     )
@@ -89,7 +89,9 @@ class MeasureSettings(Part):
     layout: Literal["contiguous", "channels_last"] = Field(
         "contiguous", description="memory layout of feature maps (N, C, H, W)"
     )
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="type of the numbers while timed"
+    )
     cache: bool = Field(
         True, description="reuse times measured on this device, from the user's cache folder"
     )
@@ -108,7 +110,9 @@ class SearchSettings(Part):
             return {name: value for name, value in data.items() if name != "storage"}
         return data
 
-    searcher: Literal["bayes", "genetic", "greedy", "milp", "random"] = "bayes"
+    searcher: Literal["bayes", "genetic", "greedy", "milp", "random"] = Field(
+        "bayes", description="how plans are looked for"
+    )
     evaluations: int = Field(
         200, ge=1, description="plans scored at most, beside those of a single candidate"
     )
@@ -146,5 +150,5 @@ class SearchSettings(Part):
 class MergeSettings(Part):
     """Stage 4: the largest relative L2 error of the merged model, by precision."""
 
-    tolerance_float32: float = Field(1e-5, gt=0)
-    tolerance_float64: float = Field(1e-12, gt=0)
+    tolerance_float32: float = Field(1e-5, gt=0, description="in float32")
+    tolerance_float64: float = Field(1e-12, gt=0, description="in float64")

@@ -32,7 +32,9 @@ class OptimizerSettings(Part):
         None, description="of optimisers that have them, as adamw; default: the optimiser's own"
     )
     weight_decay: float = Field(1e-4, ge=0, description="of weights other than biases and norms")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises"
+    )
     decay: str = Field(
         "cosine", description="decay of the learning rate: cosine, tanh, poly, step or constant"
     )
@@ -40,7 +42,7 @@ class OptimizerSettings(Part):
         None, gt=0, description="factor of each step, 0.1; or power of poly, 1 (linear)"
     )
     decay_every: float = Field(
-        0.3, gt=0, description="share of all steps between two of decay=step"
+        0.3, gt=0, description="with decay=step: share of all steps between two reductions"
     )
     clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
 
@@ -210,8 +212,7 @@ class SubnetSettings(TrainingSettings):
     )
     all_images: bool = Field(
         True,
-        description="train also on the images that were held out for earlier stages, but those of "
-        "`checks`",
+        description="also train on images held out for earlier stages, except those of `checks`",
     )
     checks: int = Field(
         0,

@@ -5,7 +5,7 @@ recipe.yaml         the recipe
 sites/ supernet/ search/ subnet/ merge/
     key.json        the inputs and settings that decide the stage's outcome
     figures.jsonl   its figures, one JSON object a line
-    ...             its weights, study or checks
+    ...             its weights, scores or checks
     done.json       that it has ended, with length and checksum of each of these files
 plan.json  model.safetensors  result.json
 export/ bench/      files and records of `updp export`, `quantize` and `bench`

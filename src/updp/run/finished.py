@@ -190,7 +190,8 @@ def open_finished_run(
 
     Args:
         run: the run directory.
-        model: the baseline, where it came from Python or its file was moved.
+        model: the run's baseline: needed where it is a Python file (`path/file.py:factory`), came
+            from Python, or was moved.
         data: the data, where it came from Python or was moved.
         test: its test split, where that was given apart and was moved.
         weights: safetensors file for a model given by name.

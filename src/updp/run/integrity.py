@@ -95,6 +95,9 @@ def advised(error: DamagedError, run: Path | None = None) -> UserError:
     return error if run is None else UserError(f"{error}: {remedy(run, error.path)}")
 
 
+START_OVER = "start over by the whole `updp prune` command with --fresh added"
+
+
 def remedy(run: Path, file: Path) -> str:
     """The command that makes a damaged file of a run directory anew."""
     if not file.is_relative_to(run):
@@ -104,20 +107,15 @@ def remedy(run: Path, file: Path) -> str:
         return "`updp merge` copies it from its stage again"
     if top in STAGES:
         return f"`updp {command_of(top)} --fresh` makes that stage anew"
-    if top == RunRecord.FILE:
-        return (
-            "copy the run directory again, or start over with `updp prune --fresh`, --model and "
-            "--data"
-        )
-    if top == "recipe.yaml":
-        return "copy the run directory again, or start over with `updp prune --fresh`"
+    if top in (RunRecord.FILE, "recipe.yaml"):
+        return f"copy the run directory again, or {START_OVER}"
     return "remove it, and let its command write it again"
 
 
 def command_of(stage: str) -> str:
     """The command that starts over from a stage."""
-    # No command runs the sites alone, and stage 1 starts over from them.
-    return "prune" if stage in STAGES[:2] else stage
+    # No command runs the sites alone. That of stage 1 does, and keeps the run's recipe.
+    return "supernet" if stage == "sites" else stage
 
 
 def _is_done(folder: Path) -> bool:

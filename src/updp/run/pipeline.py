@@ -19,7 +19,7 @@ from updp.models import is_same_code
 from updp.plan import Plan
 from updp.recipe import TrainingSettings
 from updp.run.directory import RunDirectory
-from updp.run.integrity import explained
+from updp.run.integrity import START_OVER, explained
 from updp.run.load import load
 from updp.run.records import Result, RunRecord
 from updp.run.result import write_table
@@ -229,7 +229,7 @@ def _check_model(context: Context) -> None:
             context.example(2),
             f"--out '{context.root}' holds another run: with the same weights the model gave other "
             "outputs there ({by} apart), so its code or its settings have changed; give another "
-            "folder, or start over with `updp prune --fresh`",
+            f"folder, or {START_OVER}",
         )
 
 

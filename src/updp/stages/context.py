@@ -32,8 +32,8 @@ MODEL = "model.safetensors"  # merged, of the last stage
 # Of the inputs from which candidates' BatchNorms start, at once in memory: 83 images of 224 px.
 CALIBRATED_VALUES = 3 * 2**22
 TIMED_AGAIN = (
-    "if the machine was busy with other work when candidates were timed, `updp prune --fresh --set "
-    "measure.cache=false` times them again"
+    "if the machine was busy with other work when candidates were timed, the same command with "
+    "`--fresh --set measure.cache=false` added times them again"
 )
 
 

@@ -59,7 +59,8 @@ def bench(
         rounds: Interleaved repetitions, at least 3.
         device: Where both run, such as `cpu` or `cuda:1`.
         weights: Safetensors files of the two models, or of a run's baseline if it was moved.
-        model: A run's baseline, if its model file was moved.
+        model: a run's baseline: needed where it is a Python file (`path/file.py:factory`), came
+            from Python, or was moved.
         input_size: Of one sample, (C, H, W) or other axes, for models that do not say theirs.
 
     Raises:

@@ -70,10 +70,11 @@ def export(
         to: `onnx`, `pt2`, `safetensors`, `openvino`, or `all`.
         out: Folder for the files; by default `export` in the run directory, which has the records
             always, if it may be written to. No file is replaced but this run's earlier exports.
-        model: Of the run, where it came from Python and has no name.
-        data: As `model`.
-        test: As `model`.
-        weights: As `model`.
+        model: the run's baseline: needed where it is a Python file (`path/file.py:factory`), came
+            from Python, or was moved.
+        data: the run's data, where they came from Python or were moved.
+        test: the run's test split, likewise.
+        weights: the baseline's weights, likewise.
         device: Where the run's images are prepared; the comparison is made on the CPU.
         task: The run's, where it was given as an object.
         test_images: How many test images to compare on, at most.

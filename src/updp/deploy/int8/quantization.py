@@ -64,11 +64,12 @@ def quantize(
         equalize: Whether channels are equalised across layers first, in both models. By default
             only without `per_channel`, and where it lowers the noise-to-signal ratio of the
             calibration images' logits, summed over both models.
-        model: Of the run, where it came from Python and has no name.
-        data: As `model`.
-        test: As `model`.
-        weights: As `model`.
-        task: As `model`, for a task of the user's own.
+        model: the run's baseline: needed where it is a Python file (`path/file.py:factory`), came
+            from Python, or was moved.
+        data: the run's data, where they came from Python or were moved.
+        test: the run's test split, likewise.
+        weights: the baseline's weights, likewise.
+        task: the run's task, where it is one of the user's own.
 
     Raises:
         UserError: A package is missing, no run has ended there, it has fewer images, or a file
