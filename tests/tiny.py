@@ -138,11 +138,17 @@ def make_feed(recipe: Recipe, model: nn.Module | None = None) -> Feed:
 
 
 def make_run(
-    spec: str, recipe: Recipe, out: Path, *, last: str = "merge", fresh: str = "", **given: Any
+    spec: str,
+    recipe: Recipe,
+    out: Path,
+    *,
+    last: str = "merge",
+    restart_from: str = "",
+    **given: Any,
 ) -> Run:
     """A run on digits; `given` are further inputs, such as a plan."""
     return open_run_directory(
-        open_inputs(spec, "digits", recipe, **given), out, last=last, fresh=fresh
+        open_inputs(spec, "digits", recipe, **given), out, last=last, restart_from=restart_from
     )
 
 

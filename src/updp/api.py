@@ -139,7 +139,7 @@ def prune(
     if out is None and processes.is_first():
         out = tempfile.mkdtemp(prefix="updp-")
     path = processes.broadcast(str(out))
-    run = open_run_directory(inputs, Path(path), fresh="sites" if fresh else "")
+    run = open_run_directory(inputs, Path(path), restart_from="sites" if fresh else "")
     run.until("merge")
     return Pruned(*run.results(), run.directory.path)
 

@@ -150,7 +150,7 @@ def test_a_run_whose_keys_tell_how_often_checkpoints_are_written_goes_on(
     tiny.make_run(tiny_model, other, out).until("merge")
     assert keys == {s: (out / s / "key.json").read_bytes() for s in keys}
     # Stages that are begun anew go on from those keys, and have the field no more.
-    tiny.make_run(tiny_model, other, out, fresh="subnet").until("merge")
+    tiny.make_run(tiny_model, other, out, restart_from="subnet").until("merge")
     assert keys["search"] == (out / "search" / "key.json").read_bytes()
     assert "checkpoint_seconds" not in read_json(out / "subnet" / "key.json")["subnet"]
     tiny.make_run(tiny_model, recipe, out).until("merge")
@@ -163,7 +163,7 @@ def test_fresh_starts_over_from_one_stage(finished: Path, tmp_path: Path) -> Non
     recipe = tiny.make_recipe(budget={"blocks": 3})
     with pytest.raises(UserError, match="budget is 'blocks=2' there and 'blocks=3' here"):
         tiny.make_run(spec, recipe, out, last="search")
-    tiny.make_run(spec, recipe, out, last="search", fresh="search").only("search")
+    tiny.make_run(spec, recipe, out, last="search", restart_from="search").only("search")
     assert kept == {name: (out / name).stat().st_ino for name in kept}
     assert not (out / "subnet").exists()
     assert not (out / "merge").exists()
@@ -177,21 +177,21 @@ def test_fresh_starts_over_with_another_model(finished: Path, tmp_path: Path) ->
 
     out = shutil.copytree(finished, tmp_path / "run")
     spec = tiny.write_model(tmp_path).replace(":tiny", ":tokens")
-    tiny.make_run(spec, tiny.make_recipe(), out, fresh="sites").until("merge")
+    tiny.make_run(spec, tiny.make_recipe(), out, restart_from="sites").until("merge")
     assert read_json(out / "run.json")["model"] == spec
     assert type(load(out)).__name__ == "Tokens"
 
 
-@pytest.mark.parametrize("fresh", ["sites", "search"])
+@pytest.mark.parametrize("stage", ["sites", "search"])
 def test_starting_over_never_removes_what_is_not_a_run(
-    fresh: str, tiny_model: str, tiny_recipe: Recipe, tmp_path: Path
+    stage: str, tiny_model: str, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     out = tmp_path / "project"
     for name in ("search/engine.py", "merge/notes.txt", "model.safetensors"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("years of work")
     with pytest.raises(UserError, match="holds other files and no run"):
-        tiny.make_run(tiny_model, tiny_recipe, out, fresh=fresh)
+        tiny.make_run(tiny_model, tiny_recipe, out, restart_from=stage)
     assert len(tiny.contents(out)) == 3
 
 
@@ -203,7 +203,7 @@ def test_starting_over_with_a_budget_out_of_reach_removes_nothing(
     recipe = tiny.make_recipe(budget={"blocks": 9})
     spec = read_json(out / "run.json")["model"]
     with pytest.raises(UserError, match="more than the 4 sites"):
-        tiny.make_run(spec, recipe, out, last="search", fresh="search")
+        tiny.make_run(spec, recipe, out, last="search", restart_from="search")
     assert tiny.contents(out) == before
 
 
@@ -250,7 +250,7 @@ def test_a_merge_that_is_wrong_writes_nothing(
 
     spec = read_json(out / "run.json")["model"]
     monkeypatch.setattr(Supernet, "merged", tampered)
-    run = tiny.make_run(spec, tiny.make_recipe(), out, fresh="merge")
+    run = tiny.make_run(spec, tiny.make_recipe(), out, restart_from="merge")
     with pytest.raises(MergeError, match="merged model differs from what was trained"):
         run.only("merge")
     assert not (out / "model.safetensors").exists()

@@ -138,8 +138,10 @@ def test_a_model_that_the_clock_refused_says_how_to_time_it_again(
         with use_clock(slow), pytest.raises(UserError) as raised:
             tiny.make_run(name, recipe, out).until("search")
         assert "has no block that can be pruned" in str(raised.value)
-        assert ("--set measure.cache=false` times them again" in str(raised.value)) is says
-    tiny.make_run(spec, recipe, tmp_path / "True", fresh="sites").until("sites")
+        assert (
+            "`--fresh --set measure.cache=false` added times them again" in str(raised.value)
+        ) is says
+    tiny.make_run(spec, recipe, tmp_path / "True", restart_from="sites").until("sites")
     assert len(Survey.read(tmp_path / "True").sites) == 4
 
 

@@ -23,7 +23,7 @@ from updp.blocks.reading.runs import has_vectors_only, plain_regions, why_no_cha
 from updp.blocks.reading.site import Site, read_site
 from updp.blocks.repeatable import RecordedRun
 from updp.blocks.rewrite_check import usable_findings
-from updp.blocks.tracing.calls import copied, record_calls
+from updp.blocks.tracing.calls import cloned, record_calls
 from updp.blocks.tracing.interpret import NotTraceable
 from updp.blocks.tracing.real_values import NEVER, Values, real_values
 from updp.blocks.tracing.region import Region, joins_maps, place_of, residual_adds, whole_region
@@ -43,7 +43,7 @@ def find(model: nn.Module, example: Samples) -> Findings:
     outputs: list[Any] = []
     # Seeded, for a module that draws what it runs is to be found the same again.
     with random_state(0), exact_float32(), torch.no_grad(), restored(*model.modules()):
-        keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(copied, y)))
+        keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(cloned, y)))
         with hooks([keep]):
             finder = _Finder(to_eval(model), example)
         runs = [RecordedRun(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]

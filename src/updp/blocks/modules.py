@@ -1,5 +1,6 @@
 """Helpers for user modules: temporary hooks and evaluation mode, errors of user code, inputs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -80,6 +81,11 @@ def seeded_input(shape: Iterable[int], like: Tensor | None = None, scale: float 
     """
     x = scale * torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
     return x if like is None else x.to(like)
+
+
+def parameter_owners(module: nn.Module) -> Counter[int]:
+    """Count the modules that hold each parameter themselves, by the parameter's `id`."""
+    return Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
 
 
 def like_of(module: nn.Module) -> Tensor:

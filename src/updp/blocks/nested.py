@@ -54,6 +54,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
+def is_float_tensor(value: Any) -> bool:
+    """Whether it is a tensor of floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether the tensors in two nested values are equal bit by bit."""
     pairs = tensors_in(one), tensors_in(other)

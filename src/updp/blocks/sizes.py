@@ -14,7 +14,7 @@ from updp.blocks.findings import Findings
 from updp.blocks.modules import UserCodeError, try_user_code
 from updp.blocks.nested import Samples, map_tensors
 from updp.blocks.rewrite_check import unpruned
-from updp.blocks.tracing.calls import copied
+from updp.blocks.tracing.calls import cloned
 from updp.blocks.tracing.trace import restored
 from updp.blocks.values import difference
 
@@ -70,7 +70,7 @@ def try_other_size(model: nn.Module, findings: Findings, images: Samples) -> Oth
     def run() -> Any:
         # What a forward keeps of this size belongs neither to the next run nor to the user's model.
         with restored(*model.modules()):
-            return map_tensors(copied, try_user_code(model, x.clone()))
+            return map_tensors(cloned, try_user_code(model, x.clone()))
 
     try:
         expected = run()

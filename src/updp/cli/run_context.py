@@ -26,19 +26,19 @@ def open_run(
     recipe: RunRecipeOptions,
     *,
     last: str,
-    fresh: str = "",
+    restart_from: str = "",
     pick: str | None = None,
     teacher: TeacherOptions | None = None,
     searches: bool = False,
 ) -> Iterator[Run]:
     """Open the run that the options name, and show progress bars while it works.
 
-    What the options leave out is taken from the run directory. `last` and `fresh` are as for
+    What the options leave out is taken from the run directory. `last` and `restart_from` are as for
     `open_run_directory`, `searches` as for `open_inputs`. Raises UserError.
     """
     with Bars(standard_console()) as bars:
         # Starting over from the beginning ignores the recipe in the run directory, too.
-        starts_over = fresh == "sites" and last == "merge" and not pick
+        starts_over = restart_from == "sites" and last == "merge" and not pick
         inputs = read_inputs(
             options,
             recipe,
@@ -48,7 +48,7 @@ def open_run(
             teacher=teacher,
             searches=searches,
         )
-        yield open_run_directory(inputs, options.out, last=last, fresh=fresh)
+        yield open_run_directory(inputs, options.out, last=last, restart_from=restart_from)
 
 
 def read_inputs(

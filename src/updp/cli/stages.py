@@ -10,7 +10,7 @@ from updp.cli.options import (
 
 
 def prune(
-    run: RunOptions,
+    options: RunOptions,
     recipe: RunRecipeOptions,
     teacher: TeacherOptions,
     pick: PickOption = None,
@@ -25,14 +25,14 @@ def prune(
 
     first = "sites" if fresh else ""
     with open_run(
-        run, recipe, last="merge", fresh=first, pick=pick, teacher=teacher, searches=True
+        options, recipe, last="merge", restart_from=first, pick=pick, teacher=teacher, searches=True
     ) as opened:
         opened.until("merge")
     print_result(standard_console(), opened.directory)
 
 
 def supernet(
-    run: RunOptions,
+    options: RunOptions,
     recipe: RunRecipeOptions,
     teacher: TeacherOptions,
     fresh: FreshOption = False,
@@ -44,13 +44,13 @@ def supernet(
     from updp.cli.run_context import open_run, say_done
 
     first = "sites" if fresh else ""
-    with open_run(run, recipe, last="supernet", fresh=first, teacher=teacher) as opened:
+    with open_run(options, recipe, last="supernet", restart_from=first, teacher=teacher) as opened:
         opened.only("supernet")
     say_done(opened, "supernet")
 
 
 def search(
-    run: RunOptions,
+    options: RunOptions,
     recipe: RunRecipeOptions,
     teacher: TeacherOptions,
     pick: PickOption = None,
@@ -62,7 +62,13 @@ def search(
 
     first = "search" if fresh else ""
     with open_run(
-        run, recipe, last="search", fresh=first, pick=pick, teacher=teacher, searches=True
+        options,
+        recipe,
+        last="search",
+        restart_from=first,
+        pick=pick,
+        teacher=teacher,
+        searches=True,
     ) as opened:
         opened.only("search")
     if opened.inputs.plan is None:
@@ -71,7 +77,7 @@ def search(
 
 
 def subnet(
-    run: RunOptions,
+    options: RunOptions,
     recipe: RunRecipeOptions,
     teacher: TeacherOptions,
     pick: PickOption = None,
@@ -81,13 +87,15 @@ def subnet(
     from updp.cli.run_context import open_run, say_done
 
     first = "subnet" if fresh else ""
-    with open_run(run, recipe, last="subnet", fresh=first, pick=pick, teacher=teacher) as opened:
+    with open_run(
+        options, recipe, last="subnet", restart_from=first, pick=pick, teacher=teacher
+    ) as opened:
         opened.only("subnet")
     say_done(opened, "subnet")
 
 
 def merge(
-    run: RunOptions,
+    options: RunOptions,
     recipe: RunRecipeOptions,
     teacher: TeacherOptions,
     pick: PickOption = None,
@@ -98,6 +106,8 @@ def merge(
     from updp.cli.tables import print_result, standard_console
 
     first = "merge" if fresh else ""
-    with open_run(run, recipe, last="merge", fresh=first, pick=pick, teacher=teacher) as opened:
+    with open_run(
+        options, recipe, last="merge", restart_from=first, pick=pick, teacher=teacher
+    ) as opened:
         opened.only("merge")
     print_result(standard_console(), opened.directory)

@@ -164,7 +164,7 @@ class Regression:
         return Fitted(self._with(weights), best, prior_error, strength, rows, channels)
 
     def _solve_from_rows(self) -> Fitted:
-        """See `solve`; the end activation sets targets free, which changes with the weights."""
+        """Solve from stored rows, clamping the targets anew in each round; see `solve`."""
         (gram, cross), (gram_held, cross_held) = self._moments(TRAIN), self._moments(HELD)
         channels = None
         if self.keep is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Chain, LinearStep, ScaleStep, Site, Step
-from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks
+from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks, parameter_owners
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.blocks.surgery import extract
 from updp.fit.fitting import FitTask
@@ -101,7 +101,7 @@ def _path_fits(
     except UserCodeError as error:  # a branch that takes no random numbers
         _log.info("%s: what is kept is not repaired: %s", site.name, error)
         return
-    owners = Counter(id(p) for m in block.modules() for p in m.parameters(recurse=False))
+    owners = parameter_owners(block)
     for name, (x, y) in calls.given.items():
         module = calls.modules[name]
         shared = any(owners[id(p)] > 1 for p in module.parameters())

@@ -75,7 +75,7 @@ def check_finite(values: Tensor) -> None:
 
 
 def _pseudo_inverse(normal: Tensor) -> Tensor:
-    """Of symmetric matrices (g, D, D); unknowns of any size, for their rows are scaled alike."""
+    """Pseudo-inverse of symmetric matrices (g, D, D), scaled to a unit diagonal first."""
     scale = normal.diagonal(dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
     scaled = scale[:, :, None] * normal * scale[:, None]
     # What made it singular is rounding, so eigenvalues of that size are none.

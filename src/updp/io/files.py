@@ -59,7 +59,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def in_the_way(folder: Path) -> str:
-    """What is no folder where `folder` is or is to be made, in words; empty if nothing is."""
+    """Describe the file or broken link that blocks `folder`; empty if nothing does."""
     known = nearest_existing(folder)
     if known.is_dir():
         return ""

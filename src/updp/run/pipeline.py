@@ -163,7 +163,7 @@ def _naming(stage: str) -> Iterator[None]:
 
 
 def open_run_directory(
-    inputs: RunInputs, out: Path, *, last: str = "merge", fresh: str = ""
+    inputs: RunInputs, out: Path, *, last: str = "merge", restart_from: str = ""
 ) -> Run:
     """Open the run of these inputs in the directory `out`, which may be new.
 
@@ -172,14 +172,14 @@ def open_run_directory(
             another point of the search in `out`.
         out: the run directory.
         last: the last stage that will be asked for.
-        fresh: a stage to start over from: it and all later ones are removed.
+        restart_from: a stage to start over from: it and all later ones are removed.
 
     Raises:
         UserError: `out` holds another run, or other files.
     """
     _check_apart(out, inputs.names)
     with explained(out):
-        return _open(Run(inputs, out), last, fresh)
+        return _open(Run(inputs, out), last, restart_from)
 
 
 def _check_apart(out: Path, names: InputNames) -> None:
@@ -196,21 +196,21 @@ def _check_apart(out: Path, names: InputNames) -> None:
             )
 
 
-def _open(run: Run, last: str, fresh: str) -> Run:
+def _open(run: Run, last: str, restart_from: str) -> Run:
     inputs = run.inputs
     if inputs.pick:
         run = _picked(run)
-        if fresh in STAGES[:3]:  # those are copies of the other run's
-            fresh = "subnet"
+        if restart_from in STAGES[:3]:  # those are copies of the other run's
+            restart_from = "subnet"
     keys = run.context.keys
-    if fresh:
-        if before := STAGES.index(fresh):
+    if restart_from:
+        if before := STAGES.index(restart_from):
             run.directory.claim(keys, STAGES[before - 1])
             run.directory.verify(STAGES[before - 1])
             if inputs.recipe.budget and run.directory.is_done("sites"):
                 run.context.limits()  # refuses a budget out of reach before anything is removed
         processes.barrier()  # until all have read what is removed now
-        run.directory.clear(fresh)
+        run.directory.clear(restart_from)
         processes.barrier()
         keys = run.context.keys = make_keys(run.context)  # without names of what was removed
     run.directory.claim(keys, last)
@@ -245,7 +245,7 @@ def make_keys(context: Context) -> dict[str, StageKey]:
 
 
 def _as_known(key: StageKey, run: Path) -> StageKey:
-    """The key, as that of the run has it, if there is one, in what does not decide the outcome.
+    """The key, with what does not decide the outcome taken from the run's stored key.
 
     That is how the user's Python files are named: from another folder the path is another, and that
     the model is the same one, its weights and outputs tell. And settings that keys of earlier

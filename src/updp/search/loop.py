@@ -19,7 +19,7 @@ from updp.search.searchers.base import Searcher
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
 
-Judge = Callable[[Mapping[str, str], Hopeless], Score]
+ScorePlan = Callable[[Mapping[str, str], Hopeless], Score]
 # Called with a plan that was scored, and the best so far within the limits.
 Show = Callable[[Evaluated, Evaluated | None], None]
 
@@ -28,13 +28,13 @@ def _hide(plan: Evaluated, best: Evaluated | None) -> None: ...
 
 
 def search(
-    task: SearchTask, judge: Judge, file: ScoreFile, progress: Progress, show: Show = _hide
+    task: SearchTask, score_plan: ScorePlan, file: ScoreFile, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
     """Score plans by the searcher, and as many, as `task.settings` say.
 
     Args:
         task: what is searched for.
-        judge: scores a plan, given its choices by site.
+        score_plan: scores a plan, given its choices by site.
         file: where scores are kept, those that were scored before a kill included.
         progress: told of each plan that is scored from now on.
         show: told of each plan, those of the file included.
@@ -45,13 +45,13 @@ def search(
     searcher = SEARCHERS[task.settings.searcher](task)
     headings = "search: each candidate alone", "search"
     evaluations = task.settings.evaluations
-    return _run(searcher, evaluations, headings, judge, file, progress, show, ends_within=True)
+    return _run(searcher, evaluations, headings, score_plan, file, progress, show, ends_within=True)
 
 
 def refine(
     task: SearchTask,
     known: Scores,
-    judge: Judge,
+    score_plan: ScorePlan,
     file: ScoreFile,
     progress: Progress,
     show: Show = _hide,
@@ -60,8 +60,8 @@ def refine(
 ) -> dict[Genome, Evaluated]:
     """Score plans after fit and repair, beginning from the scores `known` of `search`.
 
-    `judge` is a scorer of that kind; `file` is not that of the search, because a plan has a score
-    of each kind. With scores `before`, of this kind, half as many plans are added to them.
+    `score_plan` is a scorer of that kind; `file` is not that of the search, because a plan has a
+    score of each kind. With scores `before`, of this kind, half as many plans are added to them.
     """
     scored = () if before is None else tuple(before)
     searcher = Refined(task, {g: e.score.score for g, e in known.items()}, scored)
@@ -69,13 +69,17 @@ def refine(
     evaluations = max(0, task.settings.refined - len(searcher.preliminaries()))
     if before is not None:
         evaluations = task.settings.refined // 2
-    return _run(searcher, evaluations, headings, judge, file, progress, show)
+    return _run(searcher, evaluations, headings, score_plan, file, progress, show)
 
 
 def complete(
-    plans: Iterable[Genome], task: SearchTask, judge: Judge, file: ScoreFile, progress: Progress
+    plans: Iterable[Genome],
+    task: SearchTask,
+    score_plan: ScorePlan,
+    file: ScoreFile,
+    progress: Progress,
 ) -> dict[Genome, Evaluated]:
-    """The scores of these plans in the file, from `judge` where it has none."""
+    """The scores of these plans in the file, from `score_plan` where it has none."""
     wanted, past = [*plans], {*file.scored}
     if missing := [plan for plan in wanted if plan not in past]:
         progress.begin("search: single candidates and repaired plans", len(missing))
@@ -84,7 +88,7 @@ def complete(
         if plan.genome not in past:
             progress.advance()
 
-    rounds = _Rounds(task, judge, file, report)
+    rounds = _Rounds(task, score_plan, file, report)
     rounds.score(wanted)
     return rounds.known
 
@@ -93,7 +97,7 @@ def _run(
     searcher: Searcher,
     evaluations: int,
     headings: tuple[str, str],
-    judge: Judge,
+    score_plan: ScorePlan,
     file: ScoreFile,
     progress: Progress,
     show: Show,
@@ -105,7 +109,7 @@ def _run(
     `ends_within` scores one more where none of these is within the limits.
     """
     task, past = searcher.task, {*file.scored}
-    rounds = _Rounds(task, judge, file, _Reporter(task, progress, show, past))
+    rounds = _Rounds(task, score_plan, file, _Reporter(task, progress, show, past))
     known = rounds.known
     if first := searcher.preliminaries():
         progress.begin(headings[0], len(first), len(past & {*first}))
@@ -157,7 +161,7 @@ class _Rounds:
     """Scores plans round by round; `known` are the scores of all rounds that have ended."""
 
     task: SearchTask
-    judge: Judge
+    score_plan: ScorePlan
     file: ScoreFile
     report: Callable[[Evaluated], None]
     known: dict[Genome, Evaluated] = field(default_factory=dict)
@@ -186,4 +190,4 @@ class _Rounds:
         stop_early = self.task.settings.stop_early
         hopeless = certainly_dominated(plan, self.known, self.task) if stop_early else never
         with processes.on_its_own():
-            return Evaluated(plan, self.judge(self.task.space.choices(plan), hopeless))
+            return Evaluated(plan, self.score_plan(self.task.space.choices(plan), hopeless))

@@ -11,7 +11,7 @@ from updp.blocks.nested import Samples, call
 from updp.fit import FitTask, observer
 from updp.io import processes
 from updp.recipe import FitSettings
-from updp.supernet.partial import tapped
+from updp.supernet.partial import observed_inputs
 from updp.supernet.supernet import Supernet
 
 _FitTasks = list[FitTask]
@@ -36,7 +36,7 @@ def fit_candidates(
     net.choose({})
     for group in _groups(net, sites, settings, len(batches)):
         for number, images in processes.share(batches):
-            with tapped(
+            with observed_inputs(
                 {
                     net.switches[n]: observer(number, own.targets, own.own)
                     for n, own in group.items()
@@ -48,7 +48,7 @@ def fit_candidates(
         left = {name: own.forms for name, own in group.items()}
         while left := {name: rest for name, forms in left.items() if (rest := _finished(forms))}:
             for number, images in processes.share(batches):
-                with tapped(
+                with observed_inputs(
                     {
                         net.switches[name]: observer(number, [], [form[0] for form in forms])
                         for name, forms in left.items()

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from updp.blocks.modules import hooks
+from updp.blocks.modules import hooks, parameter_owners
 from updp.blocks.nested import Samples, call
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.fit import FitTask, observer, operator_repair, site_repairs
@@ -25,7 +25,7 @@ from updp.io.memory import hand_back
 from updp.io.records import Record
 from updp.recipe import FitSettings
 from updp.supernet.judge import Judge, split
-from updp.supernet.partial import Walk, tapped
+from updp.supernet.partial import Walk, observed_inputs
 from updp.supernet.routed import routed
 from updp.supernet.shared import read_before, shared_sites
 from updp.supernet.supernet import Supernet
@@ -195,7 +195,7 @@ def _execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Modul
     An operator that runs again, or whose weights another one shares, has no single target.
     """
     inside = {id(m) for switch in net.places.values() for m in switch.modules()}
-    owners = Counter(id(p) for m in net.model.modules() for p in m.parameters(recurse=False))
+    owners = parameter_owners(net.model)
     names: dict[nn.Module, str] = {switch: name for name, switch in net.places.items()}
     for name, module in net.model.named_modules():
         linear = isinstance(module, (*CONVOLUTIONS, nn.Linear)) and id(module) not in inside
@@ -225,7 +225,7 @@ def _gather_targets(
     regressions = [fitting.regression for place in places for fitting in place.fit_tasks]
 
     def gather(number: int) -> None:
-        with tapped({p.module: observer(number, p.fit_tasks, []) for p in places}):
+        with observed_inputs({p.module: observer(number, p.fit_tasks, []) for p in places}):
             call(net, batches[number])
 
     gather(0)

@@ -227,7 +227,7 @@ class _Reached(Exception):
 
 
 @contextmanager
-def tapped(observers: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]:
+def observed_inputs(observers: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]:
     """Call each module's observer with a copy of its inputs, the first time that it runs."""
     done = set()
 
@@ -278,5 +278,5 @@ def _units(module: nn.Module, marks: set[nn.Module], inside: set[nn.Module]) -> 
 
 
 def _inside(marks: Collection[nn.Module]) -> set[nn.Module]:
-    """The module in a mark, which runs with it; a block may list it among its children, too."""
+    """Modules inside a mark, which run as part of it; a block may list them as children, too."""
     return {part for mark in marks for part in mark.modules() if part is not mark} - set(marks)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from updp.blocks.nested import Samples, call, tensors_in
+from updp.blocks.nested import Samples, call, is_float_tensor, tensors_in
 from updp.errors import UserError
 from updp.tasks.metric import Metric
 
@@ -95,15 +95,15 @@ class Task:
 
         Raises UserError: there is no tensor of floating-point numbers.
         """
-        if _is_float(returned):
+        if is_float_tensor(returned):
             return returned
         for key in self.keys:
             found = (
                 returned.get(key) if isinstance(returned, Mapping) else getattr(returned, key, None)
             )
-            if _is_float(found):
+            if is_float_tensor(found):
                 return found
-        found = next(filter(_is_float, tensors_in(returned)), None)
+        found = next(filter(is_float_tensor, tensors_in(returned)), None)
         if found is None:
             what = f"a {type(returned).__name__} without a tensor"
             if kinds := {str(x.dtype).removeprefix("torch.") for x in tensors_in(returned)}:
@@ -176,7 +176,3 @@ def _none(parts: list[Any], **_: Any) -> None:
 
 # `default_collate` refuses None, as of a mask that is not there.
 _COLLATED = {**default_collate_fn_map, type(None): _none}
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()

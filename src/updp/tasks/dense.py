@@ -37,7 +37,7 @@ class RegressionTask(Task):
         return self.distance(outputs, _like(labels, outputs)).mean()
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Of each output the squared errors, and the sum, sum of squares and number of labels."""
+        """Per output: sums of squared errors, of labels and of their squares, and the count."""
         labels = _columns(_like(labels, outputs).double())
         error = (_columns(outputs.double()) - labels).square().sum(0)
         count = torch.full_like(error, len(labels))

@@ -48,7 +48,7 @@ class Cursor:
 
     @property
     def state(self) -> tuple[Any, ...]:
-        """All that reading changes, to come back to."""
+        """Snapshot of the reading state, to restore later."""
         steps = len(self.steps)
         return self.x, self.start, self.layout, self.padded, self.flipped, steps
 

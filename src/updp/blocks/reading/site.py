@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from updp.blocks.modules import like_of, seeded_input
+from updp.blocks.nested import is_float_tensor
 from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.layouts import layout_of
@@ -84,7 +85,7 @@ class Site:
     def example(self, part: nn.Module) -> tuple[Any, ...]:
         """Seeded random values for the entry, and the extras, in the type `part` computes with."""
         x = seeded_input(self.shape_in, like_of(part))
-        return (x, *(extra.to(x) if _is_float(extra) else extra for extra in self.extras))
+        return (x, *(extra.to(x) if is_float_tensor(extra) else extra for extra in self.extras))
 
     def shape_for(self, samples: int) -> tuple[int, ...]:
         """Shape of the entry for so many samples. Raises NotScalable where it is unknown."""
@@ -93,7 +94,7 @@ class Site:
         return scaled_sizes(self.shape_in, self.larger[0], samples - self.samples)
 
     def work_for(self, samples: int) -> float:
-        """How many calls like the first a forward of so many samples amounts to."""
+        """Work of a forward of `samples` samples, in units of the block's first call."""
         calls = self.calls + self.more_calls * (samples - self.samples)
         return self.work * max(calls, 1) / self.calls
 
@@ -163,26 +164,22 @@ def read_site(
     if branch is None and region.add is None and out.shape != entry.shape:
         raise NotAChain(why)
     return Site(
-        label,
-        name,
-        type(block).__name__,
-        region,
-        branch,
-        skip,
-        post,
-        tuple(entry.shape),
-        tuple(out.shape),
-        branch.layout_out if branch else _layout(block, graph, region, values),
-        tuple(values[extra] for extra in region.extras),
-        len(calls),
-        sum(others[region.entry].numel() for others in calls) / max(entry.numel(), 1),
-        why,
-        paths,
+        name=label,
+        block=name,
+        kind=type(block).__name__,
+        region=region,
+        branch=branch,
+        skip=skip,
+        post=post,
+        shape_in=tuple(entry.shape),
+        shape_out=tuple(out.shape),
+        layout=branch.layout_out if branch else _layout(block, graph, region, values),
+        extras=tuple(values[extra] for extra in region.extras),
+        calls=len(calls),
+        work=sum(others[region.entry].numel() for others in calls) / max(entry.numel(), 1),
+        why=why,
+        paths=paths,
     )
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _check_mergeable(branch: Chain) -> None:

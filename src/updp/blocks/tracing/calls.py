@@ -51,7 +51,7 @@ def record_calls(
 
     def record(name: str) -> RemovableHandle:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name].append(Arguments(*fx.node.map_aggregate((args, kwargs), copied)))
+            calls[name].append(Arguments(*fx.node.map_aggregate((args, kwargs), cloned)))
 
         module = model.get_submodule(name)
         return module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -61,6 +61,6 @@ def record_calls(
     return calls
 
 
-def copied(value: Any) -> Any:
+def cloned(value: Any) -> Any:
     """Clone a tensor, so that later in-place operations do not change it; pass on all else."""
     return value.clone() if isinstance(value, Tensor) else value

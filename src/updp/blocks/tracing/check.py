@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from updp.blocks.modules import UserCodeError, call_user_code
-from updp.blocks.tracing.calls import Arguments, copied
+from updp.blocks.tracing.calls import Arguments, cloned
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.values import difference
 
@@ -70,7 +70,7 @@ def output_of(graph: fx.Graph, values: Mapping[str, Any]) -> Any:
 
 
 def _run(module: nn.Module, call: Arguments) -> Any:
-    args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), copied)
+    args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), cloned)
     try:
         return call_user_code(module.forward, *args, **kwargs)
     except UserCodeError as error:  # its parent may have to prepare each call

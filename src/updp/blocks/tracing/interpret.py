@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from updp.blocks.teach import forward_of
-from updp.blocks.tracing.calls import Arguments, arguments, copied
+from updp.blocks.tracing.calls import Arguments, arguments, cloned
 from updp.errors import is_out_of_memory
 
 
@@ -25,11 +25,11 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            values[n.name] = copied(result)  # in-place operations may change the result later
+            values[n.name] = cloned(result)  # in-place operations may change the result later
             return result
 
         def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-            return fx.node.map_aggregate(by_name[str(target).lstrip("*")], copied)
+            return fx.node.map_aggregate(by_name[str(target).lstrip("*")], cloned)
 
     try:
         by_name = arguments(forward_of(module), call)

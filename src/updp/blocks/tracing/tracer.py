@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from updp.blocks.teach import forward_of
-from updp.blocks.tracing.calls import Arguments, copied
+from updp.blocks.tracing.calls import Arguments, cloned
 from updp.blocks.tracing.foreign import Foreign, construction, has_proxy, recorded, unscripted
 from updp.blocks.tracing.makers import MAKERS, Makers
 from updp.blocks.tracing.overwrites import Notes, are_one
@@ -223,7 +223,7 @@ class Tracer(fx.Tracer):
     def _argument(self, parameter: Parameter) -> Any:
         """A placeholder's proxy; of further arguments the constants as they were given."""
         proxy = self.create_proxy("placeholder", parameter.target, parameter.default, {})
-        value = self.values[proxy.node] = map_aggregate(parameter.value, copied)
+        value = self.values[proxy.node] = map_aggregate(parameter.value, cloned)
         self._note_values(proxy.node)
 
         def part(key: int | str, of: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from updp.blocks import Site
 from updp.blocks.modules import call_user_code, evaluating
 from updp.blocks.surgery import extract
-from updp.blocks.tracing.calls import copied
+from updp.blocks.tracing.calls import cloned
 
 
 class Values:
@@ -36,7 +36,7 @@ class Values:
         """The value of node `end` where that of `start` is `x`."""
         part = self.extract(start, end)
         with evaluating(part):
-            return call_user_code(part, *map(copied, (x, *self._inputs[1:])))
+            return call_user_code(part, *map(cloned, (x, *self._inputs[1:])))
 
     def reads_only(self, start: str, end: str) -> bool:
         """Whether node `end` is computed from that of `start` alone, and the region's extras."""

@@ -89,7 +89,7 @@ class Narrow(Candidate):
 def _narrowing(
     site: Site, block: nn.Module, graph: fx.Graph
 ) -> Callable[[float], Narrowing] | None:
-    """What becomes narrower, for each width; None where nothing can."""
+    """Factory of the narrowing at a given width; None if the block has no inner channels."""
     if site.branch is not None:
         return partial(ChainNarrowing, site, graph)
     hidden = find_hidden(site, block, graph)

@@ -187,7 +187,7 @@ def _members(data: mmap.mmap, file: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _plain_members(data: mmap.mmap) -> list[tuple[str, int, int]] | None:
-    """As `_members`, of headers as POSIX ustar has them; None where there are others."""
+    """Fast path of `_members` for plain POSIX ustar headers; None where there are others."""
     found, position, end = list[tuple[str, int, int]](), 0, len(data)
     while position + _BLOCK <= end:
         header = data[position : position + _BLOCK]
