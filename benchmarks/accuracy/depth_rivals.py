@@ -111,12 +111,14 @@ def searching(
 
 
 def best_plans(run: Run) -> list[Choices]:
-    """The plans within the budget that a search fitted and repaired, the best first."""
+    """The plan that a search chose, and the others within the budget that it fitted, best first."""
     limit = run.context.limits().amounts["latency"]
-    points = run.directory.search_result().points
-    within = [p for p in points if p.fitted is not None and p.latency <= limit]
+    result = run.directory.search_result()
+    within = [p for p in result.points if p.fitted is not None and p.latency <= limit]
     within.sort(key=lambda p: p.last_score)
-    return [p.choices for p in within[: run.inputs.recipe.search.timed]]
+    best = [p.choices for p in within[: run.inputs.recipe.search.timed]]
+    chosen = result.plan.choices
+    return best if chosen in best else [chosen, *best]
 
 
 def surveyed(subject: Subject, settings: tuple[str, ...], folder: Path, clock: Clock) -> Run:

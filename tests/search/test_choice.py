@@ -116,6 +116,18 @@ def test_measured_latency_decides_among_the_finalists(searched) -> None:  # type
     assert outcome.plan.choices == SPACE.choices(list(times)[-1])
 
 
+def test_a_fitted_plan_at_the_limit_is_taken_before_one_that_was_never_fitted(searched) -> None:  # type: ignore[no-untyped-def]
+    task, known = searched
+    deep, at_limit, slow, *_ = finalists(known, {}, task)
+    scores = {at_limit: 0.2, slow: 0.1}
+    refined = {g: replace(known[g], score=Score(s, 90, 10)) for g, s in scores.items()}
+    times = {deep: latency(1.8), at_limit: latency(1 / 0.755), slow: latency(1.1)}
+    assert keeping(task, times) == [deep]
+    assert conclusion(searched, times, refined).plan.choices == SPACE.choices(at_limit)
+    refined[deep] = replace(known[deep], score=Score(0.9, 50, 10))
+    assert conclusion(searched, times, refined).plan.choices == SPACE.choices(deep)
+
+
 def test_pick_takes_a_line_of_the_front_or_a_budget(searched) -> None:  # type: ignore[no-untyped-def]
     outcome = conclusion(searched)
     lines = [n for n, at in enumerate(outcome.front, 1) if outcome.points[at].choices]

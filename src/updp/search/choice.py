@@ -1,7 +1,7 @@
 """The choice of a plan: the best of the scored ones that keeps to the budget as measured."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -33,6 +33,24 @@ def keeping(task: SearchTask, measured: Mapping[Genome, Latency]) -> list[Genome
     return [g for g, latency in measured.items() if _timing(latency, task.space).median <= limit]
 
 
+def _allowed(
+    task: SearchTask, measured: Mapping[Genome, Latency], refined: Scores
+) -> Collection[Genome]:
+    """The measured plans to choose among: those that keep to the limit; of none, the fastest.
+
+    Where none of them was scored after fit and repair, also those that were, and whose lower
+    quartile is within the limit: the clock cannot tell them from it, and a plan that was not fitted
+    keeps to it by far more than is needed, at the cost of its accuracy.
+    """
+    keeps = keeping(task, measured)
+    if refined.keys().isdisjoint(keeps):
+        limit = task.limits.amounts.get("latency", math.inf)
+        times = {g: _timing(latency, task.space) for g, latency in measured.items()}
+        keeps += [g for g, time in times.items() if g in refined and time.low <= limit]
+        keeps = keeps or [min(times, key=lambda g: times[g].median)]
+    return keeps
+
+
 def choose_plan(
     known: Scores,
     refined: Scores,
@@ -40,7 +58,7 @@ def choose_plan(
     budget: Budget,
     measured: Mapping[Genome, Latency],
 ) -> SearchResult:
-    """Choose the best of the measured plans that keep to the budget; of none, the fastest.
+    """Choose the best of the measured plans that keep to the budget, see `_allowed`.
 
     The best of the finalists, where no plan was measured.
 
@@ -64,8 +82,8 @@ def choose_plan(
     times = {genome: _timing(latency, space) for genome, latency in measured.items()}
     if times:
         ranked = chain(*_ranked(known, refined, task, Limits()))
-        keeps = keeping(task, measured) or [min(times, key=lambda g: times[g].median)]
-        chosen = next(genome for genome in ranked if genome in keeps)
+        allowed = _allowed(task, measured, refined)
+        chosen = next(genome for genome in ranked if genome in allowed)
     else:
         chosen = finalists(known, refined, task)[0]
     genomes = list(known)

@@ -50,6 +50,11 @@ class TimedPlans(Record):
     genomes: tuple[Genome, ...]
     latencies: tuple[Latency, ...]  # latency of each plan for a batch, beside the baseline's
 
+    @property
+    def timings(self) -> dict[Genome, Latency]:
+        """The latency of each plan."""
+        return dict(zip(self.genomes, self.latencies, strict=True))
+
 
 def make_key(context: Context) -> SearchKey:
     """The key of this stage."""
@@ -137,14 +142,16 @@ def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -
     """
     budget = context.recipe.budget
     assert budget is not None
+    before = TimedPlans.read_if_there(context.root)
+    earlier = {} if before is None else before.timings
     timed: dict[Genome, Latency] = {}
     for _ in range(_TIMINGS):
         plans = [g for g in search.finalists(known, refined, task) if g not in timed]
         timed |= _time(context, task, plans)
-        if "latency" not in task.limits.amounts or search.keeping(task, timed):
+        if "latency" not in task.limits.amounts or search.keeping(task, earlier | timed):
             break
         task = search.corrected(task, timed)
-    result = search.choose_plan(known, refined, task, budget, timed)
+    result = search.choose_plan(known, refined, task, budget, earlier | timed)
     chosen = result.plan
     found = f"{task.metric.name} {task.metric.text(chosen.last_metric or 0.0)}"
     context.progress.say(
@@ -164,8 +171,7 @@ def _timed(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[
             found = TimedPlans(genomes=tuple(times), latencies=tuple(times.values()))
             found.write(context.root)
     record = processes.broadcast(found and found.model_dump(mode="json"))
-    agreed = TimedPlans.parsed(record, TimedPlans.FILE)
-    return dict(zip(agreed.genomes, agreed.latencies, strict=True))
+    return TimedPlans.parsed(record, TimedPlans.FILE).timings
 
 
 def _time(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[Genome, Latency]:
