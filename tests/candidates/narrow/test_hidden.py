@@ -119,6 +119,52 @@ class Conformer(nn.Module):
         return x + self.down(F.silu(self.bn(self.deep(y)))).transpose(1, 2)
 
 
+class Depthwise(nn.Module):
+    """A convolution on tokens that lie on a grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(H, H, 3, padding=1, groups=H)
+        repeated(self.conv)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        n, _, c = x.shape
+        y = self.conv(x.transpose(1, 2).reshape(n, c, height, width))
+        return y.flatten(2).transpose(1, 2)
+
+
+class MixFeedForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.deep, self.down = nn.Linear(C, H), Depthwise(), nn.Linear(H, C)
+        repeated(self.up)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        return self.down(F.gelu(self.deep(self.up(x), height, width)))
+
+
+class Mixing(nn.Module):
+    """A block of SegFormer or PVTv2, which is told the size of the grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(C), MixFeedForward()
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        return x + self.mlp(self.norm(x), height, width)
+
+
+class MixingNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Mixing(), Mixing()
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2)
+        return self.two(self.one(x, height, width), height, width)
+
+
 class Timed(nn.Module):
     """A block of a diffusion network; with `film` the embedding also scales."""
 
@@ -169,6 +215,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, int
     "halves": (lambda: nn.Sequential(Halved(GatedHalf())), tokens, {"net.0": 2}, []),
     "glu": (lambda: nn.Sequential(Halved(nn.GLU()), Halved(nn.GLU())), tokens, {"net.0": 2}, []),
     "conformer": (lambda: nn.Sequential(Conformer()), tokens, {"up": 2}, ["bn", "deep"]),
+    "mixing": (
+        MixingNet,
+        lambda: torch.randn(40, C, 5, 4),
+        {"mlp.up": 1},
+        ["mlp.deep.conv"],
+    ),
     "timed": (lambda: TimedNet(False), maps, {"conv1": 1}, ["norm2"]),
     "film": (lambda: TimedNet(True), maps, {"conv1": 1}, ["norm2"]),
 }

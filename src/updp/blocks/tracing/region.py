@@ -63,12 +63,12 @@ def _tensor_ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     for node in graph.nodes:
         if node.op == "placeholder":
             ancestors[node] = {node}
-        elif not _is_size(node) and (ps := [p for p in node.all_input_nodes if p in ancestors]):
+        elif not is_size(node) and (ps := [p for p in node.all_input_nodes if p in ancestors]):
             ancestors[node] = {node}.union(*(ancestors[p] for p in ps))
     return ancestors
 
 
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
     """Whether a node reads the size of a tensor, or another of its properties but its values."""
     if node.op == "call_method":
         return node.target in _OF_SIZE
@@ -128,18 +128,23 @@ def residual_adds(
     return found
 
 
-def whole_region(graph: fx.Graph) -> Region | None:
-    """The region from the first input to the output, if it has no other input or output."""
+def whole_region(graph: fx.Graph, *, sizes: bool = False) -> Region | None:
+    """The region from the first input to the output, if it has no other input or output.
+
+    With `sizes` it may have further inputs, which are its extras.
+    """
     ancestors = data_nodes(graph)
     entry = next((n for n in graph.nodes if n.op == "placeholder"), None)
     output = next(n for n in graph.nodes if n.op == "output")
     last = output.args[0]
     if entry is None or not isinstance(last, fx.Node) or entry not in ancestors.get(last, ()):
         return None
-    branch = [n for n in graph.nodes if n in ancestors[last] and n is not entry]
-    if any(n.op == "placeholder" for n in branch):
+    inside = [n for n in graph.nodes if n in ancestors[last] and n is not entry]
+    extras = tuple(n.name for n in inside if n.op == "placeholder")
+    if extras and not sizes:
         return None
-    return Region(entry.name, tuple(n.name for n in branch), (), None, last.name)
+    branch = tuple(n.name for n in inside if n.op != "placeholder")
+    return Region(entry.name, branch, (), None, last.name, extras)
 
 
 def groups(graph: fx.Graph, path: Sequence[str]) -> list[list[fx.Node]]:

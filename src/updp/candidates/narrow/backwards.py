@@ -19,7 +19,7 @@ from updp.blocks.reading.probe import kind_of
 from updp.blocks.reading.steps import Call
 from updp.blocks.surgery import extract
 from updp.blocks.tracing.calls import Arguments
-from updp.blocks.tracing.region import whole_region
+from updp.blocks.tracing.region import is_size, whole_region
 from updp.blocks.tracing.trace import trace_alone
 from updp.candidates.narrow.slicing import has_state
 
@@ -42,6 +42,7 @@ class Scope:
     inputs:  values of the entry and the extras
     branch:  names of the nodes, in order
     outer:   the scope that calls the module, and the node that does
+    given:   what that node gives for the entry and the extras: nodes of the outer graph, constants
     """
 
     owner: nn.Module
@@ -52,6 +53,7 @@ class Scope:
     inputs: tuple[Any, ...]
     branch: tuple[str, ...]
     outer: tuple[Scope, fx.Node] | None = None
+    given: tuple[Any, ...] = ()
 
     @property
     def outermost(self) -> Scope:
@@ -60,33 +62,60 @@ class Scope:
 
     def value(self, node: fx.Node) -> Tensor:
         """Compute the value of a node. Raises NotAChain: it is no tensor."""
-        if node.name == self.entry:
-            value = self.inputs[0]
-        else:
-            part = extract(self.owner, self.graph, self.entry, node.name, self.extras)
-            with torch.no_grad():
-                value = call_user_code(part, *self.inputs)
-        if not isinstance(value, Tensor):
+        if not isinstance(value := self.any_value(node), Tensor):
             raise NotAChain(f"`{node.name}` is no tensor")
         return value
 
+    def any_value(self, node: Any) -> Any:
+        """Compute the value of a node; anything else is a constant."""
+        if not isinstance(node, fx.Node):
+            return node
+        if node.name == self.entry:
+            return self.inputs[0]
+        part = extract(self.owner, self.graph, self.entry, node.name, self.extras)
+        with torch.no_grad():
+            return call_user_code(part, *self.inputs)
+
+    def tensors(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that a node reads, but for sizes and other values that are no tensors."""
+        return [n for n in node.all_input_nodes if isinstance(self.any_value(n), Tensor)]
+
     def inner(self, node: fx.Node) -> Scope:
-        """The scope of a module that a node calls with one tensor. Raises NotAChain."""
-        if len(node.all_input_nodes) != 1 or node.args != (node.all_input_nodes[0],):
-            raise NotAChain(f"`{node.target}` takes more than a tensor")
-        module, x = self.owner.get_submodule(str(node.target)), self.value(node.all_input_nodes[0])
-        graph = trace_alone(module, Arguments((x,)))
-        if (region := whole_region(graph)) is None:
+        """The scope of a module that a node calls with one tensor, and maybe sizes.
+
+        Raises NotAChain: it takes more, or is not a path from there to one output.
+        """
+        values = [self.any_value(argument) for argument in node.args]
+        if node.kwargs or [i for i, v in enumerate(values) if isinstance(v, Tensor)] != [0]:
+            raise NotAChain(f"`{node.target}` takes more than a tensor and sizes")
+        module = self.owner.get_submodule(str(node.target))
+        graph = trace_alone(module, Arguments(tuple(values)))
+        if (region := whole_region(graph, sizes=True)) is None:
             raise NotAChain(f"`{node.target}` is not a path from one input to one output")
+        names = [n.name for n in graph.nodes if n.op == "placeholder"]
+        of = dict(zip(names, zip(values, node.args, strict=False), strict=False))
+        if not of.keys() >= {*region.extras}:
+            raise NotAChain(f"`{node.target}` reads an argument that it is not given")
+        inputs, given = zip(*(of[name] for name in (region.entry, *region.extras)), strict=True)
         prefix = f"{self.prefix}{node.target}."
-        return Scope(module, graph, prefix, region.entry, (), (x,), region.branch, (self, node))
+        return Scope(
+            module,
+            graph,
+            prefix,
+            region.entry,
+            region.extras,
+            inputs,
+            region.branch,
+            (self, node),
+            given,
+        )
 
 
 @dataclass
 class Backwards:
     """The walk, and what it has found.
 
-    count, axis, ndim:  number and axis of the channels of the tensor, and its number of axes
+    count:              number of the channels
     unit:               so many channels adjoin, and stay or go together
     producers:          operators, each with how many times it makes all channels in a row
     between:            modules with state that act on each channel
@@ -94,24 +123,24 @@ class Backwards:
     """
 
     count: int
-    axis: int
-    ndim: int
     unit: int = 1
     producers: dict[str, int] = field(default_factory=dict)
     between: dict[str, None] = field(default_factory=dict)
     extras: dict[str, int] = field(default_factory=dict)
     seen: dict[fx.Node, Scope] = field(default_factory=dict)
 
-    def follow(self, node: fx.Node, scope: Scope) -> None:
-        """Go on from a node to what it is made of. Raises NotAChain."""
+    def follow(self, node: fx.Node, scope: Scope, axis: int) -> None:
+        """Go on from a node to what it is made of. Raises NotAChain.
+
+        `axis` is that of the channels, counted from the last, as tensors broadcast: -1 is the last.
+        """
         if node in self.seen:
             return
         if node.name in scope.extras:
-            self._extra(node, scope)
+            self._extra(node, scope, axis)
         elif node.name == scope.entry and scope.outer is not None:
             self.seen[node] = scope
-            outer, caller = scope.outer
-            self.follow(caller.all_input_nodes[0], outer)
+            self.follow(scope.given[0], scope.outer[0], axis)
         elif node.name not in scope.branch:
             raise NotAChain(f"`{node.name}` is no value of the branch")
         elif node.target is operator.getitem and _is_chunk(node.args[0]):
@@ -124,17 +153,20 @@ class Backwards:
             self._produced(node, scope)
         elif node.op == "call_module":
             self.seen[node] = scope
-            self._module(node, scope)
+            self._module(node, scope, axis)
         elif node.target in _JOINS and len(node.all_input_nodes) == 2:
             self.seen[node] = scope
             for parent in node.all_input_nodes:
-                self.follow(parent, scope)
+                self.follow(parent, scope, axis)
         else:
             self.seen[node] = scope
-            sources = node.all_input_nodes
-            if len(sources) != 1 or kind_of(Call.of(node, sources[0])) == "other":
+            sources = scope.tensors(node)
+            if len(sources) != 1:
                 raise NotAChain(f"`{node.name}` does not act on each channel alone")
-            self.follow(sources[0], scope)
+            alone = node.all_input_nodes == sources
+            if not alone or kind_of(Call.of(node, sources[0])) == "other":
+                axis = self._axis_before(node, sources[0], scope, axis)
+            self.follow(sources[0], scope, axis)
 
     def check(self, consumer: fx.Node) -> None:
         """Raise NotAChain where something else reads the channels, too, or nothing makes them."""
@@ -145,14 +177,15 @@ class Backwards:
                 # Outside of the branch a value may be read by anything.
                 if user in self.seen or user is consumer or user.name not in scope.branch:
                     continue
+                if is_size(user):
+                    continue
                 raise NotAChain(f"`{node.name}` is read elsewhere, too")
 
     def _parts_of(self, node: fx.Node, scope: Scope) -> None:
         """Note what makes a tensor that is taken in parts, maybe in a module of their own."""
         while node.name == scope.entry and scope.outer is not None:
             self.seen[node] = scope
-            scope, caller = scope.outer
-            node = caller.all_input_nodes[0]
+            node, (scope, _) = scope.given[0], scope.outer
         self._produced(node, scope, in_parts=True)
 
     def _produced(self, node: fx.Node, scope: Scope, in_parts: bool = False) -> None:
@@ -165,11 +198,29 @@ class Backwards:
         self.seen[node] = scope
         self.producers[f"{scope.prefix}{node.target}"] = times
 
-    def _module(self, node: fx.Node, scope: Scope) -> None:
+    def _axis_before(self, node: fx.Node, source: fx.Node, scope: Scope, axis: int) -> int:
+        """The axis of the channels in a tensor that a node reshapes. Raises NotAChain.
+
+        Each channel is filled with its number, which has to arrive where the channels are.
+        """
+        x, y = scope.value(source), scope.value(node)
+        others = [n for n in node.all_input_nodes if n is not source]
+        names, sizes = [n.name for n in others], [scope.any_value(n) for n in others]
+        alone = extract(scope.owner, scope.graph, source.name, node.name, names)
+        numbers = torch.arange(self.count, dtype=x.dtype, device=x.device)
+        for before in range(-x.ndim, 0):
+            if x.shape[before] != self.count:
+                continue
+            filled = numbers.reshape(-1, *[1] * (-before - 1)).expand(x.shape).contiguous()
+            moved = call_user_code(alone, filled, *sizes)
+            wanted = numbers.reshape(-1, *[1] * (-axis - 1)).expand(y.shape)
+            if isinstance(moved, Tensor) and torch.equal(moved, wanted):
+                return before
+        raise NotAChain(f"`{node.name}` does not act on each channel alone")
+
+    def _module(self, node: fx.Node, scope: Scope, axis: int) -> None:
         """Go on through a module that acts on each channel alone, or that is the user's own."""
         module = scope.owner.get_submodule(str(node.target))
-        if len(node.all_input_nodes) != 1 or node.kwargs:
-            raise NotAChain(f"`{node.target}` takes several inputs")
         if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
             self.unit = lcm(self.unit, self.count // module.num_groups)
         elif isinstance(module, CONVOLUTIONS):
@@ -181,19 +232,21 @@ class Backwards:
         elif not isinstance(module, nn.PReLU) and (has_state(module) or kind_of(module) == "other"):
             inner = scope.inner(node)
             (output,) = (n for n in inner.graph.nodes if n.op == "output")
-            self.follow(output.all_input_nodes[0], inner)
+            self.follow(output.all_input_nodes[0], inner, axis)
             return
+        if len(node.all_input_nodes) != 1 or node.kwargs:
+            raise NotAChain(f"`{node.target}` takes several inputs")
         if isinstance(module, nn.GroupNorm) or has_state(module):
             self.between[f"{scope.prefix}{node.target}"] = None
-        self.follow(node.all_input_nodes[0], scope)
+        self.follow(node.all_input_nodes[0], scope, axis)
 
-    def _extra(self, node: fx.Node, scope: Scope) -> None:
+    def _extra(self, node: fx.Node, scope: Scope, axis: int) -> None:
         """Note a value from outside, with one entry for each channel or the same for all."""
         self.seen[node] = scope
         value = scope.inputs[1 + scope.extras.index(node.name)]
         if not isinstance(value, Tensor) or value.numel() == 1:
             return
-        axis = self.axis - self.ndim + value.ndim  # counted from the last, as tensors broadcast
+        axis += value.ndim
         if axis < 0 or value.shape[axis] == 1:
             return
         if value.shape[axis] != self.count:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -171,8 +172,8 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
     if read.shape != whole.shape or not (read - whole).norm() <= _TOLERANCE * whole.norm():
         raise NotAChain(f"what is behind `{consumer.target}` is not what its steps compute")
     axis = 1 if chain.layout_in == "first" else x.ndim - 1
-    trace = Backwards(count, axis, x.ndim)
-    trace.follow(sources[0], scope)
+    trace = Backwards(count)
+    trace.follow(sources[0], scope, axis - x.ndim)
     trace.check(consumer)
     name = f"{scope.prefix}{consumer.target}"
     cut = (*trace.producers, *trace.between, name)
@@ -216,11 +217,15 @@ def _behind(scope: Scope, consumer: fx.Node) -> Chain:
         here, node = here.outer
 
 
+def _constant(value: Any) -> Callable[..., Any]:
+    return lambda *inputs: value
+
+
 def _enter(scope: Scope, source: fx.Node) -> Callable[..., Tensor]:
     """The function from the outermost scope's entry and extras to the value of a node."""
     own = extract(scope.owner, scope.graph, scope.entry, source.name, scope.extras)
     if scope.outer is None:
         return own
-    outer, node = scope.outer
-    before = _enter(outer, node.all_input_nodes[0])
-    return lambda x, *extras: own(before(x, *extras))
+    outer, _ = scope.outer
+    given = [_enter(outer, a) if isinstance(a, fx.Node) else _constant(a) for a in scope.given]
+    return lambda *inputs: own(*(of(*inputs) for of in given))
