@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import fields
 from io import StringIO
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,10 +24,11 @@ from updp.data import open_source, preprocess_for
 from updp.data.feed import Feed
 from updp.measure import use_clock
 from updp.models import load_model
-from updp.run.inputs import open_inputs
+from updp.run import inputs
+from updp.run.given import Data, Given
 from updp.run.pipeline import Run, open_run_directory
 from updp.run.records import Done
-from updp.stages.context import STAGES, Context, InputHashes, InputNames
+from updp.stages.context import STAGES, Context, InputHashes, InputNames, RunInputs
 from updp.supernet import Supernet
 
 MODEL = '''
@@ -135,6 +137,12 @@ def make_feed(recipe: Recipe, model: nn.Module | None = None) -> Feed:
     source = open_source("digits", input_size=None)
     preprocess = preprocess_for(model or nn.Identity(), source.image_size)
     return Feed(source, preprocess, recipe.data, seed=recipe.seed, device=torch.device("cpu"))
+
+
+def open_inputs(model: nn.Module | str, data: Data, recipe: Recipe, **options: Any) -> RunInputs:
+    """The inputs of a run, with options by the names that `updp.prune` gives them."""
+    named = {f.name: options.pop(f.name) for f in fields(Given) if f.name in options}
+    return inputs.open_inputs(Given(model, data, **named), recipe, **options)
 
 
 def make_run(

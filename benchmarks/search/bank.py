@@ -10,6 +10,7 @@ from statistics import median
 
 from benchmarks.common.data import DATA, ROOT, cifar_resnet
 from updp.recipe import Recipe
+from updp.run.given import Given
 from updp.run.inputs import open_inputs
 from updp.run.pipeline import Run, open_run_directory
 from updp.search import Evaluated, Score, ScoreFile, Scorer
@@ -31,7 +32,8 @@ class SearchedNetwork:
 
     def open_finished_run(self, recipe: Recipe, folder: Path, last: str) -> Run:
         """A run in `folder` that has ended the stages up to `last`."""
-        inputs = open_inputs(self.model, self.data, recipe, weights=self.weights, device="cpu")
+        given = Given(self.model, self.data, weights=self.weights)
+        inputs = open_inputs(given, recipe, device="cpu")
         run = open_run_directory(inputs, folder, last=last)
         run.until(last)
         return run

@@ -28,6 +28,7 @@ from updp.data.feed import Feed
 from updp.io.files import read_json, write_json
 from updp.io.progress import Silent
 from updp.recipe import Recipe
+from updp.run.given import Given
 from updp.run.inputs import open_inputs
 from updp.run.pipeline import open_run_directory
 from updp.search import (
@@ -77,7 +78,8 @@ class Case:
 
     def _inputs(self, data: str) -> RunInputs:
         model, weights = cifar_resnet(self.network)
-        return open_inputs(model, DATA / data, self.recipe, weights=weights, device="cpu")
+        given = Given(model, DATA / data, weights=weights)
+        return open_inputs(given, self.recipe, device="cpu")
 
     @cached_property
     def alone(self) -> dict[Genome, Evaluated]:

@@ -22,10 +22,10 @@ from updp.recipe import Recipe
 from updp.recipe.budget import Budget
 from updp.recipe.recipe import settled
 from updp.run.estimates import Estimate, estimate_run
+from updp.run.given import Data, Given, Test
 from updp.run.input_checks import warn_of_idle_budget
 from updp.run.inputs import open_inputs, pruning_device
 from updp.run.inspection import Inspection, inspect_model
-from updp.run.model_and_data import Data, Test
 from updp.run.pipeline import open_run_directory
 from updp.run.records import Result
 from updp.tasks import Task
@@ -119,19 +119,13 @@ def prune(
             infinities); nothing was written.
     """
     warn_of_idle_budget(plan, budget)
+    given = Given(model, data, test, weights, teacher, teacher_weights, unlabelled, task)
     inputs = open_inputs(
-        model,
-        data,
+        given,
         settled(recipe, budget),
-        test=test,
-        weights=weights,
         device=device,
         plan=plan,
         pick=pick,
-        teacher=teacher,
-        teacher_weights=teacher_weights,
-        unlabelled=unlabelled,
-        task=task,
         tensorboard=tensorboard,
         log=log,
         progress=progress,
@@ -181,18 +175,12 @@ def estimate(
     Raises:
         UserError: something that the user can put right.
     """
+    given = Given(model, data, test, weights, teacher, teacher_weights, unlabelled, task)
     inputs = open_inputs(
-        model,
-        data,
+        given,
         settled(recipe, budget),
-        test=test,
-        weights=weights,
         device=device,
         plan=plan,
-        teacher=teacher,
-        teacher_weights=teacher_weights,
-        unlabelled=unlabelled,
-        task=task,
         progress=progress,
     )
     return estimate_run(inputs, None if out is None else Path(out), progress)

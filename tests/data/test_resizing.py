@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.tiny import open_inputs
 from updp import Recipe
 from updp.data import ResizeCrop, preprocess_for, resize_for
 from updp.errors import UserError
-from updp.run.inputs import open_inputs
 
 NETWORKS = {  # the names in ../shared/data/weights, and how timm makes them
     "deit_tiny_patch16_224": ("deit_tiny_patch16_224", {}),

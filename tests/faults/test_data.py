@@ -17,10 +17,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 from tests import tiny
 from tests.faults.net import Net
+from tests.tiny import open_inputs
 from updp import UserError
 from updp.data import decoding, from_loaders, open_source
 from updp.data.readers import parquet
-from updp.run.inputs import open_inputs
 from updp.stages.context import RunInputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,11 +16,11 @@ import updp
 from tests import tiny
 from tests.faults.net import Net, Tied
 from tests.sampling import slow
+from tests.tiny import open_inputs
 from updp import UserError
 from updp.blocks import find
 from updp.candidates import propose
 from updp.models import load_model, own_copy
-from updp.run.inputs import open_inputs
 from updp.supernet import Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")

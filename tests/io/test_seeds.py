@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import updp
 from tests import tiny
+from tests.tiny import open_inputs
 from updp.data import from_loaders
 from updp.io.seeds import mix, random_state
 from updp.models import hash_state, load_model
-from updp.run.inputs import open_inputs
 
 DRAWS = """
 import random

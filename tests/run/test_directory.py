@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from tests import tiny
+from tests.tiny import open_inputs
 from updp import UserError
 from updp.recipe import Recipe
 from updp.run.directory import RunDirectory
-from updp.run.inputs import open_inputs
 from updp.run.integrity import PUBLISHED
 from updp.run.pipeline import open_run_directory
 from updp.run.records import RunRecord, versions

@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 import updp
 from tests import tiny
 from tests.sampling import slow
+from tests.tiny import open_inputs
 from updp import UserError
 from updp.models import load_model
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.estimates import Estimate, estimate_run
-from updp.run.inputs import open_inputs
 from updp.run.records import RunRecord
 from updp.search import SearchResult
 from updp.stages import subnet

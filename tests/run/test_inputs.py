@@ -8,13 +8,13 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
+from tests.tiny import open_inputs
 from updp import UserError
 from updp.blocks.nested import ModelInputs
 from updp.data import Images, Source
 from updp.io.progress import Silent
 from updp.models import load_model
 from updp.recipe import DataSettings, Recipe
-from updp.run.inputs import open_inputs
 from updp.stages.context import RunInputs
 
 

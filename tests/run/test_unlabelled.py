@@ -10,11 +10,11 @@ from torch.utils.data import TensorDataset
 
 import updp
 from tests import tiny
+from tests.tiny import open_inputs
 from updp import UserError
 from updp.data import open_source
 from updp.io import processes
 from updp.io.files import read_json
-from updp.run.inputs import open_inputs
 from updp.run.unlabelled import open_unlabelled_images
 from updp.stages.context import InputNames
 

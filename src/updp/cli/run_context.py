@@ -13,6 +13,7 @@ from updp.io.bars import Bars
 from updp.io.progress import Progress
 from updp.plan import Plan
 from updp.run.directory import RunDirectory
+from updp.run.given import Given
 from updp.run.input_checks import warn_of_idle_budget
 from updp.run.inputs import open_inputs
 from updp.run.pipeline import Run, open_run_directory
@@ -90,18 +91,21 @@ def read_inputs(
     warn_of_idle_budget(plan, settings.budget if recipe.budget else None)
     if plan is None and not (starts_over or recipe.budget or pick):
         plan = RunDirectory(options.out).given_plan(settings.budget)
-    return open_inputs(
+    given = Given(
         _required("model", model, record),
         _required("data", options.data, record),
-        settings,
         test=test,
         weights=weights,
-        device=options.device,
-        plan=plan,
-        pick=pick,
         teacher=teacher_name,
         teacher_weights=teacher_weights,
         unlabelled=None if unlabelled in ("none", "") else unlabelled,
+    )
+    return open_inputs(
+        given,
+        settings,
+        device=options.device,
+        plan=plan,
+        pick=pick,
         tensorboard=options.tensorboard,
         log=options.log,
         progress=progress,

@@ -22,9 +22,9 @@ from updp.io.files import read_json, remove, write_bytes, write_json, write_text
 from updp.io.progress import Progress, Silent
 from updp.models import is_code
 from updp.run.finished import check_finished
+from updp.run.given import Data, Test
 from updp.run.integrity import PUBLISHED, explained
 from updp.run.load import load
-from updp.run.model_and_data import Data, Test
 from updp.run.records import RunRecord
 from updp.tasks import Task
 

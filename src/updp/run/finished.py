@@ -17,10 +17,10 @@ from updp.io.progress import Progress
 from updp.models import hash_state
 from updp.plan import Plan
 from updp.recipe import Recipe
+from updp.run.given import Data, Given, Test
 from updp.run.inputs import open_inputs
 from updp.run.integrity import PUBLISHED, check_published, require_files
 from updp.run.load import load
-from updp.run.model_and_data import Data, Test
 from updp.run.plain import PlainModel
 from updp.run.records import Result, RunRecord
 from updp.stages.context import MODEL
@@ -212,17 +212,15 @@ def open_finished_run(
         key = check_weights(path, opened, model or record.model, file)
         _check_data(path, key, source, data or record.data, test or record.test)
 
-    inputs = open_inputs(
+    given = Given(
         model or record.trusted("model", path),
         data or record.data,
-        recipe,
         test=record.test or None if test is None else test,
         weights=file,
-        device=device,
         task=task or record.task,
-        progress=progress,
-        searches=False,
-        check=check,
+    )
+    inputs = open_inputs(
+        given, recipe, device=device, progress=progress, searches=False, check=check
     )
     return Finished(
         path=path,

@@ -16,9 +16,10 @@ from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.tracking import Board
 from updp.models import check_finite, hash_state, num_outputs, weights_of
-from updp.models.teacher import BASELINE, load_teacher, make_teacher
+from updp.models.teacher import load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import DataSettings, Recipe
+from updp.run.given import Given
 from updp.run.input_checks import (
     check_baseline_outputs,
     check_labels_suffice,
@@ -26,39 +27,42 @@ from updp.run.input_checks import (
     check_settings,
     guessed_colour,
 )
-from updp.run.model_and_data import Data, Test, open_model_and_data
+from updp.run.model_and_data import open_model_and_data
 from updp.run.unlabelled import open_unlabelled_images
 from updp.search import SEARCHERS
 from updp.stages.context import InputHashes, InputNames, RunInputs
-from updp.tasks import Classification, Task, find_task
+from updp.tasks import Classification, find_task
 
 
 @random_state()  # a user's data set may draw whenever an image is read
 def open_inputs(
-    model: nn.Module | str,
-    data: Data,
+    given: Given,
     recipe: Recipe,
     *,
-    test: Test | None = None,
-    weights: str | Path | None = None,
     device: str | None = None,
     plan: Plan | None = None,
     pick: str | None = None,
-    teacher: nn.Module | str | None = None,
-    teacher_weights: str | Path | None = None,
-    unlabelled: str | Path | None = None,
     tensorboard: str | Path | None = None,
     log: str | None = None,
-    task: Task | str | None = None,
     progress: Progress | None = None,
     searches: bool = True,
     check: Callable[[nn.Module, Source], None] = lambda model, source: None,
 ) -> RunInputs:
     """Load the model and the teacher, open the data, and check that they fit together.
 
-    Nothing is written, and a module of the user's is copied. The arguments are those of
-    `updp.prune`. `searches` says that a plan will be searched for unless one is given; `check` may
-    refuse model and data before any work.
+    Nothing is written, and a module of the user's is copied.
+
+    Args:
+        given: the model, the data and what belongs to them.
+        recipe: the settings.
+        device: by default CUDA where there is one.
+        plan: takes the place of a search.
+        pick: another point of the finished search.
+        tensorboard: a folder for curves.
+        log: a tracker for curves.
+        progress: where to report to.
+        searches: a plan will be searched for, unless one is given or picked.
+        check: may refuse model and data before any work.
 
     Raises:
         UserError: something is missing, unusable, or does not fit the rest.
@@ -67,33 +71,24 @@ def open_inputs(
     if searches and plan is None and pick is None:
         recipe.required_budget()
         SEARCHERS[recipe.search.searcher].check_installed()
-    own_task = find_task(recipe.task if task is None else task)
-    check_settings(own_task, recipe)
+    task = find_task(recipe.task if given.task is None else given.task)
+    check_settings(task, recipe)
     target = pruning_device(device)
     processes.join(cuda=target.type == "cuda")
     if not processes.is_first():
         tensorboard = log = progress = None
     board = Board(tensorboard, log)
-    teacher_name = teacher if isinstance(teacher, str) and teacher != BASELINE else ""
-    names = InputNames.of(
-        model=model,
-        weights=weights,
-        data=data,
-        test=test,
-        teacher=teacher_name,
-        teacher_weights=teacher_weights,
-        unlabelled=unlabelled,
-    )
-    module, num_classes, source = open_model_and_data(model, weights, data, test, recipe, own_task)
+    names = given.names
+    module, num_classes, source = open_model_and_data(given, recipe, task)
     check_finite(weights_of(module), names.the_model)
-    if isinstance(own_task, Classification):
+    if isinstance(task, Classification):
         source = _of_the_models_classes(source, module, names)
     check(module, source)
     check_mixing(source, recipe)
-    check_labels_suffice(source, recipe, names.the_data, own_task)
+    check_labels_suffice(source, recipe, names.the_data, task)
     more, fingerprint = open_unlabelled_images(names, source, recipe)
-    recipe = _with_loader_settings(recipe, source).model_copy(update={"task": own_task.name})
-    other = load_teacher(teacher, teacher_weights, len(source.classes), recipe.seed)
+    recipe = _with_loader_settings(recipe, source).model_copy(update={"task": task.name})
+    other = load_teacher(given.teacher, given.teacher_weights, len(source.classes), recipe.seed)
     feed = Feed(
         source,
         _preprocess(module, source, recipe.data),
@@ -101,7 +96,7 @@ def open_inputs(
         seed=recipe.seed,
         device=target,
         sets_aside=recipe.sets_aside,
-        task=own_task,
+        task=task,
     )
     baseline = to_eval(module.to(target))
     check_baseline_outputs(baseline, feed, source)
@@ -126,9 +121,9 @@ def open_inputs(
         pick=pick or "",
         teacher=make_teacher(
             other,
-            teacher_name or type(other).__name__,
+            names.teacher or type(other).__name__,
             recipe,
-            feed.preprocess if isinstance(own_task, Classification) else None,
+            feed.preprocess if isinstance(task, Classification) else None,
             len(source.classes),
             normalised=feed.normalised,
         ),

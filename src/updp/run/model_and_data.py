@@ -6,41 +6,35 @@ from typing import Any
 
 from torch import nn
 
-from updp.data import Loader, Source, from_loaders, open_source, resize_for, without_labels
+from updp.data import Source, from_loaders, open_source, resize_for, without_labels
 from updp.data.readers.item_kinds import argument_names
 from updp.errors import UserError
 from updp.models import load_model, own_copy, read_shapes
 from updp.recipe import DataSettings, Recipe
+from updp.run.given import Data, Given, Test
 from updp.tasks import Classification, Task
 
 _log = logging.getLogger(__name__)
 
-Data = str | Path | Loader | tuple[Loader, Loader]
-Test = str | Path | Loader
-
 
 def open_model_and_data(
-    model: nn.Module | str,
-    weights: str | Path | None,
-    data: Data,
-    test: Test | None,
-    recipe: Recipe,
-    task: Task,
+    given: Given, recipe: Recipe, task: Task
 ) -> tuple[nn.Module, int | None, Source]:
     """The model, a copy of the user's module or built by its name, and its data. Raises UserError.
 
     A named model is built twice: it says its image size, and then the data its number of classes,
     which is the second value; None for the model's own default.
     """
+    model, weights = given.model, given.weights
     if isinstance(model, str):
         blank = load_model(model, seed=recipe.seed)
-        source = _open_source(data, test, blank, recipe.data, task)
+        source = _open_source(given.data, given.test, blank, recipe.data, task)
         classes = _classes_of(weights, blank, len(source.classes) or None)
         return _build(model, weights, classes, recipe.seed), classes, source
     if weights is not None:
         raise UserError("weights are for a model given by name: load them into your module")
     module = own_copy(model)
-    return module, None, _open_source(data, test, module, recipe.data, task)
+    return module, None, _open_source(given.data, given.test, module, recipe.data, task)
 
 
 def _classes_of(weights: str | Path | None, blank: nn.Module, classes: int | None) -> int | None:

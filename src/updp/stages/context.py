@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import nn
@@ -63,12 +62,6 @@ class InputNames:
     teacher: str = ""
     teacher_weights: str = ""
     unlabelled: str = ""
-
-    @classmethod
-    def of(cls, **given: object) -> Self:
-        """The names and paths among these arguments; "" for an object of the user's, or none."""
-        names = {k: str(v) if isinstance(v, str | Path) else "" for k, v in given.items()}
-        return cls(**names)
 
     @property
     def the_model(self) -> str:

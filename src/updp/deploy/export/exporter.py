@@ -31,8 +31,8 @@ from updp.io.progress import Progress, Silent
 from updp.io.torch_state import standard_torch_state
 from updp.measure import count_parameters
 from updp.run.finished import Finished, check_finished, open_finished_run
+from updp.run.given import Data, Test
 from updp.run.integrity import explained
-from updp.run.model_and_data import Data, Test
 from updp.run.plain import input_names
 from updp.tasks import Classification, Task
 

@@ -22,8 +22,8 @@ from updp.io.files import not_writable, remove, write_bytes
 from updp.io.progress import Progress, Silent
 from updp.io.torch_state import standard_torch_state
 from updp.run.finished import Finished, check_finished, open_finished_run
+from updp.run.given import Data, Test
 from updp.run.integrity import explained
-from updp.run.model_and_data import Data, Test
 from updp.tasks import Task
 
 _CALIBRATED = 256  # images, unless a number is asked for
