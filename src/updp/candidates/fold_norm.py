@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from updp import algebra
 from updp.algebra import Affine
 from updp.blocks import NormStep, Site
 from updp.blocks.copying import copy_module
 from updp.blocks.folding import fold_norm
-from updp.blocks.modules import UserCodeError, call_user_code, cast, evaluating, hooks, like_of
+from updp.blocks.layer_calls import recorded_calls
+from updp.blocks.modules import UserCodeError, call_user_code, cast, evaluating, like_of
 from updp.blocks.surgery import Replacement, extract, substitute
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
@@ -142,19 +142,12 @@ def _leading_norm(site: Site, block: nn.Module, graph: fx.Graph) -> NormStep | N
 @torch.no_grad()
 def _readers(site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep) -> tuple[str, ...]:
     """Find the linear layers whose input is the norm's output, with its pixels in any order."""
-    seen: dict[str, Tensor] = {}
-
-    def watch(name: str, module: nn.Module) -> RemovableHandle:
-        def hook(m: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            seen[name] = (y if name == norm.name else args[0]).clone()
-
-        return module.register_forward_hook(hook)
-
     watched = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear) or n == norm.name}
     region = site.region
     part = extract(block, graph, region.entry, region.exit, region.extras)
-    with hooks(watch(name, module) for name, module in watched.items()):
+    with recorded_calls(watched) as calls:
         _run(site, part)
+    seen = {call.name: call.y if call.name == norm.name else call.x for call in calls}
     normed = _sorted(seen.pop(norm.name, torch.empty(0)))
     same = (n for n, x in seen.items() if x.shape[-1] == norm.channels)
     return tuple(

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Chain, LinearStep, ScaleStep, Site, Step
+from updp.blocks.layer_calls import recorded_calls
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks, parameter_owners
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.blocks.surgery import extract
@@ -57,28 +57,6 @@ def operator_repair(
     return fit.fit_task(settings, batches) if fit.fits_into(settings) else None
 
 
-class _Calls:
-    """Recorder of inputs and outputs of a block's linear operators while a part of it runs."""
-
-    def __init__(self, block: nn.Module, part: nn.Module, *inputs: Any) -> None:
-        self.count: Counter[str] = Counter()
-        self.given: dict[str, tuple[Tensor, Tensor]] = {}
-        kinds = (*CONVOLUTIONS, nn.Linear)
-        self.modules = {n: m for n, m in block.named_modules() if isinstance(m, kinds)}
-        with evaluating(part), hooks(self._watched()):
-            self.output: Tensor = call_user_code(part, *inputs)
-
-    def _watched(self) -> Iterator[RemovableHandle]:
-        for name, module in self.modules.items():
-
-            def hook(_: nn.Module, args: tuple[Any, ...], y: Tensor, name: str = name) -> None:
-                self.count[name] += 1
-                if args:
-                    self.given[name] = args[0].clone(), y.clone()
-
-            yield module.register_forward_hook(hook)
-
-
 @torch.no_grad()
 def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[OperatorFit]:
     """The linear operators of a site whose branch is no chain, such as attention, in their order.
@@ -96,22 +74,25 @@ def _path_fits(
 ) -> Iterator[OperatorFit]:
     region = site.region
     whole = extract(block, graph, region.entry, path[-1], region.extras)
+    kinds = (*CONVOLUTIONS, nn.Linear)
+    operators = {name: m for name, m in block.named_modules() if isinstance(m, kinds)}
     try:
-        calls = _Calls(block, whole, *site.example(block))
+        with evaluating(whole), recorded_calls(operators) as calls:
+            output: Tensor = call_user_code(whole, *site.example(block))
     except UserCodeError as error:  # a branch that takes no random numbers
         _log.info("%s: what is kept is not repaired: %s", site.name, error)
         return
     owners = parameter_owners(block)
-    for name, (x, y) in calls.given.items():
-        module = calls.modules[name]
+    count = Counter(call.name for call in calls)
+    for call in calls:
+        name, module, x = call.name, call.module, call.x
         shared = any(owners[id(p)] > 1 for p in module.parameters())
-        if shared or calls.count[name] > 1 or x.ndim < 2 or len(x) % site.shape_in[0]:
+        if shared or count[name] > 1 or x.ndim < 2 or len(x) % site.shape_in[0]:
             continue  # tokens in windows are some of an image's
         if (step := _settable(name, module, x)) is None:
             continue
-        is_last = name == [*calls.given][-1]
-        ends = is_last and path is region.branch and region.add is not None
-        scale = channel_factor(y, calls.output, _layout(step)) if ends else None
+        ends = call is calls[-1] and path is region.branch and region.add is not None
+        scale = channel_factor(call.y, output, _layout(step)) if ends else None
         fit = OperatorFit(_chain(step), 0, enter=_Before(whole, module))
         if scale is not None:
             chain, skip = _chain(step, ScaleStep(name, scale)), skip_of(site, block, graph)

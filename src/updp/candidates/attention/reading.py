@@ -12,19 +12,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, permutations, product
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Site
-from updp.blocks.modules import UserCodeError, hooks
+from updp.blocks.layer_calls import LayerCall, recorded_calls
+from updp.blocks.modules import UserCodeError
 from updp.candidates.attention.heads import Heads
 from updp.candidates.attention.offsets import SoftmaxWatcher, causal, is_small
 from updp.candidates.attention.values import Values, equal
 from updp.candidates.parts.trials import FLOAT32, FLOAT64, Precision, in_precision
 
+Calls = list[LayerCall[nn.Module]]
 _TRIED = 4  # tokens whose output is compared for each way to read the layers
 
 
@@ -71,13 +72,6 @@ class Layout:
         return Heads(query, key, value, out[:, :-1], out[:, -1], causal=self.causal)
 
 
-class _Call(NamedTuple):
-    name: str
-    module: nn.Module
-    x: Tensor
-    y: Tensor
-
-
 def may_attend(site: Site) -> bool:
     """Whether a site is a residual branch, channels last, no chain, that is told no mask."""
     tokens = site.layout == "last" and len(site.shape_in) > 2
@@ -96,8 +90,8 @@ def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | No
 
 def _read(site: Site, block: nn.Module, graph: fx.Graph, precision: Precision) -> Layout | None:
     block = precision.copy(block)
-    values, calls, watcher = Values(site, block, graph), list[_Call](), SoftmaxWatcher()
-    with hooks(_watched(block, calls)), watcher:
+    values, watcher = Values(site, block, graph), SoftmaxWatcher()
+    with recorded_calls(_layers(block)) as calls, watcher:
         _ = values[values.last]
     ways = [*_of_torch(calls, graph, values), *_of_layers(calls, values)]
     alone = ((layout, layout.read(block)) for layout in ways)
@@ -195,7 +189,7 @@ def _computes(layout: Layout, heads: Heads, block: nn.Module, values: Values) ->
     return few and _same(heads.attend(tokens), wanted) and bool(heads.out.any())
 
 
-def _of_layers(calls: list[_Call], values: Values) -> Iterator[Layout]:
+def _of_layers(calls: Calls, values: Values) -> Iterator[Layout]:
     """Every way in which linear layers of the branch may hold heads."""
     linear = [call for call in calls if isinstance(call.module, nn.Linear) and call.x.ndim == 3]
     for place, out in enumerate(linear):
@@ -211,7 +205,7 @@ def _of_layers(calls: list[_Call], values: Values) -> Iterator[Layout]:
                     break
 
 
-def _readers(linear: list[_Call], out: _Call) -> Iterator[list[_Call]]:
+def _readers(linear: Calls, out: LayerCall[nn.Module]) -> Iterator[Calls]:
     """One or three layers that read the same tokens, and have three rows for a column of `out`."""
     width, left = out.x.shape[-1], linear
     while left:
@@ -232,7 +226,7 @@ def _ways(layout: Layout, width: int) -> Iterator[Layout]:
         yield replace(layout, heads=heads, order=(q, k, v), by_head=by_head, is_scaled=scaled)
 
 
-def _of_torch(calls: list[_Call], graph: fx.Graph, values: Values) -> Iterator[Layout]:
+def _of_torch(calls: Calls, graph: fx.Graph, values: Values) -> Iterator[Layout]:
     """The layout of torch's own attention, where it attends to its input."""
     for name, module in ((call.name, call.module) for call in calls):
         nodes = [n for n in graph.nodes if n.op == "call_module" and n.target == name]
@@ -248,20 +242,13 @@ def _of_torch(calls: list[_Call], graph: fx.Graph, values: Values) -> Iterator[L
             yield Layout(given[0].name, ends[0], "", (name,), out, module.num_heads)
 
 
-def _watched(block: nn.Module, calls: list[_Call]) -> Iterator[RemovableHandle]:
-    """Hooks that add to `calls` what layers are given and return, in order."""
-
-    def watch(name: str, module: nn.Module) -> RemovableHandle:
-        def hook(m: nn.Module, args: tuple[Any, ...], y: Any) -> None:
-            y = y[0] if isinstance(m, nn.MultiheadAttention) else y
-            if args and isinstance(args[0], Tensor) and isinstance(y, Tensor):
-                calls.append(_Call(name, m, args[0].clone(), y.clone()))
-
-        return module.register_forward_hook(hook)
-
-    for name, module in block.named_modules():
-        if isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children()):
-            yield watch(name, module)
+def _layers(block: nn.Module) -> dict[str, nn.Module]:
+    """Modules without children, and torch's attention, by name."""
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children())
+    }
 
 
 def _matrix(module: nn.Module) -> Tensor:

@@ -8,29 +8,21 @@ a candidate is offered only where the block with fewer heads computes what it sh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
 
 from updp.blocks import Chain, LinearStep, Site
+from updp.blocks.layer_calls import LayerCall, recorded_calls
 from updp.blocks.modules import call_user_code, hooks
 from updp.blocks.surgery import extract
 from updp.candidates.narrow.hidden import HiddenChannels, Producer, called_modules
 from updp.fit.operator import channel_factor
 
+_Calls = list[LayerCall[nn.Linear]]
 _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "dim_head", "d_head")
 _ALL_HEADS = ("all_head", "attn_dim", "inner_dim", "attention_dim")
-
-
-@dataclass(frozen=True)
-class _LayerCall:
-    name: str
-    module: nn.Linear
-    x: Tensor
-    y: Tensor
 
 
 def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
@@ -96,27 +88,16 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
     )
 
 
-def _run(site: Site, block: nn.Module, whole: nn.Module) -> tuple[list[_LayerCall], Tensor]:
+def _run(site: Site, block: nn.Module, whole: nn.Module) -> tuple[_Calls, Tensor]:
     """The calls of linear layers in the branch on its example, and what it gives."""
-    calls = list[_LayerCall]()
-    with torch.no_grad(), hooks(_watched(block, calls)):
+    layers = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+    with torch.no_grad(), recorded_calls(layers) as calls:
         y: Tensor = call_user_code(whole, *site.example(block))
     return calls, y
 
 
-def _watched(block: nn.Module, calls: list[_LayerCall]) -> Iterator[RemovableHandle]:
-    for name, module in block.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-
-        def hook(m: nn.Linear, args: tuple[Any, ...], y: Tensor, name: str = name) -> None:
-            calls.append(_LayerCall(name, m, args[0], y))
-
-        yield module.register_forward_hook(hook)  # type: ignore[arg-type]
-
-
 def _sizes(
-    block: nn.Module, makers: list[_LayerCall], last: _LayerCall
+    block: nn.Module, makers: _Calls, last: LayerCall[nn.Linear]
 ) -> tuple[int, Mapping[str, Producer], int] | None:
     """Channels that stay or go together, the layers before the heads, and the size of a head."""
     width = last.module.in_features
