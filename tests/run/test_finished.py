@@ -16,6 +16,7 @@ from updp.errors import UserError
 from updp.io.files import read_json, write_json
 from updp.models import hash_state, load_model
 from updp.run.finished import check_finished, open_finished_run
+from updp.run.records import RunRecord
 from updp.search import SEARCHERS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fixed_clock")
@@ -62,7 +63,7 @@ def test_the_run_s_weights_go_with_its_model(opened: Open, run: Path, trained: P
     assert moved != own
     opened(run, model=moved, weights=trained)
     trained.unlink()
-    assert refused(opened, run, model=own).startswith(f"weights '{trained}' are not there")
+    assert f"weights '{trained}'" in refused(opened, run, model=own)
 
 
 @BOTH
@@ -121,13 +122,22 @@ def test_what_is_missing_is_named(name: str, run: Path) -> None:
         assert said == f"'{run}' holds no finished run: there is no {name}; `updp prune` makes it"
 
 
-def test_data_that_is_elsewhere_is_asked_for(run: Path) -> None:
+def test_all_that_is_elsewhere_is_asked_for_at_once(run: Path, tmp_path: Path) -> None:
     change(run / "run.json", data="images/of/mine")
+    with pytest.raises(UserError) as refused:
+        open_finished_run(run, tiny.write_model(tmp_path))
+    assert str(refused.value) == (
+        f"of '{run}' the data 'images/of/mine' is not there as seen from this folder: give it "
+        "with --data"
+    )
+    change(run / "run.json", weights="mine.safetensors", test="images/test")
+    model = RunRecord.read(run).model
     with pytest.raises(UserError) as refused:
         open_finished_run(run)
     assert str(refused.value) == (
-        f"the data of '{run}', 'images/of/mine', is not there as seen from this folder: give it "
-        "with --data"
+        f"of '{run}' the data 'images/of/mine', the test 'images/test', the weights "
+        "'mine.safetensors' are not there as seen from this folder: give them with --data and "
+        f"--test and --weights and --model {model}"
     )
 
 

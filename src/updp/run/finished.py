@@ -14,7 +14,7 @@ from updp.data import Source
 from updp.data.feed import Feed
 from updp.errors import UserError
 from updp.io.progress import Progress
-from updp.models import hash_state
+from updp.models import hash_state, is_code
 from updp.plan import Plan
 from updp.recipe import Recipe
 from updp.run.given import Data, Given, Test
@@ -140,21 +140,39 @@ def _check_all_is_given(
     record: RunRecord,
     model: nn.Module | str | None,
     data: Data | None,
+    test: Test | None,
+    weights: str | Path | None,
     task: Task | None,
 ) -> None:
-    """Raise UserError where the run's record does not name what was not given."""
-    if model is None and not record.model:
-        raise UserError(f"'{path}' was made from a module: pass it as model")
-    if data is None and not record.data:
-        raise UserError(f"'{path}' was made from loaders: pass them as data")
-    if data is None and not _is_there(record.data):
+    """Raise UserError where the run's record does not name what was not given, or it is gone."""
+    objects = {
+        "model": "a module" if model is None and not record.model else "",
+        "data": "loaders" if data is None and not record.data else "",
+        "task": f"a task of its own, '{record.task}'"
+        if task is None and record.task not in TASKS
+        else "",
+    }
+    if missing := {name: what for name, what in objects.items() if what}:
+        made, passed = " and ".join(missing.values()), " and ".join(missing)
         raise UserError(
-            f"the data of '{path}', '{record.data}', is not there as seen from this folder: give "
-            "it with --data"
+            f"'{path}' was made from {made}: pass {'it' if len(missing) == 1 else 'them'} as "
+            f"{passed}"
         )
-    if task is None and record.task not in TASKS:
+    own = {
+        "data": record.data if data is None else "",
+        "test": record.test if test is None else "",
+        "weights": "" if weights else record.weights_for(model, None) or "",
+    }
+    gone = {name: str(value) for name, value in own.items() if value and not _is_there(str(value))}
+    if gone:
+        named = ", ".join(f"the {name} '{value}'" for name, value in gone.items())
+        are, them = ("is", "it") if len(gone) == 1 else ("are", "them")
+        options = [f"--{name}" for name in gone]
+        if model is None and is_code(record.model):
+            options.append(f"--model {record.model}")
         raise UserError(
-            f"'{path}' was made for a task of its own, '{record.task}': pass it as task"
+            f"of '{path}' {named} {are} not there as seen from this folder: give {them} with "
+            f"{' and '.join(options)}"
         )
 
 
@@ -205,7 +223,7 @@ def open_finished_run(
     path = check_finished(run)
     record, recipe = RunRecord.read(path), Recipe.of_run(path)
     plan, result = Plan.read(path), Result.read(path)
-    _check_all_is_given(path, record, model, data, task)
+    _check_all_is_given(path, record, model, data, test, weights, task)
     file = record.weights_for(model, weights)
 
     def check(opened: nn.Module, source: Source) -> None:
