@@ -79,7 +79,8 @@ class Regression:
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
         quota = max(1, total // max(batches, 1))
         # Without an end activation only sums over rows are kept.
-        sums = 16 * operator.groups * unknowns**2
+        sums = 16 * unknowns * (operator.groups * unknowns + operator.out_channels)
+        self.most_target_bytes = quota * batches * operator.out_channels * 4
         self.bytes = quota * batches * width if self._keeps_rows else sums
         self._gathered = GatheredRows(operator, quota)
         self._sums: dict[str, Moments] = {}
