@@ -116,6 +116,7 @@ class OneLinearForm(Form):
         super().__init__()
         region = site.region
         self.post, self._outside, self._layout = site.post, site.layout, layout
+        self._lays_out = site.lays_out(layout)
         keep = extract(block, graph, region.entry, region.exit, region.extras)
         branch = extract(block, graph, region.entry, region.branch[-1], region.extras)
         self._keep: list[Callable[..., Tensor]] = [keep]
@@ -133,6 +134,7 @@ class OneLinearForm(Form):
             y = y + skip(x.clone())
         if self.post is not None:
             y = self.post.function(y)
+        y = y.contiguous() if self._lays_out else y
         # After the form, for the block may work in place on x.
         return blend(self._keep[0](x, *extras), y, lam) if lam < 1 else y
 

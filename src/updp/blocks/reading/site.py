@@ -44,6 +44,7 @@ class Site:
     samples:    number of samples in the example
     larger:     shape of the entry, and values of the extras, with one sample more
     more_calls: number of calls that one sample more adds, where each has its own
+    contiguous_in, contiguous_out: whether the tensors at the entry and the exit are contiguous
     """
 
     name: str
@@ -64,6 +65,8 @@ class Site:
     samples: int = 1
     larger: tuple[Any, ...] = ()
     more_calls: int = 0
+    contiguous_in: bool = True
+    contiguous_out: bool = False
 
     @property
     def chain(self) -> Chain:
@@ -80,6 +83,14 @@ class Site:
     def dims(self) -> int:
         """Axes of an operator on maps at the exit, as `fit.as_maps` makes them."""
         return len(self.shape_out) - 2 if self.layout == "first" else 2
+
+    def lays_out(self, layout: str) -> bool:
+        """Whether what computes in `layout` must make its output contiguous, as the block's is.
+
+        A permuted tensor, or one that follows another's strides, would fail in a later `view`.
+        """
+        own = layout == self.layout and self.contiguous_in
+        return self.contiguous_out and not own and len(self.shape_out) > 2
 
     def example(self, part: nn.Module) -> tuple[Any, ...]:
         """Seeded random values for the entry, and the extras, in the type `part` computes with."""
@@ -178,6 +189,8 @@ def read_site(
         sum(others[region.entry].numel() for others in calls) / max(entry.numel(), 1),
         why,
         paths,
+        contiguous_in=entry.is_contiguous(),
+        contiguous_out=out.is_contiguous(),
     )
 
 

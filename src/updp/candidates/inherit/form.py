@@ -36,7 +36,7 @@ class InheritForm(Form):
     ) -> None:
         super().__init__()
         self.chain, self.skip_chain, self.post = site.chain, site.skip, site.post
-        self.activation = activation
+        self.activation, self._lays_out = activation, site.lays_out(site.chain.layout)
         skip = skip_of(site, block, graph)
         self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
         self.branch = branch
@@ -62,7 +62,8 @@ class InheritForm(Form):
         if lam < 1 and self._shape != "collapsed":
             kept = h if self.post is None else self.post.keep(h, self.chain.layout)
             y = blend(kept, y, lam)
-        return to_layout(y, self.chain.layout, self.chain.layout_out)
+        y = to_layout(y, self.chain.layout, self.chain.layout_out)
+        return y.contiguous() if self._lays_out else y
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
