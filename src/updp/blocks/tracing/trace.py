@@ -19,6 +19,7 @@ from updp.blocks.tracing.inlining import Traced, to_inline
 from updp.blocks.tracing.interpret import NotTraceable, first_line
 from updp.blocks.tracing.overwrites import Notes, follow_overwrites, share_memory
 from updp.blocks.tracing.own_place import follow_inputs
+from updp.blocks.tracing.scaled_adds import split_scaled_adds
 from updp.blocks.tracing.tracer import Tracer
 from updp.errors import is_out_of_memory
 
@@ -101,6 +102,7 @@ def _trace_through(module: nn.Module, make_tracer: Callable[..., Tracer]) -> Tra
             with restored(*module.modules()), torch.no_grad():
                 graph = tracer.trace(module)
             follow_overwrites(graph, tracer.notes)
+            split_scaled_adds(graph, tracer.notes)
             _settle(graph, tracer.notes)
             return graph, tracer.notes.values
         except NotTraceable:
