@@ -15,6 +15,7 @@ from updp.blocks.reading.parallel import read_paths
 from updp.blocks.reading.scaling import NotScalable, scaled, scaled_sizes
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
 from updp.blocks.surgery import extract
+from updp.blocks.tracing.contexts import context_of_some
 from updp.blocks.tracing.region import Region
 from updp.errors import is_out_of_memory
 
@@ -152,6 +153,8 @@ def read_site(
         if others[region.entry].ndim != entry.ndim:
             raise NotAChain("the model calls it with maps and with tokens")
     region, post = _with_post(block, graph, region, values)
+    if context := context_of_some(graph, region.inside):
+        raise NotAChain(f"only some of it runs within {context}")
     branch: Chain | None = None
     skip, paths, why = None, tuple[Chain, ...](), ""
     try:

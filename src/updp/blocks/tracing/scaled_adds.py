@@ -4,6 +4,7 @@ import operator
 
 from torch import fx
 
+from updp.blocks.tracing.contexts import contexts_of, set_contexts
 from updp.blocks.tracing.overwrites import Notes
 from updp.blocks.tracing.region import is_add
 
@@ -18,6 +19,7 @@ def split_scaled_adds(graph: fx.Graph, notes: Notes) -> None:
             continue
         with graph.inserting_before(node):
             scaled = graph.call_function(operator.mul, (other, factor))
+        set_contexts(scaled, contexts_of(node))
         # Only here: the same tensor may be on both sides.
         if len(node.args) > 1:
             node.update_arg(1, scaled)
