@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError
+from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.reading.watching import CONVOLUTIONS, is_plain, weight_of
 from updp.blocks.teach import taught_operator
 
@@ -29,7 +29,10 @@ def mask_of(module: nn.Module) -> Tensor | None:
             sizes = 1 + torch.rand(parameter.shape, generator=generator) / 10
             signs = torch.rand(parameter.shape, generator=generator) < 0.5
             parameter.copy_(torch.where(signs, sizes, -sizes))
-    mask = weight_of(tried) != 0
+    try:
+        mask = call_user_code(weight_of, tried) != 0
+    except UserCodeError:
+        return None
     return None if mask.all() else mask
 
 
