@@ -101,10 +101,6 @@ def scaled_by(self: Two, x: Tensor, mask: Tensor) -> Tensor:
     return x + mask * self.b(self.act(self.a(x)))
 
 
-def scaled_sum(self: Two, x: Tensor) -> Tensor:
-    return torch.add(x, self.b(self.act(self.a(x))), alpha=0.5)
-
-
 def read_after(self: Two, x: Tensor) -> Tensor:
     y = self.a(x)
     y.flatten(1).relu_()
@@ -171,7 +167,6 @@ def test_blocks_in_which_nothing_merges_have_a_reason(what: str) -> None:
 
 ONLY_INSIDE = {
     "an extra on the branch": (lambda: Masking(block(scaled_by)), ""),
-    "scaled sum": (lambda: block(scaled_sum), "it scales or overwrites"),
     "called twice": (lambda: block(called_twice), ""),
     "broadcast": (lambda: block(usable, b=conv(C, 1)), "its branch is broadcast onto its skip"),
     "masked skip": (lambda: Masking(block(masked)), ""),
@@ -954,3 +949,44 @@ def test_a_block_that_fails_without_its_parent_is_refused() -> None:
     assert (
         "its forward fails where it is called alone (RuntimeError: shape" in whys(found)["blocks.0"]
     )
+
+
+class ScaledAdd(nn.Module):
+    """A residual block that adds by a factor."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mlp, self.add = Mlp(C), add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x, self.mlp(x))
+
+
+SCALED_ADDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "function": lambda x, y: torch.add(x, y, alpha=0.5),
+    "method": lambda x, y: x.add(y, alpha=0.5),
+    "in place": lambda x, y: y.add_(x, alpha=0.5),
+    "named": lambda x, y: torch.add(x, other=y, alpha=0.5),
+    "of the skip": lambda x, y: torch.add(y, x, alpha=0.5),
+}
+
+
+@pytest.mark.parametrize("name", SCALED_ADDS)
+def test_an_add_by_a_factor_is_residual(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(ScaledAdd(SCALED_ADDS[name]) for _ in range(2))).eval()
+    x = torch.randn(2, 7, C)
+    found = find(model, x)
+    assert chains(found) == ["0", "1"]
+    assert not found.unusable
+    for site in found.sites:
+        assert site.region.add is not None
+        assert site.skip is not None
+        y = model.get_submodule(site.name)(x.clone())
+        torch.testing.assert_close(site.chain.keep(x) + site.skip.keep(x), y)
+
+
+def test_an_instance_norm_without_weights_is_a_step_of_its_module() -> None:
+    blocks = (Basic(conv(C, C), conv(C, C), norm=nn.InstanceNorm2d) for _ in range(2))
+    for site in find(nn.Sequential(*blocks).eval(), torch.randn(2, C, 9, 7)).sites:
+        assert [step.name for step in site.chain.steps] == ["conv1", "bn1", "act1", "conv2", "bn2"]

@@ -14,6 +14,7 @@ from tests.families import error
 from tests.sampling import every_other
 from updp.blocks import find
 from updp.candidates import propose
+from updp.fit.gathered import GatheredRows
 from updp.recipe import FitSettings
 from updp.supernet import Supernet, fit_candidates, fit_plan
 
@@ -164,5 +165,44 @@ def test_little_memory_means_more_passes_and_the_same_fit() -> None:
         passes.append(len(calls))
         weights.append(net.weights())
     assert passes == [6, 2]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name])
+
+
+def test_rows_of_all_candidates_stay_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several candidates of one site, too; each is fitted as if it had all of the memory."""
+    held: list[GatheredRows] = []
+    clear = GatheredRows.clear
+
+    def noted(rows: GatheredRows) -> None:
+        held.extend([rows] if rows not in held else [])
+        clear(rows)
+
+    monkeypatch.setattr(GatheredRows, "clear", noted)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Block(6, 0.0)).eval(), torch.randn(58, 6, 32, 32)
+    findings = find(model, x[:2])
+    (site,) = findings.sites
+    candidates = [*propose(site, end_activation=False), *propose(site, linearise=True)]
+    labels = {c.label: c for c in candidates}
+    assert len(labels) > 1
+    sizes, ticks, weights = list[int](), list[str](), []
+    for megabytes in (16, 1024):
+        held.clear()
+        settings = FIT.model_copy(update={"rows": 10_000, "rows_mb": megabytes})
+        net = Supernet(copy.deepcopy(model), findings, {site.name: tuple(labels.values())}).eval()
+        most = [0]
+
+        def measure(*_: object, most: list[int] = most) -> None:
+            kept = (v for rows in held for v in (rows._targets, rows._inputs, rows._beside))
+            most[0] = max(most[0], sum(t.nbytes for values in kept for t in values.values()))
+
+        net.model.register_forward_hook(measure)
+        net.calibrate(x)
+        fit_candidates(net, [x[:29], x[29:]], settings, ticks.append)
+        sizes.append(most[0])
+        weights.append(net.weights())
+    assert sizes[0] <= 16 * 2**20 < sizes[1]
+    assert ticks == [site.name] * 6
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name])

@@ -188,6 +188,61 @@ def test_masks_of_classes_that_the_model_lacks_are_refused(
         )
 
 
+class Tokens(torch.nn.Module):
+    """A class, or the next token, of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(9, 9)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.embed(input_ids)
+        return found
+
+
+def token_data(value: int, *, masked: bool) -> Any:
+    """Items of six tokens and their labels, of which one of item 17 is `value`."""
+    items = [
+        {
+            "input_ids": torch.randint(0, 9, (6,)),
+            "attention_mask": torch.ones(6, dtype=torch.int64),
+            "labels": torch.randint(0, 9, (6,)),
+        }
+        for _ in range(120)
+    ]
+    items[0]["labels"][2] = -100
+    items[17]["labels"][4] = value
+    items[17]["attention_mask"][4] = not masked
+    return items
+
+
+@pytest.mark.parametrize("task", ["token-classification", "causal-lm"])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (9, "its labels hold 9: the model's 9 classes are 0 to 8, and -100 is ignored"),
+        (-1, "its labels hold -1: -1 for what is ignored must be -100"),
+    ],
+)
+def test_labels_of_tokens_that_the_model_lacks_are_refused(
+    task: str, value: int, says: str
+) -> None:
+    torch.manual_seed(0)
+    train, test = token_data(value, masked=False), token_data(0, masked=False)
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    with pytest.raises(UserError, match=f"^item 17 of the training loader: {says}"):
+        open_inputs(Tokens(), (DataLoader(train), DataLoader(test)), recipe, task=task)
+
+
+@pytest.mark.parametrize("task", ["token-classification", "causal-lm"])
+def test_labels_of_tokens_outside_of_the_mask_may_be_any(task: str) -> None:
+    torch.manual_seed(0)
+    data = token_data(-1, masked=True)
+    recipe = tiny.make_recipe(data={"held_out": 20, "calibration": 20})
+    inputs = open_inputs(Tokens(), (DataLoader(data), DataLoader(data)), recipe, task=task)
+    assert -1 not in torch.cat([labels.flatten() for _, labels in inputs.feed.test()])
+
+
 def test_masks_that_were_not_looked_at_are_checked_as_they_are_read() -> None:
     masks = torch.randint(0, 4, (600, 8, 8))
     split = TensorDataset(torch.randn(600, 3, 8, 8), masks)

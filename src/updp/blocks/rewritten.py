@@ -13,7 +13,10 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any
 
+import torch
 from torch import fx, nn
+
+from updp.blocks.tracing.contexts import contexts_of, within_contexts
 
 _State = tuple[nn.Module, str, str, dict[str, str], dict[str, Any]]
 _numbers = itertools.count()
@@ -34,7 +37,9 @@ class RewrittenForward:
         names = written.globals
         modules = {n: v.__name__ for n, v in names.items() if isinstance(v, ModuleType)}
         others = {n: v for n, v in names.items() if n not in modules}
-        source = _spelt(written.src)
+        if any(map(contexts_of, graph.nodes)):
+            modules["torch"] = torch.__name__
+        source = within_contexts(_spelt(written.src), graph)
         self.__setstate__((block, type(block).__name__, source, modules, others))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

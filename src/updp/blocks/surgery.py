@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from updp.blocks.rewritten import RewrittenForward
+from updp.blocks.tracing.contexts import contexts_of, has_contexts, set_contexts
 from updp.blocks.tracing.region import Region
 
 _TABLES = ("_modules", "_parameters", "_buffers")
@@ -226,6 +227,8 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
         with graph.inserting_before(old.next):
             new = item.emit(graph, entry, skip)
         for node in {*graph.nodes} - before:
+            if not has_contexts(node):  # it is no copy of another
+                set_contexts(node, contexts_of(old))
             for gone, instead in replaced.items():  # it may have been found by its name
                 node.replace_input_with(gone, instead)
         old.replace_all_uses_with(new)

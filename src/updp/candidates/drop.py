@@ -63,7 +63,7 @@ class DropForm(Form):
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
         super().__init__()
         region = site.region
-        self.post = site.post
+        self.post, self._lays_out = site.post, site.lays_out(site.layout)
         self._skip: list[Callable[[Tensor], Tensor]] = []
         if region.skip:
             self._skip.append(extract(block, graph, region.entry, region.skip[-1]))
@@ -81,6 +81,7 @@ class DropForm(Form):
         y: Tensor = self.norm(self._beside(x))
         if self.post is not None:
             y = self.post.function(y)
+        y = y.contiguous() if self._lays_out else y
         # After the form, for the block may work in place on x.
         if lam < 1:
             y = blend(self._keep[0](x, *extras), y, lam)

@@ -28,7 +28,7 @@ from updp.candidates.parts.trainable import TrainableOperator
 from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
 from updp.fit.operator import skip_of
 from updp.fit.ridge import Ridge
-from updp.fit.rows import Sample, with_weights
+from updp.fit.rows import Sample, free_of, with_weights
 from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
@@ -92,22 +92,31 @@ class OneLinear(Candidate):
         bias = zeros.new_zeros(site.channels)
         padding, dilation = padding_of(self.reach), self.dilation
         operator = Operator(zeros, bias, padding=padding, dilation=dilation)
-        return OneLinearForm(site, block, graph, operator, layout)
+        free = _taps_read(self, site, block, graph) if prod(kernel) > 1 else None
+        free = None if free is None else free.expand_as(zeros).clone()
+        return OneLinearForm(site, block, graph, operator, layout, free)
 
 
 class OneLinearForm(Form):
     """An operator of its own, the block's skip, and the block's activation (`post`).
 
     It starts as the nearest linear map to the branch on the images by which it is calibrated.
-    `layout` is the operator's.
+    `layout` is the operator's, `free` which of its weights may be other than 0 (None for all).
     """
 
     def __init__(
-        self, site: Site, block: nn.Module, graph: fx.Graph, operator: Operator, layout: str
+        self,
+        site: Site,
+        block: nn.Module,
+        graph: fx.Graph,
+        operator: Operator,
+        layout: str,
+        free: Tensor | None,
     ) -> None:
         super().__init__()
         region = site.region
         self.post, self._outside, self._layout = site.post, site.layout, layout
+        self._lays_out = site.lays_out(layout)
         keep = extract(block, graph, region.entry, region.exit, region.extras)
         branch = extract(block, graph, region.entry, region.branch[-1], region.extras)
         self._keep: list[Callable[..., Tensor]] = [keep]
@@ -116,7 +125,7 @@ class OneLinearForm(Form):
         self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
         self._is_identity = bool(self._skip) and not region.skip
         like = like_of(block)
-        self.linear = TrainableOperator(operator, layout, like)
+        self.linear = TrainableOperator(operator, layout, like, free)
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""
@@ -125,6 +134,7 @@ class OneLinearForm(Form):
             y = y + skip(x.clone())
         if self.post is not None:
             y = self.post.function(y)
+        y = y.contiguous() if self._lays_out else y
         # After the form, for the block may work in place on x.
         return blend(self._keep[0](x, *extras), y, lam) if lam < 1 else y
 
@@ -137,7 +147,8 @@ class OneLinearForm(Form):
         rows = sample.patches(maps, operator).double()
         wanted = sample.of(self._maps(self._branch[0](x.clone(), *extras))).double()
         prior = rows.new_zeros(1, unknowns, wanted.shape[1])
-        ridge = Ridge(rows.mT @ rows, prior, _START)
+        free = None if self.linear.free is None else free_of(operator, self.linear.free)
+        ridge = Ridge(rows.mT @ rows, prior, _START, free=free)
         self.linear.set(with_weights(operator, ridge.solve(rows.mT @ wanted)))
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
@@ -158,7 +169,8 @@ class OneLinearForm(Form):
         def take(fitted: Fitted) -> None:
             linear.set(fitted.operator)
 
-        regression = Regression(linear.operator(), clamp, settings, batches)
+        operator = linear.operator()
+        regression = Regression(operator, clamp, settings, batches, free=linear.free)
         return [FitTask("linear", regression, target, inputs, take)]
 
     def merged(self) -> MergedBlock:
@@ -190,25 +202,14 @@ def _reading(site: Site, block: nn.Module, graph: fx.Graph) -> OneLinear | None:
 
     They are unknown where those that a change in the middle reaches end at the map's edge.
     """
-    region = site.region
-    part = extract(block, graph, region.entry, region.branch[-1], region.extras)
-    x, *extras = site.example(block)
-    other = x.clone()
-    sizes = _sizes(site.shape_in, site.layout)
-    middle = tuple(size // 2 for size in sizes)
-    pixel = to_layout(other, site.layout, "last")[(0, *middle)]
-    # Not the same for all channels, which a LayerNorm would take out again.
-    pixel += torch.linspace(-1, 2, len(pixel)).to(pixel)
     try:
-        with evaluating(part):
-            before, after = (call_user_code(part, t.clone(), *extras) for t in (x, other))
+        reached = _reached(site, block, graph)
     except UserCodeError as error:
         _log.info("%s: no linear form: %s", site.name, error)
         return None
-    changed = to_layout(before != after, site.layout, "last").any(-1)
-    reached = changed.nonzero()
     if not len(reached) or reached[:, 0].any():
         return None
+    sizes, middle = _sizes(site.shape_in, site.layout), _middle(site)
     # Output o reads what lies at p: so its taps are at p - o.
     taps = [{p - int(o) for o in places} for p, places in zip(middle, reached.T[1:], strict=True)]
     if all(own == {0} for own in taps):
@@ -222,3 +223,47 @@ def _reading(site: Site, block: nn.Module, graph: fx.Graph) -> OneLinear | None:
     kernel = tuple(span // step + 1 for span, step in zip(spans, steps, strict=True))
     reach = tuple((-min(own), max(own)) for own in taps)
     return OneLinear(kernel, tuple(steps), reach)
+
+
+@torch.no_grad()
+def _taps_read(
+    candidate: OneLinear, site: Site, block: nn.Module, graph: fx.Graph
+) -> Tensor | None:
+    """Which taps of its kernel the branch reads; None for all, or where that is unknown.
+
+    A causal branch, such as a gated PixelCNN's, hides some of those between the others.
+    """
+    read = torch.zeros(candidate.kernel, dtype=torch.bool)
+    try:  # by several changes, for an activation may hide one of them
+        reached = torch.cat([_reached(site, block, graph, by) for by in (1, -1, 5, -5)])
+    except UserCodeError:
+        return None
+    for place in reached[:, 1:].tolist():
+        axes = zip(_middle(site), place, candidate.reach, strict=True)
+        moves = [p - o + before for p, o, (before, _) in axes]
+        at = [divmod(move, step) for move, step in zip(moves, candidate.dilation, strict=True)]
+        inside = zip(at, candidate.kernel, strict=True)
+        if all(not rest and 0 <= tap < size for (tap, rest), size in inside):
+            read[tuple(tap for tap, _ in at)] = True
+    return None if read.all() or not read.any() else read
+
+
+def _middle(site: Site) -> tuple[int, ...]:
+    return tuple(size // 2 for size in _sizes(site.shape_in, site.layout))
+
+
+def _reached(site: Site, block: nn.Module, graph: fx.Graph, by: float = 1) -> Tensor:
+    """Where the branch's output differs (M, 1 + axes), image first, if the middle is changed.
+
+    Raises UserCodeError.
+    """
+    region = site.region
+    part = extract(block, graph, region.entry, region.branch[-1], region.extras)
+    x, *extras = site.example(block)
+    other = x.clone()
+    pixel = to_layout(other, site.layout, "last")[(0, *_middle(site))]
+    # Not the same for all channels, which a LayerNorm would take out again.
+    pixel += by * torch.linspace(-1, 2, len(pixel)).to(pixel)
+    with evaluating(part):
+        before, after = (call_user_code(part, t.clone(), *extras) for t in (x, other))
+    return to_layout(before != after, site.layout, "last").any(-1).nonzero()

@@ -15,7 +15,7 @@ from updp.fit.clamp import Clamp
 from updp.fit.gathered import ALL, HELD, TRAIN, GatheredRows
 from updp.fit.moments import Moments
 from updp.fit.ridge import Ridge
-from updp.fit.rows import weights_of, with_weights
+from updp.fit.rows import free_of, weights_of, with_weights
 from updp.io import processes
 from updp.recipe import FitSettings
 
@@ -56,6 +56,7 @@ class Regression:
         biased: whether the bias may change; otherwise it stays the prior's.
         keep: number of input channels that stay (one group only); None for all.
         unit: so many input channels, which adjoin, stay or go together; `keep` is a multiple.
+        free: which weights may be other than 0, of their shape (all channels stay); None for all.
     """
 
     def __init__(
@@ -68,15 +69,18 @@ class Regression:
         biased: bool = True,
         keep: int | None = None,
         unit: int = 1,
+        free: Tensor | None = None,
     ) -> None:
+        assert free is None or keep is None
         self.operator, self.clamp, self.settings = operator, clamp, settings
-        self.biased, self.keep, self.unit = biased, keep, unit
+        self.biased, self.keep, self.unit, self.free = biased, keep, unit, free
         unknowns = operator.weight[0].numel() + 1
         width = (unknowns * operator.groups + 2 * operator.out_channels) * 4
         total = min(settings.rows * unknowns, int(settings.rows_mb * 2**20 / width))
         quota = max(1, total // max(batches, 1))
         # Without an end activation only sums over rows are kept.
-        sums = 16 * operator.groups * unknowns**2
+        sums = 16 * unknowns * (operator.groups * unknowns + operator.out_channels)
+        self.most_target_bytes = quota * batches * operator.out_channels * 4
         self.bytes = quota * batches * width if self._keeps_rows else sums
         self._gathered = GatheredRows(operator, quota)
         self._sums: dict[str, Moments] = {}
@@ -223,7 +227,8 @@ class Regression:
         return with_weights(self.operator, weights.to(self.operator.weight.device))
 
     def _ridge(self, gram: Tensor, prior: Tensor, strength: float) -> Ridge:
-        return Ridge(gram, prior, strength, biased=self.biased)
+        free = None if self.free is None else free_of(self.operator, self.free).to(gram.device)
+        return Ridge(gram, prior, strength, biased=self.biased, free=free)
 
     def _follow(self, ridge: Ridge, cross: Tensor, part: str) -> Tensor:
         """Solve, then again with the targets that the end activation clamps alike; see `Clamp`."""

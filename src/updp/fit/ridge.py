@@ -23,6 +23,8 @@ class Ridge:
         prior: the prior weights, (g, D, O) in float64; the last row is the bias.
         strength: strength of the ridge; the bias has no penalty.
         biased: whether the bias may change; otherwise it stays the prior's.
+        free: which weights may be other than 0, (g, D, O); None for all. Exact where it is the same
+            for all outputs of a group; else the others are put to 0 afterwards.
 
     Where the matrix is singular all the same, the pseudo-inverse gives the answer, with a warning.
 
@@ -31,8 +33,15 @@ class Ridge:
     """
 
     def __init__(
-        self, gram: Tensor, prior: Tensor, strength: float, *, biased: bool = True
+        self,
+        gram: Tensor,
+        prior: Tensor,
+        strength: float,
+        *,
+        biased: bool = True,
+        free: Tensor | None = None,
     ) -> None:
+        self._free = free
         diagonal = gram.diagonal(dim1=1, dim2=2)
         weight = diagonal[:, :-1].mean(1, keepdim=True) * strength  # (g, 1)
         penalty = weight.expand(-1, gram.shape[1]).clone()
@@ -42,6 +51,8 @@ class Ridge:
         penalty += largest * 1e-12
         if not biased:
             penalty[:, -1:] += largest * 1e12
+        if free is not None:
+            penalty += largest * 1e12 * ~free.any(2)
         normal = gram + torch.diag_embed(penalty)
         check_finite(normal)
         self._pull = penalty[:, :, None] * prior
@@ -57,8 +68,10 @@ class Ridge:
     def solve(self, cross: Tensor) -> Tensor:
         """The weights W (g, D, O) for `cross` = X'T, (g, D, O)."""
         if self._factor is None:
-            return self._inverse @ (cross + self._pull)
-        return torch.cholesky_solve(cross + self._pull, self._factor)
+            weights = self._inverse @ (cross + self._pull)
+        else:
+            weights = torch.cholesky_solve(cross + self._pull, self._factor)
+        return weights if self._free is None else weights * self._free
 
     def inverse(self) -> Tensor:
         """The inverse (g, D, D) of the normal matrix, X'X plus the penalties."""

@@ -60,6 +60,12 @@ def weights_of(operator: Operator) -> Tensor:
     return torch.cat([weight.transpose(1, 2), bias[:, None]], 1)
 
 
+def free_of(operator: Operator, free: Tensor) -> Tensor:
+    """Which weights may change, and every bias, as a matrix as `weights_of` returns it."""
+    shown = replace(operator, weight=free.to(operator.weight), bias=torch.ones_like(operator.bias))
+    return weights_of(shown) != 0
+
+
 def with_weights(operator: Operator, weights: Tensor) -> Operator:
     """The operator with the weight and bias of a matrix as `weights_of` returns it."""
     weight = weights[:, :-1].transpose(1, 2).reshape_as(operator.weight)

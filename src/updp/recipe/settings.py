@@ -71,7 +71,10 @@ class FitSettings(Part):
     )
     rows: int = Field(100, ge=1, description="pixels sampled per unknown of the regression")
     rows_mb: int = Field(
-        1024, ge=16, description="MB for the sampled rows of one fit, and for the targets of all"
+        1024,
+        ge=16,
+        description="MB for the sampled rows of one fit, or of the candidates that are fitted in "
+        "one pass, and for the targets of all; sums of a very wide operator may take more",
     )
 
 

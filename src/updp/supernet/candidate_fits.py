@@ -27,9 +27,9 @@ def fit_candidates(
 ) -> None:
     """Fit every candidate of every site alone, on the baseline's activations, for a search.
 
-    The baseline runs once for as many sites as `settings.rows_mb` allows, and again where a form
-    has a further regression. `batches` are calibration images (N, C, H, W), or other inputs. `tick`
-    is called for each batch of each site, and once more when the site's candidates are fitted.
+    The baseline runs once for as many candidates as `settings.rows_mb` allows, and again where a
+    form has a further regression. `batches` are calibration images (N, C, H, W), or other inputs.
+    `tick` is called for each batch of each site, and once more when its candidates are fitted.
     `sites` are all by default.
     """
     net.eval()
@@ -43,8 +43,9 @@ def fit_candidates(
                 }
             ):
                 call(net, images)
-            for name in group:
-                tick(name)
+            for name, own in group.items():
+                if own.has_first:
+                    tick(name)
         left = {name: own.forms for name, own in group.items()}
         while left := {name: rest for name, forms in left.items() if (rest := _finished(forms))}:
             for number, images in processes.share(batches):
@@ -55,49 +56,66 @@ def fit_candidates(
                     }
                 ):
                     call(net, images)
-        for name in group:
-            tick(name)
+        for name, own in group.items():
+            if own.has_last:
+                tick(name)
 
 
 class _SiteFits:
-    """The regressions of a site's candidates, form by form, which the baseline's rows are for."""
+    """Regressions of a site's candidates, form by form, which the baseline's rows are for."""
 
-    def __init__(self, forms: list[_FitTasks]) -> None:
-        self.forms = [form for form in forms if form]
+    def __init__(self, *, has_first: bool) -> None:
+        self.has_first, self.has_last = has_first, False  # of the candidates of the site
+        self.forms: list[_FitTasks] = []
         # The first of each form that gather rows; the others use the sums of one of these.
         self.own: _FitTasks = []
-        for first, *_ in self.forms:
-            if not any(first.try_to_share(other) for other in self.own):
-                self.own.append(first)
+
+    def try_to_share(self, form: _FitTasks) -> bool:
+        """Let the first regression of a form use the sums of one that is here."""
+        return any(form[0].try_to_share(other) for other in self.own)
 
     @property
     def targets(self) -> _FitTasks:
         """Regressions that want targets; later ones of a form want their inputs in a later pass."""
         return [*self.own, *(task for _, *later in self.forms for task in later)]
 
-    @property
-    def bytes(self) -> int:
-        """Memory for rows or their sums."""
-        return sum(task.regression.bytes for task in self.targets)
-
 
 def _groups(
     net: Supernet, sites: Collection[str] | None, settings: FitSettings, batches: int
 ) -> Iterator[dict[str, _SiteFits]]:
-    """Groups of sites whose regressions fit into memory together, by site."""
+    """Groups of regressions that fit into memory together, by site.
+
+    The candidates of one site may be in several groups, which follow one another.
+    """
     group: dict[str, _SiteFits] = {}
     room = settings.rows_mb * 2**20
     for name, switch in net.switches.items():
         if sites is not None and name not in sites:
             continue
-        fits = _SiteFits([switch.form(n).fit_tasks(settings, batches) for n in switch.labels])
-        if group and fits.bytes > room:
-            yield group
-            group, room = {}, settings.rows_mb * 2**20
-        group[name] = fits
-        room -= fits.bytes
+        own = _SiteFits(has_first=True)
+        for label in switch.labels:
+            if not (form := switch.form(label).fit_tasks(settings, batches)):
+                continue
+            shares = own.try_to_share(form)
+            needed = _bytes(form[1:] if shares else form)
+            if not shares and needed > room and any(o.own for o in (*group.values(), own)):
+                if own.own:
+                    group[name], own = own, _SiteFits(has_first=False)
+                yield group
+                group, room = {}, settings.rows_mb * 2**20
+            room -= needed
+            own.forms.append(form)
+            own.own += [] if shares else form[:1]
+        own.has_last = True
+        group[name] = own
     if group:
         yield group
+
+
+def _bytes(form: _FitTasks) -> int:
+    """Memory for rows or their sums, and for the targets that wait for a later pass."""
+    waiting = sum(task.regression.most_target_bytes for task in form[1:])
+    return waiting + sum(task.regression.bytes for task in form)
 
 
 def _finished(forms: list[_FitTasks]) -> list[_FitTasks]:

@@ -41,7 +41,8 @@ def read_before(net: Supernet, images: Samples, places: Mapping[str, nn.Module])
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and args[0].requires_grad:
-            given.setdefault(module, args[0].sum())
+            with torch.inference_mode(False), torch.enable_grad():  # it may be called without
+                given.setdefault(module, args[0].sum())
 
     frozen = [p for p in net.parameters() if not p.requires_grad and p.is_floating_point()]
     try:

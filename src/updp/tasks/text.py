@@ -1,7 +1,8 @@
 """Tasks on text: a class for each token, and the next token."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from updp.blocks.nested import ModelInputs, Samples
 from updp.tasks.base import Task
-from updp.tasks.labels import not_classes
+from updp.tasks.labels import not_classes, not_of_model
 from updp.tasks.losses import distillation, divergence, over_counted
 from updp.tasks.metric import Metric
 
@@ -34,9 +35,24 @@ class TokenClassification(Task):
     agreement = Metric(name="token agreement")
     keys: tuple[str, ...] = ("logits", "last_hidden_state")
 
+    def split(self, item: Any) -> tuple[Any, Any]:
+        """Inputs and labels; those of tokens outside of the mask, which may be any, are -100."""
+        inputs, labels = super().split(item)
+        if isinstance(inputs, Mapping) and labels is not None and _MASK in inputs:
+            mask, own = torch.as_tensor(inputs[_MASK]), torch.as_tensor(labels)
+            if mask.shape == own.shape:
+                labels = own.masked_fill(mask <= 0, _IGNORED)
+        return inputs, labels
+
     def fault_of_labels(self, labels: Any) -> str:
         """Labels that are no classes."""
         return not_classes(labels)
+
+    def label_check(self, outputs: Tensor) -> Callable[[Any], str] | None:
+        """Labels that are no classes of the model's; a loss of one's own may take others."""
+        if type(self).loss not in (TokenClassification.loss, CausalLM.loss):
+            return None
+        return partial(not_of_model, classes=outputs.shape[-1], ignored=_IGNORED)
 
     def run(self, model: nn.Module, inputs: Samples) -> Tensor:
         """Logits, which are 0 for tokens outside of the mask."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -460,3 +461,18 @@ def test_frozen_weights_stay_frozen() -> None:
     frozen = {name for name, p in form.named_parameters() if not p.requires_grad}
     assert frozen == {"copies.0.weight", "copies.0.bias"}
     assert learnt
+
+
+def test_an_instance_norm_without_weights_gets_fewer_channels() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Wide(4, 6)).eval(), torch.randn(40, 4, 9, 8).double()
+    model[0].bn1, model[0].bn2 = nn.InstanceNorm2d(6), nn.InstanceNorm2d(6)
+    wanted = copy.deepcopy(model).double()(x)
+    net, _ = supernet(model, x, 0.34)  # two of six
+    fit_plan(net, choices(net), [x[:20], x[20:]], FIT)
+    net.choose(choices(net))
+    assert error(net(x), wanted) < 1e-3
+    merged = net.merged(torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as of another number of channels than the norm's own
+        assert error(merged(x), net(x)) < 1e-12

@@ -185,10 +185,10 @@ class _Reader(Cursor):
             only = self.steps[-1] if len(self.steps) == count + 1 else None
             if (
                 isinstance(only, NormStep)
-                and isinstance(only.module, fx.GraphModule)
+                and isinstance(only.module, fx.GraphModule | Call)
                 and only.layout == (layout or self.start)
             ):
-                # The extracted nodes are the whole forward: let the step name the user's module.
+                # These nodes are the whole forward: let the step name the user's module.
                 self.steps[-1] = replace(only, name=name, module=module, prefix="")
             return
         except NotTraceable as error:

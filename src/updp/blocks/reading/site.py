@@ -16,6 +16,7 @@ from updp.blocks.reading.parallel import read_paths
 from updp.blocks.reading.scaling import NotScalable, scaled, scaled_sizes
 from updp.blocks.reading.steps import ActStep, Chain, to_layout
 from updp.blocks.surgery import extract
+from updp.blocks.tracing.contexts import context_of_some
 from updp.blocks.tracing.region import Region
 from updp.errors import is_out_of_memory
 
@@ -45,6 +46,7 @@ class Site:
     samples:    number of samples in the example
     larger:     shape of the entry, and values of the extras, with one sample more
     more_calls: number of calls that one sample more adds, where each has its own
+    contiguous_in, contiguous_out: whether the tensors at the entry and the exit are contiguous
     """
 
     name: str
@@ -65,6 +67,8 @@ class Site:
     samples: int = 1
     larger: tuple[Any, ...] = ()
     more_calls: int = 0
+    contiguous_in: bool = True
+    contiguous_out: bool = False
 
     @property
     def chain(self) -> Chain:
@@ -81,6 +85,14 @@ class Site:
     def dims(self) -> int:
         """Axes of an operator on maps at the exit, as `fit.as_maps` makes them."""
         return len(self.shape_out) - 2 if self.layout == "first" else 2
+
+    def lays_out(self, layout: str) -> bool:
+        """Whether what computes in `layout` must make its output contiguous, as the block's is.
+
+        A permuted tensor, or one that follows another's strides, would fail in a later `view`.
+        """
+        own = layout == self.layout and self.contiguous_in
+        return self.contiguous_out and not own and len(self.shape_out) > 2
 
     def example(self, part: nn.Module) -> tuple[Any, ...]:
         """Seeded random values for the entry, and the extras, in the type `part` computes with."""
@@ -142,6 +154,8 @@ def read_site(
         if others[region.entry].ndim != entry.ndim:
             raise NotAChain("the model calls it with maps and with tokens")
     region, post = _with_post(block, graph, region, values)
+    if context := context_of_some(graph, region.inside):
+        raise NotAChain(f"only some of it runs within {context}")
     branch: Chain | None = None
     skip, paths, why = None, tuple[Chain, ...](), ""
     try:
@@ -179,6 +193,8 @@ def read_site(
         work=sum(others[region.entry].numel() for others in calls) / max(entry.numel(), 1),
         why=why,
         paths=paths,
+        contiguous_in=entry.is_contiguous(),
+        contiguous_out=out.is_contiguous(),
     )
 
 

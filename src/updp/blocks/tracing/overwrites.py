@@ -113,6 +113,11 @@ class _Newest:
         return False
 
 
+def version_of(value: Any) -> int:
+    """How often a tensor was changed in place."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
 def are_one(x: Any, y: Any) -> bool:
     """Whether two values are tensors of the same elements in the same memory."""
     return share_memory(x, y) and _place(x) == _place(y)

@@ -14,11 +14,13 @@ import torch
 from torch import fx, nn
 
 from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.contexts import contexts_of, set_contexts
 from updp.blocks.tracing.foreign import Foreign, foreign_function
 from updp.blocks.tracing.inlining import Traced, to_inline
 from updp.blocks.tracing.interpret import NotTraceable, first_line
 from updp.blocks.tracing.overwrites import Notes, follow_overwrites, share_memory
 from updp.blocks.tracing.own_place import follow_inputs
+from updp.blocks.tracing.scaled_adds import split_scaled_adds
 from updp.blocks.tracing.tracer import Tracer
 from updp.errors import is_out_of_memory
 
@@ -59,7 +61,24 @@ def trace_alone(
             break
         inlined |= more
     follow_inputs(module, call, (graph, values), lambda m, c: _trace(m, c, training, inlined))
+    if not training and any(map(contexts_of, graph.nodes)):
+        _drop_contexts_of_evaluation(graph, lambda: _trace(module, call, True, inlined)[0])
     return graph
+
+
+def _drop_contexts_of_evaluation(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> None:
+    """Forget the contexts of a forward that enters others in training.
+
+    `torch.set_grad_enabled(self.training)` has no effect in training, and in evaluation none on
+    values. `trace` traces the forward in training.
+    """
+    try:
+        entered = {node.name: contexts_of(node) for node in trace().nodes}
+    except NotTraceable:
+        entered = {}
+    if any(entered.get(node.name) != contexts_of(node) for node in graph.nodes):
+        for node in graph.nodes:
+            set_contexts(node, ())
 
 
 def trains_otherwise(module: nn.Module, call: Arguments, graph: fx.Graph) -> bool:
@@ -101,6 +120,7 @@ def _trace_through(module: nn.Module, make_tracer: Callable[..., Tracer]) -> Tra
             with restored(*module.modules()), torch.no_grad():
                 graph = tracer.trace(module)
             follow_overwrites(graph, tracer.notes)
+            split_scaled_adds(graph, tracer.notes)
             _settle(graph, tracer.notes)
             return graph, tracer.notes.values
         except NotTraceable:

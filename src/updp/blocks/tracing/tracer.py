@@ -14,9 +14,10 @@ from torch.fx.node import map_aggregate
 
 from updp.blocks.teach import forward_of
 from updp.blocks.tracing.calls import Arguments, cloned
+from updp.blocks.tracing.contexts import Contexts
 from updp.blocks.tracing.foreign import Foreign, construction, has_proxy, recorded, unscripted
 from updp.blocks.tracing.makers import MAKERS, Makers
-from updp.blocks.tracing.overwrites import Notes, are_one
+from updp.blocks.tracing.overwrites import Notes, are_one, version_of
 from updp.blocks.tracing.proxies import Flag, ValueProxy, counted, is_flag
 from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
 
@@ -60,7 +61,7 @@ class Tracer(fx.Tracer):
         self._autowrap_search += [torch, *(module for f in self.foreign for module in f.holders)]
         self.call, self.inlined, self.fixed, self.training = call, inlined, fixed, training
         self.proxy_buffer_attributes, self.notes = buffers, Notes()
-        self.values = self.notes.values
+        self.values, self.contexts = self.notes.values, Contexts()
         self.computing = False  # while a node's value is computed, nothing is to be recorded
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -72,6 +73,7 @@ class Tracer(fx.Tracer):
             stack.enter_context(counted())
             stack.enter_context(recorded(self.foreign, self._record))
             stack.enter_context(Makers(self))
+            stack.enter_context(self.contexts.watched())
             # A compiled helper is traced through, not compiled.
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
             return super().trace(root, concrete_args)
@@ -102,6 +104,7 @@ class Tracer(fx.Tracer):
                 except Exception:  # the forward may go on without it
                     self.graph.erase_node(node)
                     raise
+                self.contexts.note(node, self.values[node], map(self.values.get, inputs))
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -237,13 +240,13 @@ class Tracer(fx.Tracer):
 
     def _compute(self, node: fx.Node, inputs: list[fx.Node]) -> None:
         """Compute the value of a node, and note of which inputs it overwrote the tensor."""
-        before = [(n, _version(self.values[n])) for n in inputs]
+        before = [(n, version_of(self.values[n])) for n in inputs]
         self.computing = True
         try:
             self.values[node] = self._run(node)
         finally:
             self.computing = False
-        for base in [n for n, version in before if _version(self.values[n]) != version]:
+        for base in [n for n, version in before if version_of(self.values[n]) != version]:
             assigned = node.target is operator.setitem and base is node.args[0]
             if assigned or are_one(self.values[node], self.values[base]):
                 self.note_overwritten(node, base)
@@ -291,8 +294,3 @@ def _flagged(module: nn.Module, flag: Flag) -> Iterator[None]:
 
 def _is_in(path: str, parent: str) -> bool:
     return path == parent or path.startswith(f"{parent}.")
-
-
-def _version(value: Any) -> int:
-    """How often a tensor was changed in place."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

@@ -1,5 +1,6 @@
 """A merged block as parameters: those of a form that is fitted, or merged early."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -13,17 +14,21 @@ from updp.candidates.parts.trainable import TrainableOperator
 class Collapsed(nn.Module):
     """`operators(x) + skip` of a `MergedBlock` as parameters, without its end activation.
 
-    Their dtype and device are those of `like`.
+    Their dtype and device are those of `like`. `free` says of each operator, and of the skip,
+    which weights may be other than 0; None for all.
     """
 
-    def __init__(self, merged: MergedBlock, like: Tensor) -> None:
+    def __init__(self, merged: MergedBlock, like: Tensor, free: Sequence[Tensor | None]) -> None:
         super().__init__()
         self._merged = merged
         layout, skip = merged.layout, merged.skip
         self.operators = nn.ModuleList(
-            TrainableOperator(op, layout, like) for op in merged.operators
+            TrainableOperator(op, layout, like, own)
+            for op, own in zip(merged.operators, free[:-1], strict=True)
         )
-        self.skip = TrainableOperator(skip, layout, like) if isinstance(skip, Operator) else None
+        self.skip = None
+        if isinstance(skip, Operator):
+            self.skip = TrainableOperator(skip, layout, like, free[-1])
         self.scale = nn.Parameter(skip.to(like)) if isinstance(skip, Tensor) else None
 
     @property

@@ -12,7 +12,7 @@ from updp.blocks.folding import fold_norm
 from updp.candidates.base import Form, FormShape, blend
 from updp.candidates.inherit.branch import LinearBranch
 from updp.candidates.inherit.collapsed import Collapsed
-from updp.candidates.inherit.merging import merge_branch, merge_skip
+from updp.candidates.inherit.merging import free_weights, merge_branch, merge_skip
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.merged_block import MergedBlock
 from updp.fit import FitTask, Regression, as_maps, clamp_of
@@ -36,7 +36,7 @@ class InheritForm(Form):
     ) -> None:
         super().__init__()
         self.chain, self.skip_chain, self.post = site.chain, site.skip, site.post
-        self.activation = activation
+        self.activation, self._lays_out = activation, site.lays_out(site.chain.layout)
         skip = skip_of(site, block, graph)
         self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
         self.branch = branch
@@ -62,7 +62,8 @@ class InheritForm(Form):
         if lam < 1 and self._shape != "collapsed":
             kept = h if self.post is None else self.post.keep(h, self.chain.layout)
             y = blend(kept, y, lam)
-        return to_layout(y, self.chain.layout, self.chain.layout_out)
+        y = to_layout(y, self.chain.layout, self.chain.layout_out)
+        return y.contiguous() if self._lays_out else y
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
@@ -84,7 +85,8 @@ class InheritForm(Form):
             self.collapsed = None
         elif (self._shape, shape) != ("collapsed", "collapsed"):
             self._shape = "factored"  # so that `merged` reads the block's own weights
-            merged = Collapsed(self.merged(), self.chain.linears[0].weight)
+            free = free_weights(self.branch, self.skip_chain if self._skip else None)
+            merged = Collapsed(self.merged(), self.chain.linears[0].weight, free)
             if self.collapsed is None:
                 self.collapsed = merged
             else:  # copied, for an optimiser may hold the parameters that are there
@@ -109,7 +111,7 @@ class InheritForm(Form):
 
         last = collapsed.last
         clamp = clamp_of(self.activation.function if self.activation else None, last.weight)
-        regression = Regression(last.operator(), clamp, settings, batches)
+        regression = Regression(last.operator(), clamp, settings, batches, free=last.free)
         name = self.chain.linears[-1].name
         return [FitTask(name, regression, target, inputs, lambda fitted: last.set(fitted.operator))]
 

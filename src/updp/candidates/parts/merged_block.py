@@ -63,7 +63,8 @@ class MergedBlock:
                 scale = graph.get_attr(f"{base}_scale")
                 beside = move(skip, self.layout_out, self.layout)
                 y = graph.call_function(torch.addcmul, (y, beside, scale))
-            return move(activate(graph, y), self.layout, self.layout_out)
+            y = move(activate(graph, y), self.layout, self.layout_out)
+            return _laid_out(site, self.layout, graph, y)
 
         return Replacement(site.region, emit, added)
 
@@ -87,9 +88,15 @@ class MergedSkip:
 
         def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
             scale, shift = (graph.get_attr(f"{base}_{part}") for part in ("scale", "shift"))
-            return activate(graph, graph.call_function(torch.addcmul, (shift, skip, scale)))
+            y = activate(graph, graph.call_function(torch.addcmul, (shift, skip, scale)))
+            return _laid_out(site, self.layout, graph, y)
 
         return Replacement(site.region, emit, added)
+
+
+def _laid_out(site: Site, layout: str, graph: fx.Graph, y: fx.Node) -> fx.Node:
+    """The output in the memory format of the block's; see `Site.lays_out`."""
+    return graph.call_method("contiguous", (y,)) if site.lays_out(layout) else y
 
 
 def _base(site: Site) -> str:

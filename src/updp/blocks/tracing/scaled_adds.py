@@ -1,0 +1,34 @@
+"""Adds with a factor as two nodes, so that `torch.add(x, y, alpha=a)` is a residual add, too."""
+
+import operator
+
+from torch import fx
+
+from updp.blocks.tracing.contexts import contexts_of, set_contexts
+from updp.blocks.tracing.overwrites import Notes
+from updp.blocks.tracing.region import is_add
+
+
+def split_scaled_adds(graph: fx.Graph, notes: Notes) -> None:
+    """Write each `x.add(y, alpha=a)` as `x.add(y * a)`, with the new nodes' values in `notes`."""
+    for node in list(graph.nodes):
+        if not is_add(node) or "alpha" not in node.kwargs or "out" in node.kwargs:
+            continue
+        factor, other = node.kwargs["alpha"], (*node.args, node.kwargs.get("other"))[1]
+        if not isinstance(other, fx.Node):
+            continue
+        with graph.inserting_before(node):
+            scaled = graph.call_function(operator.mul, (other, factor))
+        set_contexts(scaled, contexts_of(node))
+        # Only here: the same tensor may be on both sides.
+        if len(node.args) > 1:
+            node.update_arg(1, scaled)
+        else:
+            node.update_kwarg("other", scaled)
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "alpha"}
+        inputs = scaled.all_input_nodes
+        if all(each in notes.values for each in inputs):
+            values = fx.map_arg((other, factor), notes.values.__getitem__)
+            notes.values[scaled] = operator.mul(*values)
+        if any(each in notes.valued for each in inputs):
+            notes.valued.add(scaled)
