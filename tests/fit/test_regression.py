@@ -35,9 +35,9 @@ def solve(
         prior, clamp, FitSettings().model_copy(update=changes), len(batches), keep=keep, unit=unit
     )
     for number, (_, target, _) in enumerate(batches):
-        regression.target(number, target)
+        regression.add_targets(number, target)
     for number, (x, _, beside) in enumerate(batches):
-        regression.input(number, x, beside)
+        regression.add_inputs(number, x, beside)
     return regression.solve()
 
 
@@ -103,8 +103,8 @@ def test_rows_are_bounded_by_memory_and_by_unknowns() -> None:
     few = Regression(operator, RELU, FitSettings(rows=10), batches=5)
     maps = torch.randn(8, 4, 6, 6).double()
     for number in range(5):
-        few.target(number, maps)
-        few.input(number, torch.randn(8, 4, 8, 8).double(), None)
+        few.add_targets(number, maps)
+        few.add_inputs(number, torch.randn(8, 4, 8, 8).double(), None)
     assert few.solve().rows == 10 * 37
     bounded = Regression(operator, RELU, FitSettings(rows=10**6, rows_mb=16), batches=5)
     assert bounded.bytes <= 16 * 2**20
@@ -115,8 +115,8 @@ def test_a_row_holds_patches_of_all_groups_a_target_and_what_is_added() -> None:
     regression = Regression(operator, RELU, FitSettings(rows=10**6, rows_mb=16), batches=2)
     for number in range(2):
         x = torch.randn(4, 4, 107, 107).double()
-        regression.target(number, operator(x))
-        regression.input(number, x, None)
+        regression.add_targets(number, operator(x))
+        regression.add_inputs(number, x, None)
     numbers = 4 * (9 + 1) + 4 + 4  # of four bytes each in a run
     assert regression.solve().rows == 16 * 2**20 // (4 * numbers) // 2 * 2
 
@@ -136,8 +136,8 @@ def test_wide_operators_fit_in_4_gb(channels: int, kernel: int, size: int) -> No
     for number in range(8):
         torch.manual_seed(number)
         x = torch.randn(32, channels, size, size)
-        regression.target(number, x)
-        regression.input(number, x, None)
+        regression.add_targets(number, x)
+        regression.add_inputs(number, x, None)
     assert regression.solve().rows > 10_000
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert peak - before < 4 * 2**20  # kilobytes

@@ -37,14 +37,14 @@ class FitTask:
 
     def add_target(self, batch: int, x: Tensor, *extras: Any) -> None:
         """Add the targets of one batch, for the baseline's input `x` of the site."""
-        self.regression.target(batch, self.target(x, *extras))
+        self.regression.add_targets(batch, self.target(x, *extras))
 
     def add_input(self, batch: int, x: Tensor, *extras: Any) -> bool:
         """Add the inputs of one batch, for the pruned prefix' input `x` of the site.
 
-        Returns False where they have no targets, see `Regression.input`.
+        Returns False where they have no targets, see `Regression.add_inputs`.
         """
-        return self.regression.input(batch, *self.inputs(x, *extras))
+        return self.regression.add_inputs(batch, *self.inputs(x, *extras))
 
     def finish(self) -> Fitted:
         """Solve the regression, free its rows, and put the operator in place."""

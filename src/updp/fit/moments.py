@@ -10,6 +10,15 @@ from torch import Tensor
 from updp.io import processes
 
 
+def relative_error(wrong: float, total: float, squares: float, count: float) -> float:
+    """Mean squared error over the targets' variance.
+
+    From sums over `count` targets: of squared errors, of the targets and of their squares.
+    """
+    variance = squares / count - (total / count) ** 2
+    return wrong / count / max(variance, 1e-12)
+
+
 @dataclass
 class Moments:
     """Sums of products over rows, in float64; rows themselves are not kept.
@@ -57,9 +66,7 @@ class Moments:
         """
         left, total, squares, count = self.sums.tolist()
         product = (change * (self.gram @ change - 2 * self.cross)).sum().item()
-        variance = squares / count - (total / count) ** 2
-        wrong: float = max(left + product, 0.0) / count / max(variance, 1e-12)
-        return wrong
+        return relative_error(max(left + product, 0.0), total, squares, count)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.gram + other.gram, self.cross + other.cross, self.sums + other.sums)

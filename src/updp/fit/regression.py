@@ -13,7 +13,7 @@ from updp.algebra import Operator
 from updp.fit.channels import select_channels
 from updp.fit.clamp import Clamp
 from updp.fit.gathered import ALL, HELD, TRAIN, GatheredRows
-from updp.fit.moments import Moments
+from updp.fit.moments import Moments, relative_error
 from updp.fit.ridge import Ridge
 from updp.fit.rows import free_of, weights_of, with_weights
 from updp.io import processes
@@ -110,11 +110,11 @@ class Regression:
         self._gathered.clear()
         self._sums = {}
 
-    def target(self, batch: int, maps: Tensor) -> None:
+    def add_targets(self, batch: int, maps: Tensor) -> None:
         """Add the targets of one batch: the block's maps (N, O, H, W) before its end activation."""
         self._gathered.add_targets(batch, maps)
 
-    def input(self, batch: int, maps: Tensor, beside: Tensor | None) -> bool:
+    def add_inputs(self, batch: int, maps: Tensor, beside: Tensor | None) -> bool:
         """Add the inputs of one batch.
 
         `maps` (N, I, H, W) are what the operator reads, `beside` (N, O, H, W) what is added to its
@@ -239,15 +239,12 @@ class Regression:
 
     def _moments(self, part: str) -> tuple[Tensor, Tensor]:
         """X'X (g, D, D) and X'T (g, D, O / g) of a part of the rows."""
-        unknowns, device = self.operator.weight[0].numel() + 1, self._device
-        groups, outputs = self.operator.groups, self.operator.out_channels
-        gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64, device=device)
-        cross = gram.new_zeros(groups, unknowns, outputs // groups)
+        unknowns, operator = self.operator.weight[0].numel() + 1, self.operator
+        sums = Moments.of(operator.groups, unknowns, operator.out_channels, self._device)
         for x, target, beside in self._gathered.rows(part):
-            gram.baddbmm_(x.mT, x)
-            cross.baddbmm_(x.mT, target - beside)
-        processes.all_reduce(gram, cross)
-        return gram, cross
+            sums.add(x, target - beside, target)
+        sums.add_up()
+        return sums.gram, sums.cross
 
     def _cross(self, weights: Tensor, part: str) -> Tensor:
         """X'T (g, D, O / g), with clamped targets moved to the point nearest to X W."""
@@ -268,9 +265,7 @@ class Regression:
             parts = wrong, target.sum(), target.square().sum(), wrong.new_tensor(target.numel())
             sums += torch.stack(parts)
         processes.all_reduce(sums)
-        error, mean, square, count = sums.tolist()
-        variance = square / count - (mean / count) ** 2
-        return float(error / count / max(variance, 1e-12))
+        return relative_error(*sums.tolist())
 
     def _sum(self, number: float) -> float:
         """The sum of a number over all processes."""
