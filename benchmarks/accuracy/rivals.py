@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks.accuracy.channels import prune_channels
@@ -23,6 +24,7 @@ from updp.run.load import skeleton
 from updp.search import Survey
 
 _BATCHES = 8  # of training images, for gradients
+_IMAGES = 16  # of a batch where nothing is trained: gradients of large images take much memory
 _RATIOS = [i / 50 for i in range(1, 46)]
 
 
@@ -72,8 +74,13 @@ class Channels(Rival):
 
     @cached_property
     def _images(self) -> list[Any]:
-        feed = self.subject.feed(self.subject.recipe())
-        return list(islice(feed.training(0), _BATCHES))
+        feed, model = self.subject.feed(self.subject.recipe()), self.subject.model
+        if feed.steps:
+            return list(islice(feed.training(0), _BATCHES))
+        # Nothing is trained, and nothing labelled: the network's own classes are the labels.
+        with torch.no_grad():
+            parts = [x for batch in feed.calibration() for x in batch.split(_IMAGES)]
+            return [(x, model(x).argmax(1)) for x in parts[: _BATCHES * 64 // _IMAGES]]
 
     def model(self, number: int) -> nn.Module:
         """As in `Rival`."""

@@ -103,7 +103,8 @@ class Versus:
         except Exception as error:  # torch-pruning is missing, or does not prune this network
             if not isinstance(rival, Channels):
                 raise
-            self.left_out[rival.name] = f"{type(error).__name__}: {error}"
+            self.left_out[rival.name] = why = f"{type(error).__name__}: {error}"
+            print(f"left out: {rival.name} ({why})", flush=True)
             return None
         if number is None:
             self.left_out[f"{rival.name} {point:g}"] = "does not become so fast"
