@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks.nested import ModelInputs, call, same
-from updp.supernet.partial import Walk, tapped
+from updp.supernet.partial import NotReached, Walk, observed_inputs
 
 
 class Step(nn.Module):
@@ -101,7 +101,7 @@ def given(net: nn.Module, module: nn.Module) -> list[tuple[Tensor, tuple[int, ..
     """What hooks of the whole network see."""
     found: list[tuple[Tensor, tuple[int, ...]]] = []
     for images in batches():
-        with tapped({module: lambda x, *extras: found.append((x, extras))}):
+        with observed_inputs({module: lambda x, *extras: found.append((x, extras))}):
             net(images)
     return found
 
@@ -191,13 +191,13 @@ def test_a_forward_that_the_user_set_on_an_instance_stays() -> None:
 
 
 def test_a_module_that_is_not_reached_is_named() -> None:
-    with pytest.raises(AssertionError, match="Linear was not reached"):
+    with pytest.raises(NotReached, match="Linear was not reached"):
         list(Walk(Net(), [], [torch.ones(1, 2)], 1).to(nn.Linear(2, 2)))
 
 
 def test_a_tap_sees_a_copy_of_the_first_call_alone() -> None:
     net, seen = Net(), []
-    with tapped({net.steps[1]: lambda *args: seen.append(args)}):
+    with observed_inputs({net.steps[1]: lambda *args: seen.append(args)}):
         net(torch.ones(1, 2))
     net(torch.ones(1, 2))
     ((x, number),) = seen
