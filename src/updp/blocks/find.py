@@ -58,6 +58,7 @@ class _Finder:
         self.modules, self.graphs = self.traced.modules, self.traced.graphs
         self.sites, self.unusable = list[Site](), list[Unusable]()
         self.lost: list[tuple[str, Region, str]] = []
+        self.repeated: dict[tuple[str, str], tuple[Region, str]] = {}  # by block and label
         self.taken: set[str] = set()  # paths of modules, and nodes as `block#node`
 
     def find(self) -> Findings:
@@ -77,9 +78,10 @@ class _Finder:
             calls = self.traced.called(site.block, site.region)
             if self._is_free(site):
                 self._take(site)
-            elif held := [s for s in self.sites if any(under(s.block, path) for path in calls)]:
-                self._refuse(site.name, site.block, f"it holds the site {held[0].name}")
+            elif held := self._held(calls):
+                self._refuse(site.name, site.block, held)
         self._take_repeated(residual)
+        self._list_repeated()
         self._list_lost()
         self._list_untraceable(residual)
         self._list_around(around)
@@ -110,6 +112,9 @@ class _Finder:
             if not joins_maps(region, values, vectors=count == len(regions)):
                 continue
             label = self.traced.label(name, region, count)
+            if reason := self.traced.why_repeated(name, region):
+                self.repeated.setdefault((name, label), (region, reason))
+                continue
             site = self._read(label, name, region, values)
             if site is None:
                 continue
@@ -135,7 +140,8 @@ class _Finder:
             return self._is_taken(own, *child) or any(under(r, c) for c in child for r in residual)
 
         regions = plain_regions(module, graph, values[0], is_taken, self.traced.vectors)
-        regions = [region for region in regions if self.traced.has_data(name, region)]
+        regions = [r for r in regions if self.traced.has_data(name, r)]
+        regions = [r for r in regions if not self.traced.why_repeated(name, r)]
         whole = whole_region(graph)
         for region in regions:
             # A chain that is all of its module, or alone in a module of its own, takes its name.
@@ -177,6 +183,11 @@ class _Finder:
             elif site := self._read(name, name, region, self.traced.values(name)):
                 self._take(site)
 
+    def _list_repeated(self) -> None:
+        """List the branches of modules that run several times, once for all of their runs."""
+        for (name, label), (region, reason) in self.repeated.items():
+            self._refuse(label, name, self._held(self.traced.called(name, region)) or reason)
+
     def _list_lost(self) -> None:
         """List the residual adds that end no region, and of whose branch no site has a module."""
         known = [u.name.partition(":")[0] for u in self.unusable]
@@ -197,9 +208,9 @@ class _Finder:
             for region in regions:
                 label = self.traced.label(name, region, len(regions) + 1)
                 calls = self.traced.called(name, region)
-                held = [s.name for s in self.sites if any(under(s.block, path) for path in calls)]
+                held = self._held(calls)
                 if held and label not in known and joins_maps(region, self.traced.values(name)):
-                    self._refuse(label, name, f"it holds the site {held[0]}")
+                    self._refuse(label, name, held)
 
     def _list_untraceable(self, residual: Mapping[str, object]) -> None:
         """List the outermost untraceable modules that neither hold nor lie in what was found."""
@@ -239,6 +250,11 @@ class _Finder:
         return not named and not any(
             self._is_taken(*self.traced.paths(site.block, n)) for n in nodes
         )
+
+    def _held(self, calls: list[str]) -> str:
+        """The first site within the modules `calls`, as the reason why their caller is none."""
+        held = (s for s in self.sites if any(under(s.block, path) for path in calls))
+        return next((f"it holds the site {site.name}" for site in held), "")
 
     def _is_taken(self, *paths: str) -> bool:
         return meet(paths, self.taken)

@@ -4,7 +4,7 @@ from torch import fx, nn
 
 from updp.blocks.modules import count_operators, is_composite
 from updp.blocks.nested import Samples, join
-from updp.blocks.reading.naming import site_name
+from updp.blocks.reading.naming import site_name, why_repeated
 from updp.blocks.reading.runs import has_vectors_only
 from updp.blocks.tracing.calls import record_calls
 from updp.blocks.tracing.constants import constant_inputs, data_in
@@ -62,6 +62,10 @@ class TracedModel:
     def label(self, name: str, region: Region, count: int) -> str:
         """Name of a region of a module that has `count` of them, as a site."""
         return site_name(name, self.modules[name], self.graphs[name], region, count)
+
+    def why_repeated(self, name: str, region: Region) -> str:
+        """Why a region of a module is no site where its operators run elsewhere, too."""
+        return why_repeated(self.modules[name], self.graphs[name], region)
 
     def paths(self, block: str, node: fx.Node) -> tuple[str, ...]:
         """Names that a site claims with a node: its own, and a called module's with parameters."""
