@@ -4,6 +4,7 @@ from torch import fx, nn
 
 from updp.blocks.modules import count_operators, is_composite
 from updp.blocks.nested import Samples, join
+from updp.blocks.reading.composed import is_composed
 from updp.blocks.reading.naming import site_name, why_repeated
 from updp.blocks.reading.runs import has_vectors_only
 from updp.blocks.tracing.calls import record_calls
@@ -19,7 +20,7 @@ class TracedModel:
 
     calls:        arguments of each call of a module
     larger:       the example with one sample more, and `larger_calls` those of a run on it
-    graphs:       the graph of each module that could be traced
+    graphs:       the graph of each module that could be traced, and is more than one operator
     untraceable:  the reason for each that could not
     vectors:      whether the model has nothing but vectors (N, C)
     """
@@ -35,9 +36,12 @@ class TracedModel:
         self.untraceable: dict[str, str] = {}
         for name, module in self.modules.items():
             try:
-                self.graphs[name] = trace_alone(module, *self.calls[name][:1])
+                graph = trace_alone(module, *self.calls[name][:1])
             except NotTraceable as error:
                 self.untraceable[name] = str(error)
+                continue
+            if not name or not is_composed(module, graph):  # else one operator, as a layer is
+                self.graphs[name] = graph
         self._constant = constant_inputs(self.modules, self.graphs)
 
     def residual_adds(self, name: str) -> list[tuple[Region, str]]:
