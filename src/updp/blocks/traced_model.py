@@ -12,6 +12,7 @@ from updp.blocks.tracing.constants import constant_inputs, data_in
 from updp.blocks.tracing.interpret import NotTraceable
 from updp.blocks.tracing.real_values import Values, real_values
 from updp.blocks.tracing.region import Region, residual_adds
+from updp.blocks.tracing.state import why_stateful
 from updp.blocks.tracing.trace import restored, trace_alone
 
 
@@ -38,7 +39,8 @@ class TracedModel:
             try:
                 graph = trace_alone(module, *self.calls[name][:1])
             except NotTraceable as error:
-                self.untraceable[name] = str(error)
+                states = (why_stateful(module, call) for call in self.calls[name][:1])
+                self.untraceable[name] = next(states, "") or str(error)
                 continue
             if not name or not is_composed(module, graph):  # else one operator, as a layer is
                 self.graphs[name] = graph
