@@ -214,14 +214,39 @@ def test_the_first_of_overlapping_branches_keeps_the_skip() -> None:
     assert not found.unusable
 
 
-def test_a_second_branch_of_the_same_name_is_refused() -> None:
+def test_branches_of_modules_that_run_again_are_refused_once() -> None:
     def forward(self: Two, x: Tensor) -> Tensor:
         x = x + self.b(self.act(self.a(x)))
         return x + self.b(self.act(self.a(x)))
 
     found = find(Net([block(forward)]), images())
-    assert [s.name for s in found.sites] == ["blocks.0:a"]
-    assert [u.name for u in found.unusable] == ["blocks.0:a"]
+    assert not found.sites
+    assert [(u.name, u.reason) for u in found.unusable] == [
+        ("blocks.0:a", "`a` runs 2 times in one forward, each time with other neighbours")
+    ]
+
+
+class Looped(nn.Module):
+    """Runs one part several times, each time behind a norm of its own."""
+
+    def __init__(self, part: nn.Module, residual: bool) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(C) for _ in range(3))
+        self.part, self.residual = part, residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm in self.norms:
+            x = self.part(norm(x)) + (x if self.residual else 0)
+        return x.mean(1)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_part_that_runs_several_times_is_a_site_for_all_runs(residual: bool) -> None:
+    part = nn.Sequential(nn.Linear(C, 9), nn.GELU(), nn.Linear(9, C))
+    found = find(Looped(part, residual).eval(), torch.randn(2, 7, C))
+    assert {s.name: (s.block, s.calls) for s in found.sites} == {"part": ("part", 3)}
+    reasons = [(":part", "it holds the site part")] if residual else []
+    assert [(u.name, u.reason) for u in found.unusable] == reasons
 
 
 def test_unusual_spellings_of_a_forward_are_sites() -> None:

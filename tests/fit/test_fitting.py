@@ -13,9 +13,9 @@ from tests.candidates.test_contract import CASES
 from tests.families import error
 from tests.sampling import every_other
 from updp.blocks import find
-from updp.candidates import propose
+from updp.candidates import proposals, propose
 from updp.fit.gathered import GatheredRows
-from updp.recipe import FitSettings
+from updp.recipe import CandidateSettings, FitSettings
 from updp.supernet import Supernet, fit_candidates, fit_plan
 
 FIT = FitSettings(ridge=(1e-8, 1e-4), rows=10_000, judged=0)
@@ -206,3 +206,41 @@ def test_rows_of_all_candidates_stay_within_the_memory(monkeypatch: pytest.Monke
     assert ticks == [site.name] * 6
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name])
+
+
+class Sometimes(nn.Module):
+    """Runs its last layer only where its block is more than a line per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = Plain(4, 0.0), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        return y if error(scaled(y), scaled(x)) < 1e-6 else self.last(y)
+
+
+def scaled(x: Tensor) -> Tensor:
+    """With mean 0 and variance 1 in each channel."""
+    return (x - x.mean((0, 2, 3), True)) / x.std((0, 2, 3), keepdim=True)
+
+
+class Plain(Block):
+    """Without an activation at its end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn2(self.conv2(self.act(self.conv1(x))))
+
+
+def test_what_a_pruned_network_calls_no_more_is_not_fitted() -> None:
+    torch.manual_seed(0)
+    model, x = Sometimes().double().eval(), torch.randn(30, 4, 9, 7).double()
+    findings = find(model, x[:2])
+    (site,) = findings.sites
+    block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+    kept = CandidateSettings(drop="always")
+    drop = next(c for c in proposals(site, block, graph, kept) if c.label == "drop")
+    net = Supernet(model, findings, {site.name: [drop]}).eval()
+    rows = fit_plan(net, {site.name: "drop"}, [x[:15], x[15:]], FIT)
+    assert "last" not in [row.site for row in rows]
+    assert error(scaled(net(x)), scaled(x)) < 1e-6

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks.nested import ModelInputs, call, same
-from updp.supernet.partial import Walk, observed_inputs
+from updp.supernet.partial import NotReached, Walk, observed_inputs
 
 
 class Step(nn.Module):
@@ -191,7 +191,7 @@ def test_a_forward_that_the_user_set_on_an_instance_stays() -> None:
 
 
 def test_a_module_that_is_not_reached_is_named() -> None:
-    with pytest.raises(AssertionError, match="Linear was not reached"):
+    with pytest.raises(NotReached, match="Linear was not reached"):
         list(Walk(Net(), [], [torch.ones(1, 2)], 1).to(nn.Linear(2, 2)))
 
 

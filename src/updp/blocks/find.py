@@ -13,21 +13,20 @@ import torch
 from torch import fx, nn
 
 from updp.blocks.findings import Findings, Unusable
-from updp.blocks.modules import count_operators, hooks, is_composite, to_eval
-from updp.blocks.nested import Samples, count, join, map_tensors
+from updp.blocks.modules import count_operators, hooks, to_eval
+from updp.blocks.nested import Samples, count, map_tensors
 from updp.blocks.paths import meet, nested, under
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.growth import with_larger
-from updp.blocks.reading.naming import site_name
-from updp.blocks.reading.runs import has_vectors_only, plain_regions, why_no_chain
+from updp.blocks.reading.runs import plain_regions, why_no_chain
 from updp.blocks.reading.site import Site, read_site
 from updp.blocks.repeatable import RecordedRun
 from updp.blocks.rewrite_check import usable_findings
-from updp.blocks.tracing.calls import cloned, record_calls
-from updp.blocks.tracing.interpret import NotTraceable
-from updp.blocks.tracing.real_values import NEVER, Values, real_values
-from updp.blocks.tracing.region import Region, joins_maps, place_of, residual_adds, whole_region
-from updp.blocks.tracing.trace import restored, trace_alone, trains_otherwise
+from updp.blocks.traced_model import TracedModel
+from updp.blocks.tracing.calls import cloned
+from updp.blocks.tracing.real_values import NEVER, Values
+from updp.blocks.tracing.region import Region, joins_maps, place_of, whole_region
+from updp.blocks.tracing.trace import restored, trains_otherwise
 from updp.io.seeds import random_state
 from updp.io.torch_state import exact_float32
 
@@ -46,7 +45,8 @@ def find(model: nn.Module, example: Samples) -> Findings:
         keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(cloned, y)))
         with hooks([keep]):
             finder = _Finder(to_eval(model), example)
-        runs = [RecordedRun(x, y) for x, y in zip((example, finder.larger), outputs, strict=True)]
+        images = (example, finder.traced.larger)
+        runs = [RecordedRun(x, y) for x, y in zip(images, outputs, strict=True)]
         return usable_findings(model, finder.find(), runs)
 
 
@@ -54,22 +54,11 @@ class _Finder:
     """One search through a model; keeps track of the modules and nodes that sites have taken."""
 
     def __init__(self, model: nn.Module, example: Samples) -> None:
-        self.model = model
-        self.modules = {n: m for n, m in model.named_modules() if is_composite(m)}
-        self.calls = record_calls(model, example, list(self.modules))
-        self.vectors = has_vectors_only(model, self.calls)
-        self.larger: Samples = join([example, example[:1]])
-        with restored(*model.modules()):  # what forwards keep is of the calls that are traced
-            self.larger_calls = record_calls(model, self.larger, list(self.modules))
-        self.graphs: dict[str, fx.Graph] = {}
-        self.untraceable: dict[str, str] = {}
-        for name, module in self.modules.items():
-            try:
-                self.graphs[name] = trace_alone(module, *self.calls[name][:1])
-            except NotTraceable as error:
-                self.untraceable[name] = str(error)
+        self.model, self.traced = model, TracedModel(model, example)
+        self.modules, self.graphs = self.traced.modules, self.traced.graphs
         self.sites, self.unusable = list[Site](), list[Unusable]()
         self.lost: list[tuple[str, Region, str]] = []
+        self.repeated: dict[tuple[str, str], tuple[Region, str]] = {}  # by block and label
         self.taken: set[str] = set()  # paths of modules, and nodes as `block#node`
 
     def find(self) -> Findings:
@@ -81,17 +70,18 @@ class _Finder:
         for name, regions in residual.items():
             droppable += self._take_branches(name, regions, len(regions))
         for name, regions in around.items():  # its own branches, not in or around a residual block
-            own = [r for r in regions if not meet(self._calls(name, r), residual)]
+            own = [r for r in regions if not meet(self.traced.called(name, r), residual)]
             droppable += self._take_branches(name, own, len(regions) + 1)
         for name in self.graphs:
             self._take_chains(name, residual)
         for site in sorted(droppable, key=lambda s: -len(s.region.inside)):
-            calls = self._calls(site.block, site.region)
+            calls = self.traced.called(site.block, site.region)
             if self._is_free(site):
                 self._take(site)
-            elif held := [s for s in self.sites if any(under(s.block, path) for path in calls)]:
-                self._refuse(site.name, site.block, f"it holds the site {held[0].name}")
+            elif held := self._held(calls):
+                self._refuse(site.name, site.block, held)
         self._take_repeated(residual)
+        self._list_repeated()
         self._list_lost()
         self._list_untraceable(residual)
         self._list_around(around)
@@ -100,28 +90,31 @@ class _Finder:
         place = {name: i for i, name in enumerate(self.modules)}
         self.sites.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
         if not self.sites and not self.unusable:
-            known = ((self.modules[n], g, self._values(n)) for n, g in self.graphs.items())
+            known = ((self.modules[n], g, self.traced.values(n)) for n, g in self.graphs.items())
             self._refuse("", "", why_no_chain((m, g, v[0]) for m, g, v in known if type(v) is list))
+        given, larger = self.traced.calls, self.traced.larger_calls
         used = {site.block: self.graphs[site.block] for site in self.sites}
-        modal = (n for n in used if trains_otherwise(self.modules[n], self.calls[n][0], used[n]))
-        sites = with_larger(self.sites, self.modules, used, self.larger_calls, count(self.larger))
+        modal = (n for n in used if trains_otherwise(self.modules[n], given[n][0], used[n]))
+        sites = with_larger(self.sites, self.modules, used, larger, count(self.traced.larger))
         return Findings(sites, tuple(self.unusable), used, frozenset(modal))
 
     def _regions(self, name: str) -> list[Region]:
         """Residual regions of a module; those that are none of it are kept in `lost`."""
-        module = self.modules[name]
-        found = residual_adds(self.graphs[name], lambda t: count_operators(module.get_submodule(t)))
+        found = self.traced.residual_adds(name)
         self.lost += [(name, region, why) for region, why in found if why]
         return [region for region, why in found if not why]
 
     def _take_branches(self, name: str, regions: list[Region], count: int) -> list[Site]:
         """Take those of a module's `count` residual branches that are chains; return the others."""
-        droppable, values = list[Site](), self._values(name)
+        droppable, values = list[Site](), self.traced.values(name)
         for region in regions:
             # Vectors that a module with residual blocks adds are those of its heads.
             if not joins_maps(region, values, vectors=count == len(regions)):
                 continue
-            label = self._label(name, region, count)
+            label = self.traced.label(name, region, count)
+            if reason := self.traced.why_repeated(name, region):
+                self.repeated.setdefault((name, label), (region, reason))
+                continue
             site = self._read(label, name, region, values)
             if site is None:
                 continue
@@ -138,22 +131,24 @@ class _Finder:
         module, graph = self.modules[name], self.graphs[name]
         if any(under(name, path) for path in self.taken) or self._count_free(name) < 2:
             return
-        values = self._values(name)
+        values = self.traced.values(name)
         if isinstance(values, str):
             return
 
         def is_taken(node: fx.Node) -> bool:
-            own, *child = self._paths(name, node)
+            own, *child = self.traced.paths(name, node)
             return self._is_taken(own, *child) or any(under(r, c) for c in child for r in residual)
 
-        regions = plain_regions(module, graph, values[0], is_taken, self.vectors)
+        regions = plain_regions(module, graph, values[0], is_taken, self.traced.vectors)
+        regions = [r for r in regions if self.traced.has_data(name, r)]
+        regions = [r for r in regions if not self.traced.why_repeated(name, r)]
         whole = whole_region(graph)
         for region in regions:
             # A chain that is all of its module, or alone in a module of its own, takes its name.
             covers = whole is not None and region.inside == whole.inside
             only = len(regions) == 1 and not isinstance(module, nn.Sequential)
             named = name not in residual and (covers or only)
-            label = self._label(name, region, 1 if named else 2)
+            label = self.traced.label(name, region, 1 if named else 2)
             try:
                 site = read_site(label, name, module, graph, region, values)
             except NotAChain as error:
@@ -183,47 +178,54 @@ class _Finder:
                 lost = (why for block, _, why in self.lost if block == name)
                 none = "it has no residual add, and not one input and one output"
                 self._refuse(name, name, next(lost, none))
-            elif site := self._read(name, name, region, self._values(name)):
+            elif not self.traced.has_data(name, region):
+                continue
+            elif site := self._read(name, name, region, self.traced.values(name)):
                 self._take(site)
+
+    def _list_repeated(self) -> None:
+        """List the branches of modules that run several times, once for all of their runs."""
+        for (name, label), (region, reason) in self.repeated.items():
+            self._refuse(label, name, self._held(self.traced.called(name, region)) or reason)
 
     def _list_lost(self) -> None:
         """List the residual adds that end no region, and of whose branch no site has a module."""
         known = [u.name.partition(":")[0] for u in self.unusable]
         for name, region, why in self.lost:
             nodes = {n.name: n for n in self.graphs[name].nodes}
-            paths = [p for n in region.branch for p in self._paths(name, nodes[n])[1:]]
+            paths = [p for n in region.branch for p in self.traced.paths(name, nodes[n])[1:]]
             if any(nested(name, other) for other in known) or self._is_taken(*paths):
                 continue
-            if not joins_maps(region, self._values(name)):
+            if not joins_maps(region, self.traced.values(name)):
                 continue
             if sum(count_operators(self.modules[""].get_submodule(path)) for path in paths):
-                self._refuse(self._label(name, region, 2), name, why)
+                self._refuse(self.traced.label(name, region, 2), name, why)
 
     def _list_around(self, around: Mapping[str, list[Region]]) -> None:
         """List the residual branches that stay for the sites within the modules that they call."""
         known = {*(s.name for s in self.sites), *(u.name for u in self.unusable)}
         for name, regions in around.items():
             for region in regions:
-                label = self._label(name, region, len(regions) + 1)
-                calls = self._calls(name, region)
-                held = [s.name for s in self.sites if any(under(s.block, path) for path in calls)]
-                if held and label not in known and joins_maps(region, self._values(name)):
-                    self._refuse(label, name, f"it holds the site {held[0]}")
+                label = self.traced.label(name, region, len(regions) + 1)
+                calls = self.traced.called(name, region)
+                held = self._held(calls)
+                if held and label not in known and joins_maps(region, self.traced.values(name)):
+                    self._refuse(label, name, held)
 
     def _list_untraceable(self, residual: Mapping[str, object]) -> None:
         """List the outermost untraceable modules that neither hold nor lie in what was found."""
         refused = [u.name for u in self.unusable if not self._is_inside_untraceable(u.name)]
         known = [*residual, *(s.block for s in self.sites), *refused]
-        for name, reason in self.untraceable.items():  # parents first
+        for name, reason in self.traced.untraceable.items():  # parents first
             apart = not any(nested(name, other) for other in known)
             if name and apart and count_operators(self.modules[name]) > 1:
                 known.append(name)
                 self._refuse(name, name, f"it cannot be traced: {reason}")
-        if "" in self.untraceable and not known:
-            self._refuse("", "", f"it cannot be traced: {self.untraceable['']}")
+        if "" in self.traced.untraceable and not known:
+            self._refuse("", "", f"it cannot be traced: {self.traced.untraceable['']}")
 
     def _is_inside_untraceable(self, path: str) -> bool:
-        return any(path != name and under(path, name) for name in self.untraceable if name)
+        return any(path != name and under(path, name) for name in self.traced.untraceable if name)
 
     def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
         """Read a region as a site; refuse it and return None if it is none."""
@@ -236,35 +238,23 @@ class _Finder:
             self._refuse(label, name, str(error))
             return None
 
-    def _values(self, name: str) -> Values | str:
-        """Values of all nodes in each call of a module, or the reason why there are none."""
-        module, graph = self.modules[name], self.graphs[name]
-        return real_values(module, graph, self.calls[name], self.larger_calls[name])
-
     def _take(self, site: Site) -> None:
         self.sites.append(site)
         for node in self.graphs[site.block].nodes:
             if node.name in site.region.inside:
-                self.taken.update(self._paths(site.block, node))
-
-    def _paths(self, block: str, node: fx.Node) -> tuple[str, ...]:
-        """Names that a site claims with a node: its own, and a called module's with parameters."""
-        own = f"{block}#{node.name}"
-        if node.op != "call_module":
-            return (own,)
-        path = f"{block}.{node.target}".lstrip(".")
-        module = self.modules[block].get_submodule(str(node.target))
-        return (own, path) if any(True for _ in module.parameters()) else (own,)
+                self.taken.update(self.traced.paths(site.block, node))
 
     def _is_free(self, site: Site) -> bool:
         nodes = [n for n in self.graphs[site.block].nodes if n.name in site.region.inside]
         named = site.name in (s.name for s in self.sites)
-        return not named and not any(self._is_taken(*self._paths(site.block, n)) for n in nodes)
+        return not named and not any(
+            self._is_taken(*self.traced.paths(site.block, n)) for n in nodes
+        )
 
-    def _calls(self, block: str, region: Region) -> list[str]:
-        """Paths of the modules with parameters that a region of a block calls."""
-        nodes = (n for n in self.graphs[block].nodes if n.name in region.inside)
-        return [path for n in nodes for path in self._paths(block, n)[1:]]
+    def _held(self, calls: list[str]) -> str:
+        """The first site within the modules `calls`, as the reason why their caller is none."""
+        held = (s for s in self.sites if any(under(s.block, path) for path in calls))
+        return next((f"it holds the site {site.name}" for site in held), "")
 
     def _is_taken(self, *paths: str) -> bool:
         return meet(paths, self.taken)
@@ -283,13 +273,10 @@ class _Finder:
         return sum(
             count_operators(self.modules[name].get_submodule(str(node.target)))
             for node in self.graphs[name].nodes
-            if node.op == "call_module" and not self._is_taken(*self._paths(name, node))
+            if node.op == "call_module" and not self._is_taken(*self.traced.paths(name, node))
         )
 
     def _refuse(self, label: str, name: str, reason: str) -> None:
         kind = type(self.modules[name] if name else self.model).__name__
         self.unusable.append(Unusable(label, kind, reason))
         _log.info("%s cannot be pruned: %s", label or "the model", reason)
-
-    def _label(self, name: str, region: Region, count: int) -> str:
-        return site_name(name, self.modules[name], self.graphs[name], region, count)

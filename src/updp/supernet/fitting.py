@@ -7,6 +7,7 @@ batches of calibration images.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ from updp.io.memory import hand_back
 from updp.io.records import Record
 from updp.recipe import FitSettings
 from updp.supernet.judge import Judge, split
-from updp.supernet.partial import Walk, observed_inputs
+from updp.supernet.partial import NotReached, Walk, observed_inputs
 from updp.supernet.routed import routed
 from updp.supernet.shared import read_before, shared_sites
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
 from updp.tasks import CLASSIFICATION, Task
+
+_log = logging.getLogger(__name__)
 
 _FitTasks = list[FitTask]
 
@@ -119,12 +122,19 @@ def fit_plan(
 
 
 def _add_inputs(fitting: FitTask, walk: Walk, place: _Place, numbers: Sequence[int]) -> bool:
-    """Give a regression the inputs of each batch; False where rows do not pair with the targets."""
+    """Give a regression the inputs of each batch; False where rows do not pair with the targets.
+
+    Nor do they where the network, as it is pruned so far, calls the place no more.
+    """
     paired = True
-    # Batches of the judge are walked along, behind the others, for it resumes from here.
-    for position, inputs in enumerate(walk.to(place.module)):
-        if paired and position < len(numbers):
-            paired = fitting.add_input(numbers[position], *inputs)
+    try:
+        # Batches of the judge are walked along, behind the others, for it resumes from here.
+        for position, inputs in enumerate(walk.to(place.module)):
+            if paired and position < len(numbers):
+                paired = fitting.add_input(numbers[position], *inputs)
+    except NotReached as error:
+        _log.info("%s is not fitted: %s", place.name, error)
+        paired = False
     return all(processes.all_gather(paired))
 
 

@@ -166,7 +166,8 @@ class Walk:
     def to(self, module: nn.Module) -> Iterator[Inputs]:
         """Inputs of the module's first call, batch by batch.
 
-        The modules that run before the previously visited one must not have changed since.
+        The modules that run before the previously visited one must not have changed since. Raises
+        NotReached where the network does not call it for a batch.
         """
         for number, images in enumerate(self.batches):
             cached = self._cached[number]
@@ -215,7 +216,11 @@ class Walk:
             self._net.run(images, observe, *(entry[0] if entry else ()))
         except _Reached as reached:
             return reached.inputs
-        raise AssertionError(f"{type(module).__name__} was not reached")
+        raise NotReached(f"{type(module).__name__} was not reached")
+
+
+class NotReached(Exception):
+    """A forward did not run a module: the network calls it for some values only."""
 
 
 class _Reached(Exception):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from updp.blocks.reading.composed import ComposedStep, is_composed
 from updp.blocks.reading.cursor import FLIPPED, Cursor, NotAChain
 from updp.blocks.reading.layouts import OTHER, layout_of, normalized, usual_layout
 from updp.blocks.reading.linear import CONVOLUTIONS, LinearStep
@@ -179,6 +180,12 @@ class _Reader(Cursor):
         try:
             graph = trace_alone(module, Arguments((self.x.clone(),)))
             region = whole_region(graph)
+            if is_composed(module, graph):
+                self.need("last", name)
+                step = ComposedStep(name, module, derived=True, inputs=self.x.shape[-1])
+                self.steps.append(step.padded(self.take_padding(name)))
+                self.advance(module)
+                return
             if region is None:
                 raise NotAChain(f"`{name}` ({kind}) is not a path from one input to one output")
             self.read(module, graph, region.branch, f"{name}.")

@@ -8,6 +8,7 @@ from torch import fx, nn
 from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.check import check_graph, computes, output_of
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
+from updp.blocks.tracing.state import why_stateful
 
 Values = list[dict[str, Any]]  # for each call of a module, the value of every node by name
 NEVER = "the model never calls it"
@@ -32,4 +33,4 @@ def real_values(
                 raise NotTraceable("its graph holds for one of its calls only")
         return values
     except NotTraceable as error:
-        return str(error)
+        return why_stateful(module, calls[0]) or str(error)

@@ -26,7 +26,7 @@ from updp.errors import is_out_of_memory
 
 _DRAWS = 8  # traces of a forward in training that draws: a block may be left out at random
 _MOST_FOREIGN = 16  # functions that one forward may call which take no proxies
-_TABLES = frozenset(vars(nn.Module()))  # torch's own attributes of a module
+TABLES = frozenset(vars(nn.Module()))  # torch's own attributes of a module
 
 
 def trace_alone(
@@ -180,7 +180,7 @@ def _contents_restored(*modules: nn.Module) -> Iterator[None]:
         pair
         for module in modules
         for key, value in vars(module).items()
-        if key not in _TABLES
+        if key not in TABLES
         for pair in _containers((value,))
     ]
     try:

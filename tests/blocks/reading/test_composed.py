@@ -1,0 +1,134 @@
+"""A linear layer with adapters beside it is read as one linear layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.families import error
+from tests.fit.test_fitting import FIT
+from updp.blocks import find
+from updp.blocks.reading.chain import read_chain
+from updp.blocks.reading.composed import ComposedStep
+from updp.blocks.tracing.trace import trace_alone
+from updp.candidates import propose
+from updp.supernet import Supernet, fit_plan
+
+D = 6
+
+
+class Adapted(nn.Module):
+    """A layer with adapters of low rank, as in PEFT; they begin as zeros."""
+
+    def __init__(self, base: nn.Linear, names: tuple[str, ...] = ("one", "two")) -> None:
+        super().__init__()
+        self.base_layer, self.dropout = base, nn.Dropout(0.5)
+        self.down = nn.ModuleDict({n: nn.Linear(base.in_features, 2, bias=False) for n in names})
+        self.up = nn.ModuleDict({n: nn.Linear(2, base.out_features, bias=False) for n in names})
+        for layer in self.up.values():
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.base_layer(x)
+        dtype = result.dtype
+        for name in self.down:
+            result = result + self.up[name](self.down[name](self.dropout(x))) * 2.0
+        return result.to(dtype)
+
+
+Wrap = Callable[[nn.Linear], nn.Module]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, wrap: Wrap) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(D)
+        self.fc1, self.fc2 = wrap(nn.Linear(D, 9)), wrap(nn.Linear(9, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+
+class Attention(nn.Module):
+    def __init__(self, wrap: Wrap) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (wrap(nn.Linear(D, D)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.q(x) @ self.k(x).transpose(-2, -1)
+        return x + scores.softmax(-1) @ self.v(x)
+
+
+class Residual(nn.Module):
+    """Of low rank, too, but beside the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(D, 2), nn.Linear(2, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(self.down(x))
+
+
+def model(trained: bool = True, wrap: Wrap = Adapted) -> nn.Module:
+    torch.manual_seed(0)
+    made = nn.Sequential(FeedForward(wrap), Attention(wrap), FeedForward(wrap), Attention(wrap))
+    for name, weight in made.named_parameters():
+        if trained and ".up." in name:
+            nn.init.normal_(weight)
+    return made.eval()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_adapters_hide_no_site(trained: bool) -> None:
+    plain, adapted = (find(model(trained, w), torch.randn(2, 7, D)) for w in (lambda x: x, Adapted))
+    sites = [[(s.name, s.branch is None) for s in f.sites] for f in (plain, adapted)]
+    assert sites[0] == sites[1] == [("0", False), ("1", True), ("2", False), ("3", True)]
+    assert not adapted.unusable
+
+
+def test_a_residual_block_of_low_rank_is_still_a_site() -> None:
+    found = find(nn.Sequential(Residual(), Residual()).eval(), torch.randn(2, 7, D))
+    assert [s.name for s in found.sites] == ["0", "1"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_step_has_the_weight_of_all_paths(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = Adapted(nn.Linear(D, 9, bias=bias)).double()
+    for up in layer.up.values():
+        nn.init.normal_(up.weight)
+    block, x = nn.Sequential(layer).train(), torch.randn(2, 7, D).double()
+    graph = trace_alone(copy.deepcopy(block).eval())
+    (step,) = read_chain(block.eval(), graph, ["_0"], x).steps
+    assert isinstance(step, ComposedStep)
+    assert (step.bias is None) == (not bias)
+    block.train()  # what the weight is does not depend on dropout
+    products = sum(layer.up[n].weight @ layer.down[n].weight for n in layer.down)
+    wanted = layer.base_layer.weight + 2 * products
+    torch.testing.assert_close(step.weight[..., 0, 0], wanted)
+    torch.testing.assert_close(step.exact_weight[..., 0, 0], wanted)
+    assert block.training
+    assert layer.dropout.training
+    step.weight.sum().backward()
+    assert all(p.grad is not None for n, p in layer.named_parameters() if "bias" not in n)
+
+
+def test_a_feed_forward_part_with_adapters_merges_exactly() -> None:
+    net, x = model().double(), torch.randn(8, 7, D).double()
+    wanted, findings = net(x), find(net, x[:2])
+    sites = {s.name: list(propose(s, end_activation=False))[:1] for s in findings.sites}
+    pruned = Supernet(copy.deepcopy(net), findings, sites).eval()
+    pruned.choose({})
+    assert error(pruned(x), wanted) < 1e-12
+    choices = {name: found[0].label for name, found in sites.items() if found}
+    assert choices.keys() == {"0", "2"}
+    fit_plan(pruned, choices, [x[:4], x[4:]], FIT)
+    merged = pruned.merged(torch.float64)
+    assert error(merged(x), pruned(x)) < 1e-12
+    assert not [n for n, _ in merged[0].named_modules() if "base_layer" in n]

@@ -1,0 +1,65 @@
+"""What a model computes from constants is no site, and keeps no branch from being one."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.families import C
+from updp.blocks import find
+
+
+class Attention(nn.Module):
+    """Attention whose bias an MLP computes from a table of positions, as in Swin V2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.bias = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+        self.register_buffer("table", torch.rand(7, 7, 2))
+
+    def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = q @ k.transpose(-2, -1) + self.bias(self.table if table is None else table)[..., 0]
+        return self.proj(scores.softmax(-1) @ v)
+
+
+class InBlock(Attention):
+    """Runs the attention in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(C)
+
+    def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
+        return x + self.norm(super().forward(x, table))
+
+
+class InChild(nn.Module):
+    """Runs it as a child, which may be given its table."""
+
+    def __init__(self, given: bool = False) -> None:
+        super().__init__()
+        self.attention, self.norm, self.given = Attention(), nn.LayerNorm(C), given
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.attention.table if self.given else None
+        return x + self.norm(self.attention(x, table))
+
+
+class OfSizes(nn.Module):
+    """A table that is made from the size of the input, and an MLP of it that a branch adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.mlp = nn.Linear(C, C), nn.Sequential(nn.Linear(1, 16), nn.Linear(16, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], dtype=x.dtype)[:, None]
+        return x + self.proj(x).softmax(1) * self.mlp(places)
+
+
+@pytest.mark.parametrize("kind", [InBlock, InChild, lambda: InChild(True), OfSizes])
+def test_an_mlp_on_constants_is_no_site(kind: type[nn.Module]) -> None:
+    found = find(nn.Sequential(kind(), kind()).eval(), torch.randn(2, 7, C))
+    assert [(s.block, s.branch) for s in found.sites] == [("0", None), ("1", None)]
+    assert not found.unusable
