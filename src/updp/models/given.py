@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError
 from updp.errors import UserError
+from updp.models.graph_modules import without_graphs
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +44,10 @@ def usable(given: object, name: str) -> nn.Module:
 
     What `torch.compile`, `DataParallel`, `DistributedDataParallel` and `AveragedModel` wrap is
     taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good; expanded
-    buffers get a place for each value. A cache of keys and values is off in transformers'
-    configuration, and so are nested tensors in torch's own encoder, as in training: what it makes
-    of padding is then not zero. Weights of another floating-point type become float32, and a
-    warning says so.
+    buffers get a place for each value; an ordinary module stands for one that torch.fx made. A
+    cache of keys and values is off in transformers' configuration, and so are nested tensors in
+    torch's own encoder, as in training: what it makes of padding is then not zero. Weights of
+    another floating-point type become float32, and a warning says so.
 
     Raises:
         UserError: it is no eager module with floating-point weights.
@@ -69,6 +70,7 @@ def usable(given: object, name: str) -> nn.Module:
         for key in [key.removesuffix("_orig") for key, _ in part.named_parameters(recurse=False)]:
             if hasattr(part, f"{key}_orig") and hasattr(part, f"{key}_mask"):
                 prune.remove(part, key)  # type: ignore[no-untyped-call]
+    module = without_graphs(module)
     types = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if types:
         listed = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
