@@ -57,6 +57,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: torch.jit.trace(Net().eval(), torch.zeros(1, 1, 8, 8)),
         "the model is a TorchScript module",
     ),
+    "with a scripted layer": (
+        lambda: nn.Sequential(nn.Sequential(torch.jit.script(Net()))),
+        r"the model's layer 0\.0 is a TorchScript module .* pass",
+    ),
     "exported": (exported, "is a program of torch.export"),
     "an exported module": (lambda: exported().module(), "is a program of torch.export"),
     "lazy": (Lazy, "the model has no 1.weight yet, as its layer is lazy: run it once"),

@@ -131,9 +131,12 @@ def _unwrapped(given: object, name: str) -> nn.Module:
     """The module inside of wrappers. Raises UserError: updp cannot work on it."""
     given = _inside(given)
     origin, kind = type(given).__module__, type(given).__name__
-    if isinstance(given, torch.jit.ScriptModule):
-        raise UserError(
-            f"{name} is a TorchScript module (scripted or traced), whose layers are fixed: "
+    parts = given.named_modules() if isinstance(given, nn.Module) else ()
+    scripted = next((key for key, p in parts if isinstance(p, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        layer = f"{name}'s layer {scripted}" if scripted else name
+        raise UserError(  # torch lets no hook see what it is given
+            f"{layer} is a TorchScript module (scripted or traced), whose layers are fixed: "
             "pass the nn.Module that it was made from"
         )
     exported = isinstance(given, fx.GraphModule) and any(
