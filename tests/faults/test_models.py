@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune as masks
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.quantization.resnet import QuantizableBasicBlock, QuantizableResNet
 
 import updp
 from tests import tiny
@@ -232,6 +233,16 @@ def test_complex_weights_stay_so_without_a_word(caplog: pytest.LogCaptureFixture
     net.filter = nn.Parameter(torch.ones(2, dtype=torch.complex64))
     assert own_copy(net).filter.dtype == torch.complex64
     assert not caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao:DeprecationWarning")
+def test_a_model_that_is_ready_for_quantisation_is_pruned() -> None:
+    model = own_copy(QuantizableResNet(QuantizableBasicBlock, [1, 1, 1, 1], num_classes=10)).eval()
+    findings = find(model, x := torch.randn(2, 3, 32, 32))
+    site = findings.sites[0]
+    net = Supernet(model, findings, {site.name: [next(iter(propose(site)))]}).eval()
+    net.choose({site.name: net.switches[site.name].labels[0]})
+    assert torch.allclose(net.merged()(x), net(x), atol=1e-5)
 
 
 def test_masks_of_pruning_become_zeros() -> None:

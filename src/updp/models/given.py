@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _QUANTIZED = ("torch.ao.nn.", "bitsandbytes.", "torchao.")  # where such modules are defined
+_IN_FLOATING_POINT = ("FloatFunctional", "FXFloatFunctional")  # there, too: an ordinary add or cat
 
 
 def own_copy(given: object, name: str = "the model") -> nn.Module:
@@ -161,11 +162,11 @@ def _unwrapped(given: object, name: str) -> nn.Module:
             )
     for key, part in given.named_modules():
         integers = [t for t in part.parameters(recurse=False) if not t.is_floating_point()]
-        if type(part).__module__.startswith(_QUANTIZED) or any(
-            not t.is_complex() for t in integers
-        ):
+        defined, kind = type(part).__module__, type(part).__name__
+        of_integers = defined.startswith(_QUANTIZED) and kind not in _IN_FLOATING_POINT
+        if of_integers or any(not t.is_complex() for t in integers):
             raise UserError(
-                f"{name}'s layer {key} ({type(part).__name__}) is quantised: pass the model "
+                f"{name}'s layer {key} ({kind}) is quantised: pass the model "
                 "in floating point, and quantise the result"
             )
     return given
