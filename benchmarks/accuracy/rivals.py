@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.accuracy.channels import prune_channels
 from benchmarks.accuracy.plans import Choices, Subject, digest, plan_of, planned_run
@@ -79,7 +79,12 @@ class Channels(Rival):
             return list(islice(feed.training(0), _BATCHES))
         # Nothing is trained, and nothing labelled: the network's own classes are the labels.
         with torch.no_grad():
-            parts = [x for batch in feed.calibration() for x in batch.split(_IMAGES)]
+            parts = [
+                x
+                for batch in feed.calibration()
+                if isinstance(batch, Tensor)
+                for x in batch.split(_IMAGES)
+            ]
             return [(x, model(x).argmax(1)) for x in parts[: _BATCHES * 64 // _IMAGES]]
 
     def model(self, number: int) -> nn.Module:

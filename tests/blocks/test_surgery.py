@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from tests.families import C, ViT, images, left, network
 from updp.blocks import find
 from updp.blocks.surgery import Replacement, extract, isolate, restore, rewrite, surgical_state
+from updp.blocks.tracing.trace import trace_alone
 
 
 def replacement(model: nn.Module, index: int = 0) -> tuple[nn.Module, fx.Graph, Replacement]:
@@ -33,6 +34,20 @@ def test_an_extracted_part_shares_modules_with_the_block() -> None:
     assert {n for n, _ in part.named_children()} == {"conv1", "bn1"}
     x = torch.randn(site.shape_in)
     assert torch.equal(part(x), block.bn1(block.conv1(x)))
+
+
+class Product(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.matmul(x, x)
+
+
+def test_a_part_that_fails_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    block = Product()
+    part = extract(block, trace_alone(block), "x", "matmul")
+    for each in (part, copy.deepcopy(part)):
+        with pytest.raises(RuntimeError):
+            nn.Sequential(each)(torch.randn(2, 3))
+    assert capsys.readouterr().err == ""
 
 
 def test_only_the_region_is_replaced() -> None:

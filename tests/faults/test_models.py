@@ -1,5 +1,6 @@
 """What users hand over as a model: wrapped, of another type, of another kind, or broken."""
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.utils import prune as masks
 from torch.optim.swa_utils import AveragedModel
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.quantization.resnet import QuantizableBasicBlock, QuantizableResNet
 
 import updp
 from tests import tiny
@@ -53,6 +57,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "traced": (
         lambda: torch.jit.trace(Net().eval(), torch.zeros(1, 1, 8, 8)),
         "the model is a TorchScript module",
+    ),
+    "with a scripted layer": (
+        lambda: nn.Sequential(nn.Sequential(torch.jit.script(Net()))),
+        r"the model's layer 0\.0 is a TorchScript module .* pass",
     ),
     "exported": (exported, "is a program of torch.export"),
     "an exported module": (lambda: exported().module(), "is a program of torch.export"),
@@ -152,6 +160,61 @@ def test_a_model_whose_train_returns_nothing_is_inspected_and_merged() -> None:
     assert not merged.training
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.dropout(self.path(x), 0.5, self.training)
+
+
+class Features(nn.Module):
+    """A model that holds the features of another, with a graph for each mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = nn.Sequential(nn.Conv2d(1, 4, 3), Residual(), Residual())
+        self.body = create_feature_extractor(body, {"1.add": "a", "2.add": "b"})
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x)
+        return self.head((maps["a"] + maps["b"]).mean((2, 3)))
+
+
+def traced() -> nn.Module:
+    return fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 4, 3), Residual(), nn.Flatten()).eval())
+
+
+@pytest.mark.parametrize("make", [Features, traced])
+def test_a_model_of_torch_fx_is_pruned_copied_and_saved(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    given, x = make().eval(), torch.randn(2, 1, 8, 8)
+    model = own_copy(given).eval()
+    assert torch.equal(model(x), given(x))
+    assert list(model.state_dict()) == list(given.state_dict())
+    findings = find(model, x)
+    assert findings.sites
+    choices = {s.name: [next(iter(propose(s)))] for s in findings.sites}
+    net = Supernet(model, findings, choices).eval()
+    net.choose({name: offered[0].label for name, offered in choices.items()})
+    expected, merged = net(x), copy.deepcopy(net.merged())
+    assert torch.allclose(merged(x), expected, atol=1e-5)
+    torch.save(merged, tmp_path / "merged.pt")
+    loaded = torch.load(tmp_path / "merged.pt", weights_only=False)
+    assert torch.equal(loaded(x), merged(x))
+
+
+def test_a_model_with_a_graph_for_each_mode_keeps_both() -> None:
+    x = torch.randn(2, 1, 8, 8)
+    model = own_copy(Features())
+    assert torch.equal(model.eval()(x), model(x))
+    assert not torch.equal(model.train()(x), model(x))
+    assert find(model.eval(), x).modal == {"body"}
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_the_encoder_of_torch_makes_no_nested_tensors() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -170,6 +233,16 @@ def test_complex_weights_stay_so_without_a_word(caplog: pytest.LogCaptureFixture
     net.filter = nn.Parameter(torch.ones(2, dtype=torch.complex64))
     assert own_copy(net).filter.dtype == torch.complex64
     assert not caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao:DeprecationWarning")
+def test_a_model_that_is_ready_for_quantisation_is_pruned() -> None:
+    model = own_copy(QuantizableResNet(QuantizableBasicBlock, [1, 1, 1, 1], num_classes=10)).eval()
+    findings = find(model, x := torch.randn(2, 3, 32, 32))
+    site = findings.sites[0]
+    net = Supernet(model, findings, {site.name: [next(iter(propose(site)))]}).eval()
+    net.choose({site.name: net.switches[site.name].labels[0]})
+    assert torch.allclose(net.merged()(x), net(x), atol=1e-5)
 
 
 def test_masks_of_pruning_become_zeros() -> None:

@@ -183,3 +183,20 @@ def test_buffers_of_a_block_take_the_type_of_the_whole() -> None:
     with torch.no_grad():
         assert (exact(x.double()) - net.merged(torch.float64)(x.double())).abs().max() < 1e-14
         assert not (net(x) - exact(x.double())).abs().max() > 1e-4
+
+
+class Shifted(Divided):
+    """A block whose class adds to what its forward returns."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) + 0.1
+
+
+def test_a_block_is_compared_without_what_its_class_adds_to_the_forward() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), Shifted(), Shifted()).eval()
+    findings = find(model, torch.randn(2, 1, 8, 8))
+    site = findings.sites[0]
+    net = Supernet(model, findings, {site.name: (Drop(),)}).eval()
+    net.choose({site.name: "drop"})
+    checks = verify(net, torch.randn(4, 1, 8, 8), Recipe().merge)
+    assert [c.where for c in checks] == ["1", ""] * 4

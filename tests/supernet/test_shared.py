@@ -144,3 +144,35 @@ def test_sites_that_share_weights_are_known() -> None:
     model.blocks[1].conv1.weight = model.blocks[0].conv1.weight
     findings = find(model, x)
     assert shared_sites(Supernet(model, findings, {}, kept=names)) == {"blocks.0", "blocks.1"}
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Linear(C, C, dtype=torch.complex64) for _ in range(2))
+
+    def forward(self, z: Tensor) -> Tensor:
+        y = self.a(z)
+        return z + self.b(torch.complex(y.real.relu(), y.imag.relu()))
+
+
+class Spectral(Called):
+    """A complex block stands before the real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.complex = Complex()
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.complex(torch.fft.fft(x, norm="ortho")).abs()
+
+
+def test_complex_layers_are_listed_and_looked_at_like_others() -> None:
+    model, x = Spectral().eval(), torch.randn(2, 5, C)
+    findings = find(model, x)
+    assert [s.block for s in findings.sites] == ["pruned", "kept"]
+    listed = {u.name: u.reason for u in findings.unusable}
+    assert listed == {"complex": "its tensors hold complex numbers"}
+    net = Supernet(model, findings, {s.name: [Drop()] for s in findings.sites})
+    places = {"a": model.complex.a, "b": model.complex.b, **net.places}
+    assert read_before(net, x, places) == set()

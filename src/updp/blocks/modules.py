@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from updp.errors import is_out_of_memory, reason
@@ -35,9 +35,6 @@ def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 def try_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """As `call_user_code`, for what the user did not ask for: it may also be too large."""
-    # `fx.GraphModule.__call__` prints its code to stderr when the forward fails.
-    if isinstance(function, fx.GraphModule):
-        function = function.forward  # type: ignore[assignment]
     try:
         return function(*args, **kwargs)
     except (Exception, SystemExit) as error:

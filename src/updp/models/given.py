@@ -13,11 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError
 from updp.errors import UserError
+from updp.models.graph_modules import without_graphs
 
 _log = logging.getLogger(__name__)
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _QUANTIZED = ("torch.ao.nn.", "bitsandbytes.", "torchao.")  # where such modules are defined
+_IN_FLOATING_POINT = ("FloatFunctional", "FXFloatFunctional")  # there, too: an ordinary add or cat
 
 
 def own_copy(given: object, name: str = "the model") -> nn.Module:
@@ -43,10 +45,10 @@ def usable(given: object, name: str) -> nn.Module:
 
     What `torch.compile`, `DataParallel`, `DistributedDataParallel` and `AveragedModel` wrap is
     taken out. Masks of `torch.nn.utils.prune` are multiplied into the weights for good; expanded
-    buffers get a place for each value. A cache of keys and values is off in transformers'
-    configuration, and so are nested tensors in torch's own encoder, as in training: what it makes
-    of padding is then not zero. Weights of another floating-point type become float32, and a
-    warning says so.
+    buffers get a place for each value; an ordinary module stands for one that torch.fx made. A
+    cache of keys and values is off in transformers' configuration, and so are nested tensors in
+    torch's own encoder, as in training: what it makes of padding is then not zero. Weights of
+    another floating-point type become float32, and a warning says so.
 
     Raises:
         UserError: it is no eager module with floating-point weights.
@@ -69,6 +71,7 @@ def usable(given: object, name: str) -> nn.Module:
         for key in [key.removesuffix("_orig") for key, _ in part.named_parameters(recurse=False)]:
             if hasattr(part, f"{key}_orig") and hasattr(part, f"{key}_mask"):
                 prune.remove(part, key)  # type: ignore[no-untyped-call]
+    module = without_graphs(module)
     types = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if types:
         listed = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
@@ -129,9 +132,12 @@ def _unwrapped(given: object, name: str) -> nn.Module:
     """The module inside of wrappers. Raises UserError: updp cannot work on it."""
     given = _inside(given)
     origin, kind = type(given).__module__, type(given).__name__
-    if isinstance(given, torch.jit.ScriptModule):
-        raise UserError(
-            f"{name} is a TorchScript module (scripted or traced), whose layers are fixed: "
+    parts = given.named_modules() if isinstance(given, nn.Module) else ()
+    scripted = next((key for key, p in parts if isinstance(p, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        layer = f"{name}'s layer {scripted}" if scripted else name
+        raise UserError(  # torch lets no hook see what it is given
+            f"{layer} is a TorchScript module (scripted or traced), whose layers are fixed: "
             "pass the nn.Module that it was made from"
         )
     exported = isinstance(given, fx.GraphModule) and any(
@@ -156,11 +162,11 @@ def _unwrapped(given: object, name: str) -> nn.Module:
             )
     for key, part in given.named_modules():
         integers = [t for t in part.parameters(recurse=False) if not t.is_floating_point()]
-        if type(part).__module__.startswith(_QUANTIZED) or any(
-            not t.is_complex() for t in integers
-        ):
+        defined, kind = type(part).__module__, type(part).__name__
+        of_integers = defined.startswith(_QUANTIZED) and kind not in _IN_FLOATING_POINT
+        if of_integers or any(not t.is_complex() for t in integers):
             raise UserError(
-                f"{name}'s layer {key} ({type(part).__name__}) is quantised: pass the model "
+                f"{name}'s layer {key} ({kind}) is quantised: pass the model "
                 "in floating point, and quantise the result"
             )
     return given

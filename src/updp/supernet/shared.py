@@ -42,7 +42,8 @@ def read_before(net: Supernet, images: Samples, places: Mapping[str, nn.Module])
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and args[0].requires_grad:
             with torch.inference_mode(False), torch.enable_grad():  # it may be called without
-                given.setdefault(module, args[0].sum())
+                x = args[0].abs() if args[0].is_complex() else args[0]  # gradients are of reals
+                given.setdefault(module, x.sum())
 
     frozen = [p for p in net.parameters() if not p.requires_grad and p.is_floating_point()]
     try:

@@ -165,6 +165,26 @@ def test_a_size_that_only_rounding_allows_is_not_dynamic(build: Callable[[], nn.
     assert program.note.startswith("height and width are those of 3x32x32")
 
 
+class Prefixed(nn.Module):
+    """A token before those of the image, as many as `len` says that there are images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Parameter(torch.randn(1, 1, 3)), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.head(torch.cat([self.token.expand(len(x), -1, -1), tokens], 1).mean(1))
+
+
+def test_a_forward_that_counts_its_images_has_a_dynamic_batch() -> None:
+    model, images = Prefixed().eval(), torch.randn(7, 3, 4, 4)
+    program = capture(model, images[:2])
+    assert "batch" in program.dynamic
+    with torch.no_grad():
+        torch.testing.assert_close(program.exported.module()(images), model(images))
+
+
 class Baked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(int(x.shape[0]) * 1, -1) if len(x) == 3 else x.flatten(1)[:2]

@@ -35,7 +35,7 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
             y = call_user_code(function, x.clone())
     except UserCodeError:
         return 0
-    if not isinstance(y, Tensor) or y.shape != x.shape:
+    if not isinstance(y, Tensor) or y.shape != x.shape or x.is_complex() or y.is_complex():
         return 0
     # Whether a convolution is near to a line depends on its weights, but the sites of a model must
     # depend on its structure alone: a finished run is opened again with other weights. One along
@@ -90,7 +90,7 @@ def channel_order_of(function: Callable[[Tensor], Tensor], x: Tensor, layout: st
     values = seeded_input(x.shape, numbers)
     try:
         numbered = call_user_code(function, numbers.view(shape).expand(x.shape).clone())
-        if not isinstance(numbered, Tensor) or numbered.shape != x.shape:
+        if not isinstance(numbered, Tensor) or numbered.shape != x.shape or numbered.is_complex():
             return None
         order = numbered.movedim(axis, 0).flatten(1)[:, 0].long()
         places = torch.arange(count, device=x.device)

@@ -150,6 +150,8 @@ def read_site(
         raise NotAChain("its input or output is no tensor")
     if entry.is_nested or last.is_nested:
         raise NotAChain("its tensor is nested: it has images of several sizes")
+    if entry.is_complex() or last.is_complex():
+        raise NotAChain("its tensors hold complex numbers")
     for others in calls[1:]:
         if others[region.entry].ndim != entry.ndim:
             raise NotAChain("the model calls it with maps and with tokens")

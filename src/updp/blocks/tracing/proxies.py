@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,24 +69,9 @@ class ValueProxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, args, kwargs)
 
 
-@contextmanager
-def counted() -> Iterator[None]:
-    """Context in which `len(x)` of what depends on the input is `x.shape[0]`, which is no number.
-
-    Python lets `__len__` return numbers only, with which a graph would hold for one batch size.
-    """
-    original = builtins.len
-
-    def length(of: Any, /) -> Any:
-        if isinstance(of, ValueProxy) and of.tracer.is_batch(of.node):
-            return of.shape[0]  # type: ignore[index]
-        return original(of)
-
-    builtins.len = length
-    try:
-        yield
-    finally:
-        builtins.len = original
+def is_batch(value: Any) -> bool:
+    """Whether a value is a proxy of a tensor that depends on the input."""
+    return isinstance(value, ValueProxy) and value.tracer.is_batch(value.node)
 
 
 def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:

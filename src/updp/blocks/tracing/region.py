@@ -218,8 +218,8 @@ def joins_maps(
     if isinstance(values, str):
         return True
     ends = [values[0][name] for name in (region.entry, *region.branch[-1:])]
-    numbers = all(isinstance(x, Tensor) and x.is_floating_point() for x in ends)
-    return numbers and (vectors or ends[0].ndim > 2)
+    of_numbers = (isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in ends)
+    return all(of_numbers) and (vectors or ends[0].ndim > 2)
 
 
 def place_of(graph: fx.Graph, region: Region) -> int:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from updp.blocks.lengths import counted
 from updp.blocks.teach import forward_of
 from updp.blocks.tracing.calls import Arguments, cloned
 from updp.blocks.tracing.contexts import Contexts
 from updp.blocks.tracing.foreign import Foreign, construction, has_proxy, recorded, unscripted
 from updp.blocks.tracing.makers import MAKERS, Makers
 from updp.blocks.tracing.overwrites import Notes, are_one, version_of
-from updp.blocks.tracing.proxies import Flag, ValueProxy, counted, is_flag
+from updp.blocks.tracing.proxies import Flag, ValueProxy, is_batch, is_flag
 from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
 
 # What takes nothing but the size of a tensor, and its type.
@@ -70,7 +71,7 @@ class Tracer(fx.Tracer):
             for path in ("", *self.inlined):
                 stack.enter_context(_flagged(root.get_submodule(path), Flag(self, path)))
             stack.enter_context(unscripted())
-            stack.enter_context(counted())
+            stack.enter_context(counted(is_batch))
             stack.enter_context(recorded(self.foreign, self._record))
             stack.enter_context(Makers(self))
             stack.enter_context(self.contexts.watched())

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
 
 from updp.blocks.copying import copy_module
+from updp.blocks.lengths import counted
 from updp.blocks.modules import UserCodeError, call_user_code, to_eval, try_user_code
 from updp.blocks.nested import ModelInputs, Samples, call, take, tensors_in
 from updp.errors import UserError
@@ -157,7 +158,7 @@ def _export(
     wanted = [own if sized else {} for own in sizes]
     shapes: Any = tuple({0: _BATCH} | dict.fromkeys(own, Dim.AUTO) for own in wanted)
     variadic = _is_variadic(model)
-    with silent(), torch.no_grad():
+    with silent(), torch.no_grad(), counted(_is_symbolic):
         shapes = (shapes,) if variadic else shapes
         exported = call_user_code(export, model, tensors, dynamic_shapes=shapes)
     for node in exported.graph.nodes:
@@ -173,6 +174,11 @@ def _export(
         sizes=tuple(dict.fromkeys(name for own in sizes for name in own.values())),
         variadic=variadic,
     )
+
+
+def _is_symbolic(value: Any) -> bool:
+    """Whether the first size of a tensor is none yet."""
+    return isinstance(value, Tensor) and value.ndim > 0 and not isinstance(value.shape[0], int)
 
 
 def _is_variadic(model: nn.Module) -> bool:
