@@ -37,11 +37,11 @@ _log = logging.getLogger(__name__)
 def find(model: nn.Module, example: Samples) -> Findings:
     """Find the sites of `model`, in the order of its modules.
 
-    The model is run on `example` in evaluation mode, without gradients, and left as it was. Raises
-    UserError where it gives another output each time.
+    The model is run on `example` in evaluation mode, without gradients, and is not changed. Raises
+    UserError if its output differs between runs.
     """
     outputs: list[Any] = []
-    # Seeded, for a module that draws what it runs is to be found the same again.
+    # Seeded: a module that draws at random what it runs must give the same sites again.
     with random_state(0), exact_float32(), torch.no_grad(), restored(*model.modules()):
         keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(cloned, y)))
         with hooks([keep]):
@@ -51,7 +51,7 @@ def find(model: nn.Module, example: Samples) -> Findings:
 
 
 class _Finder:
-    """One search through a model; keeps track of the modules and nodes that sites have taken."""
+    """One search through a model, with the modules and nodes that sites have taken so far."""
 
     def __init__(self, model: nn.Module, example: Samples) -> None:
         self.model = model
@@ -59,7 +59,7 @@ class _Finder:
         self.calls = record_calls(model, example, list(self.modules))
         self.vectors = has_vectors_only(model, self.calls)
         self.larger: Samples = join([example, example[:1]])
-        with restored(*model.modules()):  # what forwards keep is of the calls that are traced
+        with restored(*model.modules()):  # stored state must come from the calls that are traced
             self.larger_calls = record_calls(model, self.larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}
@@ -73,7 +73,7 @@ class _Finder:
         self.taken: set[str] = set()  # paths of modules, and nodes as `block#node`
 
     def find(self) -> Findings:
-        """Search in order of preference: what an earlier step takes, a later one cannot."""
+        """Search in order of preference: later steps cannot use what an earlier one takes."""
         residual = {n: regions for n in self.graphs if (regions := self._regions(n))}
         outer = [n for n in residual if any(o != n and under(o, n) for o in residual)]
         around = {name: residual.pop(name) for name in outer}
@@ -108,17 +108,17 @@ class _Finder:
         return Findings(sites, tuple(self.unusable), used, frozenset(modal))
 
     def _regions(self, name: str) -> list[Region]:
-        """Residual regions of a module; those that are none of it are kept in `lost`."""
+        """Residual regions of a module; adds that end no region are recorded in `lost`."""
         module = self.modules[name]
         found = residual_adds(self.graphs[name], lambda t: count_operators(module.get_submodule(t)))
         self.lost += [(name, region, why) for region, why in found if why]
         return [region for region, why in found if not why]
 
     def _take_branches(self, name: str, regions: list[Region], count: int) -> list[Site]:
-        """Take those of a module's `count` residual branches that are chains; return the others."""
+        """Take those of a module's `count` residual branches that are chains; return the rest."""
         droppable, values = list[Site](), self._values(name)
         for region in regions:
-            # Vectors that a module with residual blocks adds are those of its heads.
+            # In a module that holds residual blocks, an add of vectors belongs to a head.
             if not joins_maps(region, values, vectors=count == len(regions)):
                 continue
             label = self._label(name, region, count)
@@ -134,7 +134,7 @@ class _Finder:
         return droppable
 
     def _take_chains(self, name: str, residual: Mapping[str, object]) -> None:
-        """Take chains that are outside of residual branches and hold no residual block."""
+        """Take chains outside of residual branches that contain no residual block."""
         module, graph = self.modules[name], self.graphs[name]
         if any(under(name, path) for path in self.taken) or self._count_free(name) < 2:
             return
@@ -149,7 +149,7 @@ class _Finder:
         regions = plain_regions(module, graph, values[0], is_taken, self.vectors)
         whole = whole_region(graph)
         for region in regions:
-            # A chain that is all of its module, or alone in a module of its own, takes its name.
+            # A chain that fills its module, or is the only one in it, gets the module's name.
             covers = whole is not None and region.inside == whole.inside
             only = len(regions) == 1 and not isinstance(module, nn.Sequential)
             named = name not in residual and (covers or only)
@@ -166,7 +166,7 @@ class _Finder:
                 self.unusable = [u for u in self.unusable if u.name != label]
 
     def _take_repeated(self, residual: Mapping[str, object]) -> None:
-        """Take repeated modules in which nothing can be merged, but which could be dropped."""
+        """Take repeated modules that cannot merge but could be dropped."""
         counts = Counter(type(m) for m in self.modules.values())
         seen: list[str] = []
         for name, module in self.modules.items():  # parents first
@@ -187,7 +187,7 @@ class _Finder:
                 self._take(site)
 
     def _list_lost(self) -> None:
-        """List the residual adds that end no region, and of whose branch no site has a module."""
+        """List residual adds that end no region, if no site uses a module of their branch."""
         known = [u.name.partition(":")[0] for u in self.unusable]
         for name, region, why in self.lost:
             nodes = {n.name: n for n in self.graphs[name].nodes}
@@ -200,7 +200,7 @@ class _Finder:
                 self._refuse(self._label(name, region, 2), name, why)
 
     def _list_around(self, around: Mapping[str, list[Region]]) -> None:
-        """List the residual branches that stay for the sites within the modules that they call."""
+        """List residual branches that cannot be sites because modules they call contain sites."""
         known = {*(s.name for s in self.sites), *(u.name for u in self.unusable)}
         for name, regions in around.items():
             for region in regions:
@@ -211,7 +211,7 @@ class _Finder:
                     self._refuse(label, name, f"it holds the site {held[0]}")
 
     def _list_untraceable(self, residual: Mapping[str, object]) -> None:
-        """List the outermost untraceable modules that neither hold nor lie in what was found."""
+        """List the outermost untraceable modules that are apart from everything found."""
         refused = [u.name for u in self.unusable if not self._is_inside_untraceable(u.name)]
         known = [*residual, *(s.block for s in self.sites), *refused]
         for name, reason in self.untraceable.items():  # parents first
@@ -226,7 +226,7 @@ class _Finder:
         return any(path != name and under(path, name) for name in self.untraceable if name)
 
     def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
-        """Read a region as a site; refuse it and return None if it is none."""
+        """Read a region as a site; if that fails, refuse it and return None."""
         try:
             if isinstance(values, str):
                 raise NotAChain(values)
@@ -248,7 +248,7 @@ class _Finder:
                 self.taken.update(self._paths(site.block, node))
 
     def _paths(self, block: str, node: fx.Node) -> tuple[str, ...]:
-        """Names that a site claims with a node: its own, and a called module's with parameters."""
+        """Names that a site claims for a node: its own, and its module's if with parameters."""
         own = f"{block}#{node.name}"
         if node.op != "call_module":
             return (own,)
@@ -270,7 +270,7 @@ class _Finder:
         return meet(paths, self.taken)
 
     def _overlap(self, site: Site) -> str:
-        """Why a residual branch cannot be a site beside those that are taken; empty if it can."""
+        """Reason why a residual branch conflicts with a site already taken; empty if none."""
         for other in self.sites:
             if other.block == site.block and other.region.inside & site.region.inside:
                 return f"its skip holds the site {other.name}"
@@ -279,7 +279,7 @@ class _Finder:
         return ""
 
     def _count_free(self, name: str) -> int:
-        """Number of operators of a module that no site has taken; two can merge."""
+        """Number of a module's operators that no site has taken; merging needs two."""
         return sum(
             count_operators(self.modules[name].get_submodule(str(node.target)))
             for node in self.graphs[name].nodes

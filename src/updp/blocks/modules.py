@@ -20,10 +20,10 @@ class UserCodeError(Exception):
 
 
 def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call user code; raise `UserCodeError` for any exception, and where it ends the program.
+    """Call user code; raise `UserCodeError` for any exception or attempt to exit the program.
 
-    Only user code belongs in the call, so that our own bugs are not caught with it. An error that
-    says that memory does not suffice is passed on: it says nothing of the code.
+    The call must contain only user code, so that our own bugs are not caught with it. An error for
+    lack of memory is passed on, because it is not a fault of the code.
     """
     try:
         return try_user_code(function, *args, **kwargs)
@@ -34,7 +34,7 @@ def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 def try_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """As `call_user_code`, for what the user did not ask for: it may also be too large."""
+    """Like `call_user_code`, for a run the user did not ask for: also catch lack of memory."""
     # `fx.GraphModule.__call__` prints its code to stderr when the forward fails.
     if isinstance(function, fx.GraphModule):
         function = function.forward  # type: ignore[assignment]
@@ -46,7 +46,7 @@ def try_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 @contextmanager
 def hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Context in which the hooks of `handles` are registered; removes them at its end."""
+    """Context in which the hooks of `handles` are registered; they are removed at its end."""
     with ExitStack() as stack:
         for handle in handles:
             stack.enter_context(handle)
@@ -68,7 +68,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def to_eval(module: M) -> M:
     """Put a module into evaluation mode and return it: `eval` of a user's class may return None.
 
-    It does where a `train` that freezes some layers forgets to return.
+    This happens if a class overrides `train` to freeze layers and does not return self.
     """
     module.eval()
     return module
@@ -91,16 +91,16 @@ def parameter_owners(module: nn.Module) -> Counter[int]:
 def like_of(module: nn.Module) -> Tensor:
     """The first floating-point parameter or buffer of `module`, else an empty CPU tensor.
 
-    Its dtype and device are those that the module computes with.
+    Its dtype and device stand for those of the module's computations.
     """
     tensors = (*module.parameters(), *module.buffers())
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
 
 def cast(module: M, dtype: torch.dtype) -> M:
-    """Give the floating-point tensors of `module` another type, in place.
+    """Cast the floating-point tensors of `module` to another type, in place.
 
-    `Module.to(dtype)` would take complex weights for such, too, and leave their imaginary part out.
+    `Module.to(dtype)` would also cast complex weights, and lose their imaginary part.
     """
 
     def change(t: Tensor) -> Tensor:
@@ -116,14 +116,14 @@ def describe_module(model: nn.Module, path: str) -> str:
 
 
 def is_composite(module: nn.Module) -> bool:
-    """Whether a module has a forward of its own that runs several operators: one to look into."""
+    """Whether a module has a forward of its own with several operators, to be searched."""
     if "forward" not in vars(module) and type(module).forward is nn.Module.forward:
         return False  # a list or dict of modules
     return any(True for _ in module.children()) or _matrices(module) > 1
 
 
 def count_operators(module: nn.Module) -> int:
-    """Number of operators in a module: of its modules that have a matrix or kernel of their own.
+    """Number of operators in a module: modules with a matrix or kernel of their own.
 
     A user's module without children may have several: `F.conv2d` on parameters of its own.
     """

@@ -35,11 +35,11 @@ class LinearStep:
 
     name:      path of the module in its block
     padding:   zero padding (left, right, top, bottom), as in `torch.nn.functional.pad`
-    before:    the part of it that the block adds to the module's own
-    behind:    what the block crops from the module's output, as negative padding
-    derived:   the weight is computed at each access: by the forward (weight standardisation), by a
-               parametrization, by a hook (`torch.nn.utils.weight_norm`), or as registered with
-               `updp.teach_operator`
+    before:    the part of `padding` that the block adds to the module's own
+    behind:    pixels that the block crops from the module's output, as negative padding
+    derived:   whether the weight is computed at each access: by the forward (weight
+        standardisation), by a parametrization, by a hook (`torch.nn.utils.weight_norm`), or as
+        registered with `updp.teach_operator`
     """
 
     name: str
@@ -56,10 +56,10 @@ class LinearStep:
     def read(cls, name: str, module: nn.Module, x: Tensor) -> LinearStep:
         """Read a convolution, a linear layer or a registered module as a step.
 
-        A subclass with a forward of its own is run on `x`, (N, C, ...) or (..., C).
+        A subclass with a forward of its own is run on `x`, (N, C, ...) or (..., C), and watched.
 
         Raises:
-            ValueError: it computes something else; the text is the reason.
+            ValueError: the module computes something else; the text says what.
         """
         if (t := taught_operator(module)) is not None:
             return cls(name, module, t.stride, t.padding, t.dilation, t.groups, derived=True)
@@ -69,12 +69,12 @@ class LinearStep:
             return cls(name, module, derived=_is_derived(module, weight))
         if module.padding_mode != "zeros":
             raise ValueError(f"pads with {module.padding_mode!r}, not with zeros")
-        sizes, dims = (module.stride, module.dilation), module.weight.ndim - 2  # maybe as lists
+        sizes, dims = (module.stride, module.dilation), module.weight.ndim - 2  # may be lists
         stride, dilation = (_per_axis(size, dims) for size in sizes)
         groups = module.groups
         if _is_plain(module):
             padding, weight = _padding(module.padding, module), module.weight
-        else:  # as timm's `StdConv2d` and `Conv2dSame`: see what it really does
+        else:  # for example timm's `StdConv2d` and `Conv2dSame`
             seen = _watch(module, x)
             if (seen.stride, seen.dilation, seen.groups) != (stride, dilation, groups):
                 raise ValueError("does not convolve as its attributes say")
@@ -82,7 +82,7 @@ class LinearStep:
         return cls(name, module, stride, padding, dilation, groups, _is_derived(module, weight))
 
     def padded(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
-        """The step with zeros that the block puts before it, (before, behind) of each axis."""
+        """The step with zeros that the block adds before it, (before, behind) for each axis."""
         if not any(map(any, sides)):
             return self
         own = sides_of(self.on(len(sides)).padding)
@@ -91,13 +91,13 @@ class LinearStep:
         return replace(self.on(len(sides)), padding=padding_of(both), before=before)
 
     def cropped(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
-        """The step, of stride 1, without pixels (before, behind) of its output."""
+        """The step (of stride 1) without pixels (before, behind) at the edges of its output."""
         behind = padding_of((-a, -b) for a, b in sides)
         padding = tuple(a + b for a, b in zip(self.padding, behind, strict=True))
         return replace(self, padding=padding, behind=behind)
 
     def on(self, dims: int) -> LinearStep:
-        """The step with so many axes; a linear layer works on any number, a convolution on its."""
+        """The step on `dims` axes; a linear layer works on any number, a convolution on its own."""
         if len(self.stride) == dims:
             return self
         return replace(self, stride=(1,) * dims, dilation=(1,) * dims, padding=(0, 0) * dims)
@@ -115,7 +115,7 @@ class LinearStep:
 
     @property
     def exact_weight(self) -> Tensor:
-        """Kernel (O, I / groups, kh, kw) in float64 without gradient, also derived in float64."""
+        """Kernel (O, I / groups, kh, kw), computed in float64 and without gradient."""
         if not self.derived:
             return self.weight.detach().double()
         with torch.no_grad():
@@ -152,7 +152,7 @@ class LinearStep:
         return self.groups == self.in_channels > 1
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
-        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
+        """Apply the step as the baseline does, to a tensor in `layout`."""
         if layout == "last":
             return F.linear(x, self.weight.flatten(1), self.bias)
         if isinstance(self.module, CONVOLUTIONS) and taught_operator(self.module) is None:
@@ -166,11 +166,11 @@ class LinearStep:
 
 
 class _WeightFound(Exception):
-    """Ends a forward as soon as its weight is known."""
+    """Stops a forward as soon as its weight is known."""
 
 
 class _Watcher(TorchFunctionMode):
-    """Watches a forward for its one convolution or `linear`, and for a pad before it.
+    """Watches a forward for its single convolution or `linear` call, and for a pad before it.
 
     With `stop`, ends the forward at that call, with only the weight known.
     """
@@ -211,7 +211,7 @@ class _Watcher(TorchFunctionMode):
         return result
 
     def _note(self, operands: dict[str, Any]) -> None:
-        """Check the operands of the watched call, and keep them as `seen`."""
+        """Check the operands of the watched call, and store them as `seen`."""
         if self.seen is not None:
             raise ValueError("convolves more than once")
         dims = self.module.weight.ndim - 2 or 2
@@ -238,8 +238,8 @@ class _Watcher(TorchFunctionMode):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a call convolves with the module's `weight` as it stands now."""
-    # Old `weight_norm` and `spectral_norm` make the weight anew in a hook before each forward.
+    """Whether a call of the module convolves with its `weight` attribute as it is now."""
+    # Old `weight_norm` and `spectral_norm` recompute the weight in a hook before each forward.
     own = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
     return type(module).forward in _FORWARDS and not own
 
@@ -250,11 +250,11 @@ def _is_derived(module: nn.Module, weight: Tensor) -> bool:
 
 
 def _watch(module: _Operator, x: Tensor) -> Linear:
-    """Run a subclass on `x`, and see with what it convolves; ValueError if that is not all."""
+    """Run a subclass on `x` and record its operator; raise ValueError if it does more."""
     watcher = _Watcher(module, x, stop=False)
     with torch.no_grad(), watcher:
         y = module(x)
-    if watcher.seen is None or not same(y, watcher.result):  # a hook may have copied it
+    if watcher.seen is None or not same(y, watcher.result):  # a hook may have copied the result
         raise ValueError("is not one convolution or linear layer of its input")
     if watcher.seen.weight.shape != module.weight.shape:
         raise ValueError("does not use a weight of its own shape")
@@ -262,7 +262,7 @@ def _watch(module: _Operator, x: Tensor) -> Linear:
 
 
 def _weight(module: nn.Module) -> Tensor:
-    """The weight that the forward uses, as the module has it, without running the operator."""
+    """The weight that the forward uses, found without running the operator."""
     if (taught := taught_operator(module)) is not None:
         return taught.weight
     assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
@@ -270,7 +270,7 @@ def _weight(module: nn.Module) -> Tensor:
     if _is_plain(module):
         return own
     groups = 1 if isinstance(module, nn.Linear) else module.groups
-    # What a hook left as `weight` may be of another type or device than its parameters are.
+    # A `weight` left by a hook may have another type or device than the parameters.
     like = next(module.parameters(), own)
     x = like.new_zeros(1, own.shape[1] * groups, *own.shape[2:])
     watcher = _Watcher(module, x, stop=True)
@@ -284,7 +284,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _padding(padding: Any, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Padding:
-    """Zero padding (left, right, top, bottom) in pixels, also of 'same' and 'valid'."""
+    """Zero padding (left, right, top, bottom) in pixels, also for 'same' and 'valid'."""
     dims = conv.weight.ndim - 2
     if padding == "valid":
         return (0, 0) * dims
