@@ -58,7 +58,7 @@ def operator_repair(
 
 
 class _Calls:
-    """Recorder of inputs and outputs of a block's linear operators while a part of it runs."""
+    """Inputs and outputs of a block's linear operators, recorded while a part of the block runs."""
 
     def __init__(self, block: nn.Module, part: nn.Module, *inputs: Any) -> None:
         self.count: Counter[str] = Counter()
@@ -81,10 +81,10 @@ class _Calls:
 
 @torch.no_grad()
 def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[OperatorFit]:
-    """The linear operators of a site whose branch is no chain, such as attention, in their order.
+    """Linear operators of a site whose branch is no chain, such as attention, in execution order.
 
-    Each is fitted to what it gave; the last, if the branch ends with it or with a factor per
-    channel behind it, with the skip.
+    Each is fitted to its own output in the baseline. If the branch ends with the last operator, or
+    with that and a factor per channel, the last is fitted to the output with the skip.
     """
     for path in (site.region.skip, site.region.branch):
         if path:
@@ -106,7 +106,7 @@ def _path_fits(
         module = calls.modules[name]
         shared = any(owners[id(p)] > 1 for p in module.parameters())
         if shared or calls.count[name] > 1 or x.ndim < 2 or len(x) % site.shape_in[0]:
-            continue  # tokens in windows are some of an image's
+            continue  # windows of tokens: their rows are not one per image
         if (step := _settable(name, module, x)) is None:
             continue
         is_last = name == [*calls.given][-1]
@@ -140,7 +140,7 @@ def _chain(step: LinearStep, *behind: Step) -> Chain:
 
 @dataclass(frozen=True)
 class _Before:
-    """Computes what a layer of a part is given, from what the part is given."""
+    """Compute the input of `layer`, a module inside `part`, from the inputs of `part`."""
 
     part: nn.Module
     layer: nn.Module
