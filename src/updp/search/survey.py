@@ -45,7 +45,7 @@ class Survey(Record):
         return offers if recipe is None else offers_within(offers, recipe)
 
     def space(self, offers: Offers) -> Space:
-        """The space of plans that some of these offers make."""
+        """The space of plans with these offers."""
         sites = tuple(
             Choice(
                 row.site, tuple(self._option(o, row.entry) for o in offers[row.site]), row.memory
