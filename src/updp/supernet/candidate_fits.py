@@ -1,6 +1,6 @@
-"""Fit of every candidate alone, on the baseline's activations, for a search.
+"""Fit every candidate alone, on the baseline's activations, for a search.
 
-Candidates of a site that differ in their width only have the same rows, which are taken once.
+Candidates of a site that differ only in width have the same rows, which are gathered once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -27,10 +27,10 @@ def fit_candidates(
 ) -> None:
     """Fit every candidate of every site alone, on the baseline's activations, for a search.
 
-    The baseline runs once for as many sites as `settings.rows_mb` allows, and again where a form
-    has a further regression. `batches` are calibration images (N, C, H, W), or other inputs. `tick`
-    is called for each batch of each site, and once more when the site's candidates are fitted.
-    `sites` are all by default.
+    The baseline runs once per group of sites whose rows fit into `settings.rows_mb`, and again
+    where a form has a further regression. `batches` are calibration images (N, C, H, W), or other
+    inputs. `tick` is called for each batch of each site, and once more when the site's candidates
+    are fitted. `sites` limits the fit to these sites; None means all.
     """
     net.eval()
     net.choose({})
@@ -60,11 +60,11 @@ def fit_candidates(
 
 
 class _SiteFits:
-    """The regressions of a site's candidates, form by form, which the baseline's rows are for."""
+    """Regressions of a site's candidates, form by form, fitted on the baseline's rows."""
 
     def __init__(self, forms: list[_FitTasks]) -> None:
         self.forms = [form for form in forms if form]
-        # The first of each form that gather rows; the others use the sums of one of these.
+        # First regressions that gather rows themselves; those of other forms share the sums of one.
         self.own: _FitTasks = []
         for first, *_ in self.forms:
             if not any(first.try_to_share(other) for other in self.own):
@@ -72,12 +72,12 @@ class _SiteFits:
 
     @property
     def targets(self) -> _FitTasks:
-        """Regressions that want targets; later ones of a form want their inputs in a later pass."""
+        """Regressions that need targets now; later ones of a form get their inputs later."""
         return [*self.own, *(task for _, *later in self.forms for task in later)]
 
     @property
     def bytes(self) -> int:
-        """Memory for rows or their sums."""
+        """Memory for the rows or their sums, in bytes."""
         return sum(task.regression.bytes for task in self.targets)
 
 
