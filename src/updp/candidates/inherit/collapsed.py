@@ -1,4 +1,4 @@
-"""A merged block as parameters: those of a form that is fitted, or merged early."""
+"""A merged block as trainable parameters, for a form that is fitted or merged early."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from updp.candidates.parts.trainable import TrainableOperator
 class Collapsed(nn.Module):
     """`operators(x) + skip` of a `MergedBlock` as parameters, without its end activation.
 
-    Their dtype and device are those of `like`.
+    The parameters have the dtype and device of `like`.
     """
 
     def __init__(self, merged: MergedBlock, like: Tensor) -> None:
@@ -50,7 +50,7 @@ class Collapsed(nn.Module):
         return x
 
     def skip_value(self, x: Tensor, beside: Tensor | None) -> Tensor | None:
-        """Return what is added to the branch; None where the skip is in its operator."""
+        """Return the value added to the branch; None if the skip is merged into its operator."""
         if self.skip is not None:
             value: Tensor = self.skip(x)
             return value

@@ -33,15 +33,15 @@ _CHUNKS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tens
 
 @dataclass(frozen=True)
 class Scope:
-    """A branch, or a module that it calls: the graph, and real inputs of it.
+    """A branch, or a module that the branch calls: its graph, with real inputs.
 
-    owner:   the module that the graph is of
-    prefix:  of the names of its modules in the block, with its dot
-    entry:   the node whose value enters
+    owner:   the module that was traced
+    prefix:  path of `owner` in the block, with a dot at the end
+    entry:   node whose value enters the branch
     extras:  other nodes outside of the branch that it reads
     inputs:  values of the entry and the extras
     branch:  names of the nodes, in order
-    outer:   the scope that calls the module, and the node that does
+    outer:   the scope that calls the module, and its calling node
     """
 
     owner: nn.Module
@@ -59,7 +59,7 @@ class Scope:
         return self if self.outer is None else self.outer[0].outermost
 
     def value(self, node: fx.Node) -> Tensor:
-        """Compute the value of a node. Raises NotAChain: it is no tensor."""
+        """Compute the value of a node. Raises NotAChain if the value is no tensor."""
         if node.name == self.entry:
             value = self.inputs[0]
         else:
@@ -71,7 +71,7 @@ class Scope:
         return value
 
     def inner(self, node: fx.Node) -> Scope:
-        """The scope of a module that a node calls with one tensor. Raises NotAChain."""
+        """The scope of a module that a node calls. Raises NotAChain if it cannot be followed."""
         if len(node.all_input_nodes) != 1 or node.args != (node.all_input_nodes[0],):
             raise NotAChain(f"`{node.target}` takes more than a tensor")
         module, x = self.owner.get_submodule(str(node.target)), self.value(node.all_input_nodes[0])
@@ -84,13 +84,13 @@ class Scope:
 
 @dataclass
 class Backwards:
-    """The walk, and what it has found.
+    """A walk backwards from a tensor, with its findings.
 
-    count, axis, ndim:  number and axis of the channels of the tensor, and its number of axes
-    unit:               so many channels adjoin, and stay or go together
-    producers:          operators, each with how many times it makes all channels in a row
+    count, axis, ndim:  number and axis of the tensor's channels, and its number of axes
+    unit:               number of adjoining channels that stay or go together
+    producers:          operators by path, with the number of times each makes all channels
     between:            modules with state that act on each channel
-    extras:             nodes outside of the branch with a value for each channel, with its axis
+    extras:             nodes outside of the branch with a value per channel, with the axis of that
     """
 
     count: int
@@ -103,7 +103,7 @@ class Backwards:
     seen: dict[fx.Node, Scope] = field(default_factory=dict)
 
     def follow(self, node: fx.Node, scope: Scope) -> None:
-        """Go on from a node to what it is made of. Raises NotAChain."""
+        """Continue from a node to its inputs. Raises NotAChain if that is not possible."""
         if node in self.seen:
             return
         if node.name in scope.extras:
@@ -117,7 +117,7 @@ class Backwards:
         elif node.target is operator.getitem and _is_chunk(node.args[0]):
             self.seen[node] = self.seen[node.args[0]] = scope  # type: ignore[index]
             self._parts_of(node.args[0].all_input_nodes[0], scope)  # type: ignore[union-attr]
-        elif node.target is F.glu:  # the product of both halves
+        elif node.target is F.glu:  # GLU multiplies the two halves of its input
             self.seen[node] = scope
             self._parts_of(node.all_input_nodes[0], scope)
         elif node.op == "call_module" and operator_of_node(scope.owner, node) is not None:
@@ -137,18 +137,18 @@ class Backwards:
             self.follow(sources[0], scope)
 
     def check(self, consumer: fx.Node) -> None:
-        """Raise NotAChain where something else reads the channels, too, or nothing makes them."""
+        """Raise NotAChain if other nodes read the channels, too, or if no operator makes them."""
         if not self.producers:
             raise NotAChain("no operator of the branch makes these channels")
         for node, scope in self.seen.items():
             for user in node.users:
-                # Outside of the branch a value may be read by anything.
+                # Nodes outside of the branch may read any value.
                 if user in self.seen or user is consumer or user.name not in scope.branch:
                     continue
                 raise NotAChain(f"`{node.name}` is read elsewhere, too")
 
     def _parts_of(self, node: fx.Node, scope: Scope) -> None:
-        """Note what makes a tensor that is taken in parts, maybe in a module of their own."""
+        """Find the operator whose output is split into parts, perhaps inside another module."""
         while node.name == scope.entry and scope.outer is not None:
             self.seen[node] = scope
             scope, caller = scope.outer
@@ -166,7 +166,7 @@ class Backwards:
         self.producers[f"{scope.prefix}{node.target}"] = times
 
     def _module(self, node: fx.Node, scope: Scope) -> None:
-        """Go on through a module that acts on each channel alone, or that is the user's own."""
+        """Follow a module that acts on each channel alone, or look into one of the user's own."""
         module = scope.owner.get_submodule(str(node.target))
         if len(node.all_input_nodes) != 1 or node.kwargs:
             raise NotAChain(f"`{node.target}` takes several inputs")
@@ -188,12 +188,12 @@ class Backwards:
         self.follow(node.all_input_nodes[0], scope)
 
     def _extra(self, node: fx.Node, scope: Scope) -> None:
-        """Note a value from outside, with one entry for each channel or the same for all."""
+        """Record a value from outside with one entry per channel; skip one for all channels."""
         self.seen[node] = scope
         value = scope.inputs[1 + scope.extras.index(node.name)]
         if not isinstance(value, Tensor) or value.numel() == 1:
             return
-        axis = self.axis - self.ndim + value.ndim  # counted from the last, as tensors broadcast
+        axis = self.axis - self.ndim + value.ndim  # counted from the last axis, as in broadcasting
         if axis < 0 or value.shape[axis] == 1:
             return
         if value.shape[axis] != self.count:

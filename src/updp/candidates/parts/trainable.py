@@ -12,7 +12,7 @@ from updp.algebra import Operator, convolve
 class TrainableOperator(nn.Module):
     """An operator with parameters: its weight (O, I / groups, kh, kw) and its bias (O,).
 
-    Their dtype and device are those of `like`.
+    Both have the dtype and device of `like`.
     """
 
     def __init__(self, operator: Operator, layout: str, like: Tensor) -> None:
@@ -37,6 +37,6 @@ class TrainableOperator(nn.Module):
 
     @torch.no_grad()
     def set(self, operator: Operator) -> None:
-        """Copy the weights of an operator of the same shape."""
+        """Copy weight and bias from an operator of the same shape."""
         self.weight.copy_(operator.weight)
         self.bias.copy_(operator.bias)
