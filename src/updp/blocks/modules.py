@@ -84,7 +84,7 @@ def seeded_input(shape: Iterable[int], like: Tensor | None = None, scale: float 
 
 
 def parameter_owners(module: nn.Module) -> Counter[int]:
-    """Count the modules that hold each parameter themselves, by the parameter's `id`."""
+    """Count the modules that own each parameter directly, by the parameter's `id`."""
     return Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
 
 

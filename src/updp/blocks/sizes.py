@@ -24,11 +24,11 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation by the nu
 
 
 class OtherSize(BaseModel, frozen=True):
-    """A second size of the input, and what the model does there."""
+    """A second size of the input, and whether model and rewritten blocks work at it."""
 
     size: tuple[int, ...]  # (height, width) of images; empty where no second size is known
-    taken: bool  # whether the model itself takes it
-    # Paths of the blocks that compute something else there once rewritten; "" is the whole model.
+    taken: bool  # whether the unpruned model accepts it
+    # Paths of blocks that compute something else at it once rewritten; "" is the whole model.
     frozen: tuple[str, ...] = ()
 
     @property

@@ -46,7 +46,7 @@ class FoldNorm(Candidate):
 
     @property
     def label(self) -> str:
-        """For example `norm1>attn.qkv`."""
+        """Label, such as `norm1>attn.qkv`."""
         return f"{self.norm}>{','.join(self.readers)}"
 
     @property
@@ -201,7 +201,7 @@ def _run(site: Site, part: nn.Module) -> Tensor:
 def _folded(
     block: nn.Module, graph: fx.Graph, readers: tuple[str, ...], affine: Affine
 ) -> Mapping[str, nn.Module]:
-    """Copy the modules that hold a reader, by their targets in the graph, and fold into those."""
+    """Copy the modules that contain a reader, by target in the graph; fold into the copies."""
     targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
     modules: dict[str, nn.Module] = {}
     for reader in readers:

@@ -55,7 +55,7 @@ class OneLinear(Candidate):
 
     @property
     def label(self) -> str:
-        """For example `linear` or `linear 3x3`."""
+        """Label, such as `linear` or `linear 3x3`."""
         return " ".join((self.kind, "x".join(map(str, self.kernel)))).strip()
 
     @property

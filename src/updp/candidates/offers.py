@@ -36,14 +36,14 @@ class Offer(BaseModel, frozen=True, arbitrary_types_allowed=True):
     shape: tuple[int, ...]  # shape of the site's input, without the batch
     candidate: Candidate  # kind and fields of the candidate, as in a plan
     parameters: int  # number of scalar parameters, once merged
-    keep_parameters: int  # the same of the baseline's form
+    keep_parameters: int  # the same for the baseline's form
     weights: int  # bytes of parameters and buffers in float32, once merged
-    keep_weights: int  # the same of the baseline's form
+    keep_weights: int  # the same for the baseline's form
     memory: int  # bytes of activations at the peak of a batch in float32, beside the site's input
     macs: int  # multiply-accumulates for one image, of all calls in a forward, once merged
-    keep_macs: int  # the same of the baseline's form
+    keep_macs: int  # the same for the baseline's form
     ms: float  # median latency in ms for a batch, of all calls in a forward, once merged
-    keep_ms: float  # the same of the baseline's form
+    keep_ms: float  # the same for the baseline's form
     speedup: float  # latency of the baseline's form over the candidate's, median
     noise_ms: float  # half of the interquartile range of the ms that the candidate saves
 

@@ -254,7 +254,7 @@ class Regression:
         return total
 
     def _error(self, weights: Tensor) -> float:
-        """Mean squared error on held-out rows, over the target's variance, as in `Fitted`."""
+        """Mean squared error on held-out rows divided by the target's variance, as in `Fitted`."""
         part = HELD if self._sum(self._gathered.count(HELD)) else ALL
         sums = torch.zeros(4, dtype=torch.float64, device=self._device)
         for x, target, beside in self._gathered.rows(part):

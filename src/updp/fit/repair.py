@@ -121,7 +121,7 @@ def _path_fits(
 
 
 def _settable(name: str, module: nn.Module, x: Tensor) -> LinearStep | None:
-    """The module as a step, where it is a linear operator whose weights can be set."""
+    """The module as a step, if it is a linear operator whose weights can be set, else None."""
     try:
         step = LinearStep.read(name, module, x)
     except ValueError:

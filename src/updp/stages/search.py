@@ -33,7 +33,7 @@ _TIMINGS = 3  # maximum number of timings, while none of the best plans meets th
 
 
 class SearchKey(StageKey):
-    """The budget and the settings of the search; of a given plan what it chooses."""
+    """The budget and the settings of the search; for a given plan its choices."""
 
     FILE: ClassVar[str] = "search/key.json"
     # Settings of the search that decide the outcome; of a given plan `choices` and `blended`.
@@ -48,7 +48,7 @@ class TimedPlans(Record):
     FILE: ClassVar[str] = "search/timed.json"
     # Plans in numbers: for each site 0 (kept) or the number of its candidate.
     genomes: tuple[Genome, ...]
-    latencies: tuple[Latency, ...]  # latency of each plan for a batch, beside the baseline's
+    latencies: tuple[Latency, ...]  # latency of each plan for a batch, compared with the baseline's
 
 
 def make_key(context: Context) -> SearchKey:

@@ -32,7 +32,7 @@ from updp.training.optim import make_optimizer, make_schedule, whole_steps
 
 
 class ReconstructRow(BaseModel, frozen=True):
-    """A site's error before and after it was trained alone, beside its output in the baseline."""
+    """A site's error against its output in the baseline, before and after it was trained alone."""
 
     site: str  # name of the site
     prior_error: float  # mean squared error before, as a share of the target's variance
@@ -204,7 +204,7 @@ class _SiteTraining:
 
     @torch.no_grad()
     def error(self) -> float:
-        """Mean squared error over all batches and processes, over the target's variance."""
+        """Mean squared error of all batches and processes, divided by the target's variance."""
         total = torch.stack([self._loss(place) for place in range(len(self._inputs))]).mean()
         processes.average([total])
         return float(total)

@@ -54,7 +54,7 @@ class NarrowAttention(Candidate):
 
     @property
     def label(self) -> str:
-        """For example `attention 2/3 heads`, `attention q,k 32/64` or `attention q,k,v 32/64`."""
+        """Label such as `attention 2/3 heads`, `attention q,k 32/64` or `attention q,k,v 32/64`."""
         heads, keys, values = self.of
         parts = [] if self.heads == heads else [f"{self.heads}/{heads} heads"]
         if self.values < values:

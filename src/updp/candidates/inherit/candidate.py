@@ -42,7 +42,7 @@ class Inherit(Candidate):
 
     @property
     def label(self) -> str:
-        """For example `conv1+conv2(1x1)` or `conv_dw | mlp.fc1+mlp.fc2`."""
+        """Label, such as `conv1+conv2(1x1)` or `conv_dw | mlp.fc1+mlp.fc2`."""
         return " | ".join(
             "+".join(f"{n}(1x1)" if n in self.shrunk else n for n in segment)
             for segment in self.segments

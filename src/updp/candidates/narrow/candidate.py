@@ -37,7 +37,7 @@ class Narrow(Candidate):
 
     @property
     def label(self) -> str:
-        """For example `narrow 50%`."""
+        """Label, such as `narrow 50%`."""
         return f"{self.kind} {100 * self.width:g}%"
 
     @property

@@ -29,22 +29,22 @@ class Setting(BaseModel, frozen=True):
 
 
 class BenchFigures(BaseModel):
-    """Figures of one model; null where the runtime or the machine does not tell."""
+    """Figures of one model; null if the runtime or the machine does not give them."""
 
     ms: Timing  # latency in ms for a batch
-    images_per_second: float  # at the median latency
-    memory: int | None = None  # bytes of activations at the worst moment, the input's included
+    images_per_second: float  # throughput at the median latency
+    memory: int | None = None  # peak bytes of activations, including the input
     energy: float | None = None  # joules for an image
 
 
 class Row(BaseModel):
     """Two models at one setting: figures, or a failure."""
 
-    setting: Setting  # with which both models were timed
+    setting: Setting  # setting with which both models were timed
     baseline: BenchFigures | None = None  # figures of the baseline; null where the row is a failure
     other: BenchFigures | None = None  # figures of the other model; null likewise
     speedup: Timing | None = None  # how many times faster the other model is
-    failure: str = ""  # why the two cannot run so
+    failure: str = ""  # why the two cannot run with this setting
     rounds: int = 0  # interleaved repetitions; 0 where the row is a failure
     energy_from: str = ""  # what counted the joules, or why there are none
     versions: dict[str, str] = {}  # versions of Python and of installed packages

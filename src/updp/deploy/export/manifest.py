@@ -31,7 +31,7 @@ class Exported(BaseModel):
     # The same of the baseline; null where it does not export to the format.
     baseline_bytes: int | None
     parameters: int  # number of scalar parameters
-    baseline_parameters: int  # the same of the baseline
+    baseline_parameters: int  # the same for the baseline
     images: int  # test images on which file and PyTorch were compared
     max_abs: float  # largest difference of a logit from PyTorch's, at any of the sizes
     max_rel: float  # largest difference of a logit over the image's largest logit

@@ -48,7 +48,7 @@ class Greedy(Searcher):
                     yield step, nearer
 
     def _distance(self, plan: Genome) -> float:
-        """Distance from the limits: excess in each unit over the baseline's cost, summed up."""
+        """Distance from the limits: sum over units of the excess as share of the baseline."""
         space, limits = self.task.space, self.task.limits
         cost = space.cost(plan)
         far: float = sum(

@@ -20,7 +20,7 @@ from updp.search.searchers.surrogate import Surrogate, ranked
 from updp.search.space import Genome
 
 _ROUND = 4  # number of plans proposed at once
-_SINGLES = 3  # one in so many scored plans is a single candidate
+_SINGLES = 3  # one in this many scored plans is a single candidate
 _RIDGE = 0.1  # pulls the model towards the damage of a candidate alone
 _LEAST = 1e-6  # smallest damage, as a fraction of the worst, because 0 has no logarithm
 
