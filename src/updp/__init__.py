@@ -57,7 +57,7 @@ __all__ = [
     "write_hub_folder",
 ]
 
-# Imported on first use, because PyTorch takes seconds to import and `updp --help` needs none of it.
+# Imported on first use: PyTorch takes seconds to import, and `updp --help` does not need it.
 _HOMES = {
     "updp.api": ("Pruned", "estimate", "inspect", "prune"),
     "updp.blocks": ("Linear", "teach_forward", "teach_operator"),

@@ -88,33 +88,33 @@ def prune(
             (image, label), or of dictionaries; or one of them, with or without `test`.
         recipe: a recipe, its name, such as `fit-only`, or a YAML file; or a budget alone, such as
             `blocks=9`.
-        budget: the budget, in place of the recipe's own. Only with a `plan` none is needed.
-        test: the test split, where `data` has none or another is wanted: a path of any form that
-            `data` may have, or a loader or data set beside one. Where there is none at all, a tenth
-            of the images is split off, and a warning says so.
-        out: the run directory; called again with the same one, it continues a killed run. By
-            default a new temporary folder, so that nothing can be continued.
+        budget: the budget, which replaces the recipe's. With a `plan`, none is needed.
+        test: the test split, if `data` has none or another is wanted: a path of any form that
+            `data` may have, or a loader or data set if `data` is one. Without any, a tenth
+            of the images is split off, with a warning.
+        out: the run directory; a call with the same directory continues a killed run. By
+            default a new temporary folder, so that the run cannot be continued.
         weights: safetensors file for a model given by name.
-        device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
+        device: such as `cpu` or `cuda:0`; by default CUDA if available.
         fresh: start over, and remove what is in `out`.
         plan: prune these sites without a search; the budget is then ignored.
-        pick: another point of the finished search in `out`: the number of a line of its front, or
-            a budget. It gets a run directory of its own, in `out`/picks.
+        pick: another point of the finished search in `out`: a line number of its front, or a
+            budget. It gets its own run directory, in `out`/picks.
         teacher: the model whose logits stage 3 follows, a module or a name as for `model`, with
-            the data's classes; by default `baseline`, the model itself. Its images' size and scale
-            are in `subnet.teacher_size`, `teacher_mean`, `teacher_std`, else its own configuration.
+            the data's classes; by default the baseline, which is `model` itself. Its image size
+            and scale: `subnet.teacher_size`, `teacher_mean`, `teacher_std`, else its configuration.
         teacher_weights: safetensors file for a teacher given by name.
         unlabelled: further images, a path of any form that `data` may have, on which stage 3
             follows the teacher, too; `subnet.unlabelled` is their share of a batch.
-        task: what the model is for: an object, or the name of a built-in one; by default what the
-            recipe's `task` says, which is classification. In other tasks loaders give inputs of
-            any form (a tensor, or a tuple or dictionary of tensors) with the task's labels.
+        task: what the model is for: an object, or the name of a built-in task; by default the
+            recipe's `task`, which is classification by default. In other tasks, loaders give inputs
+            of any form (a tensor, or a tuple or dictionary of tensors) with the task's labels.
         tensorboard: a folder for the run's curves, the same figures as in `figures.jsonl`.
         log: a tracker that `accelerate` knows, for the same curves, such as `wandb` or `mlflow`.
-        progress: where to report to.
+        progress: reports progress.
 
     Raises:
-        UserError: something that the user can put right.
+        UserError: a mistake that the user can correct.
         MergeError: the merged model does not compute what was trained (a bug here, or weights with
             infinities); nothing was written.
     """
@@ -160,20 +160,20 @@ def estimate(
 ) -> Estimate:
     """Measure how long each stage of `prune` will take here, and how much memory.
 
-    A few steps of each stage are run and thrown away. Latencies of candidates are timed in full,
-    because a run finds them in the cache.
+    A few steps of each stage are run, and their results discarded. Latencies of candidates are
+    timed in full; a later run reads them from the cache.
 
     >>> found = updp.estimate(model, "digits", recipe, out="runs/mine")
     >>> [stage.stage for stage in found.stages if stage.done], found.minutes
     (['sites', 'supernet', 'search', 'subnet', 'merge'], 0.0)
 
     Args:
-        out: a run directory, whose finished stages are not measured. Nothing is written there.
+        out: a run directory, whose finished stages are not measured; it is not changed.
 
     The other arguments are those of `prune`.
 
     Raises:
-        UserError: something that the user can put right.
+        UserError: a mistake that the user can correct.
     """
     given = Given(model, data, test, weights, teacher, teacher_weights, unlabelled, task)
     inputs = open_inputs(
@@ -200,7 +200,7 @@ def inspect(
 ) -> Inspection:
     """List the sites of a model with their candidates, and the blocks that cannot be pruned.
 
-    The model is left as it was.
+    The model is not changed.
 
     >>> found = updp.inspect("timm/resnet10t", (3, 64, 64))
     >>> [offer.site for offer in found.sites]
@@ -211,12 +211,12 @@ def inspect(
         input_shape: (C, H, W), by default the model's own.
         example: a batch in place of random images: a tensor, or a tuple or dictionary of tensors
             that the model is called with.
-        recipe: which sites and candidates, and how to time them: as for `prune`.
-        device: such as `cpu` or `cuda:0`; by default CUDA where there is one.
-        progress: where to report to.
+        recipe: selects sites, candidates and how to time them: as for `prune`.
+        device: such as `cpu` or `cuda:0`; by default CUDA if available.
+        progress: reports progress.
 
     Raises:
-        UserError: the model cannot be loaded, or does not take such images.
+        UserError: the model cannot be loaded, or does not accept such images.
     """
     target = pruning_device(device)
     module = load_model(model) if isinstance(model, str) else own_copy(model)

@@ -18,15 +18,15 @@ _LONGEST = 60  # characters of a value that is quoted
 
 
 def checked(*but: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function so that an argument of a wrong kind is one line, not a traceback inside.
+    """Decorate a function so that an argument of a wrong type raises a UserError of one line.
 
-    Values are handed on as they are. A missing or unknown argument is Python's own TypeError.
+    Values are passed on unchanged. A missing or unknown argument is Python's own TypeError.
 
     Args:
-        but: arguments that are not checked, because anything that behaves as they should will do.
+        but: names of arguments that are not checked, because duck typing is enough for them.
 
     Raises:
-        UserError: of the decorated function; it names function and argument, and what that takes.
+        UserError: from the decorated function; it names function, argument and the right types.
 
     >>> updp.load(3)
     Traceback (most recent call last):
@@ -61,7 +61,7 @@ def checked(*but: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _values(given: Mapping[str, Any], parameter: inspect.Parameter) -> Sequence[Any]:
-    """What was given for a parameter: nothing, a value, or those of `*args`."""
+    """Return the values given for a parameter: none, one, or all values of `*args`."""
     if parameter.name not in given:
         return ()
     value = given[parameter.name]
@@ -69,13 +69,13 @@ def _values(given: Mapping[str, Any], parameter: inspect.Parameter) -> Sequence[
 
 
 def _fits(adapter: TypeAdapter[Any], value: Any) -> bool:
-    """Whether a value is of the kind; lists are as good as tuples, NumPy's integers as Python's."""
+    """Whether a value has the type; lists count as tuples, and NumPy's integers as Python's."""
     for form in (value, _plain(value)):
         try:
             found = adapter.validate_python(form)
         except ValidationError:
             continue
-        if found is form or not isinstance(found, BaseModel):  # else made of a dictionary
+        if found is form or not isinstance(found, BaseModel):  # else built from a dictionary
             return True
     return False
 
@@ -88,17 +88,17 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A short value as it is, of others the type."""
+    """Return a short value's `repr`; for any other value, its type."""
     try:
         text = repr(value)
-    except Exception:  # of a user's class
+    except Exception:  # from `repr` of a user's class
         text = ""
     is_short = 0 < len(text) <= _LONGEST and "\n" not in text
     return printable(text) if is_short else f"of the type {type(value).__name__}"
 
 
 def _words(hint: Any) -> str:
-    """An annotation without modules: `Sequence[positive int] | None`."""
+    """Return an annotation as text without modules: `Sequence[positive int] | None`."""
     hint = hint.__bound__ if isinstance(hint, TypeVar) else hint
     text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", inspect.formatannotation(hint))
     text = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)

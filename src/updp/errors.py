@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-# Faults of the disk, of permissions and of the system's limits, each with what helps.
+# Faults of disk, permissions and system limits: advice by error number.
 _MACHINE = {
     errno.ENOSPC: "make room, and the same command goes on",
     errno.EDQUOT: "make room, and the same command goes on",
@@ -93,34 +93,34 @@ def needs_extra(what: str, package: str | None, extra: str) -> UserError:
 
 
 def reason(error: BaseException) -> str:
-    """Type and first line of a foreign error, as `KeyError: 'x'`, to quote in a `UserError`."""
+    """Return a foreign error's type and first line, as `KeyError: 'x'`, to quote in a UserError."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def root_reason(error: BaseException) -> str:
-    """`reason` of the error that a chain of errors began with: exporters wrap what went wrong."""
+    """Return the `reason` of the first error in a chain: exporters wrap the original error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return reason(error)
 
 
 def is_machines(error: BaseException) -> bool:
-    """Whether an error is the machine's fault and not that of a file's content or of a name."""
+    """Whether an error is a fault of the machine, and not of a file's content or name."""
     return isinstance(error, OSError) and error.errno in _MACHINE
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice, of the machine or of its accelerator."""
+    """Whether an error says that the memory of the machine or its accelerator is exhausted."""
     # The CPU's allocator of PyTorch raises a plain RuntimeError.
     names = ("not enough memory", "can't allocate memory", "out of memory")
     return isinstance(error, MemoryError) or any(name in str(error) for name in names)
 
 
 def explain(error: OSError) -> UserError:
-    """The error of the operating system as one line: the path, the reason, what to do."""
+    """Return an operating system's error as a UserError: the path, the reason, what to do."""
     place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-    if error.errno is None or error.strerror is None:  # a library's own
+    if error.errno is None or error.strerror is None:  # raised by a library
         return UserError(f"{place}{reason(error)}")
     kind = MachineError if is_machines(error) else UserError
     advice = _MACHINE.get(error.errno) or _ASKED.get(error.errno)
@@ -128,15 +128,15 @@ def explain(error: OSError) -> UserError:
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:
-    """The error for a file of ours that cannot be read: the machine's fault, or a damaged file."""
+    """Return the error for an unreadable file of ours: the machine's fault, or a damaged file."""
     if isinstance(error, OSError) and is_machines(error):
         return explain(error)
     return DamagedError(path, f"cannot be read: {reason(error)}")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text for a terminal: control characters but those in `keep` are written as `\\x1b`.
+    """Return text for a terminal, with control characters written as `\\x1b` except in `keep`.
 
-    Names from files and what users type may hold them, and would be obeyed.
+    Names from files and users' input may contain control characters, which a terminal would obey.
     """
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)

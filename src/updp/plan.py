@@ -56,6 +56,6 @@ class Plan(Record, frozen=True, extra="forbid"):
             return cls.read_file(Path(path))
         except DamagedError as error:
             if error.path.name == cls.FILE:
-                raise  # in a run directory a stage makes it anew
+                raise  # in a run directory a stage writes it again
             # Another file of a run is not damaged: it was named by mistake.
             raise UserError(f"{error}; give a plan.json, as `updp search` writes it") from error

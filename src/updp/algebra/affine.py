@@ -60,6 +60,6 @@ def chain(first: Affine, second: Affine) -> Affine:
 
 
 def as_operator(affine: Affine, dims: int = 2) -> Operator:
-    """Return the affine (C,) as a depthwise 1x1 operator on maps of so many axes."""
+    """Return the affine (C,) as a depthwise 1x1 operator on maps with `dims` axes."""
     weight = affine.scale.reshape(-1, 1, *[1] * dims)
     return Operator(weight, affine.shift, groups=len(affine.scale))

@@ -20,8 +20,8 @@ class Operator:
         y[o, p] = bias[o] + sum of weight[o, i, t] * x[i, p * stride + t * dilation - before]
 
     weight:   (O, I / groups, kh, kw), float64; with one axis or three for sequences or volumes
-    bias:     (O,), float64; zeros where the layer has none
-    stride:   (vertical, horizontal), as is dilation; 1 where left out
+    bias:     (O,), float64; zeros if the layer has no bias
+    stride:   (vertical, horizontal), the same for dilation; both are 1 by default
     padding:  (left, right, top, bottom) pixels, as in `torch.nn.functional.pad`; negative crops
     """
 
@@ -59,17 +59,17 @@ class Operator:
 
     @property
     def kernel_size(self) -> Size:
-        """Taps (kh, kw); dilation does not count."""
+        """Taps (kh, kw) without the gaps of dilation."""
         return tuple(self.weight.shape[2:])
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output pixel reads the input pixel at its own place and nothing else."""
+        """Whether each output pixel reads only the input pixel at the same position."""
         return {*self.kernel_size, *self.stride} == {1} and not any(self.padding)
 
     @property
     def slack(self) -> Size:
-        """Stride-1 output size less input size, (vertical, horizontal): padding less reach."""
+        """Stride-1 output size minus input size, (vertical, horizontal): padding minus reach."""
         axes = zip(sides_of(self.padding), self.kernel_size, self.dilation, strict=True)
         return tuple(sum(side) - d * (k - 1) for side, k, d in axes)
 
@@ -96,7 +96,7 @@ def convolve(
     dilation: Size | int = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Convolve x (N, I, ...) with weight (O, I / groups, ...) over as many axes as it has."""
+    """Convolve x (N, I, ...) with weight (O, I / groups, ...) in one, two or three dimensions."""
     function = _CONVOLUTIONS[weight.ndim]
     return function(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
 
@@ -107,14 +107,14 @@ def sides_of(padding: Padding) -> tuple[tuple[int, int], ...]:
 
 
 def padding_of(sides: Iterable[tuple[int, int]]) -> Padding:
-    """The padding whose `sides_of` these are."""
+    """Return the padding tuple for (before, behind) of each axis: the inverse of `sides_of`."""
     return tuple(p for side in reversed(tuple(sides)) for p in side)
 
 
 def from_linear(linear: nn.Linear) -> Operator:
     """Read a linear layer on tokens or channels as a 1x1 convolution.
 
-    Its tensors are copied, so that training the layer on does not change the operator.
+    Its tensors are copied, so that further training of the layer does not change the operator.
     """
     weight = linear.weight.detach()[:, :, None, None].to(float64, copy=True)
     if linear.bias is None:

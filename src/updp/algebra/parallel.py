@@ -1,4 +1,4 @@
-"""Parallel operators: an identity skip, the sum of two, and other orders of channels."""
+"""Parallel operators: identity skips, sums of two operators, and reordered output channels."""
 
 from dataclasses import replace
 from math import gcd
@@ -25,9 +25,9 @@ def identity(
 
 
 def reorder(operator: Operator, order: Tensor) -> Operator:
-    """Return the operator with its output channels in another order: channel c is `order[c]`.
+    """Return the operator with reordered output channels: channel c is the old `order[c]`.
 
-    A shuffle of channels mixes groups, so the result has as many as stay among themselves.
+    A shuffle of channels may mix groups; the result has as many groups as the order leaves intact.
     """
     groups = kept_groups(operator.groups, order)
     weight = _regrouped(operator, groups)[order]
@@ -35,7 +35,7 @@ def reorder(operator: Operator, order: Tensor) -> Operator:
 
 
 def kept_groups(groups: int, order: Tensor) -> int:
-    """The most groups, a divisor of `groups`, whose channels stay within them in this order."""
+    """Return the most groups, a divisor of `groups`, that keep their channels in this order."""
     count, places = len(order), torch.arange(len(order), device=order.device)
 
     def stay(groups: int) -> bool:
@@ -72,7 +72,7 @@ def add(a: Operator, b: Operator) -> Operator:
         )
         sides.append((before, behind))
         dilation.append(step)
-        # Slack is padding less reach, and shared: so the padding gives the reach of the sum.
+        # Both have the same slack, which is padding minus reach: so padding gives the sum's reach.
         kernel.append((before + behind - a.slack[axis]) // step + 1)
     groups = gcd(a.groups, b.groups)
     weight = a.weight.new_zeros(a.out_channels, a.in_channels // groups, *kernel)

@@ -13,11 +13,11 @@ from updp.blocks.nested import call
 from updp.blocks.repeatable import RecordedRun
 
 _SPECIAL = {"__len__": "its length", "__iter__": "iteration", "__getitem__": "an index"}
-_INNER = "torch.nn.modules."  # what a module's own methods read is no news beside the method
+_INNER = "torch.nn.modules."  # reads inside a module's own torch methods say nothing new
 
 
 def what_is_read(model: nn.Module, block: nn.Module, run: RecordedRun) -> str:
-    """Attributes of `block` that `model` reads beside calling it, in words; may be empty."""
+    """Attributes of `block` that `model` reads besides calling it, in words; may be empty."""
     with suppress(TypeError), _watched(block) as names, torch.no_grad():  # it may have slots
         with suppress(UserCodeError):
             call_user_code(call, model, run.images.clone())
@@ -27,9 +27,9 @@ def what_is_read(model: nn.Module, block: nn.Module, run: RecordedRun) -> str:
 
 @contextmanager
 def _watched(block: nn.Module) -> Iterator[list[str]]:
-    """Context that lists what is read of a block while its own forward does not run.
+    """Context that lists which attributes of a block are read from outside its own forward.
 
-    The block is of a subclass in the meantime: hooks would not see attributes.
+    Meanwhile the block has a subclass as its class, because hooks do not see attributes.
     """
     names: list[str] = []
     kind: Any = type(block)

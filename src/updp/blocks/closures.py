@@ -1,4 +1,4 @@
-"""Functions that a module keeps, such as hooks, follow a copy of it."""
+"""Make functions stored on a copied module, such as hooks, use the copy."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from torch import nn
 
-_DEPTH = 2  # of containers in a module's attributes that are looked into
+_DEPTH = 2  # levels of containers to search in a module's attributes
 
 
 def rebind(copied: nn.Module, copies: Mapping[int, Any]) -> None:
-    """Give a copied module functions of its own, where they use what was copied with it.
+    """Replace functions on a copied module that use objects which were copied with it.
 
-    `copy.deepcopy` takes a function as it is. So a hook that notes features in a dictionary of its
-    model, or a forward that was wrapped, would go on with those of the original.
+    `copy.deepcopy` does not copy functions. So a hook that stores features in a dictionary of its
+    model, or a wrapped forward, would still use the objects of the original.
 
     Args:
         copied: the copy, changed in place.
-        copies: the copies by the `id` of the originals, as `copy.deepcopy` notes them.
+        copies: the copies by the `id` of the originals: the memo of `copy.deepcopy`.
     """
     follower = _Follower(copies)
     for part in copied.modules():
@@ -28,15 +28,15 @@ def rebind(copied: nn.Module, copies: Mapping[int, Any]) -> None:
 
 
 class _Follower:
-    """Finds what stands for a function of the original in the copy."""
+    """Finds the copy's counterpart of a function of the original."""
 
     def __init__(self, copies: Mapping[int, Any]) -> None:
         self.copies = copies
         self.functions: dict[int, FunctionType] = {}
-        self.cells: dict[int, CellType] = {}  # functions that share a variable still do
+        self.cells: dict[int, CellType] = {}  # copies share variables, too
 
     def replace_inside(self, values: Any, depth: int) -> None:
-        """Replace functions in a dictionary or list, and in those within."""
+        """Replace functions in a dictionary or list, also in nested ones."""
         if id(values) in self.copies:  # shared with the original
             return
         for key, value in [*(values.items() if isinstance(values, dict) else enumerate(values))]:
@@ -47,7 +47,7 @@ class _Follower:
                 self.replace_inside(value, depth - 1)
 
     def follow(self, value: Any) -> Any:
-        """The copy that stands for `value`; most often itself."""
+        """The copy's counterpart of `value`; mostly `value` itself."""
         if id(value) in self.copies:
             return self.copies[id(value)]
         if isinstance(value, FunctionType):
@@ -67,7 +67,7 @@ class _Follower:
         return value
 
     def _function(self, function: FunctionType) -> FunctionType:
-        """The function with copies for what its variables and the globals that it names hold."""
+        """The function on copies of the objects in its closure and its globals; itself if none."""
         if id(function) in self.functions:
             return self.functions[id(function)]
         code, outer = function.__code__, function.__globals__
@@ -82,7 +82,7 @@ class _Follower:
             function.__defaults__,
             tuple(self.cells.setdefault(id(cell), CellType()) for cell in cells),
         )
-        self.functions[id(function)] = made  # also while its own variables are followed
+        self.functions[id(function)] = made  # set before its own variables are followed
         changed = bool(named)
         for cell in cells:
             try:

@@ -16,12 +16,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def copy_module(module: M) -> M:
-    """A deep copy of a module, also where `copy.deepcopy` refuses what it keeps.
+    """A deep copy of a module, also if it holds objects that `copy.deepcopy` refuses.
 
-    Tensors that were computed with gradients are copied without. What cannot be copied at all, such
-    as a lock or a generator, is shared. Functions that use the module use the copy.
+    Tensors computed with gradients are copied without them. Objects that cannot be copied at all,
+    such as a lock or a generator, are shared. Functions that use the module use the copy.
 
-    Raises UserCodeError: the module cannot be copied even so.
+    Raises UserCodeError if the module cannot be copied even so.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
@@ -30,7 +30,7 @@ def copy_module(module: M) -> M:
         copied: M = copy.deepcopy(module, copies := memo.copy())
         rebind(copied, copies)
         return copied
-    except Exception as error:  # of the user's classes: any
+    except Exception as error:  # user classes may raise any exception
         if is_out_of_memory(error):
             raise
         before = len(memo)
@@ -56,8 +56,8 @@ def _copy_computed(values: Iterable[Any], memo: dict[int, Any], depth: int = 2) 
 def _share(value: Any, memo: dict[int, Any], entered: set[int]) -> bool:
     """Put the innermost objects that cannot be copied into `memo`, as their own copies.
 
-    `entered` are objects that are looked at apart. Returns whether one was met, so that the fault
-    may lie there.
+    `entered` has the ids of objects examined elsewhere. Returns whether such an object was met,
+    because then the cause may lie there.
     """
     if id(value) in entered:
         return True
@@ -73,7 +73,7 @@ def _share(value: Any, memo: dict[int, Any], entered: set[int]) -> bool:
 def _copies(value: Any, memo: dict[int, Any]) -> bool:
     try:
         copy.deepcopy(value, memo.copy())
-    except Exception:  # of the user's classes: any
+    except Exception:  # user classes may raise any exception
         return False
     return True
 

@@ -36,11 +36,11 @@ _log = logging.getLogger(__name__)
 def find(model: nn.Module, example: Samples) -> Findings:
     """Find the sites of `model`, in the order of its modules.
 
-    The model is run on `example` in evaluation mode, without gradients, and left as it was. Raises
-    UserError where it gives another output each time.
+    The model is run on `example` in evaluation mode, without gradients, and is not changed. Raises
+    UserError if its output differs between runs.
     """
     outputs: list[Any] = []
-    # Seeded, for a module that draws what it runs is to be found the same again.
+    # Seeded: a module that draws at random what it runs must give the same sites again.
     with random_state(0), exact_float32(), torch.no_grad(), restored(*model.modules()):
         keep = model.register_forward_hook(lambda m, x, y: outputs.append(map_tensors(cloned, y)))
         with hooks([keep]):
@@ -51,7 +51,7 @@ def find(model: nn.Module, example: Samples) -> Findings:
 
 
 class _Finder:
-    """One search through a model; keeps track of the modules and nodes that sites have taken."""
+    """One search through a model, with the modules and nodes that sites have taken so far."""
 
     def __init__(self, model: nn.Module, example: Samples) -> None:
         self.model, self.traced = model, TracedModel(model, example)
@@ -62,7 +62,7 @@ class _Finder:
         self.taken: set[str] = set()  # paths of modules, and nodes as `block#node`
 
     def find(self) -> Findings:
-        """Search in order of preference: what an earlier step takes, a later one cannot."""
+        """Search in order of preference: later steps cannot use what an earlier one takes."""
         residual = {n: regions for n in self.graphs if (regions := self._regions(n))}
         outer = [n for n in residual if any(o != n and under(o, n) for o in residual)]
         around = {name: residual.pop(name) for name in outer}
@@ -108,7 +108,7 @@ class _Finder:
         """Take those of a module's `count` residual branches that are chains; return the others."""
         droppable, values = list[Site](), self.traced.values(name)
         for region in regions:
-            # Vectors that a module with residual blocks adds are those of its heads.
+            # In a module that holds residual blocks, an add of vectors belongs to a head.
             if not joins_maps(region, values, vectors=count == len(regions)):
                 continue
             label = self.traced.label(name, region, count)
@@ -127,7 +127,7 @@ class _Finder:
         return droppable
 
     def _take_chains(self, name: str, residual: Mapping[str, object]) -> None:
-        """Take chains that are outside of residual branches and hold no residual block."""
+        """Take chains outside of residual branches that contain no residual block."""
         module, graph = self.modules[name], self.graphs[name]
         if any(under(name, path) for path in self.taken) or self._count_free(name) < 2:
             return
@@ -144,7 +144,7 @@ class _Finder:
         regions = [r for r in regions if not self.traced.why_repeated(name, r)]
         whole = whole_region(graph)
         for region in regions:
-            # A chain that is all of its module, or alone in a module of its own, takes its name.
+            # A chain that fills its module, or is the only one in it, gets the module's name.
             covers = whole is not None and region.inside == whole.inside
             only = len(regions) == 1 and not isinstance(module, nn.Sequential)
             named = name not in residual and (covers or only)
@@ -161,7 +161,7 @@ class _Finder:
                 self.unusable = [u for u in self.unusable if u.name != label]
 
     def _take_repeated(self, residual: Mapping[str, object]) -> None:
-        """Take repeated modules in which nothing can be merged, but which could be dropped."""
+        """Take repeated modules that cannot merge but could be dropped."""
         counts = Counter(type(m) for m in self.modules.values())
         seen: list[str] = []
         for name, module in self.modules.items():  # parents first
@@ -189,7 +189,7 @@ class _Finder:
             self._refuse(label, name, self._held(self.traced.called(name, region)) or reason)
 
     def _list_lost(self) -> None:
-        """List the residual adds that end no region, and of whose branch no site has a module."""
+        """List residual adds that end no region, if no site uses a module of their branch."""
         known = [u.name.partition(":")[0] for u in self.unusable]
         for name, region, why in self.lost:
             nodes = {n.name: n for n in self.graphs[name].nodes}
@@ -202,7 +202,7 @@ class _Finder:
                 self._refuse(self.traced.label(name, region, 2), name, why)
 
     def _list_around(self, around: Mapping[str, list[Region]]) -> None:
-        """List the residual branches that stay for the sites within the modules that they call."""
+        """List residual branches that cannot be sites because modules they call contain sites."""
         known = {*(s.name for s in self.sites), *(u.name for u in self.unusable)}
         for name, regions in around.items():
             for region in regions:
@@ -213,7 +213,7 @@ class _Finder:
                     self._refuse(label, name, held)
 
     def _list_untraceable(self, residual: Mapping[str, object]) -> None:
-        """List the outermost untraceable modules that neither hold nor lie in what was found."""
+        """List the outermost untraceable modules that are apart from everything found."""
         refused = [u.name for u in self.unusable if not self._is_inside_untraceable(u.name)]
         known = [*residual, *(s.block for s in self.sites), *refused]
         for name, reason in self.traced.untraceable.items():  # parents first
@@ -228,7 +228,7 @@ class _Finder:
         return any(path != name and under(path, name) for name in self.traced.untraceable if name)
 
     def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
-        """Read a region as a site; refuse it and return None if it is none."""
+        """Read a region as a site; if that fails, refuse it and return None."""
         try:
             if isinstance(values, str):
                 raise NotAChain(values)
@@ -260,7 +260,7 @@ class _Finder:
         return meet(paths, self.taken)
 
     def _overlap(self, site: Site) -> str:
-        """Why a residual branch cannot be a site beside those that are taken; empty if it can."""
+        """Reason why a residual branch conflicts with a site already taken; empty if none."""
         for other in self.sites:
             if other.block == site.block and other.region.inside & site.region.inside:
                 return f"its skip holds the site {other.name}"
@@ -269,7 +269,7 @@ class _Finder:
         return ""
 
     def _count_free(self, name: str) -> int:
-        """Number of operators of a module that no site has taken; two can merge."""
+        """Number of a module's operators that no site has taken; merging needs two."""
         return sum(
             count_operators(self.modules[name].get_submodule(str(node.target)))
             for node in self.graphs[name].nodes

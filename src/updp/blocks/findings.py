@@ -25,12 +25,12 @@ class Unusable:
 class Findings:
     """Sites and unusable blocks of one model.
 
-    graphs:   the fx graph of each block by its path, as in evaluation
-    modal:    paths of blocks whose forward takes another way in training
-    whole:    paths of blocks that keep all of their modules when they are pruned, because the rest
-              of the model reads them
+    graphs:   the fx graph of each block by its path, in evaluation mode
+    modal:    paths of blocks whose forward differs in training mode
+    whole:    paths of blocks that keep all of their modules when pruned, because the rest of the
+        model reads them
     counted:  paths of blocks whose children the rest of the model counts: new modules go inside
-              one of them
+        one of them
     """
 
     sites: tuple[Site, ...]
@@ -45,7 +45,7 @@ class Findings:
         return replace(self, sites=tuple(site for site in self.sites if site.block == block))
 
     def selected(self, include: Sequence[str], exclude: Sequence[str]) -> Findings:
-        """Keep the sites that match a glob of `include` (if not empty) and none of `exclude`.
+        """Keep the sites that match a glob in `include` (if not empty) and none in `exclude`.
 
         Raises:
             UserError: a glob matches no site.

@@ -32,8 +32,8 @@ def operator_of(step: LinearStep, shrunk: bool = False) -> Operator:
 def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operator | None:
     """Compose a chain of linear operators, scales and BatchNorms into one operator.
 
-    Returns None where that is not exact: zero padding behind a spatial kernel or behind a bias
-    pads with zeros where the composed operator would see other values, so borders differ.
+    Returns None if that is not exact: padding behind a spatial kernel or a bias pads with zeros
+    where the composed operator would see other values, so borders differ.
     """
     # Start from a depthwise identity: composing with a dense one would lose the groups.
     operator = algebra.identity(channels, channels, device, chain.dims)
@@ -52,7 +52,7 @@ def chain_operator(chain: Chain, channels: int, device: torch.device) -> Operato
 
 
 def affine_of(step: Step, like: Tensor) -> Affine:
-    """A step that `is_affine` as an affine map on the channels of `like` (C,)."""
+    """A step for which `is_affine` holds, as an affine map on the channels of `like` (C,)."""
     if isinstance(step, ScaleStep):
         return factor_of(step, like)
     assert isinstance(step, NormStep)

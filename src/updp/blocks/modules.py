@@ -20,10 +20,10 @@ class UserCodeError(Exception):
 
 
 def call_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call user code; raise `UserCodeError` for any exception, and where it ends the program.
+    """Call user code; raise `UserCodeError` for any exception or attempt to exit the program.
 
-    Only user code belongs in the call, so that our own bugs are not caught with it. An error that
-    says that memory does not suffice is passed on: it says nothing of the code.
+    The call must contain only user code, so that our own bugs are not caught with it. An error for
+    lack of memory is passed on, because it is not a fault of the code.
     """
     try:
         return try_user_code(function, *args, **kwargs)
@@ -43,7 +43,7 @@ def try_user_code(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 @contextmanager
 def hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Context in which the hooks of `handles` are registered; removes them at its end."""
+    """Context in which the hooks of `handles` are registered; they are removed at its end."""
     with ExitStack() as stack:
         for handle in handles:
             stack.enter_context(handle)
@@ -65,7 +65,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def to_eval(module: M) -> M:
     """Put a module into evaluation mode and return it: `eval` of a user's class may return None.
 
-    It does where a `train` that freezes some layers forgets to return.
+    This happens if a class overrides `train` to freeze layers and does not return self.
     """
     module.eval()
     return module
@@ -81,23 +81,23 @@ def seeded_input(shape: Iterable[int], like: Tensor | None = None, scale: float 
 
 
 def parameter_owners(module: nn.Module) -> Counter[int]:
-    """Count the modules that hold each parameter themselves, by the parameter's `id`."""
+    """Count the modules that own each parameter directly, by the parameter's `id`."""
     return Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
 
 
 def like_of(module: nn.Module) -> Tensor:
     """The first floating-point parameter or buffer of `module`, else an empty CPU tensor.
 
-    Its dtype and device are those that the module computes with.
+    Its dtype and device stand for those of the module's computations.
     """
     tensors = (*module.parameters(), *module.buffers())
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
 
 def cast(module: M, dtype: torch.dtype) -> M:
-    """Give the floating-point tensors of `module` another type, in place.
+    """Cast the floating-point tensors of `module` to another type, in place.
 
-    `Module.to(dtype)` would take complex weights for such, too, and leave their imaginary part out.
+    `Module.to(dtype)` would also cast complex weights, and lose their imaginary part.
     """
 
     def change(t: Tensor) -> Tensor:
@@ -113,14 +113,14 @@ def describe_module(model: nn.Module, path: str) -> str:
 
 
 def is_composite(module: nn.Module) -> bool:
-    """Whether a module has a forward of its own that runs several operators: one to look into."""
+    """Whether a module has a forward of its own with several operators, to be searched."""
     if "forward" not in vars(module) and type(module).forward is nn.Module.forward:
         return False  # a list or dict of modules
     return any(True for _ in module.children()) or _matrices(module) > 1
 
 
 def count_operators(module: nn.Module) -> int:
-    """Number of operators in a module: of its modules that have a matrix or kernel of their own.
+    """Number of operators in a module: modules with a matrix or kernel of their own.
 
     A user's module without children may have several: `F.conv2d` on parameters of its own.
     """

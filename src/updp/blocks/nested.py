@@ -1,7 +1,7 @@
-"""Nested values: what models take and return beside single tensors.
+"""Nested values: inputs and outputs of models other than single tensors.
 
-Tensors have one sample in each place of their first axis. Tuples, dictionaries and dataclasses hold
-such tensors; a list holds one entry for each sample, as images of several sizes for a detector.
+The first axis of a tensor counts the samples. Tuples, dictionaries and dataclasses hold such
+tensors; a list has one entry per sample, such as images of several sizes for a detector.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.utils._pytree import register_pytree_node
 def map_leaves(kind: type | tuple[type, ...], function: Callable[[Any], Any], value: Any) -> Any:
     """Apply `function` to each `kind` in tuples, lists, mappings and dataclasses, in a copy.
 
-    Mappings and dataclasses, such as transformers' `ModelOutput`, stay what they are. Other objects
-    are passed on.
+    Mappings and dataclasses, such as transformers' `ModelOutput`, keep their class. Other objects
+    are returned unchanged.
     """
     if isinstance(value, kind):
         return function(value)
@@ -55,7 +55,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def is_float_tensor(value: Any) -> bool:
-    """Whether it is a tensor of floating-point numbers."""
+    """Whether `value` is a tensor of floating-point numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
@@ -66,7 +66,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def count(value: Any) -> int:
-    """The number of samples. Raises ValueError where there is no tensor."""
+    """The number of samples. Raises ValueError if there is no tensor."""
     if isinstance(value, Tensor | list):
         return len(value)
     if isinstance(value, ModelInputs):
@@ -80,7 +80,7 @@ def count(value: Any) -> int:
 
 
 def take(value: Any, index: Any) -> Any:
-    """Some of the samples; `index` is a slice or a tensor of numbers or of truth values."""
+    """Select samples; `index` is a slice, or a tensor of numbers or of booleans."""
     if isinstance(value, list):
         if isinstance(index, Tensor):
             numbers = index.nonzero()[:, 0] if index.dtype == torch.bool else index
@@ -94,7 +94,7 @@ def take(value: Any, index: Any) -> Any:
 
 
 def join(values: Sequence[Any]) -> Any:
-    """The samples of several values of one form, one after another."""
+    """Concatenate the samples of several values with the same structure."""
     first = values[0]
     if len(values) == 1:
         return first
@@ -110,12 +110,12 @@ def join(values: Sequence[Any]) -> Any:
 
 
 def split(value: Any, size: int) -> list[Any]:
-    """Consecutive parts of `size` samples, the last one perhaps shorter, as `torch.split`."""
+    """Split into parts of `size` samples, the last one perhaps shorter, like `torch.split`."""
     return [take(value, slice(at, at + size)) for at in range(0, count(value), size)]
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a nested value is known as a whole: it holds no objects but tensors and constants."""
+    """Whether a nested value contains only tensors and constants, so that its content is known."""
     if value is None or isinstance(value, Tensor | bool | int | float | str | torch.dtype):
         return True
     if isinstance(value, ModelInputs):
@@ -141,7 +141,7 @@ def _parts(value: Any) -> dict[Any, Any]:
 
 
 def _rebuilt(value: Any, parts: Mapping[Any, Any]) -> Any:
-    """The value with other parts; itself where it has none."""
+    """A copy of the value with other parts; the value itself if it has no parts."""
     if isinstance(value, tuple):
         return type(value)(*parts.values()) if hasattr(value, "_fields") else tuple(parts.values())
     if isinstance(value, Mapping):
@@ -155,7 +155,7 @@ def _rebuilt(value: Any, parts: Mapping[Any, Any]) -> Any:
 
 
 class ModelInputs:
-    """A batch of what a model is called with, beyond one tensor; in its samples it acts as one.
+    """A batch of inputs beyond one tensor; it can be indexed by sample like a tensor.
 
     >>> batch = ModelInputs((), {"input_ids": torch.zeros(8, 5), "mask": torch.ones(8, 5)})
     >>> len(batch), batch[:2].kwargs["mask"].shape
@@ -172,25 +172,25 @@ class ModelInputs:
         return ModelInputs(*take((self.args, self.kwargs), index))
 
     def clone(self) -> ModelInputs:
-        """A copy of each tensor."""
+        """A copy with each tensor cloned."""
         cloned: ModelInputs = map_tensors(torch.clone, self)
         return cloned
 
     def to(self, *args: Any, **kwargs: Any) -> ModelInputs:
-        """`Tensor.to` of each tensor; only floating-point ones take another type."""
+        """`Tensor.to` for each tensor; only floating-point tensors change their type."""
         is_type = any(isinstance(arg, torch.dtype) for arg in (*args, *kwargs.values()))
 
         def moved(x: Tensor) -> Tensor:
             if is_type and not x.is_floating_point():
                 return x
-            # A memory layout is for maps (N, C, H, W).
+            # A memory layout applies to maps (N, C, H, W) only.
             return x if "memory_format" in kwargs and x.ndim != 4 else x.to(*args, **kwargs)
 
         moved_inputs: ModelInputs = map_tensors(moved, self)
         return moved_inputs
 
 
-Samples = Tensor | ModelInputs  # a batch of inputs: images (N, C, H, W), or whatever a model takes
+Samples = Tensor | ModelInputs  # a batch of inputs: images (N, C, H, W), or others
 
 
 register_pytree_node(
@@ -202,7 +202,7 @@ register_pytree_node(
 
 
 def as_samples(value: Any) -> Samples:
-    """A batch as a model is called with it: a dictionary by keyword, a tuple by position."""
+    """A batch as inputs for a model: a dictionary by keyword, a tuple by position."""
     if isinstance(value, Tensor | ModelInputs):
         return value
     if isinstance(value, Mapping):
@@ -226,7 +226,7 @@ def call(module: Callable[..., Any], *inputs: Any) -> Any:
 def named_leaves(
     kind: type | tuple[type, ...], value: Any, path: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Each `kind` with its place in a nested value, such as `args.0` or `kwargs.input_ids`."""
+    """Each `kind` in a nested value, with its path such as `args.0` or `kwargs.input_ids`."""
     if isinstance(value, kind):
         yield path, value
         return
@@ -238,14 +238,14 @@ def named_leaves(
 
 
 def named_tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors with their place in a nested value, see `named_leaves`."""
+    """Tensors in a nested value with their paths, see `named_leaves`."""
     return named_leaves(Tensor, value)
 
 
 def structure_of(value: Any, path: str = "") -> Any:
-    """Plain data for JSON that says how a value holds its tensors, which are as `named_tensors`.
+    """Description of a value for JSON, with the paths of its tensors as in `named_tensors`.
 
-    Tuples, lists, dictionaries, numbers, text and None come back by `from_structure` as they are,
+    `from_structure` restores tuples, lists, dictionaries, numbers, text and None as they are,
     other objects as dictionaries of their tensors, or None.
     """
     if isinstance(value, Tensor):
@@ -262,7 +262,7 @@ def structure_of(value: Any, path: str = "") -> Any:
 
 
 def from_structure(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """The value that `structure_of` described, with these tensors by name."""
+    """Restore the value that `structure_of` described, with the tensors given by path."""
     ((kind, held),) = structure.items()
     if kind == "tensor":
         return tensors[held]

@@ -18,10 +18,10 @@ from updp.blocks.values import tensors_of
 
 @torch.no_grad()
 def why_not_float64(model: nn.Module, images: Samples) -> str:
-    """The reason why a model with float64 weights does not compute in float64; empty if it does.
+    """Reason why a model with float64 weights does not compute in float64; empty if it does.
 
-    That is a failure, as of a float32 tensor that a forward makes and a float64 weight, or the
-    first rounding to less than float64, each with the innermost module that it happens in.
+    The reason is either an exception, for example because a forward makes a float32 tensor, or the
+    first rounding to less than float64; it names the innermost module in which that happens.
     """
     running: list[str] = []
     watcher = _TypeWatcher(running)
@@ -53,7 +53,7 @@ def _doubled(x: Tensor) -> Tensor:
 
 
 class _TypeWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the modules that run at the first rounding to less than float64."""
+    """Records which modules are running at the first rounding to less than float64."""
 
     def __init__(self, running: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

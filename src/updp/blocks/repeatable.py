@@ -1,4 +1,4 @@
-"""Check that outputs are the same each time, and do not depend on the other images of a batch."""
+"""Check that outputs are repeatable and do not depend on the other images of a batch."""
 
 import logging
 from collections import Counter
@@ -16,7 +16,7 @@ from updp.blocks.nested import Samples, call
 from updp.blocks.values import difference, tensors_of
 
 _log = logging.getLogger(__name__)
-NOISE = 1e-4  # relative; what GPUs may differ by from run to run is less
+NOISE = 1e-4  # relative; GPUs differ by less from run to run
 
 _Sums = list[tuple[float, float]]
 _Trail = dict[tuple[str, int], tuple[_Sums, _Sums]]
@@ -24,14 +24,14 @@ _Trail = dict[tuple[str, int], tuple[_Sums, _Sums]]
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """An input of a model, such as images (N, C, H, W), and what the model makes of it."""
+    """An input of a model, such as images (N, C, H, W), and the model's output for it."""
 
     images: Samples
     output: Any
 
 
 def describe_random(model: nn.Module, images: Samples) -> str:
-    """One line for a model that gives another output each time, with the module at fault."""
+    """Error message for a model whose output changes between runs, naming the module at fault."""
     where = describe_module(model, _odd_one(_trail(model, images), _trail(model, images)))
     return (
         "the model gives another output each time that it sees the same images, though in "
@@ -41,9 +41,9 @@ def describe_random(model: nn.Module, images: Samples) -> str:
 
 
 def warn_of_batch_statistics(model: nn.Module, runs: Sequence[RecordedRun]) -> None:
-    """Warn where the output for the images of the first run is another in the second, larger one.
+    """Warn if the output for some images depends on which other images are in the batch.
 
-    The second run's images begin with those of the first.
+    The second run has the images of the first and further ones behind them.
     """
     few, many = runs
     count, more = len(few.images), len(many.images)
@@ -75,9 +75,9 @@ def warn_of_batch_statistics(model: nn.Module, runs: Sequence[RecordedRun]) -> N
 
 
 def _corner(among: Tensor, alone: Tensor, more: int, count: int) -> Tensor:
-    """What a tensor says of the first `count` of `more` images, compared with them alone.
+    """The part of an output for the first `count` of `more` images.
 
-    Other axes may grow with the images, too, such as those of logits of each image with each text.
+    Other axes may grow with the images, too, such as in logits of each image with each text.
     """
     for axis, (size, own) in enumerate(zip(among.shape, alone.shape, strict=False)):
         if axis == 0 or size * count == own * more:
@@ -86,7 +86,7 @@ def _corner(among: Tensor, alone: Tensor, more: int, count: int) -> Tensor:
 
 
 def _odd_one(first: _Trail, second: _Trail) -> str:
-    """Path of the innermost module that gives different outputs for equal inputs."""
+    """Path of the innermost module whose outputs differ for equal inputs."""
     for place, (inputs, outputs) in first.items():
         others = second.get(place)
         if others is not None and _near(inputs, others[0]) and not _near(outputs, others[1]):
@@ -95,9 +95,9 @@ def _odd_one(first: _Trail, second: _Trail) -> str:
 
 
 def _trail(model: nn.Module, images: Samples, share: float = 1.0) -> _Trail:
-    """Sums over inputs and outputs of each call of each module, in the order in which they end.
+    """Sums over inputs and outputs of each call of each module, in the order in which calls end.
 
-    Of each tensor only the first rows are summed up, a `share` of all.
+    Only the first rows of each tensor are summed up, a `share` of all rows.
     """
     trail: _Trail = {}
     entered: list[_Sums] = []

@@ -1,7 +1,7 @@
-"""Check that a model whose blocks are rewritten, with nothing pruned, computes what it did.
+"""Check that rewriting a model's blocks, with nothing pruned, does not change its output.
 
-The rest of a model may read what a block keeps beside its output: a record of its last input, a
-weight. Nothing tells but running it.
+The rest of a model may read more of a block than its output: a record of its last input, or a
+weight. Only running the model shows this.
 """
 
 import logging
@@ -33,18 +33,18 @@ from updp.blocks.values import difference, tensors_of
 from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
-_TOLERANCE = 1e-6  # relative; the same operators run, so that CPUs differ in no bit
-# Of a pruned block, the most frugal first: whether all modules stay, and whether new ones go
-# inside one of the children, so that there are as many.
+_TOLERANCE = 1e-6  # relative; the same operators run, so on CPUs nothing differs
+# Forms of a rewritten block, smallest first: (whether it keeps all modules, whether new modules go
+# inside one of its children, so that the number of children is unchanged).
 _FORMS = ((False, False), (True, False), (False, True), (True, True))
 
 
 def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[RecordedRun]) -> Findings:
-    """The findings without the blocks whose forward cannot be rewritten within the model.
+    """The findings without blocks whose forward cannot be rewritten within the model.
 
     The model is left with some of its blocks rewritten; see `tracing.trace.restored`.
 
-    Raises UserError: the model gives another output each time, or none that can be compared.
+    Raises UserError if the model's output changes between runs, or has no tensors to compare.
     """
     if not tensors_of(runs[0].output):
         kind = type(runs[0].output).__name__
@@ -68,7 +68,7 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Recorde
         own = findings.within(name)
         form, why = _find_form(model, block, own, runs, limit)
         refused = {} if form else {name: why}
-        if form is None and len(own.sites) > 1:  # perhaps something is read of one of them alone
+        if form is None and len(own.sites) > 1:  # perhaps only one of them matters
             alone = _why_not_alone(model, block, own, runs, limit)
             own = replace(own, sites=tuple(s for s in own.sites if s.name not in alone))
             form = _find_form(model, block, own, runs, limit)[0] if own.sites else None
@@ -100,9 +100,9 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Recorde
 def _find_form(
     model: nn.Module, block: nn.Module, own: Findings, runs: Sequence[RecordedRun], limit: float
 ) -> tuple[tuple[bool, bool] | None, str]:
-    """The first of `_FORMS` in which the model still is itself, else None and the difference.
+    """The first of `_FORMS` that keeps the model's output; else None, and the difference.
 
-    The block is left rewritten in it, or as it was. `own` are the findings of the block alone.
+    The block is left in this form, or unchanged. `own` are the findings of the block alone.
     """
     before, name, why = surgical_state(block), own.sites[0].block, ""
     for is_whole, inside in _FORMS if has_room(block) else _FORMS[:2]:
@@ -116,7 +116,7 @@ def _find_form(
 def _why_not_alone(
     model: nn.Module, block: nn.Module, own: Findings, runs: Sequence[RecordedRun], limit: float
 ) -> dict[str, str]:
-    """The sites of a block that differ also where no other one is rewritten, and how."""
+    """Sites of a block that change the output even if rewritten alone, with the difference."""
     before, found = surgical_state(block), {}
     for site in own.sites:
         _, found[site.name] = _find_form(model, block, replace(own, sites=(site,)), runs, limit)
@@ -126,7 +126,7 @@ def _why_not_alone(
 
 @contextmanager
 def unpruned(model: nn.Module, findings: Findings) -> Iterator[None]:
-    """Context in which all blocks with sites are rewritten as for pruning, with nothing pruned."""
+    """Context in which all blocks with sites are rewritten for pruning, but nothing is pruned."""
     blocks = _blocks(model, findings)
     before = {name: surgical_state(block) for name, block in blocks.items()}
     try:
@@ -140,7 +140,7 @@ def unpruned(model: nn.Module, findings: Findings) -> Iterator[None]:
 
 
 def _blocks(model: nn.Module, findings: Findings) -> dict[str, nn.Module]:
-    """The blocks that have sites, by path: a rewritten block may hide others."""
+    """The blocks with sites by path, looked up before rewriting, which may hide some."""
     return {name: model.get_submodule(name) for name in {s.block: None for s in findings.sites}}
 
 
@@ -156,9 +156,9 @@ def _rewrite(block: nn.Module, findings: Findings, name: str, *, whole: bool, in
 
 
 def _disguised(keep: nn.Module, site: Site) -> nn.Module:
-    """A site's own path as an operator of other sizes and weights, which a pruned site has.
+    """A site's own path, disguised as an operator of other sizes, as a pruned site has.
 
-    Nothing outside may depend on these, nor find the path's own modules in the block.
+    Nothing outside may depend on the sizes, or find the path's own modules in the block.
     """
     ndim = len(site.shape_out)
     kind: Any = nn.Linear if ndim not in (3, 4, 5) else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 3]
@@ -169,10 +169,10 @@ def _disguised(keep: nn.Module, site: Site) -> nn.Module:
 
 
 def _run_unread(keep: nn.Module, x: Tensor, *extras: Any) -> Any:
-    """The output of a site's path, which then runs once more, on other values.
+    """The output of a site's path, which then runs once more on other values.
 
-    So what a hook in it records, or a module writes down, is wrong where the rest of the model
-    reads it: a pruned site would leave nothing at all.
+    So anything that a hook or module inside records is wrong, and shows if the rest of the model
+    reads it: a pruned site would not record it at all.
     """
     other = 0.5 * x + 1 if x.is_floating_point() else None
     output = keep.forward(x, *extras)
@@ -182,7 +182,7 @@ def _run_unread(keep: nn.Module, x: Tensor, *extras: Any) -> Any:
 
 
 def _why_not(model: nn.Module, runs: Sequence[RecordedRun], limit: float) -> str:
-    """The difference of the model's runs from before, if above `limit`, in words; else empty."""
+    """The model's difference from its recorded runs, in words, if above `limit`; else empty."""
     for run in runs:
         try:
             with torch.no_grad():

@@ -26,8 +26,8 @@ _KEYWORD = re.compile(rf"((?:self|getattr\([^()]*\))(?:\.\w+)*?)\.({'|'.join(key
 class RewrittenForward:
     """A graph's code as the `forward` of one block, set on the instance.
 
-    So the block stays of the user's class, with its attributes, methods and hooks. Unlike a bound
-    method of generated code it can be pickled, and a copy of the block has one of its own.
+    So the block keeps the user's class, attributes, methods and hooks. Unlike a bound method of
+    generated code it can be pickled, and it follows a copy of the block.
 
     `block` is the module whose children the code uses, `code` the generated source.
     """
@@ -48,9 +48,9 @@ class RewrittenForward:
 
     @property
     def __globals__(self) -> Any:
-        """What torch.jit.script asks of a function first, whose source it then wants from a file.
+        """Attribute that torch.jit.script reads first from a function, before its source file.
 
-        Raises AttributeError, with what does work in place of it.
+        Raises AttributeError, with a message that says what works instead.
         """
         raise AttributeError(
             f"torch.jit.script does not read the forward of a pruned {self._label}: "
@@ -59,7 +59,7 @@ class RewrittenForward:
 
     @property
     def __code__(self) -> CodeType:
-        """The generated code, whose place torch.export notes for the forward of a whole model."""
+        """The generated code; torch.export records its place for the forward of a whole model."""
         return self._function.__code__  # type: ignore[no-any-return, attr-defined]
 
     def __getstate__(self) -> _State:
@@ -67,10 +67,10 @@ class RewrittenForward:
 
     def __setstate__(self, state: _State) -> None:
         self.block, self._label, self.code, self._modules, self._others = state
-        # Modules are kept by name: they cannot be pickled.
+        # Modules are stored by name, because they cannot be pickled.
         found = {name: importlib.import_module(key) for name, key in self._modules.items()}
         self._function = _compiled(self._label, self.code, found | self._others)
-        # torch.export and others ask for the names of the arguments.
+        # torch.export and others read the names of the arguments.
         signature = inspect.signature(self._function)
         self.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])
 
@@ -82,17 +82,17 @@ class RewrittenForward:
 
 
 def _spelt(source: str) -> str:
-    """Generated source, in which fx writes `self.if(x)` for a child that has a keyword's name."""
+    """Repair generated source: fx writes `self.if(x)` for a child named like a keyword."""
     while (spelt := _KEYWORD.sub(r'getattr(\1, "\2")', source)) != source:
         source = spelt
     return source
 
 
 def _compiled(label: str, source: str, names: dict[str, Any]) -> Callable[..., Any]:
-    """The function `forward` of generated source, which tracebacks can show."""
+    """Compile generated source to its function `forward`, such that tracebacks show the source."""
     file = f"<updp {label} {next(_numbers)}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    # The source is of torch.fx, made of a graph in memory; no file's text comes here.
+    # torch.fx generated the source from a graph in memory; no text of a file gets here.
     exec(compile(source, file, "exec"), names)  # nosec B102
     function: Callable[..., Any] = names["forward"]
     return function

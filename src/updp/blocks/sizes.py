@@ -1,7 +1,7 @@
-"""Check whether graphs that were traced at one image size hold at a second.
+"""Check whether graphs that were traced at one image size also hold at a second one.
 
-Sizes may decide what a forward does, and tracing keeps what they decided. Nothing tells but
-running the model at a second size.
+A forward may branch on sizes, and tracing fixes the branch that was taken. Only running the model
+at a second size shows this.
 """
 
 from typing import Any
@@ -19,16 +19,16 @@ from updp.blocks.tracing.trace import restored
 from updp.blocks.values import difference
 
 _TOLERANCE = 1e-5  # relative
-_LARGE = 512**2  # pixels, from which on the other size is the smaller one
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # of interpolation, by the number of axes
+_LARGE = 512**2  # number of pixels from which the second size is the smaller one
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation by the number of axes
 
 
 class OtherSize(BaseModel, frozen=True):
-    """A second size of the input, and what the model does there."""
+    """A second size of the input, and whether model and rewritten blocks work at it."""
 
     size: tuple[int, ...]  # (height, width) of images; empty where no second size is known
-    taken: bool  # whether the model itself takes it
-    # Paths of the blocks that compute something else there once rewritten; "" is the whole model.
+    taken: bool  # whether the unpruned model accepts it
+    # Paths of blocks that compute something else at it once rewritten; "" is the whole model.
     frozen: tuple[str, ...] = ()
 
     @property
@@ -51,12 +51,12 @@ class OtherSize(BaseModel, frozen=True):
 
 @torch.no_grad()
 def try_other_size(model: nn.Module, findings: Findings, images: Samples) -> OtherSize:
-    """Run the model at a second size, as it is and rewritten with nothing pruned.
+    """Run the model at a second size, unchanged and rewritten with nothing pruned.
 
     Args:
-        model: in evaluation mode; it is left as it was.
+        model: the model in evaluation mode; it is not changed.
         findings: its sites.
-        images: (N, C, H, W) of the size at which it was traced; or sequences, or volumes. Of
+        images: (N, C, H, W) of the size at which it was traced, or sequences, or volumes. For
             other inputs no second size is known.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
@@ -68,7 +68,7 @@ def try_other_size(model: nn.Module, findings: Findings, images: Samples) -> Oth
     x = torch.nn.functional.interpolate(images, size, mode=_MODES[len(size)])
 
     def run() -> Any:
-        # What a forward keeps of this size belongs neither to the next run nor to the user's model.
+        # State stored at this size must not reach the next run or the user's model.
         with restored(*model.modules()):
             return map_tensors(cloned, try_user_code(model, x.clone()))
 

@@ -24,7 +24,7 @@ Emit = Callable[[fx.Graph, fx.Node, fx.Node], fx.Node]
 
 @dataclass(frozen=True)
 class Replacement:
-    """A region and what replaces it: `added` are the modules and parameters of `emit`'s nodes."""
+    """A region with its replacement; `added` has the modules and parameters of the new nodes."""
 
     region: Region
     emit: Emit
@@ -36,7 +36,7 @@ def extract(
 ) -> fx.GraphModule:
     """Extract the subgraph that computes node `end` as a module; it shares the block's modules.
 
-    Its arguments are the value of node `entry`, then those of the nodes `extras`.
+    The module's arguments are the value of node `entry`, then the values of the nodes `extras`.
     """
     nodes = {n.name: n for n in graph.nodes}
     return _extract(block, [nodes[name] for name in (entry, *extras)], nodes[end], {})
@@ -45,14 +45,14 @@ def extract(
 def substitute(
     block: nn.Module, graph: fx.Graph, region: Region, modules: Mapping[str, nn.Module]
 ) -> fx.GraphModule:
-    """Extract a region from entry to exit, with `modules` in place of its targets so named."""
+    """Extract a region from entry to exit, with `modules` in place of the targets they name."""
     nodes = {n.name: n for n in graph.nodes}
     inputs = [nodes[name] for name in (region.entry, *region.extras)]
     return _extract(block, inputs, nodes[region.exit], modules)
 
 
 def isolate(block: nn.Module, graph: fx.Graph, replacement: Replacement) -> fx.GraphModule:
-    """Extract what replaces a region as a module of its own, from entry (and extras) to exit."""
+    """Extract the replacement of a region as a module, from entry (and extras) to exit."""
     emitted = _emit(graph, [replacement])
     region, nodes = replacement.region, emitted.nodes
     inputs = [nodes[name] for name in (region.entry, *region.extras)]
@@ -67,19 +67,19 @@ def rewrite(
     whole: bool,
     inside: bool = False,
 ) -> None:
-    """Make all `replacements` in the block itself, which stays the same object of its class.
+    """Apply all `replacements` to the block itself, which stays the same object of its class.
 
-    Only its forward, on the instance, and its dictionaries of children, parameters and buffers
-    become others. Modules that stay are the block's own objects under their own names.
+    Only its forward (on the instance) and its dictionaries of children, parameters and buffers
+    change. Modules that stay are the block's own objects under their own names.
 
     Args:
-        block: changed in place.
+        block: the block, changed in place.
         graph: its traced graph.
-        replacements: of its regions.
-        whole: keep what the new forward does not use. Otherwise an `nn.Identity` with the plain
-            attributes of the old module stands for a child, and None for a tensor.
-        inside: put new modules into one of the children (see `has_room`), so that the block has
-            as many as before.
+        replacements: replacements of its regions.
+        whole: keep modules and tensors that the new forward does not use. Otherwise a child is
+            replaced by an `nn.Identity` with its plain attributes, and a tensor by None.
+        inside: put new modules into one of the children (see `has_room`), so that the number of
+            children stays the same.
     """
     emitted = _emit(graph, replacements)
     for node in reversed(emitted.graph.nodes):
@@ -88,7 +88,7 @@ def rewrite(
     if not whole:
         used = {str(n.target) for n in emitted.graph.nodes if n.op in ("call_module", "get_attr")}
         vars(block).update(_only(block, used - emitted.added.keys()))
-    # Tables are copied, not changed, so that the caller may put the old ones back.
+    # Tables are copied, not changed, so that the caller can restore the old ones.
     tables = {"_modules"}
     if any(isinstance(value, nn.Parameter) for value in emitted.added.values()):
         tables.add("_parameters")
@@ -108,14 +108,14 @@ def rewrite(
 
 
 def has_room(block: nn.Module) -> bool:
-    """Whether a block has a child that can hold new modules: one of torch's that has none."""
+    """Whether a block has a child that can hold new modules: a torch module without children."""
     return bool(_host(block))
 
 
 def _host(block: nn.Module) -> str:
-    """The child that new modules go into; empty if there is none.
+    """Name of the child to put new modules into; empty if there is none.
 
-    A twin of it takes its place, which shares its parameters but would not share its buffers.
+    The child is replaced by a twin, which shares its parameters but could not share its buffers.
     """
     found = {
         name: sum(True for _ in child.parameters())
@@ -129,14 +129,14 @@ def _host(block: nn.Module) -> str:
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """A module that shares all but its table of children with another."""
+    """A module that shares everything with another except its table of children."""
     twin: nn.Module = object.__new__(type(module))
     vars(twin).update(vars(module), _modules=module._modules.copy())
     return twin
 
 
 def calling(region: Region, name: str, module: nn.Module) -> Replacement:
-    """A region replaced by a call of `module`, the block's child `name` from then on."""
+    """Replace a region by a call of `module`, which becomes the block's child `name`."""
 
     def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
         extras = [n for e in region.extras for n in graph.nodes if n.name == e]
@@ -146,7 +146,7 @@ def calling(region: Region, name: str, module: nn.Module) -> Replacement:
 
 
 def surgical_state(block: nn.Module) -> dict[str, Any]:
-    """State of a block that `rewrite` changes, with which `restore` undoes it."""
+    """The state of a block that `rewrite` changes; `restore` puts it back."""
     return {key: vars(block)[key] for key in (*_TABLES, "forward") if key in vars(block)}
 
 
@@ -158,13 +158,13 @@ def as_before(block: nn.Module, state: Mapping[str, Any]) -> nn.Module:
 
 
 def restore(block: nn.Module, state: Mapping[str, Any]) -> None:
-    """Give a block another `surgical_state`."""
+    """Set a block's `surgical_state`."""
     vars(block).pop("forward", None)
     vars(block).update(state)
 
 
 def _only(module: nn.Module, used: Set[str]) -> dict[str, Any]:
-    """The tables of a module with what is `used` alone, by paths in it."""
+    """The tables of a module reduced to the paths in `used`; all else becomes a placeholder."""
     tables: dict[str, dict[str, Any]] = {
         key: {name: value if name in used else None for name, value in vars(module)[key].items()}
         for key in ("_parameters", "_buffers")
@@ -183,9 +183,9 @@ def _only(module: nn.Module, used: Set[str]) -> dict[str, Any]:
 
 
 def _stand_in(module: nn.Module) -> nn.Module:
-    """The placeholder of a module that does not run any more: `len` and names stay right.
+    """Placeholder for a module that no longer runs, so that `len` and names stay right.
 
-    A container stays one, of stand-ins.
+    A container becomes a container of placeholders.
     """
     kind = type(module) if isinstance(module, _CONTAINERS) else nn.Identity
     stand_in: nn.Module = object.__new__(kind)
@@ -207,7 +207,7 @@ def _is_plain(value: object) -> bool:
 @dataclass
 class _Emitted:
     graph: fx.Graph
-    nodes: dict[str, fx.Node]  # by name in the old graph; a region's exit maps to its substitute
+    nodes: dict[str, fx.Node]  # by name in the old graph; exits map to their replacements
     added: dict[str, object]
 
 
@@ -235,7 +235,7 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
         nodes[region.exit] = replaced[old] = new  # it may be the entry of the next region
         for name, value in item.added.items():
             free = name
-            while free in taken:  # a block that was pruned before has such names already
+            while free in taken:  # a block pruned before already has such names
                 free = f"{free}_again"
             # Another site of the block may have added the same name.
             others = (f"{free}_{number}" for number in itertools.count(2))
@@ -249,7 +249,7 @@ def _emit(graph: fx.Graph, replacements: Sequence[Replacement]) -> _Emitted:
 def _extract(
     block: nn.Module, inputs: Sequence[fx.Node], end: fx.Node, added: Mapping[str, object]
 ) -> fx.GraphModule:
-    """A module of the nodes between `inputs`, its placeholders, and `end`, its output."""
+    """Module of the nodes from `inputs` (its placeholders) to `end` (its output)."""
     part = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for i, node in enumerate(inputs):
@@ -273,7 +273,7 @@ def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> f
         if node.op in ("call_module", "get_attr"):
             own = node.target not in added
             value = attrgetter(node.target)(block) if own else added[node.target]
-            # fx writes attributes into code as they are, and a child may be called `if`.
+            # fx writes attribute names into code unchanged, but a child may be called `if`.
             parts = node.target.split(".")
             node.target = ".".join(f"{p}__" if keyword.iskeyword(p) else p for p in parts)
             root[node.target] = value

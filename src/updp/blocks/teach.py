@@ -17,7 +17,7 @@ class Linear:
     weight:   (O, I / groups, kh, kw), with one axis or three for sequences or volumes, or (O, I)
               for a linear layer; gradients must flow through it
     bias:     (O,) or None
-    stride:   (vertical, horizontal), as is dilation; 1 where left out
+    stride:   (vertical, horizontal), and so is dilation; 1 if left out
     padding:  zeros, (left, right, top, bottom), as in `torch.nn.functional.pad`
 
     >>> conv = nn.Conv2d(4, 8, 3, padding=1)
@@ -86,9 +86,9 @@ def taught_operator(module: nn.Module) -> Linear | None:
 
 
 def forward_of(module: nn.Module) -> Callable[..., Any]:
-    """The function by which a module is traced: the registered one, else its own forward.
+    """The function to trace a module by: the registered forward, else its own.
 
-    A forward may be set on the instance: by its user, or by surgery where a block was pruned.
+    A forward may be set on the instance, by its user or by surgery on a pruned block.
     """
     if type(module) in _forwards:
         return _forwards[type(module)]
@@ -97,7 +97,7 @@ def forward_of(module: nn.Module) -> Callable[..., Any]:
 
 
 class _Unbound:
-    """A forward that is set on an instance, as a function that takes the instance first."""
+    """A forward set on an instance, as a function whose first argument is the instance."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self._forward = forward

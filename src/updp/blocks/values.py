@@ -1,4 +1,4 @@
-"""Values that modules take and return: the tensors in them, and how far two of them differ."""
+"""Nested values that modules take and return: the tensors in them, and how far they differ."""
 
 import dataclasses
 import math
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 def tensors_of(value: Any) -> list[Tensor]:
     """All tensors in nested tuples, lists, mappings, dataclasses and other objects, in order.
 
-    Of an object that is not known its attributes are looked through. Modules are left out.
+    For objects of unknown classes it searches the attributes. Modules are left out.
     """
     found: list[Tensor] = []
-    seen: dict[int, Any] = {}  # containers and objects, which may hold one another
+    seen: dict[int, Any] = {}  # containers and objects may contain each other
     waiting = [value]
     while waiting:
         part = waiting.pop()
@@ -29,7 +29,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def _parts_of(value: Any) -> list[Any]:
-    """The values in a container, or the attributes of an object that is not known."""
+    """The values in a container, or the attributes of an object of an unknown class."""
     if isinstance(value, (tuple, list)):
         return [*value]
     if isinstance(value, Mapping):
@@ -42,9 +42,9 @@ def _parts_of(value: Any) -> list[Any]:
 
 
 def difference(actual: Any, expected: Any) -> float:
-    """Largest relative L2 error among the tensors of two values; infinite where shapes differ.
+    """Largest relative L2 error among the tensors of two values; infinite if shapes differ.
 
-    NaNs and infinities count as equal to their like.
+    Two NaNs, or two equal infinities, count as equal.
     """
     pairs = tensors_of(actual), tensors_of(expected)
     if [x.shape for x in pairs[0]] != [x.shape for x in pairs[1]]:

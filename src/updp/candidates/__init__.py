@@ -1,4 +1,4 @@
-"""Candidates: what a site may be replaced by, each a small class under one interface."""
+"""Candidates: replacements for a site, each a small class under one interface."""
 
 from updp.candidates.attention.candidate import NarrowAttention
 from updp.candidates.base import Candidate, Form, FormShape, MergedForm, blend

@@ -57,16 +57,16 @@ class Form(nn.Module, ABC):
 
     @abstractmethod
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """Start the BatchNorms from the inputs `x` that the site sees in the baseline."""
+        """Initialise the BatchNorms from the inputs `x` that the site gets in the baseline."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, of the parts of the block that are held in lists as well."""
+        """Set training or evaluation mode, also for the parts of the block held in lists."""
         for part in self._parts():
             set_modes(part, mode)
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Change type or device, of the block's own tensors that the parts hold as well."""
+        """Apply a change of type or device also to the parts of the block held in lists."""
         for part in self._parts():
             part._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -90,7 +90,7 @@ class Form(nn.Module, ABC):
         return "factored"
 
     def set_shape(self, shape: FormShape) -> None:
-        """Train other parameters from now on, starting at what the form computes."""
+        """Switch to another shape, whose parameters start at what the form computes now."""
 
     @abstractmethod
     def merged(self) -> MergedForm:
@@ -115,7 +115,7 @@ class Candidate(ABC):
     """
 
     kind: ClassVar[str]
-    # Whether it takes depth away: a budget's `blocks` counts only those.
+    # Whether the candidate takes depth away: a budget's `blocks` counts only such candidates.
     shallower: ClassVar[bool] = True
 
     @property
@@ -126,7 +126,7 @@ class Candidate(ABC):
     @property
     @abstractmethod
     def rank(self) -> int:
-        """How much the candidate takes away, 0 for least: the least of the faster ones is taken."""
+        """How much the candidate removes, 0 for least; the lowest of the faster ones is used."""
 
     @classmethod
     @abstractmethod

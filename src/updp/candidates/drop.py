@@ -1,4 +1,4 @@
-"""`drop`: the branch is left out, and a BatchNorm makes up for its mean effect on each channel.
+"""`drop`: leave out the branch; a BatchNorm makes up for its mean effect on each channel.
 
 This is layer dropping with the paper's end BatchNorm (UPDP, arXiv 2401.06426, *Progressive subnet
 training*), which starts as the least-squares line of each channel.
@@ -34,19 +34,19 @@ class Drop(Candidate):
 
     @property
     def rank(self) -> int:
-        """After every candidate that keeps something of the branch."""
+        """Higher than that of every candidate that keeps something of the branch."""
         return 100
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Drop]:
-        """Yield one, where the skip has the shape of the block's output."""
+        """Yield one, if the skip has the shape of the block's output."""
         if settings.drop != "never" and cls().fits(site):
             yield cls()
 
     def fits(self, site: Site) -> bool:
-        """Whether it is a residual branch, or a block that keeps its tensor's shape and layout."""
+        """Whether the site is a residual branch, or keeps its tensor's shape and layout."""
         if site.region.add is not None:
             return True
         same_layout = site.branch is None or site.branch.layout_in == site.branch.layout_out

@@ -35,9 +35,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FoldNorm(Candidate):
-    """A branch with a BatchNorm in place of `norm`, to be folded into the `readers`.
+    """A branch with a BatchNorm in place of its norm `norm`, to be folded into the `readers`.
 
-    Names of modules in the block; readers are linear layers.
+    Both are names of modules in the block; the readers are linear layers.
     """
 
     kind: ClassVar[str] = "fold"
@@ -46,19 +46,19 @@ class FoldNorm(Candidate):
 
     @property
     def label(self) -> str:
-        """Such as `norm1>attn.qkv`."""
+        """Label, such as `norm1>attn.qkv`."""
         return f"{self.norm}>{','.join(self.readers)}"
 
     @property
     def rank(self) -> int:
-        """Least of all: only the norm changes."""
+        """Lowest of all: only the norm changes."""
         return 0
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[FoldNorm]:
-        """Yield one, where a branch that cannot merge begins with a norm that layers read."""
+        """Yield one, if a branch that cannot merge begins with a norm that linear layers read."""
         if not settings.fold_norms or site.branch is not None or site.region.add is None:
             return
         if (norm := _leading_norm(site, block, graph)) is None:
@@ -125,7 +125,7 @@ class MergedFold:
 
 
 def _leading_norm(site: Site, block: nn.Module, graph: fx.Graph) -> NormStep | None:
-    """Find the norm, no BatchNorm, that alone reads the branch's entry."""
+    """Find the norm (not a BatchNorm) that is the only reader of the branch's entry."""
     nodes = {n.name: n for n in graph.nodes}
     entry = nodes[site.region.entry]
     reads_size = {getattr, "size", "dim"}
@@ -156,7 +156,7 @@ def _readers(site: Site, block: nn.Module, graph: fx.Graph, norm: NormStep) -> t
 
 
 def _sorted(x: Tensor) -> Tensor:
-    """Sort the values of each channel: windows of attention reorder pixels, and nothing else."""
+    """Sort the values of each channel, because windows of attention only reorder pixels."""
     return x.flatten(0, -2).sort(0).values if x.ndim > 1 else x
 
 
@@ -169,7 +169,7 @@ def _is_exact(
     readers: tuple[str, ...],
     precision: Precision,
 ) -> bool:
-    """Whether folding a random affine map into these readers computes what the map does."""
+    """Whether folding a random affine map into these readers computes the same as the map."""
     block = precision.copy(block)
     form = FoldNormForm(site, block, graph, FoldNorm(norm.name, readers)).eval()
     nn.init.uniform_(form.norm.weight, 0.5, 1.5)
@@ -194,7 +194,7 @@ def _run(site: Site, part: nn.Module) -> Tensor:
 def _folded(
     block: nn.Module, graph: fx.Graph, readers: tuple[str, ...], affine: Affine
 ) -> Mapping[str, nn.Module]:
-    """Copy the modules that hold a reader, by their targets in the graph, and fold into those."""
+    """Copy the modules that contain a reader, by target in the graph; fold into the copies."""
     targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
     modules: dict[str, nn.Module] = {}
     for reader in readers:

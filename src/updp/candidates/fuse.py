@@ -1,4 +1,4 @@
-"""`fuse`: parallel paths that are linear already become one operator; nothing is lost.
+"""`fuse`: merge parallel paths that are linear already into one operator; nothing is lost.
 
 Merging by reparameterisation as in RepVGG (arXiv 2101.03697, section 3.3), for any paths.
 """
@@ -30,14 +30,14 @@ class Fuse(Candidate):
 
     @property
     def rank(self) -> int:
-        """Least of all: nothing is taken away."""
+        """Lowest of all: nothing is removed."""
         return 0
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Fuse]:
-        """Yield one, where all paths merge exactly."""
+        """Yield one, if all paths merge exactly."""
         if cls().fits(site):
             yield cls()
 
@@ -51,7 +51,7 @@ class Fuse(Candidate):
 
 
 class FuseForm(Form):
-    """The block as it is: it is linear already, and so merges without training."""
+    """The block unchanged: it is linear already and merges without training."""
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
         super().__init__()

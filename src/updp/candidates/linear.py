@@ -1,9 +1,9 @@
 """`linear`: one linear operator in place of a branch that is no chain.
 
-A gated feed-forward (GLU, SwiGLU, WaveNet's) has two paths that are multiplied, and other branches
-concatenate theirs, so no operators of them merge. What such a branch computes at a position comes
-from few positions near to it: the nearest linear map of those is found by regression, one linear
-layer or one convolution. Linear maps in place of blocks: ReplaceMe (Shopkhoev et al., 2025).
+A gated feed-forward (GLU, SwiGLU, WaveNet's) multiplies two paths and other branches concatenate
+them, so their operators do not merge. But such a branch computes each position from few positions
+near to it, and a regression finds the nearest linear map of those: one linear layer or one
+convolution. Linear maps in place of blocks: ReplaceMe (Shopkhoev et al., 2025).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from updp.fit.rows import Sample, free_of, with_weights
 from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
-_START = 1e-4  # strength of the ridge by which the operator starts; the fit chooses its own
-_ROWS = 8  # of that regression, for each unknown
-_TAPS = 27  # at most: a wider kernel costs more than most branches do
+_START = 1e-4  # strength of the ridge for the start; the fit chooses its own
+_ROWS = 8  # rows per unknown in the regression for the start
+_TAPS = 27  # maximum number: a wider kernel costs more than most branches
 
 
 @dataclass(frozen=True)
 class OneLinear(Candidate):
     """A branch as one linear operator, then the block's own activation.
 
-    Without a kernel it is a linear layer on each position.
+    Without `kernel` it is a linear layer on each position.
 
-    kernel:    taps along each axis of the map
-    dilation:  their distances
-    reach:     positions (before, behind) that it reads on each axis, which are its padding
+    kernel:    number of taps along each axis of the map
+    dilation:  distance of the taps along each axis
+    reach:     positions (before, behind) that it reads along each axis, which are its padding
     """
 
     kind: ClassVar[str] = "linear"
@@ -55,19 +55,19 @@ class OneLinear(Candidate):
 
     @property
     def label(self) -> str:
-        """Such as `linear` or `linear 3x3`."""
+        """Label, such as `linear` or `linear 3x3`."""
         return " ".join((self.kind, "x".join(map(str, self.kernel)))).strip()
 
     @property
     def rank(self) -> int:
-        """After what keeps more of the branch, before leaving it out."""
+        """Above that of candidates that keep more of the branch, below that of `drop`."""
         return 99
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[OneLinear]:
-        """Yield one, where few positions decide what the branch computes, or for any if so set."""
+        """Yield one if the branch reads few positions for each output, or always if so set."""
         if settings.linear == "never" or not cls().fits(site):
             return
         found = _reading(site, block, graph)
@@ -98,7 +98,7 @@ class OneLinear(Candidate):
 
 
 class OneLinearForm(Form):
-    """An operator of its own, the block's skip, and the block's activation (`post`).
+    """A linear operator of its own, the block's skip, and the block's activation (`post`).
 
     It starts as the nearest linear map to the branch on the images by which it is calibrated.
     `layout` is the operator's, `free` which of its weights may be other than 0 (None for all).
@@ -140,7 +140,7 @@ class OneLinearForm(Form):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """Start the operator as the ridge regression of what the branch gives on what it reads."""
+        """Start the operator by ridge regression of the branch's output on the operator's input."""
         operator, maps = self.linear.operator(), self._maps(x)
         unknowns = operator.weight[0].numel() + 1
         sample = Sample.draw(len(maps), maps.shape[2:], _ROWS * unknowns, 0)
@@ -198,9 +198,9 @@ def _sizes(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _reading(site: Site, block: nn.Module, graph: fx.Graph) -> OneLinear | None:
-    """The positions that decide what the branch computes at one, as is tried; None if unknown.
+    """The positions that the branch reads for one output, found by a trial; None if unknown.
 
-    They are unknown where those that a change in the middle reaches end at the map's edge.
+    They are unknown if a change in the middle of the map reaches the map's edge.
     """
     try:
         reached = _reached(site, block, graph)

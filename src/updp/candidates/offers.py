@@ -20,15 +20,15 @@ from updp.measure import LatencyTable
 from updp.recipe import Recipe
 
 _log = logging.getLogger(__name__)
-# How the reason begins where the clock has refused a site.
+# Begin of the reason for a site whose candidates were all timed as slower.
 SLOWER = "no merged form is faster than the block"
 _ALONE = "it can only be left out, and its block has a branch that merges: candidates.drop=always"
 
 
 class Offer(BaseModel, frozen=True, arbitrary_types_allowed=True):
-    """A candidate of a site with its costs, and those of the baseline's form (`keep`).
+    """A candidate of a site with its costs, and the costs of the baseline's form (`keep`).
 
-    Both are timed alone, outside of the model.
+    Both forms are timed alone, outside of the model.
     """
 
     site: str  # name of the site
@@ -36,21 +36,21 @@ class Offer(BaseModel, frozen=True, arbitrary_types_allowed=True):
     shape: tuple[int, ...]  # shape of the site's input, without the batch
     candidate: Candidate  # kind and fields of the candidate, as in a plan
     parameters: int  # number of scalar parameters, once merged
-    keep_parameters: int  # the same of the baseline's form
+    keep_parameters: int  # the same for the baseline's form
     weights: int  # bytes of parameters and buffers in float32, once merged
-    keep_weights: int  # the same of the baseline's form
+    keep_weights: int  # the same for the baseline's form
     memory: int  # bytes of activations at the peak of a batch in float32, beside the site's input
     macs: int  # multiply-accumulates for one image, of all calls in a forward, once merged
-    keep_macs: int  # the same of the baseline's form
+    keep_macs: int  # the same for the baseline's form
     ms: float  # median latency in ms for a batch, of all calls in a forward, once merged
-    keep_ms: float  # the same of the baseline's form
+    keep_ms: float  # the same for the baseline's form
     speedup: float  # latency of the baseline's form over the candidate's, median
     noise_ms: float  # half of the interquartile range of the ms that the candidate saves
 
     @property
     def saved_ms(self) -> float:
         """Milliseconds per batch that pruning the site saves."""
-        # By the ratio of adjacent rounds, for the machine may change between those of the two ms.
+        # Uses the ratio of adjacent rounds, because the machine may change between the two medians.
         return self.keep_ms * (1 - 1 / self.speedup)
 
     @field_validator("candidate", mode="before")
@@ -60,7 +60,7 @@ class Offer(BaseModel, frozen=True, arbitrary_types_allowed=True):
             return value
         try:
             return from_json(value)
-        except UserError:  # a report may read a run whose kind of candidate is not registered here
+        except UserError:  # a report may read a run whose candidate kind is not registered here
             return Unknown(value)
 
     @field_serializer("candidate")
@@ -80,22 +80,22 @@ def make_offers(
 ) -> tuple[Offers, list[Unusable]]:
     """Time the candidates of each site, and offer those that are faster than the block.
 
-    Preferred is the one that takes least away, and of those the fastest. Sites that run the same
-    operators are timed once, and on one device only once for all runs, unless `measure.cache` is
-    off.
+    The preferred candidate removes the least; among equals it is the fastest. Sites that run the
+    same operators are timed once; on one device only once for all runs, unless `measure.cache`
+    is off.
 
     Args:
         model: the baseline.
-        findings: its sites and their graphs.
+        findings: the baseline's sites and their graphs.
         recipe: which candidates are proposed, and how they are timed.
-        device: where they are timed.
+        device: the device to time on.
         tick: called after each site.
 
     Returns:
-        The offers of each site, the preferred one first, and the sites that have none.
+        The offers of each site, the preferred one first, and the sites without offers.
 
     Raises:
-        UserError: the runtime of the recipe does not run a site.
+        UserError: the recipe's runtime cannot run a site.
     """
     table, batch_size = LatencyTable.open(device, recipe.measure), recipe.measure.batch_size
     offers: Offers = {}
@@ -124,7 +124,7 @@ def make_offers(
 
 
 def offers_within(offers: Offers, recipe: Recipe) -> Offers:
-    """Keep the offers that the recipe's budget admits: one that counts blocks wants less depth."""
+    """Keep the offers that the recipe's budget admits; if it counts blocks, only shallower ones."""
     if recipe.candidates.follow_budget and recipe.counts_blocks:
         offers = shallower(offers)
         if recipe.candidates.drop is None:
@@ -133,13 +133,13 @@ def offers_within(offers: Offers, recipe: Recipe) -> Offers:
 
 
 def shallower(offers: Offers) -> Offers:
-    """Keep the offers that take depth away, and the sites that have one."""
+    """Keep the offers that reduce depth, and the sites that have such offers."""
     found = {n: tuple(o for o in of if o.candidate.shallower) for n, of in offers.items()}
     return {name: of for name, of in found.items() if of}
 
 
 def dropped_alone(offers: Offers) -> Offers:
-    """Leave out the drops of branches that do not merge, where another of the block does."""
+    """Remove drops of branches that do not merge, if another branch of the block does."""
     merges = {
         name
         for name, of in offers.items()
@@ -172,9 +172,9 @@ def _why_refused(site: Site, timed: Sequence[Timed]) -> str:
 def _preferred(
     candidates: Sequence[Candidate], timed: Sequence[Timed]
 ) -> list[tuple[Candidate, Timed]]:
-    """Keep those that are faster than the block, least taken away first, then fastest.
+    """Keep the candidates faster than the block: lowest rank first, then fastest first.
 
-    Speed-ups whose upper quartile reaches the best median count as equal, in the order proposed.
+    Speed-ups whose upper quartile reaches the best median count as equal and keep their order.
     """
     found: list[tuple[Candidate, Timed]] = []
     faster = [(c, t) for c, t in zip(candidates, timed, strict=True) if t.latency.faster]

@@ -1,4 +1,4 @@
-"""The kinds of candidates by name, from this package and from outside."""
+"""Register of candidate kinds by name, from this package and from outside."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from updp.plan import Plan
 from updp.recipe import CandidateSettings
 
 K = TypeVar("K", bound=type[Candidate])
-# In the order in which a site's candidates are proposed.
+# The order is that in which a site's candidates are proposed.
 _KINDS = (Fuse, FoldNorm, Inherit, Narrow, NarrowAttention, OneLinear, Drop)
 KINDS: dict[str, type[Candidate]] = {c.kind: c for c in _KINDS}
 
 
 @checked()
 def register_candidate(kind: K) -> K:
-    """Class decorator: offer candidates of this kind too.
+    """Class decorator: offer candidates of this kind, too.
 
-    Raises ValueError when another class has its `kind` already.
+    Raises ValueError if another class already has its `kind`.
 
     >>> from updp.candidates import Drop
     >>> @updp.register_candidate
@@ -56,7 +56,7 @@ def proposals(
         yield from kind.propose(site, block, graph, settings)
 
 
-_quote = Repr()  # a damaged file may hold a word of megabytes
+_quote = Repr()  # a damaged file may hold megabytes of text
 _quote.maxstring = _quote.maxother = 200
 _quoted = _quote.repr
 
@@ -76,7 +76,7 @@ def from_json(data: dict[str, Any]) -> Candidate:
 def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
     """Return the plan's candidate for each site that it prunes.
 
-    Raises UserError for a plan that does not fit the model, as one written by hand may not.
+    Raises UserError if the plan, perhaps written by hand, does not fit the model.
     """
     sites = {site.name: site for site in findings.sites}
     candidates: dict[str, tuple[Candidate, ...]] = {}
@@ -94,19 +94,19 @@ def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
 
 @dataclass(frozen=True)
 class Unknown(Candidate):
-    """A candidate of a kind that is not registered here: a report shows it, nothing builds it."""
+    """A candidate of a kind that is not registered here: reports show it, it cannot be built."""
 
     kind: ClassVar[str] = "unknown"
     data: dict[str, Any]
 
     @property
     def label(self) -> str:
-        """The kind that it was written with."""
+        """The kind under which it was written."""
         return str(self.data.get("kind"))
 
     @property
     def rank(self) -> int:
-        """Last of all."""
+        """Highest of all."""
         return 1000
 
     @classmethod
@@ -121,11 +121,11 @@ class Unknown(Candidate):
         return False
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
-        """Raise UserError, for the class that can build it is not here."""
+        """Raise UserError, because the class to build it is missing."""
         raise UserError(
             f"candidate kind {_quoted(self.label)} is unknown: there are {', '.join(KINDS)}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the data as they were read."""
+        """Return the data unchanged."""
         return self.data

@@ -1,4 +1,4 @@
-"""Timing of a site's candidates: each merged form against its block, or as timed before."""
+"""Timing of a site's candidates against their block, with results cached for later runs."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ def time_site(
     device: torch.device,
     table: LatencyTable,
 ) -> list[Timed]:
-    """Return the costs of each candidate; build and time only those that are not in the table.
+    """Return the costs of each candidate; build and time only those missing in the table.
 
     Args:
-        candidates: the site's, in the order of the result.
+        candidates: the site's candidates, in the order of the result.
         site: the branch that may be replaced.
         block: the module that holds the site.
         graph: the traced graph of `block`.
         settings: how latency is measured.
-        device: where it is measured.
-        table: latencies that were measured before on this device; new ones are added.
+        device: the device to measure on.
+        table: cached latencies for this device; new ones are added.
 
     Raises:
-        UserError: the runtime does not run one of the modules; the text names the site.
-        NotScalable: the block's inputs at another number of samples are not known.
+        UserError: the runtime cannot run one of the modules; the text names the site.
+        NotScalable: the block's inputs for another number of samples are not known.
     """
     if not candidates:
         return []
@@ -99,14 +99,14 @@ def time_site(
         except UserError as error:
             raise UserError(f"site {site.name!r}: {error}") from error
         for key, timed in new.items():
-            # Another run may find the machine quiet.
+            # An undecided latency is kept for this run only: the machine may be quiet in another.
             table.put(key, asdict(timed), passing=timed.latency.undecided)
         found |= new
     return [found[key] for key in keys]
 
 
 def _try(keep: nn.Module, site: Site, samples: int, device: torch.device) -> None:
-    """Run the block on its inputs for so many samples. Raises NotScalable where it fails."""
+    """Run the block on its inputs for `samples` samples. Raises NotScalable if that fails."""
     try:
         with torch.no_grad():
             call_user_code(keep, *site.inputs_for(samples, device))
@@ -118,17 +118,17 @@ def _try(keep: nn.Module, site: Site, samples: int, device: torch.device) -> Non
 def _key(
     operators: str, candidate: Candidate, shape: Sequence[int], settings: MeasureSettings
 ) -> str:
-    """Hash what a latency depends on, and the number of rounds that it is known from.
+    """Hash of everything that a latency depends on, and of its number of rounds.
 
-    The merged form depends on the block's operators for one sample, whatever their names and
-    weights, on the shape that a batch has at its entry, and on the candidate's own data.
+    The merged form depends on the block's operators for one sample (not on names or weights),
+    on the shape of a batch at its entry, and on the candidate's own data.
     """
     data = [operators, candidate.to_json(), shape, settings.batch_size, settings.rounds]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _recall(table: LatencyTable, key: str) -> Timed | None:
-    """Return what was timed before; None for nothing, or for an entry of another version."""
+    """Return a cached timing; None if there is none, or if another version wrote it."""
     data = table.get(key)
     try:
         latency, keep = (Latency.from_json(data[name]) for name in ("latency", "keep"))
@@ -142,7 +142,7 @@ def _time(
 ) -> dict[str, Timed]:
     """Time every module against the one named `keep`, and count its MACs, parameters and memory."""
     entry = site.branch.layout_in if site.branch else site.layout
-    # A map (N, H, W, C) is stored as channels_last would store it.
+    # A map (N, H, W, C) already has the memory order of channels_last.
     if entry == "last":
         settings = settings.model_copy(update={"layout": "contiguous"})
     batch = site.inputs_for(settings.batch_size, device)
@@ -155,8 +155,8 @@ def _time(
         times.update({name: (new[name], new[_KEEP]) for name in names})
 
     names = [name for name in modules if name != _KEEP]
-    # Three rounds rule out what is clearly slower; the rest gets the full number, and twice that
-    # where a busy machine left it undecided.
+    # Three rounds rule out forms that are clearly slower; the others get the full number, and twice
+    # that if the result is still undecided because the machine is busy.
     time_against_keep(names, 3)
     names = [name for name in names if times[name][0].speedup.high > 1]
     for rounds in (settings.rounds, 2 * settings.rounds):

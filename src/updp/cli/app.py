@@ -1,6 +1,6 @@
 """The typer app with all commands, and its entry point.
 
-PyTorch takes seconds to import, so commands import it when they run and `--help` does without.
+PyTorch takes seconds to import, so commands import it when they run; `--help` does not need it.
 """
 
 import logging
@@ -36,7 +36,7 @@ from updp.errors import (
 from updp.io import interrupts
 from updp.io.memory import kept_memory
 
-# Of click, or of what newer typer has of it.
+# The class of click, or the equivalent in newer versions of typer.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
@@ -95,12 +95,12 @@ app.command("quantise", hidden=True)(expand(quantize))  # its former name
 
 
 def main() -> None:
-    """Run the command line; errors are one line.
+    """Run the command line; an error prints one line.
 
-    Exit codes: 2 for what the user can put right, 3 for the machine's faults (a full disk, no
-    permission), 1 for others, 130 and 143 after Ctrl-C and SIGTERM.
+    Exit codes: 2 for mistakes that the user can correct, 3 for the machine's faults (a full disk,
+    no permission), 1 for other errors, 130 and 143 after Ctrl-C and SIGTERM.
 
-    Of several processes of a run the first reports; of the others only their errors are said.
+    If a run has several processes, the first one reports; the others print only their errors.
     """
     number = os.environ.get("RANK", "0")  # as torchrun and accelerate set it
     is_first = number == "0"
@@ -137,7 +137,7 @@ def main() -> None:
             _say(name, str(error))
             raise SystemExit(1) from None
         except Exception as error:
-            if is_out_of_memory(error):  # outside of stages, as where model and data are opened
+            if is_out_of_memory(error):  # outside of stages, as while model and data are opened
                 _say(name, "memory does not suffice: free some, or take smaller inputs")
                 raise SystemExit(3) from None
             traceback.print_exc()
@@ -146,7 +146,7 @@ def main() -> None:
 
 
 def _with_advice(error: UserError | OSError) -> UserError:
-    """The error of a command, with what to do where it leaves that open."""
+    """Return the error of a command as a UserError, with advice if it has none."""
     if isinstance(error, OSError):
         return explain(error)
     if isinstance(error, DamagedError):
@@ -161,7 +161,7 @@ def _say(name: str, text: str) -> None:
 
 
 def _how_to_call(error: Any) -> str:
-    """The line for a command that was called with what it does not take."""
+    """Return the line for a command that was called with wrong arguments."""
     text = error.format_message()
     command = error.ctx.command_path if error.ctx is not None else _called()
     names = set() if error.ctx is None else {p.name for p in error.ctx.command.params}
@@ -171,7 +171,7 @@ def _how_to_call(error: Any) -> str:
 
 
 def _called() -> str:
-    """The command of the arguments, as errors of an option's value do not know it."""
+    """Return the command's name from `sys.argv`, because some errors of options do not have it."""
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     names = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
     return f"updp {first}" if first in names else "updp"

@@ -22,7 +22,7 @@ _MANY = "(with commas, or repeated)"
 
 @dataclass(frozen=True)
 class GridOptions:
-    """The settings; every combination is a row."""
+    """Settings of the measurement; every combination is a row."""
 
     runtime: Annotated[
         list[str] | None,
@@ -138,7 +138,7 @@ def bench(
         pair.model,
     )
     if out is not None and kept is not None and out.resolve() == kept.resolve():
-        out = None  # kept has rows of earlier commands, which writing `out` would lose
+        out = None  # `kept` also has rows of earlier commands, which `out` would lose
     if out is not None and kept is not None and not_writable(kept.parent):
         print(f"updp: '{kept}' may not be written: rows are in '{out}' alone", file=sys.stderr)
         kept = None
@@ -169,7 +169,7 @@ def bench(
 
 
 def print_bench(console: Console, bench: Bench) -> None:
-    """Print the rows as a table; settings that all rows share are in its title."""
+    """Print the rows as a table; its title has the settings that all rows share."""
     from rich.table import Table
 
     rows = bench.rows

@@ -1,8 +1,8 @@
-"""Shell completion of values: each function takes what was typed and returns candidates.
-Its parameter has the name by which typer passes that.
+"""Shell completion of values: each function takes the text typed so far and returns candidates.
+Its parameter is called `incomplete`, because typer passes the text under this name.
 
-A key was pressed and the user waits, so nothing here imports PyTorch, builds a model or reads more
-than names of files. Where nothing is offered, the shell offers files.
+The user waits for an answer, so nothing here imports PyTorch, builds a model or reads the
+content of files. If there are no candidates, the shell offers files.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, get_args
 Complete = Callable[[str], list[str]]
 
 _PACKAGE = Path(__file__).parents[1]
-_RUN_FILE = "run.json"  # which every run directory has from its start
-_BELOW = 2  # folders below the typed one, down to which runs are looked for
-_MOST = 2000  # folders that are looked at, and entries of each
-# Shells evaluate what is offered: names with quotes or spaces are left to their own completion.
+_RUN_FILE = "run.json"  # every run directory has it from its start
+_BELOW = 2  # levels of folders below the typed one that are searched for runs
+_MOST = 2000  # limit of folders that are visited, and of entries read in each
+# Shells evaluate candidates: names with quotes or spaces are left to the shell's own completion.
 _SAFE = re.compile(r"[\w./@%+,=-]+")
 
 
@@ -29,7 +29,7 @@ def choose(*values: str) -> Complete:
 
 
 def choose_several(*values: str) -> Complete:
-    """Completion to values with commas between them, each once."""
+    """Return a completion to values separated by commas, each used once."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -40,25 +40,25 @@ def choose_several(*values: str) -> Complete:
 
 
 def model(incomplete: str) -> list[str]:
-    """A network of the zoo; before anything is typed, how other names begin, too."""
+    """Complete a network of the zoo; for empty text, offer prefixes of other names as well."""
     zoo = sorted(f"zoo/{file.stem}" for file in (_PACKAGE / "zoo/weights").glob("*.safetensors"))
     return choose(*zoo)(incomplete) if incomplete else [*zoo, "timm/", "torchvision/", "hf/"]
 
 
 def model_or_run(incomplete: str) -> list[str]:
-    """A model, or a run directory."""
+    """Complete a model or a run directory."""
     return [*run_directory(incomplete), *model(incomplete)]
 
 
 def recipe(incomplete: str) -> list[str]:
-    """A recipe that comes with updp."""
+    """Complete a recipe that comes with updp."""
     folder = _PACKAGE / "recipe/presets"
     files = [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.yaml")]
     return choose(*sorted(file.as_posix() for file in files))(incomplete)
 
 
 def budget(incomplete: str) -> list[str]:
-    """Complete a budget: its quantity, and how its limit is written."""
+    """Complete a budget: its quantity, and then examples of its limit."""
     examples = {
         "blocks": ["6"],
         "latency": ["1.5x", "12ms"],
@@ -70,7 +70,7 @@ def budget(incomplete: str) -> list[str]:
 
 
 def setting(incomplete: str) -> list[str]:
-    """A setting of a recipe; when only one is left, its default and other values by name, too."""
+    """Complete a setting of a recipe; if only one matches, offer also its values."""
     from updp.recipe import Recipe
     from updp.recipe.part import Part
 
@@ -79,13 +79,13 @@ def setting(incomplete: str) -> list[str]:
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Part):
             values |= {f"{name}.{key}": _values(of) for key, of in kind.model_fields.items()}
-        elif name != "budget":  # which has an option of its own
+        elif name != "budget":  # the budget has its own option
             values[name] = _values(field)
     return _assignments(incomplete, values)
 
 
 def _values(field: Any) -> list[str]:
-    """A setting's default as YAML, and what else it may be, where that has names."""
+    """Return a setting's default as YAML, and its other values if they have names."""
     default = field.default
     if isinstance(default, tuple):
         return []
@@ -96,9 +96,9 @@ def _values(field: Any) -> list[str]:
 
 
 def _assignments(incomplete: str, values: dict[str, list[str]]) -> list[str]:
-    """`name=`, or that and its values where one name is left.
+    """Return `name=` of each match; if only one matches, also `name=value` with its values.
 
-    A shell puts a space behind the only candidate, and none behind what several begin with.
+    A shell adds a space after a single candidate, but none after the common prefix of several.
     """
     found = [f"{name}=" for name in values if f"{name}=".startswith(incomplete)]
     names = [name for name in values if incomplete.startswith(f"{name}=")]
@@ -108,12 +108,12 @@ def _assignments(incomplete: str, values: dict[str, list[str]]) -> list[str]:
 
 
 def run_directory(incomplete: str) -> list[str]:
-    """The run directories that begin with what was typed, or are a little below of it."""
+    """Complete run directories that begin with the typed text, or are a few levels below it."""
     return [place for place, is_run in _walk(incomplete) if is_run]
 
 
 def _walk(incomplete: str) -> Iterator[tuple[str, bool]]:
-    """Folders that begin with what was typed, and whether each is a run; none inside of a run."""
+    """Yield folders that begin with the typed text, and whether each is a run; none inside runs."""
     pending = [(folder, _BELOW) for folder in _folders(incomplete)]
     for _ in range(_MOST):
         if not pending:
@@ -126,7 +126,7 @@ def _walk(incomplete: str) -> Iterator[tuple[str, bool]]:
 
 
 def _folders(incomplete: str) -> list[str]:
-    """Folders that begin with what was typed, as one would type them; hidden ones if asked for."""
+    """Return folders that begin with the typed text, as typed; hidden ones only after a dot."""
     parent, slash, beginning = incomplete.rpartition("/")
     try:
         with os.scandir(os.path.expanduser(parent + slash) or ".") as entries:

@@ -11,7 +11,7 @@ from updp.cli import completion
 from updp.cli.options import FinishedOptions, FinishedRun
 from updp.errors import UserError
 
-# Those of deploy.export, which imports PyTorch, and `all` and `hub`.
+# The formats of deploy.export, repeated because it imports PyTorch, and `all` and `hub`.
 FORMATS = ("onnx", "pt2", "safetensors", "openvino", "all", "hub")
 
 if TYPE_CHECKING:

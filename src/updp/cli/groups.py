@@ -19,7 +19,7 @@ Verbose = Annotated[
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a typer command of a function whose parameters may be groups of options.
+    """Make a typer command from a function whose parameters may be groups of options.
 
     A parameter annotated with a dataclass is replaced by one option per field; the function is
     called with an instance of the dataclass. `--verbose` is added.
@@ -60,16 +60,16 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
         command(**instances, **values)
 
     options.sort(key=lambda p: p.default is not p.empty)
-    # typer reads the signature's parameters and the annotations, each on its own.
+    # typer reads parameters from the signature, and their types from the annotations.
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in options}
     return run
 
 
 class LineFormatter(logging.Formatter):
-    """One printable line for each message: names from files may hold what terminals obey.
+    """Log formatter to one printable line: names from files may hold what terminals obey.
 
-    Only what is shown with --verbose alone is told with the module that says it.
+    Messages that only --verbose shows begin with the module that logs them.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -80,7 +80,7 @@ class LineFormatter(logging.Formatter):
 
 @contextmanager
 def logged_to_stderr(level: int) -> Iterator[None]:
-    """Print messages of the logger `updp` from `level` on, one line each, to stderr."""
+    """Print messages of the logger `updp`, of `level` and above, one line each, to stderr."""
     logger = logging.getLogger("updp")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())

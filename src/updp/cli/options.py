@@ -72,7 +72,7 @@ FinishedRun = Annotated[
 
 @dataclass(frozen=True)
 class FinishedOptions:
-    """Model, data and weights of a finished run, for files that were moved since."""
+    """Model, data and weights of a finished run, in case these files were moved."""
 
     model: ModelOption = None
     data: DataOption = None
@@ -116,7 +116,7 @@ class RunOptions(FinishedOptions):
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """The teacher of stage 3, and images that it alone tells about."""
+    """The teacher of stage 3, and further images for which only the teacher gives targets."""
 
     teacher: Annotated[
         str | None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from updp.deploy.int8 import Int8, Int8Figures, Int8Operator
 
-_WORST = 5  # operators in the second table
+_WORST = 5  # rows of the second table, at most
 
 
 def quantize(

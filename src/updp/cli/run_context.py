@@ -1,4 +1,4 @@
-"""A run opened from a command's options and its run directory, under progress bars."""
+"""Opening a run from a command's options and its run directory, with progress bars."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_run(
 ) -> Iterator[Run]:
     """Open the run that the options name, and show progress bars while it works.
 
-    What the options leave out is taken from the run directory. `last` and `restart_from` are as for
+    Missing options are taken from the run directory. `last` and `restart_from` are as for
     `open_run_directory`, `searches` as for `open_inputs`. Raises UserError.
     """
     with Bars(standard_console()) as bars:
@@ -62,16 +62,16 @@ def read_inputs(
     teacher: TeacherOptions | None = None,
     searches: bool = True,
 ) -> RunInputs:
-    """Open the inputs that the options name; what they leave out is taken from the run directory.
+    """Open the inputs that the options name; missing options are taken from the run directory.
 
-    Where a run `starts_over`, that is the model and the data alone, each with what belongs to it.
-    `searches` is as for `open_inputs`. Raises UserError.
+    A run that `starts_over` takes only the model, with its weights, and the data, with its test
+    split, from there. `searches` is as for `open_inputs`. Raises UserError.
     """
     settings = recipe.settle(None if starts_over else options.out)
-    # A damaged record does not keep a run from starting over.
+    # A damaged record must not prevent a run from starting over.
     replaced = starts_over and options.model is not None and options.data is not None
     record = None if replaced else RunRecord.read_if_there(options.out)
-    known = None if starts_over else record  # of what is not named again
+    known = None if starts_over else record  # source of options that were not given again
     model = options.model
     if model is None and record is not None:
         model = record.trusted("model", options.out)
@@ -114,7 +114,7 @@ def read_inputs(
 
 
 def _required(name: str, option: str | None, record: RunRecord | None) -> str:
-    """An option, else the field of that name in the run's record."""
+    """Return an option, or by default the field of this name in the run's record."""
     value = option if option is not None else getattr(record, name, "")
     if not value and record is not None:
         raise UserError(
@@ -129,7 +129,7 @@ def _required(name: str, option: str | None, record: RunRecord | None) -> str:
 def _teacher(
     options: TeacherOptions, record: RunRecord | None, run: Path
 ) -> tuple[str | None, str | None]:
-    """Name and weights of the teacher; the recorded weights go with the recorded teacher only."""
+    """Return the teacher's name and weights; recorded weights are used only if it is the same."""
     name, weights = options.teacher, options.teacher_weights
     if record is not None:
         if name is None:
@@ -140,5 +140,5 @@ def _teacher(
 
 
 def say_done(run: Run, stage: str) -> None:
-    """Print where a stage has left its files."""
+    """Print the folder with a stage's files."""
     standard_console().print(f"{stage}: done, in {run.directory.stage(stage)}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PlainConsole(Console):
-    """A console for text as it is: paths and names from files are no markup and no commands."""
+    """A console without markup and control codes, for text with paths and names from files."""
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         """See `Console.render_str`."""
@@ -31,18 +31,18 @@ class PlainConsole(Console):
 
 
 def standard_console() -> Console:
-    """Console on stdout, as wide as the terminal, or 140 columns where there is none."""
-    # Into a pipe rich would fold tables at 80 columns.
+    """Return a console on stdout, as wide as the terminal; 140 columns if stdout is no terminal."""
+    # rich would fold tables at 80 columns in a pipe.
     return PlainConsole(width=None if sys.stdout.isatty() else 140)
 
 
 def error_console() -> Console:
-    """Console on stderr, for progress beside output that another program may read."""
+    """Return a console on stderr, for progress, so that other programs can read stdout."""
     return PlainConsole(stderr=True)
 
 
 def make_table(title: str, names: Sequence[str], left: Sequence[str] = ()) -> Table:
-    """Make an empty table; the first column and those in `left` hold text, others numbers."""
+    """Make an empty table; the first column and columns in `left` contain text, others numbers."""
     table = Table(title=title, title_justify="left")
     for place, name in enumerate(names):
         text = place == 0 or name in left
@@ -51,7 +51,7 @@ def make_table(title: str, names: Sequence[str], left: Sequence[str] = ()) -> Ta
 
 
 def print_inspection(console: Console, found: Inspection, batch: int) -> None:
-    """Print sites with their candidates and costs, then what cannot be pruned and why."""
+    """Print the sites with their candidates and costs, then unusable blocks with the reasons."""
     title = (
         f"{len(found.sites)} sites; baseline {found.baseline_ms:.1f} ms for a batch of {batch}, "
         f"{millions(found.baseline_macs)} M MACs for one image"
@@ -61,7 +61,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
     for first in found.sites:
         for offer in (first, *found.others[first.site]):
             about = (first.site, first.kind, "x".join(map(str, first.shape)))
-            # By noise a block's saving may exceed the whole model's time.
+            # Timing noise can make a block's saving larger than the whole model's time.
             whole = found.baseline_ms / max(found.baseline_ms - offer.saved_ms, 1e-9)
             table.add_row(
                 *(text if offer is first else "" for text in about),
@@ -92,7 +92,7 @@ def print_inspection(console: Console, found: Inspection, batch: int) -> None:
 
 
 def print_estimate(console: Console, found: Estimate, device: str) -> None:
-    """Print time and memory of each stage, and which steps they were measured on."""
+    """Print time and memory of each stage, and the steps on which they were measured."""
     on_device = any(stage.memory.device is not None for stage in found.stages)
     names = ["stage", "minutes", "MiB", *(["MiB, GPU"] if on_device else []), "measured"]
     table = make_table(f"updp prune on {device}", names, left=("measured",))
@@ -118,7 +118,7 @@ def print_estimate(console: Console, found: Estimate, device: str) -> None:
 
 
 def print_front(console: Console, outcome: SearchResult) -> None:
-    """Print the front of a finished search, dearest plan first, and the chosen plan."""
+    """Print the front of a finished search, costliest plan first, and the chosen plan."""
     base = outcome.baseline
     table = Table(
         title=f"front of {len(outcome.points)} plans; baseline {base.latency:.1f} ms, "
@@ -170,12 +170,12 @@ def _same_latency(one: ScoredPlan, other: ScoredPlan) -> bool:
 
 
 def millions(count: float) -> str:
-    """A count in millions, with a decimal, or two digits where it is small."""
+    """Return a count in millions, with one decimal; below a million, with two digits."""
     return f"{count / 1e6:,.1f}" if count >= 1e6 else f"{count / 1e6:.2g}"
 
 
 def result_table(results: dict[str, Result], title: str = "") -> Table:
-    """Table of baseline and merged model of each run, by its name."""
+    """Return a table of baseline and merged model of each run; `results` has runs by name."""
     first = next(iter(results.values()))
     table = Table(title=title, title_justify="left")
     table.add_column("model")
@@ -215,7 +215,7 @@ def result_table(results: dict[str, Result], title: str = "") -> Table:
 
 
 def print_result(console: Console, run: RunDirectory) -> None:
-    """Print a run's final table, the metric after each stage, and where the result is."""
+    """Print a run's final table, the metric after each stage, and where the result is saved."""
     from updp.models import is_code
     from updp.run.records import RunRecord
 

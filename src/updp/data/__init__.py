@@ -1,7 +1,7 @@
 """Data: a `Source` of images, split by `hold_out`, served in `Batches`, scaled by `Preprocess`.
 
-`open_source` reads a data set by name, `from_loaders` takes a user's own data loaders, and
-`match_classes` finds the classes of either among the model's.
+`open_source` reads a data set by name, `from_loaders` uses a user's own data loaders, and
+`match_classes` maps the classes of either to the model's.
 """
 
 from updp.data.batches import Batches

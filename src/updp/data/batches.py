@@ -24,19 +24,19 @@ Batch = tuple[Samples, Any]  # images (N, C, H, W) and labels (N,), or other inp
 class Batches:
     """Batches of `images[indices]` (None: all), in a new order every epoch if `shuffle` is set.
 
-    Order, and what images draw while they are read, are pure functions of (seed, epoch, index),
-    for any number of workers; no global random state is touched. Images that are stored in groups
-    (`Images.groups`) are shuffled within a few of them at a time, see `order`. A short last batch
-    is kept, or when shuffling dropped unless it is the only one.
+    The order, and random numbers drawn while images are read, are pure functions of (seed, epoch,
+    index), for any number of workers; no global random state is touched. Images stored in groups
+    (`Images.groups`) are shuffled within a few groups at a time, see `order`. A short last batch is
+    kept without shuffling; with shuffling it is dropped unless it is the only one.
 
-    Several processes share each batch if `shuffle` is set, so that all take the same steps; else
-    with `shared` they take turns at the batches, and else all read everything.
+    Several processes share each batch if `shuffle` is set, so that all take the same steps. Without
+    `shuffle` they take turns at the batches if `shared` is set; else each reads all batches.
 
     Args:
-        repeats: repeated augmentation (Hoffer et al., *Augment your batch*, 2020): so many of each
-            image follow each other, of as many fewer images in an epoch.
-        num_workers: processes that read ahead.
-        pin_memory: batches are in page-locked memory, from which copies to CUDA do not wait.
+        repeats: repeated augmentation (Hoffer et al., *Augment your batch*, 2020): each image comes
+            this many times in a row, and an epoch has correspondingly fewer images.
+        num_workers: number of processes that read ahead.
+        pin_memory: put batches into page-locked memory, from which copies to CUDA do not block.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Batches:
             )
 
     def of_size(self, batch_size: int) -> "Batches":
-        """The same images in batches of another size."""
+        """The same images in batches of size `batch_size`."""
         other = copy.copy(self)
         other.batch_size = batch_size
         return other
@@ -83,7 +83,7 @@ class Batches:
         return self._load((own for _, own in processes.share(items)) if self.shared else items)
 
     def endless(self, step: int) -> Iterator[Batch]:
-        """Batches from `step` on, epoch after epoch; the workers stay and read ahead."""
+        """Batches from `step` on, over all epochs; the workers stay alive and read ahead."""
         first, start = divmod(step, len(self))
         return self._load(
             items
@@ -104,7 +104,7 @@ class Batches:
             yield self._share_of(items) if self.shuffle else items
 
     def _share_of(self, batch: "list[_Item]") -> "list[_Item]":
-        """The images of a training batch that this process reads: as many as every other does."""
+        """This process's images of a training batch: as many as every other process has."""
         each = len(batch) // processes.count()
         return batch[each * processes.rank() :][:each]
 
@@ -115,7 +115,7 @@ class Batches:
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             collate_fn=partial(_collate, self.images),
-            # Left to itself the loader draws a seed for its workers from torch's global state.
+            # Without a generator the loader draws a seed for its workers from torch's global state.
             generator=torch.Generator().manual_seed(self.seed),
         )
         for batch in loader:
@@ -129,20 +129,20 @@ class _Item(NamedTuple):
 
     image: int  # its index
     epoch: int
-    repeat: int  # number of the reading in its epoch
+    repeat: int  # number of the reading within its epoch
 
 
 class _SeededItems(Dataset[Any]):
     """Reads a batch of items, each in a random state that is a function of the seed and the item.
 
-    It is what the loader's workers hold.
+    This object is copied into the loader's workers.
     """
 
     def __init__(self, images: Images, seed: int) -> None:
         self.images, self.seed = images, seed
 
     def __getitems__(self, items: list[_Item]) -> "list[tuple[Any, Any]] | UserError":
-        """Images and labels, or the error, which a worker would wrap into its traceback."""
+        """Images and labels, or the error itself, because a worker would add its own traceback."""
         try:
             if not self.images.draws:
                 return [self.images[item.image] for item in items]
@@ -159,5 +159,5 @@ class _SeededItems(Dataset[Any]):
 def _collate(images: Images, items: "list[tuple[Any, Any]] | UserError") -> "Batch | UserError":
     try:
         return items if isinstance(items, UserError) else images.collate(items)
-    except UserError as error:  # a worker would wrap it into its traceback
+    except UserError as error:  # a worker would add its own traceback
         return error

@@ -1,4 +1,4 @@
-"""The classes of a data set found among those of the model."""
+"""Match the classes of a data set with those of the model."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from updp.errors import UserError, reason
 _log = logging.getLogger(__name__)
 
 FILES = ("classes.txt", "classes.json")
-Names = tuple[str, ...]  # those of one class, such as ("n02123045", "tabby", "tabby cat")
+Names = tuple[str, ...]  # names of one class, such as ("n02123045", "tabby", "tabby cat")
 
 _WORDNET = re.compile(r"n\d{8}\b")
 
@@ -25,8 +25,8 @@ _WORDNET = re.compile(r"n\d{8}\b")
 def read_class_file(root: Path) -> list[Names] | None:
     """The classes in the order of the model's outputs, from `classes.txt` or `classes.json`.
 
-    Text has a class a line; JSON has a list of names, `{"name": 0, ...}`, or `{"0": "name", ...}`
-    with a name or a list of names of one class.
+    Text has one class per line; JSON has a list of names, `{"name": 0, ...}`, or
+    `{"0": "name", ...}` with a name or a list of names for each class.
 
     Raises:
         UserError: the file cannot be read, or is none of these.
@@ -56,7 +56,7 @@ def read_class_file(root: Path) -> list[Names] | None:
 
 
 def order_classes(source: Source, order: Sequence[Names], file: str) -> Source:
-    """Number the classes as a file says. Raises UserError where it lacks one of the data's."""
+    """Number the classes as a file says. Raises UserError if it lacks one of the data's classes."""
     names = tuple(aliases[0] for aliases in order)
     if source.indexed or not source.classes:  # the data has numbers alone, or no labels
         if len(names) < len(source.classes):
@@ -79,10 +79,10 @@ def match_classes(source: Source, outputs: int, *, model: str, data: str) -> Sou
     ImageNet's names; where it has as many, they are in the order of the model's outputs.
 
     Args:
-        source: the data.
+        source: the data set.
         outputs: number of the model's classes.
-        model: what errors call the model.
-        data: what they call the data.
+        model: name of the model in errors.
+        data: name of the data in errors.
 
     Raises:
         UserError: the data has more classes, or they cannot be found among the model's.
@@ -117,7 +117,7 @@ def match_classes(source: Source, outputs: int, *, model: str, data: str) -> Sou
 
 
 def _warn_of_numbers(source: Source) -> None:
-    """Warn of folders that are numbers, as many as there are classes, and not in their order."""
+    """Warn if class folders are numbers whose order as text is not their order as numbers."""
     names = source.classes
     if source.indexed or not all(name.isdecimal() for name in names):
         return
@@ -133,7 +133,7 @@ def _warn_of_numbers(source: Source) -> None:
 
 
 def _renumbered(source: Source, mapping: Sequence[int], classes: tuple[str, ...]) -> Source:
-    """Change label i to `mapping[i]`, in place of the images, and the fingerprint with it."""
+    """Change label i to `mapping[i]`, modifying the images; also update the fingerprint."""
     if list(mapping) == list(range(len(source.classes))):
         return replace(source, classes=classes, indexed=True)
     for images in (source.train, source.test):
@@ -145,7 +145,7 @@ def _renumbered(source: Source, mapping: Sequence[int], classes: tuple[str, ...]
 
 
 def _find(names: Sequence[str], order: Sequence[Names]) -> list[int | None]:
-    """The position of each name in `order`; None where no class, or more than one, has it."""
+    """Position of each name in `order`; None if no class, or more than one, has this name."""
     index: dict[str, int | None] = {}
     for position, aliases in enumerate(order):
         for alias in dict.fromkeys(aliases):
@@ -157,7 +157,7 @@ def _find(names: Sequence[str], order: Sequence[Names]) -> list[int | None]:
 
 
 def _aliases(names: Any) -> Names:
-    """All names of a class: as written, its WordNet id, and those of a list with commas."""
+    """All names of a class: as written, its WordNet id, and the parts of a comma-separated list."""
     given = [names] if isinstance(names, str) else [str(name) for name in names]
     more = [match.group() for name in given if (match := _WORDNET.match(name))]
     return tuple(dict.fromkeys([*given, *more, *(p for name in given for p in name.split(", "))]))
@@ -174,7 +174,7 @@ def _listed(data: Any) -> list[Any]:
 
 
 def _imagenet(outputs: int) -> list[Names]:
-    """ImageNet's classes, where a subset of it has so many, as WordNet id and names."""
+    """Classes of ImageNet, or of a subset with this number of classes, as WordNet ids and names."""
     subset = infer_imagenet_subset({"num_classes": outputs})
     if subset is None:
         return []

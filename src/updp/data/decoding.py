@@ -15,35 +15,35 @@ ADVICE = "replace or remove it, or leave it out with data.skip_corrupt=true"
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """Decode any format that Pillow reads to a whole, upright picture of mode `L` or `RGB`.
+    """Decode any format that Pillow reads to a complete, upright picture of mode `L` or `RGB`.
 
     The EXIF orientation is applied. Of 16 bits the upper 8 are kept, as torchvision does; floats
-    are grey values in [0, 1]. Transparency is ignored, and of an animation the first frame is read.
+    are grey values in [0, 1]. Transparency is ignored; only an animation's first frame is read.
 
     Args:
         data: the encoded image.
         where: the image's name for errors, such as `image 'train/cat/1.png'`.
 
     Raises:
-        UserError: the bytes are no image, or its values have no known range.
+        UserError: the bytes are not an image, or its values have no known range.
     """
     if not data:
         raise UserError(f"{where} is empty (0 bytes): {ADVICE}")
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
         image.load()
-    except Exception as error:  # Pillow's decoders raise nearly anything on bad bytes
+    except Exception as error:  # Pillow's decoders raise almost any exception on bad bytes
         # Pillow's own message has the address of our buffer.
         unknown = isinstance(error, UnidentifiedImageError)
         why = "no image format" if unknown else reason(error)
         raise UserError(f"{where} cannot be decoded ({why}): {ADVICE}") from error
-    with suppress(Exception):  # broken metadata beside sound pixels: the picture stays as it lies
+    with suppress(Exception):  # broken metadata beside valid pixels: the picture is not rotated
         ImageOps.exif_transpose(image, in_place=True)
     return to_eight_bits(image, where)
 
 
 def is_large(data: bytes) -> bool:
-    """Whether the picture is so large that threads should not decode several of its kind at once.
+    """Whether the picture is so large that threads should not decode several at once.
 
     Pillow refuses more than 179 million pixels, so one such picture bounds the memory.
     """
@@ -55,7 +55,7 @@ def is_large(data: bytes) -> bool:
 
 
 def _formats() -> list[str]:
-    """Pillow's formats, but for the one that hands the file to Ghostscript, a program."""
+    """Pillow's formats except EPS, for which Pillow runs an external program (Ghostscript)."""
     Image.init()
     return [form for form in Image.ID if form != "EPS"]
 
@@ -72,7 +72,7 @@ def to_eight_bits(image: Image.Image, where: str) -> Image.Image:
         values = np.asarray(image)
         _check_range(values, 0, 1, "floats", where)
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    # Pillow warns where transparent palettes go straight to RGB; others need no such detour.
+    # Pillow warns if a palette with transparency is converted directly to RGB.
     if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")
     mode = "L" if image.mode in _GREY else "RGB"

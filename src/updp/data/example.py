@@ -1,4 +1,4 @@
-"""Example inputs of a model, to trace it, to time it and to open its run again without the data."""
+"""Example inputs of a model: to trace and time it, and to reopen its run without the data."""
 
 import logging
 from pathlib import Path
@@ -23,13 +23,13 @@ from updp.io.files import content_of, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
 
-FILE = "example.safetensors"  # in the folder of the stage `sites`, where there are real inputs
+FILE = "example.safetensors"  # in the folder of stage `sites`, if there are real inputs
 
 
 def make_example(stored: Samples | None, shape: tuple[int, ...], size: int) -> Samples:
-    """So many inputs: the real ones that are `stored`, again and again, or seeded random ones.
+    """Make `size` inputs: the real ones in `stored`, repeated as needed, or seeded random ones.
 
-    Real ones are needed where numbers have a meaning, as tokens and masks do. `shape` is that of
+    Real inputs are needed if the numbers have a meaning, as in tokens and masks. `shape` is that of
     one random image, such as (C, H, W).
     """
     if stored is None:
@@ -46,7 +46,7 @@ def write_example(folder: Path, stored: Samples | None) -> None:
 
 
 def read_example(folder: Path) -> Samples | None:
-    """The inputs that `write_example` left, or None. Raises UserError: they are damaged."""
+    """The inputs that `write_example` wrote, or None. Raises UserError if they are damaged."""
     path = folder / FILE
     if not path.exists():
         return None
@@ -59,9 +59,9 @@ def read_example(folder: Path) -> Samples | None:
 
 
 def stand_in(stored: Samples, size: int) -> Samples:
-    """At most `size` inputs that may be published in place of real ones.
+    """At most `size` artificial inputs that may be published instead of the real ones.
 
-    Numbers are drawn anew from the range of the real ones; masks, of 0 and 1 alone, are kept.
+    Numbers are drawn at random from the range of the real ones; masks, only of 0 and 1, are kept.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -80,7 +80,7 @@ def stand_in(stored: Samples, size: int) -> Samples:
 
 
 def check_example(example: Samples, kind: str) -> None:
-    """Raise UserError for an example, of type `kind`, on which nothing can be tried."""
+    """Raise UserError for an unusable example; `kind` is the name of its type for messages."""
     tensors = tensors_in(example)
     if not tensors:
         raise UserError(f"the example holds no tensor, but is of the type {kind}")
@@ -92,7 +92,7 @@ def check_example(example: Samples, kind: str) -> None:
 
 
 def _check_samples(example: Samples) -> None:
-    """Raise UserError that names a tensor, or list, which has not one place for each sample."""
+    """Raise UserError if a tensor or list does not have one entry per sample; names it."""
     sizes: dict[str, int] = {}
     for path, part in named_leaves((Tensor, list), example):
         name = path.removeprefix("args.").removeprefix("kwargs.")
@@ -112,9 +112,9 @@ def _check_samples(example: Samples) -> None:
 def warn_of_idle_masks(example: Samples) -> None:
     """Warn of masks that hide nothing in the samples on which a model is traced.
 
-    A model may leave such a mask out (transformers' do), and what becomes of it then reads none.
-    Masks are found by name: `..._mask` (N, T) of whole numbers or truth values, of which 0 hides;
-    where it says `padding`, 1 does.
+    A model may skip such a mask (transformers' do), and the pruned blocks then ignore masks.
+    Masks are found by name: `..._mask` (N, T) of whole numbers or booleans, where 0 hides a
+    position; if the name contains `padding`, 1 hides it.
     """
     if isinstance(example, Tensor):
         return

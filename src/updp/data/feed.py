@@ -1,4 +1,4 @@
-"""The data of a stage: splits and batches, preprocessed and on the model's device."""
+"""The data of a stage: splits and batches, preprocessed and moved to the model's device."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from updp.io.seeds import mix
 from updp.recipe import DataSettings
 from updp.tasks import CLASSIFICATION, Task
 
-CALIBRATED = 256  # images from which BatchNorm statistics are estimated
+CALIBRATED = 256  # number of images from which BatchNorm statistics are estimated
 
 
 class Feed:
     """Training batches, images held out of the training split, and the test split.
 
-    Calibration, search and recalibration see held-out images only; the test split is for the
-    final table. Images are float (N, C, H, W) and labels (N,), `NO_LABEL` where there are none:
-    `labelled` says so of the training images, `test_labelled` of the test split. In tasks other
-    than classification inputs and labels may be whatever the user's loader gives.
+    Calibration, search and recalibration use only held-out images; the test split is only for the
+    final table. Images are float (N, C, H, W) and labels (N,), `NO_LABEL` if there are none:
+    `labelled` is about the training images, `test_labelled` about the test split. In tasks other
+    than classification, inputs and labels may be whatever the user's loader returns.
 
     Args:
         source: both splits.
-        preprocess: the normalisation of uint8 images; None where there are none.
+        preprocess: the normalisation of uint8 images; None if there are no such images.
         settings: split, batches and augmentation.
         seed: decides the split, the order of the batches and the augmentation.
-        device: of the batches.
-        task: what the model is for.
-        sets_aside: whether images are needed that are not held out, as some are trained on that no
-            fit has seen; else all training images may be held out.
+        device: device of the batches.
+        task: the purpose of the model.
+        sets_aside: whether some images must not be held out, to train on images that no fit has
+            seen; else all training images may be held out.
 
     Raises:
-        UserError: too many images are held out, or the augmentation cannot be used on them.
+        UserError: too many images are held out, or the augmentation does not suit the images.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Feed:
         self.classes, self.image_size = len(source.classes), source.image_size
         self.labelled, self.test_labelled = source.train.labelled, source.test.labelled
         self.resize = source.train.resize
-        self.normalised = source.normalised  # by a user's own loaders; it is not known how
+        self.normalised = source.normalised  # by a user's loaders, it is not known how
         held_out, count = _held_out(len(source.train), settings, sets_aside=sets_aside)
         train, held = hold_out(len(source.train), source.train.targets, held_out + count, seed)
         self._settings = settings
@@ -84,19 +84,20 @@ class Feed:
         self._test = batches(source.test, None, 4 * size, shuffle=False, shared=True)
 
     def with_held_out(self, *, scored: bool = True) -> Feed:
-        """A feed whose training batches take in the calibration images, and the `scored` ones."""
+        """A feed that also trains on the calibration images and, if `scored`, the scored ones."""
         other = copy.copy(self)
         other._train = self._train_all if scored else self._train_unscored
         return other
 
     def with_unlabelled(self, images: Images, share: float) -> Feed:
-        """A feed whose training batches have this share of other images, and no labels.
+        """A feed in which other images make up a share of each training batch; it has no labels.
 
-        An epoch is one of its own images still. Each process has as many of the others.
+        An epoch is still one pass over the feed's own images. Each process gets an equal part of
+        the other images.
         """
         assert self._train is not None
         each = self._settings.batch_size // processes.count()
-        # A batch has one image of either at least.
+        # A batch has at least one image of each kind.
         count = max(1, min(each - 1, round(share * each))) * processes.count()
         other = copy.copy(self)
         other._train = self._train.of_size(self._settings.batch_size - count)
@@ -110,32 +111,32 @@ class Feed:
 
     @property
     def steps(self) -> int:
-        """Training batches per epoch; 0 where all images are held out."""
+        """Number of training batches per epoch; 0 if all images are held out."""
         return len(self._train) if self._train else 0
 
     @property
     def test_steps(self) -> int:
-        """Batches of the test split."""
+        """Number of batches of the test split."""
         return len(self._test)
 
     def training(self, step: int) -> Iterator[Batch]:
-        """Endless augmented batches from `step` on: a pure function of seed and step.
+        """Endless augmented batches from `step` on, as a pure function of seed and step.
 
-        Each process has its share of a batch's images.
+        Each process gets its share of a batch's images.
         """
         assert self._train is not None
         others = self._unlabelled and self._unlabelled.endless(step)
         for number, (images, labels) in enumerate(self._train.endless(step), step):
             images = self._augmented(images, mix(self.seed, 1, number))
             if others:
-                # By themselves, for a process has a part of either.
+                # Augmented separately, because a process has a part of both kinds.
                 further = self._augmented(next(others)[0], mix(self.seed, 2, number))
                 images = join([images, further])
                 labels = torch.full((len(images),), NO_LABEL)
             yield self._prepared(images), self._move(labels)
 
     def _augmented(self, images: Samples, seed: int) -> Samples:
-        """Images of a batch on the feed's device, moved and mirrored at random."""
+        """Images of a batch on the feed's device, shifted and mirrored at random."""
         images = self._move(images)
         moves = self._augmentation.moves
         if isinstance(images, Tensor) and moves != Augment():
@@ -143,13 +144,13 @@ class Feed:
         return images
 
     def training_batches(self, limit: int, parts: int) -> list[Samples]:
-        """Augmented training batches (N, C, H, W) of `limit` images or a few more, each in parts.
+        """Augmented training batches (N, C, H, W) with about `limit` images, each split in parts.
 
-        Of all processes together; each has its share. Beyond an epoch images come again.
+        `limit` counts images of all processes; each gets its share. After an epoch they repeat.
         """
         found, seen = list[Samples](), 0
         for images, _ in self.training(0):
-            # Every so many-th image: so parts are the same whether a batch is shared or not.
+            # Every n-th image, so that parts are the same whether a batch is shared or not.
             found += [images[part::parts] for part in range(min(parts, len(images)))]
             seen += len(images) * processes.count()
             if seen >= limit:
@@ -157,9 +158,9 @@ class Feed:
         return found
 
     def calibration(self, limit: int = CALIBRATED) -> list[Samples]:
-        """The first `limit` calibration images at most, in batches of almost equal size.
+        """At most the first `limit` calibration images, in batches of almost equal size.
 
-        A short last batch would skew BatchNorm statistics, and one image alone may have none.
+        A short last batch would distort BatchNorm statistics; a single image may have none.
         """
         parts, seen = list[Samples](), 0
         for images, _ in self._fixed(self._calibration):
@@ -183,7 +184,7 @@ class Feed:
         return self._fixed(self._test)
 
     def _shuffled(self, images: Images, indices: Tensor | None) -> Batches:
-        """Training batches of some of the images, by default all."""
+        """Training batches of some images; None means all images."""
         return Batches(
             images,
             indices,
@@ -204,7 +205,7 @@ class Feed:
             yield images, labels
 
     def example(self, size: int) -> Samples:
-        """Inputs to trace and time a model on, see `data.example`."""
+        """Inputs for tracing and timing a model, see `data.example`."""
         return make_example(self.stored_example, self.image_size, size).to(self.device)
 
     def _prepared(self, images: Samples) -> Samples:
@@ -217,7 +218,7 @@ class Feed:
 
 
 def _check_shares(size: int) -> None:
-    """Raises UserError where processes cannot have as many images of a batch each."""
+    """Raise UserError if a batch cannot be divided evenly among the processes."""
     if size % (count := processes.count()):
         raise UserError(
             f"data.batch_size={size} is for all {count} processes together, which share it: take a "
@@ -226,9 +227,9 @@ def _check_shares(size: int) -> None:
 
 
 def _held_out(images: int, settings: DataSettings, *, sets_aside: bool) -> tuple[int, int]:
-    """Numbers of training images for search scores and for calibration.
+    """Numbers of training images held out for search scores, and for calibration.
 
-    Raises UserError: too few are left to train on, or there are too few to hold any out.
+    Raises UserError if too few are left to train on, or if there are too few to hold any out.
     """
     held_out = min(500, images // 5) if settings.held_out is None else settings.held_out
     count = settings.calibration

@@ -1,4 +1,4 @@
-"""Labelled images: pictures are resized and cropped to uint8 (C, H, W), in memory when they fit."""
+"""Labelled images: pictures resized and cropped to uint8 (C, H, W), in memory if they fit."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,23 +18,23 @@ from updp.data.order import Groups
 from updp.data.resizing import InputSize, ResizeCrop, as_resize, in_channels
 from updp.errors import UserError
 
-NO_LABEL = -1  # the target of an image without a label
-MOST_CLASSES = 1_000_000  # a larger label is a fault of the data, and has costs of its own
-MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images kept, per split
+NO_LABEL = -1  # label of an image without a label
+MOST_CLASSES = 1_000_000  # a larger label is a mistake in the data, and would be expensive
+MEMORY_LIMIT = 2 * 1024**3  # maximum bytes of decoded images kept in memory, per split
 
 
 class Images(Dataset[tuple[Any, Any]]):
-    """Item i is an image (C, H, W) and its label; `targets` are all labels, or all `NO_LABEL`.
+    """Item i is an image (C, H, W) with its label; `targets` has all labels, or only `NO_LABEL`.
 
     In tasks other than classification an item may be any inputs of a model with their labels;
-    `targets` then only say whether there are labels.
+    `targets` then only says whether there are labels.
 
-    Images are uint8, or floats that their owner has normalised. `resize` says how whole pictures
-    became images, and is None where that is the owner's doing. `groups` are images that are stored
-    together, a few of which training reads at a time; None where any order costs the same.
+    Images are uint8, or floats normalised by the user's own loader. `resize` says how pictures
+    became images; None if the loader does it. `groups` are images stored together: training reads
+    a few groups at a time; None if any order costs the same.
     """
 
-    # Whether reading an image may draw random numbers; then its random state is set before.
+    # Whether reading an image may draw random numbers; if so, its random state is set before.
     draws: ClassVar[bool] = True
 
     targets: Sequence[int]
@@ -51,14 +51,14 @@ class Images(Dataset[tuple[Any, Any]]):
         return self.targets[0] != NO_LABEL
 
     def collate(self, items: list[tuple[Any, Any]]) -> tuple[Samples, Any]:
-        """A batch of items."""
+        """Make a batch from items."""
         images, labels = default_collate(items)
         return images, labels
 
     def picture(self, index: int) -> tuple[Image.Image, Any]:
-        """The whole picture, for training transforms, and its label; here the image itself.
+        """The complete picture (by default the image itself), for training transforms; its label.
 
-        Raises UserError: it is not 8-bit grey or colour.
+        Raises UserError if it is not 8-bit grey or colour.
         """
         pixels, label = self[index]
         if pixels.dtype != torch.uint8 or len(pixels) not in (1, 3):
@@ -85,7 +85,7 @@ class Encoded(Protocol):
 
 
 class OnDemand(Images):
-    """Pictures decoded at every access; without an `input_size`, all as large as the first."""
+    """Pictures decoded at every access; without `input_size` all must be as large as the first."""
 
     draws: ClassVar[bool] = False
 
@@ -106,7 +106,7 @@ class OnDemand(Images):
         return torch.from_numpy(self.pixels(index)), self.targets[index]
 
     def picture(self, index: int) -> tuple[Image.Image, int]:
-        """The whole upright picture, grey or in colour as the images are, and its label."""
+        """The complete upright picture, grey or colour as the images are, with its label."""
         return in_channels(self._decode(index), self.size[0]), self.targets[index]
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
@@ -114,7 +114,7 @@ class OnDemand(Images):
         return self._sized(index, self.encoded.read(index))
 
     def small_pixels(self, index: int) -> NDArray[np.uint8] | None:
-        """As `pixels`, but None for a large picture, of which no two are decoded at once."""
+        """Like `pixels`, but None for a large picture, which must not be decoded in parallel."""
         data = self.encoded.read(index)
         return None if is_large(data) else self._sized(index, data)
 
@@ -135,7 +135,7 @@ class OnDemand(Images):
 
 
 class InMemory(Images):
-    """Images in memory, `pixels` uint8 (N, C, H, W); `whole` reads their pictures again."""
+    """Images in memory, `pixels` uint8 (N, C, H, W); `whole` rereads the complete pictures."""
 
     draws: ClassVar[bool] = False
 
@@ -156,7 +156,7 @@ class InMemory(Images):
         return self.pixels[index], self.targets[index]
 
     def picture(self, index: int) -> tuple[Image.Image, int]:
-        """The whole picture where it can be read again, else the image itself, and its label."""
+        """The complete picture if it can be read again, else the image itself, with its label."""
         picture, _ = self.whole.picture(index) if self.whole else super().picture(index)
         return picture, self.targets[index]
 
@@ -167,7 +167,7 @@ def load_images(
     input_size: InputSize | None,
     groups: Groups | None = None,
 ) -> Images:
-    """Decode all images now, so that a bad one shows early, unless they exceed the memory limit."""
+    """Load all images now, to find bad ones early, unless they exceed the memory limit."""
     images = OnDemand(encoded, targets, input_size, groups)
     if len(images) * prod(images.size) > MEMORY_LIMIT:
         return images
@@ -179,7 +179,7 @@ def load_images(
 
 
 def resize_and_crop(picture: Image.Image, size: InputSize | None) -> NDArray[np.uint8]:
-    """Pixels (C, H, W) of a picture; None keeps its size, and one channel if it is grey."""
+    """Resized pixels (C, H, W); with `size` None at the picture's own size, (1, H, W) if grey."""
     if size is None:
         channels = 1 if picture.mode == "L" else 3
         size = (channels, picture.height, picture.width)

@@ -1,4 +1,4 @@
-"""Images that are in the training and in the test split."""
+"""Detect images that are in both the training and the test split."""
 
 import hashlib
 import logging
@@ -8,21 +8,21 @@ import numpy as np
 
 _log = logging.getLogger(__name__)
 
-_SAMPLED = 256  # images of each split that are compared
+_SAMPLED = 256  # number of images compared from each split
 Read = Callable[[int], bytes]
 
 
 def warn_of_shared_images(
     train: Read, train_count: int, test: Read, test_count: int, *, run: int = 1
 ) -> int:
-    """Compare a sample of both splits by hash; warn, and return how many test images are in both.
+    """Compare a sample of both splits by hash; warn about and count test images in both.
 
     Args:
-        train: gives the contents of a training image, as bytes.
+        train: function that returns the contents of a training image as bytes.
         train_count: number of training images.
-        test, test_count: the same of the test split.
-        run: this many images in a row are looked at together, which is quicker where a shard is
-            read in large parts.
+        test, test_count: the same for the test split.
+        run: number of consecutive images to read together, which is quicker if a shard is read
+            in large parts.
     """
     known = {_digest(train(index)) for index in _sample(train_count, run)}
     seen = _sample(test_count, run)

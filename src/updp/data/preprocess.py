@@ -1,4 +1,4 @@
-"""Resizing, cropping and normalisation of images, as the model was trained with them."""
+"""Resizing, cropping and normalisation of images, in the way the model was trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Preprocess:
             )
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Uint8 (N, C, H, W) to float32; a float batch, normalised by its loader, is left alone."""
+        """Convert uint8 (N, C, H, W) to normalised float32; a float batch is returned unchanged."""
         if batch.is_floating_point():
             return batch
         return self.normalised(batch.float() / 255)
@@ -72,8 +72,8 @@ def resize_for(
 ) -> ResizeCrop | None:
     """Resizing and cropping of pictures: each argument, else the model's timm configuration.
 
-    What neither says is as in `ResizeCrop`; None where there is no input size. `mean` fills the
-    border of `crop_mode="border"`.
+    Values that are in neither are the defaults of `ResizeCrop`. None if there is no input size.
+    `mean` fills the border of `crop_mode="border"`.
 
     >>> resize_for(timm.create_model("deit_tiny_patch16_224"))
     ResizeCrop(size=(3, 224, 224), crop_pct=0.9, ..., interpolation='bicubic', ...)
@@ -82,7 +82,7 @@ def resize_for(
     if size is None:
         return None
     config = _config(model)
-    # timm would crop an eighth where the configuration does not say, as for CIFAR's 32x32 pixels.
+    # Without a value timm would crop an eighth, even of CIFAR's 32x32 pixels.
     stated = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     default = ResizeCrop(size)
     return ResizeCrop(
@@ -104,11 +104,11 @@ def preprocess_for(
 ) -> Preprocess:
     """Choose each value: the argument, else the model's timm configuration, else ImageNet's.
 
-    Images of other than 3 channels have 0.5 and 0.5 in place of ImageNet's. The input size falls
-    back on `source_size`, that of the images.
+    For images without 3 channels 0.5 replaces ImageNet's values. The default of the input size is
+    `source_size`, the size of the images.
 
     Raises:
-        UserError: there is no input size, or `mean` or `std` do not suit the channels.
+        UserError: there is no input size, or `mean` or `std` do not match the channels.
     """
     size = input_size or model_input_size(model) or source_size
     if size is None:
@@ -122,7 +122,7 @@ def preprocess_for(
 
 
 def states_colour(model: nn.Module, channels: int) -> bool:
-    """Whether the model says mean and std of its images, for as many channels as they have."""
+    """Whether the model's configuration has a mean for this number of channels."""
     return len(_config(model).get("mean", ())) == channels
 
 

@@ -1,4 +1,4 @@
-"""Resize and crop of whole pictures to the network's input, as timm evaluates."""
+"""Resize and crop pictures to the network's input size, as timm does for evaluation."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +16,13 @@ Size = tuple[int, int, int]  # (C, H, W)
 class ResizeCrop:
     """timm's evaluation transform up to 8-bit pixels; the fields have timm's names.
 
-    The defaults scale the picture to cover `size` and cut out the centre: nothing is lost of one
-    that has this shape.
+    With the defaults the picture is scaled to cover `size` and the centre is cut out; a picture
+    with this aspect ratio loses nothing.
 
     Args:
-        size: channels, height and width (C, H, W) of the result; grey where C is 1.
+        size: channels, height and width (C, H, W) of the result; grey if C is 1.
         crop_pct: share of the scaled side that the crop keeps.
-        crop_mode: `center`; `squash`, which keeps no aspect ratio; or `border`, which pads.
+        crop_mode: `center`; `squash`, which distorts the picture; or `border`, which pads it.
         interpolation: `bilinear`, `bicubic`, `lanczos`, ...; antialiased.
         fill: colour of `border`, in [0, 1]; one number, or one for each channel.
 
@@ -55,15 +55,15 @@ class ResizeCrop:
         )
 
 
-InputSize = Size | ResizeCrop  # a size alone is cropped by the defaults
+InputSize = Size | ResizeCrop  # a plain size is cropped with the defaults
 
 
 def as_resize(size: InputSize) -> ResizeCrop:
-    """A size alone with the defaults."""
+    """Convert a plain size to a `ResizeCrop` with the defaults."""
     return size if isinstance(size, ResizeCrop) else ResizeCrop(size)
 
 
 def in_channels(picture: Image.Image, channels: int) -> Image.Image:
-    """Convert to grey where `channels` is 1, else to colour."""
+    """Convert to grey if `channels` is 1, else to colour."""
     mode = "L" if channels == 1 else "RGB"
     return picture if picture.mode == mode else picture.convert(mode)

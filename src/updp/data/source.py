@@ -15,9 +15,9 @@ from updp.blocks.nested import Samples
 from updp.data.images import NO_LABEL, Images, by
 from updp.errors import UserError, reason
 
-_HASHED_FILES = 20_000  # at most; to read more of them twice takes too long
-_HASHED_BYTES = 1024**3  # at most; of larger data both ends of each file are hashed
-_END = 64 * 1024  # bytes of such an end
+_HASHED_FILES = 20_000  # maximum number of files to hash: reading more of them twice takes too long
+_HASHED_BYTES = 1024**3  # above this size only both ends of each file are hashed
+_END = 64 * 1024  # bytes hashed at each end of a file
 
 
 @dataclass
@@ -28,11 +28,11 @@ class Source:
         train, test: the splits.
         classes: names; a label is a position among them.
         fingerprint: stable across runs and copies of the data.
-        image_size: (C, H, W); the shape of a sample, or empty where it is no one tensor.
+        image_size: (C, H, W), or the shape of a sample; empty if a sample is not a single tensor.
         indexed: labels are indices of the model's outputs, whether all of them occur or not; else
-            they are positions among classes that have only names in common with the model's.
-        batch_size, workers: what the user's training loader has, if it says so.
-        example: a few inputs of the model, where random images cannot stand for them.
+            they are positions among classes that are matched to the model's by name.
+        batch_size, workers: settings of the user's training loader, if any.
+        example: a few inputs of the model, if random images cannot replace them.
     """
 
     train: Images
@@ -52,7 +52,7 @@ class Source:
 
     @property
     def has_images(self) -> bool:
-        """Whether a sample is an image (C, H, W), for which random pixels can stand."""
+        """Whether a sample is an image (C, H, W), which random pixels can replace."""
         return self.example is None and len(self.image_size) == 3
 
     @property
@@ -62,7 +62,7 @@ class Source:
 
     @cached_property
     def normalised(self) -> bool:
-        """Whether samples are no 8-bit pixels, which are normalised here."""
+        """Whether samples are other than 8-bit pixels, and so are not normalised by updp."""
         first = self.train[0][0]
         return not isinstance(first, Tensor) or first.dtype != torch.uint8
 
@@ -75,16 +75,16 @@ class Source:
 
 
 def without_labels(source: Source) -> Source:
-    """The source for a task that has other labels than classes: no label is used."""
+    """The source for a task whose labels are not classes: it has no class labels."""
     for images in (source.train, source.test):
         images.targets = [NO_LABEL] * len(images)
     return replace(source, classes=(), indexed=False)
 
 
 def fingerprint_files(root: Path, files: Sequence[str]) -> str:
-    """Sha256 of the names of files, relative to `root`, sizes and contents.
+    """Sha256 of the names (relative to `root`), sizes and contents of files.
 
-    Of more than 1 GiB only both ends of each file are read, of more than 20,000 files nothing.
+    Above 1 GiB only both ends of each file are read, above 20,000 files no contents.
 
     Raises:
         UserError: a file cannot be read.
@@ -110,5 +110,5 @@ def fingerprint_files(root: Path, files: Sequence[str]) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path as one line that any terminal and file takes, bytes that are no UTF-8 as `\\xff`."""
+    """A path as one line that is safe for terminals and files; invalid UTF-8 becomes `\\xff`."""
     return errors.printable(os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""Images held out of the training split: for calibration, fit and search, or as a test split."""
+"""Hold images out of the training split: for calibration, fit and search, or as a test split."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from updp.errors import UserError
 
-_TEST_IMAGES = 10_000  # at most: enough to know top-1 to a point
+_TEST_IMAGES = 10_000  # maximum: enough to know top-1 to a point
 
 
 def hold_out_test(labels: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split off a test split for images that have none: a tenth, always the same ones.
+    """Split off a tenth of the images as a test split, always the same ones.
 
     Returns:
         Training and test indices, both ascending.
 
     Raises:
-        UserError: there is one image alone.
+        UserError: there is only one image.
     """
     if len(labels) < 2:
         raise UserError(
@@ -32,17 +32,17 @@ def hold_out_test(labels: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def hold_out(n: int, labels: Sequence[int], count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Split `n` images, stratified: training indices (ascending), and those of `count` held out.
+    """Split `n` images, stratified: training indices (ascending), and indices of `count` held out.
 
-    Classes keep their shares to one image. The held-out indices are shuffled, so that any prefix
-    of them is a random sample.
+    The share of each class is kept up to one image. The held-out indices are shuffled, so that any
+    prefix of them is a random sample.
     """
     assert len(labels) == n
     if not 0 <= count <= n:
         raise UserError(f"cannot hold out {count} of {n} images: hold out fewer")
     rng = np.random.Generator(np.random.PCG64(seed))
     _, class_of, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
-    # Largest remainders: round every class's share down, then hand out what is left.
+    # Largest remainders: round every class's share down, then distribute the rest.
     quotas, remainders = np.divmod(sizes * count, n)
     quotas[np.argsort(-remainders, kind="stable")[: count - quotas.sum()]] += 1
     order = rng.permutation(n)

@@ -24,7 +24,7 @@ _ELSEWHERE = "leave it out, and augment in your data set"
 
 @dataclass(frozen=True)
 class Augment:
-    """Moves each image by up to `shift` pixels, filling in zeros, and may mirror it."""
+    """Shifts each image by up to `shift` pixels, filling in zeros, and may mirror it."""
 
     shift: int = 0
     flip: bool = False
@@ -32,7 +32,7 @@ class Augment:
     def __call__(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Augment (N, C, H, W) of any dtype; all randomness comes from `generator`.
 
-        Several processes draw for all of a batch, and each takes what is for its own images.
+        Each of several processes draws for the whole batch and uses the part for its own images.
         """
         count, channels, height, width = batch.shape
         total, first = count * processes.count(), count * processes.rank()
@@ -55,14 +55,14 @@ class Augment:
 
 
 class Augmented(Images):
-    """Images of whole pictures under a random `transform`, read anew at every access."""
+    """Complete pictures under a random `transform`, reread at every access."""
 
     draws: ClassVar[bool] = True
 
     def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images, self.transform = images, transform
         self.targets, self.size = images.targets, images.size
-        # Whole pictures are read from their files again, also of images in memory.
+        # Complete pictures are read from files again, even if resized images are in memory.
         stored = images.whole if isinstance(images, InMemory) and images.whole else images
         self.groups = stored.groups
 
@@ -71,13 +71,13 @@ class Augmented(Images):
         return self.transform(picture), label
 
     def collate(self, items: list[tuple[Any, Any]]) -> tuple[Samples, Any]:
-        """A batch of items, as the images make it."""
+        """Make a batch from items, like the images do."""
         return self.images.collate(items)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What changes training images: moves of whole batches, or a transform of each picture."""
+    """Changes of training images: shifts of whole batches, or a transform of each picture."""
 
     words: str
     moves: Augment = Augment()
@@ -91,16 +91,16 @@ class Augmentation:
 def find_augmentation(
     settings: DataSettings, source: Source, preprocess: Preprocess | None, task: Task
 ) -> Augmentation:
-    """The augmentation that the settings ask for, else that of such images.
+    """The augmentation that the settings ask for, else the default for such images.
 
     Args:
-        settings: of the recipe.
-        source: its training images.
-        preprocess: their normalisation; None where samples are no images (C, H, W).
-        task: what the model is for.
+        settings: data settings of the recipe.
+        source: the source of the training images.
+        preprocess: their normalisation; None if samples are not images (C, H, W).
+        task: the purpose of the model.
 
     Raises:
-        UserError: the settings ask for one that cannot be used on these images or their labels.
+        UserError: an augmentation in the settings does not suit the images or their labels.
     """
     if preprocess is None:
         if said := settings.asks_for_timm or settings.asks_for_moves:
@@ -114,14 +114,14 @@ def find_augmentation(
         if said := settings.asks_for_moves:
             raise UserError(f"{said} is for images of classifiers: {_ELSEWHERE}")
         return Augmentation("samples as the loader gives them")
-    # Users' loaders that normalise usually augment as well.
+    # Loaders that normalise usually augment as well.
     if source.normalised and settings.shift is None and settings.flip is None:
         return Augmentation("images as the loader gives them")
     return _moves(settings, source.image_size)
 
 
 def _moves(settings: DataSettings, size: Sequence[int]) -> Augmentation:
-    """Shift and flip of images (C, H, W). Raises UserError: they are shifted too far."""
+    """Shift and flip of images (C, H, W). Raises UserError if the shift is too large."""
     channels, *sides = size
     shift = min(sides) // 8 if settings.shift is None else settings.shift
     if shift >= min(sides):
@@ -138,9 +138,9 @@ def _moves(settings: DataSettings, size: Sequence[int]) -> Augmentation:
 
 
 def check_movable(label: Any, settings: DataSettings) -> None:
-    """Raise UserError for labels that a crop would have to move.
+    """Raise UserError for labels that would have to be cropped with the image.
 
-    Those are maps, and boxes, one of which is a row; numbers of a whole picture stay true.
+    These are maps, and boxes (rows of numbers); numbers for the whole picture stay valid.
     """
     if isinstance(label, (list, tuple)) and any(isinstance(x, (Tensor, Sequence)) for x in label):
         raise UserError(
@@ -158,7 +158,7 @@ def check_movable(label: Any, settings: DataSettings) -> None:
 def _timm_augmentation(settings: DataSettings, preprocess: Preprocess) -> Augmentation:
     """timm's training transform, from a picture to an image (C, H, W).
 
-    The image is uint8, or with random erasing, which comes after normalisation, normalised floats.
+    The image is uint8; with random erasing, which acts after normalisation, normalised floats.
     """
     given = settings.timm_transform()
     transform = create_transform(

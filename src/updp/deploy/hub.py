@@ -28,7 +28,7 @@ from updp.run.load import load
 from updp.run.records import RunRecord
 from updp.tasks import Task
 
-# By a task's name, what a hub sorts models by; a task of the user's own has none.
+# Categories of a hub by the task's name; a task of the user's own has none.
 _PIPELINES = {
     "classification": "image-classification",
     "multi-label": "image-classification",
@@ -126,7 +126,7 @@ def write_hub_folder(
     remove(folder / _PLAIN / LOCK)
     record = RunRecord.read(path)
     about = _without_places(record)
-    # First what says that the folder is one of these.
+    # The file that marks the folder as one of these comes first.
     described = read_json(folder / _PLAIN / "preprocess.json")
     write_json(folder / _CONFIG, _config(about, described))
     for name in _COPIED:
@@ -138,9 +138,9 @@ def write_hub_folder(
 
 
 def _write_example(run: Path, folder: Path, model: nn.Module | str, progress: Progress) -> None:
-    """Where a run keeps real inputs, write others, of random numbers, that `updp.load` can use.
+    """If a run has real inputs, write random ones of their form, for `updp.load`.
 
-    The real ones are the user's data and stay where they are.
+    The real ones are the user's data and are not copied.
     """
     file, stored = folder / "sites" / FILE, read_example(run / "sites")
     remove(file)
@@ -158,9 +158,9 @@ def _write_example(run: Path, folder: Path, model: nn.Module | str, progress: Pr
 
 
 def _without_places(about: RunRecord) -> RunRecord:
-    """The record without places on this machine, which nobody needs who loads the model.
+    """The record without paths of this machine, which others do not need.
 
-    Of each file or folder its name stays, and of a command, which may name others, nothing.
+    Only the last part of each path is kept, and nothing of the command, which may contain paths.
     """
     named = dict.fromkeys(("data", "test", "weights", "teacher_weights", "unlabelled"), "")
     for field in named:
@@ -176,7 +176,7 @@ def _without_places(about: RunRecord) -> RunRecord:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise UserError where a file would be replaced that is not of an earlier such folder."""
+    """Raise UserError if a file would be replaced that is not from an earlier hub folder."""
     if (folder / _CONFIG).is_file():
         with suppress(DamagedError):
             known = read_json(folder / _CONFIG)
@@ -191,7 +191,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _config(about: RunRecord, described: dict[str, Any]) -> dict[str, Any]:
-    """`config.json` as timm writes it; `updp` says what timm cannot know."""
+    """`config.json` in timm's form; its part `updp` has what timm does not know."""
     library, _, name = about.model.partition("/")
     resize = described["resize"] or {}
     return {
@@ -212,7 +212,7 @@ def _config(about: RunRecord, described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _card(run: Path, folder: Path, about: RunRecord, licence: str) -> str:
-    """The card: what a hub reads between the lines `---`, the report, and how to load it."""
+    """The card: metadata for the hub between lines `---`, the report, and how to load the model."""
     (reported,) = load_runs([run])
     files = reported.exports.exports if reported.exports else {}
     short = {f: e.model_copy(update={"folder": Path(e.folder).name}) for f, e in files.items()}

@@ -1,4 +1,4 @@
-"""Fit tasks: a regression with the functions that compute its rows and set its result."""
+"""Fit tasks: a regression with the functions that compute its rows and install its result."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ class FitTask:
 
     operator:    path of the operator in its block
     regression:  the rows and the solver
-    target:      the block's output before its end activation, from the baseline's input
-    inputs:      the operator's input and what is added to its output (or None), from the input
-                 that the site has behind the pruned prefix
-    take:        puts the fitted operator in place
-    rows:        tasks of a site with the same one have the same rows before any of them is solved
+    target:      computes the block's output before its end activation, from the baseline's input
+    inputs:      computes the operator's input and what is added to its output (or None), from the
+        site's input behind the pruned prefix
+    take:        installs the fitted operator in the block
+    rows:        key of the rows: tasks of one site with equal keys have the same rows at first
     """
 
     operator: str
@@ -30,7 +30,7 @@ class FitTask:
     rows: Hashable = None
 
     def try_to_share(self, other: "FitTask") -> bool:
-        """Use the sums of another task that has the same rows; False where it cannot."""
+        """Use the sums of another task with the same rows; return False if that is not possible."""
         if self.rows is None or self.rows != other.rows:
             return False
         return self.regression.try_to_share(other.regression)
@@ -40,7 +40,7 @@ class FitTask:
         self.regression.add_targets(batch, self.target(x, *extras))
 
     def add_input(self, batch: int, x: Tensor, *extras: Any) -> bool:
-        """Add the inputs of one batch, for the pruned prefix' input `x` of the site.
+        """Add the inputs of one batch, for the site's input `x` behind the pruned prefix.
 
         Returns False where they have no targets, see `Regression.add_inputs`.
         """
@@ -57,7 +57,7 @@ class FitTask:
 def observer(
     number: int, targets: Sequence[FitTask], inputs: Sequence[FitTask]
 ) -> Callable[..., None]:
-    """Hand what a site is called with to tasks that want its target, its input or both."""
+    """Hook that gives a site's inputs to the tasks that want its target, its input, or both."""
 
     def observe(x: Tensor, *extras: Any) -> None:
         for task in targets:

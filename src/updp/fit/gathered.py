@@ -8,18 +8,18 @@ from torch import Tensor
 from updp.algebra import Operator, sides_of
 from updp.fit.rows import Sample
 
-_CHUNK = 4096  # rows that are in float64 at a time
-ALL, TRAIN, HELD = "all", "train", "held"  # rows: all, fitted to, held out
+_CHUNK = 4096  # maximum number of rows converted to float64 at a time
+ALL, TRAIN, HELD = "all", "train", "held"  # which rows: all, those fitted to, those held out
 
 
 class GatheredRows:
-    """Rows of each batch: the sampled pixels, their targets, their patches and what is added.
+    """Rows by batch: sampled pixels, their targets, their input patches and the added values.
 
     The last fifth of the images of each batch is held out.
 
     Args:
-        operator: what reads the patches.
-        quota: the most rows of a batch.
+        operator: the operator that reads the patches.
+        quota: maximum number of rows per batch.
     """
 
     def __init__(self, operator: Operator, quota: int) -> None:
@@ -30,7 +30,7 @@ class GatheredRows:
         """Forget all rows."""
         self._samples: dict[int, Sample] = {}
         self._sizes: dict[int, tuple[int, ...]] = {}  # (N, H, W) of the targets
-        self._trained: dict[int, int] = {}  # rows before those of held-out images
+        self._trained: dict[int, int] = {}  # number of rows before the held-out images
         self._targets: dict[int, Tensor] = {}
         self._inputs: dict[int, Tensor] = {}
         self._beside: dict[int, Tensor] = {}
@@ -41,7 +41,7 @@ class GatheredRows:
             values.pop(batch, None)
 
     def thin(self, share: float) -> None:
-        """Reduce the rows per batch to a share; targets are to be gathered again."""
+        """Reduce the rows per batch to a share; the targets must then be gathered again."""
         most = max(len(t) for t in self._targets.values())
         self._quota = max(1, int(share * min(self._quota, most)))
 
@@ -55,9 +55,9 @@ class GatheredRows:
         self._targets[batch] = sample.of(maps)
 
     def add_inputs(self, batch: int, maps: Tensor, beside: Tensor | None) -> bool:
-        """Take the patches of `maps` (N, I, H, W), and `beside` (N, O, H, W), at these pixels.
+        """Take patches of `maps` (N, I, H, W) and values of `beside` (N, O, H, W) at these pixels.
 
-        Returns False, and takes nothing, where there are other rows than the baseline had.
+        Returns False, and stores nothing, where the shape differs from that of the targets.
         """
         sample = self._samples[batch]
         if _output_sizes(self._operator, maps) != self._sizes[batch]:
@@ -68,7 +68,7 @@ class GatheredRows:
         return True
 
     def narrow(self, unknowns: Tensor) -> None:
-        """Reduce patches to these unknowns, given as indices."""
+        """Keep only these unknowns (indices) of the patches."""
         for batch, rows in self._inputs.items():
             self._inputs[batch] = rows[..., unknowns.to(rows.device)]
 
@@ -90,7 +90,7 @@ class GatheredRows:
         return sum(len(range(size)[span]) for size, span in sizes)
 
     def rows(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Chunks of rows in float64: inputs (g, m, D), targets and what is added (g, m, O / g)."""
+        """Chunks of rows in float64: inputs (g, m, D), targets and added values (g, m, O / g)."""
         for batch, inputs in self._inputs.items():
             span = self._span(batch, part)
             x, target = inputs[:, span], self._targets[batch][span]
@@ -114,7 +114,7 @@ class GatheredRows:
 
 
 def _output_sizes(operator: Operator, maps: Tensor) -> tuple[int, ...]:
-    """(N, H, W) of what the operator makes of maps (N, I, H, W)."""
+    """Output shape (N, H, W) of the operator for maps (N, I, H, W)."""
     images, _, *sizes = maps.shape
     axes = zip(
         sizes,

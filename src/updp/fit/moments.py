@@ -1,4 +1,4 @@
-"""Sums over the rows of a regression: all that a fit without an end activation needs of them."""
+"""Sums over the rows of a regression; sufficient for a fit without an end activation."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def relative_error(wrong: float, total: float, squares: float, count: float) -> 
 
 @dataclass
 class Moments:
-    """Sums of products over rows, in float64; rows themselves are not kept.
+    """Sums of products over rows, in float64; the rows themselves are not kept.
 
-    Of residuals, not of targets: what a prior leaves is small where it is near, and so exact.
+    They are sums of residuals, not of targets: near the prior residuals are small, so more exact.
 
     gram:      X'X, (g, D, D)
-    cross:     X'R of the prior's residuals R, (g, D, O / g)
-    sums:      of R^2, of the targets, of their squares, and the number of them, (4,)
+    cross:     X'R, with R the residuals of the prior, (g, D, O / g)
+    sums:      sum of R^2, sum of targets, sum of squared targets, number of target values, (4,)
     """
 
     gram: Tensor
     cross: Tensor
     sums: Tensor
-    is_total: bool = False  # of all processes
+    is_total: bool = False  # whether the sums are over all processes
 
     @classmethod
     def of(cls, groups: int, unknowns: int, outputs: int, device: torch.device) -> Moments:
-        """Moments of zero rows, to add others to."""
+        """Empty sums, to add rows to."""
         gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64, device=device)
         return cls(gram, gram.new_zeros(groups, unknowns, outputs // groups), gram.new_zeros(4))
 
@@ -49,7 +49,7 @@ class Moments:
         self.sums += torch.stack([*values, values[0].new_tensor(float(target.numel()))])
 
     def add_up(self) -> None:
-        """Take in the rows of all processes, once."""
+        """Sum over all processes; done only once."""
         if not self.is_total:
             processes.all_reduce(self.gram, self.cross, self.sums)
             self.is_total = True
@@ -60,7 +60,7 @@ class Moments:
         return int(self.sums[3].item())
 
     def error(self, change: Tensor) -> float:
-        """Mean squared error over the targets' variance, of the prior plus a change (g, D, O / g).
+        """Error of prior + `change` (g, D, O / g): mean squared error over the targets' variance.
 
         |R - X C|^2 = |R|^2 - 2 tr(C'X'R) + tr(C'X'X C).
         """

@@ -22,7 +22,7 @@ from updp.fit.fitting import FitTask, as_maps
 from updp.fit.regression import Fitted, Regression
 from updp.recipe import FitSettings
 
-_SAME = 1e-5  # relative, in float32, of a tensor to another one by a factor per channel
+_SAME = 1e-5  # relative tolerance in float32 for two tensors that differ by a factor per channel
 _OFF = 1e-6  # below this scale a channel is off, and its weights cannot be computed from outputs
 Function = Callable[[Tensor], Tensor]
 
@@ -65,7 +65,7 @@ class OperatorFit:
             cut: removes all channels but those of the indices it is called with from the modules.
             gated: whether a norm or a gate mixes the channels before the operator. It then reads
                 other values after the cut, so a second task fits it to those.
-            unit: so many channels, which adjoin, stay or go together.
+            unit: number of adjoining channels that stay or go together.
         """
         operator, clamp = self._prior_and_clamp
         regression = Regression(
@@ -86,7 +86,7 @@ class OperatorFit:
 
     @torch.no_grad()
     def set(self, fitted: Fitted) -> None:
-        """Set weights and bias, so that the operator and its affine steps are `fitted.operator`."""
+        """Set weights and bias so that operator and affine steps equal `fitted.operator`."""
         own, after, affine = self._own, self._after, self._affine
         on = affine.scale.abs() > _OFF
         new = fitted.operator.weight
@@ -96,7 +96,7 @@ class OperatorFit:
 
     @property
     def is_on(self) -> bool:
-        """Whether every output channel gets through the affine steps."""
+        """Whether the scale of the affine steps is nonzero for every output channel."""
         return bool(self._affine.scale.abs().min() > _OFF)
 
     def fits_into(self, settings: FitSettings) -> bool:
@@ -147,7 +147,7 @@ class OperatorFit:
 
     @property
     def _end(self) -> int:
-        """The place behind the affine steps."""
+        """Index of the first step behind the affine steps."""
         end = self.place + 1
         while end < len(self.chain.steps) and is_affine(self.chain.steps[end]):
             end += 1
@@ -158,7 +158,7 @@ class OperatorFit:
         return self._end == len(self.chain.steps)
 
     def _run(self, end: int, x: Tensor, *extras: Any) -> Tensor:
-        """Value of the chain before its step `end`, in the canonical layout."""
+        """Value in the chain before its step `end`, in the canonical layout."""
         x = x if self.enter is None else self.enter(x.clone(), *extras)
         h = to_layout(x, self.chain.layout_in, self.chain.layout)
         for step in self.chain.steps[:end]:
@@ -166,7 +166,7 @@ class OperatorFit:
         return h
 
     def _skip_value(self, x: Tensor) -> Tensor | None:
-        """Values of the skip, which are added to the operator's output, in the canonical layout."""
+        """Value of the skip, which is added to the operator's output, in the canonical layout."""
         if self.skip is None or not self._is_last:
             return None
         return to_layout(self.skip(x.clone()), self.chain.layout_out, self.chain.layout)
@@ -192,9 +192,9 @@ def skip_of(site: Site, block: nn.Module, graph: fx.Graph) -> Function | None:
 
 
 def channel_factor(y: Tensor, output: Tensor, layout: str) -> Tensor | None:
-    """The factor per channel, (C,), by which a tensor becomes the output.
+    """Factor per channel, (C,), that turns a tensor into `output`.
 
-    None where there is no such factor, or a channel of it is off.
+    None where there is no such factor, or where it is zero for a channel.
     """
     if y.shape != output.shape:
         return None
@@ -222,9 +222,9 @@ def _affine(after: tuple[Step, ...], last: LinearStep) -> Affine:
 def _shift(
     last: LinearStep, after: tuple[Step, ...], bias: Tensor, affine: Affine, on: Tensor
 ) -> None:
-    """Set the bias (O,) of the operator with its affine steps, for the channels that are `on`.
+    """Set the bias (O,) of the operator with its affine steps, for the channels in `on`.
 
-    It goes into the operator's own bias, else into the shift of the last norm that has one.
+    The change goes into the operator's own bias, else into the shift of the last norm that has one.
     """
     change = bias - affine.shift
     if last.bias is not None:

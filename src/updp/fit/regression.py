@@ -1,6 +1,6 @@
 """Regression of one operator on one target, from rows that are gathered batch by batch.
 
-Several processes gather the rows of different batches; what is summed over rows is summed over
+Several processes gather the rows of different batches; sums over rows are then summed over the
 processes.
 """
 
@@ -19,7 +19,7 @@ from updp.fit.rows import free_of, weights_of, with_weights
 from updp.io import processes
 from updp.recipe import FitSettings
 
-_CHOOSING = 1e-4  # strength of the ridge by which channels are chosen
+_CHOOSING = 1e-4  # strength of the ridge while input channels are chosen
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Fitted:
 
     operator:     the operator
     error:        mean squared error after the end activation, over the target's variance
-    prior_error:  the same of the prior
+    prior_error:  the same error for the prior
     strength:     strength of the chosen ridge; None if the prior was better than all
     rows:         number of rows
     channels:     indices of the input channels that the operator reads; None for all
@@ -45,14 +45,14 @@ class Fitted:
 class Regression:
     """Gathers rows, then solves for an operator.
 
-    Rows are sampled output pixels, `settings.rows` per unknown at most and no more than fit into
-    `settings.rows_mb`. The last fifth of the images of each batch is held out: it chooses the
-    strength of the ridge, and whether the prior is better.
+    Rows are sampled output pixels: at most `settings.rows` per unknown, and as many as fit into
+    `settings.rows_mb`. The last fifth of the images of each batch is held out, to choose the
+    strength of the ridge and to decide whether the prior is better.
 
     Args:
         operator: the prior, and the shape of the result.
         clamp: the end activation.
-        batches: number of calibration batches, of all processes.
+        batches: number of calibration batches, over all processes.
         biased: whether the bias may change; otherwise it stays the prior's.
         keep: number of input channels that stay (one group only); None for all.
         unit: so many input channels, which adjoin, stay or go together; `keep` is a multiple.
@@ -90,7 +90,7 @@ class Regression:
         return not self.clamp.is_identity
 
     def try_to_share(self, other: "Regression") -> bool:
-        """Use the sums of another regression of the same rows; False where rows are kept."""
+        """Use the sums of another regression of the same rows; False if this one keeps its rows."""
         if self._keeps_rows:
             return False
         self._sums = other._sums
@@ -102,7 +102,7 @@ class Regression:
         return self._gathered.target_bytes
 
     def thin(self, share: float) -> None:
-        """Reduce the rows per batch to a share; gathered targets are to be gathered again."""
+        """Reduce the rows per batch to a share; the targets must then be gathered again."""
         self._gathered.thin(share)
 
     def clear(self) -> None:
@@ -117,9 +117,9 @@ class Regression:
     def add_inputs(self, batch: int, maps: Tensor, beside: Tensor | None) -> bool:
         """Add the inputs of one batch.
 
-        `maps` (N, I, H, W) are what the operator reads, `beside` (N, O, H, W) what is added to its
-        output. Both are sampled at the pixels of the batch's targets. Returns False where these
-        have no such rows: what the operator is given depends on the values before it.
+        `maps` (N, I, H, W) is the operator's input, `beside` (N, O, H, W) is added to its output.
+        Both are sampled at the pixels of the batch's targets. Returns False if shapes do not match
+        the targets': how many rows the operator gets may depend on the values before it.
         """
         if not self._gathered.add_inputs(batch, maps, beside):
             return False
@@ -134,8 +134,8 @@ class Regression:
     def _solve_from_sums(self) -> Fitted:
         """Solve without an end activation, from sums over rows alone; see `solve`.
 
-        Their residuals are against the weights before narrowing (`whole`), so results are taken
-        relative to these.
+        The sums are of residuals against the weights before narrowing (`whole`), so solutions are
+        computed relative to `whole`.
         """
         train, held = self._part(TRAIN), self._part(HELD)
         for sums in (train, held):
@@ -200,7 +200,7 @@ class Regression:
         return self._sums[part]
 
     def _add_to_sums(self, batch: int) -> None:
-        """Take the rows of a batch into the sums, and forget them."""
+        """Add the rows of a batch to the sums, then discard them."""
         prior = weights_of(self.operator).to(self._device)
         for part in (TRAIN, HELD):
             for x, target, beside in self._gathered.rows(part):
@@ -208,7 +208,7 @@ class Regression:
         self._gathered.forget(batch)
 
     def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-        """Reduce operator and rows to `keep` input channels; indices of them and their unknowns."""
+        """Cut operator and rows to `keep` input channels; return these and their unknowns."""
         operator = self.operator
         ridge = self._ridge(gram, weights_of(operator).to(self._device), _CHOOSING)
         taps, unit = operator.weight[0, 0].numel(), self.unit
@@ -231,7 +231,7 @@ class Regression:
         return Ridge(gram, prior, strength, biased=self.biased, free=free)
 
     def _follow(self, ridge: Ridge, cross: Tensor, part: str) -> Tensor:
-        """Solve, then again with the targets that the end activation clamps alike; see `Clamp`."""
+        """Solve, then solve again with targets moved to equivalent clamped values; see `Clamp`."""
         weights = ridge.solve(cross)
         for _ in range(self.settings.rounds):
             weights = ridge.solve(self._cross(weights, part))
@@ -256,7 +256,7 @@ class Regression:
         return total
 
     def _error(self, weights: Tensor) -> float:
-        """Mean squared error on held-out rows; as in `Fitted`."""
+        """Mean squared error on held-out rows divided by the target's variance, as in `Fitted`."""
         part = HELD if self._sum(self._gathered.count(HELD)) else ALL
         sums = torch.zeros(4, dtype=torch.float64, device=self._device)
         for x, target, beside in self._gathered.rows(part):

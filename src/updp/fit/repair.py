@@ -59,10 +59,10 @@ def operator_repair(
 
 @torch.no_grad()
 def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[OperatorFit]:
-    """The linear operators of a site whose branch is no chain, such as attention, in their order.
+    """Linear operators of a site whose branch is no chain, such as attention, in execution order.
 
-    Each is fitted to what it gave; the last, if the branch ends with it or with a factor per
-    channel behind it, with the skip.
+    Each is fitted to its own output in the baseline. If the branch ends with the last operator, or
+    with that and a factor per channel, the last is fitted to the output with the skip.
     """
     for path in (site.region.skip, site.region.branch):
         if path:
@@ -102,7 +102,7 @@ def _path_fits(
 
 
 def _settable(name: str, module: nn.Module, x: Tensor) -> LinearStep | None:
-    """The module as a step, where it is a linear operator whose weights can be set."""
+    """The module as a step, if it is a linear operator whose weights can be set, else None."""
     try:
         step = LinearStep.read(name, module, x)
     except ValueError:
@@ -121,7 +121,7 @@ def _chain(step: LinearStep, *behind: Step) -> Chain:
 
 @dataclass(frozen=True)
 class _Before:
-    """Computes what a layer of a part is given, from what the part is given."""
+    """Compute the input of `layer`, a module inside `part`, from the inputs of `part`."""
 
     part: nn.Module
     layer: nn.Module

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from updp.errors import UserError
 
-_ROUNDING = 1e-9  # of the normal matrix, relative to its largest eigenvalue
+_ROUNDING = 1e-9  # relative rounding error of the normal matrix, against its largest eigenvalue
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +26,7 @@ class Ridge:
         free: which weights may be other than 0, (g, D, O); None for all. Exact where it is the same
             for all outputs of a group; else the others are put to 0 afterwards.
 
-    Where the matrix is singular all the same, the pseudo-inverse gives the answer, with a warning.
+    If the matrix is singular all the same, the pseudo-inverse is used, with a warning.
 
     Raises:
         UserError: `gram` is not finite.
@@ -79,7 +79,7 @@ class Ridge:
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise UserError where what an operator reads, or sums of it, are no numbers."""
+    """Raise UserError if an operator's inputs, or sums over them, are infinite or NaN."""
     if not values.isfinite().all():
         raise UserError(
             "an operator cannot be fitted, as what it reads is infinite, NaN or extremely "
@@ -91,6 +91,6 @@ def _pseudo_inverse(normal: Tensor) -> Tensor:
     """Pseudo-inverse of symmetric matrices (g, D, D), scaled to a unit diagonal first."""
     scale = normal.diagonal(dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
     scaled = scale[:, :, None] * normal * scale[:, None]
-    # What made it singular is rounding, so eigenvalues of that size are none.
+    # The matrix is singular up to rounding, so eigenvalues of that size count as zero.
     inverse: Tensor = torch.linalg.pinv(scaled, hermitian=True, rtol=_ROUNDING)
     return scale[:, :, None] * inverse * scale[:, None]

@@ -54,7 +54,7 @@ class Sample:
 
 
 def weights_of(operator: Operator) -> Tensor:
-    """Weight and bias as a matrix behind `Sample.patches`: (groups, unknowns, O / groups)."""
+    """Weight and bias as the matrix to multiply `Sample.patches` by: (g, unknowns, O / groups)."""
     weight = _split(operator.weight.flatten(1), 0, operator.groups)
     bias = _split(operator.bias, 0, operator.groups)
     return torch.cat([weight.transpose(1, 2), bias[:, None]], 1)

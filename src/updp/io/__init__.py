@@ -1,1 +1,1 @@
-"""Files, progress, figures, seeds and silence for every part of the package."""
+"""Files, progress, figures, seeds and suppressed output, for all parts of the package."""

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal and in a notebook, plain lines elsewhere; all show the time left."""
+"""Progress bars on a terminal or in a notebook, else plain lines; all show the time left."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.text import Text
 from updp.io.notebook import CellOutput
 from updp.io.progress import Pace, duration
 
-_LINE_SECONDS = 20  # between two lines where there is no terminal
+_LINE_SECONDS = 20  # seconds between two lines without a terminal
 
 
 class Bars:
-    """`Progress` on a console: one bar for the work under way, finished ones above it.
+    """`Progress` on a console: a bar for the current work, finished bars above it.
 
     >>> with updp.Bars() as bars:
     ...     pruned = updp.prune(model, "digits", recipe, out="runs/mine", progress=bars)
 
-    The console is standard error unless another is given. On a terminal the bars are drawn inside
-    the `with` alone; without one, as where there is no terminal, a line is printed now and then. In
-    a notebook the cell has one output that is written over, with or without the `with`.
+    The console is standard error unless another is given. On a terminal, bars are drawn only inside
+    the `with`; without it, or without a terminal, a line is printed now and then. In a notebook the
+    cell has one output that is overwritten, with or without the `with`.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -44,7 +44,7 @@ class Bars:
 
     def __enter__(self) -> Bars:
         if self._cell is not None:
-            # Another cell may have been the last one's; what ended there stays there.
+            # This may be another cell than last time; finished bars stay in the old one.
             self._cell, self._task = CellOutput(), None
             for task in self._bars.task_ids:
                 self._bars.remove_task(task)
@@ -58,7 +58,7 @@ class Bars:
     def begin(self, name: str, total: int, done: int = 0) -> None:
         """Start a bar of `total` steps; a bar of 0 steps is not shown."""
         if self._task is not None:
-            # Work may end before its last step; its bar must not count on.
+            # Work may end before its last step; its bar must then stop.
             self._bars.stop_task(self._task)
         self._name, self._pace, self._told = name, Pace(total, done), time.monotonic()
         self._task = None
@@ -106,9 +106,9 @@ class Bars:
 
 
 class _Times(ProgressColumn):
-    """A column with the time so far and the time left.
+    """A column with the elapsed time and the time left.
 
-    rich estimates from the steps of the last 30 seconds, and one step here may take longer.
+    rich estimates from the steps of the last 30 seconds, but a single step may take longer here.
     """
 
     max_refresh = 0.5

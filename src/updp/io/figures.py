@@ -1,4 +1,4 @@
-"""A log of figures that grows while a stage works, and what a kill leaves of it."""
+"""A log of figures that grows while a stage works, and survives a kill."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from updp.io.tracking import Curves
 
 
 class Figures:
-    """A log of figures, one JSON object a line; `curves` show the same rows."""
+    """A log of figures, one JSON object per line; `curves` shows the same rows."""
 
     def __init__(self, path: Path, curves: Curves | None = None) -> None:
         self.path, self.curves = path, curves
@@ -29,7 +29,7 @@ class Figures:
             self.curves.add(row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows; only the last may be cut short, by a kill. Raises UserError."""
+        """All complete rows; only the last may be cut off, by a kill. Raises UserError."""
         try:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
         except (OSError, ValueError) as error:
@@ -49,7 +49,7 @@ class Figures:
         return rows
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the rows that are not `wanted`: a resumed run writes them again."""
+        """Remove the rows that are not `wanted`, because a resumed run writes them again."""
         rows = [row for row in self.rows() if wanted(row)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         if self.curves is not None:

@@ -1,7 +1,7 @@
-"""Atomic file writes: a temporary name, fsync, rename; and reading what may be damaged.
+"""Atomic file writes (a temporary name, fsync, rename), and readers of possibly damaged files.
 
-Of several processes only the first writes. Writers raise OSError with the path of the file that was
-to be written; readers raise UserError.
+Of several processes only the first writes. Writers raise OSError with the path of the target file;
+readers raise UserError.
 """
 
 import json
@@ -21,12 +21,12 @@ from torch import Tensor
 from updp.errors import DamagedError, is_out_of_memory, reason, unreadable
 from updp.io import processes
 
-TEMPORARY = ".*.tmp"  # what a kill may leave
-_LARGEST = 2**28  # bytes of a JSON file; the device /dev/zero has no end
+TEMPORARY = ".*.tmp"  # files that a kill may leave behind
+_LARGEST = 2**28  # maximum bytes of a JSON file; the device /dev/zero has no end
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically; missing folders are made."""
+    """Write a file atomically; creates missing folders."""
     if not processes.is_first():
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -43,7 +43,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let the system's errors name the file that was to be written; a full disk names none."""
+    """Context that adds the target file to system errors; a full disk names no file."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path itself, or the nearest folder above it, that is there, be it a dangling link."""
+    """The path itself if it exists (perhaps as a broken link), else the nearest existing parent."""
     return next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
 
 
@@ -67,18 +67,18 @@ def in_the_way(folder: Path) -> str:
 
 
 def not_writable(folder: Path) -> Path | None:
-    """The folder that may not be written to, so that `folder` takes no file; None if it does.
+    """The folder whose permissions prevent writing into `folder`; None if nothing does.
 
-    Another one, where `folder` is still to be made there.
+    It is a parent folder if `folder` must still be created.
     """
     known = nearest_existing(folder)
     return None if os.access(known, os.W_OK | os.X_OK) else known
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """Rename a written file, on the same file system, durably."""
+    """Rename a finished file durably, within one file system."""
     with naming(path):
-        with temporary.open("rb+") as file:  # Windows syncs only what may be written
+        with temporary.open("rb+") as file:  # Windows syncs only files opened for writing
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync(path.parent)  # without it a crash may lose the new name
@@ -92,14 +92,14 @@ def remove(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, a link or a folder, if it exists; of a linked folder what is in it.
+    """Remove a file, a link or a folder, if it exists; of a linked folder only the contents.
 
-    A folder is renamed first: so a kill leaves all of it or nothing under its name.
+    A folder is renamed first, so that a kill leaves all of it or nothing under its name.
     """
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    folder = path.resolve()  # people link folders to larger disks, where the new one shall be, too
+    folder = path.resolve()  # a link to a larger disk stays a link
     trash = _trash(folder)
     if trash.exists():
         shutil.rmtree(trash)
@@ -111,7 +111,7 @@ def discard(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a kill has left in a folder, and of its removal."""
+    """Remove files that a kill left in a folder, and the rest of a removal that it stopped."""
     for unfinished in (*folder.glob(TEMPORARY), _trash(folder.resolve())):
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
@@ -124,7 +124,7 @@ def _trash(folder: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    if os.name == "nt":  # where folders cannot be opened
+    if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -134,7 +134,7 @@ def _sync(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; what is no UTF-8, as in odd names of files, is escaped."""
+    """Write a text file atomically; invalid UTF-8, as in odd file names, is escaped."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
@@ -144,7 +144,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises UserError: it is not there, too large, no JSON, or has a key twice."""
+    """Read JSON. Raises UserError if it is missing, too large, invalid, or has a duplicate key."""
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
@@ -156,7 +156,7 @@ def read_json(path: Path) -> Any:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Python takes the last of equal keys, so a site given twice."""
+    """Object from pairs. Raises ValueError for duplicate keys: Python would use the last one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -166,13 +166,13 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
-    """Write a safetensors file atomically; `notes` is plain data, kept as JSON in its header.
+    """Write a safetensors file atomically; `notes` is plain data, stored as JSON in its header.
 
-    Beside it is a checksum: a checkpoint is read before its stage has ended, and been sealed.
+    The header also has a checksum, because checkpoints are read before their stage is sealed.
     """
-    # Clones: safetensors refuses tensors that share memory.
+    # Cloned, because safetensors refuses tensors that share memory.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    # One entry: safetensors writes several in no certain order.
+    # A single entry, because safetensors writes several in random order.
     about = json.dumps({"notes": notes, "crc32": _checksum(plain)})
     write_bytes(path, save(plain, {"updp": about}))
 
@@ -180,14 +180,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Read the tensors and notes of a file that `write_tensors` wrote. Raises UserError."""
     try:
-        with path.open("rb"):  # whose errors say more than those of safetensors
+        with path.open("rb"):  # its errors say more than those of safetensors
             pass
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             about = json.loads(header.get("updp", "{}"))
             if not isinstance(about, dict):
                 raise ValueError("its header is not updp's")
-            # Earlier versions wrote the notes alone.
+            # Earlier versions wrote only the notes.
             notes = about.get("notes", json.loads(header.get("notes", "null")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -198,10 +198,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Copy tensors that were read into those of the same names; nothing is broadcast or cast.
+    """Copy loaded tensors into those with the same names, without broadcasting or casting.
 
     Raises:
-        ValueError: names, shapes or kinds of numbers differ; nothing is copied then.
+        ValueError: names, shapes or dtypes differ; then nothing is copied.
     """
     if source.keys() != target.keys():
         raise ValueError(f"weights differ in {sorted(source.keys() ^ target.keys())[:3]}")
@@ -217,7 +217,7 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of names, shapes, types and values; a tenth of the time that SHA-256 takes."""
+    """CRC-32 of names, shapes, types and values; takes a tenth of SHA-256's time."""
     total = 0
     for name, tensor in sorted(tensors.items()):
         about = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
@@ -228,10 +228,10 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def content_of(path: Path) -> Iterator[None]:
-    """Say that a file of ours is damaged where its content is not what our reader expects.
+    """Context that reports a file of ours as damaged if its content is not what the reader expects.
 
-    Files are written whole, so this is no kill's doing but that of a disk, or of another hand.
-    Only the taking apart of what was read belongs in it. Raises DamagedError.
+    Files are written whole, so a kill cannot cause this, but a disk or somebody else can. The
+    context should contain only code that interprets the content. Raises DamagedError.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: work stops where it can go on from.
+"""Ctrl-C and SIGTERM: stop work at a place from which it can continue.
 
-Only the command line handles signals; in Python they stay the caller's.
+Only the command line handles signals; in Python that is left to the caller.
 """
 
 import os
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_AGAIN = 2.0  # seconds in which further signals are those of a launcher, which passes them on
+_AGAIN = 2.0  # seconds in which further signals are repeats passed on by a launcher
 
 
 class Stopped(BaseException):
-    """A signal asks the process to end; `stage` is that of the run, `detail` what of it is kept."""
+    """A signal asks the process to end; `stage` is the run's stage, `detail` says what is saved."""
 
     def __init__(self, number: int, detail: str = "") -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -28,7 +28,7 @@ class Stopped(BaseException):
 
 
 class _Signals:
-    """Handler of signals: which came, and whether it waits for a step to end."""
+    """State of the signal handler: the received signal, and whether it waits for a step to end."""
 
     def __init__(self) -> None:
         self.reset()
@@ -42,14 +42,14 @@ _signals = _Signals()
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Raise `Stopped` for SIGINT and SIGTERM, at once or `after_steps`."""
+    """Context that raises `Stopped` for SIGINT and SIGTERM, at once or `after_steps`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     owner = os.getpid()
 
     def arrived(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a worker that reads images, which the main process ends
+        if os.getpid() != owner:  # a worker that reads images; the main process ends it
             return
         now = time.monotonic()
         if _signals.number and now - _signals.first < _AGAIN:
@@ -70,7 +70,7 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def after_steps() -> Iterator[None]:
-    """Let the first signal wait, for the end of a step to ask for it; a second one does not."""
+    """Context in which a first signal waits until a step asks for it; a second one does not."""
     _signals.waits = True
     try:
         yield
@@ -81,5 +81,5 @@ def after_steps() -> Iterator[None]:
 
 
 def requested() -> int:
-    """The number of the signal that waits, or 0."""
+    """Number of the waiting signal, or 0."""
     return _signals.number

@@ -1,8 +1,8 @@
-"""Freed memory that stays with the process: kept, where glibc would hand each large tensor back.
+"""Keep freed memory in the process, where glibc would return each large tensor to the system.
 
 glibc maps every block of more than 32 MiB anew (`M_MMAP_THRESHOLD`, mallopt(3)), and the kernel
-then fills each of its pages with zeros at the first touch. Networks with wide early feature maps
-spend half of their time on a CPU in that.
+then zeroes each of its pages at the first touch. Networks with wide early feature maps spend half
+of their CPU time on that.
 """
 
 import ctypes
@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Names and values of malloc.h.
+# Names and values from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _MIB = 2**20
 _KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
-# The highest to which glibc raises its limits by itself, as it does once such blocks were freed.
+# The maximum of the limits that glibc raises by itself once such blocks were freed.
 _USUAL = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 * _MIB, _M_TRIM_THRESHOLD: 64 * _MIB}
 
 _lock = threading.Lock()
@@ -23,10 +23,10 @@ _users = 0
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Keep what is freed meanwhile for the next tensors; at the end it goes back to the system.
+    """Context that keeps freed memory for the next tensors; at the end the system gets it back.
 
-    It holds for the whole process, until the last of those that asked has ended. Where the C
-    library is not glibc nothing changes.
+    It applies to the whole process, until the last user's context has ended. If the C library is
+    not glibc, nothing changes.
     """
     global _users
     with _lock:
@@ -43,10 +43,10 @@ def kept_memory() -> Iterator[None]:
 
 
 def hand_back() -> None:
-    """Give what is kept back to the system, before work on tensors of other sizes.
+    """Return kept memory to the system, before work on tensors of other sizes.
 
-    It lies in pieces between what is in use, and serves no larger tensor: without this a process
-    grows with each kind of work, to many times of what it uses.
+    Kept memory is fragmented and cannot hold larger tensors: without this a process grows with each
+    kind of work, to many times of what it uses.
     """
     if _users and (libc := _glibc()) is not None:
         libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Progress in a notebook: one output of the cell, written over as work goes on."""
+"""Progress in a notebook: a single output of the cell, overwritten as work continues."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-_SECONDS = 0.5  # between two versions of the output; each one is a message to the browser
-_WIDTH = 100  # characters; a cell of a usual window is a little wider
+_SECONDS = 0.5  # seconds between two updates; each is a message to the browser
+_WIDTH = 100  # characters; a cell in a usual window is a little wider
 
 
 class CellOutput:
-    """An output of the running cell, whose text is replaced.
+    """An output of the running cell whose text can be replaced.
 
-    rich's own bars need ipywidgets in a notebook, and its lines are an output each. Text that
-    replaces itself shows in every notebook, and is kept as text when the notebook is saved.
+    In a notebook rich's own bars need ipywidgets, and each of its lines is an output. Text that
+    replaces itself works in every notebook, and is saved with it.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class CellOutput:
         self._shown = 0.0
 
     def add_line(self, text: str) -> None:
-        """Add a line that stays above what is shown."""
+        """Add a line that stays above the bars."""
         self._lines.append(text)
 
     def show(self, below: RenderableType, now: bool = False) -> None:
-        """Show the lines and what is `below` them; unless `now`, only if the last time is past."""
+        """Show the lines and `below` under them; unless `now`, not too soon after the last call."""
         if not now and time.monotonic() - self._shown < _SECONDS:
             return
         with self._console.capture() as captured:

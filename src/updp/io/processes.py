@@ -1,8 +1,8 @@
-"""The processes of a run: one, or those that `torchrun` or `accelerate launch` started.
+"""The processes of a run: a single one, or those started by `torchrun` or `accelerate launch`.
 
-All of them run the same code on the same inputs. Pieces of work are shared out, and results brought
-together, by the functions here; with one process each does nothing. The first process alone times,
-reports and writes.
+All processes run the same code on the same inputs. The functions here share out pieces of work and
+combine results; with one process they do nothing. Only the first process times, reports and
+writes.
 """
 
 import atexit
@@ -24,19 +24,19 @@ from updp.errors import ProcessLostError, UserError, is_out_of_memory, reason
 
 T = TypeVar("T")
 
-_MEETING = timedelta(minutes=10)  # until all are there, and later until all are connected
-_PATIENCE = timedelta(days=7)  # others wait while one of them times; a dead one is noticed at once
+_MEETING = timedelta(minutes=10)  # time limit to meet, and then to connect
+_PATIENCE = timedelta(days=7)  # others wait while one process times; a dead one is noticed at once
 _on_its_own: ContextVar[bool] = ContextVar("_on_its_own", default=False)
 
 
 def join(*, cuda: bool) -> None:
-    """Meet the other processes, if a launcher started several; call it once before any work.
+    """Connect to the other processes, if a launcher started several; call once before any work.
 
     Args:
-        cuda: whether they compute on CUDA, each on the device of its local rank.
+        cuda: whether the processes compute on CUDA, each on the device of its local rank.
 
     Raises:
-        UserError: the others cannot be reached.
+        UserError: the other processes cannot be reached.
     """
     if not _is_launched() or dist.is_initialized():
         return
@@ -53,7 +53,7 @@ def join(*, cuda: bool) -> None:
 
 
 def local_rank() -> int:
-    """Number of this process among those of its machine, from 0."""
+    """Number of this process among those on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -76,7 +76,7 @@ def is_first() -> bool:
 
 @contextmanager
 def on_its_own() -> Iterator[None]:
-    """Share no work for a while: each process does something else, or one something alone."""
+    """Context without sharing: processes do different work, or one of them works alone."""
     token = _on_its_own.set(True)
     try:
         yield
@@ -85,7 +85,7 @@ def on_its_own() -> Iterator[None]:
 
 
 def share(items: Iterable[T]) -> Iterator[tuple[int, T]]:
-    """The items that are this process' to do, in turn, with their numbers among all."""
+    """The items assigned to this process (every n-th one), with their numbers among all."""
     own, every = rank(), count()
     return ((number, item) for number, item in enumerate(items) if number % every == own)
 
@@ -105,7 +105,7 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes; all are sent at once."""
+    """Replace each tensor by its mean over all processes; all are sent in one message."""
     if not (_is_shared() and tensors):
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -117,10 +117,10 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def all_gather(value: T) -> list[T]:
-    """The plain data that all processes have, in order: what JSON knows."""
+    """Values of all processes, in order; they must be plain data as in JSON."""
     if not _is_shared():
         return [value]
-    # torch's own functions for objects load pickles.
+    # torch's own functions for objects would load pickles.
     data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
     with _together():
@@ -133,17 +133,17 @@ def all_gather(value: T) -> list[T]:
 
 
 def broadcast(value: T) -> T:
-    """The first process' value, plain data; the others wait for it."""
+    """The first process's value (plain data); the other processes wait for it."""
     return all_gather(value)[0]
 
 
 def barrier() -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes have arrived here."""
     all_gather(None)
 
 
 class _Sum(torch.autograd.Function):
-    """A sum over processes; so the gradient of each part is the sum of all their gradients."""
+    """Sum over processes; the gradient of each part is then the sum of all gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -160,10 +160,10 @@ class _Sum(torch.autograd.Function):
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Context of a collective operation. Raises ProcessLostError where a process has ended."""
+    """Context of a collective operation. Raises ProcessLostError if a process has ended."""
     try:
         yield
-    except RuntimeError as error:  # gloo's and NCCL's are of no finer type
+    except RuntimeError as error:  # gloo and NCCL raise no more specific type
         if is_out_of_memory(error):
             raise
         raise ProcessLostError(

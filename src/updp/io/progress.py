@@ -1,4 +1,4 @@
-"""Progress of long work: the interface to report to, and the time that is left."""
+"""Progress of long work: the interface for reports, and the estimate of the time left."""
 
 import time
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """Receiver of the progress that stages report."""
+    """Receiver of progress reports from stages."""
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        """Start a piece of work of `total` steps, `done` of which a killed run did before."""
+        """Start a piece of work of `total` steps, `done` of them by an earlier, killed run."""
 
     def advance(self, note: str = "") -> None:
-        """Count one step; `note` is its latest figure."""
+        """Count one step; `note` is a text about it, such as its latest figure."""
 
     def say(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a permanent line."""
 
 
 class Silent:
@@ -33,16 +33,16 @@ class Silent:
 
 
 class Pace:
-    """Elapsed and remaining seconds, by the mean time of the steps of this process.
+    """Elapsed and remaining seconds, from the mean time of this process's steps.
 
-    The time of the steps `done` before, by a process that was killed, is not known.
+    The time of the `done` steps of an earlier, killed process is not known.
     """
 
     def __init__(
         self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.total, self.done, self._clock = total, done, clock
-        self._here = 0  # steps of this process
+        self._here = 0  # number of steps in this process
         self._start = self._last = clock()
 
     def step(self) -> None:
@@ -53,12 +53,12 @@ class Pace:
 
     @property
     def elapsed(self) -> float:
-        """Seconds from the start in this process to now or the last step."""
+        """Seconds from the start in this process until now, or until the last step."""
         return (self._last if self.done >= self.total else self._clock()) - self._start
 
     @property
     def left(self) -> float | None:
-        """Remaining seconds, None before the first step; they fall while a step is under way."""
+        """Remaining seconds (decreasing during a step); None before the first step."""
         if self.done >= self.total:
             return 0.0
         if not self._here:
@@ -69,7 +69,7 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
+    """Format seconds: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
     if seconds < 0.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""Silence for compilers, exporters and quantisers, which raise whatever matters."""
+"""Suppress output of compilers, exporters and quantisers, which raise errors that matter."""
 
 import logging
 import warnings
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 
-# Each with all of its children, those that are imported meanwhile included.
+# Including all their child loggers, even those of later imports.
 _LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnxruntime", "openvino")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore warnings and the log lines of the libraries used; `updp` and the user still log.
+    """Context that ignores warnings and libraries' logs; `updp` and the user still log.
 
     torch.export cannot be told not to warn (https://github.com/pytorch/pytorch/issues/148479).
     """
@@ -22,8 +22,8 @@ def quiet() -> Iterator[None]:
     def refuse(record: logging.LogRecord) -> bool:
         return False
 
-    # ONNX Runtime's quantiser logs to the root logger. A logger's own filter does not see what
-    # other loggers hand up to it.
+    # ONNX Runtime's quantiser logs to the root logger. A filter of the root logger does not see
+    # records from other loggers.
     logging.root.addFilter(refuse)
     try:
         for logger in loggers:
@@ -38,11 +38,11 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Do the same, and throw away what is printed.
+    """Context like `quiet` that also discards everything that is printed.
 
-    Needed where there is no switch for it: ONNX Runtime's calibrators print their progress
+    For libraries without a switch: ONNX Runtime's calibrators print their progress
     (`HistogramCollector`), onnxscript 0.5 prints how many rewrite rules it applied, and
-    torch.export prints to standard error the graph that it fails on.
+    torch.export prints to standard error a graph on which it fails.
     """
     with quiet(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         yield

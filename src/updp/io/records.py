@@ -1,6 +1,6 @@
 """Schemas of JSON files in a run directory.
 
-Users copy, cut and edit these files, so whatever is wrong with one is said in one line.
+Users copy, shorten and edit these files, so any error in them is reported in one line.
 """
 
 import reprlib
@@ -22,7 +22,7 @@ class Record(BaseModel, frozen=True):
     """
 
     FILE: ClassVar[str]
-    WHAT: ClassVar[str] = "what updp writes"  # in messages
+    WHAT: ClassVar[str] = "what updp writes"  # for messages
     format: int = FORMAT  # version of the schema
 
     @classmethod
@@ -37,7 +37,7 @@ class Record(BaseModel, frozen=True):
 
     @classmethod
     def read_if_there(cls, run: Path) -> Self | None:
-        """Read the file as `read` does, or return None where there is none."""
+        """Read the file like `read`, or return None if it does not exist."""
         return cls.read(run) if cls.path(run).exists() else None
 
     @classmethod

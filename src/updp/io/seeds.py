@@ -1,4 +1,4 @@
-"""Seeds: all that is drawn is a pure function of the recipe's seed and a position."""
+"""Seeds: all random numbers are pure functions of the recipe's seed and a position."""
 
 import random
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ def mix(*numbers: int) -> int:
 
 @contextmanager
 def random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the caller's random states at the end; begin with `seed` if there is one.
+    """Context that restores the caller's random states at its end; sets `seed` first, if given.
 
-    The states are those of NumPy, of `random` and of torch's generator for the CPU. CUDA's are left
-    alone: to read them would start CUDA.
+    The states are those of NumPy, of `random` and of torch's CPU generator. CUDA's are left alone,
+    because reading them would initialise CUDA.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -42,7 +42,7 @@ def random_state(seed: int | None = None) -> Iterator[None]:
 
 
 def set_seed(seed: int) -> None:
-    """Seed NumPy, `random` and torch's generator for the CPU, within `random_state`."""
+    """Seed NumPy, `random` and torch's CPU generator; use it within `random_state`."""
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

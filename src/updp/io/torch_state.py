@@ -1,4 +1,4 @@
-"""The settings of torch under which updp computes, whatever the caller has set."""
+"""Context of torch settings under which updp computes, whatever the caller has set."""
 
 import os
 import threading
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-# Tracing replaces `Module.__call__` and seeds are the process's: two threads at once would leave
-# both runs wrong, and modules that fail for good. Nor would either be timed alone.
+# Tracing replaces `Module.__call__`, and seeds belong to the process: two threads at once would
+# spoil both runs, break modules permanently, and distort each other's timings.
 _alone = threading.RLock()
 
 
 def _release() -> None:
-    """In a forked child there is no other thread, which may have held the lock."""
+    """Replace the lock in a forked child, where the thread that may hold it does not exist."""
     global _alone
     _alone = threading.RLock()
 
@@ -28,7 +28,7 @@ def standard_torch_state() -> Iterator[None]:
     """Context (or decorator) with gradients, float32 as default type, the CPU as default device.
 
     A caller may be within `no_grad`, `inference_mode` or `autocast`, or may have set a default type
-    or device; all is restored at the end. One thread at a time is within it; others wait.
+    or device; all is restored at the end. Only one thread at a time can be inside; others wait.
 
     >>> with torch.inference_mode():
     ...     pruned = updp.prune(model, "digits", recipe, out="runs/mine")
@@ -36,7 +36,7 @@ def standard_torch_state() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_alone)
         dtype = torch.get_default_dtype()
-        # A tensor that is made in inference mode can never be trained.
+        # A tensor made in inference mode can never be trained.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ def standard_torch_state() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        # Each call of torch is slower under this context, so only where it is needed.
+        # Each call of torch is slower under this context, so it is entered only if needed.
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.callback(torch.set_default_dtype, dtype)
@@ -54,13 +54,13 @@ def standard_torch_state() -> Iterator[None]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Context (or decorator) without TF32, so that a GPU computes what the CPU does.
+    """Context (or decorator) without TF32, so that a GPU computes the same as the CPU.
 
-    The products of newer GPUs have ten bits by default, in some operators and not in others.
+    By default newer GPUs use products with ten bits of precision in some operators.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    # By the switches of torch 2.9, where it has them: the older ones fail where a user has set
-    # these, and change others as well.
+    # Uses the switches of torch 2.9, if they exist: the older ones fail if a user has set the new
+    # ones, and change others as well.
     name, exact = ("fp32_precision", "ieee") if hasattr(cudnn, "conv") else ("allow_tf32", False)
     switches: list[Any] = [matmul, getattr(cudnn, "conv", cudnn)]
     before = [getattr(switch, name) for switch in switches]

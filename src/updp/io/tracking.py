@@ -1,8 +1,8 @@
-"""Curves of a run's figures: in TensorBoard, or in any tracker that `accelerate` knows.
+"""Curves of a run's figures: in TensorBoard, or in any tracker that `accelerate` supports.
 
-`figures.jsonl` is the master copy. A resumed stage draws its curves anew from the rows that it
-keeps: so a kill loses none of them, and steps done twice are not drawn twice. TensorBoard hides
-what was drawn before; other trackers cannot, and get a new run, which is whole.
+`figures.jsonl` is the master copy. A resumed stage redraws its curves from the rows that it keeps,
+so that no row is lost by a kill, and steps done twice are not drawn twice. TensorBoard hides what
+was drawn before; other trackers cannot, and get a new, complete run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from updp.errors import MachineError, UserError, needs_extra
 from updp.io.files import in_the_way, not_writable
 
-LOGS = "logs"  # of trackers that write files
+LOGS = "logs"  # folder for trackers that write files
 Stage = Literal["supernet", "search", "refined", "subnet", "merge"]
 
 
@@ -24,10 +24,10 @@ class Board:
     """Target of a run's curves: a TensorBoard `folder`, a tracker called `log`, both or neither."""
 
     def __init__(self, folder: str | Path | None = None, log: str | None = None) -> None:
-        """Check that the folders of all stages can be written, before hours of training.
+        """Check that the folders of all stages are writable, before hours of training.
 
         Raises:
-            UserError: they cannot, or TensorBoard, accelerate or the tracker is not installed.
+            UserError: they are not, or TensorBoard, accelerate or the tracker is not installed.
         """
         self.folder = None if folder is None else Path(folder)
         self.log, self._names = log, ["updp"]
@@ -46,12 +46,12 @@ class Board:
             raise needs_extra(f"--tensorboard '{folder}'", "tensorboard", "tensorboard") from error
 
     def curves(self, stage: Stage) -> Curves:
-        """Curves of one stage, in a folder of their own, so that `restart` forgets only these."""
+        """Curves of one stage, in a separate folder, so that `restart` removes only these."""
         folder = None if self.folder is None else self.folder / stage
         return Curves(folder, stage, self.log, "-".join((*self._names, stage)))
 
     def under(self, *names: str) -> Board:
-        """The board of a run inside this run."""
+        """The board for a run inside of this run."""
         other = Board(None if self.folder is None else self.folder.joinpath(*names))
         other.log, other._names = self.log, [*self._names, *names]
         return other
@@ -60,7 +60,7 @@ class Board:
 class Curves:
     """Scalars of one stage, named `stage/figure`; files appear with the first row.
 
-    A tracker called `log` gets them as its run `run`.
+    A tracker named `log` stores them as its run `run`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Curves:
         self._anew = False
 
     def restart(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Replace what any process drew before by these rows."""
+        """Replace everything drawn before, by any process, by these rows."""
         self.close()
         self._anew = True
         self._draw(rows)
@@ -115,7 +115,7 @@ def _start_tracker(name: str, run: str, anew: bool) -> Any:
     """A tracker of accelerate's with a run of its own."""
     from accelerate import PartialState
 
-    PartialState()  # without it accelerate's own logger raises an error
+    PartialState()  # without it accelerate's own logger fails
     tracker_class = _tracker_class(name)
     options: dict[str, Any] = {}
     if tracker_class.requires_logging_directory:
@@ -129,10 +129,10 @@ def _start_tracker(name: str, run: str, anew: bool) -> Any:
 
 
 def _tracker_class(name: str) -> Any:
-    """The class of accelerate's tracker of that name.
+    """The class of accelerate's tracker with this name.
 
     Raises:
-        UserError: accelerate or the tracker is not installed, or there is none of that name.
+        UserError: accelerate or the tracker is not installed, or there is no such tracker.
     """
     try:
         from accelerate import tracking

@@ -1,7 +1,7 @@
-"""Cache of the latencies measured on this device, in the user's cache folder.
+"""Cache of latencies measured on this device, in the user's cache folder.
 
-There is one file for each device and way of measuring. An unreadable file is measured again; a
-failure to write is ignored.
+There is one file for each device and way of measuring. If a file is unreadable, latencies are
+measured again; a failure to write is ignored.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from updp.measure.runtime import runtime_version
 from updp.recipe import MeasureSettings
 
 _log = logging.getLogger(__name__)
-_LOCK_SECONDS = 10.0  # writing takes milliseconds, so a process that holds the lock longer hangs
+_LOCK_SECONDS = 10.0  # writing takes milliseconds: a process that holds the lock longer hangs
 
 
 class LatencyTable:
     """A table of JSON values by key, in a file that several processes may share.
 
-    `about` is the identity of the file: one with another identity is replaced. Without a path the
-    table is in memory only.
+    `about` identifies the file's contents: a file with another `about` is replaced. Without a path
+    the table is in memory only.
     """
 
     def __init__(self, path: Path | None = None, about: Any = None) -> None:
@@ -44,9 +44,9 @@ class LatencyTable:
 
     @classmethod
     def open(cls, device: torch.device, settings: MeasureSettings) -> LatencyTable:
-        """The table of this device and these settings, in memory only with `cache` off.
+        """The table for this device and these settings; in memory only if `cache` is off.
 
-        Raises UserError where the runtime is not installed.
+        Raises UserError if the runtime is not installed.
         """
         about = {
             "device": device_name(device),
@@ -72,7 +72,7 @@ class LatencyTable:
     def put(self, key: str, value: Any, *, passing: bool = False) -> None:
         """Store a JSON value; entries of other processes are kept.
 
-        A `passing` one, such as what a busy machine left undecided, is forgotten with the table.
+        A `passing` value, such as an undecided one from a busy machine, is not written to the file.
         """
         if passing:
             self._passing[key] = value
@@ -93,7 +93,7 @@ class LatencyTable:
             if not self._path.exists():
                 return {}
             data = read_json(self._path)
-        except (OSError, ValueError) as error:  # a torn file, or one without permission
+        except (OSError, ValueError) as error:  # a broken file, or one without permission
             _log.info("latencies in '%s' are measured anew: %s", self._path, reason(error))
             return {}
         ours = isinstance(data, dict) and data.get("about") == self._about
@@ -108,7 +108,7 @@ def cache_folder() -> Path:
     try:
         return Path(user_cache_dir("updp"))
     except RuntimeError:  # a user without a name and without HOME
-        return Path(os.devnull) / "updp"  # where nothing can be kept
+        return Path(os.devnull) / "updp"  # a place where nothing can be stored
 
 
 def device_name(device: torch.device) -> str:

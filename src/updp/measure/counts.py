@@ -15,12 +15,12 @@ from updp.errors import is_out_of_memory, reason
 
 _log = logging.getLogger(__name__)
 
-# Layers with a weight of which each row makes one channel; transposed ones have one per input's.
+# Layers whose weight has one row per output channel; transposed ones have one per input channel.
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-# The attention kernels for which PyTorch's counter has no formula. Which kernel runs depends on
-# the release of PyTorch and on the device.
+# Attention kernels for which PyTorch's counter has no formula. Which of them runs depends on the
+# release of PyTorch and on the device.
 _ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_fused_attention_overrideable",
@@ -31,11 +31,11 @@ _ATTENTION = (
 def count_macs(module: nn.Module, *inputs: Any) -> int:
     """Multiply-accumulates of one forward on `inputs`, such as images (N, C, H, W).
 
-    PyTorch's counter cannot run some kernels, such as flex attention, some functions with a
-    backward of their own, and forwards that differentiate: where it fails, convolutions and linear
-    layers alone are counted.
+    PyTorch's counter cannot run some kernels (such as flex attention), some functions with a
+    backward of their own, and forwards that compute gradients. If it fails, only convolutions and
+    linear layers are counted.
     """
-    # The counter follows gradients, and fails without them on a parameter given to a module.
+    # The counter tracks gradients, and fails without them if a parameter is an input of a module.
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
     try:
         with torch.enable_grad(), counter:
@@ -54,7 +54,7 @@ def _macs_of_layers(module: nn.Module, *inputs: Any) -> int:
 
     def count(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
         values = args[0] if isinstance(layer, _TRANSPOSED) else y
-        weight: Any = layer.weight  # no parameter, where it is parametrised
+        weight: Any = layer.weight  # a plain tensor if parametrised
         counts.append(values.numel() * weight[0].numel())
 
     layers = [m for m in module.modules() if isinstance(m, _LAYERS + _TRANSPOSED)]

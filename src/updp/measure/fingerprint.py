@@ -1,4 +1,4 @@
-"""The fingerprint of a forward's operators, which decide its latency; names of modules do not."""
+"""Fingerprint of a forward's operators, which decide its latency, whatever its modules' names."""
 
 import hashlib
 from typing import Any
@@ -14,8 +14,8 @@ from updp.blocks.nested import call
 def fingerprint(module: nn.Module, *inputs: Any) -> str:
     """SHA-256 of one forward's operators: shapes, strides, dtypes, arguments and data flow.
 
-    Values of tensors do not count, so a trained and an untrained module have the same fingerprint.
-    `module` is in evaluation mode, and may change `inputs` in place.
+    Tensor values are not included, so a trained and an untrained module have the same fingerprint.
+    `module` must be in evaluation mode, and may change `inputs` in place.
     """
     assert not module.training, "the module is in training mode"
     recorder = _Recorder()
@@ -31,7 +31,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.lines: list[str] = []
         self._numbers: dict[int, int] = {}
-        # Kept alive, because Python gives the id of a freed tensor to another one.
+        # Kept alive, because Python may give the id of a freed tensor to another one.
         self._tensors: list[Tensor] = []
 
     def _describe(self, value: Any) -> Any:
@@ -46,7 +46,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        # Described before the call, which may work in place.
+        # Described before the call, which may change them in place.
         arguments = tree_map(self._describe, (args, kwargs))
         result = func(*args, **kwargs or {})
         self.lines.append(str((str(func), arguments, tree_map(self._describe, result))))

@@ -1,6 +1,6 @@
 """Latency, always as a comparison: interleaved in one process, medians and quartiles.
 
-The drift of a machine's clock affects all functions alike, so ratios and differences are taken
+A drift of the machine's clock affects all functions alike, so ratios and differences are computed
 round by round.
 """
 
@@ -21,11 +21,11 @@ from updp.io.memory import kept_memory
 from updp.measure.runtime import runner
 from updp.recipe import MeasureSettings
 
-# On machines with a CUDA compiler and no GPU, importing the benchmark module warns of that.
+# With a CUDA compiler but no GPU, importing the benchmark module logs a warning.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 from torch.utils.benchmark import timer  # noqa: E402
 
-_LONG = 0.05  # seconds: a slower function is timed once per round, and needs no further warm-up
+_LONG = 0.05  # seconds: a slower function runs once per round, without further warm-up
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Timing:
         return self.low <= other.high and other.low <= self.high
 
     def text(self, numbers: str = ".2f", unit: str = "") -> str:
-        """`1.45x (1.43-1.48)`: the median with its unit and the quartiles, in a number format."""
+        """Format the median with its unit, and the quartiles: `1.45x (1.43-1.48)`."""
         low, median, high = (format(x, numbers) for x in (self.low, self.median, self.high))
         return f"{median}{unit} ({low}-{high})"
 
@@ -65,12 +65,12 @@ class Latency:
 
     @property
     def faster(self) -> bool:
-        """Whether it beats the first function beyond the noise: the quartiles lie above 1."""
+        """Whether it beats the first function beyond the noise: its quartiles are above 1."""
         return self.speedup.low > 1
 
     @property
     def undecided(self) -> bool:
-        """Whether the quartiles of the speed-up lie on both sides of 1."""
+        """Whether the quartiles of the speed-up are on both sides of 1."""
         return self.speedup.low <= 1 < self.speedup.high
 
     @classmethod
@@ -80,8 +80,8 @@ class Latency:
 
 
 Functions = Mapping[str, Callable[[], object]]
-# Given functions, rounds, seconds of a turn and what to call after each round: the milliseconds of
-# each function in each round.
+# Called with functions, number of rounds, seconds per turn, and a function to call after each
+# round; returns the milliseconds of each function in each round.
 Clock = Callable[[Functions, int, float, Callable[[], None]], dict[str, list[float]]]
 
 
@@ -92,14 +92,14 @@ def compare(
     round_seconds: float = 0.02,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
-    """Time functions in turn, and compare each with the first.
+    """Time functions in turns, and compare each with the first.
 
-    Freed memory is kept meanwhile: what the operators take is timed, not the kernel's new pages.
+    Freed memory is kept meanwhile, so that operators are timed and not new pages from the kernel.
 
     Args:
-        functions: by name; the order is that of each round.
-        rounds: how often each function has its turn.
-        round_seconds: roughly how long a turn takes; the function is repeated to fill it.
+        functions: functions by name; they run in this order in each round.
+        rounds: number of turns of each function.
+        round_seconds: approximate length of a turn, which the function is repeated to fill.
         tick: called after each round.
     """
     with kept_memory():
@@ -129,7 +129,7 @@ def wall_clock(
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, clock in timers.items():
-            # The function before has left its own data in the processor's caches.
+            # The previous function has left its own data in the processor's caches.
             if len(timers) > 1 and repeats[name] > 1:
                 clock.timeit(1)
             times[name].append(1e3 * clock.timeit(repeats[name]) / repeats[name])
@@ -142,7 +142,7 @@ _clock: ContextVar[Clock] = ContextVar("clock", default=wall_clock)
 
 @contextmanager
 def use_clock(clock: Clock) -> Iterator[None]:
-    """Take all times from `clock` meanwhile, so that an outcome does not depend on the machine."""
+    """Context in which `clock` replaces the real one, so that results do not depend on speed."""
     token = _clock.set(clock)
     try:
         yield
@@ -158,9 +158,9 @@ def compare_modules(
     round_seconds: float = 0.02,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
-    """`compare` of modules on the same inputs, in the deployed form that `settings` describe.
+    """`compare` modules on the same inputs, in the form for deployment that `settings` describe.
 
-    Raises UserError, as `runner` does.
+    Raises UserError like `runner`.
     """
     runners = {
         name: runner(m, inputs, settings or MeasureSettings()) for name, m in modules.items()

@@ -1,7 +1,7 @@
 """Peak memory of one forward: bytes of activations, counted from the operators, not sampled.
 
-Every operator's outputs are counted until their storage is freed, so the figure needs no device and
-is the same each time. Workspaces inside an operator and rounding by an allocator are not counted.
+Every operator's outputs count until their storage is freed, so the result needs no device and is
+always the same. Workspaces inside an operator and rounding by an allocator are not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from updp.blocks.nested import call
 class Memory:
     """Memory of one forward, in bytes."""
 
-    peak: int  # activations at the worst moment, the inputs included
+    peak: int  # peak of activations, including the inputs
     inputs: int
     weights: int  # parameters and buffers
 
@@ -37,9 +37,9 @@ class Memory:
 
 @dataclass
 class SiteMemory:
-    """Bytes of activations when a submodule is entered, its input included, and at its peak.
+    """Bytes of activations when a submodule is entered (with its input), and at its peak.
 
-    Of a submodule that is called several times, each is the largest.
+    If it is called several times, each value is the maximum.
     """
 
     entry: int
@@ -58,11 +58,11 @@ def live_at(
 ) -> tuple[int, dict[str, SiteMemory]]:
     """Peak memory of one forward outside of the named submodules, and memory inside each.
 
-    With some submodules replaced, the model's peak is the largest of the peak outside and, for each
-    submodule, its `entry` plus what it adds (`Memory.own` of a replacement). This holds as long as
-    each returns a new tensor: neither its input nor a view of it.
+    If some submodules are replaced, the model's peak is the maximum of the peak outside and, for
+    each submodule, its `entry` plus what it adds (`Memory.own` of a replacement). This holds as
+    long as each returns a new tensor: neither its input nor a view of it.
 
-    A submodule that is never called is left out.
+    Submodules that are never called are left out.
     """
     live = _run(model, modules, inputs)
     return live.outside.peak, live.sites
@@ -74,7 +74,7 @@ def _run(model: nn.Module, modules: Mapping[str, nn.Module], inputs: tuple[Any, 
     live = _Live(inputs)
     entering = [m.register_forward_pre_hook(lambda *_: live.enter()) for m in modules.values()]
     leaving = [m.register_forward_hook(partial(live.leave, n)) for n, m in modules.items()]
-    # Not in inference mode, where composite operators are not split into those that they call.
+    # Not in inference mode, where composite operators are not split into the operators they call.
     with hooks((*entering, *leaving)), torch.no_grad(), live:
         call(model, *inputs)
     return live
@@ -87,7 +87,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
         self._bytes = 0
-        self._open: list[SiteMemory] = []  # the submodules that are running
+        self._open: list[SiteMemory] = []  # submodules that are running now
         self.sites: dict[str, SiteMemory] = {}
         self.outside = SiteMemory(0, 0)
         for storage in _storages(inputs):
@@ -95,11 +95,11 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.outside.entry = self._bytes
 
     def enter(self) -> None:
-        """A submodule is entered."""
+        """Record that a submodule is entered."""
         self._open.append(SiteMemory(self._bytes, self._bytes))
 
     def leave(self, name: str, *_: Any) -> None:
-        """The innermost submodule, `name`, is left."""
+        """Record that the innermost submodule, `name`, is left."""
         call = self._open.pop()
         worst = self.sites.setdefault(name, call)
         worst.entry = max(worst.entry, call.entry)
@@ -128,7 +128,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         for storage in _storages((args, kwargs)):
-            self._follow(storage, 0)  # unknown yet: a weight or a constant, which is no activation
+            self._follow(storage, 0)  # unknown so far: a weight or a constant, not an activation
         result = func(*args, **kwargs or {})
         for storage in _storages(result):
             self._follow(storage, storage.nbytes())

@@ -1,4 +1,4 @@
-"""A meter of long work: the time of all of its steps from a few, and the peak of memory."""
+"""Measure long work: the time of all its steps from a few of them, and peak memory."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-_FEWEST = 3  # steps after the first, which also warms up
-_SECONDS = 2.0  # quick steps are measured for about so long
+_FEWEST = 3  # minimum number of steps after the first, which also warms up
+_SECONDS = 2.0  # quick steps are measured for about this many seconds
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work: `measured` of its `steps` were run, `seconds` are those of all."""
+    """A piece of work: `measured` of its `steps` were run; `seconds` is the time for all steps."""
 
     name: str
     steps: int
@@ -24,38 +24,38 @@ class Work:
     seconds: float
 
     def times(self, factor: float) -> "Work":
-        """The same steps, each of which takes `factor` times as long."""
+        """The same steps, each taking `factor` times as long."""
         return replace(self, seconds=self.seconds * factor)
 
 
 class Meter:
-    """Progress that ends a piece of work after a few steps, and then knows the time of all.
+    """Progress that stops a piece of work after a few steps, and extrapolates the time of all.
 
-    Of the steps that were measured the first, which warms up, counts once, and the mean of the
-    others for all others. Steps on CUDA are waited for.
+    Of the measured steps the first, which warms up, counts once; the mean of the others stands for
+    all others. Steps on CUDA are waited for.
     """
 
     def __init__(
         self, device: torch.device, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._device, self._clock = device, clock
-        self._total: int | None = None  # steps of the present work
+        self._total: int | None = None  # number of steps of the current work
         self._ends_early = False
-        self._laps: list[float] = []  # when each step ended
+        self._laps: list[float] = []  # time at the end of each step
 
     def time(self, name: str, run: Callable[[], object], steps: int | None = None) -> Work:
-        """Run until a few steps were reported by `advance`, or to the end.
+        """Run until `advance` has reported a few steps, or to the end.
 
         Args:
-            name: the steps, in the plural.
-            run: the work; it says by `begin` how many steps there are.
-            steps: how many there are, where it does not.
+            name: name of the steps, in the plural.
+            run: the work; it reports the number of its steps by `begin`.
+            steps: the number of steps, if `run` does not report it.
         """
         self._ends_early = True
         return self._measured(name, run, steps)
 
     def sample(self, name: str, run: Callable[[], object], steps: int) -> Work:
-        """Run some of so many steps, chosen by `run`, to the end; nothing where there are none."""
+        """Run a selection of `steps` steps, made by `run`, to the end; none if `steps` is 0."""
         self._ends_early = False
         return self._measured(name, run, steps) if steps > 0 else Work(name, 0, 0, 0.0)
 
@@ -74,12 +74,12 @@ class Meter:
         return Work(name, total, len(laps), first + (total - 1) * mean)
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        """Learn how many steps there are, if all of them are to be run."""
+        """Receive the number of steps, if all of them would be run."""
         if self._ends_early:
             self._total = total
 
     def advance(self, note: str = "") -> None:
-        """Count one step, and end the work where that is enough."""
+        """Count one step, and stop the work if enough was measured."""
         self._laps.append(self._now())
         since = self._laps[-1] - self._laps[0]
         enough = len(self._laps) > _FEWEST and since >= _SECONDS
@@ -96,14 +96,14 @@ class Meter:
 
 
 class _Enough(Exception):
-    """Ends work of which enough was measured."""
+    """Stops work once enough was measured."""
 
 
 @dataclass
 class PeakMemory:
-    """The highest memory use of this process in MiB, and of its tensors on a CUDA device.
+    """Peak memory use of this process in MiB, and of its tensors on a CUDA device.
 
-    `process` is None where the system does not say it.
+    `process` is None if the system does not report it.
     """
 
     process: int | None = None
@@ -119,11 +119,12 @@ class PeakMemory:
 
 @contextmanager
 def peak_use(device: torch.device) -> Iterator[PeakMemory]:
-    """Measure the peak of memory of what is done meanwhile.
+    """Context that measures the peak memory use inside it.
 
-    Where that is forbidden, and on systems other than Linux, it is the peak since the start.
+    If resetting the peak is not possible, as on systems other than Linux, it is the peak since the
+    start of the process.
     """
-    # Linux keeps the peak of a process, and begins anew with the present use when told so.
+    # Linux records the peak of a process; this resets it to the present use.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if device.type == "cuda":

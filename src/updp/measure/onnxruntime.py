@@ -1,4 +1,4 @@
-"""The ONNX Runtime: a module exported, loaded and bound to its inputs."""
+"""Run a module in ONNX Runtime: export it, load it, and bind it to its inputs."""
 
 import tempfile
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from torch.utils._pytree import tree_leaves
 from updp.blocks.nested import arguments_of
 from updp.errors import UserError, needs_extra
 
-EXPORT_PACKAGES = ("onnx", "onnxscript")  # that torch.onnx.export imports
+EXPORT_PACKAGES = ("onnx", "onnxscript")  # imported by torch.onnx.export
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def check_installed() -> None:
-    """Raise UserError where ONNX Runtime or the exporter is missing; it says what to install."""
+    """Raise UserError with an install command if ONNX Runtime or the exporter is missing."""
     try:
         for package in ("onnxruntime", *EXPORT_PACKAGES):
             import_module(package)
@@ -29,7 +29,7 @@ def check_installed() -> None:
 def export(module: nn.Module, inputs: tuple[Any, ...], folder: str) -> str:
     """Write the module's ONNX graph into `folder` and return the file's path.
 
-    Tensors among `inputs` are the graph's inputs, in order; other values become constants of it.
+    Tensors in `inputs` are the graph's inputs, in order; other values become constants.
     Errors of the exporter pass through.
     """
     file = str(Path(folder) / "module.onnx")  # a graph in memory is limited to 2 GB
@@ -42,9 +42,9 @@ def export(module: nn.Module, inputs: tuple[Any, ...], folder: str) -> str:
 def session(module: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
     """Return a function that runs the module's ONNX graph on `inputs`, to a list of `OrtValue`s.
 
-    Inputs and outputs stay on the device of `inputs`. Values that are no tensors become constants.
+    Inputs and outputs stay on the device of `inputs`. Values other than tensors become constants.
 
-    Raises UserError where the installed ONNX Runtime does not support the device. Errors of the
+    Raises UserError if the installed ONNX Runtime does not support the device. Errors of the
     exporter and of the runtime pass through.
     """
     import onnxruntime
@@ -61,7 +61,7 @@ def session(module: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    # Threads of one session that wait in a loop take the cores from the other that is timed.
+    # Threads of one session that busy-wait would take cores from the other session being timed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory() as folder:
         loaded = onnxruntime.InferenceSession(export(module, inputs, folder), options, providers)

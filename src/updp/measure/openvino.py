@@ -1,4 +1,4 @@
-"""The OpenVINO runtime: a module exported to ONNX, compiled for the CPU and bound to its inputs."""
+"""Run a module in OpenVINO: export it to ONNX, compile it for the CPU, bind its inputs."""
 
 import sys
 import tempfile
@@ -22,17 +22,17 @@ _CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 def import_openvino() -> Any:
     """Import OpenVINO without its telemetry, which sends an event over the network on import.
 
-    A package that was imported before is left as it is. Raises ImportError.
+    If OpenVINO was already imported, it stays as it is. Raises ImportError.
     """
     with nullcontext() if "openvino" in sys.modules else _hidden(_TELEMETRY):
-        import openvino  # first, for the error to name the package
+        import openvino  # first, so that an error names the package
         import openvino.passes
     return openvino
 
 
 @contextmanager
 def _hidden(package: str) -> Iterator[None]:
-    """Make imports of `package` fail as if it were not installed."""
+    """Context in which imports of `package` fail as if it were not installed."""
     before = {n: m for n, m in sys.modules.items() if n.partition(".")[0] == package}
     for name in before:
         del sys.modules[name]
@@ -47,7 +47,7 @@ def _hidden(package: str) -> Iterator[None]:
 def check(precision: str) -> None:
     """Check that OpenVINO is installed and that this CPU computes in `precision`.
 
-    Raises UserError.
+    Raises UserError if not.
     """
     try:
         openvino = import_openvino()
@@ -55,7 +55,7 @@ def check(precision: str) -> None:
             import_module(package)
     except ImportError as error:
         raise needs_extra("measure.runtime=openvino", error.name, "onnx,openvino") from error
-    # OpenVINO would silently compute in another precision.
+    # Otherwise OpenVINO would silently compute in another precision.
     known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if _CAPABILITIES[precision] not in known:
         supported = [name for name, capability in _CAPABILITIES.items() if capability in known]
@@ -71,10 +71,10 @@ def request(
     """Return a function that runs the module on `inputs`, with as many threads as PyTorch uses.
 
     The module, its inputs and the NumPy arrays that the function returns are float32; OpenVINO
-    computes in `precision`. The function's next call overwrites its arrays.
+    computes in `precision`. The next call of the function overwrites these arrays.
 
-    Raises UserError for an input that is not on the CPU. Errors of the exporter and of OpenVINO
-    pass through.
+    Raises UserError if an input is not on the CPU. Errors of the exporter and of OpenVINO pass
+    through.
     """
     openvino = import_openvino()
     properties = openvino.properties

@@ -1,4 +1,4 @@
-"""The deployed form of a module as a function: in the runtime, layout and precision asked for."""
+"""The form of a module for deployment, as a function: by runtime, layout and precision."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,11 +30,11 @@ def runner(module: nn.Module, inputs: Inputs, settings: MeasureSettings) -> Run:
         settings: runtime, layout and precision.
 
     Returns:
-        A function that runs the copy on copies of `inputs` without gradients. It returns what the
-        module does; with ONNX Runtime a list of `OrtValue`s, with OpenVINO a list of arrays.
+        A function that runs the copy on copies of `inputs` without gradients. It returns the
+        module's output; with ONNX Runtime a list of `OrtValue`s, with OpenVINO a list of arrays.
 
     Raises:
-        UserError: the runtime is not installed, or does not run this module in this layout and
+        UserError: the runtime is not installed, or cannot run this module with this layout and
             precision.
     """
     check_runtime(settings)
@@ -52,7 +52,7 @@ def runner(module: nn.Module, inputs: Inputs, settings: MeasureSettings) -> Run:
             run()
         except UserError:
             raise
-        except Exception as error:  # of the user's code, a compiler, an exporter
+        except Exception as error:  # from the user's code, a compiler or an exporter
             changed, name = _describe(settings), type(module).__name__
             raise UserError(f"{changed}: {name} does not run so ({root_reason(error)})") from error
     return run
@@ -81,7 +81,7 @@ def check_runtime(settings: MeasureSettings) -> None:
 def runtime_version(settings: MeasureSettings) -> str:
     """Name and version of the runtime, such as `torch 2.11.0` or `onnxruntime 1.22.0`.
 
-    Raises UserError where it is missing.
+    Raises UserError if it is missing.
     """
     check_runtime(settings)
     name = settings.runtime if settings.runtime in ("onnxruntime", "openvino") else "torch"
@@ -92,12 +92,12 @@ def deployed(
     module: nn.Module, inputs: Inputs, settings: MeasureSettings
 ) -> tuple[nn.Module, Inputs]:
     """Copies of module and inputs, in evaluation mode and in the runtime's dtype and layout."""
-    # OpenVINO takes a float32 model and casts it itself.
+    # OpenVINO gets a float32 model and casts it itself.
     dtype = torch.float32 if settings.runtime == "openvino" else getattr(torch, settings.precision)
     channels_last = settings.layout == "channels_last"
 
     def prepare(x: Tensor) -> Tensor:
-        x = x.detach().clone()  # modules may work in place
+        x = x.detach().clone()  # modules may change it in place
         if x.is_floating_point():
             x = x.to(dtype)
         if x.ndim == 4 and channels_last:
@@ -118,8 +118,8 @@ def _eager(module: Callable[..., object], inputs: Inputs) -> Run:
     try:
         run()
     except RuntimeError:
-        # It may differentiate, as force fields do: that is lost in inference mode for good. What
-        # runs there is timed there, for it is a bit faster.
+        # The forward may compute gradients, as force fields do, which inference mode rules out.
+        # Other modules are timed in inference mode, because it is a bit faster.
         run = torch.no_grad()(forward)
         run()
     return run
@@ -129,9 +129,9 @@ def _compiled(module: nn.Module, inputs: Inputs) -> Run:
     def forward(*args: Any, **kwargs: Any) -> object:
         return module(*args, **kwargs)
 
-    # Dynamo counts recompilations by code object and gives up after eight of them: if they shared
-    # this one, the ninth module would silently run eagerly. Not `isolate_recompiles`, which does
-    # the same: PyTorch 2.4 has none (https://github.com/pytorch/pytorch/pull/178351).
+    # Dynamo counts recompilations per code object and gives up after eight: if all modules shared
+    # this one, the ninth would silently run eagerly. `isolate_recompiles` does the same, but
+    # PyTorch 2.4 lacks it (https://github.com/pytorch/pytorch/pull/178351).
     forward.__code__ = forward.__code__.replace()
     return _eager(torch.compile(forward, dynamic=False), inputs)
 

@@ -1,4 +1,4 @@
-"""Models by name, modules of the user's, and teachers of stage 3."""
+"""Models by name, modules from the user, and teachers of stage 3."""
 
 from updp.models.given import check_finite, own_copy, weights_of
 from updp.models.named import hash_state, is_code, is_same_code, load_model, num_outputs

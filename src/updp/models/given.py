@@ -1,4 +1,4 @@
-"""A user's module as every stage takes it: a plain eager module in float32, without wrappers."""
+"""Prepare a user's module for all stages: a plain eager module in float32, without wrappers."""
 
 import logging
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ def own_copy(given: object, name: str = "the model") -> nn.Module:
     """A copy of a user's module that all stages can work on; see `usable`.
 
     Args:
-        given: what the user handed over as a module.
+        given: the object that the user passed as a module.
         name: its name in errors and warnings.
 
     Raises:
-        UserError: it is no eager module with floating-point weights, or cannot be copied.
+        UserError: it is not an eager module with floating-point weights, or cannot be copied.
     """
     module = _unwrapped(given, name)
     try:
@@ -51,7 +51,7 @@ def usable(given: object, name: str) -> nn.Module:
     another floating-point type become float32, and a warning says so.
 
     Raises:
-        UserError: it is no eager module with floating-point weights.
+        UserError: it is not an eager module with floating-point weights.
     """
     module = _unwrapped(given, name)
     for part in [*module.modules()]:
@@ -59,7 +59,7 @@ def usable(given: object, name: str) -> nn.Module:
             part._compiled_call_impl = None
         _keep_no_cache(getattr(part, "config", None), {})
         if isinstance(part, nn.TransformerEncoder) and getattr(part, "use_nested_tensor", False):
-            # Its layers would get nested tensors, in evaluation alone, which no graph takes.
+            # In evaluation its layers would get nested tensors, which cannot be traced.
             part.use_nested_tensor = False
             _log.info("%s: nn.TransformerEncoder makes no nested tensors of padded ones", name)
         for key, child in part.named_children():
@@ -67,7 +67,7 @@ def usable(given: object, name: str) -> nn.Module:
                 setattr(part, key, inside)
         for key, buffer in [*part.named_buffers(recurse=False)]:
             if buffer.layout is torch.strided and 0 in buffer.stride():
-                part._buffers[key] = buffer.contiguous()  # no weights load into an expanded one
+                part._buffers[key] = buffer.contiguous()  # expanded ones load no weights
         for key in [key.removesuffix("_orig") for key, _ in part.named_parameters(recurse=False)]:
             if hasattr(part, f"{key}_orig") and hasattr(part, f"{key}_mask"):
                 prune.remove(part, key)  # type: ignore[no-untyped-call]
@@ -83,29 +83,29 @@ def usable(given: object, name: str) -> nn.Module:
 
 
 def _keep_no_cache(config: Any, seen: dict[int, Any]) -> None:
-    """Turn the cache off in a configuration, and in those of transformers that are parts of it.
+    """Turn the cache off in a configuration, and in configurations of transformers inside it.
 
-    Decoders would hand on keys and values of earlier tokens, which each run of a block would add
-    to. `generate` asks for them by itself. `seen` has those that were looked at.
+    Decoders would pass on keys and values of earlier tokens, and each run of a block would append
+    to them. `generate` turns the cache on by itself. `seen` has the configurations already visited.
     """
     if id(config) in seen:
         return
     seen[id(config)] = config
     if getattr(config, "use_cache", None) is True:
         config.use_cache = False
-    for part in getattr(config, "__dict__", {}).values():  # such as `text_config`
+    for part in getattr(config, "__dict__", {}).values():  # for example `text_config`
         if hasattr(part, "model_type"):
             _keep_no_cache(part, seen)
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
-    """Raise UserError that names the first value among weights that is infinite or not a number.
+    """Raise UserError if a weight is infinite or not a number; names the first such value.
 
-    Infinities in a buffer may be a mask's; they are refused in running statistics alone.
+    A mask in a buffer may have infinities; `weights_of` selects the buffers to check.
 
     Args:
-        tensors: of a module or a file, each with its key.
-        name: what has them, for the message.
+        tensors: tensors of a module or a file, each with its key.
+        name: the owner of the tensors, for the message.
     """
     for key, value in tensors:
         if not value.is_floating_point() or not value.numel():
@@ -121,7 +121,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
 
 
 def weights_of(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """The tensors of a module that must be finite: parameters and running statistics."""
+    """The tensors of a module that must be finite: parameters, running statistics, NaN buffers."""
     yield from module.named_parameters()
     for key, value in module.named_buffers():
         if key.rpartition(".")[2].startswith("running_") or value.isnan().any():
@@ -173,9 +173,9 @@ def _unwrapped(given: object, name: str) -> nn.Module:
 
 
 def _inside(module: object) -> object:
-    """The module that a wrapper holds, else the module itself."""
+    """The module inside a wrapper, else the module itself."""
     while isinstance(module, nn.Module):
-        # Of torch.compile's wrapper only this attribute is known without importing the compiler.
+        # This attribute identifies torch.compile's wrapper without importing the compiler.
         inside = module.module if isinstance(module, _PARALLEL) else None
         inside = getattr(module, "_orig_mod", inside)
         if not isinstance(inside, nn.Module):

@@ -31,16 +31,16 @@ def load_model(
 ) -> nn.Module:
     """Build the model that `spec` names and load `weights` (safetensors) into it, strictly.
 
-    Those of the zoo have weights of their own. `num_classes` is for timm, torchvision and
+    Models of the zoo have weights of their own. `num_classes` is used for timm, torchvision and
     transformers; a factory decides for itself.
-    Untrained weights depend on `seed` alone; the caller's random states are left as they were.
+    Untrained weights depend only on `seed`; the caller's random states are not changed.
 
     Raises:
         UserError: the model is unknown, its factory fails, or the weights do not fit.
     """
     build = _builder(spec, {} if num_classes is None else {"num_classes": num_classes})
     with random_state(seed), warnings.catch_warnings():
-        # torchvision's advice to pass `init_weights` to GoogLeNet and Inception.
+        # torchvision advises to pass `init_weights` to GoogLeNet and Inception.
         warnings.filterwarnings("ignore", "The default weight init", FutureWarning)
         try:
             model = call_user_code(build)
@@ -61,12 +61,12 @@ def load_model(
 
 
 def is_code(spec: str) -> bool:
-    """Whether a name stands for a Python file, which is run to build the model."""
+    """Whether a name is that of a Python file, which is run to build the model."""
     return spec.endswith(".py") or spec.rpartition(":")[0].endswith(".py")
 
 
 def is_same_code(spec: str, other: str) -> bool:
-    """Whether two names stand for one callable of a Python file, seen from any folder."""
+    """Whether two names mean the same callable in a Python file, from any working directory."""
     return is_code(spec) and Path(spec).name == Path(other).name
 
 
@@ -74,14 +74,14 @@ def hash_state(module: nn.Module) -> str:
     """Sha256 of the names, dtypes, shapes and bytes in the state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        if isinstance(value, Tensor):  # an "extra state" may be anything
+        if isinstance(value, Tensor):  # an "extra state" may be any object
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def num_outputs(model: nn.Module, inputs: tuple[int, ...] | Samples) -> int:
-    """Number of classes: K, where `model` maps zeros (1, *shape) or N `inputs` to (N, K).
+    """Number of classes K of a model that maps zeros (1, *shape), or N `inputs`, to (N, K).
 
     Training modes are restored.
 
@@ -110,8 +110,8 @@ def num_outputs(model: nn.Module, inputs: tuple[int, ...] | Samples) -> int:
 
 def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
     path, _, factory = spec.rpartition(":")
-    if is_code(spec):  # first, as the file may lie in a folder called timm
-        if not path.endswith(".py"):  # the file alone
+    if is_code(spec):  # first, because the file may be in a folder called timm
+        if not path.endswith(".py"):  # a file without a factory
             path, factory = spec, ""
         return lambda: _from_file(Path(path).expanduser(), factory)
     library, _, name = spec.partition("/")
@@ -126,7 +126,7 @@ def _builder(spec: str, options: dict[str, int]) -> Callable[[], object]:
             raise _unknown(spec, name, timm.list_models())
         return lambda: timm.create_model(name, pretrained=False, **options)
     if library == "torchvision":
-        # Only its classifiers: the builders of detectors download backbones unasked.
+        # Only classifiers, because builders of detectors download backbones without being asked.
         names = torchvision.models.list_models(module=torchvision.models)
         if name not in names:
             raise _unknown(spec, name, names)
@@ -170,18 +170,18 @@ def _from_file(path: Path, name: str) -> object:
 
 
 def _import(path: Path) -> ModuleType:
-    # A private name: the user's `models.py` must not shadow, nor be shadowed by, another.
+    # A private name, so that the user's `models.py` and other modules do not shadow each other.
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     spec = importlib.util.spec_from_file_location(f"_updp_{path.stem}_{key}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and torch.export look their module up
+    sys.modules[spec.name] = module  # dataclasses and torch.export look up their module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        ends = isinstance(error, SystemExit)  # a script does, when it is done
+        ends = isinstance(error, SystemExit)  # a script exits at its end
         raise UserError(
             f"model file '{path}' cannot be imported: {reason(error)}"
             + ('; put what it runs under `if __name__ == "__main__"`' if ends else "")
@@ -191,7 +191,7 @@ def _import(path: Path) -> ModuleType:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let a model file import its neighbours, as it can when run as a script."""
+    """Context in which a model file can import its neighbours, as it can when run as a script."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
     try:

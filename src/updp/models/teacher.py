@@ -1,4 +1,4 @@
-"""Another model as the teacher of stage 3: same images, in that model's own preprocessing."""
+"""Another model as the teacher of stage 3: the same images with that model's preprocessing."""
 
 from pathlib import Path
 
@@ -12,17 +12,17 @@ from updp.errors import UserError
 from updp.models import check_finite, load_model, num_outputs, own_copy, weights_of
 from updp.recipe import Recipe
 
-BASELINE = "baseline"  # a teacher's name: the user's model as it was
-_NAME = "the teacher"  # in errors
+BASELINE = "baseline"  # a teacher's name: the user's unpruned model
+_NAME = "the teacher"  # its name in errors
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Teacher(nn.Module):
     """A classifier of images that were preprocessed for the pruned model.
 
-    `given` is that preprocessing, which is undone; then the images are brought to the size and
-    channels of `own` and normalised by it. Where `given` is None (a user's loaders normalise in an
-    unknown way), values are left alone.
+    The preprocessing `given` is undone; then the images are converted to the size and channels of
+    `own` and normalised by it. If `given` is None (a user's loaders normalise in an unknown way),
+    values are not changed.
     """
 
     def __init__(self, model: nn.Module, given: Preprocess | None, own: Preprocess) -> None:
@@ -35,7 +35,7 @@ class Teacher(nn.Module):
         return logits
 
     def prepared(self, x: Tensor) -> Tensor:
-        """The images as the teacher takes them, (N, *own.input_size)."""
+        """Images as inputs for the teacher, (N, *own.input_size)."""
         channels, *size = self.own.input_size
         given, own = self.given, self.own
         same = given is None or (given.mean, given.std) == (own.mean, own.std)
@@ -53,9 +53,9 @@ class Teacher(nn.Module):
 def load_teacher(
     teacher: nn.Module | str | None, weights: str | Path | None, classes: int, seed: int
 ) -> nn.Module | None:
-    """Load the teacher named, with its `weights` (safetensors); a module is returned as it is.
+    """Load the named teacher with its `weights` (safetensors); a module is copied.
 
-    None, as argument and as result, is the baseline. `classes` and `seed` are as in `load_model`.
+    None as argument or result means the baseline. `classes` and `seed` are as in `load_model`.
 
     Raises:
         UserError: there is no such model, it would be untrained, or the weights do not fit.
@@ -83,21 +83,21 @@ def make_teacher(
     *,
     normalised: bool,
 ) -> nn.Module | None:
-    """Make a frozen copy of `model` a teacher; None, the baseline, stays None.
+    """Make a frozen copy of `model` as a teacher; None, the baseline, stays None.
 
-    Its preprocessing is `subnet.teacher_size`, `teacher_mean` and `teacher_std`; else its own
-    configuration (timm's, transformers'); else ImageNet's normalisation for torchvision's models,
-    and the pruned model's own for any other.
+    Its preprocessing is given by `subnet.teacher_size`, `teacher_mean` and `teacher_std`; else by
+    its own configuration (timm's, transformers'); else it is ImageNet's normalisation for
+    torchvision's models, and the pruned model's own for all others.
 
     Args:
-        name: for messages.
-        given: preprocessing of the pruned model; None where the teacher takes the same inputs, in
+        name: its name in messages.
+        given: preprocessing of the pruned model; None if the teacher takes the same inputs, in
             tasks other than the classification of images.
-        normalised: the user's loaders normalise, as only `data.mean` and `data.std` can tell.
+        normalised: whether the user's loaders normalise; only `data.mean` and `data.std` say how.
 
     Raises:
-        UserError: its weights are not finite, it has another number of classes, it fails on
-            images of that size, or the recipe does not use it or compares its features.
+        UserError: its weights are not finite, its number of classes differs, it fails on images of
+            this size, or the recipe does not use a teacher or compares features.
     """
     if model is not None:
         check_finite(weights_of(model), f"teacher '{name}'")

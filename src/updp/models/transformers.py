@@ -13,16 +13,16 @@ from updp.errors import UserError, needs_extra, reason
 
 _log = logging.getLogger(__name__)
 
-_CROPPED_BELOW = 384  # pixels; transformers' ConvNextImageProcessor
+_CROPPED_BELOW = 384  # in pixels, from transformers' ConvNextImageProcessor
 
 
 class Classifier(nn.Module):
-    """Adapter of a transformers model, from images (N, C, H, W) to logits (N, classes)."""
+    """Adapter for a transformers model, from images (N, C, H, W) to logits (N, classes)."""
 
     def __init__(self, model: nn.Module, pretrained_cfg: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.model = model
-        if pretrained_cfg:  # where timm, and so `model_input_size`, looks
+        if pretrained_cfg:  # timm, and so `model_input_size`, looks here
             self.pretrained_cfg = pretrained_cfg
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,14 +32,14 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
-    """Build the model of a folder with `config.json`, or of such a file.
+    """Build the model from a folder with `config.json`, or from such a file.
 
-    Weights are read from `model.safetensors` (or its shards) in the folder. They are random where
-    there is no file of weights. The head is new where `num_classes` is not the configuration's.
+    Weights are read from `model.safetensors` (or its shards) in the folder, and are random if there
+    is no such file. The head is new if `num_classes` differs from the configuration's.
 
     Raises:
-        UserError: transformers is not installed, the folder holds no such model, its weights are
-            a pickle, or they do not fit.
+        UserError: transformers is not installed, the folder has no such model, its weights are a
+            pickle, or they do not fit.
     """
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
@@ -73,7 +73,7 @@ def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
             model = AutoModelForImageClassification.from_config(config)
     except UserError:
         raise
-    except TypeError as error:  # DeiT has two heads, and only `architectures` says which
+    except TypeError as error:  # DeiT has two heads, and only `architectures` tells which
         raise UserError(f"'{path}': its config.json names no architecture") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"'{path}' is no image classifier: {reason(error)}") from error
@@ -81,7 +81,7 @@ def load_classifier(path: Path, num_classes: int | None = None) -> Classifier:
 
 
 def _check_loaded(path: Path, model: nn.Module, loaded: Any, new: int | None) -> None:
-    """Raise UserError where weights were missing or misshapen, but for a head of `new` classes."""
+    """Raise UserError if weights are missing or misshapen, except in a head of `new` classes."""
     keys = [*loaded["missing_keys"], *loaded["mismatched_keys"]]
     names = sorted({key if isinstance(key, str) else key[0] for key in keys})
     tensors = model.state_dict()
@@ -95,7 +95,7 @@ def _check_loaded(path: Path, model: nn.Module, loaded: Any, new: int | None) ->
 
 
 def _preprocessing(folder: Path, config: Any) -> dict[str, Any]:
-    """Input size, crop and normalisation from the configuration files, in timm's words."""
+    """Input size, crop and normalisation from the configuration files, in timm's terms."""
     found: dict[str, Any] = {}
     side = getattr(config, "image_size", None)
     channels = getattr(config, "num_channels", 3)
@@ -116,7 +116,7 @@ def _preprocessing(folder: Path, config: Any) -> dict[str, Any]:
         if {"size", "crop_size", "crop_pct"} & stated.keys():
             try:
                 cropped = _crop(folder, config)
-            except Exception as error:  # the library's own code for any processor there is
+            except Exception as error:  # the library's own code, for any kind of processor
                 _log.warning("the crop of '%s' is not used: %s", file, reason(error))
                 cropped = {}
             size = (channels, *cropped.pop("size", found.get("input_size", ())[1:]))
@@ -126,10 +126,10 @@ def _preprocessing(folder: Path, config: Any) -> dict[str, Any]:
 
 
 def _crop(folder: Path, config: Any) -> dict[str, Any]:
-    """Size (H, W), `crop_pct` and `crop_mode` of what the folder's image processor does.
+    """Size (H, W), `crop_pct` and `crop_mode` that match the folder's image processor.
 
-    The library reads the file, whose form has changed: a `size` of one number is a square of some
-    processors, and the shorter edge of others.
+    The library reads the file, because its form has changed: a `size` of one number is a square for
+    some processors, and the shorter edge for others.
     """
     from transformers import AutoImageProcessor
 
@@ -142,7 +142,7 @@ def _crop(folder: Path, config: Any) -> dict[str, Any]:
 
     edge, whole = sides("size", "shortest_edge"), sides("size", "height", "width")
     share = getattr(processor, "crop_pct", None)
-    if share is not None and edge is not None:  # ConvNeXt's: small images are cropped, others not
+    if share is not None and edge is not None:  # ConvNeXt's: only small images are cropped
         small = edge[0] < _CROPPED_BELOW
         mode = "center" if small else "squash"
         return {"size": edge * 2, "crop_pct": share if small else 1.0, "crop_mode": mode}

@@ -1,4 +1,4 @@
-"""Weights from safetensors files into a module, strictly, as torch and its users name them."""
+"""Load weights from safetensors files into a module, strictly, allowing for wrappers' names."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,17 +14,17 @@ from updp.models.given import check_finite, weights_of
 T = TypeVar("T")
 
 _NAMED_AT_MOST = 5
-# What wrappers put before all names: DataParallel and EMA, torch.compile, Lightning, trainers.
+# Prefixes that wrappers put before names: DataParallel, EMA, torch.compile, Lightning, trainers.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "state_dict.")
-_COUNTER = "num_batches_tracked"  # of BatchNorm; nothing that is computed depends on it
-_ASIDE = frozenset({"n_averaged"})  # of torch's AveragedModel
+_COUNTER = "num_batches_tracked"  # of BatchNorm; no computation depends on it
+_ASIDE = frozenset({"n_averaged"})  # an extra value of torch's AveragedModel
 
 
 def load_weights(model: nn.Module, path: Path, spec: str) -> None:
-    """Load a safetensors file into `model`; every key must fit, in name, shape and kind.
+    """Load a safetensors file into `model`; every key must fit in name, shape and kind.
 
-    Wrappers' prefixes of all keys, such as `module.`, are taken off. BatchNorm's
-    `num_batches_tracked` may be missing, as may be a tensor that shares its memory with another.
+    Prefixes of wrappers, such as `module.`, are removed if all keys have them. BatchNorm's
+    `num_batches_tracked` may be missing, and so may a tensor that shares its memory with another.
 
     Args:
         model: changed in place.
@@ -82,15 +82,15 @@ def load_weights(model: nn.Module, path: Path, spec: str) -> None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file begins as those of `torch.save` do: a zip archive, or a bare pickle."""
+    """Whether a file begins like those of `torch.save`: as a zip archive, or a bare pickle."""
     with path.open("rb") as file:
         return file.read(2) in (b"PK", *(bytes([0x80, version]) for version in range(2, 6)))
 
 
 def read_shapes(path: Path, model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of a safetensors file, under the model's names.
+    """Shape of each tensor of a safetensors file, by the model's names.
 
-    Empty where the file cannot be read.
+    Empty if the file cannot be read.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -101,7 +101,7 @@ def read_shapes(path: Path, model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _renamed(found: Mapping[str, T], wanted: Collection[str]) -> dict[str, T]:
-    """The file's tensors under the names that have most in common with the model's."""
+    """The file's tensors, renamed such that most names match the model's."""
     best = dict(found)
     names = {key: key for key in found}
     known = len(found.keys() & set(wanted))
@@ -113,7 +113,7 @@ def _renamed(found: Mapping[str, T], wanted: Collection[str]) -> dict[str, T]:
         names = {key: name.removeprefix(prefix) for key, name in kept.items()}
         if (count := len(set(names.values()) & set(wanted))) > known:
             best, known = {name: found[key] for key, name in names.items()}, count
-    # The other way round, where the model is the one that is wrapped (transformers' are).
+    # The other way round, if the model is the wrapped one, as with transformers' models.
     for prefix in _WRAPPERS:
         longer = {f"{prefix}{key}": value for key, value in found.items()}
         if (count := len(longer.keys() & set(wanted))) > known:

@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
 
 def _check_amount(value: Any, info: ValidationInfo) -> Any:
-    """Validate a share, or the text of an amount: a positive number with a known suffix."""
+    """Validate an amount: a share, or text with a positive number and a known suffix."""
     if value is None:
         return None
     example = _EXAMPLES[info.field_name or ""]
@@ -112,13 +112,13 @@ class Budget(Settings):
         return ",".join(f"{n}={v}" for n, v in self.model_dump(exclude_none=True).items())
 
     def limits(self, baseline: Mapping[str, float]) -> dict[str, float]:
-        """The limits in ms, MACs, parameters and bytes, from the `baseline`'s cost in these."""
+        """Return the limits in ms, MACs, parameters and bytes; `baseline` has costs in these."""
         given = self.model_dump(exclude_none=True, exclude={"blocks"})
         return {name: _absolute(value, name, baseline[name]) for name, value in given.items()}
 
 
 def _why(text: str, error: ValueError) -> str:
-    """The reason why a budget is invalid, in brackets, where it is known."""
+    """Return the reason why a budget is invalid, in brackets; empty if the reason is unknown."""
     if not isinstance(error, ValidationError):
         return f" ({error})"
     first = error.errors()[0]

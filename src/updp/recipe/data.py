@@ -20,7 +20,7 @@ class DataSettings(Part):
     timm's training transforms is given; then the others have the defaults of timm's `train.py`.
     """
 
-    # To skip images changes the data's fingerprint, where there are any to skip.
+    # Skipping images changes the data's fingerprint anyway, if there are any to skip.
     ASIDE: ClassVar[frozenset[str]] = frozenset({"workers", "skip_corrupt"})
     held_out: int | None = Field(
         None,
@@ -50,7 +50,7 @@ class DataSettings(Part):
     mean: tuple[float, ...] | None = Field(None, description="the model's own, else ImageNet's")
     std: tuple[float, ...] | None = Field(None, description="as mean")
     input_size: tuple[_Side, _Side, _Side] | None = Field(None, description="(C, H, W)")
-    # An image is scaled to the side divided by it before the crop: a tiny one would fill memory.
+    # The image is scaled to side / crop_pct before the crop: a tiny value would fill the memory.
     crop_pct: float | None = Field(
         None,
         ge=0.1,
@@ -147,24 +147,24 @@ class DataSettings(Part):
 
     @property
     def asks_for_timm(self) -> str:
-        """The first setting of timm's training transforms, such as `data.hflip=0.5`, if any."""
+        """The first given setting of timm's transforms, such as `data.hflip=0.5`, else empty."""
         given = self.model_dump(mode="json", include={*_TRANSFORMS})  # lists, as they are written
         return next((f"data.{name}={v}" for name, v in given.items() if v is not None), "")
 
     @property
     def asks_for_moves(self) -> str:
-        """The first setting that moves images, such as `data.shift=2`, if any."""
+        """The first given setting that moves images, such as `data.shift=2`, else empty."""
         return f"data.shift={self.shift}" if self.shift else "data.flip=true" * bool(self.flip)
 
     def timm_transform(self) -> dict[str, Any]:
-        """Arguments of `timm.data.create_transform` for training, with `train.py`'s defaults."""
+        """Return arguments for training of `timm.data.create_transform`; defaults of `train.py`."""
         given = {name: getattr(self, field) for field, (name, _) in _TRANSFORMS.items()}
         defaults = dict(_TRANSFORMS.values())
         chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
         return chosen | {"re_mode": self.remode, "re_count": self.recount}
 
 
-# The argument of `timm.data.create_transform` for each field, and its default.
+# For each field, the name of the argument of `timm.data.create_transform` and its default.
 _TRANSFORMS: dict[str, tuple[str, Any]] = {
     "scale": ("scale", (0.08, 1.0)),
     "ratio": ("ratio", (3 / 4, 4 / 3)),

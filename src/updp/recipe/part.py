@@ -1,4 +1,4 @@
-"""`Settings` and `Part`: what the recipe, its sections and its budget have in common."""
+"""`Settings` and `Part`: base classes of the recipe, its sections and its budget."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic_core import ErrorDetails
 from updp.errors import UserError
 from updp.recipe.text import no_field, quoted
 
-# What pydantic says in terms of its own, for users.
-_PLAIN = {  # in our words, by pydantic's names of what is wrong; with its bounds
+# Plain messages in place of pydantic's technical ones.
+_PLAIN = {  # by pydantic's type of error; the braces take its bounds
     "model_type": "it has fields of its own: give some of these, or leave it out",
     "tuple_type": "it takes a list, such as [1, 2] or ['a', 'b']",
     "missing": "it is missing",
@@ -39,7 +39,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         except ValidationError as error:
             raise first_wrong(error, type(self), f"{type(self).__name__}: ") from error
 
-    # Pydantic validates what is nested without calling this, and so knows where a value stands.
+    # Pydantic validates nested values without this function, and so knows where a value stands.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
@@ -58,7 +58,7 @@ class Part(Settings):
     @field_validator("*", mode="after")
     @classmethod
     def _is_within_bounds(cls, value: Any) -> Any:
-        """Refuse numbers that float32 or a tensor's size do not hold, with a margin."""
+        """Refuse numbers too large for float32 or a tensor's size, with a margin."""
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and abs(number) > 2**32:
                 raise ValueError("a whole number is at most 4,294,967,296")
@@ -67,12 +67,12 @@ class Part(Settings):
         return value
 
     def decisive(self) -> dict[str, Any]:
-        """Plain data, without settings that cannot change the outcome."""
+        """Return the settings that can change the outcome, as plain data."""
         return self.model_dump(mode="json", exclude=set(self.ASIDE))
 
 
 def refuse_truth(value: Any) -> Any:
-    """Raise ValueError if `value` is true or false, or a list with one of these."""
+    """Raise ValueError if `value` is true or false, or a list that contains one of them."""
     if any(isinstance(v, bool) for v in (value if isinstance(value, list | tuple) else (value,))):
         raise ValueError("it is neither true nor false (yes, no, on, off in YAML)")
     return value
@@ -83,7 +83,7 @@ def _takes_truth(hint: Any) -> bool:
 
 
 def in_our_words(error: ErrorDetails) -> str:
-    """Message of one of pydantic's errors, shorter where we have words for it."""
+    """Return the message of an error of pydantic, in our own words where we have some."""
     given = error.get("ctx", {}).items()
     bounds = {k: f"{v:.12g}" if isinstance(v, float) else v for k, v in given}
     if plain := _PLAIN.get(error["type"]):
@@ -92,7 +92,7 @@ def in_our_words(error: ErrorDetails) -> str:
 
 
 def first_wrong(error: ValidationError, kind: type[BaseModel], source: str = "") -> UserError:
-    """The error for the first wrong field of a `kind`, after the words that say who gave it."""
+    """Return a UserError for the first wrong field of a `kind`; its text begins with `source`."""
     first = error.errors()[0]
     *parents, last = [str(part)[:80] for part in first["loc"]] or [""]
     field = ".".join([*parents, last])
@@ -100,14 +100,14 @@ def first_wrong(error: ValidationError, kind: type[BaseModel], source: str = "")
         return UserError(source + no_field(field, _fields_of(kind, parents)))
     reason = in_our_words(first)
     given = first["input"]
-    if isinstance(given, dict):  # a section: what it leaves out says nothing
+    if isinstance(given, dict):  # a section: show only the fields that were given
         given = {name: value for name, value in given.items() if value is not None}
     but = "" if given == {} else f", not {quoted(given)}"
     return UserError(f"{source}{field and f'{field}: '}{reason}{but}")
 
 
 def _fields_of(kind: type[BaseModel], path: list[str]) -> list[str]:
-    """The fields of the section at a path."""
+    """Return the names of the fields of the section at a path."""
     for name in path:
         hint = kind.model_fields[name].annotation
         kinds = get_args(hint) or (hint,)  # `Budget | None`, or a section

@@ -62,7 +62,7 @@ class Recipe(Part):
     @field_validator("budget", mode="before")
     @classmethod
     def _read_budget(cls, value: Any) -> Any:
-        """Take a budget as it is written on the command line, too."""
+        """Accept a budget also as text, as on the command line."""
         return Budget.parse(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class Recipe(Part):
         return self
 
     def required_budget(self) -> Budget:
-        """The budget. Raises UserError where there is none."""
+        """Return the budget. Raises UserError if there is none."""
         if self.budget is None:
             raise UserError("no budget was given: say how much to prune, such as blocks=6")
         return self.budget
@@ -121,12 +121,12 @@ class Recipe(Part):
 
     @checked()
     def updated(self, *settings: str) -> Recipe:
-        """Copy with settings such as `subnet.epochs=20` changed; values are YAML.
+        """Return a copy with settings such as `subnet.epochs=20` changed; values are YAML.
 
-        Raises UserError: no such field, or a value that it does not take.
+        Raises UserError: there is no such field, or the field does not accept the value.
         """
         data = self.model_dump(mode="json")
-        given = self.model_dump(mode="json", exclude_unset=True)  # what is default may give way
+        given = self.model_dump(mode="json", exclude_unset=True)  # other defaults stay unset
         for setting in settings:
             path, equals, value = setting.partition("=")
             if not equals:
@@ -157,7 +157,7 @@ class Recipe(Part):
             return type(self).model_validate(given)
         except ValidationError as error:
             wrong = ".".join(map(str, error.errors()[0]["loc"]))
-            # Those that set the field that is wrong; all, where a whole part is.
+            # The settings of the wrong field; all settings if a whole section is wrong.
             guilty = [s for s in settings if f"{wrong}.".startswith(f"{s.split('=')[0].strip()}.")]
             text = " ".join(setting[:200] for setting in guilty or settings)
             raise first_wrong(error, type(self), f"--set {text}: ") from error
@@ -167,7 +167,7 @@ class Recipe(Part):
         """Whether the search estimates BatchNorm statistics anew for each plan.
 
         By default not for fitted candidates: they have no BatchNorms, and their outputs are close
-        to those that later BatchNorms were trained on.
+        to the outputs on which later BatchNorms were trained.
         """
         if self.search.recalibrate is not None:
             return self.search.recalibrate
@@ -181,12 +181,12 @@ class Recipe(Part):
 
     @property
     def sets_aside(self) -> bool:
-        """Whether a stage trains on images of its own, not on those of the fits."""
+        """Whether a stage trains on images that are set aside from the images of the fits."""
         return self.supernet.epochs > 0 or (self.subnet.epochs > 0 and not self.subnet.all_images)
 
     @property
     def learns_labels(self) -> str:
-        """The setting by which a stage trains with labels, such as `subnet.distill=0.9`, if any."""
+        """The setting by which a stage trains with labels, as `subnet.distill=0.9`, else empty."""
         if self.supernet.epochs > 0:
             return f"supernet.epochs={self.supernet.epochs:g}"
         if self.subnet.epochs > 0 and self.subnet.distill < 1:
@@ -195,19 +195,19 @@ class Recipe(Part):
 
     @property
     def counts_blocks(self) -> bool:
-        """Whether the budget counts blocks alone; then only candidates that take depth count."""
+        """Whether the budget limits only the number of blocks; candidates must then save depth."""
         return self.budget is None or [*self.budget.model_dump(exclude_none=True)] == ["blocks"]
 
     def decisive(self) -> dict[str, Any]:
-        """Plain data, without settings that cannot change the outcome."""
+        """Return the settings that can change the outcome, as plain data."""
         data = self.model_dump(mode="json")
         if self.task == type(self).model_fields["task"].default:
-            del data["task"]  # so it was before there were others
+            del data["task"]  # keeps hashes from before there were other tasks
         parts = {name: part for name, part in self if isinstance(part, Part)}
         return data | {name: part.decisive() for name, part in parts.items()}
 
     def hash(self) -> str:
-        """Sha256 of the settings that decide the outcome."""
+        """Return the SHA-256 of the settings that can change the outcome."""
         return hashlib.sha256(json.dumps(self.decisive()).encode()).hexdigest()
 
     def to_yaml(self) -> str:
@@ -216,9 +216,9 @@ class Recipe(Part):
 
 
 def settled(recipe: Recipe | Budget | str | None, budget: Budget | str | None = None) -> Recipe:
-    """A recipe, from what stands for one, with the budget beside it.
+    """Return a recipe from a recipe, a budget or text; `budget` replaces the recipe's budget.
 
-    A text is the name of one of `NAMES`, a YAML file, or a budget. Raises UserError.
+    Text is the name of one of `NAMES`, of a YAML file, or a budget. Raises UserError.
     """
     if isinstance(recipe, str):
         is_recipe = recipe in NAMES or recipe.endswith((".yaml", ".yml"))

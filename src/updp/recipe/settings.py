@@ -108,7 +108,7 @@ class SearchSettings(Part):
     @model_validator(mode="before")
     @classmethod
     def _without_storage(cls, data: Any) -> Any:
-        """Drop a field that runs of earlier versions have, if nothing is in it."""
+        """Drop the empty field `storage`, which recipes of earlier versions have."""
         if isinstance(data, dict) and data.get("storage", "") is None:
             return {name: value for name, value in data.items() if name != "storage"}
         return data

@@ -1,4 +1,4 @@
-"""YAML and values from recipes that others wrote: read within bounds, quoted in short."""
+"""Reading of YAML that others wrote, within bounds, and short quotes of values for messages."""
 
 import difflib
 import re
@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from yaml.nodes import Node
 
-_LARGEST = 2**18  # characters of a recipe; the largest of our own has 800
+_LARGEST = 2**18  # characters of a recipe; our largest has 800
 _DEEPEST = 16  # levels of a value; a recipe has 3
 _LONGEST = 1000  # characters of a single value: Python refuses to print longer whole numbers
 
-# Of YAML 1.2; what else looks like a number stays text, which a field reads or refuses by itself.
+# YAML 1.2 numbers; other text that looks like a number stays text, for the field to validate.
 _NUMBERS = {
     "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*)$"),
     "tag:yaml.org,2002:float": re.compile(
@@ -29,9 +29,9 @@ _short.maxlevel = 3
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, for values that are no larger than their text and not deep.
+    """PyYAML's safe loader without aliases, deep nesting, and surprises of YAML 1.1.
 
-    Numbers are decimal, and a key given twice is an error: PyYAML reads `010` as 8, `1:30` as
+    Numbers are decimal, and a repeated key is an error. PyYAML itself reads `010` as 8, `1:30` as
     90, and takes the last of two equal keys.
     """
 
@@ -52,7 +52,7 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """See `yaml.composer.Composer`."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent):  # ten lines of these are a thousand million values
+        if isinstance(event, yaml.AliasEvent):  # ten lines of these can be a billion values
             self._refuse(f"a recipe has no aliases (*{event.anchor})", event)
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LONGEST:
             self._refuse(f"a value has more than {_LONGEST:,} characters", event)
@@ -75,7 +75,7 @@ _PlainLoader.yaml_implicit_resolvers = {
 
 
 def read_yaml(text: str) -> Any:
-    """Plain data from YAML. Raises ValueError with one line."""
+    """Return plain data from YAML. Raises ValueError with a message of one line."""
     try:
         # Not safe_load: the loader is a safe one.
         return yaml.load(text, _PlainLoader)  # nosec B506: a SafeLoader
@@ -91,7 +91,7 @@ def read_yaml(text: str) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises OSError, or ValueError: it is too large, or no UTF-8."""
+    """Return the text of a file. Raises OSError, or ValueError if it is too large or not UTF-8."""
     with path.open("rb") as file:  # a pipe is fine, /dev/zero has no end
         data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
@@ -100,18 +100,18 @@ def read_text(path: Path) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """`did you mean ...?` with the nearest of the names, each behind `prefix`; or nothing."""
+    """Return `did you mean ...?` with the names most like `name`, if any, each after `prefix`."""
     close = difflib.get_close_matches(name, names, n=3)
     return f"did you mean {', '.join(prefix + other for other in close)}?" if close else ""
 
 
 def no_field(path: str, names: Iterable[str]) -> str:
-    """Message for a field such as `subnet.epoch` that is not among the names of its section."""
+    """Return the message for a field such as `subnet.epoch` that its section does not have."""
     known = list(names)
     hint = did_you_mean(path.split(".")[-1], known) or f"there are {', '.join(known)}"
     return f"no field {quoted(path)}; {hint}"
 
 
 def quoted(value: Any) -> str:
-    """A value that a user wrote, for a message: cut to a readable length."""
+    """Return a user's value as text for a message, cut to a readable length."""
     return _short.repr(value)

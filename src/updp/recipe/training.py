@@ -1,7 +1,7 @@
 """The settings of the two stages that train: optimiser, schedule, augmentation, losses.
 
-timm, and with it PyTorch, is imported by the checks that ask it: names and defaults of settings are
-there without.
+Only checks that need timm import it, and with it PyTorch: names and defaults of settings are
+available without it.
 """
 
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ class OptimizerSettings(Part):
     """Optimiser and schedule by timm's names."""
 
     epochs: float = Field(2, ge=0, le=1e6, description=_EPOCHS)
-    # Before momentum and betas, whose validators look at it: pydantic validates in this order.
+    # Before momentum and betas, whose validators read it: pydantic validates in this order.
     optimizer: str = Field("sgd", description="such as sgd, adamw, lamb")
     lr: float = Field(0.01, gt=0, description="learning rate, at the end of the warm-up")
     momentum: float = Field(0.9, gt=0, lt=1, description="of optimisers that have one, as sgd")
@@ -162,7 +162,7 @@ class TrainingSettings(OptimizerSettings):
     def _goes_on_after_a_kill(cls, name: str) -> str:
         from timm.optim import get_optimizer_info
 
-        kind = get_optimizer_info(name).opt_class  # a text, of optimisers of other packages
+        kind = get_optimizer_info(name).opt_class  # for optimisers of other packages: text
         if getattr(kind, "__name__", "") in _UNSAVED:
             raise ValueError(
                 "its state cannot be saved, so a killed run could not go on: take another, such "

@@ -6,7 +6,7 @@ sites/ supernet/ search/ subnet/ merge/
     key.json        the inputs and settings that decide the stage's outcome
     figures.jsonl   its figures, one JSON object a line
     ...             its weights, scores or checks
-    done.json       that it has ended, with length and checksum of each of these files
+    done.json       written when it has finished: length and checksum of each of these files
 plan.json  model.safetensors  result.json
 export/ bench/      files and records of `updp export`, `quantize` and `bench`
 picks/              run directories for other points of the search's front
@@ -44,8 +44,8 @@ from updp.stages.search import FITTED, SCORES
 from updp.training.checkpoint import CHECKPOINT
 
 _HASH = re.compile("'[0-9a-f]{64}'")
-PICKS = "picks"  # folder of runs that go on with another point of the search
-DERIVED = ("export", "bench", "report.html", "report.md")  # made from the results
+PICKS = "picks"  # folder of runs that continue with another point of the search
+DERIVED = ("export", "bench", "report.html", "report.md")  # files made from the results
 
 
 class RunDirectory:
@@ -59,25 +59,25 @@ class RunDirectory:
         return self.path / name
 
     def make_stage(self, name: str) -> None:
-        """Make the folder of a stage, or the one that a link stands for."""
+        """Make the folder of a stage; if it is a link, make the target."""
         if processes.is_first():
             self.stage(name).resolve().mkdir(parents=True, exist_ok=True)
 
     def is_done(self, name: str) -> bool:
-        """Whether a stage has ended: every process asks, and is told the same."""
+        """Whether a stage has finished; every process must ask, and all get the same answer."""
         return processes.broadcast((self.stage(name) / Done.FILE).exists())
 
     def done(self, name: str) -> None:
-        """Mark a stage as ended, with what it has written, and remove its checkpoint."""
+        """Mark a stage as finished, listing its files, and remove its checkpoint."""
         if processes.is_first():
             seal(self.stage(name)).write(self.stage(name))
             (self.stage(name) / CHECKPOINT).unlink(missing_ok=True)
 
     def describe(self, record: RunRecord, recipe: Recipe) -> None:
-        """Write `recipe.yaml`, and `run.json` when a run starts from its beginning.
+        """Write `recipe.yaml`, and at the start of a run `run.json`.
 
-        Later only what stage 3 alone depends on may change in `run.json`, teacher and further
-        images, and the command, where the recipe is another one.
+        Later `run.json` changes only in the inputs of stage 3 (teacher and unlabelled images), and
+        in the command if the recipe changes.
         """
         path, text = self.path / "recipe.yaml", recipe.to_yaml()
         if self.is_done(STAGES[0]) and RunRecord.path(self.path).exists():
@@ -93,9 +93,9 @@ class RunDirectory:
         write_text(path, text)
 
     def claim(self, keys: Mapping[str, StageKey], last: str) -> None:
-        """Check that stages up to `last` were made from `keys`, and write nothing.
+        """Check that the stages up to `last` were made from `keys`; writes nothing.
 
-        Raises UserError: the folder holds other files, or another run; the first difference is
+        Raises UserError if the folder holds other files, or another run; the first difference is
         named.
         """
         self._check_ours()
@@ -128,21 +128,21 @@ class RunDirectory:
     def verify(self, last: str) -> None:
         """Check that finished stages up to `last` have the files that they wrote.
 
-        Raises UserError that names a file and the stage to make anew.
+        Raises UserError that names a file and the stage to rerun.
         """
         check_stages(self.path, *STAGES[: STAGES.index(last) + 1], logs=False)
 
     def plan(self) -> Plan:
-        """The plan of stage 2. Raises UserError where it has not ended."""
+        """The plan of stage 2. Raises UserError if that has not finished."""
         path = self.stage("search") / Plan.FILE
         if not path.exists():
             raise UserError(f"'{self.path}' has no plan yet: run `updp search` first")
         return Plan.read_file(path)
 
     def given_plan(self, budget: Budget | None) -> Plan | None:
-        """The plan that the run was begun with in place of a search.
+        """The plan that the run was started with instead of a search.
 
-        None where there is none, it cannot be read, or another budget than the run's is asked for.
+        None if there is none, it cannot be read, or `budget` differs from the run's.
         """
         with suppress(DamagedError, FileNotFoundError):
             known = read_json(self.stage("supernet") / "key.json")
@@ -152,13 +152,13 @@ class RunDirectory:
         return None
 
     def search_result(self) -> SearchResult:
-        """Scores and front of stage 2. Raises UserError where it has not ended."""
+        """Scores and front of stage 2. Raises UserError if that has not finished."""
         if not SearchResult.path(self.path).exists():
             raise UserError(f"'{self.path}' has no finished search: run `updp search`")
         return SearchResult.read(self.path)
 
     def result(self) -> Result:
-        """The figures of stage 4."""
+        """The result of stage 4."""
         return Result.read(self.path)
 
     def publish(self) -> None:
@@ -166,7 +166,7 @@ class RunDirectory:
         if not processes.is_first():
             return
         copies = {name: (self.stage(s) / name).read_bytes() for name, s in PUBLISHED.items()}
-        # A finished run that is run again keeps its files untouched.
+        # If a finished run is run again, its files stay untouched.
         if any(self._differs(*copy) for copy in copies.items()) or any(self.path.glob(TEMPORARY)):
             with self.lock():
                 for name, data in copies.items():
@@ -178,9 +178,9 @@ class RunDirectory:
         return not target.is_file() or target.read_bytes() != data
 
     def branch(self, name: str, stages: Sequence[str], fill: Callable[[Path], None]) -> Path:
-        """The run directory `picks/NAME`, made once with copies of these finished `stages`.
+        """The run directory `picks/NAME`, made once, with copies of these finished `stages`.
 
-        `fill` may change its content before it gets its name.
+        `fill` may change its content before the folder gets its final name.
         """
         path = self.path / PICKS / name
         if processes.is_first() and not path.exists():
@@ -188,7 +188,7 @@ class RunDirectory:
                 temporary = path.with_name(f".{name}.tmp")
                 shutil.rmtree(temporary, ignore_errors=True)
                 for stage in stages:
-                    scores = shutil.ignore_patterns(SCORES, FITTED)  # of a search that has ended
+                    scores = shutil.ignore_patterns(SCORES, FITTED)  # of the finished search
                     shutil.copytree(self.stage(stage), temporary / stage, ignore=scores)
                 for file in ("run.json", "recipe.yaml"):
                     shutil.copy(self.path / file, temporary)
@@ -201,10 +201,10 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of the directory. Raises UserError where one is at work.
+        """Context that locks the directory. Raises UserError if another process is active in it.
 
-        The system releases the lock when this process ends, also by a kill. Of several processes
-        of one run the first has it.
+        The system releases the lock when this process ends, even by a kill. Of several processes of
+        one run only the first takes it.
         """
         if not processes.is_first():
             yield
@@ -224,15 +224,15 @@ class RunDirectory:
     def clear(self, first: str) -> None:
         """Remove the stages from `first` on, and all results.
 
-        Raises UserError, and removes nothing, where the folder holds other files or another process
-        is at work in it.
+        Raises UserError, and removes nothing, if the folder holds other files or another process is
+        active in it.
         """
         self._check_ours()
         if not processes.is_first() or not self.path.exists():
             return
         with explained(self.path), self.lock():
-            # Results first, and stages from the last one: a kill leaves none without those before.
-            # Picks are copies of the first three stages.
+            # Results first, then stages from the last one: a kill must not leave a stage without
+            # the stages before it. Picks are copies of the first three stages.
             picks = [PICKS] if first in STAGES[:3] else []
             later = reversed(STAGES[STAGES.index(first) :])
             for name in (*DERIVED, *picks, *PUBLISHED, *later):
@@ -251,7 +251,7 @@ class RunDirectory:
 
 
 def _told(field: str, found: str, wanted: str) -> str:
-    """Difference of two runs in words."""
+    """Describe the difference of two runs in words."""
     if _HASH.fullmatch(found) and _HASH.fullmatch(wanted):
         what = {
             "data": "the images, their labels or what is made of them before the model",

@@ -1,4 +1,4 @@
-"""Diagnosis of a run directory: what is whole and what broken; nothing is loaded or written."""
+"""Diagnosis of a run directory: which files are whole or broken; loads and writes nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from updp.stages.context import STAGES
 
 @dataclass(frozen=True)
 class Finding:
-    """A stage or a file of a run: `whole`, `unfinished`, `missing` or `broken`, and why."""
+    """A stage or a file of a run: `whole`, `unfinished`, `missing` or `broken`, with reasons."""
 
     where: str
     state: str
@@ -22,7 +22,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings of a run, and the commands that make good what is broken."""
+    """All findings of a run, and the commands that repair what is broken."""
 
     findings: tuple[Finding, ...]
     commands: tuple[str, ...]
@@ -34,9 +34,9 @@ class Diagnosis:
 
 
 def examine(run: str | Path) -> Diagnosis:
-    """Check every file of a run directory that is known to updp.
+    """Check all files of a run directory that updp knows.
 
-    Raises UserError: there is no run in the folder.
+    Raises UserError if there is no run in the folder.
     """
     path = Path(run)
     if not RunRecord.path(path).is_file():
@@ -46,7 +46,7 @@ def examine(run: str | Path) -> Diagnosis:
     states = [found.state for found in stages.values()]
     broken = next((n for n, found in stages.items() if found.state == "broken"), None)
     commands: list[str] = []
-    if files[0].state == "broken":  # run.json, without which nothing is continued
+    if files[0].state == "broken":  # without run.json nothing can continue
         commands.append("updp prune --fresh")
     elif broken is not None:
         commands.append(f"updp {command_of(broken)} --fresh")
@@ -57,7 +57,7 @@ def examine(run: str | Path) -> Diagnosis:
 
 
 def _described(path: Path) -> Iterator[Finding]:
-    """The two files that describe the run."""
+    """Check the two files that describe the run."""
     for name, read in (
         ("run.json", lambda: RunRecord.read(path)),
         ("recipe.yaml", lambda: Recipe.of_run(path)),

@@ -1,7 +1,7 @@
-"""An estimate of a run before it starts: time and memory of each stage, from a few of its steps.
+"""Estimate a run before it starts: time and memory of each stage, from a few of its steps.
 
-The stages' own functions run, in a temporary directory, and what they compute is thrown away; but
-latencies of candidates are timed in full, because a run finds them in the cache.
+The stages' own functions run in a temporary directory, and their results are discarded. Only
+latencies of candidates are timed in full, because the real run then finds them in the cache.
 """
 
 import time
@@ -54,19 +54,19 @@ class Estimate:
 
     @property
     def minutes(self) -> float:
-        """Minutes of all stages that have not ended."""
+        """Minutes for all stages that have not finished."""
         return sum(stage.seconds for stage in self.stages) / 60
 
     @property
     def memory(self) -> PeakMemory:
-        """The highest of all stages."""
+        """Highest peak memory of all stages."""
         return PeakMemory(
             max((s.memory.process for s in self.stages if s.memory.process), default=None),
             max((s.memory.device for s in self.stages if s.memory.device), default=None),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; memory in MiB."""
+        """Convert to plain data; memory is in MiB."""
         stages = [{**asdict(s), "seconds": s.seconds} for s in self.stages]
         return {"minutes": self.minutes, "stages": stages}
 
@@ -80,14 +80,14 @@ def estimate_run(
     """Measure a few steps of each stage of a run.
 
     Args:
-        inputs: opened and checked.
+        inputs: the opened and checked inputs of the run.
         out: a run directory; its finished stages are not measured. Nothing is written there.
         progress: where to report to.
-        clock: seconds.
+        clock: function that returns the time in seconds.
 
     Raises:
-        UserError: what the run itself would refuse before its first stage or after `sites`; `out`
-            holds another run; this is one of several processes.
+        UserError: the run itself would be refused, before its first stage or after `sites`; `out`
+            holds another run; or this is one of several processes.
     """
     if processes.count() > 1:
         raise UserError("updp estimate measures one process: start it without torchrun")

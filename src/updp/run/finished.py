@@ -1,4 +1,4 @@
-"""A finished run opened again: both models, the data, the plan and the figures."""
+"""Open a finished run: both models, the data, the plan and the figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,12 +49,12 @@ class Finished:
     shape: tuple[int, ...]
 
     def plain(self, model: nn.Module) -> nn.Module:
-        """One of the models as a function from its input tensors to the output that counts.
+        """One of the models as a function from its input tensors to the relevant output.
 
-        It is itself where it takes one tensor and returns one. The model is moved to the CPU, where
-        exports are made and compared.
+        The model itself is returned if it takes and returns one tensor. It is moved to the CPU,
+        where exports are made and compared.
 
-        Raises UserError: it takes no fixed number of tensors, or several of its outputs count.
+        Raises UserError if it takes no fixed number of tensors, or if several outputs are relevant.
         """
         first = self.first_inputs()
         if _holds_list(first) or not is_plain(first):
@@ -74,7 +74,7 @@ class Finished:
         return PlainModel(model, self.feed.task, first).eval()
 
     def first_inputs(self) -> Samples:
-        """The first two test samples, on the CPU, as the model is called with them."""
+        """The first two test samples as inputs of the model, on the CPU."""
         return next(self.feed.test())[0][:2].to("cpu")
 
     @property
@@ -84,7 +84,7 @@ class Finished:
 
 
 def _holds_list(value: Any) -> bool:
-    """Whether there is a list, of one entry for each sample, in nested inputs."""
+    """Whether nested inputs contain a list, which has one entry per sample."""
     if isinstance(value, ModelInputs):
         return _holds_list((value.args, value.kwargs))
     parts = value.values() if isinstance(value, Mapping) else value
@@ -94,12 +94,12 @@ def _holds_list(value: Any) -> bool:
 
 
 def _is_there(data: str) -> bool:
-    """Whether data that a run names are here: those of a package, or a path."""
+    """Whether the data named by a run exist here: a built-in data set or a path."""
     return data == "digits" or Path(data).expanduser().exists()
 
 
 def check_finished(run: str | Path) -> Path:
-    """Return the run directory as a path. Raises UserError where no run has ended."""
+    """Return the run directory as a path. Raises UserError if no run has finished there."""
     path = Path(run)
     require_files(path, *_FILES)
     check_published(path, *PUBLISHED)
@@ -114,14 +114,14 @@ def check_weights(
     Args:
         path: the run directory.
         baseline: the opened model.
-        model: the module or name that it was opened from, for the message.
-        file: the file of its weights, if there is one, for the message.
+        model: the module or name that it was opened from, for the error message.
+        file: the file of its weights, or None, for the error message.
 
     Returns:
         The key of the run's stage `sites`.
 
     Raises:
-        UserError: it has other weights.
+        UserError: the weights differ.
     """
     key = SitesKey.read(path)
     if key.weights == hash_state(baseline):
@@ -179,9 +179,9 @@ def _check_all_is_given(
 def _check_data(
     path: Path, key: SitesKey, source: Source, data: Data, test: Test | str | None
 ) -> None:
-    """Raise UserError where the opened data are not those that the run was made from.
+    """Raise UserError if the opened data are not those that the run was made from.
 
-    `data` and `test` are what `source` was opened from.
+    `data` and `test` are what `source` was opened from, for the error message.
     """
     if key.data == source.fingerprint:
         return
@@ -208,17 +208,17 @@ def open_finished_run(
 
     Args:
         run: the run directory.
-        model: the run's baseline: needed where it is a Python file (`path/file.py:factory`), came
+        model: the run's baseline; needed if it is a Python file (`path/file.py:factory`), came
             from Python, or was moved.
-        data: the data, where it came from Python or was moved.
-        test: its test split, where that was given apart and was moved.
+        data: the data; needed if it came from Python or was moved.
+        test: its test split; needed if that was given separately and was moved.
         weights: safetensors file for a model given by name.
-        device: by default CUDA where there is one.
-        task: the run's, where it was given as an object.
+        device: by default CUDA if there is one.
+        task: the run's task; needed if it was given as an object.
         progress: where to report to.
 
     Raises:
-        UserError: the run has not ended, or model or data are not what it was made from.
+        UserError: the run has not finished, or was made from another model or other data.
     """
     path = check_finished(run)
     record, recipe = RunRecord.read(path), Recipe.of_run(path)

@@ -1,4 +1,4 @@
-"""Checks of a model and its data together: labels that are there, outputs that are of use."""
+"""Checks of a model together with its data: labels must suffice, outputs must be usable."""
 
 import logging
 import math
@@ -19,13 +19,13 @@ from updp.tasks import CLASSIFICATION, CausalLM, Classification, Segmentation, T
 
 _log = logging.getLogger(__name__)
 
-_LOOKED_AT = 64  # held-out images, to see whether the model knows the data
-_SHIFTED = 0.95  # share of tokens whose label is the next token, from which labels are shifted
-_LARGEST = 1e6  # of its logits: probabilities are 0 and 1 alone from a hundred on
+_LOOKED_AT = 64  # number of held-out images used to see whether the model knows the data
+_SHIFTED = 0.95  # if this share of tokens has the next token as label, labels are already shifted
+_LARGEST = 1e6  # largest accepted logit; from about 100 on, probabilities are only 0 and 1
 
 
 def check_settings(task: Task, recipe: Recipe) -> None:
-    """Raise UserError for settings that are for classification, where the task is another."""
+    """Raise UserError for settings of classification if the task is another one."""
     if isinstance(task, Classification):
         return
     given: dict[str, object] = {**_mixing(recipe)}
@@ -45,7 +45,7 @@ def check_settings(task: Task, recipe: Recipe) -> None:
 
 
 def check_mixing(source: Source, recipe: Recipe) -> None:
-    """Raise UserError for mixup and CutMix of other samples than images."""
+    """Raise UserError if mixup or CutMix is set and samples are not images."""
     for name, value in _mixing(recipe).items():
         if value and not source.has_images:
             raise UserError(
@@ -54,7 +54,7 @@ def check_mixing(source: Source, recipe: Recipe) -> None:
 
 
 def _mixing(recipe: Recipe) -> dict[str, float]:
-    """Mixup and CutMix of both trainings, by their settings' names."""
+    """Mixup and CutMix settings of both training stages, by full name."""
     stages = {"supernet": recipe.supernet, "subnet": recipe.subnet}
     names = ("mixup", "cutmix")
     return {f"{s}.{name}": getattr(part, name) for s, part in stages.items() for name in names}
@@ -63,7 +63,7 @@ def _mixing(recipe: Recipe) -> dict[str, float]:
 def check_labels_suffice(
     source: Source, recipe: Recipe, data: str, task: Task = CLASSIFICATION
 ) -> None:
-    """Say what stands for labels that images lack. Raises UserError where they are trained on."""
+    """Warn about what replaces missing labels. Raises UserError if training needs them."""
     if not source.train.labelled and recipe.learns_labels and task.has_loss:
         advice = "; or put the images into a folder per class, such as train/CLASS"
         if not isinstance(task, Classification):
@@ -94,15 +94,15 @@ def check_labels_suffice(
 
 
 def warn_of_idle_budget(plan: object, budget: object) -> None:
-    """Warn where a plan and a budget are both given: the plan is taken as it is."""
+    """Warn if both a plan and a budget are given: the budget is then ignored."""
     if plan is not None and budget is not None:
         _log.warning("the budget %s is ignored, for a plan is given", budget)
 
 
 def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> None:
-    """Run the baseline on held-out images; warn where a classifier is not better than a guess.
+    """Run the baseline on held-out images; warn if a classifier is no better than guessing.
 
-    Raises UserError: it fails on them, or its outputs are of no use to the task.
+    Raises UserError if it fails on them, or if the task cannot use its outputs.
     """
     inputs, labels = next(feed.held_out())
     inputs, labels = inputs[:_LOOKED_AT], take(labels, slice(_LOOKED_AT))
@@ -137,7 +137,7 @@ def check_baseline_outputs(baseline: nn.Module, feed: Feed, source: Source) -> N
 
 
 def guessed_colour(baseline: nn.Module, name: str, feed: Feed, recipe: Recipe) -> str:
-    """A line where nobody said with which mean and std a user's own model was trained, else ''."""
+    """Note for the user if mean and std of a model of his own are only guessed, else ''."""
     preprocess, settings = feed.preprocess, recipe.data
     is_said = settings.mean is not None and settings.std is not None
     if preprocess is None or feed.normalised or is_said or (name and not is_code(name)):
@@ -152,7 +152,7 @@ def guessed_colour(baseline: nn.Module, name: str, feed: Feed, recipe: Recipe) -
 
 
 def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:
-    """Raise UserError for outputs that are not finite, huge, or the same for all images."""
+    """Raise UserError for outputs that are not finite, huge, or equal for all images."""
     found, size = [x for x in tensors_in(outputs) if x.is_floating_point()], len(inputs)
     of = f"of {size} held-out images"
     advice = "are the images normalised as it was trained with, and its weights sound?"
@@ -173,7 +173,7 @@ def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:
 
 
 def _are_shares(outputs: Tensor) -> bool:
-    """Whether outputs (N, classes) are no logits but probabilities."""
+    """Whether outputs (N, classes) are probabilities, not logits."""
     return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-3).all())
 
 
@@ -191,7 +191,7 @@ def _check_knowledge(logits: Tensor, labels: Tensor, source: Source) -> None:
 
 
 def _warn_of_white_masks(masks: Tensor) -> None:
-    """Warn where pixels of the one class there is are 255, as pictures have white, not 1."""
+    """Warn if masks with one class mark its pixels with 255, white in pictures, and not with 1."""
     values = set(masks.flatten().tolist())
     if 255 in values and values <= {0, 255}:
         _log.warning(
@@ -202,7 +202,7 @@ def _warn_of_white_masks(masks: Tensor) -> None:
 
 
 def _check_next_tokens(inputs: Samples, labels: Any) -> None:
-    """Raise UserError where labels of a language model are the next tokens already, or a mask."""
+    """Raise UserError if a language model's labels are already shifted, or are a mask."""
     named = inputs.kwargs.get("input_ids") if isinstance(inputs, ModelInputs) else None
     ids = tensors_in(inputs)[0] if named is None else named
     if not isinstance(labels, Tensor) or ids.shape != labels.shape or ids.ndim != 2:
@@ -225,10 +225,10 @@ def _check_next_tokens(inputs: Samples, labels: Any) -> None:
 
 
 def _check_labels(task: Task, outputs: Any, source: Source) -> None:
-    """Hold labels to what the model's outputs allow. Raises UserError where they are others."""
+    """Check labels against the model's outputs. Raises UserError if they do not fit."""
     try:
         fault_of = call_user_code(task.label_check, outputs)
-    except UserCodeError:  # outputs of another form, which the task's functions refuse
+    except UserCodeError:  # outputs of another form; the task's functions report it
         return
     for images in (source.train, source.test):
         if fault_of is not None and images.labelled and isinstance(images, LoaderSamples):
@@ -236,7 +236,7 @@ def _check_labels(task: Task, outputs: Any, source: Source) -> None:
 
 
 def _check_task(task: Task, outputs: Any, labels: Any) -> None:
-    """Try the functions of a task. Raises UserError: one fails, or gives what it should not."""
+    """Try the functions of a task. Raises UserError if one fails or returns a wrong result."""
     samples = count(outputs)
 
     def tried(name: str, *args: Any) -> Any:
@@ -244,7 +244,7 @@ def _check_task(task: Task, outputs: Any, labels: Any) -> None:
             with torch.no_grad():
                 return call_user_code(getattr(task, name), *args)
         except UserCodeError as error:
-            if isinstance(error.__cause__, UserError):  # such as a package that is missing
+            if isinstance(error.__cause__, UserError):  # for example a missing package
                 raise error.__cause__ from None
             given = ", ".join(str(tuple(x.shape)) for x in tensors_in(args))
             raise UserError(

@@ -34,7 +34,7 @@ from updp.stages.context import InputHashes, InputNames, RunInputs
 from updp.tasks import Classification, find_task
 
 
-@random_state()  # a user's data set may draw whenever an image is read
+@random_state()  # a user's data set may draw random numbers whenever an image is read
 def open_inputs(
     given: Given,
     recipe: Recipe,
@@ -67,7 +67,7 @@ def open_inputs(
     Raises:
         UserError: something is missing, unusable, or does not fit the rest.
     """
-    # What can be refused at once comes first: loading models and data may take minutes.
+    # Quick checks come first: loading models and data may take minutes.
     if searches and plan is None and pick is None:
         recipe.required_budget()
         SEARCHERS[recipe.search.searcher].check_installed()
@@ -134,10 +134,10 @@ def open_inputs(
 
 
 def as_device(name: str | None) -> torch.device:
-    """The device of that name, by default CUDA where there is one. Raises UserError.
+    """The device with this name, by default CUDA if available. Raises UserError.
 
-    It becomes the current one, within `standard_torch_state`. Of several processes on a machine
-    each has the CUDA device of its own number.
+    It also becomes the current device, within `standard_torch_state`. Each of several processes on
+    a machine gets the CUDA device with its own number.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -147,14 +147,14 @@ def as_device(name: str | None) -> torch.device:
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
         if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # which is the one that clocks wait for
+            torch.cuda.set_device(device)  # timers synchronise with the current device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: try cpu") from error
     return device
 
 
 def pruning_device(name: str | None) -> torch.device:
-    """As `as_device`, for a device that computes in float64, too. Raises UserError."""
+    """Like `as_device`, but the device must also support float64. Raises UserError."""
     device = as_device(name)
     if device.type == "mps":
         raise UserError(
@@ -165,7 +165,7 @@ def pruning_device(name: str | None) -> torch.device:
 
 
 def _of_the_models_classes(source: Source, model: nn.Module, names: InputNames) -> Source:
-    """The data with their classes among the model's. Raises UserError: they do not fit."""
+    """Match the data's classes with the model's. Raises UserError if they do not fit."""
     outputs = num_outputs(model, source.image_size if source.example is None else source.example)
     if outputs < 2:
         raise UserError(
@@ -177,7 +177,7 @@ def _of_the_models_classes(source: Source, model: nn.Module, names: InputNames) 
 
 
 def _preprocess(model: nn.Module, source: Source, settings: DataSettings) -> Preprocess | None:
-    """Normalisation of images (C, H, W), as the recipe or the model has it; None for other data."""
+    """Normalisation of images (C, H, W) by recipe or model; None for other data."""
     if not source.has_images:
         return None
     channels, height, width = source.image_size
@@ -191,7 +191,7 @@ def _preprocess(model: nn.Module, source: Source, settings: DataSettings) -> Pre
 
 
 def _with_loader_settings(recipe: Recipe, source: Source) -> Recipe:
-    """The recipe with the training loader's batch size and workers, where it has none itself."""
+    """The recipe with the training loader's batch size and workers where it sets none itself."""
     given = {"batch_size": source.batch_size, "workers": source.workers}
     said = recipe.data.model_fields_set
     new = {name: value for name, value in given.items() if value and name not in said}

@@ -23,9 +23,9 @@ from updp.recipe import Recipe
 class Inspection:
     """Result of `inspect`: the offers of each site, and why other blocks cannot be pruned.
 
-    `sites` has the offer of each site that takes least away, `others` the further ones by the
-    site's name. Milliseconds are for one batch, MACs for one image. `other_size` says whether the
-    pruned model will be right at another image size.
+    `sites` has the preferred offer of each site, which removes the least; `others` has its further
+    offers, by site. Milliseconds are for one batch, MACs for one image. `other_size` says whether
+    the pruned model will be right at another image size.
 
     >>> found = updp.inspect("timm/resnet10t", (3, 64, 64))
     >>> first = found.sites[1]
@@ -42,7 +42,7 @@ class Inspection:
     other_size: OtherSize
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Convert to plain data."""
         others = {n: [o.model_dump(mode="json") for o in of] for n, of in self.others.items()}
         sites = [o.model_dump(mode="json") | {"others": others[o.site]} for o in self.sites]
         unusable = [vars(u) for u in self.unusable]
@@ -61,7 +61,7 @@ def inspect_model(
 ) -> Inspection:
     """Find and time the candidates of a model in evaluation mode; see `updp.inspect`.
 
-    Raises UserError: the model does not take such images, or such an example.
+    Raises UserError if the model does not accept such images, or the example.
     """
     stored = None if example is None else as_samples(example)
     if stored is not None:

@@ -1,4 +1,4 @@
-"""Whether the files of a run directory are those that its stages wrote, and who makes them anew."""
+"""Check that a run directory's files are those its stages wrote, and name the repair command."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from updp.run.records import Done, Result, RunRecord, StoredFile
 from updp.stages.context import MODEL, STAGES
 from updp.training.checkpoint import CHECKPOINT
 
-# Copies at the top of the run directory, and the stage that each is from.
+# Copies at the top of the run directory, with the stage that each comes from.
 PUBLISHED = {Plan.FILE: "search", MODEL: "merge", Result.FILE: "merge"}
-# Files of a stage that no later one reads: a run goes on without them.
+# Files of a stage that no later stage reads: a run continues without them.
 _LOGS = (".jsonl", ".svg")
-_NOT_SEALED = (Done.FILE, CHECKPOINT)  # the mark itself, and what goes when the stage ends
+_NOT_SEALED = (Done.FILE, CHECKPOINT)  # the mark itself, and a file removed at the end of the stage
 
 
 def seal(folder: Path) -> Done:
-    """The mark of a stage that has ended, with length and checksum of each file in its folder."""
+    """The mark of a finished stage, with length and checksum of each file in its folder."""
     files = {
         file.name: _describe(file)
         for file in sorted(folder.iterdir())
@@ -29,9 +29,9 @@ def seal(folder: Path) -> Done:
 
 
 def faults_of_stage(folder: Path, *, logs: bool = True) -> Iterator[DamagedError]:
-    """Yield what is wrong with the files of a stage that has ended; `logs` are looked at, too.
+    """Yield the faults in the files of a finished stage; with `logs` also in its logs.
 
-    Of a stage that an earlier version of updp ended, no checksums are known.
+    Stages finished by earlier versions of updp have no checksums.
     """
     done = Done.read_file(folder / Done.FILE)
     if not (folder / "key.json").exists():
@@ -43,7 +43,7 @@ def faults_of_stage(folder: Path, *, logs: bool = True) -> Iterator[DamagedError
 
 
 def require_files(run: Path, *names: str) -> None:
-    """Raise UserError where one of these files of a finished run is not there."""
+    """Raise UserError if one of these files of a finished run is missing."""
     for name in names:
         if not (run / name).exists():
             raise UserError(
@@ -52,9 +52,9 @@ def require_files(run: Path, *names: str) -> None:
 
 
 def check_published(run: Path, *names: str) -> None:
-    """Check published files against the stages that they are from, where these are there, too.
+    """Check published files against the stages that they come from, if these exist.
 
-    Raises UserError: one is not what its stage wrote.
+    Raises UserError if a file differs from what its stage wrote.
     """
     with explained(run):
         for name in names:
@@ -65,7 +65,7 @@ def check_published(run: Path, *names: str) -> None:
 
 
 def check_stages(run: Path, *stages: str, logs: bool = True) -> None:
-    """Check the files of these stages, as far as they have ended. Raises UserError."""
+    """Check the files of these stages, if finished. Raises UserError."""
     with explained(run):
         for folder in (run / name for name in stages):
             for fault in faults_of_stage(folder, logs=logs) if _is_done(folder) else ():
@@ -74,22 +74,22 @@ def check_stages(run: Path, *stages: str, logs: bool = True) -> None:
 
 @contextmanager
 def explained(run: Path | None = None) -> Iterator[None]:
-    """Context (or decorator): damaged files and errors of the system are a UserError that helps.
+    """Context (or decorator) that turns damaged files and system errors into helpful UserErrors.
 
-    By default the run is that of the damaged file.
+    By default the run is the one that contains the damaged file.
     """
     try:
         yield
     except DamagedError as error:
         raise advised(error, run) from error
-    except BrokenPipeError:  # of whoever reads what is printed
+    except BrokenPipeError:  # raised when the reader of the output has closed it
         raise
     except OSError as error:
         raise explain(error) from error
 
 
 def advised(error: DamagedError, run: Path | None = None) -> UserError:
-    """The error with what makes the file anew; by default the run is the one that it is in."""
+    """The error with a command that restores the file; by default for the run that contains it."""
     inside = (folder for folder in error.path.parents if RunRecord.path(folder).exists())
     run = run or next(inside, None)
     return error if run is None else UserError(f"{error}: {remedy(run, error.path)}")
@@ -99,7 +99,7 @@ START_OVER = "start over by the whole `updp prune` command with --fresh added"
 
 
 def remedy(run: Path, file: Path) -> str:
-    """The command that makes a damaged file of a run directory anew."""
+    """The command that restores a damaged file of a run directory."""
     if not file.is_relative_to(run):
         return "give another, or write it anew"
     top = file.relative_to(run).parts[0]
@@ -113,8 +113,8 @@ def remedy(run: Path, file: Path) -> str:
 
 
 def command_of(stage: str) -> str:
-    """The command that starts over from a stage."""
-    # No command runs the sites alone. That of stage 1 does, and keeps the run's recipe.
+    """The command that restarts a run from a stage."""
+    # No command runs the stage `sites` alone. That of stage 1 does, and keeps the run's recipe.
     return "supernet" if stage == "sites" else stage
 
 

@@ -30,10 +30,10 @@ from updp.tasks import CLASSIFICATION
 def load(run: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Load the merged model of a finished run, in evaluation mode.
 
-    `run` is a run directory, or `zoo/NAME`, one that comes with `updp` (`updp zoo` lists them).
-    `model` is a module of the baseline's architecture, for runs that were given a module, or its
-    name, for runs of a model file; its weights do not matter. A model file is run only where it is
-    named here: a run directory may be a stranger's. Raises UserError.
+    `run` is a run directory, or `zoo/NAME` for one that comes with `updp` (`updp zoo` lists them).
+    `model` is needed if the run was made from a module: a module of the same architecture, with
+    any weights; or from a model file: its name. A model file is run only if it is named here,
+    because the run directory may come from a stranger. Raises UserError.
 
     >>> merged = updp.load("runs/mine", model)
     >>> merged(torch.randn(1, 1, 8, 8)).shape
@@ -67,7 +67,7 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
     else:
         model = own_copy(model)
     stored = read_example(path / "sites")
-    if record.task == CLASSIFICATION.name:  # raises UserError where it takes no such inputs
+    if record.task == CLASSIFICATION.name:  # raises UserError for unsuitable inputs
         num_outputs(model, record.input_shape if stored is None else stored)
     example = make_example(stored, record.input_shape, 2)
     merged = skeleton(model, example, Plan.read(path))
@@ -93,8 +93,8 @@ def _load(path: Path, model: nn.Module | str | None) -> nn.Module:
 def skeleton(baseline: nn.Module, example: Samples, plan: Plan) -> nn.Module:
     """The merged model's structure under `plan`, with weights still to be loaded.
 
-    `example` are two inputs; `baseline` is copied. Raises UserError where the plan names a site
-    that the model does not have.
+    `example` has two inputs; `baseline` is copied. Raises UserError if the plan names a site that
+    the model does not have.
     """
     model = to_eval(copy_module(baseline))
     findings = find(model, example.to(like_of(model).device))

@@ -1,4 +1,4 @@
-"""The model of a run and its data, opened together: each says something of the other."""
+"""Open the model of a run together with its data, because each depends on the other."""
 
 import logging
 from pathlib import Path
@@ -20,10 +20,10 @@ _log = logging.getLogger(__name__)
 def open_model_and_data(
     given: Given, recipe: Recipe, task: Task
 ) -> tuple[nn.Module, int | None, Source]:
-    """The model, a copy of the user's module or built by its name, and its data. Raises UserError.
+    """The model (a copy of the user's module, or built by name), and its data. Raises UserError.
 
-    A named model is built twice: it says its image size, and then the data its number of classes,
-    which is the second value; None for the model's own default.
+    A named model is built twice: first to learn its image size, which opens the data, then with the
+    data's number of classes. This is the second value; None for the model's own default.
     """
     model, weights = given.model, given.weights
     if isinstance(model, str):
@@ -38,15 +38,15 @@ def open_model_and_data(
 
 
 def _classes_of(weights: str | Path | None, blank: nn.Module, classes: int | None) -> int | None:
-    """The number of classes of a named model that fits its weights and the data.
+    """Number of classes with which a named model fits its weights and the data.
 
-    The weights' own head decides; else `classes`, those of the data. None, of data without labels,
-    leaves the model's default. `blank` is that default model, to compare shapes with.
+    The head in the weights file decides; else `classes`, the number in the data. None (data without
+    labels) means the model's default. `blank` is the default model, to compare shapes with.
     """
     if weights is not None and (shapes := read_shapes(Path(weights), blank)):
         own = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
         shared = own.keys() & shapes.keys()
-        # A head of other classes differs in its first dimension, and nothing else does.
+        # A head for other classes differs in its first dimension; nothing else may differ.
         heads = {shapes[key][:1] for key in shared if shapes[key] != own[key]}
         if len(heads) == 1 and (head := heads.pop()):
             return head[0]
@@ -56,7 +56,7 @@ def _classes_of(weights: str | Path | None, blank: nn.Module, classes: int | Non
 
 
 def _build(name: str, weights: str | Path | None, classes: int | None, seed: int) -> nn.Module:
-    # A file's factory may load weights of its own.
+    # A factory in a file may load weights itself.
     if weights is None and name.startswith(("timm/", "torchvision/")):
         _log.warning(
             "%s is untrained, as nothing is downloaded: give --weights (in Python weights=)", name
@@ -70,7 +70,7 @@ def _open_source(
 ) -> Source:
     """Open the data; pictures are resized and cropped as the recipe says, else as the model does.
 
-    Raises UserError: the recipe says how to crop, and to no size or images of the user's own.
+    Raises UserError if the recipe sets a crop without a size, or for a user's own loaders.
     """
     fields = ("crop_pct", "crop_mode", "interpolation")
     given = {name: getattr(settings, name) for name in fields}

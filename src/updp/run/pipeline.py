@@ -1,4 +1,4 @@
-"""Run the stages in order on one run directory, and skip those that have ended."""
+"""Run the stages in order on one run directory, and skip finished ones."""
 
 import logging
 import time
@@ -37,7 +37,7 @@ _MODULES = {
     "subnet": subnet,
     "merge": merge,
 }
-# What a stage can refuse before anything is written.
+# Checks with which a stage can refuse a run before anything is written.
 _CHECKS = {"sites": sites.check, "supernet": supernet.check}
 
 
@@ -64,14 +64,14 @@ class Run:
             self._run(name)
 
     def only(self, name: str) -> None:
-        """Run one stage, for `supernet` after `sites`. Raises UserError where one is missing."""
+        """Run one stage (`supernet` after `sites`). Raises UserError if an earlier is missing."""
         self._need(name)
         if name == "supernet":
             self._run("sites")
         self._run(name)
 
     def results(self) -> tuple[nn.Module, Plan, Result]:
-        """The merged model, the plan and the figures, once stage 4 has ended."""
+        """The merged model, the plan and the result, once stage 4 has finished."""
         model = load(self.directory.path, self.context.baseline)
         return model, self.directory.plan(), self.directory.result()
 
@@ -89,17 +89,17 @@ class Run:
                     self._work(name)
             if name == "merge":
                 self.directory.publish()
-        processes.barrier()  # for the files that the others go on from
+        processes.barrier()  # the other processes read files of the stage
 
     def _check_search(self) -> None:
-        """Raise UserError for a budget out of reach, or latencies of another device."""
+        """Raise UserError if the budget is out of reach, or latencies are from another device."""
         search.check(self.context)
         if self.directory.is_done("search") or self.inputs.plan is not None:
             return
         path, device = self.directory.path, self.context.device
         with explained(path):
             known = RunRecord.read(path).device
-        if self.inputs.recipe.measure.runtime == "openvino":  # it is timed on the CPU always
+        if self.inputs.recipe.measure.runtime == "openvino":  # always timed on the CPU
             return
         if known.partition(":")[0] not in ("", device.type):
             raise UserError(
@@ -108,7 +108,7 @@ class Run:
             )
 
     def _work(self, name: str) -> None:
-        """Run a stage, unless another process has, before this one had the lock."""
+        """Run a stage, unless another process finished it while this one waited for the lock."""
         self.directory.claim(self.context.keys, name)
         if self.directory.is_done(name):
             return
@@ -131,7 +131,7 @@ class Run:
                 raise UserError(f"'{path}' has no {before} yet: run `updp {before}` first")
 
 
-# What lowers the memory of each stage.
+# Settings that reduce the memory of each stage.
 _LIGHTER = {
     "sites": "measure.batch_size",
     "supernet": "fit.rows_mb, fit.images or data.batch_size, or set supernet.checkpointing=true",
@@ -144,7 +144,7 @@ _LIGHTER = {
 
 @contextmanager
 def _naming(stage: str) -> Iterator[None]:
-    """Name the stage where it is stopped, and where memory does not suffice, what it can do with.
+    """Context that adds the stage's name to a stop, and advice to a lack of memory.
 
     Raises MachineError.
     """
@@ -165,14 +165,14 @@ def _naming(stage: str) -> Iterator[None]:
 def open_run_directory(
     inputs: RunInputs, out: Path, *, last: str = "merge", restart_from: str = ""
 ) -> Run:
-    """Open the run of these inputs in the directory `out`, which may be new.
+    """Open the run with these inputs in the directory `out`, which may be new.
 
     Args:
-        inputs: opened and checked. With a `pick`, the run is one in `out`/picks that goes on with
-            another point of the search in `out`.
+        inputs: the opened and checked inputs. With a `pick`, the run is a directory in `out`/picks
+            that continues with another point of the search in `out`.
         out: the run directory.
-        last: the last stage that will be asked for.
-        restart_from: a stage to start over from: it and all later ones are removed.
+        last: the last stage that will be run.
+        restart_from: a stage to restart from: it and all later ones are removed.
 
     Raises:
         UserError: `out` holds another run, or other files.
@@ -183,7 +183,7 @@ def open_run_directory(
 
 
 def _check_apart(out: Path, names: InputNames) -> None:
-    """Raise UserError for a run directory that would be read as a class of the data."""
+    """Raise UserError if the run directory is inside the data, where it would look like a class."""
     for data in filter(None, (names.data, names.test)):
         root, place = Path(data).resolve(), out.resolve()
         if not root.is_dir() or root not in place.parents:
@@ -200,7 +200,7 @@ def _open(run: Run, last: str, restart_from: str) -> Run:
     inputs = run.inputs
     if inputs.pick:
         run = _picked(run)
-        if restart_from in STAGES[:3]:  # those are copies of the other run's
+        if restart_from in STAGES[:3]:  # these are copies of the other run's
             restart_from = "subnet"
     keys = run.context.keys
     if restart_from:
@@ -209,10 +209,10 @@ def _open(run: Run, last: str, restart_from: str) -> Run:
             run.directory.verify(STAGES[before - 1])
             if inputs.recipe.budget and run.directory.is_done("sites"):
                 run.context.limits()  # refuses a budget out of reach before anything is removed
-        processes.barrier()  # until all have read what is removed now
+        processes.barrier()  # all processes must have read what is removed now
         run.directory.clear(restart_from)
         processes.barrier()
-        keys = run.context.keys = make_keys(run.context)  # without names of what was removed
+        keys = run.context.keys = make_keys(run.context)  # no longer with names from removed keys
     run.directory.claim(keys, last)
     run.directory.verify(last)
     if run.directory.is_done("sites"):
@@ -222,7 +222,7 @@ def _open(run: Run, last: str, restart_from: str) -> Run:
 
 
 def _check_model(context: Context) -> None:
-    """Raise UserError where the model of the same weights is not that of the run so far."""
+    """Raise UserError if the model has the same weights as the run's, but other outputs."""
     if known := BaselineOutputs.read_if_there(context.root):
         known.check(
             context.baseline,
@@ -245,15 +245,15 @@ def make_keys(context: Context) -> dict[str, StageKey]:
 
 
 def _as_known(key: StageKey, run: Path) -> StageKey:
-    """The key, with what does not decide the outcome taken from the run's stored key.
+    """The key, with parts that do not decide the outcome taken from the run's stored key.
 
-    That is how the user's Python files are named: from another folder the path is another, and that
-    the model is the same one, its weights and outputs tell. And settings that keys of earlier
-    versions hold, and those from now on do not.
+    These are paths of the user's Python files, which differ when seen from another folder (weights
+    and outputs show that the model is the same), and settings that keys of earlier versions hold
+    and present ones do not.
     """
     try:
         known = key.read_if_there(run)
-    except UserError:  # said when the run is claimed
+    except UserError:  # reported when the run is claimed
         return key
     names = {name: getattr(known, name, "") for name in ("model", "teacher")}
     same = {n: old for n, old in names.items() if is_same_code(old, getattr(key, n, ""))}
@@ -264,21 +264,21 @@ def _as_known(key: StageKey, run: Path) -> StageKey:
 
 
 def _with_aside(part: dict[str, Any], known: Any) -> dict[str, Any]:
-    """Settings, beside them those of a known key that are left aside now."""
+    """Settings, plus those in a known key that are no longer part of keys."""
     if not isinstance(known, dict):
         return part
-    # In the order of that key, for its hash is one of text.
+    # In the order of the known key, because its text is hashed.
     names = [name for name in known if name in part or name in TrainingSettings.ASIDE]
     return {name: part.get(name, known[name]) for name in names} | part
 
 
 def _picked(run: Run) -> Run:
-    """The run in `picks` that goes on with another point of the search."""
+    """The run in `picks` that continues with another point of the search."""
     inputs, context = run.inputs, run.context
     run.directory.claim(context.keys, "search")
     run.directory.verify("search")
     result = pick(run.directory.search_result(), context.space, inputs.pick)
-    # As a folder's name: a budget may hold commas and per cent signs.
+    # Made valid as a folder name: a budget may contain commas and percent signs.
     name = "".join(c if c.isalnum() or c in ".=" else "-" for c in inputs.pick)
 
     def fill(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A model as a function from its input tensors, by position, to the one output that counts."""
+"""A model as a function from its input tensors, by position, to its relevant output."""
 
 import inspect
 import keyword
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from updp.blocks.nested import ModelInputs, Samples, map_leaves, named_tensors, tensors_in
 from updp.tasks import Task
 
-INPUT = "images"  # name of one input alone
-PREFIX = "model."  # of the names of the user's modules in a `PlainModel`
+INPUT = "images"  # name of a single input
+PREFIX = "model."  # prefix of the names of the user's modules in a `PlainModel`
 
 
 class PlainModel(nn.Module):
-    """A model whose forward takes tensors alone; `example` says where they belong.
+    """A model whose forward takes only tensors; `example` shows their places in the real inputs.
 
-    A runtime knows neither the names of arguments nor tuples and dictionaries of tensors.
+    Runtimes support neither argument names nor tuples and dictionaries of tensors.
     """
 
     def __init__(self, model: nn.Module, task: Task, example: Samples) -> None:
@@ -26,7 +26,7 @@ class PlainModel(nn.Module):
         self._slots = map_leaves(Tensor, _Slots(), example)
 
     def forward(self, *tensors: Tensor) -> Any:
-        """The outputs that count."""
+        """The relevant outputs."""
         filled = map_leaves(_Slot, lambda slot: tensors[slot.number], self._slots)
         return self._task.run(self.model, filled)
 
@@ -37,7 +37,7 @@ class _Slot:
 
 
 class _Slots:
-    """Numbers the tensors that it is called with."""
+    """Replaces tensors by consecutive numbers."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -48,14 +48,14 @@ class _Slots:
 
 
 def by_position(inputs: Samples) -> Samples:
-    """The inputs of a `PlainModel`: one tensor as it is, of several all tensors in order."""
+    """Inputs for a `PlainModel`: a single tensor as it is, else all tensors in order."""
     return inputs if isinstance(inputs, Tensor) else ModelInputs(tuple(tensors_in(inputs)))
 
 
 def input_names(model: nn.Module, inputs: Samples) -> tuple[str, ...]:
-    """Names of several inputs: keywords, and the names of arguments that are given by position.
+    """Names of several inputs: keywords, or the names of the forward's positional arguments.
 
-    One input alone is called `images`.
+    A single input is called `images`.
     """
     if isinstance(inputs, Tensor):
         return (INPUT,)

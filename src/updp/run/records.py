@@ -38,7 +38,7 @@ from updp.recipe import Budget
 from updp.stages.context import TIMED_AGAIN, Context
 from updp.tasks import CLASSIFICATION, Metric
 
-_LARGEST = 2**27  # numbers of an input, half a GiB: a larger one is damage, or meant to fill memory
+_LARGEST = 2**27  # numbers in an input, 0.5 GiB: a larger shape is damage or an attack
 
 
 def _possible(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ class RunRecord(Record):
 
     @classmethod
     def of(cls, context: Context) -> RunRecord:
-        """The record of a run that this process begins."""
+        """The record of a run that this process starts."""
         return cls(
             **vars(context.names),
             task=context.feed.task.name,
@@ -92,12 +92,12 @@ class RunRecord(Record):
         )
 
     def trusted(self, field: str, run: Path) -> str:
-        """The name of the `model` or `teacher`, which may be empty but is no name of code.
+        """The name of the `model` or `teacher`; it may be empty, but must not name code.
 
-        A run directory may be a stranger's: what it names is not run by its own word.
+        The run directory may come from a stranger, so code that it names is not run.
 
         Raises:
-            UserError: it names a Python file.
+            UserError: the name is that of a Python file.
         """
         name: str = getattr(self, field)
         if is_code(name):
@@ -109,13 +109,13 @@ class RunRecord(Record):
 
     @property
     def built_with(self) -> int | None:
-        """The number of classes to build the named model with; None for its own."""
+        """Number of classes to build the named model with; None for its default."""
         return self.num_classes or len(self.classes) or None  # earlier versions wrote no number
 
     def weights_for(
         self, model: nn.Module | str | None, weights: str | Path | None
     ) -> str | Path | None:
-        """The file to open: `weights` if given, else the run's own for the run's own model."""
+        """Weights file to open: `weights` if given, else the run's own if its own model is used."""
         own = self.weights if model in (None, self.model) else ""
         return weights or own or None
 
@@ -182,15 +182,15 @@ class Result(Record):
 
     @property
     def change(self) -> float:
-        """Gain of the merged model over the baseline; negative where it is worse."""
+        """Gain of the merged model over the baseline; negative if it is worse."""
         apart = self.merged.metric - self.baseline.metric
         return apart if self.metric.higher_is_better else -apart
 
     def missed(self, budget: str) -> str:
-        """A line where the last timing is clearly slower than a budget's latency; else empty."""
+        """A warning line if the last timing clearly misses a budget's latency; else empty."""
         try:
             latency = Budget.parse(budget).latency
-        except UserError:  # a plan from elsewhere has its own words, or none
+        except UserError:  # a plan from elsewhere may have any text, or none
             return ""
         if latency is None:
             return ""

@@ -1,4 +1,4 @@
-"""A rehearsal of a run: a few steps of each stage, by the functions with which the stage runs."""
+"""Rehearse a run: a few steps of each stage, with the stage's own functions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +18,18 @@ from updp.stages.verify import verify
 from updp.supernet import fit_candidates, fit_plan
 from updp.training.evaluate import evaluate
 
-_SITES = 6  # whose candidates are fitted
-_LONG = 10.0  # seconds: a fit that takes longer on its first images is not measured on all
+_SITES = 6  # number of sites whose candidates are fitted
+_LONG = 10.0  # seconds: a fit slower than this on its first images is not measured on all
 
 
 class Rehearsal:
-    """Measures stage after stage; each goes on with what those before it left in the supernet.
+    """Measures the stages in order; each uses the supernet as the stages before left it.
 
-    `growth` are bytes that the stage measured last will take beside what was seen.
+    `growth` is the memory in bytes that the stage measured last will need beyond what was measured.
     """
 
     def __init__(self, context: Context, meter: Meter) -> None:
-        """The context's root is a temporary directory, its progress the meter."""
+        """The root of `context` must be a temporary directory, and its progress the meter."""
         self.context, self.meter, self.growth = context, meter, 0
         self._choices: Mapping[str, str] = {}
 
@@ -46,7 +46,7 @@ class Rehearsal:
         return works[stage]()
 
     def take_over(self, stage: str, ended: Context) -> None:
-        """Go on with what a stage has left in the run directory of the context `ended`."""
+        """Load the results of a finished stage from the run directory of the context `ended`."""
         context = self.context
         if stage == "sites":
             ended.survey.write(context.root)
@@ -68,13 +68,13 @@ class Rehearsal:
         return [self._whole("sites", survey, len(findings.sites))]
 
     def _whole(self, name: str, run: Callable[[], object], steps: int = 1) -> Work:
-        """Work of which nothing is left out."""
+        """Measured work of which nothing is left out."""
         return replace(self.meter.time(name, run), steps=steps, measured=steps)
 
     def _supernet(self) -> list[Work]:
         context, recipe = self.context, self.context.recipe
         if context.plan is None:
-            context.limits()  # refused as a run refuses it, after its sites
+            context.limits()  # refused here as in a run, after its sites
         works = [self._whole("networks", lambda: context.net)]
         if recipe.supernet.start == "fit":
             works.append(self._fit_candidates())
@@ -84,7 +84,7 @@ class Rehearsal:
 
     @torch.no_grad()
     def _fit_candidates(self) -> Work:
-        """Fit at a few sites from all over the network; a pass of the baseline serves all."""
+        """Fit at a few sites from all over the network; one baseline pass serves them all."""
         net, settings = self.context.net, self.context.recipe.fit
         images = self.context.feed.calibration(settings.images)
         some = evenly([*net.switches], _SITES)
@@ -94,7 +94,7 @@ class Rehearsal:
         fits = self.meter.time("sites", lambda: fit_candidates(net, images, settings, sites=some))
         for switch in net.switches.values():
             for label in switch.labels:
-                switch.form(label).set_shape("collapsed")  # as a fit leaves those of all sites
+                switch.form(label).set_shape("collapsed")  # as after a fit, for all sites
         own = max(0.0, fits.seconds - once.seconds) / max(len(some), 1)
         whole = once.seconds + own * len(net.switches)
         return Work("sites fitted", len(net.switches), len(some), whole)
@@ -188,7 +188,7 @@ class Rehearsal:
         net.eval()
         net.set_lambda(1.0)
         net.choose(self.choices)
-        # What is half-trained is merged as exactly, but that is for the run to say.
+        # Half-trained weights merge exactly, too; but this is not the place to prove it.
         lax = dict.fromkeys(type(context.recipe.merge).model_fields, math.inf)
         tolerance = context.recipe.merge.model_copy(update=lax)
         images = context.feed.calibration()[0][:16]
@@ -202,7 +202,7 @@ class Rehearsal:
         models = {"baseline": context.baseline, "subnet": net, "merged": merged}
         fitted = context.recipe.subnet.start == "fit"
         trained = bool(context.recipe.subnet.epochs) or not fitted
-        starts = fitted + (context.recipe.reconstruct.epochs > 0)  # networks tested beside the last
+        starts = fitted + (context.recipe.reconstruct.epochs > 0)  # further networks to test
         tests = meter.time(
             "test batches",
             lambda: evaluate(context.task, models, context.feed.test(), meter.advance),
@@ -223,7 +223,7 @@ class Rehearsal:
             ),
             2 * measure.rounds,
         )
-        # The networks after the search, the fit and the reconstruction are made anew.
+        # Networks are made again for the results after search, fit and reconstruction.
         nets = self.meter.sample("networks", self._make_another, 1 + starts)
         return [checks, tests, timing, nets]
 

@@ -1,4 +1,4 @@
-"""The final table: baseline and merged model evaluated and timed, and the metric of each stage."""
+"""The final table: evaluate and time baseline and merged model; metric after each stage."""
 
 from collections.abc import Sequence
 
@@ -49,10 +49,10 @@ def _make_result(
     stages: dict[str, float],
     images: int,
 ) -> Result:
-    """Time both models, of which `stages` has the metric after each stage."""
+    """Time both models; `stages` has the metric after each stage."""
     progress, baseline, measure = context.progress, context.baseline, context.recipe.measure
     threads = torch.get_num_threads()
-    rounds = 2 * measure.rounds  # the speed-up is the claim of the run
+    rounds = 2 * measure.rounds  # more rounds, because the speed-up is the claim of the run
     progress.begin("merge: timing both models", rounds)
     x = context.example(measure.batch_size)
     times = compare_modules(
@@ -82,7 +82,7 @@ def _make_result(
 
 
 def _before_training(context: Context) -> dict[str, Supernet]:
-    """The subnet with the supernet's weights, and with those after the fit, if there was one."""
+    """The subnet with the supernet's weights, and with the weights after each later start."""
     choices = context.found_plan().choices
     searched = context.load_weights(context.make_supernet(), "supernet")
     searched.choose(choices)
@@ -106,7 +106,7 @@ def _figures(model: nn.Module, metric: float, x: Samples, latency: Latency) -> M
 
 
 def _draw(curves: Curves, result: Result) -> None:
-    """Draw the speed-up, and the metric after each stage in a chart of its own."""
+    """Plot the speed-up, and the metric after each stage in separate charts."""
     row: dict[str, float] = {"step": 0, "speedup": result.speedup.median}
     for stage, value in result.by_stage.items():
         row[f"{result.metric.key}_{stage.replace(' ', '_')}"] = value

@@ -1,4 +1,4 @@
-"""A rehearsal of the search: a few plans of each kind, scored as the search scores them."""
+"""Rehearse the search: score a few plans of each kind, as the search would."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ from updp.stages import search
 from updp.stages.context import Context
 from updp.supernet.timing import time_plans
 
-_ALONE = 6  # single candidates that are scored, beside the baseline
-_PLANS = 4  # proposed plans that are scored
-_REFINED = 3  # single candidates that are fitted, repaired and scored, and as many plans
+_ALONE = 6  # number of single candidates to score, besides the baseline
+_PLANS = 4  # number of proposed plans to score
+_REFINED = 3  # number of single candidates to fit, repair and score, and of plans
 T = TypeVar("T")
 
 
 class SearchRehearsal:
-    """Measures a search, whose scores are thrown away.
+    """Measures a search and discards its scores.
 
-    `growth` are the bytes of activations that the whole search will keep beside those of `measure`.
+    `growth` is the memory in bytes of activations that the whole search keeps beyond `measure`'s.
     """
 
     def __init__(self, context: Context, meter: Meter) -> None:
-        """The context's root is a temporary directory with the survey of the sites."""
+        """The root of `context` must be a temporary directory with the survey of the sites."""
         self.context, self.meter, self.growth = context, meter, 0
 
     @cached_property
@@ -42,7 +42,7 @@ class SearchRehearsal:
         return Scorer(context.net, context.baseline, context.feed, context.recipe)
 
     def measure(self, choices: Mapping[str, str]) -> list[Work]:
-        """Score a few plans of each kind; `choices` are a plan to time."""
+        """Score a few plans of each kind; `choices` is a plan to time."""
         context, task, meter = self.context, self.task, self.meter
         refines, space = context.recipe.refines, task.space
         searcher = SEARCHERS[task.settings.searcher](task)
@@ -52,11 +52,11 @@ class SearchRehearsal:
         alone = singles if refines else first
         some = [*alone[:1], *evenly(alone[1:], _ALONE)]
         works = [meter.sample("single candidates", lambda: self._score(some), len(alone))]
-        # What is known half-way; scores do not matter to how long it takes to propose plans.
+        # The plans known half-way; their scores do not affect how long it takes to propose plans.
         half = [task.random(number) for number in range(wanted // 2)]
         proposing, plans = self._propose(searcher, [*first, *half], wanted)
         refining = self._refine(Refined(task, _assumed(task, singles))) if refines else []
-        again = sum(work.steps for work in refining)  # scored as the others are, too
+        again = sum(work.steps for work in refining)  # also scored like the others
         score = partial(self._score, plans[:_PLANS])
         works += [proposing, meter.sample("plans", score, wanted + again), *refining]
         self.growth = self._scorer.cache.growth(len(some) + _PLANS, len(alone) + wanted)
@@ -65,7 +65,7 @@ class SearchRehearsal:
     def _propose(
         self, searcher: Searcher, known: Sequence[Genome], wanted: int
     ) -> tuple[Work, list[Genome]]:
-        """The time of all rounds of proposals, and the plans of one round."""
+        """Work of all rounds of proposals, and the plans of one round."""
         plans: list[Genome] = []
 
         def propose() -> None:
@@ -81,11 +81,11 @@ class SearchRehearsal:
         complete(plans, self.task, self._scorer, file, self.meter)
 
     def _refine(self, searcher: Refined) -> list[Work]:
-        """Time of fitted and repaired plans: of single candidates, and of proposals."""
+        """Work of plans that are fitted and repaired: single candidates, and proposals."""
         context, task = self.context, self.task
         first = searcher.preliminaries()
         wanted = task.settings.refined
-        if "latency" in task.limits.amounts:  # more, once the best were timed
+        if "latency" in task.limits.amounts:  # more are scored once the best were timed
             wanted += wanted // 2
         left = max(0, min(wanted, task.space.size) - len(first))
         plans = dict.fromkeys(task.random(number) for number in range(_REFINED))
@@ -111,7 +111,7 @@ class SearchRehearsal:
         def run() -> None:
             time_plans(context.baseline, net, plans, x, measure, self.meter.advance)
 
-        # The best are timed before some more are fitted, and at the end.
+        # The best plans are timed before further ones are refined, and at the end.
         times = 2 if "latency" in self.task.limits.amounts else 1
         return self.meter.time("rounds of timing", run, times * measure.rounds)
 
@@ -123,7 +123,7 @@ def evenly(values: Sequence[T], count: int) -> list[T]:
 
 
 def _assumed(task: SearchTask, plans: Sequence[Genome]) -> Known:
-    """Scores in place of real ones: the share of MACs that a plan saves, and some noise."""
+    """Substitutes for scores: the share of MACs that a plan saves, with some noise."""
     whole = task.space.baseline.macs
     return {
         plan: (1 - task.space.cost(plan).macs / whole) * (0.5 + mix(*plan) / 2**63)

@@ -1,4 +1,4 @@
-"""Further images without labels, for the training of stage 3 beside the data's own."""
+"""Further images without labels, for the training of stage 3 in addition to the data's own."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,16 @@ from updp.io import processes
 from updp.recipe import Recipe
 from updp.stages.context import InputNames
 
-_RUN = 64  # images in a row that are compared with the test split's: they may be stored together
+_RUN = 64  # consecutive images compared with the test split: they may be stored together
 
 
 def open_unlabelled_images(
     names: InputNames, source: Source, recipe: Recipe
 ) -> tuple[Images | None, str]:
-    """The images that `names.unlabelled` names, if any, in the form of the data's; a fingerprint.
+    """The images at `names.unlabelled`, if any, in the form of the data's; and a fingerprint.
 
     Raises:
-        UserError: they cannot be read, the data are no image files, batches are too small, or the
+        UserError: they cannot be read, the data are not image files, batches are too small, or the
             recipe has no training that could use images without labels.
     """
     if not (name := names.unlabelled):
@@ -41,7 +41,7 @@ def open_unlabelled_images(
         )
     if not names.data:
         raise UserError(f"{said} is a path and the data is none: both must be image files")
-    channels, height, width = source.image_size  # of image files
+    channels, height, width = source.image_size  # image files have three axes
     images, fingerprint = open_unlabelled(
         name,
         input_size=source.train.resize or (channels, height, width),

@@ -1,6 +1,6 @@
 """Search for a plan: the space of plans, their scores, the searchers, and the Pareto front.
 
-Nothing here knows a stage: `loop.search` asks a searcher for plans, scores them, and stores them.
+Nothing here depends on stages: `loop.search` asks a searcher for plans, scores and stores them.
 """
 
 from updp.search.choice import choose_plan, finalists, keeping, pick

@@ -1,4 +1,4 @@
-"""The choice of a plan: the best of the scored ones that keeps to the budget as measured."""
+"""The choice of a plan: the best of the scored plans whose measured latency meets the budget."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -21,14 +21,14 @@ from updp.search.space import Cost, Genome, Limits, Space
 def finalists(known: Scores, refined: Scores, task: SearchTask) -> list[Genome]:
     """The plans to time end to end: the best within the limits, by score after fit and repair.
 
-    By the score before, where no plan within the limits has such a score that is finite.
+    If no plan within the limits has a finite score of this kind, by score before.
     """
     best = next(filter(None, _ranked(known, refined, task, task.limits)), [])
     return best[: task.settings.timed]
 
 
 def keeping(task: SearchTask, measured: Mapping[Genome, Latency]) -> list[Genome]:
-    """The plans whose median latency, as measured, is within the limit."""
+    """The plans whose measured median latency is within the limit."""
     limit = task.limits.amounts.get("latency", math.inf)
     return [g for g, latency in measured.items() if _timing(latency, task.space).median <= limit]
 
@@ -60,13 +60,13 @@ def choose_plan(
 ) -> SearchResult:
     """Choose the best of the measured plans that keep to the budget, see `_allowed`.
 
-    The best of the finalists, where no plan was measured.
+    If no plan was measured, choose the best of the finalists.
 
     Args:
         known: scores before fit and repair.
-        refined: scores after fit and repair, of some plans or none.
-        task: what was searched for.
-        budget: as the user wrote it, for the record.
+        refined: scores after fit and repair, for some plans or none.
+        task: the task of the search.
+        budget: the budget as the user wrote it, for the record.
         measured: latencies of plans, compared with the baseline.
 
     Raises:
@@ -107,9 +107,9 @@ def choose_plan(
 
 
 def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
-    """Choose another point of a search, by the number of a line of its front or by a budget.
+    """Choose another point of a search, by its line number in the front or by a budget.
 
-    Raises UserError when there is no such point.
+    Raises UserError if there is no such point.
     """
     if text.isdecimal():
         if not 1 <= int(text) <= len(result.front):
@@ -136,7 +136,7 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
             f"--pick {text!r}: none of the plans that were scored keeps to it; search again with "
             f"--budget {text}"
         )
-    repaired = [i for i in met if result.points[i].fitted is not None]  # not of infinite score
+    repaired = [i for i in met if result.points[i].fitted is not None]  # finite only
     chosen = min(repaired or met, key=lambda i: (result.points[i].last_score, i))
     return result.model_copy(update={"chosen": chosen})
 
@@ -144,9 +144,9 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
 def _ranked(
     known: Scores, refined: Scores, task: SearchTask, limits: Limits
 ) -> tuple[list[Genome], list[Genome], list[Genome]]:
-    """The completely scored plans within the limits, each list with the best first.
+    """The completely scored plans within the limits, in three lists with the best first.
 
-    By the score after fit and repair, by that before, and those whose score after it is infinite.
+    By score after fit and repair; by score before; those with an infinite score after.
     """
     scored = within(refined.values(), task, limits)
     failed = [e.genome for e in scored if not math.isfinite(e.score.score)]
@@ -162,9 +162,9 @@ def _meets(point: ScoredPlan, limits: Limits) -> bool:
 
 
 def _timing(latency: Latency, space: Space) -> Timing:
-    """Latency in ms, from the speed-up and the baseline's first latency.
+    """Latency in ms, computed from the speed-up and the baseline's first latency.
 
-    The machine may have become slower since the candidates were timed.
+    Measured times are not used, as the machine may be slower now than when candidates were timed.
     """
     s = latency.speedup
     return Timing(median=space.ms / s.median, low=space.ms / s.high, high=space.ms / s.low)

@@ -10,9 +10,9 @@ from updp.search.space import Genome, Limits
 
 
 def pareto(known: Iterable[Evaluated], task: SearchTask) -> list[Evaluated]:
-    """The completely scored plans that no plan beats in both cost and score; dearest first.
+    """The completely scored plans that no plan beats in both cost and score; most costly first.
 
-    Cost is in the unit `task.axis`. Of plans of equal cost and score the first stays.
+    Cost is in the unit `task.axis`. Of plans with equal cost and score the first is kept.
     """
 
     def order(e: Evaluated) -> tuple[float, float, Genome]:
@@ -33,9 +33,9 @@ def within(known: Iterable[Evaluated], task: SearchTask, limits: Limits) -> list
 
 
 def certainly_dominated(plan: Genome, known: Scores, task: SearchTask) -> Hopeless:
-    """Tell from a lower bound of its score whether a plan can be neither chosen nor on the front.
+    """Test for a plan that, by a lower bound of its score, can be neither chosen nor on the front.
 
-    That is so when a known plan costs no more, scores better than the bound, and is within the
+    It is true if a known plan costs no more, scores better than the bound, and is within the
     limits if this plan is.
     """
     least, meets = task.cost(plan), task.meets(plan)

@@ -14,10 +14,10 @@ _NAMES = {"latency": "predicted latency", "macs": "MACs", "parameters": "paramet
 def plot_front(result: SearchResult, file: Path) -> None:
     """Write an SVG of scores over costs, as fractions of the baseline's cost in `result.axis`.
 
-    Raises UserError where matplotlib is missing.
+    Raises UserError if matplotlib is missing.
     """
     try:
-        import matplotlib  # takes half a second, which `updp --help` need not wait for
+        import matplotlib  # takes half a second, which `updp --help` should not
         from matplotlib.figure import Figure
     except ImportError as error:
         raise needs_extra(file.name, "matplotlib", "plot") from error
@@ -48,7 +48,7 @@ def plot_front(result: SearchResult, file: Path) -> None:
     axes.set_title(f"{len(result.points)} plans, budget {result.budget}", fontsize=10)
     figure.tight_layout()
     data = BytesIO()
-    # Without a fixed salt and with the date, no two files of one plot would be equal.
+    # A fixed salt and no date, so that the same plot always gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "updp"}):
         figure.savefig(data, format="svg", metadata={"Date": None})
     write_bytes(file, data.getvalue())

@@ -1,8 +1,8 @@
 """The best plan within limits, exactly, by mixed-integer linear programming (scipy's HiGHS).
 
-There is one binary variable for each candidate of each site, of which a site takes one at most.
-What candidates save adds up, so every limit is linear. Peak memory is the largest over many
-moments: one more variable, no less than each of them.
+There is one binary variable for each candidate of each site; a site uses at most one candidate.
+Savings of candidates add up, so every limit is linear. Peak memory is the maximum over many
+moments: one further variable, bounded below by each of them.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from updp.search.space import Genome, Limits, Space
 
-Row = NDArray[np.float64]  # one value per variable: candidates in the order of sites, then the peak
+Row = NDArray[np.float64]  # one value per candidate, in the order of sites, then one for the peak
 
 
 class IntegerProgram:
@@ -41,15 +41,15 @@ class IntegerProgram:
     def nearest(
         self, genome: Genome, weights: Sequence[float] | Row, limits: Limits
     ) -> Genome | None:
-        """The plan within the limits that differs at fewest sites; of these, of least weights."""
+        """The plan within the limits that differs at fewest sites; among ties, of least weights."""
         if limits.met(self.space.cost(genome)):
             return genome
-        differing = np.ones(len(self.options))  # from a site that is kept
+        differing = np.ones(len(self.options))  # from a kept site
         for i, j in enumerate(genome):
-            if j:  # keeping it differs by 1, its candidate by 0, another one by 1
+            if j:  # keeping the site differs by 1, the same candidate by 0, another one by 1
                 differing[self.starts[i] : self.starts[i + 1]] = 0
                 differing[self.starts[i] + j - 1] = -1
-        # Scaled to sum to less than one site, so that weights decide between ties only.
+        # Scaled so that they sum to less than one site: weights only decide between ties.
         small = np.asarray(weights, dtype=float)
         small = small / (1 + np.abs(small).sum()) / 2
         return self.best(differing + small, limits)
@@ -62,7 +62,7 @@ class IntegerProgram:
         return features
 
     def sums(self, plans: NDArray[np.int64], weights: Row) -> Row:
-        """Sum (n,) of the weights (candidates,) of the candidates of genomes (n, sites)."""
+        """Sums (n,) of the weights (candidates,) over the candidates of genomes (n, sites)."""
         total = np.zeros(len(plans))
         for i, (first, end) in enumerate(pairwise(self.starts)):
             total += np.append(0.0, weights[first:end])[plans[:, i]]
@@ -80,7 +80,7 @@ class IntegerProgram:
         return met
 
     def _peaks(self, plans: NDArray[np.int64]) -> Row:
-        """The peak of each plan's activations, in multiples of `_scale`."""
+        """Peak memory of each plan's activations, in multiples of `_scale`."""
         peaks = np.full(len(plans), float(self.space.outside))
         for i, site in enumerate(self.space.sites):
             inside = np.array([site.memory, *(o.memory for o in site.options)], dtype=float)
@@ -105,13 +105,13 @@ class IntegerProgram:
 
     @cached_property
     def _scale(self) -> float:
-        """The unit of the peak, in bytes: the solver's tolerances are absolute."""
+        """The unit of the peak in bytes; needed because the solver's tolerances are absolute."""
         return max(1.0, self.space.baseline.memory)
 
     def _costs(self, unit: str) -> tuple[Row, float]:
         """Cost that each candidate, and the peak, adds in `unit`; and the baseline's cost.
 
-        In memory, the latter is of the weights alone.
+        For memory the baseline's cost covers the weights alone.
         """
         if unit == "memory":
             freed = [-float(o.bytes) for o in self.options]
@@ -122,17 +122,17 @@ class IntegerProgram:
 
     @cached_property
     def _blocks(self) -> Row:
-        """1 for a candidate that reduces depth."""
+        """1 for each candidate that reduces depth, else 0."""
         return np.array([float(option.blocks) for option in self.options])
 
     @cached_property
     def _one_each(self) -> list[tuple[Row, float, float]]:
-        """Of a site's candidates at most one is taken."""
+        """Constraints: each site uses at most one candidate."""
         return [(self._row((self.owners == i).astype(float)), 0, 1) for i in np.unique(self.owners)]
 
     @cached_property
     def _peak(self) -> list[tuple[Row, float, float]]:
-        """The peak is no less than the memory at any site, nor than that outside of all."""
+        """Constraints: the peak is at least the memory at each site and outside of all sites."""
         rows = [(self._row(np.zeros(len(self.options)), 1), self.space.outside / self._scale)]
         for i, site in enumerate(self.space.sites):
             more = np.array([float(o.memory - site.memory) for o in self.options])
@@ -151,7 +151,7 @@ class IntegerProgram:
         return rows
 
     def _genome(self, x: Row) -> Genome:
-        """The plan that the solver's binary variables stand for."""
+        """The plan for the solver's binary variables."""
         genome = [0] * len(self.space.sites)
         for option in np.flatnonzero(x > 0.5):
             site = self.owners[option]

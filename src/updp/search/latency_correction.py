@@ -1,8 +1,8 @@
-"""Correct the predicted latencies of plans by those that are timed end to end.
+"""Correct the predicted latencies of plans by latencies measured end to end.
 
-What candidates save together is set beside the sum of what each saves alone.
+The joint saving of a plan's candidates is compared with the sum of their single savings.
 
-The two differ by caches, by what runtimes fuse, and by a machine that has become slower since. The
+The two differ because of caches, fusion by runtimes, and a machine that has become slower. The
 difference depends on the kind of candidates, so it is measured on plans like those to choose from.
 """
 
@@ -13,12 +13,12 @@ from updp.measure import Latency
 from updp.search.searchers import SearchTask
 from updp.search.space import Genome
 
-_BEYOND_NEED = 0.96  # of the latency's limit
+_BEYOND_NEED = 0.96  # lower end of the accepted range, as a share of the latency limit
 _LEAST, _MOST = 0.5, 2.0
 
 
 def is_off(task: SearchTask, measured: Mapping[Genome, Latency]) -> bool:
-    """Whether the first of the measured plans is slower than wanted, or faster beyond need."""
+    """Whether the first measured plan is slower than the limit, or needlessly fast."""
     first = next(iter(measured.values()), None)
     if first is None:
         return False
@@ -27,9 +27,9 @@ def is_off(task: SearchTask, measured: Mapping[Genome, Latency]) -> bool:
 
 
 def corrected(task: SearchTask, measured: Mapping[Genome, Latency]) -> SearchTask:
-    """The task, in whose space candidates save what they save together in the measured plans.
+    """The task with savings scaled to those measured for whole plans.
 
-    No budget that was within reach before is out of reach then.
+    A budget that was within reach before stays within reach.
     """
     space, limits = task.space, task.limits
     pairs = (
@@ -43,11 +43,11 @@ def corrected(task: SearchTask, measured: Mapping[Genome, Latency]) -> SearchTas
 
 
 def factor(pairs: Sequence[tuple[float, float]]) -> float:
-    """Factor from the sum of what candidates save alone to what plans save end to end.
+    """Factor from the sum of single savings of candidates to the saving of whole plans.
 
-    It is the least-squares solution for the relative error of the predicted times: with s what a
-    plan saves alone and r its measured latency, f minimises the sum of ((1 - f s - r) / r)^2. It is
-    clipped to [0.5, 2], and 1 where nothing is saved.
+    It is the least-squares solution for the relative error of the predicted times: with s the sum
+    of a plan's single savings and r its measured latency, f minimises the sum of
+    ((1 - f s - r) / r)^2. It is clipped to [0.5, 2], and is 1 if nothing is saved.
 
     Args:
         pairs: s and r of each plan, both as shares of the baseline's latency.

@@ -9,10 +9,10 @@ from updp.search.space import Limits, Space
 
 
 def limits_of(budget: Budget, space: Space) -> Limits:
-    """The budget in ms, MACs, parameters and bytes.
+    """Convert the budget to ms, MACs, parameters and bytes.
 
-    Raises UserError, with the nearest reachable value, for a budget that is out of reach or that
-    the baseline meets already.
+    Raises UserError, with the nearest reachable value, if a budget is out of reach, or if the
+    baseline already meets it.
     """
     baseline = vars(space.baseline)
     limits = Limits(budget.limits(baseline), budget.blocks)
@@ -43,7 +43,7 @@ def limits_of(budget: Budget, space: Space) -> Limits:
 def _unreachable_together(
     budget: Budget, limits: Limits, space: Space, program: IntegerProgram
 ) -> str:
-    """The message for limits that can be met one by one, but not all at once."""
+    """Message for limits that can be met one by one, but not all together."""
     for unit in limits.amounts:
         least = program.least(unit, limits.without(unit))
         if least is not None:
@@ -59,7 +59,7 @@ def _unreachable_together(
 
 
 def amount(unit: str, value: float) -> str:
-    """Write a cost with its unit, as `Budget.parse` reads it: `12.3ms`, `2.5G`, `3MB`."""
+    """Format a cost with its unit, as `Budget.parse` reads it: `12.3ms`, `2.5G`, `3MB`."""
     if unit == "latency":
         return f"{value:.3g}ms"
     for factor, name in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
@@ -69,5 +69,5 @@ def amount(unit: str, value: float) -> str:
 
 
 def _share(value: float, whole: float) -> str:
-    """The fraction of `whole`, rounded up, so that a budget of this text can be met."""
+    """The fraction of `whole`, rounded up, so that the budget in the message can be met."""
     return f"{math.ceil(1000 * value / whole - 1e-6) / 1000:.3f}"

@@ -1,7 +1,7 @@
-"""The search loop: ask the searcher, score what it proposes, tell it, until there are enough plans.
+"""The search loop: ask the searcher for plans, score and report them, until there are enough.
 
-Several processes ask the same questions, score other plans of the same round, and go on when all of
-it are scored. So the outcome depends neither on their number nor on when a search was killed.
+Several processes ask the same questions, score different plans of a round, and continue when all of
+them are scored. So the outcome depends neither on their number nor on where a search was killed.
 """
 
 import math
@@ -20,7 +20,7 @@ from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
 
 ScorePlan = Callable[[Mapping[str, str], Hopeless], Score]
-# Called with a plan that was scored, and the best so far within the limits.
+# Called with a scored plan, and the best plan so far within the limits.
 Show = Callable[[Evaluated, Evaluated | None], None]
 
 
@@ -30,14 +30,14 @@ def _hide(plan: Evaluated, best: Evaluated | None) -> None: ...
 def search(
     task: SearchTask, score_plan: ScorePlan, file: ScoreFile, progress: Progress, show: Show = _hide
 ) -> dict[Genome, Evaluated]:
-    """Score plans by the searcher, and as many, as `task.settings` say.
+    """Score plans with the searcher and for the number of evaluations set in `task.settings`.
 
     Args:
-        task: what is searched for.
+        task: the task of the search.
         score_plan: scores a plan, given its choices by site.
-        file: where scores are kept, those that were scored before a kill included.
-        progress: told of each plan that is scored from now on.
-        show: told of each plan, those of the file included.
+        file: stores the scores, including those from before a kill.
+        progress: is told of each plan that is scored from now on.
+        show: is told of each plan, including those in the file.
 
     Returns:
         All scored plans, in the order of the search; at least one is within the limits.
@@ -60,8 +60,9 @@ def refine(
 ) -> dict[Genome, Evaluated]:
     """Score plans after fit and repair, beginning from the scores `known` of `search`.
 
-    `score_plan` is a scorer of that kind; `file` is not that of the search, because a plan has a
-    score of each kind. With scores `before`, of this kind, half as many plans are added to them.
+    `score_plan` must be a scorer of this kind. `file` must not be the file of the search, because a
+    plan has a score of each kind. `before` are earlier scores of this kind: then half as many plans
+    as usual are added to them.
     """
     scored = () if before is None else tuple(before)
     searcher = Refined(task, {g: e.score.score for g, e in known.items()}, scored)
@@ -79,7 +80,7 @@ def complete(
     file: ScoreFile,
     progress: Progress,
 ) -> dict[Genome, Evaluated]:
-    """The scores of these plans in the file, from `score_plan` where it has none."""
+    """Scores of these plans from the file; missing ones are computed with `score_plan`."""
     wanted, past = [*plans], {*file.scored}
     if missing := [plan for plan in wanted if plan not in past]:
         progress.begin("search: single candidates and repaired plans", len(missing))
@@ -106,7 +107,7 @@ def _run(
 ) -> dict[Genome, Evaluated]:
     """Score the searcher's preliminaries, and then `evaluations` plans that it proposes.
 
-    `ends_within` scores one more where none of these is within the limits.
+    With `ends_within`, score one more plan if none of these is within the limits.
     """
     task, past = searcher.task, {*file.scored}
     rounds = _Rounds(task, score_plan, file, _Reporter(task, progress, show, past))
@@ -128,14 +129,14 @@ def _run(
         if not plans:
             break
         rounds.score(plans)
-    if ends_within and not any(map(task.meets, known)):  # the evaluations ended on the way there
+    if ends_within and not any(map(task.meets, known)):  # evaluations ran out on the way
         rounds.score([task.nearest(task.space.keep, [0.0] * len(task.program.options))])
     return known
 
 
 @dataclass
 class _Reporter:
-    """Tells of each plan that was scored; tells the progress of those that are not `past`."""
+    """Reports each scored plan; counts as progress only those that are not in `past`."""
 
     task: SearchTask
     progress: Progress
@@ -158,7 +159,7 @@ class _Reporter:
 
 @dataclass
 class _Rounds:
-    """Scores plans round by round; `known` are the scores of all rounds that have ended."""
+    """Scores plans round by round; `known` are the scores of all finished rounds."""
 
     task: SearchTask
     score_plan: ScorePlan
@@ -167,11 +168,11 @@ class _Rounds:
     known: dict[Genome, Evaluated] = field(default_factory=dict)
 
     def score(self, plans: Sequence[Genome]) -> None:
-        """Score those of the plans that are not in the file, here or in another process."""
+        """Score the plans that are not in the file, here or in another process."""
         done = {plan: self.file.scored[plan] for plan in plans if plan in self.file.scored}
         for plan in sorted(done):
             self.report(done[plan])
-        # Neighbours share most activations, so each process has a row of them.
+        # Neighbours share most activations, so each process gets a contiguous row of plans.
         waiting = sorted(set(plans) - done.keys())
         length = -(-len(waiting) // processes.count())
         rows = [waiting[start : start + length] for start in range(0, len(waiting), length or 1)]
@@ -183,7 +184,7 @@ class _Rounds:
             for each in new:
                 done[each.genome] = each
                 self.report(each)
-        # Only now, and in an order of their own: no score may depend on how the round was shared.
+        # Only now, and sorted: no score may depend on how the round was shared out.
         self.known.update(sorted(done.items()))
 
     def _evaluate(self, plan: Genome) -> Evaluated:

@@ -34,7 +34,7 @@ class ScoredPlan(BaseModel, extra="forbid", frozen=True):
     macs: float  # multiply-accumulates for one image
     parameters: float  # number of scalar parameters
     memory: float  # bytes at the peak, of weights and of activations for a batch
-    blocks: int  # number of pruned sites whose candidates take depth away
+    blocks: int  # number of pruned sites whose candidates reduce depth
 
     @model_validator(mode="before")
     @classmethod
@@ -65,7 +65,7 @@ class SearchResult(Record):
     searcher: str  # name of the searcher
     baseline: ScoredPlan  # the plan that prunes nothing
     points: tuple[ScoredPlan, ...]  # all scored plans, in the order of scoring
-    # Indices of `points` that no other one beats in both score and cost, dearest first.
+    # Indices of `points` that no other one beats in both score and cost, costliest first.
     front: tuple[int, ...]
     chosen: int  # index of the chosen plan in `points`
     metric: Metric = CLASSIFICATION.metric  # measure of plans beside their score

@@ -1,8 +1,8 @@
 """A cache of activations: plans that begin with the same choices share those of the prefix.
 
-A plan is scored by running the network on fixed batches. What reaches a switch depends only on the
-choices before it, so its inputs are kept, and a plan with the same prefix is run from that switch
-on, where the network can be entered there (`updp.supernet.partial`).
+A plan is scored by running the network on fixed batches. The inputs of a switch depend only on the
+choices before it, so they are cached, and another plan with the same prefix runs from that switch
+on, if the network can be entered there (`updp.supernet.partial`).
 """
 
 import logging
@@ -20,7 +20,7 @@ from updp.tasks import CLASSIFICATION, Task
 from updp.training.batchnorm import norms
 
 _log = logging.getLogger(__name__)
-_PLANS = 8  # whose activations fit into the memory allowed
+_PLANS = 8  # number of plans whose activations must fit into the memory allowed
 
 Prefix = tuple[str, ...]  # choices of the first switches, in the order of their calls
 
@@ -37,8 +37,9 @@ class _Entrance:
 class PrefixCache:
     """Runs the net like `task.run`, reusing activations of plans that begin with the same choices.
 
-    Per plan, inside `with cache.plan():`, first all calibration batches (every plan has them, or
-    none), then `calibrated()`, then the batches to score. One key must always mean the same images.
+    For each plan, inside `with cache.plan():`, first run all calibration batches (for every plan
+    or for none), then call `calibrated()`, then run the batches to score. A key must always mean
+    the same images.
     """
 
     def __init__(
@@ -49,32 +50,32 @@ class PrefixCache:
         example: Samples,
         task: Task = CLASSIFICATION,
     ) -> None:
-        """Learn where the network can be entered.
+        """Find the switches at which the network can be entered.
 
         Args:
             net: the supernet, in evaluation mode.
             megabytes: memory for activations; 0 turns the cache off.
-            images: the number of images in all batches.
-            example: some of them (N, C, H, W), or other inputs.
-            task: says which outputs count.
+            images: number of images in all batches.
+            example: some of the images (N, C, H, W), or other inputs.
+            task: defines which outputs count.
         """
         self.net, self.bound, self._task = net, megabytes * 2**20, task
         self._run = Resumable(net, list(net.switches.values()), task.run)
-        self._order: list[str] = []  # the switches, by their first call
-        self._first: list[int] = []  # and the number of that call among those of all units
+        self._order: list[str] = []  # names of the switches, ordered by their first call
+        self._first: list[int] = []  # number of that first call, among the calls of all units
         self._enterable: dict[int, bool] = {}  # by position in the order
         self._known: OrderedDict[Prefix, _Entrance] = OrderedDict()  # least recently used first
         self._new: dict[Prefix, _Entrance] = {}
         self._plan: Prefix = ()
         self._start: Prefix | None = None
         self._calibrating = False
-        self._has_statistics = False  # of calibration batches of the present plan
-        # Where inputs are kept: from the number of a call to the position of its switch.
+        self._has_statistics = False  # whether this plan ran calibration batches
+        # Entrances whose inputs are cached: number of the call to position of its switch.
         self._kept = self._choose_entrances(example, images) if self.bound else {}
 
     @contextmanager
     def plan(self) -> Iterator[None]:
-        """Run the plan that is chosen in the net: from its longest prefix that is known."""
+        """Run the plan chosen in the net from its longest cached prefix."""
         self._plan, self._new = tuple(self.net.switches[n].choice for n in self._order), {}
         self._calibrating, self._has_statistics = True, False
         lengths = [n for n in range(len(self._plan), -1, -1) if self._enterable.get(n)]
@@ -91,13 +92,13 @@ class PrefixCache:
     def growth(self, plans: int, total: int) -> int:
         """Further bytes of activations for `total` plans, extrapolated from `plans`.
 
-        With those that there are, at most the memory bound.
+        Together with those already cached it is at most the memory bound.
         """
         used = sum(entrance.bytes for entrance in self._known.values())
         return max(0, min(self.bound, used * total // max(plans, 1)) - used)
 
     def __call__(self, key: Hashable, images: Samples) -> Any:
-        """The outputs that count of images (N, C, H, W), or of other inputs."""
+        """The relevant outputs for images (N, C, H, W), or for other inputs."""
         if not self._kept:
             return self._task.run(self.net, images)
         self._has_statistics |= self._calibrating
@@ -108,7 +109,7 @@ class PrefixCache:
             outputs, seen = self._enter(images)
         for position, inputs in seen.items():
             self._keep(self._plan[:position], key, inputs)
-        # Not before, because a norm in training mode would update its statistics once more.
+        # Not during calibration, because a norm in training mode would update its statistics twice.
         if not self._calibrating:
             self._try_entrances(seen, images, outputs)
         return outputs
@@ -129,7 +130,7 @@ class PrefixCache:
             entrance.statistics = statistics
 
     def _choose_entrances(self, images: Samples, total: int) -> dict[int, int]:
-        """Every n-th switch in the order of calls, so that several plans fit into memory."""
+        """Every n-th switch in the order of calls, such that several plans fit into memory."""
         names = {id(switch): name for name, switch in self.net.switches.items()}
         sizes: list[float] = []
 
@@ -151,7 +152,7 @@ class PrefixCache:
     def _enter(
         self, images: Samples, position: int | None = None, inputs: Inputs | None = None
     ) -> tuple[Any, dict[int, Inputs]]:
-        """Run the net, from a position on if one is given; also the inputs at later positions."""
+        """Run the net, perhaps from a position on; also return the inputs at later positions."""
         seen: dict[int, Inputs] = {}
         start = -1 if position is None else self._first[position]
 
@@ -163,7 +164,7 @@ class PrefixCache:
         return self._run.run(images, observe, max(start, 0), inputs), seen
 
     def _try_entrances(self, seen: dict[int, Inputs], images: Samples, outputs: Any) -> None:
-        """Find out whether the network can be entered at positions that were not tried yet."""
+        """Test whether the network can be entered at positions that were not tested yet."""
         for position, inputs in seen.items():
             if position not in self._enterable:
                 first = self._first[position]

@@ -1,4 +1,4 @@
-"""The score of a network: a loss on samples held out of the training split, beside the baseline."""
+"""The score of a network: a loss on held-out training samples, relative to the baseline."""
 
 import math
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from updp.blocks.nested import Samples, count, join, split, take
 from updp.data.feed import Feed
 
 _CHUNK = 64  # images scored at once; scoring may stop after each chunk
-_BATCH = 256  # images in a batch of the baseline
+_BATCH = 256  # images per batch of the baseline
 
-# Whether a score that cannot fall below this bound is useless.
+# Decides whether a score is useless, given a lower bound of it.
 Hopeless = Callable[[float], bool]
 
 
 def never(bound: float) -> bool:
-    """The `Hopeless` of complete scores."""
+    """A `Hopeless` that never stops, so that scores are complete."""
     return False
 
 
@@ -30,14 +30,14 @@ class Score:
     """The score of a plan."""
 
     score: float  # mean loss; lower is better, 0 is best
-    metric: float  # the task's; without any labels, beside the baseline's outputs
-    images: int  # that were scored
-    complete: bool = True  # whether these are all; else score and metric are estimates
+    metric: float  # the task's metric; if nothing is labelled, against the baseline's predictions
+    images: int  # number of images scored
+    complete: bool = True  # whether all images were scored; else score and metric are estimates
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Images with the baseline's outputs; `labels` are those of the images that are `labelled`."""
+    """Images with the baseline's outputs; `labelled` marks those images that `labels` are for."""
 
     images: Samples
     outputs: Any
@@ -48,7 +48,7 @@ class _Chunk:
 class HeldOut:
     """Held-out images with the baseline's outputs; scores are means of a loss over them.
 
-    Where they have no labels, the baseline's predictions are taken for them.
+    If they have no labels, the baseline's predictions serve as labels.
     """
 
     @torch.no_grad()
@@ -59,10 +59,10 @@ class HeldOut:
 
         Args:
             kind: the loss, never negative: `divergence` (the task's distance from the baseline's
-                outputs, KL of logits), or of classifiers `accuracy` (wrong answers in percent) or
+                outputs, KL of logits), or for classifiers `accuracy` (wrong answers in percent) or
                 `loss` (cross-entropy).
-            blended: with `divergence`, add as many means of two images. Of images that it was
-                trained on the baseline is so certain that they hardly tell plans apart.
+            blended: with `divergence`, add as many blends of two images. On images from its own
+                training the baseline is so certain that they hardly tell plans apart.
         """
         self.kind, self.task = kind, feed.task
         held_out = list(feed.held_out())
@@ -76,7 +76,7 @@ class HeldOut:
             outputs = join([self.task.run(baseline, part) for part in split(images, _BATCH)])
         if not feed.labelled:
             labels = self.task.predictions(take(outputs, torch.arange(held)))
-        # Least certain first: they have most of the loss, so a hopeless plan shows soon.
+        # Least certain first: they cause most of the loss, so a hopeless plan shows early.
         unsure = self.task.uncertainty(outputs)
         order = unsure.argsort(descending=True, stable=True)
         self.shares = (unsure[order].cumsum(0) / unsure.sum()).tolist()
@@ -90,8 +90,8 @@ class HeldOut:
     def score(self, run: Callable[[int, Samples], Any], hopeless: Hopeless = never) -> Score:
         """Score a network on the held-out images.
 
-        Scoring stops after a chunk when `hopeless` says so of a lower bound of the score. The loss
-        of the remaining images is then extrapolated by how certain the baseline is of them
+        Scoring stops after a chunk if `hopeless` returns true for a lower bound of the score. The
+        loss of the remaining images is then extrapolated by the baseline's uncertainty on them
         (`Task.uncertainty`).
 
         `run` is the network: from a chunk's number and images (n, C, H, W) to the outputs that
@@ -115,7 +115,7 @@ class HeldOut:
         return Score(score, metric, seen, seen == self.images or math.isinf(score))
 
     def _loss(self, outputs: Any, chunk: _Chunk) -> Tensor:
-        """Per-image loss, shape (N,), of outputs beside the baseline's."""
+        """Per-image loss, shape (N,), of outputs against the baseline's or the labels."""
         if self.kind == "accuracy":
             wrong: Tensor = outputs.argmax(1) != chunk.labels
             return 100.0 * wrong

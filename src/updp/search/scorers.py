@@ -17,8 +17,8 @@ from updp.training.batchnorm import preserved, recalibrate
 class Scorer:
     """Scores plans of one supernet; the activations of a common prefix are computed once.
 
-    BatchNorm statistics are recalibrated for each plan, if the recipe says so, and put back
-    afterwards, so that a score does not depend on what was scored before.
+    If the recipe says so, BatchNorm statistics are recalibrated for each plan and restored
+    afterwards, so that a score does not depend on earlier plans.
     """
 
     def __init__(self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: Recipe) -> None:
@@ -34,7 +34,7 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, choices: Mapping[str, str], hopeless: Hopeless = never) -> Score:
-        """The score of a plan; it is not complete where a lower bound of it was hopeless."""
+        """The score of a plan; it is incomplete if `hopeless` stopped it by a lower bound."""
         self.net.choose(choices)
         cache = self.cache
         with cache.plan(), evaluating(self.net), preserved(self.net):
@@ -45,9 +45,9 @@ class Scorer:
 
 
 class FittedScorer:
-    """Scores plans of one supernet after the fit with which stage 3 begins.
+    """Scores plans of one supernet after the fit that begins stage 3.
 
-    The net's present weights are put back after each plan.
+    The net's current weights are restored after each plan.
     """
 
     def __init__(self, net: Supernet, baseline: nn.Module, feed: Feed, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""The scores of a search: plans that were scored, in a file from which a killed search goes on."""
+"""The scores of a search, stored in a file so that a killed search can continue."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from updp.search.space import Genome
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A plan that was scored."""
+    """A plan with its score."""
 
     genome: Genome
     score: Score
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Convert to plain data."""
         return {"genome": self.genome, **asdict(self.score)}
 
     @classmethod
@@ -38,10 +38,10 @@ Scores = Mapping[Genome, Evaluated]
 
 
 class ScoreFile:
-    """Scored plans, one JSON object a line; the first process writes, for all of them."""
+    """Scored plans, one JSON object per line; only the first process writes."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file, which may not be there yet; a line that a kill cut short is dropped."""
+        """Open a file, which need not exist yet; drop a last line that a kill cut off."""
         self._figures = Figures(path)
         if path.exists():
             self._figures.keep(lambda row: True)

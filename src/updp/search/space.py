@@ -1,4 +1,4 @@
-"""The space of plans: what each site may become, and what every plan costs.
+"""The space of plans: the options of each site, and the cost of every plan.
 
 A genome is a plan in numbers: for each site 0 (`keep`) or the number of its candidate, from 1.
 """
@@ -15,16 +15,16 @@ Genome = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate of a site, and what it saves of the baseline's cost."""
+    """A candidate of a site, with its savings relative to the baseline."""
 
     label: str
-    ms: float  # saved, for a batch
-    macs: int  # saved, for an image
-    parameters: int = 0  # saved
-    bytes: int = 0  # of weights, saved
+    ms: float  # saving in ms for a batch
+    macs: int  # saving in multiply-accumulates for an image
+    parameters: int = 0  # saving in number of parameters
+    bytes: int = 0  # saving in bytes of weights
     memory: int = 0  # bytes of activations alive at the worst moment inside the site
     noise: float = 0.0  # half of the interquartile range of `ms`
-    blocks: int = 1  # 1 where the candidate reduces depth, else 0
+    blocks: int = 1  # 1 if the candidate reduces depth, else 0
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Cost:
 
     latency: float  # ms for a batch
     noise: float  # half of the interquartile range of `latency`
-    macs: float  # for an image
+    macs: float  # multiply-accumulates for an image
     parameters: float
     memory: float  # bytes at the peak
-    blocks: int  # pruned
+    blocks: int  # number of pruned blocks
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a plan: at most these amounts by unit, and exactly so many pruned blocks."""
+    """Limits of a plan: upper bounds by unit, and the exact number of pruned blocks."""
 
     amounts: Mapping[str, float] = field(default_factory=dict)
     blocks: int | None = None
@@ -62,7 +62,7 @@ class Limits:
         )
 
     def without(self, unit: str) -> Limits:
-        """The limits without that of `unit`."""
+        """The limits without the one on `unit`."""
         return replace(self, amounts={u: a for u, a in self.amounts.items() if u != unit})
 
 
@@ -98,7 +98,7 @@ class Space:
         return self.cost(self.keep)
 
     def singles(self) -> list[Genome]:
-        """The plans that prune one site."""
+        """The plans that prune exactly one site."""
         return [
             self.changed(self.keep, i, j)
             for i, site in enumerate(self.sites)
@@ -110,7 +110,7 @@ class Space:
         return (*genome[:site], choice, *genome[site + 1 :])
 
     def cost(self, genome: Genome) -> Cost:
-        """Cost of a plan, from its candidates' own.
+        """Cost of a plan, from the savings of its candidates.
 
         Savings add up, and their noise adds up in squares. Memory is that of the weights plus the
         peak of activations: the largest inside of any site and outside of all.
@@ -128,7 +128,7 @@ class Space:
         )
 
     def scaled(self, factor: float) -> Space:
-        """The space in which every candidate saves `factor` times the latency."""
+        """The space with the latency savings of all candidates multiplied by `factor`."""
         return replace(
             self,
             sites=tuple(
@@ -143,7 +143,7 @@ class Space:
         )
 
     def choices(self, genome: Genome) -> dict[str, str]:
-        """Labels of the pruned sites' candidates by site."""
+        """Labels of the chosen candidates, by pruned site."""
         return {
             s.name: s.options[j - 1].label for s, j in zip(self.sites, genome, strict=True) if j
         }

@@ -15,7 +15,7 @@ class SurveyedSite(BaseModel, frozen=True):
     """A site with its offers."""
 
     site: str  # name of the site
-    memory: int  # bytes of activations alive at the worst moment inside the block, for a batch
+    memory: int  # peak bytes of activations inside the block, for a batch
     entry: int  # bytes of activations alive when the site is entered, for a batch
     offers: tuple[Offer, ...]  # the preferred one first
 
@@ -27,17 +27,17 @@ class BaselineCost(BaseModel, frozen=True):
     macs: int  # multiply-accumulates for one image
     parameters: int  # number of scalar parameters
     weights: int  # bytes of parameters and buffers
-    outside: int  # bytes of activations at the worst moment outside of all sites, for a batch
+    outside: int  # peak bytes of activations outside of all sites, for a batch
 
 
 class Survey(Record):
     """Survey of a model: its sites with their offers, and the baseline's cost."""
 
     FILE: ClassVar[str] = "sites/sites.json"
-    sites: tuple[SurveyedSite, ...]  # those with an offer, in the model's order
+    sites: tuple[SurveyedSite, ...]  # sites with an offer, in the model's order
     unusable: tuple[Unusable, ...]  # blocks that are no site, and sites without an offer
     baseline: BaselineCost  # cost of the whole model
-    in_place: float  # time that candidates save within the model, over what they save alone
+    in_place: float  # time saved by candidates within the model, divided by savings alone
 
     def offers(self, recipe: Recipe | None = None) -> Offers:
         """The offers of each site, the preferred one first; with a recipe, those for its budget."""
@@ -45,7 +45,7 @@ class Survey(Record):
         return offers if recipe is None else offers_within(offers, recipe)
 
     def space(self, offers: Offers) -> Space:
-        """The space of plans that some of these offers make."""
+        """The space of plans with these offers."""
         sites = tuple(
             Choice(
                 row.site, tuple(self._option(o, row.entry) for o in offers[row.site]), row.memory

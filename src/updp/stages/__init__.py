@@ -1,4 +1,4 @@
-"""The survey of sites (before stage 1) and the four stages, a file each.
+"""The survey of sites (before stage 1) and the four stages, one file each.
 
-Beside them stand what they share (`context`) and the proof of the merge (`verify`).
+Beside them are the modules that they share: `context`, and `verify`, the proof of the merge.
 """

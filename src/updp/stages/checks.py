@@ -1,4 +1,4 @@
-"""One comparison of a block, or of the whole model, with its merged form, on one call."""
+"""Compare a block, or the whole model, with its merged form on one call."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,8 +13,8 @@ from updp.blocks.nested import map_tensors
 from updp.blocks.values import tensors_of
 from updp.io.records import Record
 
-# A merged operator sums in another order, which rounds differently but hardly worse: an error of
-# up to this many times the subnet's own rounding error is accepted.
+# A merged operator sums in another order, with other but hardly larger rounding errors: an error
+# of up to this many times the subnet's own rounding error is accepted.
 ROUNDINGS = 4
 
 
@@ -40,12 +40,12 @@ class Checks(Record):
 
 
 def limit(check: Check, tolerances: Mapping[str, float]) -> float:
-    """The largest error that is accepted, relative."""
+    """Largest accepted relative error of a check."""
     return max(tolerances[check.dtype], ROUNDINGS * check.rounding)
 
 
 def first_wrong(checks: Sequence[Check], tolerances: Mapping[str, float]) -> Check | None:
-    """The first check above its tolerance, NaN too, or None."""
+    """The first check above its tolerance (NaN counts as above), or None."""
     return next((c for c in checks if not c.error <= limit(c, tolerances)), None)
 
 
@@ -62,12 +62,12 @@ def compare_call(
     args, kwargs = mapped(call, torch.clone)
     y, expected = _flat(call_user_code(new, *args, **kwargs)), _flat(expected)
     (other,) = (kind for kind in olds if kind != dtype)
-    # The two precisions differ by the rounding of the coarser one; this scales it to that of x.
+    # The two precisions differ by the coarser one's rounding; `scale` converts it to `dtype`'s.
     scale = torch.finfo(dtype).eps / max(torch.finfo(t).eps for t in (dtype, other))
     try:
         args, kwargs = mapped(call, partial(as_type, other))
         rounded = _flat(call_user_code(olds[other], *args, **kwargs))
-    except UserCodeError:  # then see what a rounding of the input does
+    except UserCodeError:  # then measure the effect of rounding the input
         scale, nudge = 1.0, 1 + torch.finfo(dtype).eps
         args, kwargs = mapped(call, lambda t: t * nudge if t.is_floating_point() else t.clone())
         rounded = _flat(call_user_code(olds[dtype], *args, **kwargs))
@@ -84,7 +84,7 @@ def compare_call(
 
 
 def as_type(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    """A copy of a tensor, of another type where it is of floating point."""
+    """A copy of a tensor, converted to `dtype` if it is floating-point."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
 
 
@@ -94,7 +94,7 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _flat(output: Any) -> Tensor:
-    """A block's only tensor, or all floating-point tensors of its output as one vector."""
+    """The only tensor of an output, or all its floating-point tensors as one vector."""
     tensors = tensors_of(output)
     if len(tensors) == 1:
         return tensors[0]
@@ -103,7 +103,7 @@ def _flat(output: Any) -> Tensor:
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
-    """||actual - expected|| / ||expected||, infinite when the shapes differ."""
+    """||actual - expected|| / ||expected||; infinite if the shapes differ."""
     if actual.shape != expected.shape:
         return float("inf")
     return float((actual - expected).norm() / expected.norm().clamp_min(1e-30))

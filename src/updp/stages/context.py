@@ -26,9 +26,9 @@ from updp.supernet import Supernet
 from updp.tasks import Metric, Task
 
 STAGES = ("sites", "supernet", "search", "subnet", "merge")
-WEIGHTS = "weights.safetensors"  # of a stage that fits or trains
-MODEL = "model.safetensors"  # merged, of the last stage
-# Of the inputs from which candidates' BatchNorms start, at once in memory: 83 images of 224 px.
+WEIGHTS = "weights.safetensors"  # weights of a stage that fits or trains
+MODEL = "model.safetensors"  # the merged model, written by the last stage
+# Maximum number of input values with which candidates' BatchNorms start: 83 images of 224 px.
 CALIBRATED_VALUES = 3 * 2**22
 TIMED_AGAIN = (
     "if the machine was busy with other work when candidates were timed, the same command with "
@@ -47,7 +47,7 @@ class StageKey(Record):
     @property
     def sha256(self) -> str:
         """Hash of this key and, through `after`, of all keys before it."""
-        # Names and order of the fields are in it: to change them makes finished stages stale.
+        # Names and order of the fields are hashed: changing them makes finished stages stale.
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
@@ -65,12 +65,12 @@ class InputNames:
 
     @property
     def the_model(self) -> str:
-        """The model, in a sentence."""
+        """Phrase for the model in a sentence."""
         return f"model '{self.model}'" if self.model else "the model"
 
     @property
     def the_data(self) -> str:
-        """The data, in a sentence."""
+        """Phrase for the data in a sentence."""
         return f"data '{self.data}'" if self.data else "the data"
 
 
@@ -89,9 +89,9 @@ class RunInputs:
     """The inputs of a run, opened and checked by `run.inputs.open_inputs`.
 
     `baseline` is a copy of the user's model in evaluation mode, on the feed's device. A `plan`
-    replaces the search; `pick` names another point of the search's front. A `teacher` of None is
-    the baseline. Stage 3 trains on `unlabelled` images, too. `num_classes` are those that a named
-    model was built with; None for its default.
+    replaces the search; `pick` selects another point of the search's front. A `teacher` of None
+    means the baseline. Stage 3 also trains on `unlabelled` images. `num_classes` is the number of
+    classes that a named model was built with; None for its default.
     """
 
     names: InputNames
@@ -115,7 +115,7 @@ class Context(RunInputs):
 
     root: Path = Path()
     keys: dict[str, StageKey] = field(default_factory=dict)  # by stage
-    other_size: OtherSize | None = None  # tried before the sites are surveyed
+    other_size: OtherSize | None = None  # result of a trial before the survey of sites
 
     def folder(self, stage: str) -> Path:
         """The folder of a stage."""
@@ -128,7 +128,7 @@ class Context(RunInputs):
 
     @property
     def task(self) -> Task:
-        """The task that the model is for."""
+        """The task of the model."""
         return self.feed.task
 
     def metric(self, *, labelled: bool) -> Metric:
@@ -136,18 +136,18 @@ class Context(RunInputs):
         return self.task.metric if labelled else self.task.agreement
 
     def example(self, count: int) -> Samples:
-        """Inputs of the model, to trace and time it on: see `data.example`."""
+        """Inputs for tracing and timing the model: see `data.example`."""
         return self.feed.example(count)
 
     def findings(self, model: nn.Module) -> Findings:
-        """The sites of `model` that the recipe selects.
+        """Find the sites of `model` that the recipe selects.
 
-        Raises UserError: a glob of the recipe matches no site.
+        Raises UserError if a glob of the recipe matches no site.
         """
         return self.selected(find(model, self.example(2)))
 
     def selected(self, findings: Findings) -> Findings:
-        """The findings' sites that the recipe selects. Raises UserError: a glob matches none."""
+        """The findings with the sites that the recipe selects. Raises UserError as `findings`."""
         settings = self.recipe.candidates
         selected = findings.selected(settings.include, settings.exclude)
         if findings.sites and not selected.sites:
@@ -169,7 +169,7 @@ class Context(RunInputs):
 
     @property
     def offers(self) -> Offers:
-        """The offers of each site within the budget. Raises UserError when there are none."""
+        """The offers of each site within the budget. Raises UserError if there are none."""
         offers = self.survey.offers(self.recipe)
         if not offers and self.plan is None:  # a given plan has candidates of its own
             if self.survey.sites:
@@ -191,11 +191,11 @@ class Context(RunInputs):
         return self.survey.space(self.offers)
 
     def require_budget(self) -> Budget | None:
-        """The budget, or None with a given plan. Raises UserError where both are missing."""
+        """The budget, or None with a given plan. Raises UserError if both are missing."""
         return None if self.plan is not None else self.recipe.required_budget()
 
     def limits(self) -> Limits:
-        """The budget in ms, MACs, parameters and bytes. Raises UserError when out of reach."""
+        """The budget in ms, MACs, parameters and bytes. Raises UserError if out of reach."""
         budget = self.require_budget()
         return Limits() if budget is None else limits_of(budget, self.space)
 
@@ -207,7 +207,7 @@ class Context(RunInputs):
     def make_supernet(self) -> Supernet:
         """Make another calibrated supernet, with the baseline's weights.
 
-        Raises UserError: a given plan does not fit the model.
+        Raises UserError if a given plan does not fit the model.
         """
         model = copy_module(self.baseline)
         every = find(model, self.example(2))
@@ -217,7 +217,7 @@ class Context(RunInputs):
             for name, wanted in planned(self.plan, findings).items():
                 offered = candidates.get(name, ())
                 candidates[name] = (*offered, *(c for c in wanted if c not in offered))
-        # What no plan may prune is fitted and trained for what precedes it all the same.
+        # Sites that no plan prunes get a switch, too, as a fit may repair them behind pruned ones.
         kept = [site.name for site in every.sites if not candidates.get(site.name)]
         net = Supernet(model, every, candidates, kept)
         samples = join(self.feed.calibration())
@@ -226,7 +226,7 @@ class Context(RunInputs):
         return net
 
     def load_weights(self, net: Supernet, stage: str, name: str = WEIGHTS) -> Supernet:
-        """Load the weights that a stage left into `net`, and return it. Raises UserError."""
+        """Load the weights that a stage wrote into `net`, and return it. Raises UserError."""
         path = self.folder(stage) / name
         tensors, notes = read_tensors(path)
         with content_of(path):
@@ -238,5 +238,5 @@ class Context(RunInputs):
         write_tensors(self.folder(stage) / name, net.weights(), {"shapes": net.shapes()})
 
     def found_plan(self) -> Plan:
-        """The plan that stage 2 left."""
+        """The plan that stage 2 wrote."""
         return Plan.read_file(self.folder("search") / Plan.FILE)

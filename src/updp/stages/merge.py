@@ -30,7 +30,7 @@ def run(context: Context) -> tuple[nn.Module, list[Check]]:
 
     Returns the merged model and its checks.
 
-    Raises MergeError, and writes nothing, when the merged model does not compute what was trained.
+    Raises MergeError, and writes no model, if the merged model differs from the trained one.
     """
     net = context.load_weights(context.net, "subnet")
     model, checks = merge(context, net, context.found_plan().choices)
@@ -53,7 +53,7 @@ def merge(
     )
     model = net.merged()
     Checks(rows=tuple(checks)).write(context.root)
-    state = model.state_dict()  # in which an "extra state" may be anything
+    state = model.state_dict()  # an "extra state" may be any object
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     write_tensors(context.folder("merge") / MODEL, tensors)
     return model, checks

@@ -1,6 +1,6 @@
-"""Some outputs of a model, kept to tell later whether another one is the same.
+"""Sample outputs of a model, stored to check later whether another model is the same.
 
-Weights do not tell it: code and settings of modules decide as much of what a model computes.
+Equal weights do not prove it: code and settings of modules also decide what a model computes.
 """
 
 from typing import ClassVar, Self
@@ -16,8 +16,8 @@ from updp.data.order import spaced
 from updp.errors import UserError
 from updp.io.records import Record
 
-_KEPT = 64  # values of each tensor
-_NEAR = 0.01  # relative; the difference between two devices is much less
+_KEPT = 64  # number of values kept per tensor
+_NEAR = 0.01  # relative; the difference between two devices is much smaller
 
 
 class Outputs(Record):
@@ -27,13 +27,13 @@ class Outputs(Record):
 
     @classmethod
     def of(cls, model: nn.Module, example: Samples) -> Self:
-        """Run the model in evaluation mode and keep what it returns."""
+        """Run the model in evaluation mode and keep samples of its outputs."""
         with torch.no_grad(), evaluating(model):
             found = [x.detach().cpu().flatten() for x in tensors_of(call(model, example))]
         return cls(values=tuple(tuple(_some(x.real.float().numpy())) for x in found))
 
     def check(self, model: nn.Module, example: Samples, message: str) -> None:
-        """Raise UserError where a model returns something else: `message`, "{by}" filled in."""
+        """Raise UserError if a model's outputs differ: `message` with "{by}" filled in."""
         gap = _gap(type(self).of(model, example).values, self.values)
         if not gap <= _NEAR:
             raise UserError(message.replace("{by}", "wholly" if np.isinf(gap) else f"{gap:.0%}"))
@@ -57,7 +57,7 @@ def _some(values: np.ndarray) -> list[float]:
 
 
 def _gap(values: tuple[tuple[float, ...], ...], expected: tuple[tuple[float, ...], ...]) -> float:
-    """Relative L2 error over all values; infinite where there are others."""
+    """Relative L2 error over all values; infinite if their numbers differ."""
     if [len(x) for x in values] != [len(x) for x in expected]:
         return float("inf")
     own, other = (np.array([x for row in rows for x in row]) for rows in (values, expected))

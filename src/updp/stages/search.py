@@ -27,13 +27,13 @@ from updp.search.space import Genome
 from updp.stages.context import Context, StageKey
 from updp.supernet.timing import time_plans
 
-# What was scored, as it is and after fit and repair.
+# Files of the scores: as the supernet has the plans, and after fit and repair.
 SCORES, FITTED = "scores.jsonl", "fitted.jsonl"
-_TIMINGS = 3  # of the best plans, while none of them keeps to the budget
+_TIMINGS = 3  # maximum number of timings, while none of the best plans meets the budget
 
 
 class SearchKey(StageKey):
-    """The budget and the settings of the search; of a given plan what it chooses."""
+    """The budget and the settings of the search; for a given plan its choices."""
 
     FILE: ClassVar[str] = "search/key.json"
     # Settings of the search that decide the outcome; of a given plan `choices` and `blended`.
@@ -48,7 +48,7 @@ class TimedPlans(Record):
     FILE: ClassVar[str] = "search/timed.json"
     # Plans in numbers: for each site 0 (kept) or the number of its candidate.
     genomes: tuple[Genome, ...]
-    latencies: tuple[Latency, ...]  # latency of each plan for a batch, beside the baseline's
+    latencies: tuple[Latency, ...]  # latency of each plan for a batch, compared with the baseline's
 
     @property
     def timings(self) -> dict[Genome, Latency]:
@@ -60,7 +60,7 @@ def make_key(context: Context) -> SearchKey:
     """The key of this stage."""
     recipe = context.recipe
     if context.plan is not None:
-        # Training is stopped by the images that a search would score.
+        # `blended` also decides the images by which training is stopped.
         given = {"choices": _sorted(context.plan.choices), "blended": recipe.search.blended}
         return SearchKey(search=given)
     return SearchKey(
@@ -73,7 +73,7 @@ def _sorted(choices: Mapping[str, str]) -> dict[str, str]:
 
 
 def check(context: Context) -> None:
-    """Raises UserError for a budget that is missing or out of reach."""
+    """Raise UserError if the budget is missing or out of reach."""
     context.limits()
 
 
@@ -90,7 +90,7 @@ def run(context: Context) -> None:
 
 
 def make_task(context: Context) -> SearchTask:
-    """The searcher's task. Raises UserError for a budget out of reach."""
+    """The searcher's task. Raises UserError if the budget is out of reach."""
     recipe = context.recipe
     return SearchTask(
         context.space,
@@ -107,9 +107,9 @@ def score_plans(
     """Score plans until there are enough.
 
     Returns:
-        The task, in whose space candidates save what they were seen to save together; scores of
-        plans as the supernet has them; and scores after fit and repair, empty where stage 3 does
-        not start from a fit.
+        The task, with savings of candidates corrected by timings of whole plans; scores of plans
+        with the supernet's weights; and scores after fit and repair, empty if stage 3 does not
+        start from a fit.
     """
     inputs = context.net, context.baseline, context.feed, context.recipe
     progress, scorer = context.progress, Scorer(*inputs)
@@ -118,7 +118,7 @@ def score_plans(
         known = search.search(task, scorer, file, progress, show)
     if not context.recipe.refines:
         return task, known, {}
-    # Refinement starts from each candidate alone, which not every searcher has scored.
+    # Refinement needs the score of each single candidate, which not every searcher computes.
     singles = [task.space.keep, *task.space.singles()]
     known |= search.complete(singles, task, scorer, file, progress)
     fitted_scorer = FittedScorer(*inputs)
@@ -137,8 +137,8 @@ def score_plans(
 def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -> SearchResult:
     """Time the best of the scored plans end to end, and choose one.
 
-    Where all of them are slower than wanted, their times tell how far to go on, and the best of
-    those that should keep to the budget then are timed as well.
+    If all of them are too slow, predictions are corrected by their times, and the best plans that
+    should then meet the budget are timed as well.
     """
     budget = context.recipe.budget
     assert budget is not None
@@ -162,7 +162,7 @@ def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -
 
 
 def _timed(context: Context, task: SearchTask, plans: Sequence[Genome]) -> dict[Genome, Latency]:
-    """The latencies of plans, which a search that was killed later has timed already."""
+    """Latencies of plans; read from the file if a killed search has timed them already."""
     found: TimedPlans | None = None
     if processes.is_first():
         found = TimedPlans.read_if_there(context.root)
@@ -207,7 +207,7 @@ def write_result(context: Context, result: SearchResult, budget: str, folder: Pa
 def _shown(
     curves: Curves, task: SearchTask
 ) -> Iterator[Callable[[Evaluated, Evaluated | None], None]]:
-    """Draw score and metric over evaluations, of each plan and of the best within the budget."""
+    """Context that plots score and metric of each plan and of the best one within the budget."""
     count, name = 0, task.metric.key
     curves.restart()
 

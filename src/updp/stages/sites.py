@@ -1,6 +1,6 @@
 """The survey before stage 1: find the sites of the model and time their candidates.
 
-A run keeps its first survey, because another one would measure other times.
+A run keeps its first survey, because a new one would measure different times.
 """
 
 import logging
@@ -24,7 +24,7 @@ from updp.supernet.timing import time_plans
 from updp.tasks import CLASSIFICATION
 
 _log = logging.getLogger(__name__)
-_WHOLE_STEPS = 3  # steps of the progress bar for the whole model, beside one for each site
+_WHOLE_STEPS = 3  # progress steps for the whole model, in addition to one per site
 
 
 class SitesKey(StageKey):
@@ -49,15 +49,15 @@ def make_key(context: Context) -> SitesKey:
         weights=hashes.weights,
         data=hashes.data,
         recipe={n: getattr(recipe, n).decisive() for n in ("data", "candidates", "measure")}
-        # Runs of earlier versions know no other task.
+        # Earlier versions have only this task, so it is not part of their keys.
         | ({} if context.task == CLASSIFICATION else {"task": context.task.name}),
     )
 
 
 def check(context: Context) -> None:
-    """Try another image size. Raises UserError for a glob that matches no site.
+    """Try another image size. Raises UserError if a glob matches no site.
 
-    Nothing has been written yet.
+    Runs before anything is written.
     """
     findings = context.findings(context.baseline)
     context.other_size = try_other_size(context.baseline, findings, context.example(1))
@@ -68,7 +68,7 @@ def check(context: Context) -> None:
 def run(context: Context) -> None:
     """Write `sites.json`: candidates of each site, refusals with reasons, the baseline's cost.
 
-    Of several processes one times, and the others wait.
+    Only the first of several processes does the timing; the others wait.
     """
     findings = context.findings(context.baseline)
     if not processes.is_first():
@@ -83,7 +83,7 @@ def run(context: Context) -> None:
 def survey(context: Context, findings: Findings) -> Survey:
     """Time the candidates of every site, and the baseline against a few whole plans.
 
-    Raises UserError where the recipe's runtime cannot run the model.
+    Raises UserError if the recipe's runtime cannot run the model.
     """
     model, measure, tick = context.baseline, context.recipe.measure, context.progress.advance
     offers, refused = make_offers(model, findings, context.recipe, context.device, tick)
@@ -94,7 +94,7 @@ def survey(context: Context, findings: Findings) -> Survey:
     candidates = {name: [o.candidate for o in found] for name, found in offers.items()}
     net = Supernet(copied, context.findings(copied), candidates)
     outside, sites = live_at(net.eval(), net.switches, x)
-    # A kept site runs the user's forward, which may hold more tensors than the traced block does.
+    # A kept site runs the user's forward, which may keep more tensors alive than the traced block.
     blocks = {s.name: s.block for s in net.sites.values()}
     _, originals = live_at(model, {b: model.get_submodule(b) for b in set(blocks.values()) if b}, x)
     keep = {n: max(s.peak, originals[b].peak if (b := blocks[n]) else 0) for n, s in sites.items()}
@@ -127,10 +127,10 @@ def in_place(
     x: Samples,
     measure: MeasureSettings,
 ) -> float:
-    """Factor from the sum of what candidates save alone to what a plan saves end to end.
+    """Factor from the sum of single savings of candidates to the saving of whole plans.
 
     Three plans are timed end to end, interleaved with the model: all sites with their preferred
-    candidates, all with their fastest, every other one with its preferred. See `search.factor`.
+    candidates, all with their fastest, every second one with its preferred. See `search.factor`.
 
     Args:
         model: the baseline.

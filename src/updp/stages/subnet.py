@@ -33,8 +33,8 @@ from updp.training.precision import MixedPrecision
 from updp.training.reconstruct import ReconstructRecord, ReconstructRow, reconstruct
 
 START = "start.safetensors"  # the plan's weights after the fit
-RECONSTRUCTED = "reconstructed.safetensors"  # and as far as sites were trained alone
-_JUDGED = 64  # images judged at once
+RECONSTRUCTED = "reconstructed.safetensors"  # weights while sites are trained alone
+_JUDGED = 64  # number of images judged at once
 
 
 class SubnetKey(StageKey):
@@ -62,7 +62,7 @@ def make_key(context: Context) -> SubnetKey:
 
 
 def run(context: Context) -> None:
-    """Write `weights.safetensors`, and after a fit `start.safetensors` and `fit.json`."""
+    """Write `weights.safetensors`, and after a fit also `start.safetensors` and `fit.json`."""
     settings = context.recipe.subnet
     net = context.make_supernet() if settings.start == "baseline" else context.net
     if settings.start != "baseline":
@@ -76,7 +76,7 @@ def run(context: Context) -> None:
 
 
 def _fit(context: Context, net: Supernet) -> None:
-    """Load the plan's closed-form start, fitted unless an interrupted run has left it."""
+    """Load the plan's weights after the fit; fit first unless an interrupted run already has."""
     if not processes.broadcast((context.folder("subnet") / START).exists()):
         progress, settings = context.progress, context.recipe.fit
         rows = fit_plan(
@@ -95,7 +95,7 @@ def _fit(context: Context, net: Supernet) -> None:
 
 
 def reconstruct_plan(context: Context, net: Supernet, choices: Mapping[str, str]) -> None:
-    """Train a plan's sites alone; those that an interrupted run has trained are loaded."""
+    """Train a plan's sites alone; load those that an interrupted run has trained."""
     settings, recipe = context.recipe.reconstruct, context.recipe
     path = context.folder("subnet") / RECONSTRUCTED
     rows: list[ReconstructRow] = []
@@ -161,7 +161,7 @@ def train_progressively(
     step = ProgressiveStep(net, choices, teacher, settings, context.task)
     paths = _feature_paths(net, teacher, feed, context.progress) if settings.features else []
     net.set_checkpointing(settings.checkpointing)
-    # As one graph, where what runs stays the same; hooks and second runs need calls of their own.
+    # One graph if its code stays the same; hooks and recomputation need separately compiled paths.
     is_fixed = settings.hold == 1 and not (paths or settings.checkpointing)
     score = _held_out_divergence(context, step) if settings.checks else None
     with step.tap(paths):
@@ -185,7 +185,7 @@ def train_progressively(
 
 
 class ProgressiveStep:
-    """A micro-batch of `train_progressively`, which has the arguments."""
+    """One micro-batch of `train_progressively`, as a function of type `training.loop.Step`."""
 
     def __init__(
         self,
@@ -195,21 +195,21 @@ class ProgressiveStep:
         settings: SubnetSettings,
         task: Task = CLASSIFICATION,
     ) -> None:
-        """Let `net` run the plan from now on."""
+        """Choose the plan in `net`, and prepare its forms."""
         self.net, self.teacher, self.settings = net, to_eval(teacher), settings
         self.task = task
         self._taps: tuple[Tap, ...] = ()
         net.choose(choices)
         forms = [net.switches[name].form(label) for name, label in choices.items()]
-        # Fitted forms are merged already.
+        # Fitted forms are already merged.
         self._early = forms if settings.merge == "ramp" and settings.start != "fit" else []
         for form in self._early:
-            # The optimiser is made before the forms collapse, and must hold the parameters of both.
+            # The optimiser is made before the forms collapse, but needs both kinds of parameters.
             form.set_shape("reserved")
 
     @contextmanager
     def tap(self, paths: Sequence[str]) -> Iterator[None]:
-        """Add the feature loss at the modules at `paths` for a while, if there are any."""
+        """Context that adds the feature loss at the modules at `paths`, if there are any."""
         with tapped(self.net.model, paths) as mine, tapped(self.teacher, paths) as theirs:
             self._taps = (mine, theirs) if paths else ()
             yield
@@ -217,7 +217,7 @@ class ProgressiveStep:
 
     @contextmanager
     def untapped(self) -> Iterator[None]:
-        """Run the network for a while for something else than a step."""
+        """Context for running the network outside of a training step, without the feature loss."""
         for tap in self._taps:
             tap.is_open = False
         yield
@@ -225,7 +225,7 @@ class ProgressiveStep:
             tap.is_open = True
 
     def collapses_at(self, total: int) -> int | None:
-        """The first step of `total` with a lambda of 1, if blocks merge early and there is one."""
+        """First step with lambda 1, if blocks merge early and there is such a step; else None."""
         first = bisect_left(range(total), 1.0, key=lambda n: ramp(n, total, self.settings))
         return first if self._early and first < total else None
 
@@ -247,11 +247,11 @@ class ProgressiveStep:
     def _loss(self, images: Samples, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
         settings, task, wanted = self.settings, self.task, None
         if settings.distill or self._taps:
-            with torch.no_grad():  # before the student, whose activations then are not there yet
+            with torch.no_grad():  # before the student, so that its activations take no memory yet
                 wanted = task.run(self.teacher, images)
         outputs = task.run(self.net, images)
         loss = torch.zeros((), device=tensors_in(outputs)[0].device)
-        if settings.distill < 1 and task.has_loss:  # else images need no labels
+        if settings.distill < 1 and task.has_loss:  # otherwise images need no labels
             labels = task.loss(outputs, targets, settings.label_smoothing)
             loss = (1 - settings.distill) * labels
         if settings.distill and wanted is not None:
@@ -265,7 +265,7 @@ class ProgressiveStep:
 
 
 def _held_out_divergence(context: Context, step: ProgressiveStep) -> Callable[[], float]:
-    """The mean distance of the net from the baseline's outputs on the images of the search."""
+    """Score function: the net's mean distance from the baseline on the held-out images."""
     with_blends = context.recipe.search.blended
     held_out = HeldOut(context.baseline, context.feed, "divergence", blended=with_blends)
 
@@ -279,7 +279,7 @@ def _held_out_divergence(context: Context, step: ProgressiveStep) -> Callable[[]
 
 
 def _feature_paths(net: Supernet, teacher: nn.Module, feed: Feed, progress: Progress) -> list[str]:
-    """Paths of the pruned blocks whose outputs can be compared with the baseline's."""
+    """Paths of the pruned blocks whose outputs can be compared with the teacher's."""
     blocks = net.pruned_blocks()
     images = feed.calibration()[0]
     paths = comparable(net.model, teacher, blocks, images[:2])

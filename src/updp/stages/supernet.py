@@ -34,18 +34,18 @@ def make_key(context: Context) -> SupernetKey:
         supernet=recipe.supernet.decisive(),
         fit=recipe.fit.decisive(),
         kind_of_budget=("blocks" if recipe.counts_blocks else "costs") if follows else "",
-        # In any order they are one plan.
+        # Sorted, because the order does not matter.
         candidates=None if plan is None else dict(sorted(plan.candidates.items())),
     )
 
 
 def check(context: Context) -> None:
-    """Raises UserError for a given plan that does not fit, before anything is written."""
+    """Raise UserError if a given plan does not fit, before anything is written."""
     _ = context.net  # made here, on first use
 
 
 def run(context: Context) -> None:
-    """Write `weights.safetensors`: every candidate fitted alone, then all trained together."""
+    """Write `weights.safetensors`: first fit every candidate alone, then train all together."""
     recipe, net, progress = context.recipe, context.net, context.progress
     if recipe.supernet.start == "fit":
         images = context.feed.calibration(recipe.fit.images)
@@ -59,7 +59,7 @@ def train_sandwich(context: Context) -> None:
     """Train the supernet by the sandwich rule (UPDP, *Supernet training*; Yu & Huang, 2019, 3.2).
 
     Each step trains the baseline path on the labels, then distills its logits into the most pruned
-    path and a few random plans. Each path is backpropagated alone, so memory is that of one.
+    path and a few random plans. Paths are backpropagated one at a time, to save memory.
     """
     net, settings = context.net, context.recipe.supernet
     seed = mix(context.recipe.seed, 10)
@@ -82,7 +82,7 @@ def train_sandwich(context: Context) -> None:
 def sandwich_step(
     net: Supernet, settings: SupernetSettings, seed: int, task: Task = CLASSIFICATION
 ) -> Step:
-    """A micro-batch of `train_sandwich`; `seed` and the step's number decide the random plans."""
+    """Step function of `train_sandwich`; `seed` and the step number decide the random plans."""
 
     def step(
         images: Samples, targets: Any, number: int, total: int, precision: MixedPrecision
@@ -93,7 +93,7 @@ def sandwich_step(
             loss = task.loss(teacher, targets, settings.label_smoothing)
         precision.backward(loss)
         figures, teacher = {"baseline": loss.detach()}, map_tensors(Tensor.detach, teacher)
-        # Seeded by the step, so that a continued run draws the plans of an uninterrupted one.
+        # Seeded by the step, so that a resumed run draws the same plans as an uninterrupted one.
         chance = random.Random(mix(seed, 3, number))
         plans = [most_pruned(net)]
         plans += [random_plan(net, chance) for _ in range(settings.random_paths)]
@@ -109,12 +109,12 @@ def sandwich_step(
 
 
 def most_pruned(net: Supernet) -> dict[str, str]:
-    """The plan of every site's first candidate."""
+    """The plan with every site's first candidate."""
     return {name: switch.labels[0] for name, switch in net.switches.items()}
 
 
 def random_plan(net: Supernet, chance: random.Random) -> dict[str, str]:
-    """Draw a plan: a random number of sites, random ones, with random candidates."""
+    """Draw a plan: a random number of random sites, with random candidates."""
     names = list(net.switches)
     chosen = chance.sample(names, chance.randint(1, len(names)))
     return {name: chance.choice(net.switches[name].labels) for name in names if name in chosen}

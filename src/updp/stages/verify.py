@@ -35,27 +35,27 @@ def verify(
     tick: Callable[[], None] = lambda: None,
     task: Task = CLASSIFICATION,
 ) -> list[Check]:
-    """Compare subnet and merged model under the present choices, block by block and end to end.
+    """Compare subnet and merged model under the current choices, block by block and end to end.
 
-    Each merged block gets the inputs of its subnet block. Deep networks may round by more than the
-    tolerance, merged or not, so an error of `ROUNDINGS` times the subnet's own is accepted, too.
+    Each merged block gets the inputs of its subnet block. Deep networks may have rounding errors
+    above the tolerance, merged or not, so `ROUNDINGS` times the subnet's own are accepted, too.
 
-    A model may compute in float32 by itself, whatever its weights are. Where it then fails in
-    float64, or differs by more than the tolerance, each merged site is compared in float64 on its
-    own inputs, and the whole in float32 only; a warning says so.
+    A model may force float32 in its code. If it then fails in float64, or differs by more than the
+    tolerance, each merged site is compared alone in float64 on its own inputs, and the whole model
+    in float32 only; a warning says so.
 
     Args:
         net: the supernet, with the plan chosen.
-        images: real images (N, C, H, W), or other inputs; random input has their shape, and
-            their own values where those are whole numbers, such as tokens.
+        images: real images (N, C, H, W), or other inputs; random inputs have the same shape, and
+            the real values if these are whole numbers, such as tokens.
         settings: the tolerance of each precision.
         dtypes: the precisions to compare in.
         sources: `random`, `images`, or both.
         tick: called after each precision and source.
-        task: says what of the merged model's results is compared.
+        task: defines which results of the models are compared.
 
     Raises:
-        MergeError: an error is above its tolerance; the first is named.
+        MergeError: an error is above its tolerance; the message names the first one.
     """
     nets = {
         torch.float64: copy_module(net).double().eval(),
@@ -81,7 +81,7 @@ def verify(
 class _Comparison:
     """Comparisons of a subnet, in each precision, with its merged model.
 
-    `note` says why the model does not compute in float64, once that is known.
+    `note` is the reason why the model does not compute in float64, once it is known.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class _Comparison:
         )
 
     def _accepted(self, checks: list[Check]) -> list[Check]:
-        """The checks. Raises MergeError with the first that is above its tolerance."""
+        """Return the checks. Raises MergeError for the first one above its tolerance."""
         if wrong := first_wrong(checks, self.tolerances):
             raise MergeError(
                 f"merged {wrong.where or 'model'} differs from what was trained by "
@@ -140,13 +140,13 @@ def _compare(
     source: str,
     task: Task,
 ) -> list[Check]:
-    """Compare on one input in one precision. Raises UserCodeError where a model does not run."""
+    """Compare on one input in one precision. Raises UserCodeError if a model does not run."""
     subnet = nets[dtype]
     calls: dict[str, tuple[Any, Any]] = {}
 
     def record(name: str) -> Iterator[RemovableHandle]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name] = mapped((args, kwargs), torch.clone), None  # the block may work in place
+            calls[name] = mapped((args, kwargs), torch.clone), None  # blocks may work in place
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             calls[name] = calls[name][0], mapped(output, torch.clone)
@@ -177,7 +177,7 @@ def _inner_call(block: nn.Module) -> Callable[..., Any]:
 def _compare_sites(
     nets: Mapping[torch.dtype, Supernet], x: Samples, source: str, note: str
 ) -> list[Check]:
-    """Compare each merged site alone, in float64 on its inputs in a run in float32.
+    """Compare each merged site alone in float64, on its inputs from a float32 run.
 
     A site that does not run in float64 is compared in float32.
     """
@@ -211,7 +211,7 @@ def _compare_sites(
 
 
 def _random(images: Samples) -> Samples:
-    """Standard normal numbers in place of all floating-point ones."""
+    """Replace floating-point values by standard normal random numbers."""
 
     def drawn(x: Tensor) -> Tensor:
         return seeded_input(x.shape).to(x.device) if x.is_floating_point() else x

@@ -1,6 +1,6 @@
-"""Fit of every candidate alone, on the baseline's activations, for a search.
+"""Fit every candidate alone, on the baseline's activations, for a search.
 
-Candidates of a site that differ in their width only have the same rows, which are taken once.
+Candidates of a site that differ only in width have the same rows, which are gathered once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -76,7 +76,7 @@ class _SiteFits:
 
     @property
     def targets(self) -> _FitTasks:
-        """Regressions that want targets; later ones of a form want their inputs in a later pass."""
+        """Regressions that need targets now; later ones of a form get their inputs later."""
         return [*self.own, *(task for _, *later in self.forms for task in later)]
 
 

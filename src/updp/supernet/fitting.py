@@ -1,7 +1,7 @@
-"""Fit of candidates in the supernet: closed-form regressions, one after another, no gradient.
+"""Fit of a plan's candidates: closed-form regressions, one after another, no gradient.
 
 Targets are the baseline's outputs on its own activations; inputs come from the prefix fitted so
-far. So each fit also corrects the error that the ones before it left. Several processes share the
+far. So each fit also corrects the error left by the earlier ones. Several processes share the
 batches of calibration images.
 """
 
@@ -71,21 +71,21 @@ def fit_plan(
     begin: Callable[[int], None] = lambda steps: None,
     task: Task = CLASSIFICATION,
 ) -> list[FitRow]:
-    """Fit the candidates of a plan, and repair what is kept behind its first pruned site.
+    """Fit the candidates of a plan, and repair the kept operators behind its first pruned site.
 
-    A repair changes the model's own weights, of kept sites and of linear operators outside of all
-    sites; as much of it is kept as the outputs for held-out images say (see `Judge`). The forms end
-    collapsed, and the net in evaluation mode under `choices`.
+    A repair changes the model's own weights: of kept sites and of linear operators outside of all
+    sites. `Judge` decides on held-out images how much of each repair is kept. Afterwards the forms
+    are collapsed, and the net is in evaluation mode under `choices`.
 
     Args:
         choices: the candidate of each pruned site.
         batches: calibration images, each (N, C, H, W), or other inputs.
         tick: called once when the targets are gathered, then after each fit.
-        begin: told beforehand how many times `tick` will be called.
-        task: says which outputs count, and their distance from the baseline's.
+        begin: called first, with the number of times that `tick` will be called.
+        task: defines which outputs count, and their distance from the baseline's.
 
     Returns:
-        The figures of each fit, in order.
+        The record of each fit, in order.
     """
     net.eval()
     net.set_lambda(1.0)
@@ -139,7 +139,7 @@ def _add_inputs(fitting: FitTask, walk: Walk, place: _Place, numbers: Sequence[i
 
 
 def _finish(fitting: FitTask, place: _Place, candidate: str, judge: Judge | None) -> FitRow:
-    """Solve a regression, and keep of a repair what the judge allows."""
+    """Solve a regression; if it is a repair, keep the share of it that the judge allows."""
     kept, divergence = 1.0, None
     if judge is None:
         fitted = fitting.finish()
@@ -163,7 +163,7 @@ def _finish(fitting: FitTask, place: _Place, candidate: str, judge: Judge | None
 
 @dataclass(frozen=True)
 class _Place:
-    """A site's switch, or an operator that no site has, with its regressions."""
+    """A site's switch, or an operator outside of all sites, with its regressions."""
 
     name: str
     module: nn.Module
@@ -202,7 +202,7 @@ def _places(
 def _execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Module, Tensor]]:
     """Sites, and linear operators outside of them that run just once, with their inputs.
 
-    An operator that runs again, or whose weights another one shares, has no single target.
+    An operator that runs several times, or shares its weights, has no single target.
     """
     inside = {id(m) for switch in net.places.values() for m in switch.modules()}
     owners = parameter_owners(net.model)
@@ -231,7 +231,7 @@ def _execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Modul
 def _gather_targets(
     net: Supernet, places: list[_Place], batches: Sequence[Samples], room: float
 ) -> None:
-    """Gather the baseline's outputs at all places, at most `room` bytes of them."""
+    """Gather the baseline's outputs at all places, in at most `room` bytes."""
     regressions = [fitting.regression for place in places for fitting in place.fit_tasks]
 
     def gather(number: int) -> None:

@@ -1,8 +1,8 @@
 """Repairs judged by the outputs of the whole network, on images that no fit has seen.
 
-A repair is fitted to what one operator gave before, which stands in for what counts. A classifier
-that is fitted to a few hundred images, or a last block of whose tokens only one is read, may come
-nearer to its own target and take the logits away from the baseline's.
+A repair is fitted to the old output of one operator, which only stands in for the network's output.
+A classifier that is fitted to a few hundred images, or a last block of whose tokens only one is
+read, may come nearer to its own target while the logits move away from the baseline's.
 """
 
 import math
@@ -20,18 +20,18 @@ from updp.tasks import CLASSIFICATION, Task
 
 T = TypeVar("T")
 
-_SHARES = (1.0, 0.5, 0.25)  # of the way from the weights before a repair to those after it
+_SHARES = (1.0, 0.5, 0.25)  # shares of the change that a repair makes
 
 
 class Judge:
     """Decides how much of each repair to keep, by the outputs' distance from the baseline's.
 
-    Tries shares of the change and keeps the largest that is not worse than the best by more than
-    the standard error of their paired difference: most repairs change little by themselves, and are
-    what later ones build on. The distance is the task's, of logits KL(baseline || network), for
-    each image of the walk's batches from `first` on, and of those of other processes; no fit may
-    use them. While sites are pruned one after another, those not yet pruned are the baseline's, so
-    that each repair is judged by what it can change.
+    Tries shares of the change and keeps the largest one that is not worse than the best by more
+    than the standard error of their paired difference: most repairs change little alone, and later
+    repairs build on them. The task defines the distance, for logits KL(baseline || network). It is
+    measured on each image of the walk's batches from number `first` on, of all processes; no fit
+    may use these images. Sites are pruned one after another and later ones are still the
+    baseline's, so each repair is judged only by what it can change.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Judge:
         """Prepare to judge repairs of `net`; `baseline` are its outputs before any change."""
         self._net, self._walk, self._first = net, walk, first
         self._baseline, self._task = baseline, task
-        self._errors: Tensor | None = None  # cached, of the net as it is; None: not known
+        self._errors: Tensor | None = None  # distances of the net as it is now; None: not measured
 
     def forget(self) -> None:
-        """Discard the cached distances: the net changed outside of a repair, by a pruned site."""
+        """Discard the cached distances, because pruning a site changed the net."""
         self._errors = None
 
     def measure_pruned(self) -> float:
@@ -57,10 +57,10 @@ class Judge:
         return self._errors.mean().item()
 
     def repaired(self, repair: Callable[[], T]) -> tuple[T, float, float]:
-        """Run `repair`, and keep a share of its change of the weights, or nothing of it.
+        """Run `repair`, and keep a share of its change of the weights, possibly none.
 
         Returns:
-            What `repair` returned, the share that was kept, and the mean divergence with it.
+            The result of `repair`, the share that was kept, and the mean distance with it.
         """
         tensors = [t for t in self._net.weights().values() if t.is_floating_point()]
         before = [t.clone() for t in tensors]
@@ -80,7 +80,7 @@ class Judge:
         return fitted, kept, self._errors.mean().item()
 
     def _divergences(self) -> Tensor:
-        """Distance from the baseline, (N,) in float64; only the walk's place may have changed."""
+        """Distance from the baseline, (N,) in float64, resumed at the place visited last."""
         parts = []
         for number, wanted in enumerate(self._baseline, self._first):
             parts += self._task.distance(self._walk.output(number), wanted).tolist()
@@ -92,7 +92,7 @@ def _is_worse(errors: Tensor, best: Tensor) -> bool:
     """Whether the mean is larger by more than the standard error of the paired difference."""
     difference = errors - best
     noise = difference.std() / len(difference) ** 0.5
-    return not difference.mean() <= noise  # so written, NaN is worse
+    return not difference.mean() <= noise  # written this way, NaN counts as worse
 
 
 def _interpolate(changes: Sequence[tuple[Tensor, Tensor, Tensor]], share: float) -> None:
@@ -104,7 +104,7 @@ def _interpolate(changes: Sequence[tuple[Tensor, Tensor, Tensor]], share: float)
 def split(batches: Sequence[Samples], share: float) -> tuple[list[Samples], list[Samples]]:
     """Split batches of inputs into those to fit to and a share to judge by.
 
-    The last images are those of the judge; none, where that would be a single one.
+    The judge gets the last images; it gets none if it would be a single one.
     """
     wanted = round(share * sum(map(len, batches)))
     fitted, judged = list(batches), list[Samples]()

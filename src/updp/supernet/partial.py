@@ -1,9 +1,9 @@
 """Partial forward passes: a network resumed at one of its modules from that module's inputs.
 
-Nothing needs to be known of the network. Its own forward runs, but each module called before the
-entry returns, without computing, a tensor of the right shape full of NaNs, and the entry takes the
-cached inputs in place of its own. Whether a network can be resumed somewhere is tried: the output
-must be the same bit by bit, so nothing else may have come from before.
+The network needs no description. Its own forward runs, but each module called before the entry
+computes nothing and returns a tensor of the right shape full of NaNs, and the entry point takes its
+inputs from a cache. Whether a network can be resumed at a module is tested: the output must be the
+same bit by bit, which shows that nothing else comes from before.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _log = logging.getLogger(__name__)
 Inputs = tuple[Any, ...]  # the positional arguments of a module
 Observer = Callable[[int, nn.Module, Inputs], None]  # a call's number, its module, its inputs
 Shapes = tuple[torch.Size, ...]
-Runner = Callable[[nn.Module, Samples], Any]  # runs a network on a batch; the outputs that count
+Runner = Callable[[nn.Module, Samples], Any]  # runs a network; the outputs that count
 
 
 class Resumable:
-    """Runs `net` whole, or from an entry point on: a call of one of `marks`, its modules.
+    """Runs `net` whole, or from an entry point on, which is a call of one of its modules `marks`.
 
-    Units are the marks, and the largest modules that hold none; their calls are numbered.
+    Units are the marks and the largest modules without a mark inside; their calls are numbered.
     """
 
     def __init__(
@@ -42,18 +42,18 @@ class Resumable:
         self._units = list(
             dict.fromkeys(_units(net, set(marks), _inside(marks)))
         )  # shared ones once
-        # Makers of placeholders of the outputs, by shapes of the input and number of the call.
+        # Functions that make placeholder outputs, by shapes of the input and number of the call.
         self._outputs: dict[Shapes, dict[int, Callable[[], Any]]] = {}
 
     def run(
         self, images: Samples, observe: Observer, entry: int = 0, inputs: Inputs | None = None
     ) -> Any:
-        """Run the network on `images` (N, C, H, W), or whatever else it takes.
+        """Run the network on `images` (N, C, H, W), or other inputs.
 
         Args:
-            images: the whole input, also where most of the network is skipped.
-            observe: called before each call from the entry on.
-            entry: the first call to compute; an earlier run of as many images must have reached it.
+            images: the whole input, even if most of the network is skipped.
+            observe: called before each call, starting with the entry.
+            entry: first call to compute; an earlier run on as many images must have reached it.
             inputs: cached inputs of that call, which gets a copy.
         """
         shapes = tuple(tensor.shape for tensor in tensors_in(images))
@@ -62,7 +62,7 @@ class Resumable:
 
         def call(unit: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             nonlocal count, is_inside
-            if is_inside:  # another unit runs it, and would not where it is skipped
+            if is_inside:  # called by a unit; skipping that unit skips it, too
                 return forward(*args, **kwargs)
             number, count = count, count + 1
             if number < entry:
@@ -91,8 +91,8 @@ class Resumable:
     ) -> bool:
         """Whether a run from `inputs` at call `entry` gives the `output` of a run on `images`.
 
-        Calls of `later`, by number, must be given the same, too: where a pruned block reads
-        nothing of what a module makes, the output tells nothing of that module's inputs.
+        The calls in `later`, by number, must get the same inputs, too: if a pruned block ignores
+        the output of a module, the network's output says nothing about that module's inputs.
         """
         differ: list[int] = []
 
@@ -113,7 +113,7 @@ class Resumable:
     def _replaced_forwards(self, call: Callable[..., Any]) -> Iterator[None]:
         """Run `call(unit, forward, ...)` in place of each unit's `forward`.
 
-        Hooks cannot do this: they change inputs and outputs, and the module computes all the same.
+        Hooks cannot do this: they change inputs and outputs, but the module still computes.
         """
         # A user (or accelerate) may have set a `forward` on the instance already.
         own = {unit: vars(unit)["forward"] for unit in self._units if "forward" in vars(unit)}
@@ -136,7 +136,7 @@ class Resumable:
 class Walk:
     """Visits modules of a network in order, each resumed from the cached inputs of the last one.
 
-    Inputs are cached for all batches or, beyond the memory allowed, for the first ones only; the
+    If the inputs of all batches exceed the memory allowed, only the first batches are cached; the
     others run from an earlier entry point or from the start.
     """
 
@@ -151,14 +151,14 @@ class Walk:
     ) -> None:
         """Prepare to visit `modules` on `batches` of images (N, C, H, W), or other inputs.
 
-        Without any batches, such an `example` tells what can be entered. `run` gives the outputs of
-        the network that count.
+        If there are no batches, `example` is the input to find the entry points with. `run` returns
+        the outputs of the network that count.
         """
         self.batches, self.room = batches, megabytes * 2**20
         self._net = Resumable(net, modules, run)
         self._calls: dict[nn.Module, int] = {}  # the number of each module's first call
         self._enterable: set[nn.Module] = set()
-        # By batch: the last module at which it can be entered, and a later one asked for.
+        # By batch: the last module where the run can resume, and a later one that was asked for.
         self._cached: list[list[tuple[nn.Module, Inputs]]] = [[] for _ in batches]
         example = batches[0] if example is None else example
         self._find_entries(set(modules), example[:2])
@@ -189,7 +189,7 @@ class Walk:
         )
 
     def _find_entries(self, modules: set[nn.Module], images: Samples) -> None:
-        """Try which of the modules the network can be resumed at."""
+        """Find the modules at which the network can be resumed, by trying each."""
         found: dict[nn.Module, Inputs] = {}
 
         def observe(number: int, unit: nn.Module, args: Inputs) -> None:
@@ -224,7 +224,7 @@ class NotReached(Exception):
 
 
 class _Reached(Exception):
-    """Ends a forward at the module that was asked for."""
+    """Stops a forward at the requested module."""
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class _Reached(Exception):
 
 @contextmanager
 def observed_inputs(observers: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]:
-    """Call each module's observer with a copy of its inputs, the first time that it runs."""
+    """Call each module's observer with a copy of its inputs, at its first call only."""
     done = set()
 
     def hook(module: nn.Module, args: Inputs) -> None:
@@ -246,7 +246,7 @@ def observed_inputs(observers: Mapping[nn.Module, Callable[..., None]]) -> Itera
 
 
 def copied(values: Any) -> Any:
-    """A copy in which tensors are cloned; modules may work in place on theirs."""
+    """A copy with cloned tensors, because modules may change their inputs in place."""
     return map_tensors(torch.clone, values)
 
 
@@ -256,13 +256,13 @@ def bytes_of(values: Any) -> int:
 
 
 def _placeholder(output: Any) -> Callable[[], Any]:
-    """A maker of outputs like this one: new tensors, which are freed as the real ones would be."""
+    """A function that makes outputs like this one: new tensors, freed as the real ones would be."""
 
     def like(tensor: Tensor) -> partial[Tensor]:
         value = float("nan") if tensor.is_floating_point() else 0
         return partial(torch.full, tensor.shape, value, dtype=tensor.dtype, device=tensor.device)
 
-    # Of a cache of keys and values, say, it is not known what is in it.
+    # An output such as a cache of keys and values cannot be imitated: its contents are unknown.
     plain, made = is_plain(output), map_tensors(like, output)
 
     def make() -> Any:
@@ -283,5 +283,5 @@ def _units(module: nn.Module, marks: set[nn.Module], inside: set[nn.Module]) -> 
 
 
 def _inside(marks: Collection[nn.Module]) -> set[nn.Module]:
-    """Modules inside a mark, which run as part of it; a block may list them as children, too."""
+    """Modules inside a mark, which run as part of it, even if a block lists them as children."""
     return {part for mark in marks for part in mark.modules() if part is not mark} - set(marks)

@@ -1,4 +1,4 @@
-"""Modules that see only what is routed to them, such as the experts of a mixture."""
+"""Find modules that get only the rows routed to them, such as the experts of a mixture."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from updp.blocks.modules import hooks
 from updp.blocks.nested import Samples, call, count, take, tensors_in
 
-_TRIED = 8  # samples
+_TRIED = 8  # maximum number of samples to try
 
 
 @torch.no_grad()
 def routed(net: nn.Module, images: Samples, modules: Mapping[str, nn.Module]) -> set[str]:
-    """Modules whose input has another size, or that do not run, for one sample than for another.
+    """Modules whose input size, or number of calls, differs between samples.
 
-    What they are given depends on the values before them: behind a pruned site there are other rows
-    than in the baseline, and no row has a target.
+    Their rows depend on the values before them: behind a pruned site they get other rows than in
+    the baseline, so rows and targets do not pair.
     """
     seen = dict[str, list[Any]]()
     found = set[str]()
@@ -27,7 +27,7 @@ def routed(net: nn.Module, images: Samples, modules: Mapping[str, nn.Module]) ->
         seen[name].append(args[0].shape if args and isinstance(args[0], Tensor) else None)
 
     samples = [take(images, torch.tensor([n])) for n in range(min(_TRIED, count(images)))]
-    # Images of another size have other sizes everywhere.
+    # Inputs of different sizes differ in every module, so only equal sizes are compared.
     alike = [sample for sample in samples if _shapes(sample) == _shapes(samples[0])]
     with hooks(m.register_forward_pre_hook(partial(note, n)) for n, m in modules.items()):
         first = None

@@ -1,4 +1,4 @@
-"""Weights that a forward reads at several places: a fit of one place must not change them."""
+"""Find weights that a forward uses in several places: a fit of one place must not change them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from updp.supernet.switch import Switch
 
 
 def shared_sites(net: Supernet) -> set[str]:
-    """Sites whose weights another site, or an operator outside of all sites, has as well."""
+    """Sites that share weights with another site or with an operator outside of all sites."""
     users: Counter[int] = Counter()
     inside = {id(m) for switch in net.places.values() for m in switch.modules()}
     for switch in net.places.values():
         users.update({id(p) for p in switch.keep.parameters()})
     for module in net.model.modules():
-        is_list = isinstance(module, nn.ParameterList | nn.ParameterDict)  # of whoever reads it
+        is_list = isinstance(module, nn.ParameterList | nn.ParameterDict)  # counted at its reader
         if id(module) not in inside and not is_list and not any(module.children()):
             users.update(id(p) for p in module.parameters())
     return {
@@ -31,11 +31,11 @@ def shared_sites(net: Supernet) -> set[str]:
 
 
 def read_before(net: Supernet, images: Samples, places: Mapping[str, nn.Module]) -> set[str]:
-    """Places, sites or operators, on whose weights their own input depends.
+    """Places (sites or operators) whose own input depends on their own weights.
 
-    The targets of a fit are of a forward with the old weights, and so are its inputs: what reads
-    them before, such as a module that is called outside of its site, too, would change. Found by
-    the gradients of each input; of a model that has none nothing is found.
+    A fit computes its targets and inputs with the old weights. If a module before the place reads
+    these weights, too (one called outside of its site, say), those inputs would change. Found by
+    the gradients of each input; for a model without gradients the result is empty.
     """
     given: dict[nn.Module, Tensor] = {}
 
@@ -61,7 +61,7 @@ def read_before(net: Supernet, images: Samples, places: Mapping[str, nn.Module])
 
 
 def _depends(x: Tensor, place: nn.Module) -> bool:
-    """Whether a tensor was computed with weights of a place."""
+    """Whether the tensor `x` was computed with weights of `place`."""
     own = [*(place.keep if isinstance(place, Switch) else place).parameters()]
     if not own:
         return False

@@ -42,8 +42,8 @@ class Supernet(nn.Module):
     ) -> None:
         """Take over `model`, which is on its device already; `candidates` are by site.
 
-        Sites without any are no part of it, but for those of `kept`: their weights may be fitted
-        and trained by themselves.
+        Sites without candidates are left as they are, except those in `kept`: these get a switch,
+        too, so that their weights can be fitted and trained.
         """
         super().__init__()
         self.sites = {s.name: s for s in findings.sites if candidates.get(s.name) or s.name in kept}
@@ -63,11 +63,11 @@ class Supernet(nn.Module):
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the user's model under the present choices."""
+        """Run the user's model under the current choices."""
         return self.model(*args, **kwargs)
 
     def choose(self, choices: Mapping[str, str]) -> None:
-        """Let each named site run the candidate of that label, every other one its baseline.
+        """Let each named site run the candidate with this label, every other site its baseline.
 
         Raises:
             ValueError: there is no such site or candidate.
@@ -86,17 +86,17 @@ class Supernet(nn.Module):
             switch.lam, switch.gate = lam, gate
 
     def set_checkpointing(self, checkpointing: bool) -> None:
-        """Keep the activations inside of sites for the backward, or compute them again there."""
+        """Set whether sites recompute their activations in the backward instead of storing them."""
         for switch in self.switches.values():
             switch.checkpointing = checkpointing
 
     @property
     def places(self) -> dict[str, Switch]:
-        """All sites by name, those without candidates too."""
+        """All switches by site, including sites without candidates."""
         return self.switches | self.kept
 
     def paths(self) -> list[nn.Module]:
-        """Each path of each site: the baseline's and the candidates' forms."""
+        """All paths of all sites: the baseline's paths and the candidates' forms."""
         return [path for s in self.places.values() for path in (s.keep, *s.forms)]
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class Supernet(nn.Module):
         ready = set[str]()
 
         def hook(name: str, switch: Switch, args: tuple[Any, ...]) -> None:
-            if name in ready:  # it runs more often here than in the example
+            if name in ready:  # it runs more often here than in the example that found the sites
                 return
             calls[name].append((args[0].clone(), *args[1:]))
             if len(calls[name]) == self.sites[name].calls:  # a shared block runs several times
@@ -128,13 +128,13 @@ class Supernet(nn.Module):
         )
         with evaluating(self), hooks(handles):
             call(self, images)
-        for name in [*calls]:  # that ran less often on these images
+        for name in [*calls]:  # sites that ran less often on these images
             initialise(name, self.switches[name])
 
     def weights(self) -> dict[str, Tensor]:
         """All tensors by name: the user's under `model.`, the candidates' own under `site.`.
 
-        They share memory with the supernet's.
+        The tensors share memory with the supernet's.
         """
         tensors: dict[str, Tensor] = {
             f"model.{name}": getattr(owner, key) for name, (owner, key) in self._base.items()
@@ -151,7 +151,7 @@ class Supernet(nn.Module):
     def load_weights(
         self, weights: Mapping[str, Tensor], shapes: Mapping[str, FormShape] | None = None
     ) -> None:
-        """Copy in the tensors of `weights`, after giving the forms their `shapes` (None: as now).
+        """Copy `weights` into the supernet, after setting the forms' `shapes` (None: unchanged).
 
         Raises:
             ValueError: names, shapes or kinds of numbers differ.
@@ -162,7 +162,7 @@ class Supernet(nn.Module):
         copy_tensors(weights, self.weights())
 
     def baseline(self) -> nn.Module:
-        """Copy the user's own model with the present weights, nothing rewritten."""
+        """Copy the user's own model, without any rewriting, with the current weights."""
         switched = {name: surgical_state(block) for name, block in self._originals.items()}
         try:
             for name, state in self._own.items():
@@ -173,10 +173,10 @@ class Supernet(nn.Module):
                 restore(self._originals[name], state)
 
     def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Merge the present choices into a copy of the user's own model, in evaluation mode.
+        """Merge the current choices into a copy of the user's own model, in evaluation mode.
 
-        All blocks stay of the user's classes; where one is pruned its forward is another, and the
-        merged operators stand where the branch stood. Exact up to rounding to `dtype`.
+        All blocks keep the user's classes; a pruned block gets another forward, with the merged
+        operators in place of the branch. Exact up to rounding to `dtype`.
 
         Raises:
             ValueError: the supernet is in training mode, where BatchNorm is no affine map (the
@@ -200,7 +200,7 @@ class Supernet(nn.Module):
         return isolate(*self.block_of(site), part).eval()
 
     def block_of(self, site: str) -> tuple[nn.Module, fx.Graph]:
-        """The user's own block that holds `site`, with the present weights, and its graph."""
+        """The user's own block that holds `site`, with the current weights, and its graph."""
         name = self.sites[site].block
         return as_before(self._originals[name], self._own[name]), self._graphs[name]
 
@@ -230,7 +230,7 @@ class Supernet(nn.Module):
         self, name: str, sites: list[Site], candidates: Mapping[str, Sequence[Candidate]]
     ) -> None:
         block, graph = self._originals[name], self._graphs[name]
-        # Candidates that read the block later must not meet the switches in it.
+        # Candidates that read the block later must not see the switches in it.
         before = as_before(block, self._own[name])
         parts = []
         for i, site in enumerate(sites):

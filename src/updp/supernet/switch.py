@@ -19,10 +19,10 @@ GATES = ("blend", "anneal")
 class Switch(nn.Module):
     """A site's baseline path and its candidates' forms; `choice` says which one runs.
 
-    `lam` is lambda, from the baseline block (0) to the pruned block (1). Of the two gates `blend`
-    mixes the outputs of both, and `anneal` turns the block's own activations and norms into the
-    pruned block's (UPDP, *Progressive subnet training*). With `checkpointing` the activations
-    inside of it are not kept for the backward, which computes them again.
+    `lam` is lambda, from the baseline block (0) to the pruned block (1). There are two gates:
+    `blend` mixes the outputs of both, `anneal` turns the block's own activations and norms into the
+    pruned block's (UPDP, *Progressive subnet training*). With `checkpointing` activations inside
+    the site are not stored; the backward recomputes them.
     """
 
     def __init__(self, keep: nn.Module, forms: dict[str, Form]) -> None:
@@ -47,7 +47,7 @@ class Switch(nn.Module):
         return self.keep if self.choice == KEEP else self.form(self.choice)
 
     def forward(self, x: Tensor, *extras: Any) -> Tensor:
-        """The site's output under the present choice."""
+        """The site's output under the current choice."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return self._run(x, *extras)
         output: Tensor = checkpoint(
@@ -56,11 +56,11 @@ class Switch(nn.Module):
         return output
 
     def _run_on_copy(self, x: Tensor, *extras: Any) -> Tensor:
-        # The path may work in place on x, from which the second run starts, too.
+        # The path may change x in place, but the second run must start from the same x.
         return self._run(x.clone(), *extras)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Contexts of the first and of the second run, which may not count in statistics again."""
+        """Contexts of the first and the second run; the second must not update statistics again."""
         return nullcontext(), _statistics_kept(self)
 
     def _run(self, x: Tensor, *extras: Any) -> Tensor:
@@ -70,7 +70,7 @@ class Switch(nn.Module):
         elif self.gate == "anneal" and self.lam != 1:
             output = self.form(self.choice)(x, *extras, lam=self.lam)
         else:
-            # The form first: the baseline's path may work in place on x.
+            # The form runs first, because the baseline's path may change x in place.
             output = self.form(self.choice)(x, *extras)
             if self.lam != 1:
                 output = blend(self.keep(x, *extras), output, self.lam)
@@ -95,16 +95,16 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 class ModalForward:
-    """The forward of a block that takes another way in training, in the supernet.
+    """Forward, in the supernet, of a block whose code differs in training mode.
 
-    A drop path, or an exit for training alone, is no part of the graph, which is that of
-    evaluation. So in training the user's own forward runs while nothing in the block is pruned.
+    The traced graph is that of evaluation, without a drop path or a training-only exit. So in
+    training mode the user's own forward runs, as long as nothing in the block is pruned.
     """
 
     def __init__(
         self, block: nn.Module, own: Callable[..., Any] | None, switches: Sequence[Switch]
     ) -> None:
-        """Set up for a rewritten block; `own` is its forward of before, None for its class's."""
+        """Set up for a rewritten block; `own` is the forward it had set; None for its class's."""
         self._block, self._own, self._switches = block, own, switches
         self._rewritten: Callable[..., Any] = block.forward
         self.__signature__ = inspect.signature(block.forward)

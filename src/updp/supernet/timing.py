@@ -23,7 +23,7 @@ def time_plans(
     `net` is the supernet of `baseline`, in evaluation mode. `tick` is called after each round.
 
     Raises:
-        UserError: a merged model does not run as `measure` says.
+        UserError: a merged model does not run with the settings `measure`.
     """
     modules = {"baseline": baseline}
     for number, choices in enumerate(plans):

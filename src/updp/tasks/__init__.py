@@ -1,7 +1,7 @@
 """Tasks: what goes into a model, which outputs count, and how they are compared and measured.
 
-`base.Task` is the interface; `TASKS` are those with a name. All stages reach a model's outputs, its
-losses and its metric by it, and know nothing else of what the model is for.
+`base.Task` is the interface; `TASKS` are the named tasks. All stages get a model's outputs, losses
+and metric through it, and know nothing else about the purpose of the model.
 """
 
 from updp.arguments import checked
@@ -40,7 +40,7 @@ __all__ = [
 
 @checked()
 def find_task(task: Task | str) -> Task:
-    """A built-in task by its name; a task is returned as it is. Raises UserError.
+    """Find a built-in task by its name; a task is returned unchanged. Raises UserError.
 
     >>> updp.find_task("segmentation").metric.name
     'mean IoU'

@@ -1,4 +1,4 @@
-"""`Task`: what a model is for, as all stages see it."""
+"""`Task`: the purpose of a model, as all stages see it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ LABELS = ("labels", "label", "targets", "target")  # names of labels in dictiona
 
 
 class Task:
-    """A task by its defaults: outputs of any shape, which should stay near the baseline's.
+    """The default task: outputs of any shape, which should stay near the baseline's.
 
-    Subclass it, change what differs, and give an instance to `prune`. Everything that goes in or
-    out has one sample in each place of the first axis, see `blocks.nested`.
+    Subclass it, override what differs, and pass an instance to `prune`. The first axis of all
+    inputs and outputs counts the samples, see `blocks.nested`.
 
     >>> class Depth(updp.Task):
     ...     name = "depth"
@@ -36,17 +36,17 @@ class Task:
     """
 
     name: str = "embedding"
-    # Of `figures` and `value`; the same beside the baseline's outputs, where there are no labels.
+    # Metric of `figures` and `value`; `agreement` is the same against the baseline's predictions.
     metric: Metric = Metric(name="error", unit="%", higher_is_better=False)
     agreement: Metric = Metric(name="distance from the baseline", unit="%", higher_is_better=False)
-    # What the counted output is called where a model returns several; else the first one counts.
+    # Names of the output that counts, if a model returns several; else the first tensor counts.
     keys: tuple[str, ...] = ("logits", "out", "prediction", "pooler_output", "last_hidden_state")
     is_ragged: bool = False  # whether inputs may differ in size; batches are then lists of them
-    takes_images: bool = False  # whether inputs are images, which arrays hold as (H, W, C)
-    has_loss: bool = True  # with labels; else a network is trained by distillation alone
+    takes_images: bool = False  # whether inputs are images, stored in arrays as (H, W, C)
+    has_loss: bool = True  # whether there is a loss on labels; else training uses only distillation
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A metric of its own is that of the agreement, too, unless another is given."""
+        """Derive the metric of agreement from a metric of its own, unless it is given, too."""
         super().__init_subclass__(**kwargs)
         own = vars(cls).get("metric")
         if isinstance(own, Metric) and "agreement" not in vars(cls):
@@ -55,7 +55,7 @@ class Task:
     # -- data ---------------------------------------------------------------------------------
 
     def split(self, item: Any) -> tuple[Any, Any]:
-        """Inputs and labels of one item of a data set; labels are None where it has none."""
+        """Inputs and labels of one item of a data set; labels are None if it has none."""
         if isinstance(item, Mapping):
             label = next((key for key in LABELS if key in item), None)
             inputs = {key: value for key, value in item.items() if key != label}
@@ -65,17 +65,17 @@ class Task:
         return item, None
 
     def fault_of_labels(self, labels: Any) -> str:
-        """What is wrong with the labels of one item, in one line; empty where nothing is."""
+        """Describe in one line what is wrong with the labels of one item; empty if nothing."""
         return ""
 
     def label_check(self, outputs: Any) -> Callable[[Any], str] | None:
-        """A stricter `fault_of_labels` for a model with such outputs; None where there is none."""
+        """A stricter `fault_of_labels` for a model with these outputs; None if there is none."""
         return None
 
     def collate(self, parts: list[Any]) -> Any:
-        """A batch of several inputs, or of several labels; those in a tuple stay in one.
+        """Make a batch from several inputs, or from several labels; tuples stay tuples.
 
-        What is None in all of them stays None.
+        A part that is None in all items stays None.
         """
         batch = collate(parts, collate_fn_map=_COLLATED)
         return tuple(batch) if isinstance(parts[0], tuple) and isinstance(batch, list) else batch
@@ -87,13 +87,13 @@ class Task:
         return self.outputs(call(model, inputs))
 
     def returned(self, model: nn.Module, inputs: Samples) -> Any:
-        """Outputs that the merged model must have as the subnet has: by default all it returns."""
+        """Outputs in which the merged model must equal the subnet: by default all of them."""
         return call(model, inputs)
 
     def outputs(self, returned: Any) -> Any:
-        """The outputs that count of a model's: a tensor (N, ...), or several in a dictionary.
+        """The relevant outputs of a model's: a tensor (N, ...), or several in a dictionary.
 
-        Raises UserError: there is no tensor of floating-point numbers.
+        Raises UserError if there is no tensor of floating-point numbers.
         """
         if is_float_tensor(returned):
             return returned
@@ -116,9 +116,9 @@ class Task:
         return found
 
     def distance(self, outputs: Any, baseline: Any) -> Tensor:
-        """Distance of each sample's outputs from the baseline's, (N,), at least 0 and 0 at best.
+        """Distance of each sample's outputs from the baseline's, (N,); 0 is best.
 
-        Here the mean square of the difference over the baseline's own, in the mean over the batch.
+        By default the squared difference relative to the baseline's mean square over the batch.
         """
         errors = []
         for own, target in zip(tensors_in(outputs), tensors_in(baseline), strict=True):
@@ -136,30 +136,30 @@ class Task:
         return torch.stack(errors).mean(0)
 
     def uncertainty(self, baseline: Any) -> Tensor:
-        """Expected share of the total distance per sample, (N,), unnormalised.
+        """Expected share of each sample in the total distance, (N,), unnormalised.
 
-        It orders samples, and extrapolates scores that stop early.
+        Used to order samples, and to extrapolate scores that stop early.
         """
         return torch.ones(len(tensors_in(baseline)[0]), dtype=torch.float64)
 
     def predictions(self, outputs: Any) -> Any:
-        """Labels as these outputs have them, for data without any."""
+        """Labels derived from these outputs, for data without labels."""
         return outputs
 
     # -- training -----------------------------------------------------------------------------
 
     def loss(self, outputs: Any, labels: Any, smoothing: float = 0.0) -> Tensor:
-        """The mean loss of a batch with its labels, a scalar; here the relative squared error."""
+        """Mean loss of a batch with its labels, a scalar; by default the relative squared error."""
         return self.distance(outputs, labels).mean()
 
     def distillation(self, outputs: Any, teacher: Any, temperature: float = 1.0) -> Tensor:
-        """The mean loss of a batch beside a teacher's outputs, a scalar."""
+        """Mean loss of a batch against a teacher's outputs, a scalar."""
         return self.distance(outputs, teacher).mean()
 
     # -- metric -------------------------------------------------------------------------------
 
     def figures(self, outputs: Any, labels: Any) -> Tensor:
-        """Sums of one batch that the metric needs, in a small tensor."""
+        """Sums over one batch from which the metric is computed, in a small tensor."""
         errors = self.distance(outputs, labels).double()
         return torch.stack([errors.sum(), errors.new_tensor(len(errors))])
 
@@ -174,5 +174,5 @@ def _none(parts: list[Any], **_: Any) -> None:
         raise TypeError("some are None and others are not")
 
 
-# `default_collate` refuses None, as of a mask that is not there.
+# `default_collate` refuses None, for example for a missing mask.
 _COLLATED = {**default_collate_fn_map, type(None): _none}

@@ -1,4 +1,4 @@
-"""Classification of images or other samples, into one class or into any number of them."""
+"""Classification of images or other samples, into exactly one class or into several."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from updp.tasks.metric import Metric
 
 
 class Classification(Task):
-    """One class for each sample: logits (N, classes) and labels (N,)."""
+    """One class per sample: logits (N, classes) and labels (N,)."""
 
     name = "classification"
     metric = Metric(name="top-1", of_samples=True)
@@ -29,8 +29,8 @@ class Classification(Task):
     def uncertainty(self, baseline: Tensor) -> Tensor:
         """The probability that two draws from a sample's classes differ.
 
-        To second order the KL divergence that a disturbance of logits causes is its variance under
-        the baseline's probabilities.
+        To second order the KL divergence due to a disturbance of the logits is the variance of that
+        disturbance under the baseline's probabilities.
         """
         return 1 - baseline.double().softmax(1).square().sum(1)
 
@@ -47,7 +47,7 @@ class Classification(Task):
         return distillation(outputs, teacher, temperature)
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Right answers, and samples."""
+        """Number of right answers, and of samples."""
         right = (outputs.argmax(1) == labels).sum()
         return torch.stack([right, right.new_tensor(len(labels))])
 
@@ -58,7 +58,7 @@ class Classification(Task):
 
 
 class MultiLabel(Task):
-    """Any number of classes for each sample: logits (N, classes) and labels of the same shape."""
+    """Any number of classes per sample: logits (N, classes) and labels of the same shape."""
 
     name = "multi-label"
     metric = Metric(name="F1")
@@ -67,17 +67,17 @@ class MultiLabel(Task):
     takes_images = True
 
     def fault_of_labels(self, labels: Any) -> str:
-        """Labels that are no zeros and ones."""
+        """Report labels that are not between zero and one."""
         return not_shares(labels)
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
-        """KL(baseline || network) of each class by itself, the sum over classes."""
+        """KL(baseline || network) of each class as a yes/no variable, summed over classes."""
         own = _two_sided(outputs.double())
         target = _two_sided(baseline.double())
         return (target.exp() * (target - own)).flatten(1).sum(1)
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """1 where a class is more likely than not."""
+        """1 if a class is more likely than not, else 0."""
         return (outputs > 0).to(outputs)
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -92,7 +92,7 @@ class MultiLabel(Task):
         return apart.mean() * temperature**2
 
     def figures(self, outputs: Tensor, labels: Any) -> Tensor:
-        """Classes that are found, missed, and wrongly claimed."""
+        """Numbers of classes that are found, missed, and wrongly found."""
         found, wanted = outputs > 0, _of_shape(labels, outputs) > 0.5
         counts = [(found & wanted).sum(), (~found & wanted).sum(), (found & ~wanted).sum()]
         return torch.stack(counts)
@@ -104,7 +104,7 @@ class MultiLabel(Task):
 
 
 def _of_shape(labels: Tensor, outputs: Tensor) -> Tensor:
-    """Labels of the outputs' shape, which (N,) becomes for one output. Raises UserError."""
+    """Labels in the shape of the outputs; (N,) is reshaped for one output. Raises UserError."""
     if outputs.shape[1:] == (1,) and labels.ndim == 1:
         return labels[:, None]
     if labels.shape != outputs.shape:

@@ -1,4 +1,4 @@
-"""Tasks with numbers or with a class for each pixel: regression, embedding, segmentation."""
+"""Tasks with numbers, or with one class per pixel: regression and segmentation."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,15 +13,15 @@ from updp.tasks.labels import not_classes, not_finite, not_of_model
 from updp.tasks.losses import at_least_float32, distillation, divergence, over_counted
 from updp.tasks.metric import Metric
 
-_IGNORED = 255  # the label of pixels that do not count
-_ROUNDING = 1e-12  # of the sum of squares: a variance below it is rounding
+_IGNORED = 255  # label of pixels that are ignored
+_ROUNDING = 1e-12  # variance below this share of the sum of squares is rounding
 
 
 class RegressionTask(Task):
     """Numbers of any shape, such as depth or a box: outputs and labels (N, ...).
 
-    R2 is that of each output of (N, outputs), or channel of (N, channels, H, W), and the mean of
-    these; (N, H, W) is one output.
+    R2 is computed for each output of (N, outputs), or channel of (N, channels, H, W), and averaged;
+    (N, H, W) counts as one output.
     """
 
     name = "regression"
@@ -29,7 +29,7 @@ class RegressionTask(Task):
     agreement = Metric(name="R2 beside the baseline")
 
     def fault_of_labels(self, labels: Any) -> str:
-        """Labels that are NaN or infinite."""
+        """Report labels that are NaN or infinite."""
         return not_finite(labels)
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -37,16 +37,16 @@ class RegressionTask(Task):
         return self.distance(outputs, _like(labels, outputs)).mean()
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Per output: sums of squared errors, of labels and of their squares, and the count."""
+        """Per output: sums of squared errors, of labels and of squared labels, and the count."""
         labels = _columns(_like(labels, outputs).double())
         error = (_columns(outputs.double()) - labels).square().sum(0)
         count = torch.full_like(error, len(labels))
         return torch.stack([error, labels.sum(0), labels.square().sum(0), count])
 
     def value(self, figures: Sequence[Tensor]) -> float:
-        """The share of the labels' variance that is explained, the mean over outputs, in percent.
+        """Share of the labels' variance that is explained, averaged over outputs, in percent.
 
-        As scikit-learn has it: where labels do not vary the share is 1 if they are met, else 0.
+        As in scikit-learn, for constant labels it is 1 if they are predicted exactly, else 0.
         """
         error, total, squares, count = torch.stack([*figures]).sum(0)
         variance = squares - total.square() / count.clamp_min(1)
@@ -57,10 +57,10 @@ class RegressionTask(Task):
 
 
 class Segmentation(Task):
-    """A class for each pixel: logits (N, classes, H, W) and labels (N, H, W), 255 for none.
+    """One class per pixel: logits (N, classes, H, W) and labels (N, H, W), 255 to ignore.
 
-    One channel is the logit of class 1 beside 0. Labels may be (N, 1, H, W), too. Logits of another
-    size are scaled to that of the labels.
+    A single channel is the logit of class 1 against 0. Labels may also be (N, 1, H, W). Logits of
+    another size are resized to the labels' size.
     """
 
     name = "segmentation"
@@ -70,17 +70,17 @@ class Segmentation(Task):
     takes_images = True
 
     def fault_of_labels(self, labels: Any) -> str:
-        """Labels that are no classes."""
+        """Report labels that are not class numbers."""
         return not_classes(labels)
 
     def label_check(self, outputs: Tensor) -> Callable[[Any], str] | None:
-        """Labels that are no classes of the model's; a loss of one's own may take others."""
+        """Report labels beyond the model's classes; none if a subclass has a loss of its own."""
         if type(self).loss is not Segmentation.loss:
             return None
         return partial(not_of_model, classes=max(outputs.shape[1], 2), ignored=_IGNORED)
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
-        """KL(baseline || network) of each pixel, the mean over the pixels."""
+        """KL(baseline || network) of each pixel, averaged over pixels."""
         return divergence(_per_class(outputs), _per_class(baseline))
 
     def predictions(self, outputs: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Segmentation(Task):
         return _per_class(outputs).argmax(1)
 
     def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-        """KL(teacher || network) of softened logits, the mean over pixels, times T^2."""
+        """KL(teacher || network) of softened logits, averaged over pixels, times T^2."""
         own, target = (_per_class(x).movedim(1, -1).flatten(0, -2) for x in (outputs, teacher))
         return distillation(own, target, temperature)
 
@@ -99,7 +99,7 @@ class Segmentation(Task):
         return over_counted(logits, labels.long(), _IGNORED, smoothing)
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Pixels of each class (rows) that were put into each class (columns)."""
+        """Confusion matrix: pixels of each class (rows) predicted as each class (columns)."""
         logits, labels = _per_class(outputs), _mask(labels)
         classes = logits.shape[1]
         wanted, found = labels.flatten().long(), _sized(logits, labels).argmax(1).flatten()
@@ -108,7 +108,7 @@ class Segmentation(Task):
         return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
     def value(self, figures: Sequence[Tensor]) -> float:
-        """Intersection over union in percent, the mean over classes that occur."""
+        """Intersection over union in percent, averaged over the classes that occur."""
         table = torch.stack([*figures]).sum(0).double()
         inside = table.diagonal()
         union = table.sum(0) + table.sum(1) - inside
@@ -116,21 +116,21 @@ class Segmentation(Task):
 
 
 def _like(labels: Tensor, outputs: Tensor) -> Tensor:
-    """Labels in the shape of the outputs, from which (N,) differs for one number a sample."""
+    """Labels in the shape and type of the outputs; (N,) may have to become (N, 1)."""
     return labels.to(outputs).reshape_as(outputs)
 
 
 def _columns(values: Tensor) -> Tensor:
-    """Numbers with a column for each output or channel, see `RegressionTask`."""
+    """Numbers as a matrix with one column per output or channel, see `RegressionTask`."""
     if values.ndim == 2 or values.ndim > 3:
         return values.movedim(1, -1).flatten(0, -2)
     return values.reshape(-1, 1)
 
 
 def _per_class(logits: Tensor) -> Tensor:
-    """Logits with a channel for each class; one channel x is (0, x), whose softmax is its sigmoid.
+    """Logits with a channel per class; a single channel x becomes (0, x): softmax is its sigmoid.
 
-    So cross-entropy is that of a Bernoulli variable, and the best class is told by the sign.
+    So cross-entropy is that of a Bernoulli variable, and the sign decides the best class.
     """
     if logits.shape[1] > 1:
         return logits
@@ -138,7 +138,7 @@ def _per_class(logits: Tensor) -> Tensor:
 
 
 def _mask(labels: Tensor) -> Tensor:
-    """Labels without an axis for one channel, which masks read as pictures have."""
+    """Labels without the channel axis that masks read as pictures have."""
     return labels.squeeze(1) if labels.ndim == 4 else labels
 
 

@@ -1,4 +1,4 @@
-"""Detection of objects by torchvision's detectors, and those made like them."""
+"""Object detection with torchvision's detectors, or detectors built like them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,14 +13,15 @@ from updp.errors import UserError, needs_extra
 from updp.tasks.base import Task
 from updp.tasks.metric import Metric
 
-_SURE = 0.5  # score from which a box of the baseline stands for a label
-_ROW = 8  # numbers of a row of `figures`: kind, image, class, score and a box
+_SURE = 0.5  # score from which a box of the baseline is used as a label
+_ROW = 8  # numbers in a row of `figures`: kind, image, class, score and a box
 
 
 class FoundBoxes:
-    """What a detector found in one image: boxes (n, 4), their classes and their scores (n,).
+    """Detections in one image: boxes (n, 4), their classes (n,) and their scores (n,).
 
-    It is no nested value: rounding may add or remove a box, so boxes are measured, not compared.
+    It is not a nested value on purpose: rounding may add or remove a box, so boxes are used for the
+    metric only and not compared.
     """
 
     def __init__(self, found: dict[str, Tensor]) -> None:
@@ -33,8 +34,8 @@ class Detection(Task):
     """Boxes of objects: inputs are lists of images, labels lists of `{"boxes", "labels"}`.
 
     A network is compared with the baseline by the raw outputs of its heads, before boxes are
-    selected: `head` of RetinaNet, SSD and FCOS; features of the backbone and `rpn.head` of Faster
-    R-CNN. It is trained by these alone, without labels. The metric needs torchmetrics.
+    selected: `head` for RetinaNet, SSD and FCOS; features of the backbone and `rpn.head` for Faster
+    R-CNN. Training uses only these, without labels. The metric needs torchmetrics.
     """
 
     name = "detection"
@@ -45,16 +46,16 @@ class Detection(Task):
     has_loss = False
 
     def collate(self, parts: list[Any]) -> Any:
-        """A list of the images' targets."""
+        """The parts as a list, because images differ in size."""
         return parts
 
     def run(self, model: nn.Module, inputs: Samples) -> list[dict[str, Any]]:
-        """For each image the raw outputs of the heads, and what was found.
+        """For each image the raw outputs of the heads, and the detected boxes.
 
-        Raises UserError: the model has no head that is known.
+        Raises UserError if no known kind of head is found in the model.
         """
         heads = _heads(model)
-        # Images of other sizes are padded to one, which would change what the heads give.
+        # A detector pads images to one size, which would change the raw outputs of the heads.
         alike = len({x.shape for x in tensors_in(inputs)}) == 1
         parts = [inputs] if alike else [inputs[i : i + 1] for i in range(len(inputs))]
         return [image for part in parts for image in self._run(model, heads, part)]
@@ -64,7 +65,7 @@ class Detection(Task):
         return [image["raw"] for image in self.run(model, inputs)]
 
     def distance(self, outputs: Any, baseline: Any) -> Tensor:
-        """Squared error over variance of each raw output, the mean over them."""
+        """Squared error over variance of each raw output, averaged over the outputs."""
         errors = []
         for own, other in zip(outputs, baseline, strict=True):
             pairs = zip(tensors_in(own["raw"]), tensors_in(other["raw"]), strict=True)
@@ -73,11 +74,11 @@ class Detection(Task):
         return torch.stack(errors)
 
     def uncertainty(self, baseline: Any) -> Tensor:
-        """Ones (N,): every image weighs the same."""
+        """Ones (N,): all images have the same weight."""
         return torch.ones(len(baseline), dtype=torch.float64)
 
     def predictions(self, outputs: Any) -> Any:
-        """The boxes that a network is sure of."""
+        """Boxes with a high score."""
         labels = []
         for image in outputs:
             found: FoundBoxes = image["found"]
@@ -141,7 +142,7 @@ class Detection(Task):
 
 
 def _heads(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules whose outputs are compared, by name; `model` is a detector or holds one."""
+    """Modules whose outputs are compared, by name; `model` is a detector or contains one."""
     for module in model.modules():
         backbone, head = getattr(module, "backbone", None), getattr(module, "head", None)
         if isinstance(backbone, nn.Module) and isinstance(head, nn.Module):

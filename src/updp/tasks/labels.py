@@ -1,4 +1,4 @@
-"""Faults of an item's labels, in one line each; empty where there is none."""
+"""Checks of an item's labels; each returns a fault in one line, or an empty text."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from updp.blocks.nested import tensors_in
 
 
 def not_finite(labels: Any) -> str:
-    """Labels that are NaN or infinite."""
+    """Report labels that are NaN or infinite."""
     if all(x.isfinite().all() for x in tensors_in(labels)):
         return ""
     return (
@@ -16,7 +16,7 @@ def not_finite(labels: Any) -> str:
 
 
 def not_shares(labels: Any) -> str:
-    """Labels that are no zeros and ones, nor anything between."""
+    """Report labels that are not between zero and one."""
     if fault := not_finite(labels):
         return fault
     for x in tensors_in(labels):
@@ -26,7 +26,7 @@ def not_shares(labels: Any) -> str:
 
 
 def not_classes(labels: Any) -> str:
-    """Labels that are no whole numbers, such as masks that were divided by 255."""
+    """Report labels that are not whole numbers, such as masks divided by 255."""
     if fault := not_finite(labels):
         return fault
     for x in tensors_in(labels):
@@ -37,7 +37,7 @@ def not_classes(labels: Any) -> str:
 
 
 def not_of_model(labels: Any, *, classes: int, ignored: int) -> str:
-    """Labels that are neither 0 to `classes` - 1 nor the ignored one."""
+    """Report labels that are neither 0 to `classes` - 1 nor `ignored`."""
     if fault := not_classes(labels):
         return fault
     for x in tensors_in(labels):
@@ -45,7 +45,7 @@ def not_of_model(labels: Any, *, classes: int, ignored: int) -> str:
         if not wrong.any():
             continue
         value = int(x[wrong][0])
-        if value in {-1, -100, 255}:  # what others ignore
+        if value in {-1, -100, 255}:  # common values for "ignore"
             return f"its labels hold {value}: {value} for what is ignored must be {ignored}"
         return (
             f"its labels hold {value}: the model's {classes} classes are 0 to {classes - 1}, and "

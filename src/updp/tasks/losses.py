@@ -7,8 +7,8 @@ from torch import Tensor
 def distillation(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Distillation loss, KL(teacher || student) of softened logits (N, classes), times T^2.
 
-    The mean over images, a scalar. `teacher` are logits, too; no gradient reaches them. Hinton et
-    al., *Distilling the Knowledge in a Neural Network*, 2015, section 2.
+    A scalar, averaged over images. `teacher` are logits, too; they get no gradient. Hinton et al.,
+    *Distilling the Knowledge in a Neural Network*, 2015, section 2.
     """
     student = F.log_softmax(at_least_float32(logits) / temperature, dim=1)
     target = F.log_softmax(at_least_float32(teacher.detach()) / temperature, dim=1)
@@ -16,7 +16,7 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
 
 
 def classification(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (N, classes), the mean over images.
+    """Cross-entropy of logits (N, classes), averaged over images.
 
     Targets are labels (N,) or class probabilities (N, classes). `smoothing` is the part of each
     target that is spread over all classes (Szegedy et al., *Rethinking the Inception architecture*,
@@ -26,9 +26,9 @@ def classification(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> T
 
 
 def over_counted(logits: Tensor, labels: Tensor, ignored: int, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (N, classes, ...), the mean over labels that are not `ignored`.
+    """Cross-entropy of logits (N, classes, ...), averaged over labels that are not `ignored`.
 
-    It is 0 where all are, as in a batch without a labelled pixel.
+    It is 0 if all labels are ignored, as in a batch without a labelled pixel.
     """
     total = F.cross_entropy(
         at_least_float32(logits),
@@ -41,9 +41,9 @@ def over_counted(logits: Tensor, labels: Tensor, ignored: int, smoothing: float 
 
 
 def divergence(logits: Tensor, baseline: Tensor) -> Tensor:
-    """KL(baseline || network) of logits (N, classes, ...) in float64, (N,).
+    """KL(baseline || network) of logits (N, classes, ...), computed in float64, (N,).
 
-    The mean over what lies behind the classes: pixels or tokens.
+    Averaged over the axes behind the classes: pixels or tokens.
     """
     own, target = logits.double().log_softmax(1), baseline.double().log_softmax(1)
     apart = (target.exp() * (target - own)).sum(1)
@@ -51,5 +51,5 @@ def divergence(logits: Tensor, baseline: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32, in which losses are summed; other tensors as they are."""
+    """Convert half precision to float32, in which losses are summed; other tensors unchanged."""
     return x.float() if x.dtype.itemsize < 4 else x

@@ -28,7 +28,7 @@ class Metric(BaseModel, frozen=True):
 
     @property
     def heading(self) -> str:
-        """The name as a sentence begins: `Top-1`."""
+        """The name with a capital letter, to begin a sentence: `Top-1`."""
         return self.name[:1].upper() + self.name[1:]
 
     def text(self, value: float) -> str:
@@ -40,11 +40,11 @@ class Metric(BaseModel, frozen=True):
         return f"{self.signed(value)} {'points' if self.unit == '%' else self.unit}".strip()
 
     def signed(self, value: float) -> str:
-        """A difference of two values alone."""
+        """A difference of two values, without its unit."""
         if self.unit == "%":
             return f"{value:+.2f}"
         return f"{'-' if value < 0 else '+'}{self.number(abs(value))}"
 
     def number(self, value: float) -> str:
-        """A value alone, of two decimals, or of three digits where it is small."""
+        """A value without its unit: two decimals, or three digits if it is small."""
         return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"

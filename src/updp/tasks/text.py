@@ -1,4 +1,4 @@
-"""Tasks on text: a class for each token, and the next token."""
+"""Tasks on text: one class per token, and next-token prediction."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +15,19 @@ from updp.tasks.labels import not_classes, not_of_model
 from updp.tasks.losses import distillation, divergence, over_counted
 from updp.tasks.metric import Metric
 
-_IGNORED = -100  # the label of tokens that do not count, as in transformers
+_IGNORED = -100  # label of ignored tokens, as in transformers
 _MASK = "attention_mask"
 
 
 def _outside(logits: Tensor) -> Tensor:
-    """Which tokens (N, tokens) are outside of the mask: `run` left them no logit but 0."""
+    """Tokens (N, tokens) outside of the mask; `run` has set all their logits to 0."""
     return (logits == 0).all(-1)
 
 
 class TokenClassification(Task):
-    """A class for each token: logits (N, tokens, classes) and labels (N, tokens), -100 for none.
+    """One class per token: logits (N, tokens, classes) and labels (N, tokens), -100 to ignore.
 
-    Tokens that an input `attention_mask` (N, tokens) leaves out do not count.
+    Tokens outside of an input `attention_mask` (N, tokens) are ignored.
     """
 
     name = "token-classification"
@@ -45,7 +45,7 @@ class TokenClassification(Task):
         return inputs, labels
 
     def fault_of_labels(self, labels: Any) -> str:
-        """Labels that are no classes."""
+        """Report labels that are not class numbers."""
         return not_classes(labels)
 
     def label_check(self, outputs: Tensor) -> Callable[[Any], str] | None:
@@ -55,7 +55,7 @@ class TokenClassification(Task):
         return partial(not_of_model, classes=outputs.shape[-1], ignored=_IGNORED)
 
     def run(self, model: nn.Module, inputs: Samples) -> Tensor:
-        """Logits, which are 0 for tokens outside of the mask."""
+        """Logits, set to 0 for tokens outside of the mask."""
         logits: Tensor = super().run(model, inputs)
         mask = inputs.kwargs.get(_MASK) if isinstance(inputs, ModelInputs) else None
         if not isinstance(mask, Tensor) or mask.shape != logits.shape[:2]:
@@ -63,8 +63,8 @@ class TokenClassification(Task):
         return torch.where(mask[..., None] > 0, logits, 0)
 
     def distance(self, outputs: Tensor, baseline: Tensor) -> Tensor:
-        """KL(baseline || network) of each token, the mean over the tokens."""
-        # Tokens outside of the mask have none; the mean is to be that of the others.
+        """KL(baseline || network) of each token, averaged over the tokens inside of the mask."""
+        # Tokens outside of the mask add 0 to the mean, so it is divided by the share of the others.
         inside = (~_outside(baseline)).double().mean(1).clamp_min(1 / baseline.shape[1])
         return divergence(outputs.movedim(-1, 1), baseline.movedim(-1, 1)) / inside
 
@@ -78,14 +78,14 @@ class TokenClassification(Task):
         return over_counted(outputs.flatten(0, 1), wanted, _IGNORED, smoothing)
 
     def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-        """KL(teacher || network) of softened logits, the mean over tokens, times T^2."""
+        """KL(teacher || network) of softened logits, averaged over tokens, times T^2."""
         inside = ~_outside(teacher)
         if not inside.any():
             return outputs.sum() * 0
         return distillation(outputs[inside], teacher[inside], temperature)
 
     def figures(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Right answers, and tokens."""
+        """Number of right answers, and of tokens."""
         counted = (labels != _IGNORED) & ~_outside(outputs)
         right = counted & (outputs.argmax(-1) == labels)
         return torch.stack([right.sum(), counted.sum()])
@@ -97,7 +97,7 @@ class TokenClassification(Task):
 
 
 class CausalLM(TokenClassification):
-    """The next token: logits (N, tokens, vocabulary); labels are the tokens, -100 for none."""
+    """Next-token prediction: logits (N, tokens, vocabulary); labels are tokens, -100 to ignore."""
 
     name = "causal-lm"
     metric = Metric(name="perplexity", unit="", higher_is_better=False)
@@ -105,7 +105,7 @@ class CausalLM(TokenClassification):
     keys = ("logits",)
 
     def split(self, item: Any) -> tuple[Any, Any]:
-        """Inputs, and the item's labels or else its tokens within the mask."""
+        """Inputs, and the item's labels if it has some, else its tokens inside of the mask."""
         inputs, labels = super().split(item)
         if labels is not None:
             return inputs, labels
@@ -117,12 +117,12 @@ class CausalLM(TokenClassification):
         return inputs, labels
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The best token after each, in the place that it would have; -100 for the first."""
+        """The best next token, shifted to the position it would have; -100 for the first."""
         after = super().predictions(outputs)[:, :-1]
         return F.pad(after, (1, 0), value=_IGNORED)
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy of each token but the first, from what comes before it."""
+        """Cross-entropy of each token except the first, predicted from the tokens before it."""
         inside = labels.masked_fill(_outside(outputs), _IGNORED)
         return super().loss(outputs[:, :-1], inside[:, 1:], smoothing)
 
@@ -135,6 +135,6 @@ class CausalLM(TokenClassification):
         return torch.stack([total, (wanted != _IGNORED).sum()])
 
     def value(self, figures: Sequence[Tensor]) -> float:
-        """Perplexity: e to the mean cross-entropy of a token."""
+        """Perplexity: e to the power of the mean cross-entropy per token."""
         total, tokens = torch.stack([*figures]).sum(0).tolist()
         return math.exp(min(total / max(tokens, 1), 700.0))

@@ -1,8 +1,8 @@
 """BatchNorm statistics: re-estimated for a plan, and restored afterwards.
 
-A plan is scored on statistics of its own, since those of the shared network belong to no plan in
-particular (Yu & Huang, *Universally Slimmable Networks*, 2019). Several processes train with the
-statistics of the whole batch.
+A plan is scored with its own statistics, because those of the shared network do not belong to any
+particular plan (Yu & Huang, *Universally Slimmable Networks*, 2019). Several processes train with
+the statistics of the whole batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from updp.io import processes
 
 @contextmanager
 def preserved(net: nn.Module) -> Iterator[None]:
-    """Restore every BatchNorm's statistics at the end."""
+    """Context that restores every BatchNorm's statistics at its end."""
     saved = [(buffer, buffer.clone()) for norm in norms(net) for buffer in norm.buffers(False)]
     try:
         yield
@@ -67,10 +67,10 @@ def norms(net: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def synchronised() -> Iterator[None]:
-    """Let BatchNorms in training mode normalise by mean and variance of all processes' images.
+    """Context in which training BatchNorms normalise over the images of all processes.
 
-    torch's SyncBatchNorm does so too, but on CUDA alone, and as another module. Here the function
-    is replaced that all kinds of BatchNorm call, such as those with an activation in them.
+    torch's SyncBatchNorm does so too, but only on CUDA and as another module. Here the function is
+    replaced that all kinds of BatchNorm call, including those with an activation inside.
     """
     plain = F.batch_norm
     F.batch_norm = plain if processes.count() == 1 else partial(_batch_norm, plain)
@@ -91,14 +91,14 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` with the statistics of as many images in every process."""
+    """`F.batch_norm` with statistics over all processes, which have equally many images each."""
     if not training:
         return plain(x, running_mean, running_var, weight, bias, training, momentum, eps)
     axes, every = [axis for axis in range(x.ndim) if axis != 1], processes.count()
     values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     own = values.mean(axes)
     mean = processes.summed(own) / every
-    # Of the variance in each process, and of the distance between their means.
+    # Variance within each process, plus the distance between the processes' means.
     spread = values.var(axes, correction=0) + (own - mean).square()
     variance = processes.summed(spread) / every
     if running_mean is not None and running_var is not None:

@@ -1,4 +1,4 @@
-"""The best of the weights that a training passes through, resumable after a kill."""
+"""The best weights that a training passes through; their state survives a kill."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ from updp.io.files import copy_tensors
 
 
 class BestWeights:
-    """The weights of the lowest score among those at evenly spaced moments, start and end included.
+    """The weights with the lowest score at evenly spaced steps, including the first and last.
 
     Args:
         weights: tensors of any shape that the training changes in place, by name.
-        score: of the network as it is, on images that it is not trained on; lower is better.
-        checks: how often the start is followed by a check.
-        total: steps of the training.
+        score: scores the current network on images that are not trained on; lower is better.
+        checks: number of scorings after the one at the start.
+        total: number of steps of the training.
     """
 
     def __init__(
@@ -24,18 +24,18 @@ class BestWeights:
     ) -> None:
         self._weights, self._score = weights, score
         self.tensors = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        self.score, self.step = math.inf, 0  # the best score, and after how many steps it was
+        self.score, self.step = math.inf, 0  # the best score, and the number of steps before it
         self._due = {round(total * check / checks) for check in range(checks + 1)}
 
     def is_due(self, step: int) -> bool:
-        """Whether the weights after `step` steps are to be scored."""
+        """Whether to score the weights after `step` steps."""
         return step in self._due
 
     @torch.no_grad()
     def consider(self, step: int, tensors: Mapping[str, Tensor]) -> float:
-        """Score `tensors`, the weights or an average of them after `step` steps; keep the best.
+        """Score `tensors`, the weights or their average after `step` steps; keep them if best.
 
-        The weights are in place again afterwards. Returns the score.
+        Restores the weights afterwards. Returns the score.
         """
         own = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
         _copy(tensors, self._weights)
@@ -49,7 +49,7 @@ class BestWeights:
     def load(self, tensors: Mapping[str, Tensor], score: float, step: int) -> None:
         """Continue from the state of an earlier process.
 
-        Raises ValueError: names, shapes or types of the tensors are others.
+        Raises ValueError if names, shapes or types of the tensors differ.
         """
         copy_tensors(tensors, self.tensors)
         self.score, self.step = score, step

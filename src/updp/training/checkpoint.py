@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to go on after a kill, in one file."""
+"""Checkpoints: everything that a training needs to continue after a kill, in one file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from updp.training.ema import WeightAverage
 from updp.training.precision import MixedPrecision
 from updp.training.trainable import Trainable
 
-CHECKPOINT = "checkpoint.safetensors"  # in the folder of a stage while it trains
+CHECKPOINT = "checkpoint.safetensors"  # in the stage's folder while it trains
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Checkpoint:
                     tensors[f"optimizer.{index}.{key}"] = value
                 elif value is not None:
                     numbers[f"{index}.{key}"] = value
-        # Some optimisers count their steps in the groups (timm's LAMB).
+        # Some optimisers, such as timm's LAMB, store step counts in the groups.
         groups = [
             {
                 key: value.item() if isinstance(value, Tensor) else value
@@ -84,7 +84,7 @@ class Checkpoint:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for parameter, own_state in self.optimizer.state.items():
             for key, value in own_state.items():
-                # Laid out as in the run before: kernels for other strides may round differently.
+                # Same strides as before the kill, because other kernels may round differently.
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     own_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self.precision.load(notes["scaler"])
@@ -92,5 +92,5 @@ class Checkpoint:
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, under the rest of their names."""
+    """Tensors whose names begin with `prefix`, by the rest of their names."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

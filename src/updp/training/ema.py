@@ -18,9 +18,9 @@ class WeightAverage:
 
     Args:
         weights: tensors of any shape that the training changes in place.
-        decay: the most that d is.
-        first: number of the training's step from which on n is counted. Before it there is no
-            average, as of weights that do not run yet.
+        decay: upper bound of d.
+        first: the training step from which n counts. Before it nothing is averaged, because the
+            weights may not be in use yet.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float, first: int = 0) -> None:
@@ -35,14 +35,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def begin(self, step: int) -> None:
-        """Start from the weights as they are before the change of step number `step`, if due."""
-        if step == self.first > 0:  # else the start is that of the training
+        """At step `first`, restart from the weights; call before the weights change in `step`."""
+        if step == self.first > 0:  # at step 0 the average already equals the weights
             for name, tensor in self.tensors.items():
                 tensor.copy_(self._weights[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Average in the weights as they are after step number `step`, from 0."""
+        """Average in the weights as they are after step `step` (counted from 0)."""
         if (count := step - self.first) < 0:
             return
         decay = min(self.decay, (1 + count) / (10 + count))
@@ -51,5 +51,5 @@ class WeightAverage:
             self.tensors[name].copy_(self._weights[name])
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from `tensors`. Raises ValueError: names, shapes or types are others."""
+        """Continue from `tensors`. Raises ValueError if names, shapes or types differ."""
         copy_tensors(tensors, self.tensors)

@@ -1,4 +1,4 @@
-"""The metric of several models on batches, by their task."""
+"""Evaluate the task's metric for several models on the same batches."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -22,10 +22,10 @@ def evaluate(
     *,
     reference: str | None = None,
 ) -> tuple[dict[str, float], int]:
-    """Evaluate several networks in one pass, a batch at a time; `tick` is called after each.
+    """Evaluate several networks in one pass over the batches; `tick` is called after each batch.
 
-    Several processes have batches of their own each. `reference` is a network whose predictions
-    take the place of the labels.
+    Each of several processes has batches of its own. `reference` is a network whose predictions are
+    used as labels.
 
     Returns:
         The metric of each network, and the number of samples.

@@ -1,4 +1,4 @@
-"""Memory layout and `torch.compile` of modules while a stage trains, undone at the end."""
+"""Memory layout and `torch.compile` of modules during a training stage, undone at the end."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +12,16 @@ from updp.errors import reason
 
 _log = logging.getLogger(__name__)
 
-# Dynamo counts the graphs of a piece of code and runs it eagerly beyond this many. All modules of
-# one class share theirs, and a network has as many of them as it has sites.
+# Dynamo counts the graphs per piece of code, and above this number it runs the code eagerly. All
+# modules of a class share one count, and a network has as many of them as sites.
 _GRAPHS = 1024
 
 
 @contextmanager
 def laid_out(modules: Sequence[nn.Module], layout: str) -> Iterator[None]:
-    """Keep the 4-d parameters of `modules` channels_last for a while, where `layout` says so.
+    """Context in which 4-d parameters of `modules` are channels_last, if `layout` says so.
 
-    At the end they are contiguous: what comes after rounds as in a run that reads them from a file.
+    At the end they are contiguous: later results then round like those from a weights file.
     """
     if layout != "channels_last":
         yield
@@ -40,33 +40,33 @@ def _convert(modules: Sequence[nn.Module], layout: torch.memory_format) -> None:
 
 @contextmanager
 def compiled(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Call `modules` through `torch.compile` for a while.
+    """Context in which calls of `modules` go through `torch.compile`.
 
-    Each compiles when it is first called. What cannot be compiled runs eagerly, after one line in
-    the log.
+    Each module is compiled at its first call. If that fails, it runs eagerly, with one line in the
+    log.
     """
     if not modules:
         yield
         return
-    # Later than at import: dynamo takes a second to load.
+    # Imported here, because dynamo takes a second to load.
     import torch._dynamo.config as config
 
     backend, quiet = _Inductor(), _level_of("torch._dynamo")
     with config.patch(suppress_errors=True, cache_size_limit=_GRAPHS), quiet:
         for module in modules:
-            # Static shapes: which graph runs may not depend on what ran before a kill.
+            # Static shapes: which graph runs must not depend on what ran before a kill.
             module.compile(backend=backend, dynamic=False)
         try:
             yield
         finally:
             for module in modules:
-                module._compiled_call_impl = None  # what `nn.Module.compile` sets; no public undo
+                module._compiled_call_impl = None  # set by `compile`, which has no public undo
             if not backend.graphs:
                 _log.warning("compile=true: torch.compile found nothing that it can compile")
 
 
 class _Inductor:
-    """Torch's default compiler, or the graph as it is once that has failed."""
+    """Torch's default compiler; after its first failure, graphs run uncompiled."""
 
     def __init__(self) -> None:
         self.has_failed = False
@@ -80,7 +80,7 @@ class _Inductor:
             try:
                 function: Callable[..., Any] = lookup_backend("inductor")(graph, inputs)
                 return function
-            except Exception as error:  # a compiler that is missing, an operator unknown to it
+            except Exception as error:  # a missing compiler, or an unknown operator
                 self.has_failed = True
                 _log.warning("compile=true: training goes on uncompiled (%s)", reason(error))
         return graph.forward
@@ -88,7 +88,7 @@ class _Inductor:
 
 @contextmanager
 def _level_of(name: str) -> Iterator[None]:
-    """Log errors alone of a logger whose warnings fill pages."""
+    """Context in which a logger, whose warnings fill pages, logs only errors."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -18,29 +18,29 @@ Features = Mapping[str, Sequence[Tensor]]
 
 
 class Tap:
-    """Collects outputs of modules by path, those that are floating-point tensors."""
+    """Collects the outputs of modules by path, if they are floating-point tensors."""
 
     def __init__(self) -> None:
-        self.is_open = True  # while it is not, nothing is collected
+        self.is_open = True  # nothing is collected while it is False
         self._found: dict[str, list[Tensor]] = {}
 
     def collect(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
-        """A forward hook of the module at `path`."""
+        """Forward hook for the module at `path`."""
         if self.is_open and isinstance(output, Tensor) and output.is_floating_point():
-            # The next module may work in place on it.
+            # Copied, because the next module may change it in place.
             self._found.setdefault(path, []).append(output.clone())
 
     def take(self) -> Features:
-        """The features that were collected since the last call."""
+        """The features collected since the last call."""
         taken, self._found = self._found, {}
         return taken
 
 
 @contextmanager
 def tapped(model: nn.Module, paths: Sequence[str]) -> Iterator[Tap]:
-    """Collect the outputs of the modules at `paths` for a while."""
+    """Context that collects the outputs of the modules at `paths`."""
     tap, modules = Tap(), dict(model.named_modules(remove_duplicate=False))
-    # Other paths led into a branch that was rewritten or left out.
+    # Missing paths belonged to a branch that was rewritten or left out.
     known = [path for path in paths if path in modules]
     with hooks(modules[path].register_forward_hook(partial(tap.collect, path)) for path in known):
         yield tap
@@ -50,7 +50,7 @@ def tapped(model: nn.Module, paths: Sequence[str]) -> Iterator[Tap]:
 def comparable(
     student: nn.Module, teacher: nn.Module, paths: Sequence[str], images: Samples
 ) -> list[str]:
-    """Paths at which both models, put into evaluation mode, have outputs of the same shapes."""
+    """Paths where both models, in evaluation mode, have outputs of the same shapes."""
     shapes = []
     for model in (student, teacher):
         model.eval()
@@ -64,9 +64,9 @@ def comparable(
 def feature_loss(student: Features, teacher: Features) -> Tensor:
     """Mean, over the teacher's features, of mean((student - teacher)^2) / variance(teacher).
 
-    Features of any shape, the same in both. The variance is over all elements, so that blocks of
-    any scale count alike and a constant would cost 1. After Romero et al., *FitNets*, 2015,
-    equation 3, without its regressor, as shapes agree. 0 without features.
+    Features have any shape, the same in both models. The variance is over all elements, so that
+    blocks of any scale count alike and a constant feature would cost 1. After Romero et al.,
+    *FitNets*, 2015, equation 3, without its regressor, as shapes agree. 0 without features.
     """
     losses = []
     for path, targets in teacher.items():

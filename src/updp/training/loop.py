@@ -1,9 +1,9 @@
 """The training loop: a run killed at any moment resumes bit by bit.
 
 All state is in the weights, their moving average, the optimiser, the scale of float16 losses and
-the step's number. The order of images, augmentation, mixing, sampled plans, dropout, the learning
-rate and the decay of the average are pure functions of seed and step. Several processes train
-alike, each on its share of every batch, with gradients and BatchNorm statistics of all of it.
+the step number. The order of images, augmentation, mixing, sampled plans, dropout, the learning
+rate and the decay of the average are pure functions of seed and step. Several processes train the
+same network, each on its share of every batch, with gradients and statistics of the whole batch.
 """
 
 import logging
@@ -38,9 +38,9 @@ from updp.training.trainable import Trainable
 _log = logging.getLogger(__name__)
 
 _Row = dict[str, float]
-# Runs forward and backward, by `MixedPrecision`, on inputs such as images (N, C, H, W), and on
-# targets: labels, or class probabilities (N, classes) where images are mixed. It is given the
-# number of the optimiser's step and the number of steps; returns figures for the log.
+# Runs forward and backward with `MixedPrecision`, on inputs such as images (N, C, H, W) and
+# targets: labels, or class probabilities (N, classes) if images are mixed. It also gets the number
+# of the current step and the total number of steps; it returns figures for the log.
 Step = Callable[[Samples, Any, int, int, MixedPrecision], Mapping[str, float | Tensor]]
 
 
@@ -63,19 +63,19 @@ def train(
 ) -> None:
     """Train `net`, resuming from the checkpoint in `folder` if there is one.
 
-    The net ends in evaluation mode, with `settings.ema` with the moving average of its weights, and
-    with `checks` with the best of those that were scored.
+    The net ends in evaluation mode; with `settings.ema` it has the moving average of its weights,
+    with `checks` the best of the scored weights.
 
     Args:
         step_function: forward, backward and figures of one micro-batch.
         name: the stage, for messages.
-        seed: for dropout, drop path and mixing.
+        seed: seed of dropout, drop path and mixing.
         folder: where `checkpoint.safetensors` and `figures.jsonl` are written.
-        curves: show the rows of `figures.jsonl`, too.
+        curves: further destination for the rows of `figures.jsonl`.
         beside: further modules that a step runs, such as a teacher.
         compile: the modules to compile with `settings.compile`.
-        score: of the net in evaluation mode, on images that are not trained on; lower is better.
-        checks: how often the net is scored, at even distances, beside the start; 0: never.
+        score: scores the net in evaluation mode on images not trained on; lower is better.
+        checks: number of scorings at even distances, after the one at the start; 0: none at all.
         averaged: the first step of the moving average, see `WeightAverage`.
 
     Raises:
@@ -115,7 +115,7 @@ def train(
 
 
 def count_steps(feed: Feed, settings: TrainingSettings) -> int:
-    """The number of the optimiser's steps."""
+    """Number of optimiser steps."""
     return whole_steps(settings.epochs * feed.steps / settings.accumulate)
 
 
@@ -137,8 +137,8 @@ class _Training:
         self.name, self.seed, self.folder = name, seed, folder
         module = cast(nn.Module, net)
         self.total = count_steps(feed, settings)
-        self.done = 0  # steps
-        self.told = [0]  # the signals that the processes had at the last step
+        self.done = 0  # number of finished steps
+        self.told = [0]  # signals received by each process up to the last step
         self.optimizer = make_optimizer(module, settings)
         self.precision = MixedPrecision(module, settings, feed.device, name)
         self.schedule = make_schedule(self.optimizer, settings, self.total)
@@ -148,7 +148,7 @@ class _Training:
         self.saved = time.monotonic()
 
     def restore(self) -> None:
-        """Go on from the checkpoint, if there is one; later rows of figures are cut off."""
+        """Continue from the checkpoint, if there is one; remove later rows of figures."""
         path = self.folder / CHECKPOINT
         if path.exists():
             self.done = self._checkpoint().restore(path)
@@ -157,7 +157,7 @@ class _Training:
         self.figures.keep(lambda row: row["step"] < self.done)
 
     def step(self, batches: Iterator[tuple[Samples, Any]]) -> _Row:
-        """One step of the optimiser; returns its figures."""
+        """Run one optimiser step; return its figures."""
         step, parts = self.done, self.settings.accumulate
         self.schedule.step_update(step)
         self.optimizer.zero_grad()
@@ -165,7 +165,7 @@ class _Training:
         rows = [self._micro_batch(batches, step * parts + part) for part in range(parts)]
         if self.average is not None:
             self.average.begin(step)
-        # All processes stop after the same step.
+        # Signals are exchanged, so that all processes stop after the same step.
         told = processes.all_gather((rows, interrupts.requested()))
         row = _mean([row for rows, _ in told for row in rows])
         norm = self.precision.step(self.optimizer, self.net.parameters())
@@ -174,26 +174,26 @@ class _Training:
             self.average.update(step)
         if step % 10 == 0 or step == self.total - 1:
             everything = {"lr": self.optimizer.param_groups[0]["lr"], "gradient": norm, **row}
-            # A skipped step of float16 has none, and JSON no infinity.
+            # A skipped float16 step has an infinite norm, which JSON cannot express.
             self.figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
         self.done = step + 1
         self.told = [number for _, number in told]
         return row
 
     def check(self) -> None:
-        """Score the weights, where that is due, and keep the best."""
+        """Score the weights if a check is due, and keep the best."""
         if self.best is None or not self.best.is_due(self.done):
             return
         self.net.train(False)
         weights = self.net.weights() if self.average is None else self.average.tensors
         found = self.best.consider(self.done, weights)
-        if math.isfinite(found):  # infinity is no JSON
+        if math.isfinite(found):  # JSON has no infinity
             self.figures.add(step=max(self.done - 1, 0), held_out=found)
         self.net.train(self.settings.norms == "train")
 
     def save(self) -> None:
-        """Write a checkpoint where it is time, or a signal came; then raise `Stopped`."""
-        alone = len(self.told) == 1  # then what came since the step counts, too
+        """Write a checkpoint if it is time or a signal came; after a signal raise `Stopped`."""
+        alone = len(self.told) == 1  # then a signal since the step counts, too
         signal = interrupts.requested() if alone else max(self.told)
         due = signal or time.monotonic() - self.saved > self.settings.checkpoint_seconds
         if processes.is_first() and due:
@@ -203,7 +203,7 @@ class _Training:
             raise interrupts.Stopped(signal, f" after step {self.done} of {self.total}")
 
     def finish(self) -> str:
-        """Put the best or the average weights in place; returns which, if they were chosen."""
+        """Load the best or the averaged weights; return a message if the best were chosen."""
         chosen = ""
         if self.best is not None:
             self.net.load_weights(self.best.tensors)
@@ -217,9 +217,9 @@ class _Training:
         return Checkpoint(self.net, self.optimizer, self.precision, self.average, self.best)
 
     def _micro_batch(self, batches: Iterator[tuple[Samples, Any]], position: int) -> _Row:
-        """Forward and backward on the next images, the micro-batch of number `position`."""
+        """Forward and backward on the next images, which are micro-batch number `position`."""
         images, labels = next(batches)
-        # Dropout and drop path; each process draws for images of its own.
+        # For dropout and drop path; each process draws other numbers, as its images differ.
         own = processes.rank()
         torch.manual_seed(mix(self.seed, 2, position, *([own] if own else [])))
         mixing = mix(self.seed, 4, position)
@@ -229,10 +229,10 @@ class _Training:
             layout = torch.channels_last if is_last else torch.preserve_format
             images = images.to(memory_format=layout)
         row = self.step_function(images, targets, self.done, self.total, self.precision)
-        # As numbers only now: on a GPU the first one waits for the whole step.
+        # Converted to numbers only here: on a GPU the first conversion waits for the whole step.
         return {key: float(value) for key, value in row.items()}
 
 
 def _mean(rows: Sequence[_Row]) -> _Row:
-    """Mean of each figure over micro-batches, of all processes, which are of one size."""
+    """Mean of each figure over the micro-batches of all processes, which have equal sizes."""
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}

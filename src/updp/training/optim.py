@@ -1,4 +1,4 @@
-"""Optimiser and learning rate schedule of a training stage: timm's, by name."""
+"""Optimiser and learning rate schedule of a training stage, from timm by name."""
 
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -9,16 +9,16 @@ from torch.optim import Optimizer
 from updp.errors import UserError, reason
 from updp.recipe import OptimizerSettings
 
-_RATES = {"step": 0.1, "poly": 1.0}  # by kind of decay, where the recipe has no decay_rate
+_RATES = {"step": 0.1, "poly": 1.0}  # default decay_rate by kind of decay
 
 
 def make_optimizer(net: nn.Module, settings: OptimizerSettings) -> Optimizer:
-    """Make the recipe's optimiser over the net's parameters; biases and norms do not decay.
+    """Make the recipe's optimiser for the net's parameters; biases and norms have no decay.
 
     Raises:
-        UserError: the optimiser needs a device or a package that is not here.
+        UserError: the optimiser needs a device or a package that is missing.
     """
-    # timm drops `momentum` for optimisers without one (Adam and its kin), but not `betas`.
+    # timm drops `momentum` for optimisers without it (such as Adam), but not `betas`.
     betas = {} if settings.betas is None else {"betas": settings.betas}
     try:
         optimizer: Optimizer = create_optimizer_v2(
@@ -37,15 +37,15 @@ def make_optimizer(net: nn.Module, settings: OptimizerSettings) -> Optimizer:
 
 
 def whole_steps(steps: float) -> int:
-    """The nearest whole number of steps, but one for less: training is off at 0 alone."""
+    """Round to whole steps, but at least one: only exactly 0 turns training off."""
     return max(1, round(steps)) if steps else 0
 
 
 def make_schedule(optimizer: Optimizer, settings: OptimizerSettings, total: int) -> Scheduler:
     """Make the learning rate a pure function of the step, which `step_update(step)` sets.
 
-    It rises in a straight line from lr / 100 over the first `warmup` of the `total` steps; then,
-    with t the share of all steps done, it is lr times
+    Over the first `warmup` of the `total` steps it rises linearly from lr / 100. Then, with t the
+    share of all steps done, it is lr times
 
     - cosine: (1 + cos(pi t)) / 2 (Loshchilov & Hutter, *SGDR*, 2017, without restarts)
     - tanh: (1 - tanh(10 t - 7)) / 2 (Hsueh et al., *Stochastic gradient descent with hyperbolic-

@@ -29,12 +29,12 @@ class MixedPrecision:
         """Prepare for the training of stage `name`.
 
         Raises:
-            UserError: the device does not compute in this precision.
+            UserError: the device does not support this precision.
         """
         self._settings, self._device, self._name = settings, device.type, name
         self._is_half = settings.precision == "float16"
         self._scaler = torch.amp.GradScaler(self._device, enabled=self._is_half)
-        # An overflow within a forward would stay in the running statistics for good.
+        # An overflow within a forward would stay in the running statistics forever.
         tracked = norms(net) if self._is_half and settings.norms == "train" else []
         self._statistics = [buffer for norm in tracked for buffer in norm.buffers(False)]
         self._saved: list[Tensor] = []
@@ -43,7 +43,7 @@ class MixedPrecision:
             self._check_device()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context for the forward and the losses of a step; not for its backward."""
+        """Context for the forward and the losses of a step, but not for the backward."""
         if self._settings.precision == "float32":
             return nullcontext()
         return torch.autocast(self._device, getattr(torch, self._settings.precision))
@@ -53,16 +53,16 @@ class MixedPrecision:
         self._saved = [buffer.clone() for buffer in self._statistics]
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a micro-batch's mean loss, a scalar; its graph is freed."""
+        """Add the gradients of a micro-batch's mean loss, a scalar; frees its graph."""
         scaled = self._scaler.scale(loss / self._settings.accumulate)
         scaled.backward()  # type: ignore[no-untyped-call]
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> float:
-        """Clip the gradients and take the optimiser's step; return their norm before.
+        """Clip the gradients and run the optimiser's step; return their norm before clipping.
 
-        The gradients are the mean over all processes. DistributedDataParallel would take it during
-        the backward, but a step has several, of paths with different parameters. Nothing changes
-        where the norm is not finite.
+        Gradients are averaged over all processes here. DistributedDataParallel would do so in the
+        backward, but a step has several, on paths with different parameters. If the norm is not
+        finite, nothing changes.
         """
         parameters = list(parameters)
         processes.average([p.grad for p in parameters if p.grad is not None])
@@ -79,15 +79,15 @@ class MixedPrecision:
         return norm
 
     def check(self, figures: Mapping[str, float], norm: float, step: int) -> None:
-        """Check the losses and the gradients' norm of a step, numbered from 0, after `step`.
+        """Check the losses and the gradient norm of step `step` (from 0), after it has run.
 
         Raises:
-            UserError: one is not finite, but for a step that was skipped with a sound scale.
+            UserError: a value is not finite, and not just by a skipped step with a sound scale.
         """
         field = f"{self._name}.lr={self._settings.lr}"
         begin = f"{self._name} training broke down at step {step + 1}"
         if self._skipped:
-            # Halved each time, and doubled only after thousands of good steps: a long row.
+            # Halved at each skip and doubled after thousands of good steps: there were many skips.
             if self._scaler.get_scale() < 1:
                 raise UserError(
                     f"{begin}: gradients overflow float16 though their scale fell below 1; take "
@@ -112,7 +112,7 @@ class MixedPrecision:
             self._scaler.load_state_dict(state)
 
     def _check_device(self) -> None:
-        """Try the two operators that all models have, forward and backward."""
+        """Test the two operators that all models have, forward and backward."""
         x = torch.ones(2, 2, 4, 4, device=self._device, requires_grad=True)
         try:
             with self.autocast():

@@ -1,8 +1,8 @@
-"""Block reconstruction: train each site alone to give what it gives in the baseline.
+"""Block reconstruction: train each site alone to reproduce its output in the baseline.
 
-Between the closed form, which finds the best of one linear operator, and training of the whole
-network, which a thousand images overfit: a site sees all pixels or tokens of every image, and has
-as many targets. After Li et al., *BRECQ*, 2021, section 3.2, there for quantised blocks.
+This lies between the closed form, which optimises one linear operator, and training of the whole
+network, which overfits on a thousand images: a site sees all pixels or tokens of every image, and
+has as many targets. After Li et al., *BRECQ*, 2021, section 3.2, there for quantised blocks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ from updp.training.optim import make_optimizer, make_schedule, whole_steps
 
 
 class ReconstructRow(BaseModel, frozen=True):
-    """A site's error before and after it was trained alone, beside its output in the baseline."""
+    """A site's error against its output in the baseline, before and after it was trained alone."""
 
     site: str  # name of the site
     prior_error: float  # mean squared error before, as a share of the target's variance
@@ -51,14 +51,14 @@ class ReconstructRecord(Record):
 
 @dataclass(frozen=True)
 class _SitePair:
-    """A site of the net, and the same one of the baseline."""
+    """A site of the net with the same site of the baseline."""
 
     name: str
     own: Switch
     baseline: Switch
 
 
-# Called with the rows so far whenever another site is done.
+# Called with the rows so far, each time a site is finished.
 _Save = Callable[[Sequence[ReconstructRow]], None]
 
 
@@ -76,25 +76,25 @@ def reconstruct(
     save: _Save = lambda rows: None,
     task: Task = CLASSIFICATION,
 ) -> list[ReconstructRow]:
-    """Train the sites of `net` from the first pruned one on, in order, each by itself.
+    """Train the sites of `net` alone, in order, starting with the first pruned one.
 
-    A site is given what those before it leave, which are trained already, and its target is its
-    output in the baseline: so it also makes good what they fall short of. BatchNorms keep
-    their statistics. As much of each change is kept as the outputs for `judged` images say.
+    A site gets the outputs of the sites before it, which are trained already, and its target is
+    its output in the baseline, so that it also compensates their errors. BatchNorms keep their
+    statistics. The outputs for `judged` images decide how much of each change is kept.
 
     Args:
         net: the supernet under the plan's choices; its weights change in place.
         baseline: another supernet of the same sites, with the weights before pruning.
-        images: this process' batches to train on, each (N, C, H, W), or other inputs.
+        images: this process's batches to train on, each (N, C, H, W), or other inputs.
         judged: batches that nothing is trained on, the same in every process.
-        seed: of the order of the batches.
-        megabytes: for inputs and targets of a site; of a site with more, fewer batches are used.
+        seed: seed of the order of the batches.
+        megabytes: memory for a site's inputs and targets; limits the number of batches.
         done: the rows of sites that an earlier process has trained; `net` has their weights.
         save: called with the rows so far after each site.
-        task: says which outputs count, and their distance from the baseline's.
+        task: defines which outputs count, and their distance from the baseline's.
 
     Returns:
-        The figures of each site, in order.
+        The row of each site, in order.
     """
     net.eval()
     net.set_lambda(1.0)
@@ -131,7 +131,7 @@ def reconstruct(
 
 
 def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePair]:
-    """The sites from the first pruned one on that run once and have weights, in order."""
+    """Sites to train, in order: from the first pruned one, called once, with weights to train."""
     order = dict[str, None]()
 
     def seen(name: str, *call: Any) -> None:
@@ -143,7 +143,7 @@ def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePai
         call(net, images[:2])
     pruned = [net.places[name].choice != KEEP for name in order]
     fixed = shared_sites(net) | read_before(net, images, net.places)
-    # Each process has images of its own.
+    # Each process has other images.
     unpaired = set().union(*processes.all_gather(sorted(routed(net, images, net.places))))
     return [
         _SitePair(name, net.places[name], baseline.places[name])
@@ -172,13 +172,13 @@ def _gather(
 
 
 def _together(own: Iterator[Inputs], theirs: Iterator[Inputs]) -> Iterator[tuple[Inputs, Inputs]]:
-    """Pairs of inputs; the judge's batches, which come last, have no second one."""
+    """Pairs of inputs; the judge's batches, which come last, have no baseline inputs."""
     for x in own:
         yield x, next(theirs, ())
 
 
 class _SiteTraining:
-    """A site with its inputs and targets, batch by batch."""
+    """Training of one site on its inputs and targets, batch by batch."""
 
     def __init__(
         self,
@@ -204,14 +204,14 @@ class _SiteTraining:
 
     @torch.no_grad()
     def error(self) -> float:
-        """Mean squared error over all batches and processes, as a share of the variance."""
+        """Mean squared error of all batches and processes, divided by the target's variance."""
         total = torch.stack([self._loss(place) for place in range(len(self._inputs))]).mean()
         processes.average([total])
         return float(total)
 
     @torch.enable_grad()
     def train(self, tick: Callable[[str], None]) -> None:
-        """Take all steps; each process' batches are its own, the gradients are of all."""
+        """Run all steps; each process has its own batches, gradients are averaged over all."""
         parameters = [p for p in self._site.parameters() if p.requires_grad]
         optimizer = make_optimizer(self._site, self._settings)
         schedule = make_schedule(optimizer, self._settings, self._steps)
@@ -221,7 +221,7 @@ class _SiteTraining:
             optimizer.zero_grad()
             loss = self._loss(next(order))
             loss.backward()  # type: ignore[no-untyped-call]
-            # Paths that do not run have none.
+            # Paths that do not run have no gradient.
             processes.average([p.grad for p in parameters if p.grad is not None])
             torch.nn.utils.clip_grad_norm_(parameters, self._settings.clip)
             optimizer.step()
@@ -234,7 +234,7 @@ class _SiteTraining:
 
 
 def _order(count: int, seed: int) -> Iterator[int]:
-    """Endless numbers of batches, each once an epoch."""
+    """Endless sequence of batch numbers; each occurs once per epoch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(count, generator=generator).tolist()

@@ -13,12 +13,12 @@ class Trainable(Protocol):
         """All tensors by name; training changes them in place."""
 
     def shapes(self) -> dict[str, Any]:
-        """Plain data that says which parameters it trains in."""
+        """Plain data that describes which parameters it currently trains."""
 
     def load_weights(
         self, weights: Mapping[str, Tensor], shapes: Mapping[str, Any] | None = None
     ) -> None:
-        """Copy in the results of `weights` and, where they may differ, `shapes`."""
+        """Load the results of `weights` and, if they may differ, of `shapes`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """`nn.Module.parameters`."""

@@ -1,8 +1,8 @@
 """Networks that come with `updp`: small trained baselines (`zoo/NAME`), and runs that pruned them.
 
 A baseline is a model name like any other (`--model zoo/digits-resnet`), and has its weights. A
-pruned one is what is left of a run directory, which `updp.load("zoo/NAME")` opens. Each was made by
-`examples/digits` in the repository.
+pruned network is the published part of a run directory; `updp.load("zoo/NAME")` opens it. All
+were made by `examples/digits` in the repository.
 """
 
 from collections.abc import Callable
@@ -33,5 +33,5 @@ def weights_of(name: str) -> Path:
 
 
 def run_directory(name: str) -> Path:
-    """The run directory of one of `PRUNED`, with its published files only."""
+    """Return the run directory of one of `PRUNED`, which has only its published files."""
     return _HERE / "runs" / name

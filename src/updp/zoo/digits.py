@@ -6,7 +6,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-# Where timm's models say how images become inputs, and updp looks for it.
+# The preprocessing of images, in the attribute where timm's models have it and updp reads it.
 _CONFIG = {
     "input_size": (1, 8, 8),
     "mean": (0.305,),
@@ -28,7 +28,7 @@ def resnet() -> ResNet:
         stem_type="deep",  # with its width, makes the first stage expect 16 channels
         stem_width=8,
     )
-    # timm's stem and fourth stage are for photographs; they would halve 8 pixels five times.
+    # timm's stem and fourth stage are for photographs: five halvings are too many for 8 pixels.
     model.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     model.layer4 = nn.Identity()

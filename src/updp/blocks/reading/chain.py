@@ -1,8 +1,8 @@
 """Read a path through a block's graph as a chain of steps.
 
-No model is known by name: a module is a convolution, a linear layer or a norm, or it is traced
-alone and read in turn, or its behaviour is probed. Reading may guess, because `read_site` compares
-every chain with its block on real inputs.
+No model is known by name: a module is a convolution, a linear layer or a norm, or its own graph is
+traced and read, or its behaviour is probed. Reading may guess, because `read_site` compares every
+chain with its block on real inputs.
 """
 
 import operator
@@ -39,7 +39,7 @@ _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _PERMUTES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "rearrange"}
 _SAME = {"contiguous", "clone"}
 _RESHAPES = {"reshape", "view", "unsqueeze", torch.reshape, torch.unsqueeze}
-_TOGETHER = 8  # groups of nodes at most that make a permutation of channels
+_TOGETHER = 8  # maximum number of groups of nodes in a permutation of channels
 
 
 def read_chain(
@@ -48,10 +48,10 @@ def read_chain(
     """Read the nodes `path`, in order, of a block's graph as a chain.
 
     `x` is a real input of the path: (N, C, ...) or (N, ..., C), with any number of axes. `prefix`
-    stands before the names of all steps, as where `block` is a module of the block that is meant.
+    is put before the names of all steps, for a `block` that is a module inside of another.
 
     Raises:
-        NotAChain: something on the path is neither linear, nor a norm, nor an activation.
+        NotAChain: a node on the path is neither linear, nor a norm, nor an activation.
     """
     if x.ndim < 2:
         raise NotAChain(f"its tensor has {x.ndim} dimensions: none holds its channels")
@@ -82,7 +82,7 @@ class _Reader(Cursor):
     """Reads the nodes of a path as steps; runs each on the tensor."""
 
     def read(self, owner: nn.Module, graph: fx.Graph, path: Sequence[str], prefix: str) -> None:
-        """Read the nodes of a path; `prefix` is the path of `owner` in the block, with its dot."""
+        """Read the nodes of a path; `prefix` is the path of `owner` in the block plus a dot."""
         data = data_nodes(graph)
         previous: fx.Node | None = None
         rest = groups(graph, path)
@@ -110,7 +110,7 @@ class _Reader(Cursor):
     def _shuffle(
         self, name: str, owner: nn.Module, source: fx.Node, rest: list[list[fx.Node]]
     ) -> int:
-        """Read the first groups together as a permutation of channels; how many, 0 for none."""
+        """Read the first groups of nodes as one permutation; return their number, 0 if none."""
         data, inside = data_nodes(source.graph), {source}
         for count, group in enumerate(rest[:_TOGETHER], 1):
             inside.update(group)
@@ -174,7 +174,7 @@ class _Reader(Cursor):
         self.advance(module)
 
     def _inside(self, name: str, module: nn.Module) -> None:
-        """Read a module of an unknown class: as a chain of its own, else as a gate."""
+        """Read a module of an unknown class: as a chain of its own, else as a norm or a gate."""
         kind, count = type(module).__name__, len(self.steps)
         before, layout = self.state, self.layout
         try:
@@ -220,13 +220,13 @@ class _Reader(Cursor):
 
     def _probe(self, name: str, function: Callable[[Tensor], Tensor]) -> bool:
         """Add an elementwise function as an activation or a scale; False for any other."""
-        # First, and on the tensor itself: a shuffle may be the identity for few channels.
+        # Tested first, on the real tensor: with few channels a shuffle may be the identity.
         if self.reorder(name, function):
             return True
         learns = isinstance(function, nn.Module) and any(True for _ in function.parameters())
         kind = kind_of(moved(function) if isinstance(function, nn.Module) else function, self.x)
         if learns and isinstance(function, nn.Module) and kind not in ("activation", "other"):
-            self.add(ScaleStep(name, Factor(function)))  # even where it is 1 as yet
+            self.add(ScaleStep(name, Factor(function)))  # even if it is still 1
         elif kind == "activation":
             self.add(ActStep(name, function))
         elif isinstance(kind, float):
@@ -236,9 +236,9 @@ class _Reader(Cursor):
     def _other(
         self, name: str, function: Callable[[Tensor], Tensor], reason: str, prefix: str = ""
     ) -> None:
-        """Add an elementwise function, or one near to a line per channel, as norms and gates are.
+        """Add an elementwise function, or one close to a line per channel, such as norms and gates.
 
-        Zero padding is kept for the next operator. Raises NotAChain with `reason` for any other.
+        Zero padding is kept for the next operator. Raises NotAChain with `reason` for all others.
         """
         known = self._probe(name, function) or self.pad(name, function)
         if not known and not self.crop(function):
@@ -268,14 +268,14 @@ def _norm_channels(module: nn.Module) -> int | None:
         return module.num_features if plain else None
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
-    shape = getattr(module, "normalized_shape", None)  # LayerNorm, RMSNorm and their kin
+    shape = getattr(module, "normalized_shape", None)  # LayerNorm, RMSNorm and similar norms
     if shape is not None and len(tuple(shape)) == 1 and not any(module.children()):
         return int(shape[0])
     return None
 
 
 def _parameter(owner: nn.Module, node: fx.Node, source: fx.Node) -> nn.Parameter | None:
-    """The parameter, reshaped or not, by which a product scales its input `source`; else None."""
+    """Parameter (perhaps reshaped) by which a product scales its input `source`; else None."""
     others = [a for a in node.args if isinstance(a, fx.Node) and a is not source]
     if len(others) != 1:
         return None

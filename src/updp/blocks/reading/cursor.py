@@ -1,4 +1,4 @@
-"""A tensor on its way through a block: its layout, zeros around it, and the steps that it took."""
+"""A tensor on its way through a block: its layout, its zero padding, and the steps so far."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,19 +17,19 @@ from updp.blocks.reading.probe import (
 )
 from updp.blocks.reading.steps import ScaleStep, ShuffleStep, Step, order_of
 
-FLIPPED = "flipped"  # layout of a norm that reads a sequence of unknown layout transposed
+FLIPPED = "flipped"  # layout of a norm on a transposed sequence of unknown layout
 
 
 class NotAChain(Exception):
-    """A path is not a chain of linear operators, norms and activations; the text is the reason."""
+    """A path is not a chain of linear operators, norms and activations; the text says why."""
 
 
 class Cursor:
-    """Collects the steps of a path; runs each on the tensor, and keeps track of its layout.
+    """Collects the steps of a path, runs each on the tensor, and keeps track of its layout.
 
-    The layout of a tensor of 3 to 5 axes is None until a module shows which of them holds the
+    The layout of a tensor of 3 to 5 axes is None until a module shows which axis holds the
     channels. `start` is the layout at the entry of the path. `padded` are zeros that were put
-    around the tensor, (before, behind) of each axis, which the next operator takes in.
+    around the tensor, (before, behind) of each axis; the next operator includes them.
     """
 
     flipped = False  # whether a sequence of unknown layout has been transposed
@@ -43,7 +43,7 @@ class Cursor:
 
     @property
     def layout_now(self) -> str:
-        """The layout, or what stands for one that is not known yet."""
+        """The layout, or a placeholder as long as it is unknown."""
         return self.layout or (FLIPPED if self.flipped else "")
 
     @property
@@ -58,14 +58,14 @@ class Cursor:
         del self.steps[steps:]
 
     def advance(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace the tensor by what `function` makes of it."""
+        """Replace the tensor by the output of `function`."""
         try:
             self.x = call_user_code(function, self.x.clone())
         except UserCodeError as error:
             raise NotAChain(f"it does not run alone: {error}") from error
 
     def need(self, layout: str, name: str) -> None:
-        """Check that the tensor has this layout, or settle that it has."""
+        """Require that the tensor has this layout; set it if still unknown."""
         if self.layout is None:
             self.layout = layout
             self.start = OTHER[layout] if self.flipped else layout
@@ -73,7 +73,7 @@ class Cursor:
             raise NotAChain(f"`{name}` does not work along the channels")
 
     def pad(self, name: str, function: Callable[[Tensor], Tensor]) -> bool:
-        """Note zeros that the function puts around the tensor; False for any other function."""
+        """Record zeros that the function puts around the tensor; return False for all others."""
         if (sides := zero_padding_of(function, self.x)) is None:
             return False
         if self.padded:
@@ -82,7 +82,7 @@ class Cursor:
         return True
 
     def crop(self, function: Callable[[Tensor], Tensor]) -> bool:
-        """Take pixels that the function cuts off from the last convolution; False if it cannot."""
+        """Crop the last convolution as the function does; return False if that is not possible."""
         last = self.steps[-1] if self.steps else None
         if self.layout != "first" or not isinstance(last, LinearStep) or {*last.stride} != {1}:
             return False
@@ -92,7 +92,7 @@ class Cursor:
         return True
 
     def take_padding(self, name: str) -> tuple[tuple[int, int], ...]:
-        """The zeros around the tensor on each of its axes but images and channels."""
+        """Return and reset the recorded padding, for all axes but those of images and channels."""
         sides = [*self.padded]
         if sides:
             ends = sides.pop(1 if self.layout == "first" else -1), sides.pop(0)
@@ -102,7 +102,7 @@ class Cursor:
         return tuple(sides)
 
     def add(self, step: Step) -> None:
-        """Add a step that is no linear operator."""
+        """Add a step other than a linear operator."""
         if self.padded:
             raise NotAChain(f"`{step.name}` stands between zero padding and its convolution")
         self.steps.append(step)
@@ -117,9 +117,9 @@ class Cursor:
         return True
 
     def scale(self, step: ScaleStep, function: Callable[[Tensor], Tensor]) -> None:
-        """Add a factor per channel and advance; raise NotAChain where it is one along other axes.
+        """Add a factor per channel and advance; raise NotAChain if it is along another axis.
 
-        `function` applies it.
+        `function` applies the factor.
         """
         self.add(step)
         x, layout = self.x, self.layout
@@ -132,14 +132,14 @@ class Cursor:
                 self.need(fitting[0], step.name)
 
     def _is(self, step: ScaleStep, x: Tensor, layout: str) -> bool:
-        """Whether the step, along the channels of that layout, makes the tensor of `x`."""
+        """Whether the step, with channels in this layout, turns `x` into the current tensor."""
         channels = x.shape[1] if layout == "first" else x.shape[-1]
         if step.parameter.numel() != channels:
             return False
         return torch.allclose(step.keep(x, layout), self.x)
 
     def permute(self, name: str, call: Callable[[Tensor], Tensor]) -> None:
-        """Note that `call` moves the channels; raise NotAChain where it moves other axes."""
+        """Record that `call` moves the channels; raise NotAChain if it moves other axes."""
         axes = permutation_of(call, self.x.ndim)
         ndim = self.x.ndim
         targets = [t for t in OTHER if ndim > 2 and axes == order_of(t, ndim) and t != self.layout]

@@ -1,4 +1,4 @@
-"""Growth: what the sites of a model are given for one sample more."""
+"""Record the inputs of a model's sites for one sample more, to show how sizes grow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,14 +18,14 @@ def with_larger(
     calls: Mapping[str, Sequence[Arguments]],
     samples: int,
 ) -> tuple[Site, ...]:
-    """The sites, block by block, with what they are given for one sample more.
+    """The sites, block by block, with their inputs for one sample more.
 
     Args:
-        sites: any of one model.
-        modules: their blocks by path.
-        graphs: those of the blocks, in the order of the result.
+        sites: sites of one model.
+        modules: the blocks by path.
+        graphs: the graphs of the blocks, in the order of the result.
         calls: the calls of each block with one sample more.
-        samples: how many these are.
+        samples: number of samples in these calls.
     """
     found: list[Site] = []
     for block, graph in graphs.items():

@@ -1,4 +1,4 @@
-"""Which axis of a feature map holds the channels, where the branch is no chain that shows it."""
+"""Find the axis of a feature map that holds the channels, for a branch that is no chain."""
 
 from contextlib import suppress
 from typing import Any
@@ -14,18 +14,18 @@ OTHER = {FIRST: LAST, LAST: FIRST}
 
 
 def usual_layout(ndim: int) -> str:
-    """The layout of a tensor of so many axes of which nothing else is known."""
+    """The usual layout of a tensor of `ndim` axes, if nothing else is known."""
     return FIRST if ndim in (4, 5) else LAST
 
 
 @torch.no_grad()
 def layout_of(part: nn.Module, *inputs: Any) -> str:
-    """Layout of the first of `inputs`, from what the operators and norms in `part` are given.
+    """Layout of the first of `inputs`, from the inputs of the operators and norms in `part`.
 
-    The first one that gets the tensor's own shape tells, but for norms that do not know; else the
-    first one whose number of channels is that of one of the two axes only. An attention on a map
-    flattens it to tokens, and a gate pools it: so what a module is says nothing where it gets
-    another shape.
+    The first operator or norm whose input has the tensor's own shape decides, unless it fits both
+    layouts; else the first one whose number of channels equals the size of exactly one of the two
+    axes. With another shape the kind of a module says nothing: attention may flatten a map to
+    tokens, and a gate may pool it.
     """
     x = inputs[0]
     usual = usual_layout(x.ndim)
@@ -41,7 +41,7 @@ def layout_of(part: nn.Module, *inputs: Any) -> str:
         return module.register_forward_pre_hook(hook)
 
     watched = (watch(m) for m in part.modules() if _has_channels(m))
-    with suppress(UserCodeError), hooks(watched):  # what was seen until then still holds
+    with suppress(UserCodeError), hooks(watched):  # inputs seen before a failure still count
         call_user_code(part, x.clone(), *inputs[1:])
     shape = tuple(x.shape)
     for own, layout in seen:
@@ -67,13 +67,13 @@ def _has_channels(module: nn.Module) -> bool:
 
 
 def normalized(module: nn.Module) -> tuple[int, ...]:
-    """The sizes over which a LayerNorm, an RMSNorm or their kin normalises; empty for others."""
+    """Sizes over which a LayerNorm, RMSNorm or similar norm normalises; empty for others."""
     shape: Any = getattr(module, "normalized_shape", ())
     return tuple(shape) if isinstance(shape, (tuple, list, torch.Size)) else ()
 
 
 def _layout_in(module: nn.Module, x: Tensor) -> str:
-    """Layout of the tensor that a module with channels is given; empty where both axes fit."""
+    """Layout of the input of a module with channels; empty if both axes fit."""
     if isinstance(module, nn.Linear):
         return LAST
     if not normalized(module):

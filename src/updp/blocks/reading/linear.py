@@ -46,10 +46,10 @@ class LinearStep:
     def read(cls, name: str, module: nn.Module, x: Tensor) -> LinearStep:
         """Read a convolution, a linear layer or a registered module as a step.
 
-        A subclass with a forward of its own is run on `x`, (N, C, ...) or (..., C).
+        A subclass with a forward of its own is run on `x`, (N, C, ...) or (..., C), and watched.
 
         Raises:
-            ValueError: it computes something else; the text is the reason.
+            ValueError: the module computes something else; the text says what.
         """
         if (t := taught_operator(module)) is not None:
             return cls(name, module, t.stride, t.padding, t.dilation, t.groups, derived=True)
@@ -72,7 +72,7 @@ class LinearStep:
         return cls(name, module, stride, padding, dilation, groups, _is_derived(module, weight))
 
     def padded(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
-        """The step with zeros that the block puts before it, (before, behind) of each axis."""
+        """The step with zeros that the block adds before it, (before, behind) for each axis."""
         if not any(map(any, sides)):
             return self
         own = sides_of(self.on(len(sides)).padding)
@@ -81,13 +81,13 @@ class LinearStep:
         return replace(self.on(len(sides)), padding=padding_of(both), before=before)
 
     def cropped(self, sides: Sequence[tuple[int, int]]) -> LinearStep:
-        """The step, of stride 1, without pixels (before, behind) of its output."""
+        """The step (of stride 1) without pixels (before, behind) at the edges of its output."""
         behind = padding_of((-a, -b) for a, b in sides)
         padding = tuple(a + b for a, b in zip(self.padding, behind, strict=True))
         return replace(self, padding=padding, behind=behind)
 
     def on(self, dims: int) -> LinearStep:
-        """The step with so many axes; a linear layer works on any number, a convolution on its."""
+        """The step on `dims` axes; a linear layer works on any number, a convolution on its own."""
         if len(self.stride) == dims:
             return self
         return replace(self, stride=(1,) * dims, dilation=(1,) * dims, padding=(0, 0) * dims)
@@ -105,7 +105,7 @@ class LinearStep:
 
     @property
     def exact_weight(self) -> Tensor:
-        """Kernel (O, I / groups, kh, kw) in float64 without gradient, also derived in float64."""
+        """Kernel (O, I / groups, kh, kw), computed in float64 and without gradient."""
         if not self.derived:
             return self.weight.detach().double()
         with torch.no_grad():
@@ -148,7 +148,7 @@ class LinearStep:
         return self.groups == self.in_channels > 1
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
-        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
+        """Apply the step as the baseline does, to a tensor in `layout`."""
         if layout == "last":
             return F.linear(x, self.weight.flatten(1), self.bias)
         if isinstance(self.module, CONVOLUTIONS) and taught_operator(self.module) is None:

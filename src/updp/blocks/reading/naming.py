@@ -1,4 +1,4 @@
-"""Name of a site, by its block and the largest module of its branch."""
+"""Name of a site, from its block and the largest module of its branch."""
 
 from collections import Counter
 

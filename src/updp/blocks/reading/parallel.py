@@ -1,4 +1,4 @@
-"""Read a residual region that is linear already, as in RepVGG, as parallel chains."""
+"""Read a residual region that is already linear, as in RepVGG, as parallel chains."""
 
 import operator
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def read_paths(
 ) -> tuple[Chain, ...]:
     """Read every path from a region's entry to its add as a chain; the region is their sum.
 
-    Returns nothing if a path is not linear. `values` are those of the graph's nodes by name.
+    Returns an empty tuple if a path is not linear. `values` are the node values by name.
     """
     nodes = {n.name: n for n in graph.nodes}
     data = data_nodes(graph)

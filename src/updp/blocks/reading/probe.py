@@ -37,9 +37,9 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
         return 0
     if not isinstance(y, Tensor) or y.shape != x.shape or x.is_complex() or y.is_complex():
         return 0
-    # Whether a convolution is near to a line depends on its weights, but the sites of a model must
-    # depend on its structure alone: a finished run is opened again with other weights. One along
-    # the channels, (N, 1, C), makes a gate.
+    # How close a convolution is to a line depends on its weights, but the sites of a model must
+    # depend on its structure alone, because a finished run is opened again with other weights. A
+    # convolution along the channels, (N, 1, C), is allowed: it is part of a gate.
     if any(shape[1:] != (1, channels) for shape in convolutions.shapes):
         return 0
     rows = [t.movedim(axis, 0).flatten(1).double() for t in (x, y)]
@@ -49,7 +49,7 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
 
 
 class _Convolutions(TorchFunctionMode):
-    """Notes the shape of what is convolved by more than one tap."""
+    """Records the input shape of each convolution with more than one tap."""
 
     NAMES = frozenset(f"conv{'_transpose' * t}{d}d" for t in (0, 1) for d in (1, 2, 3))
 
@@ -69,7 +69,7 @@ class _Convolutions(TorchFunctionMode):
 
 
 def permutation_of(function: Callable[[Tensor], Tensor], ndim: int) -> tuple[int, ...] | None:
-    """The axes of its input, in the order in which the function gives them; None for another."""
+    """Order of the input's axes in the function's output; None if it is no permutation."""
     sizes = range(2, 2 + ndim)  # all different, so that the shape tells
     try:
         y = call_user_code(function, torch.empty(*sizes, device="meta"))
@@ -82,7 +82,7 @@ def permutation_of(function: Callable[[Tensor], Tensor], ndim: int) -> tuple[int
 
 @torch.no_grad()
 def channel_order_of(function: Callable[[Tensor], Tensor], x: Tensor, layout: str) -> Tensor | None:
-    """Another order (C,) in which the function gives the channels of `x`; None if it does more."""
+    """Order (C,) to which the function permutes the channels of `x`; None if it is no shuffle."""
     axis = 1 if layout == "first" else x.ndim - 1
     count = x.shape[axis]
     numbers = torch.arange(count, dtype=torch.float64, device=x.device)
@@ -106,7 +106,7 @@ def channel_order_of(function: Callable[[Tensor], Tensor], x: Tensor, layout: st
 def zero_padding_of(
     function: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[tuple[int, int], ...] | None:
-    """Zeros (before, behind) that the function puts around its input on each axis; else None."""
+    """Zeros (before, behind) that the function adds on each axis of its input; else None."""
     try:
         filled = call_user_code(function, torch.ones_like(x))
         if not isinstance(filled, Tensor) or filled.ndim != x.ndim or filled.shape == x.shape:
@@ -126,7 +126,7 @@ def zero_padding_of(
 
 @torch.no_grad()
 def crop_of(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int, int], ...] | None:
-    """Pixels (before, behind) of each axis that the function cuts off, and no more; else None."""
+    """Pixels (before, behind) that the function crops on each axis; None if it does more."""
     numbers = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
     try:
         y = call_user_code(function, numbers.clone())
@@ -145,10 +145,10 @@ def crop_of(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[int,
 
 @torch.no_grad()
 def moved(module: nn.Module) -> nn.Module:
-    """A copy with other parameters, if these are single numbers; else the module itself.
+    """A copy with other parameter values, if all parameters are single numbers; else the module.
 
-    An affine function is the identity before it is trained, and a factor where its bias is 0: what
-    a module is must not depend on that.
+    Before training, an affine function may be the identity, or a plain factor with bias 0; the
+    kind of a module must not depend on that.
     """
     parameters = [*module.parameters()]
     if not parameters or any(p.numel() != 1 for p in parameters):
@@ -167,8 +167,8 @@ def kind_of(function: Callable[[Tensor], Tensor], real: Tensor | None = None) ->
     """Classify a function: 'identity', 'activation' (elementwise), a scalar factor, or 'other'.
 
     An elementwise function commutes with permuting the elements of its input, and with mixing two
-    inputs element by element. It keeps the shape of a `real` input, too: the first 64 channels
-    are all of a few.
+    inputs element by element. With `real` it must also keep the shape of a real input, because
+    "the first 64 channels" is the identity on few channels.
     """
     module = function if isinstance(function, nn.Module) else nn.Identity()
     device = like_of(module).device

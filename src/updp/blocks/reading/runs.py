@@ -15,26 +15,26 @@ from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.region import Region, data_nodes, runs
 from updp.blocks.values import tensors_of
 
-# Channel-mixing operators of a piece: two, so that one of them can be merged away; up to four (a
-# bottleneck has three) where the user's own module is one such chain.
+# Number of channel-mixing operators in a piece: two, so that one of them can be merged away; up to
+# four (a bottleneck has three) if the user's own module is one such chain.
 _PIECE, _MODULE = 2, 4
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A node with the chain that it is by itself."""
+    """A node, read by itself as a chain."""
 
     node: fx.Node
     chain: Chain
 
     @property
     def mixing(self) -> int:
-        """Number of operators that mix channels: all but depthwise convolutions."""
+        """Number of operators that mix channels: all except depthwise convolutions."""
         return sum(not step.depthwise for step in self.chain.linears)
 
     @property
     def shows_layout(self) -> bool:
-        """Whether it works in one layout only; an activation takes any."""
+        """Whether the part works in one layout only; an activation works in any."""
         permutes = self.chain.layout_in != self.chain.layout_out
         return permutes or any(isinstance(s, (LinearStep, NormStep)) for s in self.chain.steps)
 
@@ -48,13 +48,13 @@ def plain_regions(
 ) -> list[Region]:
     """Find regions without a skip in which operators can merge.
 
-    A run is cut around children that hold a piece of their own, and else after every second
-    operator that mixes channels. Vectors (N, C) are left out: they belong to a head or a gate.
+    A run is cut around children that contain a piece of their own, and elsewhere after every
+    second operator that mixes channels. Vectors (N, C) are left out: they belong to a head or gate.
 
     Args:
         values: value of each node by name, in a real call.
-        taken: whether a site or a residual block has a node already.
-        vectors: whether the model has nothing but vectors, so that they are no head.
+        taken: whether a site or a residual block already uses a node.
+        vectors: whether the model has only vectors, so that they are not just a head.
     """
     found = []
     for run in runs(graph):
@@ -72,7 +72,7 @@ def plain_regions(
 
 
 def has_vectors_only(model: nn.Module, calls: Mapping[str, Sequence[Arguments]]) -> bool:
-    """Whether a model takes vectors (N, C) and makes neither maps nor tokens of them."""
+    """Whether a model takes vectors (N, C) and makes neither maps nor tokens from them."""
     if any(isinstance(module, _ConvNd) for module in model.modules()):
         return False
     given = [t for each in calls.values() for call in each for t in tensors_of(vars(call))]
@@ -80,7 +80,7 @@ def has_vectors_only(model: nn.Module, calls: Mapping[str, Sequence[Arguments]])
 
 
 def why_no_chain(traced: Iterable[tuple[nn.Module, fx.Graph, Mapping[str, Any]]]) -> str:
-    """Why a model has neither a residual branch nor a chain, from its modules with real values."""
+    """Reason why a model has no residual branch and no chain, from its modules and values."""
     found = set()
     for module, graph, values in traced:
         for run in runs(graph):
@@ -101,7 +101,7 @@ def _read(
     values: Mapping[str, Any],
     vectors: bool = False,
 ) -> _Part | None:
-    """Read a node as a chain; None if it is none, or its input is a vector or no tensor."""
+    """Read a node as a chain; None if that fails, or if its input is a vector or no tensor."""
     data = data_nodes(graph)
     (source,) = [p for p in node.all_input_nodes if p in data]
     x = values[source.name]
@@ -114,13 +114,13 @@ def _read(
 
 
 def _fits(parts: list[_Part], part: _Part) -> bool:
-    """Whether a part reads the layout that those before it give."""
+    """Whether a part reads the layout that the parts before it return."""
     shown = [p for p in parts if p.shows_layout]
     return not (shown and part.shows_layout) or shown[-1].chain.layout_out == part.chain.layout_in
 
 
 def _is_vector(x: Tensor) -> bool:
-    """Whether a tensor is (N, C), or a map of one pixel, maybe (from 4 axes on) channels last."""
+    """Whether a tensor is (N, C), or a map of a single pixel, in either layout."""
     return x.shape[2:].numel() == 1 or (x.ndim > 3 and x.shape[1:-1].numel() == 1)
 
 
@@ -146,7 +146,7 @@ def _pieces(parts: list[_Part], graph: fx.Graph) -> list[list[_Part]]:
 
 
 def _trimmed(piece: list[_Part]) -> list[_Part]:
-    """Drop the parts before the first operator, unless they hold a norm (pre-activation)."""
+    """Remove the parts before the first operator, unless they hold a norm (pre-activation)."""
     first = next(i for i, part in enumerate(piece) if part.chain.linears)
     normed = any(isinstance(s, NormStep) for part in piece[:first] for s in part.chain.steps)
     return piece if normed else piece[first:]

@@ -1,4 +1,4 @@
-"""Scaling of values to another number of samples, as two runs of the model show how they grow."""
+"""Scale values to another number of samples, from two runs of the model that show the growth."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -14,17 +14,18 @@ Number = TypeVar("Number", int, float)
 
 
 class NotScalable(Exception):
-    """What a site is given for some number of samples is not known; the text is the reason."""
+    """A site's inputs for some number of samples are not known; the text says why."""
 
 
 def scaled(value: Any, larger: Any, more: int) -> Any:
-    """The value for `more` samples more, which may be negative; `larger` is for one more.
+    """The value for `more` further samples (may be negative); `larger` is for one further sample.
 
-    The sizes that differ grow in a line, with a tensor's entries repeated; so do numbers. All else
-    stays as it is. Tensors in tuples, lists, dictionaries and dataclasses are new ones.
+    Sizes that differ are extrapolated linearly, with a tensor's entries repeated, and so are
+    numbers. Everything else stays as it is. Tensors in tuples, lists, dictionaries and dataclasses
+    are new ones.
 
     Raises:
-        NotScalable: it grows otherwise.
+        NotScalable: the value does not grow linearly.
 
     >>> scaled((12, torch.zeros(2, 5)), (18, torch.zeros(3, 5)), 30)[0]
     192
@@ -37,10 +38,10 @@ def scaled(value: Any, larger: Any, more: int) -> Any:
 
 
 def scaled_sizes(sizes: Sequence[int], larger: Sequence[int], more: int) -> tuple[int, ...]:
-    """The sizes of a tensor for `more` samples more.
+    """The sizes of a tensor for `more` further samples.
 
     Raises:
-        NotScalable: they do not grow in a line, or from or to an empty tensor.
+        NotScalable: the sizes do not grow linearly, or grow from or to zero.
     """
     if len(sizes) != len(larger):
         raise NotScalable(_UNEVEN)
@@ -73,7 +74,7 @@ def _scaled_tensor(value: Tensor, larger: Tensor, more: int) -> Tensor:
     if value.is_nested or larger.is_nested:
         raise NotScalable("it is given a nested tensor")
     sizes = scaled_sizes(value.shape, larger.shape, more)
-    # Whole numbers may be places in another tensor: those of another batch must be known.
+    # Whole numbers may index another tensor, so that they cannot be made up for another batch.
     is_whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
     if is_whole and not _repeated(value, larger.shape).equal(larger):
         raise NotScalable("it is given whole numbers that are others for each number of samples")
@@ -81,7 +82,7 @@ def _scaled_tensor(value: Tensor, larger: Tensor, more: int) -> Tensor:
 
 
 def _repeated(value: Tensor, sizes: Sequence[int]) -> Tensor:
-    """A copy with these sizes: the entries along each axis again and again, or the first ones."""
+    """A copy with these sizes: the entries along each axis are repeated or cut off."""
     for axis, size in enumerate(sizes):
         if size != value.shape[axis]:
             places = torch.arange(size, device=value.device) % value.shape[axis]

@@ -28,20 +28,20 @@ _MISREAD = "the steps read from its graph do not compute what it computes"
 class Site:
     """A branch that may be replaced.
 
-    name:       module path, and `:module` after its largest module if the block has several sites
+    name:       module path, and `:module` with its largest module if the block has several sites
     block:      module path of its block
     kind:       class name of its block
     region:     its nodes in the block's graph; `region.add` is None if there is no skip
-    branch:     the branch as a chain; None if it is not one, and the site can only be dropped
-    skip:       the skip as a chain, empty for the identity; None if it is not one, and stays as is
-    post:       the activation at the end of the block, if any
+    branch:     the branch as a chain; None if it is not one: then it can be dropped, not merged
+    skip:       the skip as a chain, empty for the identity; None if it is not one and stays as is
+    post:       the activation at the end of the block, or None
     shape_in:   shape of the tensor at the entry, in the example
     shape_out:  shape of the tensor at the exit, in the example
-    layout:     of the tensor at the exit: first | last
+    layout:     layout of the tensor at the exit: first | last
     extras:     values of `region.extras` in the example
     calls:      number of calls of the block in one forward of the model
-    work:       how many calls like the first they amount to, by the number of pixels
-    why:        why `branch` is None
+    work:       the same, with each call weighted by its size relative to the first call's
+    why:        reason why `branch` is None
     paths:      parallel chains whose sum is the region, if it is linear already
     samples:    number of samples in the example
     larger:     shape of the entry, and values of the extras, with one sample more
@@ -72,7 +72,7 @@ class Site:
 
     @property
     def chain(self) -> Chain:
-        """The branch of a site that is known to be a chain."""
+        """The branch, for a site where it is known to be a chain."""
         assert self.branch is not None, f"{self.name} is no chain: {self.why}"
         return self.branch
 
@@ -83,7 +83,7 @@ class Site:
 
     @property
     def dims(self) -> int:
-        """Axes of an operator on maps at the exit, as `fit.as_maps` makes them."""
+        """Number of axes of an operator on maps at the exit, as made by `fit.as_maps`."""
         return len(self.shape_out) - 2 if self.layout == "first" else 2
 
     def lays_out(self, layout: str) -> bool:
@@ -95,32 +95,32 @@ class Site:
         return self.contiguous_out and not own and len(self.shape_out) > 2
 
     def example(self, part: nn.Module) -> tuple[Any, ...]:
-        """Seeded random values for the entry, and the extras, in the type `part` computes with."""
+        """Seeded random values for the entry, and the extras, in the dtype of `part`."""
         x = seeded_input(self.shape_in, like_of(part))
         return (x, *(extra.to(x) if is_float_tensor(extra) else extra for extra in self.extras))
 
     def shape_for(self, samples: int) -> tuple[int, ...]:
-        """Shape of the entry for so many samples. Raises NotScalable where it is unknown."""
+        """Shape of the entry for `samples` samples. Raises NotScalable if it is unknown."""
         if not self.larger:
             raise NotScalable("the model calls it for some numbers of samples only")
         return scaled_sizes(self.shape_in, self.larger[0], samples - self.samples)
 
     def work_for(self, samples: int) -> float:
-        """Work of a forward of `samples` samples, in units of the block's first call."""
+        """Work of a forward on `samples` samples, in units of the block's first call."""
         calls = self.calls + self.more_calls * (samples - self.samples)
         return self.work * max(calls, 1) / self.calls
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of the entry without the axis that grows with the samples, or the first axis."""
+        """Shape of the entry without the axis that grows with the samples (else the first axis)."""
         grown = (a != b for a, b in zip(self.shape_in, self.larger[0], strict=True))
         axis = next((axis for axis, grows in enumerate(grown) if grows), 0)
         return (*self.shape_in[:axis], *self.shape_in[axis + 1 :])
 
     def inputs_for(self, samples: int, device: torch.device) -> tuple[Any, ...]:
-        """Seeded random values for the entry, and the extras, as the model gives so many samples.
+        """Seeded random values for the entry, and the extras, for a batch of `samples` samples.
 
-        Raises NotScalable where they are unknown.
+        Raises NotScalable if they are unknown.
         """
         x = seeded_input(self.shape_for(samples)).to(device)
         return (x, *scaled(self.extras, self.larger[1:], samples - self.samples))
@@ -209,7 +209,7 @@ def _check_mergeable(branch: Chain) -> None:
 
 
 def _layout(block: nn.Module, graph: fx.Graph, region: Region, values: Mapping[str, Any]) -> str:
-    """Layout of a branch that is not a chain, from what its modules are given."""
+    """Layout of a branch that is not a chain, from the inputs of its modules."""
     part = extract(block, graph, region.entry, region.branch[-1], region.extras)
     return layout_of(part, *(values[name] for name in (region.entry, *region.extras)))
 
@@ -220,7 +220,7 @@ def _read_skip(
     """The skip as a chain in the branch's layout, or None if it is not one or has activations."""
     try:
         skip = read_chain(block, graph, region.skip, values[region.entry])
-        if not skip.steps:  # no step of an identity shows its layouts
+        if not skip.steps:  # an identity has no step to show its layout
             return Chain((), branch.layout, branch.layout_in, branch.layout_in, branch.dims)
         if any(isinstance(s, ActStep) for s in skip.steps) or skip.layout != branch.layout:
             return None
@@ -245,7 +245,7 @@ def _check(chain: Chain, x: Tensor, expected: object) -> None:
 def _check_add(
     region: Region, branch: Chain | None, post: ActStep | None, values: Mapping[str, Any]
 ) -> None:
-    """Check that the exit of a residual region is the activation of its branch plus its skip."""
+    """Check that a residual region returns the activation of the sum of branch and skip."""
     entry, beside = values[region.entry], values[(region.entry, *region.skip)[-1]]
     if not isinstance(beside, Tensor):
         raise NotAChain("its skip is no tensor")
@@ -273,7 +273,7 @@ def _equal(y: Tensor, expected: object) -> bool:
 def _with_post(
     block: nn.Module, graph: fx.Graph, region: Region, values: Mapping[str, Any]
 ) -> tuple[Region, ActStep | None]:
-    """Extend a residual region by the activation that follows its add, if any."""
+    """Extend a residual region by the activation behind its add, if there is one."""
     node = next(n for n in graph.nodes if n.name == region.exit)
     while region.add is not None and len(node.users) == 1:
         x, node = values[node.name], next(iter(node.users))
@@ -284,7 +284,7 @@ def _with_post(
         except NotAChain:
             break
         steps = chain.steps
-        # A permutation has no steps, but what is behind it is in another layout.
+        # A permutation has no steps, but its output has another layout.
         if len(steps) > 1 or not all(isinstance(s, ActStep) for s in steps):
             break
         if chain.layout_in != chain.layout_out:

@@ -24,19 +24,19 @@ from updp.blocks.reading.linear import LinearStep
 def to_layout(x: Tensor, source: str, target: str) -> Tensor:
     """Move the channels of a tensor between `first` (N, C, H, W) and `last` (N, H, W, C).
 
-    Vectors (N, C) have one layout only, and are returned as they are.
+    Vectors (N, C) have only one layout, and are returned unchanged.
     """
     return x if source == target or x.ndim < 3 else x.permute(order_of(target, x.ndim))
 
 
 def order_of(layout: str, ndim: int) -> tuple[int, ...]:
-    """The permutation of axes that brings a tensor of the other layout into this one."""
+    """The permutation of axes that converts a tensor from the other layout to this one."""
     inner = range(1, ndim - 1)
     return (0, ndim - 1, *inner) if layout == "first" else (0, *(i + 1 for i in inner), 1)
 
 
 def per_channel(values: Tensor, layout: str, ndim: int) -> Tensor:
-    """Reshape values per channel (C,) so that they broadcast onto tensors of so many axes."""
+    """Reshape values per channel (C,) so that they broadcast onto tensors of `ndim` axes."""
     return values if layout == "last" else values.reshape(-1, *[1] * (ndim - 2))
 
 
@@ -44,7 +44,7 @@ def per_channel(values: Tensor, layout: str, ndim: int) -> Tensor:
 class NormStep:
     """A norm, or a gate such as squeeze-and-excitation, that a BatchNorm can replace.
 
-    `module` may be a part of a graph, which calls modules by their targets behind `prefix`.
+    `module` may be a part of a graph, whose modules have their targets with `prefix` before.
     """
 
     name: str
@@ -54,7 +54,7 @@ class NormStep:
     prefix: str = ""
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
-        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
+        """Apply the step as the baseline does, to a tensor in `layout`."""
         module, y = self.module, to_layout(x, layout, self.layout)
         # timm fuses an activation into the forward of some BatchNorms.
         y = batch_norm(module, y) if isinstance(module, _BatchNorm) else module(y)
@@ -67,12 +67,12 @@ class Call:
 
     op: str
     target: Any
-    args: Any  # with the class `Call` in the tensor's place
+    args: Any  # the tensor's place holds the class `Call` itself
     kwargs: Any
 
     @classmethod
     def of(cls, node: fx.Node, source: fx.Node) -> Call:
-        """The call that `node` makes, as a function of its input `source`."""
+        """The call of `node`, as a function of its input `source`."""
 
         def mark(n: fx.Node) -> Any:
             return Call if n is source else n
@@ -83,7 +83,7 @@ class Call:
         return map_aggregate((self.args, self.kwargs), lambda a: x if a is Call else a)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Make the call on a tensor."""
+        """Run the call on a tensor."""
         args, kwargs = self._on(x)
         function = self.target
         if self.op == "call_method":
@@ -92,7 +92,7 @@ class Call:
         return y
 
     def emit(self, graph: fx.Graph, x: fx.Node) -> fx.Node:
-        """Add a node that makes the call on the node `x`."""
+        """Add a node that runs the call on the node `x`."""
         return graph.create_node(self.op, self.target, *self._on(x))
 
 
@@ -109,7 +109,7 @@ class ActStep:
 
 
 class Factor(nn.Module):
-    """The constant by which a function scales any tensor, computed from its parameters."""
+    """The constant factor by which a function scales its input, computed from its parameters."""
 
     def __init__(self, function: nn.Module) -> None:
         super().__init__()
@@ -124,9 +124,9 @@ class Factor(nn.Module):
 
 @dataclass(frozen=True)
 class ScaleStep:
-    """A factor per channel (layer scale; any shape of C elements), or one constant for all.
+    """A factor per channel (layer scale; a tensor of any shape with C elements), or one constant.
 
-    `source` is the factor, or a module without inputs that computes it from parameters.
+    `source` is the factor, or a module without inputs that computes it from its parameters.
     """
 
     name: str
@@ -134,13 +134,13 @@ class ScaleStep:
 
     @property
     def parameter(self) -> Tensor:
-        """The factor; gradients reach the parameters that it is computed from."""
+        """The factor; gradients reach the parameters from which it is computed."""
         factor: Tensor = self.source() if isinstance(self.source, nn.Module) else self.source
         return factor
 
     @property
     def exact(self) -> Tensor:
-        """The factor without gradient, in float64 where it is computed."""
+        """The factor without gradient; in float64 if a module computes it."""
         if not isinstance(self.source, nn.Module):
             return self.source.detach()
         with torch.no_grad():
@@ -148,7 +148,7 @@ class ScaleStep:
         return factor
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
-        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
+        """Apply the step as the baseline does, to a tensor in `layout`."""
         gamma = self.parameter.flatten()
         if len(gamma) == 1:
             return x * gamma[0]
@@ -157,13 +157,13 @@ class ScaleStep:
 
 @dataclass(frozen=True)
 class ShuffleStep:
-    """A permutation of channels, as ShuffleNet's: channel c becomes `order[c]`, indices (C,)."""
+    """A permutation of channels, as in ShuffleNet: output channel c is input `order[c]`, (C,)."""
 
     name: str
     order: Tensor
 
     def keep(self, x: Tensor, layout: str) -> Tensor:
-        """Apply the step as the baseline does, to a tensor whose channels are `layout`."""
+        """Apply the step as the baseline does, to a tensor in `layout`."""
         return x.index_select(1 if layout == "first" else -1, self.order.to(x.device))
 
 
@@ -174,8 +174,9 @@ Step = LinearStep | NormStep | ActStep | ScaleStep | ShuffleStep
 class Chain:
     """A path through a block as a sequence of steps; without steps it is the identity.
 
-    layout:  canonical layout: first | last; those of the tensors that enter and leave the path
-    dims:    axes of its operators' kernels; 2 in layout `last`, where all are linear layers
+    layout:  canonical layout, first | last; `layout_in` and `layout_out` are those of the tensors
+        that enter and leave the path
+    dims:    number of axes of its kernels; 2 in layout `last`, where all are linear layers
     """
 
     steps: tuple[Step, ...]
@@ -207,7 +208,7 @@ def is_affine(step: Step) -> bool:
 def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Normalise in the norm's own mode, without an activation fused into its forward."""
     momentum = norm.momentum
-    if momentum is None:  # the mean of all batches so far
+    if momentum is None:  # use the mean of all batches so far
         momentum = 0.0
         if norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)

@@ -23,15 +23,15 @@ class Arguments:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of all tensors in it, in order."""
+        """Shapes of all tensors in the arguments, in order."""
         return tuple(tuple(t.shape) for t in tensors_of((self.args, self.kwargs)))
 
 
 def signature_of(forward: Callable[..., Any]) -> inspect.Signature:
-    """The signature of the method `forward` without its module."""
+    """The signature of the method `forward`, without its first parameter (the module)."""
     signature = inspect.signature(inspect.unwrap(forward))
     own, *others = signature.parameters.values()
-    if own.kind is own.VAR_POSITIONAL:  # a decorator's `*args`, of which the module is one
+    if own.kind is own.VAR_POSITIONAL:  # a decorator's `*args` includes the module
         return signature
     return signature.replace(parameters=others)
 
@@ -62,5 +62,5 @@ def record_calls(
 
 
 def cloned(value: Any) -> Any:
-    """Clone a tensor, so that later in-place operations do not change it; pass on all else."""
+    """Clone a tensor, so that later in-place operations do not change it; return others as is."""
     return value.clone() if isinstance(value, Tensor) else value

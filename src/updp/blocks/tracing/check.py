@@ -23,23 +23,23 @@ def check_graph(
 ) -> None:
     """Check that the graph computes the same as the module for a larger number of images.
 
-    Sizes decide conditions when a module is traced, but the number of images must not, nor may
-    the size of a call where the model makes several.
+    A trace may depend on sizes, but not on the number of images, and if the model calls the module
+    at several sizes, not on these either.
 
     Args:
-        module: in evaluation.
-        graph: of its forward.
+        module: the module in evaluation mode.
+        graph: the graph of its forward.
         larger: arguments for more images.
         traced: arguments that the graph was traced with, and the values of its nodes for them.
         only: whether the model calls it at one size only.
 
     Raises:
-        NotTraceable: they differ, or one of them fails; the text is why.
+        NotTraceable: the outputs differ, or one of the two fails; the text says why.
     """
     call, values = traced
     own = _run(module, larger)
     made = output_of(graph, run_graph(module, graph, larger))
-    # What fx runs returns dicts of its own type for plain ones.
+    # fx's interpreter returns dicts of a type of its own.
     if isinstance(own, Mapping) and type(own) not in (dict, type(made)):
         raise NotTraceable(f"it returns a {type(own).__name__}, which a graph does not make")
     if difference(made, own) <= _TOLERANCE:
@@ -58,7 +58,7 @@ def check_graph(
 def computes(module: nn.Module, call: Arguments, expected: Any) -> bool:
     """Whether the module's own forward, without its hooks, returns `expected` for a call.
 
-    Raises NotTraceable: it fails.
+    Raises NotTraceable if the forward fails.
     """
     return difference(expected, _run(module, call)) <= _TOLERANCE
 
@@ -66,12 +66,12 @@ def computes(module: nn.Module, call: Arguments, expected: Any) -> bool:
 def output_of(graph: fx.Graph, values: Mapping[str, Any]) -> Any:
     """The value that a graph returns, from the values of its nodes by name."""
     *_, output = graph.nodes
-    return values[output.name]  # "output" is the name of a module's node in some
+    return values[output.name]  # a module's node may be called "output", too
 
 
 def _run(module: nn.Module, call: Arguments) -> Any:
     args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), cloned)
     try:
         return call_user_code(module.forward, *args, **kwargs)
-    except UserCodeError as error:  # its parent may have to prepare each call
+    except UserCodeError as error:  # its parent may prepare each call
         raise NotTraceable(f"its forward fails where it is called alone ({error})") from error

@@ -1,7 +1,7 @@
-"""Functions that take no proxy: einops', scripted ones, those that ask for a type.
+"""Functions that accept no proxies: einops', scripted ones, those that check types.
 
-fx calls a function with proxies, and records what it calls in turn. A function that looks at its
-arguments more closely fails; it is found by its traceback, and recorded as one node instead.
+fx calls a function with proxies and records the calls inside it. A function that looks at its
+arguments more closely fails; it is then found by the traceback and recorded as one node instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OURS = ("torch.fx", __name__.rpartition(".")[0])  # frames of tracing itself
 
 @dataclass(frozen=True)
 class Foreign:
-    """A function, and the modules that hold it under a name."""
+    """A function, and the modules that have it as an attribute."""
 
     function: Callable[..., Any]
     holders: tuple[ModuleType, ...]
@@ -36,8 +36,8 @@ class Foreign:
 def foreign_function(error: BaseException) -> Foreign | None:
     """The function in which a trace failed, if it can be recorded as one node.
 
-    It is one that another package defines, or else the outermost one: a function of a module, not
-    a method, that was called with proxies and without modules.
+    It is the first one from another package than its caller, else the outermost one. It must be a
+    function of a module, not a method, called with proxies and without modules as arguments.
     """
     frames = [f for f, _ in walk_tb(error.__traceback__) if not _is_ours(f)]
     found: list[Foreign] = []
@@ -53,7 +53,7 @@ def foreign_function(error: BaseException) -> Foreign | None:
 
 @contextmanager
 def unscripted() -> Iterator[None]:
-    """Context in which a scripted function that gets a proxy runs as the function that it was."""
+    """Context in which a scripted function, called with a proxy, runs as its Python original."""
     kind = torch._C.ScriptFunction
     original = kind.__call__
 
@@ -72,10 +72,10 @@ def unscripted() -> Iterator[None]:
 
 @contextmanager
 def recorded(foreign: Iterable[Foreign], record: Callable[..., Any]) -> Iterator[None]:
-    """Context in which `record` is called with each foreign function that fx does not wrap.
+    """Context in which calls of foreign functions that fx does not wrap go to `record`.
 
-    Those are the ones whose name begins with an underscore, such as the helpers of torch's own
-    transformer for masks.
+    These are functions whose name begins with an underscore, such as the mask helpers of torch's
+    own transformer.
     """
     places = [
         (vars(module), name, each.function)
@@ -101,9 +101,9 @@ def has_proxy(value: Any) -> bool:
 
 
 def construction(value: Any) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]] | None:
-    """The call of a graph that makes a mapping with proxies; None for a plain dict, and all else.
+    """The call to record for a mapping with proxies; None for a plain dict or anything else.
 
-    Such a mapping is an `OrderedDict`, or a dataclass too, as transformers' outputs are.
+    Such a mapping is an `OrderedDict`, or also a dataclass, as transformers' outputs are.
     """
     if not isinstance(value, dict) or type(value) is dict or not has_proxy(dict(value)):
         return None
@@ -120,7 +120,7 @@ def _is_ours(frame: FrameType) -> bool:
 
 
 def _function_of(frame: FrameType) -> Callable[..., Any] | None:
-    """The function of a module whose frame it is; None for methods and inner functions."""
+    """The module-level function that a frame belongs to; None for methods and inner functions."""
     function = frame.f_globals.get(frame.f_code.co_name)
     code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
     return function if code is frame.f_code else None
@@ -137,7 +137,7 @@ def _package(frame: FrameType) -> str:
 
 
 def _holders(function: Callable[..., Any], caller: FrameType) -> tuple[ModuleType, ...]:
-    """Modules in which the caller may look the function up: its own, and those it names."""
+    """Modules in which the caller may look up the function: its own, and those it names."""
     own = sys.modules.get(caller.f_globals.get("__name__", ""))
     found = [own, *(v for v in caller.f_globals.values() if isinstance(v, ModuleType))]
     path = function.__module__

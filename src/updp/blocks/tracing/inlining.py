@@ -1,4 +1,4 @@
-"""Which children of a module are traced as part of it: those that a branch goes through."""
+"""Find children to trace as part of their module, because a branch goes through them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,16 +16,16 @@ Traced = tuple[fx.Graph, Mapping[fx.Node, Any]]  # a graph, and the values of it
 def to_inline(
     module: nn.Module, traced: Traced, trace: Callable[[nn.Module, Arguments], Traced]
 ) -> dict[str, bool]:
-    """Paths of children to trace through; whether sites are named after the child itself.
+    """Paths of children to trace through, with whether sites are named after the child itself.
 
-    A child that adds two of its arguments holds an add of `module` (older ViTs' output modules),
-    and its sites are named after its own children. A child that ignores one of its arguments, or
-    returns several values of one path, hides which values a branch really reads.
+    A child that adds two of its arguments contains an add of `module` (output modules of older
+    ViTs); its sites are named after its own children. A child that ignores one of its arguments,
+    or returns several values from one path, hides which values a branch really reads.
 
     Args:
-        module: that calls the children.
-        traced: `module`, with its children as leaves, in a real call.
-        trace: traces a child.
+        module: the module that calls the children.
+        traced: the graph of `module` with its children as leaves, and values of a real call.
+        trace: function that traces a child.
     """
     graph, values = traced
     found: dict[str, bool] = {}
@@ -54,7 +54,7 @@ def to_inline(
 
 
 def _crossed(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes between the fork of an add of two paths and the add, with the fork."""
+    """Nodes from the fork of two paths to the add that joins them; the fork is included."""
     ancestors = data_nodes(graph)
     at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
     found: set[fx.Node] = set()
@@ -67,7 +67,7 @@ def _crossed(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _adds_arguments(graph: fx.Graph) -> bool:
-    """Whether a graph adds values of two different arguments, whose paths do not meet in it."""
+    """Whether a graph adds two values that depend on different arguments only."""
     ancestors = data_nodes(graph)
     for add in filter(is_add, graph.nodes):
         sides = [ancestors[n] for n in add.all_input_nodes if n in ancestors]
@@ -77,7 +77,7 @@ def _adds_arguments(graph: fx.Graph) -> bool:
 
 
 def _ignores_a_tensor(graph: fx.Graph, values: Mapping[fx.Node, Any]) -> bool:
-    """Whether what a graph returns does not depend on one of the tensors that it takes."""
+    """Whether the output of a graph is independent of one of its tensor arguments."""
     *_, output = graph.nodes
     read = data_nodes(graph).get(output, set())
     return any(
@@ -88,7 +88,7 @@ def _ignores_a_tensor(graph: fx.Graph, values: Mapping[fx.Node, Any]) -> bool:
 
 
 def _is_straight(graph: fx.Graph) -> bool:
-    """Whether each node reads one value at most that depends on the arguments."""
+    """Whether each node reads at most one value that depends on the arguments."""
     data = data_nodes(graph)
     inner = (n for n in graph.nodes if n.op != "output")
     return all(sum(p in data for p in n.all_input_nodes) < 2 for n in inner)

@@ -1,4 +1,4 @@
-"""Run a traced graph on the arguments of a real call, and keep the value of every node."""
+"""Run a traced graph on the arguments of a real call, and record the value of every node."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from updp.errors import is_out_of_memory
 
 
 class NotTraceable(Exception):
-    """A forward cannot be turned into an fx graph; the text is the reason."""
+    """A forward cannot be turned into an fx graph; the text says why."""
 
 
 def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, Any]:
@@ -46,6 +46,6 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, or its type if it has no text."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]

@@ -1,4 +1,4 @@
-"""Calls that make a tensor, which no proxy shows: with constants alone they are recorded, too."""
+"""Record calls that create a tensor, even if all their arguments are constants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from updp.blocks.tracing.tracer import Tracer
 
-# What makes a tensor of numbers. A graph calls it again, for a tensor is no part of a graph.
+# Functions that create a tensor. The graph calls them again, because it cannot hold tensors.
 _NAMES = (
     *("tensor", "as_tensor", "from_numpy", "scalar_tensor", "zeros", "ones", "full", "empty"),
     *("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices"),
@@ -20,7 +20,7 @@ MAKERS = {name: getattr(torch, name) for name in _NAMES}
 
 
 class Makers(TorchFunctionMode):
-    """Records calls that make a tensor, with constants alone too."""
+    """Records calls that create a tensor, even if all their arguments are constants."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -31,6 +31,6 @@ class Makers(TorchFunctionMode):
     ) -> Any:
         maker = MAKERS.get(getattr(func, "__name__", ""))
         if not self._tracer.computing and maker is not None and maker == func:
-            with suppress(NotImplementedError):  # an argument that is no part of a graph
+            with suppress(NotImplementedError):  # an argument that cannot be part of a graph
                 return self._tracer.create_proxy("call_function", maker, args, kwargs or {})
         return func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
-"""In-place statements as values: later nodes read what an overwriting node returns.
+"""Turn in-place statements into values: later nodes read the output of the overwriting node.
 
-A graph is cut into parts by who reads whom. A statement such as `y.relu_()` or `x[:, :2] += y`
-works by its order instead, and would be lost.
+A graph is cut into parts by which node reads which. A statement such as `y.relu_()` or
+`x[:, :2] += y` acts through the order of statements instead, and would be lost.
 """
 
 import operator
@@ -19,10 +19,10 @@ from updp.blocks.tracing.interpret import NotTraceable
 class Notes:
     """Records of each node of a graph while it is traced on a real call.
 
-    values:       computed; absent where an input's is not known
-    overwritten:  inputs whose tensor's new value the node returns
-    spoiled:      inputs whose tensor it changed without returning it
-    valued:       nodes that depend on what a tensor holds, not on its size alone
+    values:       computed values; missing if an input's value is not known
+    overwritten:  inputs whose tensor was changed in place; the node returns the new value
+    spoiled:      inputs whose tensor was changed in place, but is not returned
+    valued:       nodes that depend on a tensor's values, not only on its size
     """
 
     values: dict[fx.Node, Any] = field(default_factory=dict)
@@ -32,15 +32,15 @@ class Notes:
 
 
 def follow_overwrites(graph: fx.Graph, notes: Notes) -> None:
-    """Let the users of each overwritten tensor read the node that overwrote it, in place.
+    """Let the users of each overwritten tensor read the overwriting node; changes the graph.
 
     Args:
         graph: as traced, in the order of its statements; assignments to a part of a tensor are
             calls of `operator.setitem`.
-        notes: what was seen as it was traced.
+        notes: records of the trace.
 
     Raises:
-        NotTraceable: a tensor is read after another one that shares its memory was overwritten.
+        NotTraceable: a tensor is read after a tensor that shares its memory was overwritten.
     """
     newest = _Newest(graph, notes)
     for node in list(graph.nodes):
@@ -53,10 +53,10 @@ def follow_overwrites(graph: fx.Graph, notes: Notes) -> None:
 
 
 class _Newest:
-    """Which node holds the present value of each tensor, as one follows a graph.
+    """Tracks which node holds the current value of each tensor, while one follows a graph.
 
-    now:   by the nodes that held it before
-    lost:  nodes whose tensor was overwritten in part, and by what
+    now:   current node, by the nodes that held the tensor before
+    lost:  nodes whose tensor was partly overwritten, with the node that did it
     seen:  nodes so far
     """
 
@@ -67,7 +67,7 @@ class _Newest:
         self.seen: list[fx.Node] = []
 
     def read(self, node: fx.Node) -> None:
-        """Let a node read present values."""
+        """Let a node read the current values of its inputs."""
         for old in node.all_input_nodes:
             if old in self.lost:
                 by = self.lost[old].name
@@ -75,7 +75,7 @@ class _Newest:
             node.replace_input_with(old, self.now.get(old, old))
 
     def overwrite(self, base: fx.Node, node: fx.Node) -> None:
-        """Note that `node` overwrote the tensor of `base`, and what that makes of others."""
+        """Record that `node` overwrote the tensor of `base`, with the effect on other nodes."""
         value, new, part = self._notes.values[base], node, None
         whole = base.args[0] if base.target is operator.getitem else None
         if node.target is operator.setitem:
@@ -96,7 +96,7 @@ class _Newest:
                 self.lost[other] = new
 
     def lose(self, value: Tensor, node: fx.Node) -> None:
-        """Note that `node` changed a tensor without returning it."""
+        """Record that `node` changed a tensor without returning it."""
         for other in self.seen:
             if share_memory(self._notes.values.get(other), value):
                 self.lost[other] = node
@@ -105,7 +105,7 @@ class _Newest:
         return whole is not None and share_memory(self._notes.values.get(whole), value)
 
     def _goes_on(self, whole: Any, part: fx.Node, new: fx.Node) -> bool:
-        """Whether `new` is assigned to `whole[i]` next, of which it overwrote the value `part`."""
+        """Whether the next statement assigns `new` to `whole[i]`, from which `part` was taken."""
         for user in new.users:
             if user.target is operator.setitem and user.args[1:] == (part.args[1], new):
                 target: Any = user.args[0]
@@ -119,7 +119,7 @@ def version_of(value: Any) -> int:
 
 
 def are_one(x: Any, y: Any) -> bool:
-    """Whether two values are tensors of the same elements in the same memory."""
+    """Whether two values are tensors with the same elements in the same memory."""
     return share_memory(x, y) and _place(x) == _place(y)
 
 
@@ -137,7 +137,7 @@ def _place(x: Tensor) -> tuple[Any, ...]:
 def _assigned(
     graph: fx.Graph, before: fx.Node, whole: Any, index: Any, value: Any, *, notes: Notes
 ) -> fx.Node:
-    """The statement `whole[index] = value` as calls that return the whole, put in `before`.
+    """The statement `whole[index] = value` as calls before `before` that return the new whole.
 
     Raises:
         NotTraceable: the index is not made of numbers and slices, nor one mask or tensor.
@@ -148,7 +148,7 @@ def _assigned(
             if isinstance(notes.values.get(value, value), Tensor):
                 new = graph.call_method("index_put", (whole, (index,), value))
             elif at.dtype == torch.bool:
-                for _ in range(x.ndim - at.ndim):  # it fills from the last axis
+                for _ in range(x.ndim - at.ndim):  # broadcasting starts at the last axis
                     index = graph.call_method("unsqueeze", (index, -1))
                 new = graph.call_method("masked_fill", (whole, index, value))
             else:
@@ -166,7 +166,7 @@ def _assigned(
                 raise NotTraceable("it assigns to a part that is given by more than slices")
         tensor = isinstance(value, fx.Node) and isinstance(notes.values.get(value, x), Tensor)
         new = _scattered(graph, whole, 0, entries, value, tensor)
-    notes.values[new] = x  # which holds the new value as well, for it was overwritten in place
+    notes.values[new] = x  # x was overwritten in place, so it has the new value
     return new
 
 

@@ -1,4 +1,4 @@
-"""Device and type of a module's own, which a graph reads from its inputs: a model may be moved."""
+"""Let a graph read device and dtype from its inputs, because the model may be moved later."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,21 +13,21 @@ from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.inlining import Traced
 from updp.blocks.tracing.interpret import NotTraceable
 
-_OTHER = torch.float64  # a type that no module has by itself: see `models.given`
+_OTHER = torch.float64  # a dtype that no module has by itself: see `models.given`
 
 
 def follow_inputs(
     module: nn.Module, call: Arguments, traced: Traced, trace: Callable[..., Traced]
 ) -> None:
-    """Let a graph read the device and type that its forward read of the module's own tensors.
+    """Let a graph read the device and dtype from inputs, not from the module's own tensors.
 
-    `next(self.parameters()).device` is a constant once it is traced. It is read from an input of
-    the node that has it, else from an argument of the forward, where one has the same.
+    `next(self.parameters()).device` becomes a constant in a trace. It is replaced by a read from
+    an input of its node, else from an argument of the forward, if one has the same value.
 
     Args:
-        module: that was traced as `traced`, whose graph is changed.
+        module: the module that was traced; its graph in `traced` is changed.
         call: arguments of that trace.
-        trace: traces a module with arguments as `module` was traced.
+        trace: function that traces a module with arguments like `module`.
     """
     graph, values = traced
     own = like_of(module)
@@ -42,10 +42,10 @@ def follow_inputs(
     ]
     if not found:
         return
-    try:  # What the forward names is the same for a module of another type on another device.
+    try:  # A constant named in the code stays the same for a module with another dtype or device.
         with _elsewhere(module):
             other, _ = trace(module, Arguments(*map_aggregate((call.args, call.kwargs), _empty)))
-    except NotTraceable:  # it needs values; devices are more often read than named
+    except NotTraceable:  # it needs values; devices are read more often than named
         found = [(node, name) for node, name in found if name == "device"]
         other = fx.Graph()
     twins = {node.name: node for node in other.nodes}
@@ -62,12 +62,12 @@ def _leaves(node: fx.Node) -> list[Any]:
 
 @contextmanager
 def _elsewhere(module: nn.Module) -> Iterator[None]:
-    """Context in which a module's tensors are of another type and on no device."""
+    """Context in which a module's tensors have another dtype and are on the meta device."""
     tables: list[dict[str, Any]] = [
         table for part in module.modules() for table in (part._parameters, part._buffers)
     ]
     before = [dict(table) for table in tables]
-    empty: dict[Any, Any] = {}  # a shared one stays shared
+    empty: dict[Any, Any] = {}  # a shared tensor stays shared
     try:
         for table in tables:
             for key, value in table.items():
@@ -79,7 +79,7 @@ def _elsewhere(module: nn.Module) -> Iterator[None]:
 
 
 def _empty(value: Any) -> Any:
-    """A tensor of the same shape without values, of another type; anything else as it is."""
+    """A tensor of the same shape without values, with another dtype; other values unchanged."""
     if not isinstance(value, Tensor) or value.is_nested or value.layout is not torch.strided:
         return value
     dtype = _OTHER if value.is_floating_point() else value.dtype
@@ -88,7 +88,7 @@ def _empty(value: Any) -> Any:
 
 
 def _replace(node: fx.Node, constant: Any, name: str, values: Mapping[fx.Node, Any]) -> None:
-    """Let a node read a constant among its arguments as the attribute `name` of a tensor."""
+    """Replace a constant among a node's arguments by the attribute `name` of a tensor."""
     if constant not in _leaves(node):
         return
     arguments = [n for n in node.graph.nodes if n.op == "placeholder"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from updp.blocks.tracing.tracer import Tracer
 
 _IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
-# A number of NumPy's leaves these to a tensor at their right, which computes them itself.
+# For these NumPy functions a NumPy number defers to a tensor at its right.
 _LEFT_TO_TENSORS = {
     np.add: operator.add,
     np.subtract: operator.sub,
@@ -25,16 +25,16 @@ _LEFT_TO_TENSORS = {
 
 
 class ValueProxy(fx.Proxy):
-    """A proxy whose concrete value can be read: sizes may be compared, counted, iterated.
+    """A proxy whose concrete value can be read: sizes can be compared, counted, iterated.
 
-    `x += y` and `x[i] = y` are noted, so that later uses of `x` read the new value. NumPy's
-    functions record themselves, by NumPy's own protocols.
+    `x += y` and `x[i] = y` are recorded, so that later uses of `x` read the new value. NumPy's
+    functions are recorded through NumPy's own protocols.
     """
 
     tracer: Tracer
 
     def __getattr__(self, name: str) -> _Attribute:
-        if name.startswith("__array"):  # NumPy would take a proxy for an array's interface
+        if name.startswith("__array"):  # else NumPy takes a proxy for an array
             raise AttributeError(name)
         return _Attribute(self, name)
 
@@ -94,7 +94,7 @@ class _Attribute(ValueProxy, Attribute):
 
 
 class Flag(ValueProxy):
-    """A module's `training`, which is a node where it is an argument; conditions read its value."""
+    """A module's `training` flag: a node if used as an argument, a value in conditions."""
 
     def __init__(self, tracer: Tracer, path: str) -> None:
         self.tracer, self._path = tracer, path
@@ -102,7 +102,7 @@ class Flag(ValueProxy):
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]
-        """The node that reads the flag of the module; created on first use."""
+        """The node that reads the module's flag; created on first use."""
         if self._made is None:
             target = f"{self._path}.training".lstrip(".")
             self._made = self.tracer.create_node("get_attr", target, (), {})
@@ -113,12 +113,12 @@ class Flag(ValueProxy):
 
 
 def is_flag(node: fx.Node) -> bool:
-    """Whether the node reads the mode of a module."""
+    """Whether the node reads the training flag of a module."""
     return node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training"
 
 
 def set_modes(part: fx.GraphModule, training: bool) -> None:
-    """Set the flags that a part of a block reads, and not the modes of the block's modules."""
+    """Set the flags that a part of a block reads, but not the modes of the block's modules."""
     part.training = training
     for node in filter(is_flag, part.graph.nodes):
         owner: nn.Module = part.get_submodule(str(node.target).rpartition(".")[0])

@@ -1,4 +1,4 @@
-"""Values of all nodes of a module's graph, in each call that the model makes of it."""
+"""Values of all nodes of a module's graph, for each call that the model makes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def real_values(
 ) -> Values | str:
     """Values of all nodes in each call of a module, or the reason why there are none.
 
-    `larger` are its calls with one sample more, which its graph has to hold for, too.
+    `larger` has the module's calls with one sample more, for which the graph must hold, too.
     """
     if not calls:
         return NEVER

@@ -47,7 +47,7 @@ def is_add(node: fx.Node) -> bool:
 
 
 def data_nodes(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """Nodes that depend on a placeholder, each with its ancestors that do, itself included."""
+    """Nodes that depend on a placeholder, each with its ancestors of this kind and itself."""
     ancestors: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -58,7 +58,7 @@ def data_nodes(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _tensor_ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """As `data_nodes`, but through values alone: what reads only a tensor's size is left out."""
+    """Like `data_nodes`, but only through values: nodes that read just a size are left out."""
     ancestors: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -80,9 +80,9 @@ def residual_adds(
 ) -> list[tuple[Region, str]]:
     """Find all adds of two paths from one tensor, in graph order, each as the end of a region.
 
-    With each comes why it is none; empty if it is one. `operators` counts the linear operators of
-    a module by its path in the block: of the two paths, the one with more is the branch. An add
-    whose paths do not fork from one tensor, as that of a position embedding, is not listed.
+    Each comes with the reason why it is not a region, empty if it is. `operators` counts the linear
+    operators of a module by its path in the block: the path with more of them is the branch. An add
+    whose paths do not fork from one tensor, such as a position embedding, is not listed.
     """
     ancestors, by_value = data_nodes(graph), _tensor_ancestors(graph)
     at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
@@ -189,7 +189,7 @@ def runs(graph: fx.Graph) -> list[list[fx.Node]]:
 
 
 def _leaving(inside: Sequence[fx.Node], add: fx.Node) -> str:
-    """A value of the region that is used outside of it, other than by its add; empty if none is."""
+    """Name of a node whose value is used outside of the region and its add; empty if none."""
     for node in inside:
         if any(user not in inside and user is not add for user in node.users):
             return node.name
@@ -199,7 +199,7 @@ def _leaving(inside: Sequence[fx.Node], add: fx.Node) -> str:
 def _outer(
     path: Sequence[fx.Node], fork: fx.Node, ancestors: Mapping[fx.Node, object]
 ) -> set[fx.Node]:
-    """Data nodes that a path reads, other than its own and the fork."""
+    """Data nodes outside a path that it reads, except the fork."""
     return {
         p
         for node in path
@@ -211,9 +211,9 @@ def _outer(
 def joins_maps(
     region: Region, values: Sequence[Mapping[str, Any]] | str, *, vectors: bool = True
 ) -> bool:
-    """Whether a region goes from numbers to numbers; sizes and indices are added, too.
+    """Whether a region's ends are floating-point tensors; a model adds sizes and indices, too.
 
-    Without `vectors`, (N, C), whether these are maps or tokens.
+    Without `vectors`, (N, C), they must be maps or tokens.
     """
     if isinstance(values, str):
         return True

@@ -1,4 +1,4 @@
-"""The placeholders of a traced forward: what it takes, and how a real call gave it."""
+"""Parameters of a traced forward with their values in a real call; they become placeholders."""
 
 import inspect
 from collections.abc import Callable
@@ -22,11 +22,11 @@ _STARS = {
 class Parameter:
     """One parameter of a forward in a call.
 
-    name:     as in the signature
-    target:   as in the graph: with `*` or `**` where it takes any number of values
+    name:     name in the signature
+    target:   name in the graph: with `*` or `**` if it takes any number of values
     default:  `()` or `(default,)`
-    value:    in the call
-    by_place: whether the call gave it by its place
+    value:    value in the call
+    by_place: whether the call passed it by position
     """
 
     name: str
@@ -37,7 +37,7 @@ class Parameter:
 
 
 def parameters(forward: Callable[..., Any], call: Arguments) -> list[Parameter]:
-    """Parameters of a method without its first; `*args` and `**kwargs` only where they got any."""
+    """Parameters of a method except the first; `*args` and `**kwargs` only if they have values."""
     bound = arguments(forward, call)
     found: list[Parameter] = []
     for i, p in enumerate(signature_of(forward).parameters.values()):
@@ -52,7 +52,7 @@ def parameters(forward: Callable[..., Any], call: Arguments) -> list[Parameter]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a number, flag, text or None, or a tuple, list or dict of those.
+    """Whether a value is a number, flag, text or None, or a tuple, list or dict of these.
 
     >>> is_plain({"output_attentions": False}), is_plain((torch.zeros(1), None))
     (True, False)
@@ -63,7 +63,7 @@ def is_plain(value: Any) -> bool:
 
 
 def holds_tensor(value: Any) -> bool:
-    """Whether a value is a tensor, or nested tuples, lists and dicts that hold one."""
+    """Whether a value is a tensor, or contains one in nested tuples, lists and dicts."""
     found: list[Any] = []
     map_aggregate(value, lambda v: found.append(v) if isinstance(v, Tensor) else None)
     return bool(found)

@@ -34,17 +34,17 @@ def trace_alone(
 ) -> fx.Graph:
     """Trace `module.forward`; `call_module` targets are its children.
 
-    It is traced as in evaluation: where it passes its mode on, as in
-    `F.dropout(x, p, self.training)`, the graph does so too. Children that hide what a branch reads
+    It is traced in evaluation mode, but if it passes its mode on, as in
+    `F.dropout(x, p, self.training)`, the graph does so, too. Children that hide what a branch reads
     are traced through; see `to_inline`.
 
     Args:
-        call: arguments of a real call. Their values decide conditions and loops on sizes; where
-            tracing fails otherwise, arguments that are None are taken to be constants.
-        training: trace as in training instead.
+        call: arguments of a real call. Their values decide conditions and loops on sizes; if
+            tracing fails otherwise, arguments that are None become constants.
+        training: trace in training mode instead.
 
     Raises:
-        NotTraceable: control flow on tensor values, or effects that a graph does not keep.
+        NotTraceable: control flow on tensor values, or effects that a graph would lose.
     """
 
     def trace(part: nn.Module, given: Arguments) -> Traced:
@@ -82,7 +82,7 @@ def _drop_contexts_of_evaluation(graph: fx.Graph, trace: Callable[[], fx.Graph])
 
 
 def trains_otherwise(module: nn.Module, call: Arguments, graph: fx.Graph) -> bool:
-    """Whether the forward that was traced as `graph` takes another way in training."""
+    """Whether the forward traced as `graph` behaves differently in training mode."""
     for _ in range(_DRAWS):
         before = torch.get_rng_state(), random.getstate()
         try:
@@ -91,14 +91,14 @@ def trains_otherwise(module: nn.Module, call: Arguments, graph: fx.Graph) -> boo
         except NotTraceable:
             return True
         if torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate():
-            break  # nothing was drawn: it would be the same again
+            break  # no random numbers drawn: the result stays the same
     return False
 
 
 def _trace(
     module: nn.Module, call: Arguments | None, training: bool, inlined: Mapping[str, bool]
 ) -> Traced:
-    """Trace, with None as a constant at the second try, then with buffers as constants, too."""
+    """Trace; if that fails, with None as a constant, then again with buffers as constants."""
     make_tracer = partial(Tracer, call, inlined, training=training)
     errors: list[NotTraceable] = []
     for buffers, fixed in product((True, False), (False, True)) if call else [(False, False)]:
@@ -110,13 +110,13 @@ def _trace(
 
 
 def _trace_through(module: nn.Module, make_tracer: Callable[..., Tracer]) -> Traced:
-    """Trace, and again with each function that takes no proxies as one node."""
+    """Trace, repeatedly, with each function that accepts no proxies as one more node."""
     foreign: list[Foreign] = []
     first: NotTraceable | None = None
     while True:
         tracer = make_tracer(foreign=foreign)
         try:
-            # A forward may call any method of its children, which may keep what it is given.
+            # A forward may call any method of its children, and these may store their inputs.
             with restored(*module.modules()), torch.no_grad():
                 graph = tracer.trace(module)
             follow_overwrites(graph, tracer.notes)
@@ -137,7 +137,7 @@ def _trace_through(module: nn.Module, make_tracer: Callable[..., Tracer]) -> Tra
 
 
 def _reason(error: Exception) -> str:
-    """Why a forward cannot be traced, where fx says it in words of its own."""
+    """Reason why a forward cannot be traced, without fx's jargon."""
     line = first_line(error)
     if "does not support mutation" in line:  # fx's lists and dictionaries
         return "its forward changes a list or a dictionary that it is given"
@@ -146,9 +146,9 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def restored(*modules: nn.Module) -> Iterator[None]:
-    """Context that undoes what forwards do to these modules: attributes, modes, buffers.
+    """Context that undoes changes by forwards to these modules: attributes, modes, buffers.
 
-    Lists, dictionaries and sets that they keep get their contents back.
+    Lists, dictionaries and sets stored on the modules get back their contents.
     """
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
     values = [(b, b.clone()) for *_, buffers in before for b in buffers.values() if b is not None]
@@ -166,7 +166,7 @@ def restored(*modules: nn.Module) -> Iterator[None]:
 
 
 def _put_back(buffer: torch.Tensor, value: torch.Tensor) -> None:
-    """Copy a value into a buffer; of one that is expanded each place in memory once."""
+    """Copy a value into a buffer; an expanded buffer is written once per place in memory."""
     if buffer.layout is torch.strided:
         once = tuple(slice(None if stride else 1) for stride in buffer.stride())
         buffer, value = buffer[once], value[once]
@@ -175,7 +175,7 @@ def _put_back(buffer: torch.Tensor, value: torch.Tensor) -> None:
 
 @contextmanager
 def _contents_restored(*modules: nn.Module) -> Iterator[None]:
-    """Context that gives lists, dictionaries and sets that modules keep their contents back."""
+    """Context that restores the contents of lists, dictionaries and sets stored on modules."""
     contents = [
         pair
         for module in modules
@@ -192,7 +192,7 @@ def _contents_restored(*modules: nn.Module) -> Iterator[None]:
 
 
 def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
-    """Plain containers in the values of one, with copies of their contents."""
+    """Plain containers among the values of a container, with copies of their contents."""
     for part in [*value.values()] if isinstance(value, dict) else [*value]:
         if type(part) in (dict, OrderedDict, defaultdict, list, set):
             yield part, copy.copy(part)
@@ -201,18 +201,18 @@ def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
 
 
 def _settle(graph: fx.Graph, notes: Notes) -> None:
-    """Make constants of what is None or empty; erase what is not used and has no effect.
+    """Turn None or empty values into constants; erase nodes that are unused and have no effect.
 
     Raises:
-        NotTraceable: a constant tensor, or a node that nothing reads changes a tensor of the
-            caller's.
+        NotTraceable: there is a constant tensor, or an unused node changes a tensor of the
+            caller.
     """
     for node in graph.nodes:
         if node.op in ("call_function", "call_method") and _is_nothing(notes.values.get(node, 0)):
             for user in list(node.users):
                 _put_constant(user, node, notes.values[node])
     for node in reversed(graph.nodes):
-        # fx would register the code of each graph for good, to record such a function in it.
+        # With this mark fx would keep the code of each graph forever, to record the function in it.
         node.meta.pop("is_wrapped", None)
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
             raise NotTraceable("its forward makes a tensor of its own")
@@ -225,7 +225,7 @@ def _settle(graph: fx.Graph, notes: Notes) -> None:
 
 
 def _is_nothing(value: Any) -> bool:
-    """Whether a value is None, or holds nothing but None: an attention's weights that it lacks."""
+    """Whether a value is None, or contains only None, such as missing attention weights."""
     leaves: list[Any] = []
     fx.node.map_aggregate(value, leaves.append)
     return all(leaf is None for leaf in leaves)
@@ -238,9 +238,9 @@ def _put_constant(user: fx.Node, node: fx.Node, value: Any) -> None:
 
 
 def _is_pure(node: fx.Node, notes: Notes) -> bool:
-    """Whether a node changes nothing that its caller sees.
+    """Whether a node changes nothing that its caller can see.
 
-    Where its value is not known, torch's names tell: in-place operations end with `_`.
+    Without a known value torch's names decide: in-place operations end with `_`.
     """
     if node in notes.values:
         changed = (*notes.overwritten.get(node, ()), *notes.spoiled.get(node, ()))

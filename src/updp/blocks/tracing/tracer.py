@@ -22,7 +22,7 @@ from updp.blocks.tracing.overwrites import Notes, are_one, version_of
 from updp.blocks.tracing.proxies import Flag, ValueProxy, is_batch, is_flag
 from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
 
-# What takes nothing but the size of a tensor, and its type.
+# Functions that read only the size and dtype of a tensor.
 _SIZED = {"zeros_like", "ones_like", "full_like", "empty_like"} | {
     f"new_{name}" for name in ("zeros", "ones", "full", "empty")
 }
@@ -31,19 +31,19 @@ _SIZED = {"zeros_like", "ones_like", "full_like", "empty_like"} | {
 class Tracer(fx.Tracer):
     """A tracer of one module, with concrete values from the arguments of a real call.
 
-    Every child is a leaf, so control flow inside a child does not matter. The module's `training`
-    is a node where it is an argument, as in `F.dropout(x, p, self.training)`, and decides
-    conditions by `training`.
+    Every child is a leaf, so that control flow inside a child does not matter. The module's
+    `training` is a node if used as an argument, as in `F.dropout(x, p, self.training)`; in
+    conditions it has the value `training`.
 
     Args:
         call: arguments of a real call; None traces without values.
-        inlined: paths of children that are traced through instead of being leaves; whether sites
+        inlined: paths of children to trace through instead of being leaves, with whether sites
             are named after the child itself.
         fixed: whether arguments that are None in `call` become constants.
-        buffers: whether the graph reads the module's buffers; else what is computed of them and of
-            sizes is a constant, which a graph cannot hold, but a forward may change them.
-        training: the mode for which the forward is traced.
-        foreign: functions that are recorded as one node each, for they do not take proxies.
+        buffers: whether the graph reads the module's buffers. Otherwise results from buffers and
+            sizes are constants, which a graph cannot hold, but a forward may change buffers.
+        training: the mode to trace the forward for.
+        foreign: functions to record as one node each, because they accept no proxies.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tracer(fx.Tracer):
         self.computing = False  # while a node's value is computed, nothing is to be recorded
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Trace `root.forward`; the modes of `root` and of what is inlined are put back."""
+        """Trace `root.forward`; restores the modes of `root` and of inlined children."""
         with ExitStack() as stack:
             for path in ("", *self.inlined):
                 stack.enter_context(_flagged(root.get_submodule(path), Flag(self, path)))
@@ -80,7 +80,7 @@ class Tracer(fx.Tracer):
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Every child is a leaf, except those of `inlined`."""
+        """Every child is a leaf, except those in `inlined`."""
         return module_qualified_name not in self.inlined
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -88,7 +88,7 @@ class Tracer(fx.Tracer):
         return ValueProxy(node, self)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record a node, and compute its value if those of its inputs are known."""
+        """Record a node, and compute its value if the values of its inputs are known."""
         node = super().create_node(kind, *args, **kwargs)
         if node.name == "self":  # a child of that name: its variable would hide the module
             node._rename("self_value")
@@ -102,16 +102,16 @@ class Tracer(fx.Tracer):
             if all(n in self.values for n in inputs):
                 try:
                     self._compute(node, inputs)
-                except Exception:  # the forward may go on without it
+                except Exception:  # the forward may catch it and continue
                     self.graph.erase_node(node)
                     raise
                 self.contexts.note(node, self.values[node], map(self.values.get, inputs))
         return node
 
     def create_arg(self, a: Any) -> Any:
-        """Record a mapping of a class of its own, such as transformers' outputs, as one node.
+        """Record a mapping with a class of its own, such as transformers' outputs, as one node.
 
-        A number of NumPy's is one of Python's: generated code does not know NumPy's by name.
+        A NumPy number becomes a Python number, because generated code does not import NumPy.
         """
         if isinstance(a, np.generic):
             a = a.item()
@@ -119,21 +119,21 @@ class Tracer(fx.Tracer):
         return super().create_arg(a) if made is None else self.create_proxy(*made).node
 
     def note_overwritten(self, node: fx.Node, base: fx.Node) -> None:
-        """Note that `node` holds from now on what the tensor of `base` holds."""
+        """Record that from now on `node` holds the current value of the tensor of `base`."""
         if isinstance(self.values.get(base), Tensor):
             self.notes.overwritten.setdefault(node, []).append(base)
 
     def value_of(self, node: fx.Node) -> Any:
-        """The value of a node. Raises TypeError where it is not known."""
+        """The value of a node. Raises TypeError if it is not known."""
         if node not in self.values:
             raise TypeError(f"the value of `{node.name}` is not known")
         return self.values[node]
 
     def decided(self, node: fx.Node) -> Any:
-        """The value of a node on which it may depend what is traced.
+        """The value of a node, for a decision about what is traced.
 
         Raises:
-            TypeError: it is not known, or depends on what a tensor holds, not on sizes and flags.
+            TypeError: it is not known, or depends on a tensor's values, not on sizes and flags.
         """
         value = self.value_of(node)
         if node in self.notes.valued:
@@ -141,7 +141,7 @@ class Tracer(fx.Tracer):
         return value
 
     def is_batch(self, node: fx.Node) -> bool:
-        """Whether a node's value is a tensor that depends on what the forward is given."""
+        """Whether a node's value is a tensor that depends on the forward's inputs."""
         pending, seen = [node], {node}
         while pending:
             if (one := pending.pop()).op == "placeholder":
@@ -155,7 +155,7 @@ class Tracer(fx.Tracer):
         return bool(self.decided(obj.node))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterate over a tuple, list, dict or tensor; the check of the graph sees what freezes."""
+        """Iterate over a tuple, list, dict or tensor; `check_graph` detects sizes fixed by this."""
         value = self.values.get(obj.node)
         if isinstance(value, Mapping):
             return iter(value)
@@ -192,9 +192,9 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Create one placeholder per parameter, of which each gets what it got in `call`."""
-        # fx reads the outer signature, and so fails on a forward that is wrapped by a decorator
-        # with `*args, **kwargs`.
+        """Create one placeholder per parameter, with its value from `call`."""
+        # fx reads the outer signature, so it fails on a forward wrapped by a decorator with
+        # `*args, **kwargs`.
         assert isinstance(self.root, nn.Module)
         root_fn = forward_of(self.root)
         if self.call is None:
@@ -219,13 +219,13 @@ class Tracer(fx.Tracer):
         return call, [self.root, *values]
 
     def _record(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function, or record it as one node where it is called with a proxy."""
+        """Call a function; record it as one node if it gets a proxy."""
         if self.computing or not has_proxy((args, kwargs)):
             return function(*args, **kwargs)
         return self.create_proxy("call_function", function, args, kwargs)
 
     def _argument(self, parameter: Parameter) -> Any:
-        """A placeholder's proxy; of further arguments the constants as they were given."""
+        """A placeholder's proxy; for `*args` and `**kwargs`, constants as they were given."""
         proxy = self.create_proxy("placeholder", parameter.target, parameter.default, {})
         value = self.values[proxy.node] = map_aggregate(parameter.value, cloned)
         self._note_values(proxy.node)
@@ -256,7 +256,7 @@ class Tracer(fx.Tracer):
         self._note_values(node)
 
     def _note_values(self, node: fx.Node) -> None:
-        """Note whether a node's value depends on what a tensor holds, not on its size alone."""
+        """Record whether a node's value depends on a tensor's values, not only on its size."""
         value, inputs = self.values[node], node.all_input_nodes
         given = node.op in ("placeholder", "get_attr")
         if not (given or any(n in self.notes.valued for n in inputs)):

@@ -1,7 +1,7 @@
 """`attention`: self-attention with fewer heads, or with smaller ones.
 
-Beyond the paper, which keeps attention whole. What is kept is chosen in closed form on the images
-by which the form is calibrated, and the layer behind the heads is fitted to make up for the rest.
+Beyond the paper, which keeps attention whole. The heads and channels to keep are chosen in closed
+form on the calibration images, and the output layer is fitted to compensate for the rest.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from updp.fit.operator import channel_factor, skip_of
 from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
-_RANK, _LAST = 50, 100  # beside what becomes narrower, before what leaves out the branch
-_NAMED = "attention_{}"  # modules that a block gets
+_RANK, _LAST = 50, 100  # ranks: next to narrower candidates, below dropping the branch
+_NAMED = "attention_{}"  # names of the modules added to a block
 
 
 @dataclass(frozen=True)
 class NarrowAttention(Candidate):
-    """Self-attention with `heads` heads, of `keys` channels for logits and `values` to sum up.
+    """Self-attention with `heads` heads, each of `keys` channels for logits and `values` to sum up.
 
-    `of` are heads, keys and values of the block, `layout` is how it holds them.
+    `of` has the block's own numbers: heads, keys, values. `layout` says how the block holds them.
     """
 
     kind: ClassVar[str] = "attention"
@@ -54,7 +54,7 @@ class NarrowAttention(Candidate):
 
     @property
     def label(self) -> str:
-        """Such as `attention 2/3 heads`, `attention q,k 32/64` or `attention q,k,v 32/64`."""
+        """Label such as `attention 2/3 heads`, `attention q,k 32/64` or `attention q,k,v 32/64`."""
         heads, keys, values = self.of
         parts = [] if self.heads == heads else [f"{self.heads}/{heads} heads"]
         if self.values < values:
@@ -65,12 +65,12 @@ class NarrowAttention(Candidate):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Heads, channels of their keys, channels of their values."""
+        """Number of heads, channels of their keys, channels of their values."""
         return self.heads, self.keys, self.values
 
     @property
     def rank(self) -> int:
-        """By the share of the heads' channels that is left."""
+        """Higher, the smaller the share of the heads' channels that is left."""
         heads, keys, values = self.of
         share = self.heads * (self.keys + self.values) / (heads * (keys + values))
         return _RANK + int((_LAST - _RANK) * (1 - share))
@@ -79,7 +79,7 @@ class NarrowAttention(Candidate):
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[NarrowAttention]:
-        """Yield fewer heads, smaller keys, and smaller keys and values, by the recipe's widths."""
+        """Yield fewer heads, smaller keys, and smaller keys and values, for the recipe's widths."""
         if not settings.widths:
             return
         try:
@@ -91,7 +91,7 @@ class NarrowAttention(Candidate):
             return
         found: dict[str, NarrowAttention] = {}
         count, size = layout.heads, layout.read(block).sizes[0]
-        for width in sorted(settings.widths)[::2][::-1]:  # there are three ways for each
+        for width in sorted(settings.widths)[::2][::-1]:  # every second: each makes three
             fewer, less = max(1, round(count * width)), share_of(size, width)
             for sizes in ((fewer, size, size), (count, less, size), (count, less, less)):
                 if sizes != (count, size, size):
@@ -100,12 +100,12 @@ class NarrowAttention(Candidate):
         yield from found.values()
 
     def fits(self, site: Site) -> bool:
-        """Whether the site may be attention on tokens, and has the nodes of this one."""
+        """Whether the site may be attention on tokens and contains the nodes of this layout."""
         ends = {self.layout.start, self.layout.end}
         return may_attend(site) and ends <= {site.region.entry, *site.region.branch}
 
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> NarrowAttentionForm:
-        """See `Candidate.build`. Raises UserError: a plan tells another layout than the block's."""
+        """See `Candidate.build`. Raises UserError if the block does not have the plan's layout."""
         wrong = UserError(
             f"the plan's candidate {self.label!r} does not fit the site {site.name!r}"
         )
@@ -120,20 +120,20 @@ class NarrowAttention(Candidate):
         return NarrowAttentionForm(site, block, graph, self, heads)
 
     def cut(self, heads: Heads, tokens: Tensor) -> Heads:
-        """The reduced heads, chosen on tokens (N, T, C)."""
+        """The heads reduced to this candidate's sizes, chosen on tokens (N, T, C)."""
         return reduced(heads, tokens, self.heads, self.keys, self.values)
 
     def attend(self, heads: Mapping[str, Any], tokens: Tensor, images: int) -> Tensor:
-        """Outputs of the `heads`, as modules, for the tokens (N, T, C) of so many images."""
+        """Outputs of `heads`, given as modules, for the tokens (N, T, C) of `images` images."""
         y, offsets = heads["qkv"](tokens), heads["offsets"]() if "offsets" in heads else None
         several = self.layout.windows > 1
         return attend(y, self.sizes, images if several else None, offsets, self.layout.causal)
 
 
 class NarrowAttentionForm(RewiredForm):
-    """The block with its attention written anew, on two linear layers that the form owns.
+    """The block with its attention rewritten on two linear layers that the form owns.
 
-    Until it is calibrated it keeps what all tokens alike would keep.
+    Before calibration, what to keep is chosen as if all channels of the tokens were equally strong.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class NarrowAttentionForm(RewiredForm):
     ) -> None:
         layout, like = candidate.layout, like_of(block)
         tokens = torch.eye(heads.query.shape[-1] - 1).to(heads.query)[None]
-        if heads.offsets is not None:  # which are for so many tokens
+        if heads.offsets is not None:  # offsets belong to a fixed number of tokens
             shape = (len(heads.offsets), heads.offsets.shape[-1], tokens.shape[-1])
             tokens = seeded_input(shape, tokens)
         modules = candidate.cut(heads, tokens).modules(like)
@@ -154,14 +154,14 @@ class NarrowAttentionForm(RewiredForm):
         super().__init__(site, block, graph, part)
         for name, module in modules.items():
             self.add_module(name, module)
-        self.heads = list(modules)  # by name
+        self.heads = list(modules)  # names of the modules
         self._candidate, self._whole_heads, self._site = candidate, heads, site
         region = site.region
         self._enter: list[Callable[..., Tensor]] = []
         if layout.start != region.entry:
             self._enter.append(extract(block, graph, region.entry, layout.start, region.extras))
         self._norm = [block.get_submodule(layout.norm)] if layout.norm else []
-        # Computed anew for each fit, as it may be trained.
+        # Computed anew for each fit, because training may change the factor.
         self._find_factor = partial(_factor_behind, site, block, graph, layout.end)
         end, skip = layout.end, None
         if self._find_factor() is not None:
@@ -171,7 +171,7 @@ class NarrowAttentionForm(RewiredForm):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """Choose what is kept of the heads on the tokens of the inputs `x`."""
+        """Choose what to keep of the heads, on the tokens of the inputs `x`."""
         whole = self._whole_heads
         left = self._candidate.cut(whole, self._tokens(x, *extras).to(whole.out))
         for name, module in left.modules(self._out.weight).items():
@@ -180,7 +180,7 @@ class NarrowAttentionForm(RewiredForm):
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
         """See `Form.fit_tasks`: one regression, of the layer behind the heads.
 
-        A factor per channel behind that layer is fitted with it, and the skip is taken in.
+        It includes a factor per channel behind that layer, and then the skip, if there is one.
         """
         candidate, out, post = self._candidate, self._out, self._site.post
         factor = self._find_factor() if self._skip else None
@@ -221,7 +221,7 @@ class NarrowAttentionForm(RewiredForm):
         return cast(nn.Linear, self.get_submodule("out"))
 
     def _tokens(self, x: Tensor, *extras: Any) -> Tensor:
-        """The tokens that the attention reads."""
+        """Tokens that the attention reads, computed from the site's inputs."""
         x = x.clone()
         for enter in self._enter:
             x = enter(x, *extras)
@@ -232,7 +232,7 @@ class NarrowAttentionForm(RewiredForm):
 
 @dataclass(frozen=True)
 class MergedAttention:
-    """The block's own nodes, with others in place of its attention."""
+    """The block's own nodes, with the smaller attention in place of its own."""
 
     candidate: NarrowAttention
     modules: Mapping[str, nn.Module]
@@ -246,13 +246,13 @@ class MergedAttention:
 def _replacement(
     site: Site, candidate: NarrowAttention, modules: Mapping[str, nn.Module]
 ) -> Replacement:
-    """The region with two linear layers and what is between them in place of the attention."""
+    """The region with two linear layers, and attention between them, in place of its own."""
     layout, region = candidate.layout, site.region
 
     def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:
         nodes = [n for n in graph.nodes if n.name in region.inside - {*region.skip}]
         new: dict[fx.Node, fx.Node] = {}
-        start = x  # no node of the entry's name: what was there may have been replaced
+        start = x  # not looked up by the entry's name: that node may have been replaced
         for node in nodes:
             if node.name == layout.end:
                 new[node] = last = emit_attention(graph, x, start)

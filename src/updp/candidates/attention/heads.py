@@ -16,14 +16,14 @@ from updp.candidates.attention.offsets import Offsets
 class Heads:
     """Per-head projection matrices of self-attention on tokens (N, T, C).
 
-    The last column of queries, keys and values is the bias; the scale of the logits is in `query`.
+    The last column of query, key and value is the bias; `query` includes the scale of the logits.
 
     query, key:  (heads, D, C + 1)
     value:       (heads, E, C + 1)
-    out:         (O, heads * E), what reads the heads' values, head by head
-    bias:        (O,)
+    out:         (O, heads * E), weight of the output layer, which reads the values head by head
+    bias:        (O,), bias of the output layer
     offsets:     (windows, heads, T, T), added to the logits, or None
-    causal:      whether a token attends to none behind it
+    causal:      whether a token attends only to itself and earlier tokens
     """
 
     query: Tensor
@@ -41,11 +41,11 @@ class Heads:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Channels of a head's keys, and of its values."""
+        """Channels of a head's keys, and channels of its values."""
         return self.key.shape[1], self.value.shape[1]
 
     def mix(self, tokens: Tensor, queries: int | None = None) -> Tensor:
-        """The heads' values (N, T, heads * E), mixed by attention, for tokens (N, T, C).
+        """The heads' values mixed by attention, (N, T, heads * E), for tokens (N, T, C).
 
         `queries` limits the output to the first tokens.
         """
@@ -74,11 +74,11 @@ class Heads:
         return self.mix(tokens, queries) @ self.out.mT + self.bias
 
     def modules(self, like: Tensor) -> dict[str, nn.Module]:
-        """The linear layer of queries, keys and values in one, `qkv`, for `attend`; that of `out`.
+        """Modules for `attend`: `qkv`, one linear layer for queries, keys and values, and `out`.
 
-        And `offsets`, where there are some.
+        If there are offsets, also `offsets`.
         """
-        query = self.query * sqrt(self.sizes[0])  # by which torch divides
+        query = self.query * sqrt(self.sizes[0])  # torch divides the logits by this root
         rows = torch.cat([m.flatten(0, 1) for m in (query, self.key, self.value)])
         qkv, out = _linear(rows[:, :-1], rows[:, -1], like), _linear(self.out, self.bias, like)
         offsets = {} if self.offsets is None else {"offsets": Offsets(self.offsets.to(like))}
@@ -86,7 +86,7 @@ class Heads:
 
 
 def with_one(x: Tensor) -> Tensor:
-    """Vectors (..., C) with a 1 behind their entries."""
+    """Append a 1 to vectors (..., C)."""
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
 
 
@@ -97,17 +97,17 @@ def attend(
     offsets: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """The heads' outputs: of queries, keys and values (N, T, heads * (2 keys + values)) in one.
+    """The heads' outputs from stacked queries, keys, values (N, T, heads * (2 keys + values)).
 
-    Of operations that every runtime knows; it takes an `fx.Proxy`, too.
+    Uses only operations that every runtime supports; `y` may be an `fx.Proxy`.
 
     Args:
-        y: what the layer of queries, keys and values gives.
+        y: output of the layer of queries, keys and values.
         sizes: number of heads, channels of their keys, channels of their values.
-        images: how many images the first axis holds, each with its windows one after another;
-            None where it holds images alone.
+        images: number of images, if the first axis holds several windows per image, one after
+            another; None if it holds one entry per image.
         offsets: added to the logits, (windows * heads, T, T).
-        causal: whether a token attends to none behind it.
+        causal: whether a token attends only to itself and earlier tokens.
     """
     heads, keys, values = sizes
     parts, start = [], 0
@@ -126,7 +126,7 @@ def _mix(
     causal: bool,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of queries, keys and values, each (N, heads, T, D), head by head in (N, T, D)."""
+    """Attention of queries, keys, values (N, heads, T, D); output (N, T, heads * D)."""
     if images is not None:
         parts = [torch.unflatten(part, 0, (images, -1)).flatten(1, 2) for part in parts]
     mixed = F.scaled_dot_product_attention(

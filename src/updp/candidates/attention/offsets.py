@@ -1,6 +1,6 @@
-"""Constants that attention adds to its logits, whatever the tokens: a position bias, a mask.
+"""Constants that attention adds to its logits for any tokens: a position bias, a mask.
 
-It is read from what the softmax is given, less the products of queries and keys.
+They are computed from the softmax's input, less the products of queries and keys.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_TOLERANCE = 1e-9  # float64, relative: offsets of one image against those of another
-_MASKED = -1e4  # what is added to logits that count for nothing, in every precision
-_LARGEST = 2**25  # logits, a quarter of a GiB in float64: beyond, nothing is read
+_TOLERANCE = 1e-9  # relative, in float64: how far the offsets of two images may differ
+_MASKED = -1e4  # added to masked logits; representable in every precision
+_LARGEST = 2**25  # number of logits, 1/4 GiB in float64: larger ones are not read
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax}
 
 
 class Offsets(nn.Module):
     """A constant to add to the logits of attention, (windows, heads, T, T).
 
-    Where there are several windows, those of an image follow each other along the first axis of
-    what attends.
+    If there are several windows, the first axis of the attention's input holds the windows of each
+    image one after another.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -32,12 +32,12 @@ class Offsets(nn.Module):
         self.register_buffer("values", values)
 
     def forward(self) -> Tensor:
-        """The constant, its windows taken for heads: (windows * heads, T, T)."""
+        """The constant with windows and heads in one axis: (windows * heads, T, T)."""
         return self.values.flatten(0, 1)  # type: ignore[operator, no-any-return]
 
 
 class SoftmaxWatcher(TorchFunctionMode):
-    """Keeps what each softmax is given, and what torch's attention adds to its logits."""
+    """Records the input of each softmax, and the mask that torch's attention adds to its logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class SoftmaxWatcher(TorchFunctionMode):
         is_causal: bool = False,
         **options: Any,
     ) -> None:
-        """Keep the mask of a call of torch's attention, as what is added to its logits."""
+        """Record the mask of a call of torch's attention, as values added to its logits."""
         if is_causal:
             attn_mask = causal(query.shape[-2], query)
         elif attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -82,18 +82,18 @@ class SoftmaxWatcher(TorchFunctionMode):
             self.added.append(attn_mask.detach().clone().expand(shape))
 
     def saw(self, count: int, heads: int, tokens: int) -> bool:
-        """Whether anything of `count` images or windows, with that many heads and tokens."""
+        """Whether logits of `count` images or windows with these sizes were recorded."""
         return is_small(count, heads, tokens) and any(
             seen.shape[-2:] == (tokens, tokens) and seen.numel() == count * heads * tokens**2
             for seen in (*self.logits, *self.added)
         )
 
     def offsets(self, logits: Tensor, windows: int = 0) -> Iterator[Tensor]:
-        """Every constant (windows, heads, T, T) by which what was seen may differ from `logits`.
+        """Every constant (windows, heads, T, T) that may explain recorded logits beside `logits`.
 
         Args:
-            logits: (N, heads, T, T), of the tokens alone.
-            windows: how many there are; 0: as few as explain what was seen.
+            logits: (N, heads, T, T), computed from the tokens alone.
+            windows: number of windows; 0: the smallest number that explains the recorded logits.
         """
         for seen, known in [(s, 0) for s in self.added] + [(s, logits) for s in self.logits]:
             # One axis may hold images and heads.
@@ -102,7 +102,7 @@ class SoftmaxWatcher(TorchFunctionMode):
 
 
 def is_small(count: int, heads: int, tokens: int) -> bool:
-    """Whether so many logits are few enough to be compared at once."""
+    """Whether there are few enough logits to compare them all at once."""
     return count * heads * tokens**2 <= _LARGEST
 
 
@@ -112,7 +112,7 @@ def causal(tokens: int, like: Tensor) -> Tensor:
 
 
 def _repeated(offsets: Tensor, windows: int) -> Iterator[Tensor]:
-    """The part of offsets (N, heads, T, T) that all images have, if they have one."""
+    """The part of offsets (N, heads, T, T) that repeats for every image, if there is one."""
     offsets = offsets.clamp_min(_MASKED)
     if windows:
         yield offsets[:windows]

@@ -1,8 +1,8 @@
-"""Read the self-attention of a branch by what its layers are given and return.
+"""Recognise the self-attention of a branch from the inputs and outputs of its layers.
 
-Nothing is known by name: the layers that read the same tokens are taken for those of queries, keys
-and values, and what they and the last layer would compute is compared with what the branch does.
-Attention that is told a mask, or has rotated queries, therefore is none.
+No names are used: layers that read the same tokens are taken as queries, keys and values, and what
+they and the last layer would compute is compared with the branch's own values. Attention with a
+mask as input, or with rotated queries, is therefore not recognised.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _TRIED = 4  # tokens whose output is compared for each way to read the layers
 
 @dataclass(frozen=True)
 class Layout:
-    """Where self-attention is in a block, and how its layers hold the heads.
+    """Position of self-attention in a block, and how its layers hold the heads.
 
     start:     node of its input
     end:       node of its output
-    norm:      what normalises its input inside of its own module; empty where nothing does
+    norm:      the norm inside of the attention's own module; empty if there is none
     layers:    the linear layers of queries, keys and values: one or three; or torch's attention
     out:       the linear layer that reads the heads
     heads:     number of heads
-    order:     places of queries, keys and values in the layers
-    by_head:   whether one layer holds them head by head
-    is_scaled: whether the root of the keys' channels divides the logits
-    windows:   how many of an image's attend each with offsets of its own; 0: nothing is added
-    causal:    whether a token attends to none behind it
+    order:     positions of queries, keys and values in the layers
+    by_head:   whether a single layer holds queries, keys and values head by head
+    is_scaled: whether logits are divided by the root of the number of the keys' channels
+    windows:   number of windows per image with offsets of their own; 0: no offsets
+    causal:    whether a token attends only to itself and earlier tokens
     """
 
     start: str
@@ -73,7 +73,7 @@ class Layout:
 
 
 def may_attend(site: Site) -> bool:
-    """Whether a site is a residual branch, channels last, no chain, that is told no mask."""
+    """Whether a site is a residual branch on tokens (channels last), no chain, without a mask."""
     tokens = site.layout == "last" and len(site.shape_in) > 2
     told = any(isinstance(value, Tensor) or value is True for value in site.extras)
     return site.branch is None and site.region.add is not None and tokens and not told
@@ -81,9 +81,9 @@ def may_attend(site: Site) -> bool:
 
 @torch.no_grad()
 def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | None:
-    """The layout of the branch's self-attention; None if it has none that is understood.
+    """The layout of the branch's self-attention; None if none is recognised.
 
-    Raises UserCodeError where the block does not run alone.
+    Raises UserCodeError if the block does not run alone.
     """
     return in_precision(partial(_read, site, block, graph)) if may_attend(site) else None
 
@@ -104,9 +104,9 @@ def _read(site: Site, block: nn.Module, graph: fx.Graph, precision: Precision) -
 
 @torch.no_grad()
 def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) -> Heads:
-    """The matrices of a block's heads in float64, and what is added to their logits.
+    """The matrices of a block's heads in float64, with the offsets added to their logits.
 
-    Raises AttributeError, IndexError, RuntimeError, UserCodeError: the block is of another layout.
+    Raises AttributeError, IndexError, RuntimeError or UserCodeError if the layout does not match.
     """
     heads = layout.read(block)
     if not layout.windows:
@@ -117,12 +117,12 @@ def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) ->
         _ = values[layout.end]
     logits = heads.logits(_tokens(layout, block, values))
     ways = [replace(heads, offsets=o) for o in watcher.offsets(logits, layout.windows)]
-    # A branch may have other attention, too; of weights that are to be read none may compute it.
+    # The branch may have other attention, too; with weights still to be loaded none may match.
     return next((way for way in ways if _computes(layout, way, block, values)), ways[0])
 
 
 def _tokens(layout: Layout, block: nn.Module, values: Values) -> Tensor:
-    """Tokens (N, T, C) in float64 that the layers of queries, keys and values are given."""
+    """Input (N, T, C) in float64 of the layers of queries, keys and values."""
     return _normed(layout, block, values[layout.start])
 
 
@@ -133,7 +133,7 @@ def _normed(layout: Layout, block: nn.Module, tokens: Tensor) -> Tensor:
 def _with_offsets(
     layout: Layout, block: nn.Module, values: Values, watcher: SoftmaxWatcher
 ) -> Iterator[tuple[Layout, Heads]]:
-    """Heads of a layout, with each of the constants that may be added to their logits."""
+    """Variants of a layout and its heads, one for each constant possibly added to the logits."""
     tokens = _tokens(layout, block, values)
     if not watcher.saw(len(tokens), layout.heads, tokens.shape[1]):
         return
@@ -148,12 +148,12 @@ def _with_offsets(
 def _holds(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bool:
     """Whether a layout with offsets, or a causal one, is right for every number of tokens.
 
-    A constant is where the branch takes no fewer; a causal mask, if longer inputs say so: it may
-    look back so many tokens and no more.
+    Offsets are right if the branch rejects fewer tokens. A causal mask is right if longer inputs
+    agree with it, because the branch may limit how far tokens look back.
     """
     if not (layout.windows or layout.causal):
         return True
-    # What reads sizes of the block's input runs from there.
+    # If a node between reads sizes of the block's input, run from the block's entry instead.
     start = layout.start if values.reads_only(layout.start, layout.end) else values.entry
     x = values[start][:1] if layout.causal else values[start]
     if layout.windows:
@@ -172,7 +172,7 @@ def _holds(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bo
 
 
 def _try(values: Values, start: str, end: str, x: Tensor) -> Any:
-    """The value of node `end` for a value of `start`; None where the branch does not take it."""
+    """Value of node `end` for the value `x` of `start`; None if the branch cannot run on it."""
     if start == end:
         return x
     try:
@@ -182,9 +182,9 @@ def _try(values: Values, start: str, end: str, x: Tensor) -> Any:
 
 
 def _computes(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bool:
-    """Whether the matrices compute what the block does; where it writes nothing, any would."""
+    """Whether the matrices compute the block's output; False if `out` is zero, as any would."""
     tokens, wanted = _tokens(layout, block, values), values[layout.end]
-    # A few tokens first, for most ways are wrong.
+    # A few tokens are compared first, because most ways to read the layers are wrong.
     few = _same(heads.attend(tokens, _TRIED), wanted[:, :_TRIED])
     return few and _same(heads.attend(tokens), wanted) and bool(heads.out.any())
 
@@ -216,7 +216,7 @@ def _readers(linear: Calls, out: LayerCall[nn.Module]) -> Iterator[Calls]:
 
 
 def _ways(layout: Layout, width: int) -> Iterator[Layout]:
-    """Every way in which layers may hold heads of `width` channels in all."""
+    """Every way in which layers may hold heads of `width` channels in total."""
     alone = len(layout.layers) == 1
     orders = [(0, 1, 2)] if alone else permutations((0, 1, 2))
     counts = [n for n in range(1, width + 1) if width % n == 0]
@@ -252,7 +252,7 @@ def _layers(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def _matrix(module: nn.Module) -> Tensor:
-    """Weight and bias (O, I + 1) of a linear layer, or of the first layers of torch's attention."""
+    """Weight and bias (O, I + 1) of a linear layer, or of the input layers of torch's attention."""
     names = ("in_proj_weight", "in_proj_bias")
     if not isinstance(module, nn.MultiheadAttention):
         names = ("weight", "bias")
@@ -262,7 +262,7 @@ def _matrix(module: nn.Module) -> Tensor:
 
 
 def _same(a: Tensor, b: Any) -> bool:
-    """Whether what the matrices compute is what the branch does, in the precision of the latter."""
+    """Whether `a` from the matrices equals the branch's value `b`, in the precision of `b`."""
     same = isinstance(b, Tensor) and a.shape == b.shape
     tolerance = FLOAT32.tolerance if same and b.dtype == torch.float32 else FLOAT64.tolerance
     return same and bool((a - b).norm() <= tolerance * b.norm())

@@ -1,10 +1,11 @@
-"""Fewer and smaller heads: which to keep, and the nearest of less width on given tokens.
+"""Fewer and smaller heads: choose which to keep, and the best low-rank form on given tokens.
 
 The logits of a head are a bilinear form of rank D in the tokens. The nearest form of rank r, with
 queries and keys taken as independent, comes from the singular value decomposition of
 Q^1/2 K^1/2, where Q is the second moment of the queries and K the covariance of an image's keys:
-what all keys of an image have in common is lost in the softmax. For values it is that of V^1/2 W',
-where V is the covariance of what a head gives, and W reads it (weighted low rank, as in CORP).
+a part common to all keys of an image cancels in the softmax. For values it comes from V^1/2 W',
+where V is the covariance of a head's output and W the weight that reads it (weighted low rank, as
+in CORP).
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from updp.candidates.attention.heads import Heads, with_one
 from updp.fit.channels import select_channels
 from updp.fit.ridge import Ridge, check_finite
 
-_STRENGTH = 1e-4  # of the ridges, as that by which a fit chooses channels
-_LEAST = 1e-12  # singular values below it, relative to the largest, are none
+_STRENGTH = 1e-4  # strength of the ridges, the same as when a fit chooses channels
+_LEAST = 1e-12  # singular values below this share of the largest count as zero
 
 
 def reduced(heads: Heads, tokens: Tensor, count: int, keys: int, values: int) -> Heads:
-    """The heads with `count` of them left, of keys and values of these sizes.
+    """Reduce attention to `count` heads with keys and values of the given sizes.
 
     Args:
         heads: the matrices, in float64.
-        tokens: what the attention reads, (N, T, C) in float64.
+        tokens: input of the attention, (N, T, C) in float64.
         count: number of heads.
-        keys: channels of the queries and keys of each.
-        values: channels of the values of each.
+        keys: channels of the queries and keys of each head.
+        values: channels of the values of each head.
 
     Raises UserError: the tokens are infinite or NaN.
     """
@@ -46,7 +47,7 @@ def reduced(heads: Heads, tokens: Tensor, count: int, keys: int, values: int) ->
 
 
 def _fewer(heads: Heads, tokens: Tensor, wanted: Tensor, count: int) -> Heads:
-    """The heads without which the others can make up for most, by the optimal brain surgeon."""
+    """Keep the `count` heads that best make up for the others, by the optimal brain surgeon."""
     ridge, cross = _ridge(heads, tokens, wanted)
     size = heads.sizes[1]
     left = select_channels(ridge.inverse()[0], ridge.solve(cross)[0], size, count)
@@ -77,7 +78,7 @@ def _smaller_values(heads: Heads, tokens: Tensor, size: int) -> Heads:
     u, s, vh = torch.linalg.svd(root @ out.mT, full_matrices=False)
     u, vh = u[:, :, :size], vh[:, :size]
     s = torch.where(s[:, :size] > _LEAST * s[:, :1], 1 / s[:, :size], 0)
-    back = s[:, :, None] * (vh @ out)  # (heads, size, E), from values to those that are left
+    back = s[:, :, None] * (vh @ out)  # (heads, size, E), from the old values to the new ones
     new = out @ root @ u
     lost = (out - new @ back) @ mean.mT
     return replace(
@@ -89,14 +90,14 @@ def _smaller_values(heads: Heads, tokens: Tensor, size: int) -> Heads:
 
 
 def _read_again(heads: Heads, tokens: Tensor, wanted: Tensor) -> Heads:
-    """The heads with the output's layer fitted to what is wanted of them, (N, T, O)."""
+    """The heads with the output layer fitted again, to the outputs `wanted` (N, T, O)."""
     ridge, cross = _ridge(heads, tokens, wanted)
     weights = ridge.solve(cross)[0].mT
     return replace(heads, out=weights[:, :-1], bias=weights[:, -1])
 
 
 def _ridge(heads: Heads, tokens: Tensor, wanted: Tensor) -> tuple[Ridge, Tensor]:
-    """The regression of what is wanted on what the heads give, and X'T, (1, D + 1, O)."""
+    """The regression of `wanted` on the heads' outputs, and X'T, (1, D + 1, O)."""
     rows = with_one(heads.mix(tokens)).flatten(0, 1)[None]
     prior = torch.cat([heads.out, heads.bias[:, None]], 1).mT[None]
     return Ridge(rows.mT @ rows, prior, _STRENGTH), rows.mT @ wanted.flatten(0, 1)[None]
@@ -110,6 +111,6 @@ def _root(moment: Tensor) -> Tensor:
 
 
 def _inverse_root(s: Tensor) -> Tensor:
-    """The inverse square roots of singular values (g, r); zero where they are none."""
+    """The inverse square roots of singular values (g, r); zero for those that count as zero."""
     root: Tensor = torch.where(s > _LEAST * s[:, :1], s.rsqrt(), 0)
     return root

@@ -14,7 +14,7 @@ from updp.blocks.tracing.calls import cloned
 
 
 class Values:
-    """The values of a region's nodes by name, each computed once."""
+    """The values of a branch's nodes by name, each computed once."""
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
         region = site.region
@@ -33,13 +33,13 @@ class Values:
         return self._known[name]
 
     def call(self, start: str, end: str, x: Tensor) -> Any:
-        """The value of node `end` where that of `start` is `x`."""
+        """The value of node `end`, if `start` has the value `x`."""
         part = self.extract(start, end)
         with evaluating(part):
             return call_user_code(part, *map(cloned, (x, *self._inputs[1:])))
 
     def reads_only(self, start: str, end: str) -> bool:
-        """Whether node `end` is computed from that of `start` alone, and the region's extras."""
+        """Whether node `end` depends on nothing but node `start` and the region's extras."""
         known, pending = {start, *self._given}, [self._nodes[end]]
         while pending:
             node = pending.pop()
@@ -57,7 +57,7 @@ class Values:
 
     @property
     def images(self) -> int:
-        """How many images the values are of."""
+        """Number of images in the example."""
         return len(self._inputs[0])
 
     @property
@@ -66,11 +66,11 @@ class Values:
         return self._names[-1]
 
     def find(self, wanted: Tensor, before: str = "") -> str:
-        """The first of the nodes (the last one before another) of that value; empty if none is."""
+        """First node with the value `wanted`, or last such node before another; empty if none."""
         names = self._names[self._names.index(before) - 1 :: -1] if before else self._names[1:]
         return next((name for name in names if equal(self[name], wanted)), "")
 
 
 def equal(value: Any, wanted: Tensor) -> bool:
-    """Whether a value is that tensor, bit by bit."""
+    """Whether `value` is a tensor equal to `wanted`, bit by bit."""
     return isinstance(value, Tensor) and value.shape == wanted.shape and value.equal(wanted)

@@ -1,1 +1,1 @@
-"""`inherit`, the paper's candidate: weights from the baseline, the branch made linear."""
+"""`inherit`, the paper's candidate: the branch made linear, with the baseline's weights."""

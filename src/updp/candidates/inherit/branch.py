@@ -1,9 +1,9 @@
-"""The branch of a block made linear: its own operators, with BatchNorms for what was removed.
+"""The branch of a block made linear: its own operators, with BatchNorms for removed steps.
 
-All padding of a segment is on its first operator from the supernet on, so that training sees
-exactly what merging yields (docs/concepts/merging.md, *Padding*). Between the operators the feature
-map is then larger than the baseline's by a border, which shrinks to nothing by the end of the
-segment.
+All padding of a segment moves to its first operator, already in the supernet, so that training
+computes what merging yields (docs/concepts/merging.md, *Padding*). Between the operators the
+feature map is then larger than the baseline's by a border, which shrinks to nothing by the end of
+the segment.
 """
 
 import torch
@@ -20,7 +20,7 @@ from updp.candidates.parts.channel_norm import ChannelNorm
 class LinearBranch(nn.Module):
     """A chain made linear, on tensors in the canonical layout; its operators are the block's own.
 
-    `segments`, `shrunk` and `linearise` are those of `Inherit`.
+    `segments`, `shrunk` and `linearise` are as in `Inherit`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LinearBranch(nn.Module):
         """Start each norm as the least-squares line from its input to the baseline's value there.
 
         A norm before a removed activation is fitted to the activation's output, so that the
-        linear branch is near the block's in the mean. Running statistics are those of its input.
+        linear branch is near the block's in the mean. Its running statistics are its input's.
         Returns the values of the linear branch and of the baseline's.
         """
         layout, kept = self.chain.layout, h
@@ -88,7 +88,7 @@ class LinearBranch(nn.Module):
         pruned = h if norm is None else norm(h)
         if lam == 1:
             return pruned
-        # The baseline computes on its own map, which has no border.
+        # The baseline's step runs on its own map, which has no border.
         kept = _pad(step.keep(_crop(h, placed.border), layout), placed.border)
         return blend(kept, pruned, lam)
 
@@ -96,7 +96,7 @@ class LinearBranch(nn.Module):
         weight, bias = step.weight, step.bias
         if self.chain.layout == "last":
             return F.linear(h, weight.flatten(1), bias)
-        if lam < 1:  # the baseline pads with zeros where this map has a border
+        if lam < 1:  # where this map has a border, the baseline has zero padding
             h = torch.lerp(_pad(_crop(h, placed.border), placed.border), h, lam)
         padding: Size = (0,) * self.chain.dims
         if placed.shrunk and lam < 1:  # the outer taps fade, and need padding of their own

@@ -1,4 +1,4 @@
-"""`inherit`: the paper's candidate, a branch made linear that starts at the baseline's weights.
+"""`inherit`: the paper's candidate, a linear branch that starts from the baseline's weights.
 
 UPDP (arXiv 2401.06426), *Progressive subnet training* and *Subnet merging*: activations become
 identity, LayerNorm and GroupNorm become BatchNorm, a BatchNorm and an activation end the block.
@@ -28,9 +28,9 @@ from updp.recipe import CandidateSettings
 class Inherit(Candidate):
     """A linear branch that merges to one operator per segment.
 
-    segments:        names of the branch's linear operators, by the operator that they merge to
-    shrunk:          those whose kernel is shrunk to its centre tap
-    end_activation:  whether a block without one gets an activation at its end
+    segments:        names of the branch's linear operators, grouped by merged operator
+    shrunk:          names of the operators whose kernel is shrunk to its centre tap
+    end_activation:  whether a block without an end activation gets one
     linearise:       whether a removed activation without a norm before it leaves a BatchNorm
     """
 
@@ -42,7 +42,7 @@ class Inherit(Candidate):
 
     @property
     def label(self) -> str:
-        """Such as `conv1+conv2(1x1)` or `conv_dw | mlp.fc1+mlp.fc2`."""
+        """Label, such as `conv1+conv2(1x1)` or `conv_dw | mlp.fc1+mlp.fc2`."""
         return " | ".join(
             "+".join(f"{n}(1x1)" if n in self.shrunk else n for n in segment)
             for segment in self.segments
@@ -57,10 +57,10 @@ class Inherit(Candidate):
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Inherit]:
-        """Yield the two smallest of each degree of shrinking, with no more MACs than the block.
+        """Yield the two smallest for each number of shrunk kernels, with at most the block's MACs.
 
-        Timing all cuts would take minutes, and a larger form may win on one run and lose on the
-        next. Of forms that merge to the same size only the first is taken, for the same reason.
+        Timing all cuts would take minutes, and a larger form may win in one run and lose in the
+        next. Of forms that merge to the same size only the first is used, for the same reason.
         """
         found = propose(site, end_activation=settings.end_activation, linearise=settings.linearise)
         limit = baseline_macs(site) if site.branch is not None else 0
@@ -71,7 +71,7 @@ class Inherit(Candidate):
         yield from [c for c in few if c.macs(site) <= limit][: settings.timed]
 
     def fits(self, site: Site) -> bool:
-        """Whether the segments hold the site's operators in order, and the shrunk ones can be."""
+        """Whether the segments hold the site's operators in order, and `shrunk` can be shrunk."""
         return (
             site.branch is not None
             and [n for segment in self.segments for n in segment]
@@ -132,7 +132,7 @@ def baseline_macs(site: Site) -> int:
 
 
 def _fits(step: ActStep, channels: int) -> bool:
-    """Whether an activation can act on so many channels: a PReLU has a parameter for each."""
+    """Whether an activation works on `channels` channels: a PReLU has a parameter for each."""
     function = step.function
     own = function.parameters() if isinstance(function, nn.Module) else ()
     return all(p.numel() in (1, channels) for p in own)
@@ -141,7 +141,7 @@ def _fits(step: ActStep, channels: int) -> bool:
 def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
     """Return the merged operator's output size and number of taps along one axis.
 
-    Tap distances and their common step are as in `algebra.compose`, without a kernel to compose.
+    Tap distances and their common step are as in `algebra.compose`, without composing kernels.
     """
     stride, distances, reach = 1, [0], 0
     for step in steps:
@@ -156,7 +156,7 @@ def _along(size: int, axis: int, steps: list[LinearStep]) -> tuple[int, int]:
 
 
 def _groups(chain: Chain, segment: Sequence[LinearStep]) -> int:
-    """Return the groups of a segment's merged operator; a shuffle of channels leaves fewer."""
+    """Return the groups of a segment's merged operator; a channel shuffle may reduce them."""
     places = [i for i, step in enumerate(chain.steps) if isinstance(step, LinearStep)]
     start, last = (chain.steps.index(step) for step in (segment[0], segment[-1]))
     end = next((place for place in places if place > last), len(chain.steps))
@@ -170,7 +170,7 @@ def _groups(chain: Chain, segment: Sequence[LinearStep]) -> int:
 
 
 def _shrinkable(site: Site) -> list[str]:
-    # Not where it strides: a 1x1 would skip pixels that the kernel reads.
+    # Not if it has a stride: a 1x1 would skip pixels that the kernel reads.
     return [
         s.name
         for s in site.chain.linears
@@ -179,7 +179,7 @@ def _shrinkable(site: Site) -> list[str]:
 
 
 def _helps(name: str, segments: tuple[tuple[str, ...], ...]) -> bool:
-    """Whether shrinking saves a merge from a wider kernel: a segment of one operator has none."""
+    """Whether shrinking makes a merged kernel smaller: nothing merges in a segment of one."""
     return all(len(s) > 1 for s in segments if name in s)
 
 
@@ -192,7 +192,7 @@ def _cuts(names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ...]]:
 
 
 def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
-    # Later operators first: where it was measured, the second kernel was the one to shrink.
+    # Later operators first: in measurements it was best to shrink the second kernel.
     for count in range(len(names) + 1):
         yield from combinations(reversed(names), count)
 

@@ -1,4 +1,4 @@
-"""A merged block as parameters: those of a form that is fitted, or merged early."""
+"""A merged block as trainable parameters, for a form that is fitted or merged early."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,7 +55,7 @@ class Collapsed(nn.Module):
         return x
 
     def skip_value(self, x: Tensor, beside: Tensor | None) -> Tensor | None:
-        """Return what is added to the branch; None where the skip is in its operator."""
+        """Return the value added to the branch; None if the skip is merged into its operator."""
         if self.skip is not None:
             value: Tensor = self.skip(x)
             return value

@@ -23,7 +23,7 @@ from updp.recipe import FitSettings
 class InheritForm(Form):
     """A branch made linear, with its skip, a BatchNorm and the end activation.
 
-    `branch` is the site's chain made linear, `activation` what ends the block (None for nothing).
+    `branch` is the site's chain made linear, `activation` ends the block (None: no activation).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class InheritForm(Form):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """See `Form.calibrate`; each norm starts as the line nearest to the baseline."""
+        """See `Form.calibrate`; each norm starts as the least-squares line to the baseline."""
         h, kept = self.branch.calibrate(self._enter(x))
         if (beside := self._beside(x)) is not None:
             h, kept = h + beside, kept + beside
@@ -89,7 +89,7 @@ class InheritForm(Form):
             merged = Collapsed(self.merged(), self.chain.linears[0].weight, free)
             if self.collapsed is None:
                 self.collapsed = merged
-            else:  # copied, for an optimiser may hold the parameters that are there
+            else:  # copied: an optimiser may hold these parameters
                 self.collapsed.load_state_dict(merged.state_dict())
         self._shape = shape
 
@@ -104,7 +104,7 @@ class InheritForm(Form):
 
         def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
             h = self._enter(x)
-            # The skip may work in place, and `h` is a view of `x`.
+            # The skip may change its input in place, and `h` is a view of `x`.
             added = collapsed.skip_value(h, self._beside(x.clone()))
             read = as_maps(collapsed.before_last(h), layout)
             return read, None if added is None else as_maps(added, layout)
@@ -132,7 +132,7 @@ class InheritForm(Form):
         return self.collapsed
 
     def _enter(self, x: Tensor, layout: str | None = None) -> Tensor:
-        """Move a tensor of the block, by default one of its entry, to the canonical layout."""
+        """Convert a tensor from a layout, by default that of the entry, to the canonical one."""
         return to_layout(x, layout or self.chain.layout_in, self.chain.layout)
 
     def _beside(self, x: Tensor) -> Tensor | None:

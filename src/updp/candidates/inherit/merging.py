@@ -1,4 +1,4 @@
-"""Merging a linear branch to one operator per segment, and the skip into it where that is exact."""
+"""Merge a linear branch to one operator per segment, and its skip into that where exact."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def merge_branch(branch: LinearBranch, *, structure: bool = False) -> list[Opera
     """
     operators: list[Operator] = []
     first = branch.chain.linears[0]
-    front: Operator | None = None  # what the steps before the first operator do
+    front: Operator | None = None  # the steps before the first operator, merged
     segment = -1
     for placed in branch.placed:
         if isinstance(placed.step, LinearStep):
@@ -46,14 +46,14 @@ def merge_branch(branch: LinearBranch, *, structure: bool = False) -> list[Opera
 def merge_skip(
     operators: list[Operator], skip: Chain | None, end: Affine
 ) -> Operator | Tensor | None:
-    """Merge the skip into a single operator, in place; else return what stays beside the branch.
+    """Merge the skip into a single operator, in place; else return it to be added to the branch.
 
-    `end(branch + skip) = scale * branch + shift + scale * skip`, so what stays is an operator, or
+    `end(branch + skip) = scale * branch + shift + scale * skip`, so the result is an operator, or
     the scale (C,) of the block's own skip.
 
     Args:
         operators: the merged branch, without its end norm; the first may change.
-        skip: the block's skip; None where it could not be read as a chain.
+        skip: the block's skip; None if it could not be read as a chain.
         end: the end norm, on the sum of both.
     """
     first = operators[0]
@@ -109,7 +109,7 @@ def _structure_of(step: LinearStep, shrunk: bool) -> Operator:
 
 
 def _with_step(operator: Operator, branch: LinearBranch, placed: Placed) -> Operator:
-    """Return the operator with the step at a place behind it; the same where that is removed."""
+    """Return the operator with the step at a place behind it; unchanged if the step is removed."""
     if isinstance(placed.step, ScaleStep):
         return algebra.after(operator, factor_of(placed.step, operator.bias))
     if isinstance(placed.step, ShuffleStep):

@@ -16,11 +16,11 @@ from updp.blocks import (
 
 @dataclass(frozen=True)
 class Placed:
-    """One step of the branch in its place.
+    """One step of the branch with its place in the pruned form.
 
-    pad:     zeros to add before it: all that the segment needs, on the segment's first step
-    border:  by how much its input, padded, is larger than the baseline's
-    norm:    number of the form's own norm that replaces it; None for none
+    pad:     zeros to add before it: the padding of the whole segment, on its first step
+    border:  by how much its padded input is larger than the baseline's
+    norm:    number of the form's own norm that replaces it; None if none does
     """
 
     step: Step
@@ -34,9 +34,9 @@ class Placed:
 def place(
     chain: Chain, segments: tuple[tuple[str, ...], ...], shrunk: frozenset[str], linearise: bool
 ) -> tuple[list[Placed], list[int]]:
-    """Place each step of the chain; also return the channels of each norm that the form needs.
+    """Place each step of the chain; also return the number of channels of each new norm.
 
-    `segments`, `shrunk` and `linearise` are those of `Inherit`.
+    `segments`, `shrunk` and `linearise` are as in `Inherit`.
     """
     assert [s.name for s in chain.linears] == [n for segment in segments for n in segment]
     where = {name: i for i, segment in enumerate(segments) for name in segment}
@@ -47,7 +47,7 @@ def place(
     for i, step in enumerate(chain.steps):
         pad, norm = none, None
         segment = where[step.name] if isinstance(step, LinearStep) else max(current, 0)
-        # A segment's first step; where that is a norm, it acts on the padded map.
+        # The first step of a segment; if it is a norm, it acts on the padded map.
         if segment != current:
             steps = [s for s in chain.linears if s.name in segments[segment]]
             pad = border = _padding(steps, shrunk)
@@ -74,7 +74,7 @@ def place(
 
 
 def _padding(steps: list[LinearStep], shrunk: frozenset[str]) -> Padding:
-    """Sum the padding of a segment on its first operator: of p_j * s_1 * ... * s_j-1, per side."""
+    """Padding of a segment's first operator: the sum of p_j * s_1 * ... * s_j-1, per side."""
     total, strides = [0] * len(steps[0].padding), [1] * len(steps[0].padding)
     for step in steps:
         if step.name not in shrunk:

@@ -33,11 +33,11 @@ _CHUNKS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tens
 
 @dataclass(frozen=True)
 class Scope:
-    """A branch, or a module that it calls: the graph, and real inputs of it.
+    """A branch, or a module that the branch calls: its graph, with real inputs.
 
-    owner:   the module that the graph is of
-    prefix:  of the names of its modules in the block, with its dot
-    entry:   the node whose value enters
+    owner:   the module that was traced
+    prefix:  path of `owner` in the block, with a dot at the end
+    entry:   node whose value enters the branch
     extras:  other nodes outside of the branch that it reads
     inputs:  values of the entry and the extras
     branch:  names of the nodes, in order
@@ -113,13 +113,13 @@ class Scope:
 
 @dataclass
 class Backwards:
-    """The walk, and what it has found.
+    """A walk backwards from a tensor, with its findings.
 
     count:              number of the channels
     unit:               so many channels adjoin, and stay or go together
     producers:          operators, each with how many times it makes all channels in a row
     between:            modules with state that act on each channel
-    extras:             nodes outside of the branch with a value for each channel, with its axis
+    extras:             nodes outside of the branch with a value per channel, with the axis of that
     """
 
     count: int
@@ -146,7 +146,7 @@ class Backwards:
         elif node.target is operator.getitem and _is_chunk(node.args[0]):
             self.seen[node] = self.seen[node.args[0]] = scope  # type: ignore[index]
             self._parts_of(node.args[0].all_input_nodes[0], scope)  # type: ignore[union-attr]
-        elif node.target is F.glu:  # the product of both halves
+        elif node.target is F.glu:  # GLU multiplies the two halves of its input
             self.seen[node] = scope
             self._parts_of(node.all_input_nodes[0], scope)
         elif node.op == "call_module" and operator_of_node(scope.owner, node) is not None:
@@ -169,12 +169,12 @@ class Backwards:
             self.follow(sources[0], scope, axis)
 
     def check(self, consumer: fx.Node) -> None:
-        """Raise NotAChain where something else reads the channels, too, or nothing makes them."""
+        """Raise NotAChain if other nodes read the channels, too, or if no operator makes them."""
         if not self.producers:
             raise NotAChain("no operator of the branch makes these channels")
         for node, scope in self.seen.items():
             for user in node.users:
-                # Outside of the branch a value may be read by anything.
+                # Nodes outside of the branch may read any value.
                 if user in self.seen or user is consumer or user.name not in scope.branch:
                     continue
                 if is_size(user):
@@ -182,7 +182,7 @@ class Backwards:
                 raise NotAChain(f"`{node.name}` is read elsewhere, too")
 
     def _parts_of(self, node: fx.Node, scope: Scope) -> None:
-        """Note what makes a tensor that is taken in parts, maybe in a module of their own."""
+        """Find the operator whose output is split into parts, perhaps inside another module."""
         while node.name == scope.entry and scope.outer is not None:
             self.seen[node] = scope
             node, (scope, _) = scope.given[0], scope.outer

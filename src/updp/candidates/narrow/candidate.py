@@ -1,7 +1,7 @@
 """`narrow`: the block keeps its operators, with fewer inner channels.
 
-Beyond the paper: a block that merges into a large operator or not at all, as wide inverted ones
-do, gains little from less depth. The fit chooses the channels, and adapts what reads them.
+Beyond the paper: a block that merges into a large operator or not at all (a wide inverted one, say)
+gains little from less depth. The fit chooses the channels, and adapts the operators that read them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from updp.candidates.narrow.narrowing import Narrowing
 from updp.errors import UserError
 from updp.recipe import CandidateSettings
 
-_RANK, _LAST = 50, 100  # after what merges, before what leaves out the branch
+_RANK, _LAST = 50, 100  # ranks: above candidates that merge, below dropping the branch
 
 
 @dataclass(frozen=True)
@@ -37,38 +37,38 @@ class Narrow(Candidate):
 
     @property
     def label(self) -> str:
-        """Such as `narrow 50%`."""
+        """Label, such as `narrow 50%`."""
         return f"{self.kind} {100 * self.width:g}%"
 
     @property
     def rank(self) -> int:
-        """After what merges and before `drop`; narrower ones later."""
+        """Between candidates that merge and `drop`; higher for narrower ones."""
         return _RANK + int((_LAST - _RANK) * (1 - self.width))
 
     @classmethod
     def propose(
         cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
     ) -> Iterator[Narrow]:
-        """Yield every width of the recipe at which the block has other, and fewer, channels."""
+        """Yield the recipe's widths that reduce the channels, one for each number of channels."""
         narrowing = _narrowing(site, block, graph)
         if narrowing is None:
             return
         found: dict[tuple[int, ...], float] = {}
-        for width in sorted(settings.widths, reverse=True):  # of those that leave as many
+        for width in sorted(settings.widths, reverse=True):  # one width per number of channels left
             left = narrowing(width).left
             found[left] = _nearest(narrowing(width), found.get(left, width), width)
         found.pop(narrowing(1.0).left, None)
         widths = list(found.values())
-        # The widest is tried, for a narrow one may be left with one channel, which broadcasts.
+        # The widest is tried, because one with a single channel may work by broadcasting only.
         if not widths or not narrow_works(site, block, graph, narrowing(widths[0])):
             return
         if site.branch is not None or not _has_heads(site, block, graph):
             yield from map(cls, widths)
 
     def fits(self, site: Site) -> bool:
-        """Whether there are inner channels, and more than would be left.
+        """Whether there are inner channels that would become fewer.
 
-        Those of a branch that is no chain are known where the form is built.
+        For a branch that is no chain this is only known when the form is built.
         """
         if site.branch is None:
             return True
@@ -78,7 +78,7 @@ class Narrow(Candidate):
     def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
         """See `Candidate.build`; the form has narrowed copies of the block's modules.
 
-        Raises UserError: there are no channels that could become fewer.
+        Raises UserError if no channels can become fewer.
         """
         narrowing = _narrowing(site, block, graph)
         if narrowing is None:
@@ -97,13 +97,13 @@ def _narrowing(
 
 
 def _nearest(narrowing: Narrowing, *widths: float) -> float:
-    """The width that says best how many channels are left."""
+    """The width nearest to the share of channels that are left."""
     share = sum(narrowing.left) / max(1, sum(narrowing.counts))
     return min(widths, key=lambda width: abs(width - share))
 
 
 def _has_heads(site: Site, block: nn.Module, graph: fx.Graph) -> bool:
-    """Whether attention is understood: its heads are chosen by what they do, by `attention`."""
+    """Whether `attention` can read the block; it then chooses heads by their output."""
     try:
         return read_attention(site, block, graph) is not None
     except UserCodeError:

@@ -1,4 +1,4 @@
-"""Narrowing of a chain: each of its inner channels that a width leaves fewer of."""
+"""Narrowing of a chain: all its inner channels that become fewer at a width."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ChainNarrowing:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """See `Narrowing`: those that are, or hold, a step of the chain."""
+        """See `Narrowing`: modules that are, or contain, a step of the chain."""
         region, steps = self._site.region, self._site.chain.steps
         names = [name for step in steps for name in names_of(step)]
         return called_modules(self._graph, names, region.branch)
@@ -66,7 +66,7 @@ class ChainNarrowing:
         settings: FitSettings,
         batches: int,
     ) -> list[FitTask]:
-        """See `Narrowing`: one, or two where the channels are mixed, for each operator."""
+        """See `Narrowing`: for each operator one task, or two if the channels are mixed."""
         chain, tasks = self._chain(modules), []
         for inner, count in self._fewer(chain):
             fit = OperatorFit(chain, inner.consumer, skip, self._site.post)
@@ -80,11 +80,11 @@ class ChainNarrowing:
         return on_modules(self._site.chain, modules.own)
 
     def _fewer(self, chain: Chain) -> Iterator[tuple[InnerChannels, int]]:
-        """Yield the inner channels that become fewer, and how many are left of each."""
+        """Yield the inner channels that become fewer, with the number left of each."""
         for inner in inner_channels(chain):
             if (left := inner.left(chain, self._width)) < inner.count(chain):
                 yield inner, left
 
     def _largest(self, chain: Chain) -> list[tuple[InnerChannels, Tensor]]:
-        """Find the inner channels that become fewer, and which stay; all before any is cut."""
+        """Find the inner channels that become fewer, and which stay, before any are cut."""
         return [(inner, inner.largest(chain, left)) for inner, left in self._fewer(chain)]

@@ -1,8 +1,8 @@
 """The inner channels of a branch: those between one linear operator and the next.
 
 Every step between the two acts on each channel alone (BatchNorms, activations, depthwise
-convolutions) or on groups of them (grouped convolutions), or is a norm or a gate that also works on
-fewer channels. So channels can be removed without a change to what is outside.
+convolutions) or on groups of channels (grouped convolutions), or is a norm or a gate that also
+works on fewer channels. So channels can be removed without changing anything outside.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,10 +29,11 @@ from updp.candidates.parts.widths import share_of
 
 @dataclass(frozen=True)
 class InnerChannels:
-    """Inner channels: the places of their producer and of their consumer among a chain's steps.
+    """Inner channels, given by the indices of their producer and consumer in the chain's steps.
 
-    `gated` where a norm or a gate mixes them, so that the values of those left change. So many as
-    `unit` adjoin and stay or go together: the groups of a GroupNorm or of a convolution.
+    `gated`: a norm or a gate mixes them, so that the remaining ones change their values. `unit`
+    is the number of adjoining channels that stay or go together: a group of a GroupNorm or a
+    convolution.
     """
 
     producer: int
@@ -47,7 +48,7 @@ class InnerChannels:
         return step.out_channels
 
     def left(self, chain: Chain, share: float) -> int:
-        """Return how many channels a share is."""
+        """Return the number of channels for a share."""
         return share_of(self.count(chain), share, self.unit)
 
     @torch.no_grad()
@@ -68,7 +69,7 @@ class InnerChannels:
 
     @torch.no_grad()
     def hide(self, chain: Chain, channels: Tensor) -> None:
-        """Zero the consumer's weights for all channels but `channels` (indices), which all stay."""
+        """Zero the consumer's weights for all channels but `channels` (indices); cut none."""
         consumer = module_of(chain.steps[self.consumer])
         assert consumer is not None
         weight = consumer.get_parameter("weight")
@@ -78,9 +79,9 @@ class InnerChannels:
 
     @torch.no_grad()
     def largest(self, chain: Chain, count: int) -> Tensor:
-        """Return the indices of the `count` channels of the largest weights, in order.
+        """Return the indices of the `count` channels with the largest weights, in order.
 
-        The norm of a channel's weights in the producer, times that in the consumer.
+        Their size is the norm of a channel's weights in the producer, times that in the consumer.
         """
         producer, consumer = chain.steps[self.producer], chain.steps[self.consumer]
         assert isinstance(producer, LinearStep)
@@ -94,7 +95,7 @@ class InnerChannels:
 
 
 def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
-    """Return the chain with those of its steps on `modules` (by name) that are within them."""
+    """Return the chain with its steps moved to the modules of these names, or inside them."""
     return replace(chain, steps=tuple(_on(step, modules) for step in chain.steps))
 
 
@@ -125,7 +126,7 @@ def inner_channels(chain: Chain) -> Iterator[InnerChannels]:
 
 
 def _within_groups(step: LinearStep) -> bool:
-    """Whether each group makes the channels that it reads anew, as depthwise convolutions do."""
+    """Whether each group writes as many channels as it reads, as in depthwise convolutions."""
     return step.groups > 1 and not step.derived and step.in_channels == step.out_channels
 
 
@@ -144,13 +145,13 @@ def _acts_on_each_channel(step: Step) -> bool:
 
 
 def module_of(step: Step) -> nn.Module | None:
-    """Return the module that the step runs; None where it is a function or a parameter."""
+    """Return the module that a step runs; None if it is a function or a parameter."""
     own = step.function if isinstance(step, ActStep) else getattr(step, "module", None)
     return own if isinstance(own, nn.Module) else None
 
 
 def names_of(step: Step) -> list[str]:
-    """Names of the modules that a step runs: several where it is a part of a graph."""
+    """Names of the modules that a step runs: several if the step is a part of a graph."""
     if isinstance(step, NormStep) and isinstance(step.module, fx.GraphModule):
         called = (n for n in step.module.graph.nodes if n.op == "call_module")
         return [f"{step.prefix}{node.target}" for node in called]
@@ -158,7 +159,7 @@ def names_of(step: Step) -> list[str]:
 
 
 def modules_of(chain: Chain) -> Iterator[nn.Module]:
-    """Yield the modules that the steps of a chain run, those of a step that is a graph too."""
+    """Yield the modules that the steps of a chain run, including those in steps that are graphs."""
     for step in chain.steps:
         if isinstance(part := module_of(step), fx.GraphModule):
             called = (n for n in part.graph.nodes if n.op == "call_module")
@@ -168,7 +169,7 @@ def modules_of(chain: Chain) -> Iterator[nn.Module]:
 
 
 def _within(name: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The module of that name, if it is one of `modules` or within one."""
+    """The module with this path, if it is one of `modules` or inside one."""
     for path, module in modules.items():
         if name == path or name.startswith(f"{path}."):
             return module.get_submodule(name[len(path) + 1 :])
@@ -183,7 +184,7 @@ def _on(step: Step, modules: Mapping[str, nn.Module]) -> Step:
         assert region is not None  # it was extracted from a graph, from one node to another
         return replace(step, module=substitute(part, part.graph, region, added))
     if module_of(step) is None or isinstance(module_of(step), fx.GraphModule):
-        return step  # its name is no module's
+        return step  # the step's name is not that of a module
     if (own := _within(step.name, modules)) is None:
         return step
     if isinstance(step, ActStep):

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 class NarrowForm(RewiredForm):
     """The block on narrower copies of its modules, which the form owns.
 
-    Until it is fitted it keeps the channels of the largest weights.
+    Before the fit it keeps the channels with the largest weights.
     """
 
     def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, narrowing: Narrowing) -> None:
@@ -74,10 +74,10 @@ class MergedNarrow:
 
 
 def narrow_works(site: Site, block: nn.Module, graph: fx.Graph, narrowing: Narrowing) -> bool:
-    """Whether the narrow block, merged, equals the wide one that reads nothing of the others.
+    """Whether the narrow block, merged, equals the wide one with the other channels zeroed.
 
-    This tries all that was read of the block's structure: it finds a module that is also called
-    elsewhere, or shared by two steps. Where the channels are mixed only the shape is compared.
+    This tests everything read from the block's structure: it fails if a module is also called
+    elsewhere, or shared by two steps. If channels are mixed, only the shape is compared.
     """
     try:
         why = in_precision(partial(_why_not, site, block, graph, narrowing))
@@ -92,10 +92,10 @@ def narrow_works(site: Site, block: nn.Module, graph: fx.Graph, narrowing: Narro
 def _why_not(
     site: Site, block: nn.Module, graph: fx.Graph, narrowing: Narrowing, precision: Precision
 ) -> str:
-    """Why the narrow block does not work, tried in a precision; empty if it does."""
+    """Reason why the narrow block does not work in a precision; empty if it does."""
     block = _with_all_weights(precision.copy(block))
     wide = NarrowModules.copied(block, narrowing)
-    # A buffer that is not saved would not follow the channels that a fit has chosen.
+    # A buffer outside the state dict would not follow the channels that a fit has chosen.
     if any(_has_unsaved_buffer(module) for module in narrowing.losing(wide)):
         return "a buffer of it would not be saved"
     narrowing.hide(wide)
@@ -128,9 +128,9 @@ def _has_unsaved_buffer(module: nn.Module) -> bool:
 
 
 def _with_all_weights(block: nn.Module) -> nn.Module:
-    """The block, with seeded numbers in place of parameters that are all alike, such as zeros.
+    """Replace parameters with all values equal, such as zeros, by seeded random numbers.
 
-    What stands behind such weights would not be tried.
+    Otherwise the trial would not test what comes behind such weights.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in block.parameters():

@@ -1,8 +1,8 @@
-"""Whole heads of attention whose logits are not read: given a mask, rotated, or of grouped keys.
+"""Whole heads of attention whose logits are not read: with a mask, rotated, or with grouped keys.
 
-Heads do not know of each other, so those that stay compute what they did. Which layers make
-queries, keys and values is told by their sizes, and the number of heads by the module's attributes;
-a candidate is offered only where the block with fewer heads computes what it should.
+Heads are independent, so the ones that stay compute the same as before. Sizes tell which layers
+make queries, keys and values, and attributes of the module tell the number of heads. A candidate is
+offered only if a trial shows that the block with fewer heads computes the right output.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _ALL_HEADS = ("all_head", "attn_dim", "inner_dim", "attention_dim")
 
 
 def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
-    """The channels that heads give to the last layer of an attention; None where there is none.
+    """The channels that the last layer of an attention reads from its heads; None if not found.
 
-    Raises UserCodeError: the branch does not run alone.
+    Raises UserCodeError if the branch does not run alone.
     """
     region = site.region
     if site.branch is not None or region.add is None or len(site.shape_in) != 3:
@@ -49,8 +49,8 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
     unit, producers, head = sizes
     heads = last.module.in_features // head
     targets = called_modules(graph, (*producers, last.name))
-    # Attributes of the block itself stay, for it is not copied: whether it works all the same is
-    # tried.
+    # The block itself is not copied, so its attributes stay; a trial shows whether it still
+    # works.
     owners = dict.fromkeys(call.name.rpartition(".")[0] for call in calls)
     copied = [o for o in owners if any(o == t or o.startswith(f"{t}.") for t in targets)]
     attributes = {
@@ -99,7 +99,7 @@ def _run(site: Site, block: nn.Module, whole: nn.Module) -> tuple[_Calls, Tensor
 def _sizes(
     block: nn.Module, makers: _Calls, last: LayerCall[nn.Linear]
 ) -> tuple[int, Mapping[str, Producer], int] | None:
-    """Channels that stay or go together, the layers before the heads, and the size of a head."""
+    """Unit of channels that stay or go together, layers before the heads, size of a head."""
     width = last.module.in_features
     owner = block.get_submodule(makers[0].name.rpartition(".")[0]) if makers else block
     if (head := _head_size(owner, width)) is None:
@@ -123,7 +123,7 @@ def _sizes(
 
 
 def _head_size(owner: nn.Module, width: int) -> int | None:
-    """Channels of a head by the attributes of a module; None where they do not say."""
+    """Channels of a head according to the attributes of a module; None if they do not tell."""
     numbers = {name: v for name, v in vars(owner).items() if type(v) is int and v > 0}
     if found := next((numbers[name] for name in _HEAD_SIZES if name in numbers), None):
         return found if width % found == 0 else None
@@ -132,7 +132,7 @@ def _head_size(owner: nn.Module, width: int) -> int | None:
 
 
 def _attributes(owner: nn.Module, heads: int, head: int, unit: int) -> Iterator[tuple[str, int]]:
-    """Attributes that change with the number of heads, each with its amount for a unit."""
+    """Attributes that change with the number of heads, each with its amount per unit."""
     groups = heads * head // unit
     for name, value in vars(owner).items():
         of_one = name in _HEAD_SIZES or (name.endswith("_dim") and "head" in name)

@@ -1,9 +1,9 @@
-"""Hidden channels of a branch that is no chain: those that its last operator reads.
+"""Hidden channels of a branch that is no chain: the input channels of its last operator.
 
-A gated feed-forward part multiplies two layers' outputs, a block of a diffusion network adds an
-embedding of the time to its own: each value of the last operator's input is made of one channel of
-several operators. Those are found from that input backwards, through whatever acts on each channel
-alone, and through the user's modules.
+A gated feed-forward multiplies the outputs of two layers; a block of a diffusion network adds an
+embedding of the time to its values. So each channel that the last operator reads is made from one
+channel of several operators. These are found by walking backwards from that input, through anything
+that acts on each channel alone, and into the user's modules.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from updp.candidates.narrow.backwards import Backwards, Scope, operator_of_node,
 from updp.candidates.narrow.slicing import cut_group_norm, cut_inputs, cut_outputs
 
 _TOLERANCE = 1e-4  # relative, float32: between the chain and the block it was read from
-_DEPTH = 3  # of modules within modules in which a consumer is looked for
+_DEPTH = 3  # levels of modules within modules to search for a consumer
 
 
 @dataclass(frozen=True)
 class Producer:
-    """An operator that makes all channels `times` in a row, `size` of them for each unit."""
+    """An operator that makes all channels `times` times in a row, `size` rows per unit."""
 
     times: int
     size: int
@@ -38,20 +38,20 @@ class Producer:
 
 @dataclass(frozen=True)
 class HiddenChannels:
-    """Hidden channels, by the paths of modules in the block and nodes of its graph.
+    """Hidden channels, given by paths of modules in the block and nodes of its graph.
 
-    consumer:   the operator that reads them
-    enter:      computes what it reads from the site's entry and extras, by the block's own modules
+    consumer:   the operator that reads the channels
+    enter:      computes the consumer's input from the site's entry and extras
     chain:      the branch from the consumer on
     count:      number of channels
-    unit:       so many adjoin, and stay or go together, as the groups of a GroupNorm do
-    producers:  operators that make them
+    unit:       number of adjoining channels that stay or go together, as in a GroupNorm's group
+    producers:  operators that make the channels
     between:    modules with state that act on each channel
-    extras:     nodes outside of the region with one value for each channel, each with its axis
-    targets:    the modules called in the region that are one of these, or hold one
-    attributes: further attributes of modules that change, each with its amount for a unit
-    factor:     computes the factor per channel from the chain's output to the end of the branch,
-                (C,), or None where there is none; without it the chain reaches the end
+    extras:     nodes outside of the region with one value per channel, each with its axis
+    targets:    modules called in the region that are, or contain, one of these modules
+    attributes: further attributes of modules that change, each with its amount per unit
+    factor:     computes the factor per channel, (C,), from the chain's output to the end of the
+        branch, or None if there is none; no function: the chain reaches the end
     """
 
     consumer: str
@@ -68,7 +68,7 @@ class HiddenChannels:
 
     @property
     def cut_modules(self) -> tuple[str, ...]:
-        """The modules that lose channels."""
+        """Paths of the modules that lose channels."""
         return (*self.producers, *self.between, self.consumer)
 
     def module(self, copies: Mapping[str, nn.Module], name: str) -> nn.Module:
@@ -95,9 +95,9 @@ class HiddenChannels:
 
     @torch.no_grad()
     def largest(self, copies: Mapping[str, nn.Module], keep: int) -> Tensor:
-        """Return the indices of the `keep` channels of the largest weights, in order.
+        """Return the indices of the `keep` channels with the largest weights, in order.
 
-        The norm of a unit's weights in the consumer, times those in all producers.
+        The size of a unit is the norm of its weights in the consumer, times those in all producers.
         """
         units = self.count // self.unit
         read = weight_of(self.module(copies, self.consumer)).movedim(1, 0)
@@ -110,7 +110,7 @@ class HiddenChannels:
 
 
 def _rows(units: Tensor, size: int) -> Tensor:
-    """Indices of the rows of some units, each of which has `size` rows."""
+    """Indices of the rows of some units, with `size` rows per unit."""
     rows: Tensor = units[:, None] * size + torch.arange(size, device=units.device)
     return rows.flatten()
 
@@ -118,14 +118,14 @@ def _rows(units: Tensor, size: int) -> Tensor:
 def called_modules(
     graph: fx.Graph, names: Sequence[str], nodes: Collection[str] | None = None
 ) -> tuple[str, ...]:
-    """Modules that a graph calls (by some of its nodes), which are of the names, or hold one."""
+    """Modules called in a graph (or by `nodes` of it) that are, or contain, one of `names`."""
     calls = (n for n in graph.nodes if n.op == "call_module")
     called = dict.fromkeys(str(n.target) for n in calls if nodes is None or n.name in nodes)
     return tuple(t for t in called if any(n == t or n.startswith(f"{t}.") for n in names))
 
 
 def hidden_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
-    """Find the hidden channels of a site whose branch is no chain: the most, if there are any."""
+    """Find the most numerous hidden channels of a site whose branch is no chain; None if none."""
     if site.branch is not None:
         return None
     region = site.region
@@ -142,11 +142,11 @@ def hidden_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChan
 
 
 def _consumers(scope: Scope, depth: int) -> Iterator[tuple[Scope, fx.Node]]:
-    """Yield the linear operators that a branch calls, those within its modules too."""
+    """Yield the linear operators that a branch calls, including those within its modules."""
     called = [n for n in scope.graph.nodes if n.name in scope.branch and n.op == "call_module"]
     for node in called:
         if sum(other.target == node.target for other in called) > 1:
-            continue  # one operator cannot be fitted to what it reads at two places
+            continue  # called at two places, it cannot be fitted to one input
         if operator_of_node(scope.owner, node) is not None:
             yield scope, node
         elif depth and len(list(scope.owner.get_submodule(str(node.target)).children())) > 0:
@@ -157,7 +157,7 @@ def _consumers(scope: Scope, depth: int) -> Iterator[tuple[Scope, fx.Node]]:
 
 
 def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
-    """Read the channels that a consumer is given. Raises NotAChain: they cannot be cut."""
+    """Read the channels of a consumer's input. Raises NotAChain if they cannot be cut."""
     module = operator_of_node(scope.owner, consumer)
     sources = consumer.all_input_nodes
     if module is None or len(sources) != 1 or consumer.args != (sources[0],):
@@ -191,7 +191,7 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
 
 
 def _behind(scope: Scope, consumer: fx.Node) -> Chain:
-    """Read the branch from a consumer on, to its end in the outermost scope, as a chain."""
+    """Read the branch as a chain, from a consumer to the end in the outermost scope."""
     chain: Chain | None = None
     node, here = consumer, scope
     while True:

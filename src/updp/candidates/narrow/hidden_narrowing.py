@@ -1,4 +1,4 @@
-"""Narrowing of a branch that is no chain: by its hidden channels, or the heads of an attention."""
+"""Narrowing of a branch that is no chain, by hidden channels or by heads of attention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from updp.recipe import FitSettings
 
 
 def find_hidden(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
-    """Find what may become fewer: hidden channels, else the heads of an attention."""
+    """Find the channels that can become fewer: hidden channels, else the heads of an attention."""
     found = hidden_channels(site, block, graph)
     try:
         return head_channels(site, block, graph) if found is None else found
@@ -68,10 +68,10 @@ class HiddenNarrowing:
         settings: FitSettings,
         batches: int,
     ) -> list[FitTask]:
-        """See `Narrowing`: one, of the operator that reads the channels."""
+        """See `Narrowing`: one task, for the operator that reads the channels."""
         hidden, post = self._hidden, self._site.post
         chain = hidden.chain
-        if hidden.factor is not None:  # computed anew, as it may have been trained
+        if hidden.factor is not None:  # computed anew, because training may have changed it
             if (factor := hidden.factor()) is None:
                 skip = post = None  # the operator is fitted to its own output
             else:

@@ -1,4 +1,4 @@
-"""What a narrow form needs of the channels that become fewer: the interface, and the modules."""
+"""The interface `Narrowing` of channels that become fewer, and the modules of a narrow form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from updp.recipe import FitSettings
 
 
 class Select(nn.Module):
-    """Some channels of a value that comes from outside of the branch."""
+    """Select channels of a value that comes from outside of the branch."""
 
     channels: Tensor
 
@@ -30,15 +30,15 @@ class Select(nn.Module):
         self.register_buffer("channels", torch.arange(count, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the channels' part of `x`."""
+        """Return the selected channels of `x`."""
         return x.index_select(self.axis, self.channels)
 
 
 @dataclass(frozen=True)
 class NarrowModules:
-    """Modules that lose channels, by their targets in the graph, and selections, by nodes' names.
+    """Modules that lose channels, by target in the graph, and selections, by name of the node.
 
-    A selection stands behind a value from outside of the region that has one value a channel.
+    A selection follows a value from outside of the region that has one entry per channel.
     """
 
     own: Mapping[str, nn.Module]
@@ -55,11 +55,11 @@ class NarrowModules:
 
     @property
     def all(self) -> list[nn.Module]:
-        """All of them, in an order that depends on the structure alone."""
+        """All modules and selections, in an order that depends on the structure alone."""
         return [*self.own.values(), *self.selects.values()]
 
     def to(self, dtype: torch.dtype, device: torch.device) -> NarrowModules:
-        """Copies of another precision and device."""
+        """Copies in another precision and on another device."""
         return NarrowModules(
             {name: copy_module(module).to(device, dtype) for name, module in self.own.items()},
             {name: copy_module(select).to(device, dtype) for name, select in self.selects.items()},
@@ -67,13 +67,13 @@ class NarrowModules:
 
     @torch.no_grad()
     def take(self, others: NarrowModules) -> None:
-        """Take the parameters and buffers of others that are as narrow."""
+        """Copy the parameters and buffers of other modules of the same widths."""
         for own, other in zip(self.all, others.all, strict=True):
             for to, value in zip(_state(own), _state(other), strict=True):
                 to.copy_(value)
 
     def replacement(self, site: Site) -> Replacement:
-        """The nodes of the site's region again, on these modules."""
+        """The nodes of the site's region, copied onto these modules."""
         names = {target: f"{target.replace('.', '_')}_narrow" for target in self.own}
         chosen = {name: f"{name}_narrow" for name in self.selects}
         if len({*names.values(), *chosen.values()}) < len(names) + len(chosen):
@@ -87,13 +87,13 @@ class NarrowModules:
 class Narrowing(Protocol):
     """Channels of a block that become fewer, at one width; how they are cut, hidden and fitted.
 
-    It depends on the block's structure alone, for a form is built again where weights are yet to
-    be loaded.
+    It must depend on the block's structure alone, because a form may be rebuilt before its
+    weights are loaded.
     """
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Modules called in the region that lose channels, or hold one that does."""
+        """Modules called in the region that lose channels, or contain one that does."""
 
     @property
     def extras(self) -> Mapping[str, int]:
@@ -101,24 +101,24 @@ class Narrowing(Protocol):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many channels there are of each kind."""
+        """Number of channels of each kind."""
 
     @property
     def left(self) -> tuple[int, ...]:
-        """How many are left of each kind."""
+        """Number of channels left of each kind."""
 
     @property
     def mixed(self) -> bool:
-        """Whether something mixes the channels, so that the values of those left change."""
+        """Whether something mixes the channels, so that the remaining ones change their values."""
 
     def losing(self, modules: NarrowModules) -> Sequence[nn.Module]:
         """The modules that lose channels themselves."""
 
     def cut(self, modules: NarrowModules) -> None:
-        """Remove all channels but those of the largest weights."""
+        """Remove all channels but those with the largest weights."""
 
     def hide(self, modules: NarrowModules) -> None:
-        """Zero what reads the channels that `cut` removes; all stay."""
+        """Zero the weights that read the channels which `cut` would remove; remove none."""
 
     def fit_tasks(
         self,
@@ -129,14 +129,14 @@ class Narrowing(Protocol):
         settings: FitSettings,
         batches: int,
     ) -> list[FitTask]:
-        """Regression tasks of the operators that read the channels; they choose and cut them.
+        """Regression tasks of the operators that read the channels; the tasks choose and cut them.
 
         Args:
-            block: holds the site.
+            block: the module that holds the site.
             graph: the traced graph of `block`.
-            modules: copies with all channels, of which the tasks cut some.
-            skip: computes what is added to the branch's output from the site's input.
-            settings: of the fit.
+            modules: copies with all channels, which the tasks cut.
+            skip: computes the value added to the branch's output from the site's input.
+            settings: settings of the fit.
             batches: number of calibration batches.
         """
 

@@ -1,4 +1,4 @@
-"""Removal of channels from a module, in place: its tensors, and its attributes of sizes."""
+"""Remove channels from a module in place: from its tensors and its size attributes."""
 
 import logging
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def cut_outputs(module: nn.Module, channels: Tensor) -> None:
             _resize(module, len(tensor), channels)
             _cut(module, name, 0, channels)
     if isinstance(module, CONVOLUTIONS):
-        if module.groups > 1:  # whole groups, of as many inputs as outputs
+        if module.groups > 1:  # whole groups, with as many inputs as outputs
             module.groups = len(channels) * module.groups // module.out_channels
             module.in_channels = len(channels)
         module.out_channels = len(channels)
@@ -46,7 +46,7 @@ def cut_inputs(module: nn.Module, channels: Tensor) -> None:
 
 @torch.no_grad()
 def cut_group_norm(module: nn.GroupNorm, channels: Tensor) -> None:
-    """Keep only these channels of a GroupNorm: whole groups, or some of its only group."""
+    """Keep only these channels of a GroupNorm: whole groups, or part of its only group."""
     size = module.num_channels // module.num_groups
     cut_outputs(module, channels)
     module.num_channels = len(channels)
@@ -58,8 +58,8 @@ def cut_group_norm(module: nn.GroupNorm, channels: Tensor) -> None:
 def cut_gate(module: nn.Module, channels: Tensor, count: int) -> None:
     """Keep only these of the `count` channels of a norm or a gate.
 
-    Every axis inside of it that has `count` entries is taken for one of channels; `can_cut_gate`
-    tries whether the result works.
+    Every axis inside it with `count` entries is taken as an axis of channels; `can_cut_gate`
+    tests whether the result works.
     """
     for part in module.modules():
         if isinstance(part, (*CONVOLUTIONS, nn.Linear)):
@@ -77,11 +77,11 @@ def cut_gate(module: nn.Module, channels: Tensor, count: int) -> None:
 
 
 def can_cut_gate(module: object, count: int, layout: str) -> bool:
-    """Try whether a norm or a gate on `count` channels works on half of them."""
+    """Whether a norm or a gate on `count` channels works on half of them, by a trial."""
     if not isinstance(module, nn.Module):
         return False
     if isinstance(module, fx.GraphModule) and any(n.op == "get_attr" for n in module.graph.nodes):
-        return False  # a part of the block's own graph with tensors that no module of it holds
+        return False  # the part reads tensors that none of its modules holds
     if any(isinstance(part, nn.GroupNorm) for part in module.modules()):
         return False  # its groups would hold other channels
     left = count // 2 or 1
@@ -103,7 +103,7 @@ def _works(
     count: int,
     precision: Precision,
 ) -> bool:
-    """Whether a gate on fewer channels takes one of the shapes. Raises UserCodeError."""
+    """Whether a gate on fewer channels accepts one of the shapes. Raises UserCodeError."""
     trial = precision.copy(module)
     cut_gate(trial, channels, count)
     failure: UserCodeError | None = None
@@ -122,7 +122,7 @@ def _works(
 
 
 def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """List the module's parameters and buffers by name, but no counters, which have no axis."""
+    """List the module's parameters and buffers by name, except counters, which have no axis."""
     parameters = module.named_parameters(recurse=False)
     return [*parameters, *((n, b) for n, b in module.named_buffers(recurse=False) if b.ndim)]
 
@@ -136,7 +136,7 @@ def _cut(module: nn.Module, name: str, axis: int, channels: Tensor) -> None:
 
 
 def _resize(module: nn.Module, count: int, channels: Tensor) -> None:
-    """Correct the attributes that hold the module's number of channels, which was `count`."""
+    """Update the attributes that hold the module's number of channels, which was `count`."""
     for name in _SIZES:
         size = getattr(module, name, None)
         if size == count:

@@ -1,4 +1,4 @@
-"""The BatchNorm of a pruned block, which folds away whatever norm the baseline had."""
+"""The BatchNorm of a pruned block, which replaces any norm of the baseline and folds away."""
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,11 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def start(self, x: Tensor, inner: Tensor, target: Tensor) -> None:
-        """Set the statistics from `x`, and the affine so that the output is nearest to `target`.
+        """Set the statistics from `x`, and weight and bias to bring the output nearest to `target`.
 
         Per channel it is the least-squares line through (`inner`, `target`), with slope
-        `cov(inner, target) / var(inner)`. These have one shape in the norm's layout; `inner` is `x`
-        without the border that the baseline does not have.
+        `cov(inner, target) / var(inner)`. Both have the same shape in the norm's layout; `inner` is
+        `x` without the border that the baseline does not have.
         """
         x, inner, target = (_rows(t, self.layout) for t in (x, inner, target))
         mean, var = x.mean(0), x.var(0, unbiased=False)
@@ -49,7 +49,7 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def set(self, affine: Affine) -> None:
-        """Compute this affine map (C,) from now on, with the statistics as they are."""
+        """Set weight and bias to compute this affine map (C,) with the current statistics."""
         assert self.running_mean is not None
         assert self.running_var is not None
         mean, var = self.running_mean.double(), self.running_var.double()
@@ -58,5 +58,5 @@ class ChannelNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def _rows(x: Tensor, layout: str) -> Tensor:
-    """Return the channels as columns, (M, C), in float64."""
+    """Return maps as rows (M, C) in float64, with channels as columns."""
     return (x.movedim(1, -1) if layout == "first" else x).flatten(0, -2).double()

@@ -20,9 +20,9 @@ _PADS: tuple[Callable[..., nn.Module], ...] = (nn.ZeroPad1d, nn.ZeroPad2d, nn.Ze
 class MergedBlock:
     """`activation(operators(x) + skip)`, in float64 until it is written into a graph.
 
-    `skip` is an operator beside the branch, a factor per channel (C,) on the block's own skip, or
-    None when the skip is merged into the operator (or there is none). The layouts are those of the
-    operators, of the tensor that enters and of the one that leaves.
+    `skip` is an operator beside the branch, a factor per channel (C,) for the block's own skip, or
+    None if the skip is merged into the operator or missing. `layout` is that of the operators,
+    `layout_in` and `layout_out` are those of the tensors that enter and leave.
     """
 
     operators: tuple[Operator, ...]
@@ -33,7 +33,7 @@ class MergedBlock:
     layout_out: str
 
     def replacement(self, site: Site, dtype: torch.dtype, device: torch.device) -> Replacement:
-        """See `MergedForm.replacement`: convolutions or linear layers, and their activation."""
+        """See `MergedForm.replacement`: convolutions or linear layers, and the activation."""
         base = _base(site)
         names = [f"{base}{i or ''}" for i in range(len(self.operators))]
         added: dict[str, object] = {
@@ -100,14 +100,14 @@ def _laid_out(site: Site, layout: str, graph: fx.Graph, y: fx.Node) -> fx.Node:
 
 
 def _base(site: Site) -> str:
-    """Return the prefix of the names that a site adds to its block."""
+    """Return the prefix of the names of modules that a site adds to its block."""
     return f"{site.name.partition(':')[2].replace('.', '_') or 'branch'}_merged"
 
 
 def _parameter(
     values: Tensor, layout: str, site: Site, dtype: torch.dtype, device: torch.device
 ) -> nn.Parameter:
-    """Make a parameter of one value per channel (C,) that broadcasts onto the site's maps."""
+    """Make a parameter from one value per channel (C,) that broadcasts onto the site's maps."""
     shaped = per_channel(values, layout, len(site.shape_out))
     return nn.Parameter(shaped.clone().to(device, dtype))
 
@@ -119,7 +119,7 @@ def _activation(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Callable[[fx.Graph, fx.Node], fx.Node]:
-    """Return a function that writes the activation into a graph; a module is put into `added`."""
+    """Return a function that writes the activation into a graph; a module is added to `added`."""
     function = step.function if step else None
     if isinstance(function, nn.Module):
         added[name] = copy_module(function).to(device, dtype)
@@ -132,7 +132,7 @@ def _activation(
 
 
 def _as_module(op: Operator, layout: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Make a linear layer for layout `last`, else a convolution, behind a pad layer if uneven."""
+    """Make a linear layer for layout `last`, else a convolution, with a pad layer if needed."""
     if layout == "last":
         linear = nn.Linear(op.in_channels, op.out_channels, dtype=dtype, device=device)
         return _fill(linear, op.weight.flatten(1), op.bias)

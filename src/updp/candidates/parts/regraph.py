@@ -1,4 +1,4 @@
-"""Forms that run the graph of their block again, on other modules."""
+"""Forms that run a copy of their block's graph on other modules."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from updp.candidates.base import Form, blend
 
 
 class RewiredForm(Form):
-    """The block, and `pruned`: its region with other modules, from entry and extras to exit."""
+    """The block, and `pruned`: its region on other modules, from entry and extras to exit."""
 
     def __init__(
         self, site: Site, block: nn.Module, graph: fx.Graph, pruned: fx.GraphModule
@@ -37,13 +37,13 @@ def emit_rewired(
     left_out: str = "",
     chosen: Mapping[str, str] | None = None,
 ) -> Emit:
-    """Return a function that writes a region's nodes again, with other targets.
+    """Return a function that copies a region's nodes into a graph, with other targets.
 
     Args:
-        region: the part of the graph to write again.
-        names: the new targets by the old ones; others stay.
-        left_out: target of a node that is skipped: what enters the region takes its place.
-        chosen: modules that values from outside of the region go through, by the nodes' names.
+        region: the part of the graph to copy.
+        names: new target for each old one; other targets stay.
+        left_out: target of a node to skip; its value becomes the input of the region.
+        chosen: target of a module to pass a value from outside through, by the node's name.
     """
 
     def emit(graph: fx.Graph, x: fx.Node, skip: fx.Node) -> fx.Node:

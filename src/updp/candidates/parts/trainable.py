@@ -48,6 +48,6 @@ class TrainableOperator(nn.Module):
 
     @torch.no_grad()
     def set(self, operator: Operator) -> None:
-        """Copy the weights of an operator of the same shape."""
+        """Copy weight and bias from an operator of the same shape."""
         self.weight.copy_(operator.weight)
         self.bias.copy_(operator.bias)

@@ -1,4 +1,4 @@
-"""Trials of what was read of a block, on a copy of it: the precisions that they are made in."""
+"""Trial runs on copies of a block, to test what was read of it, and their precisions."""
 
 import logging
 from collections.abc import Callable
@@ -18,7 +18,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision of a trial; results that differ by less than `tolerance` (relative) are equal."""
+    """Dtype of a trial; results with a relative difference below `tolerance` count as equal."""
 
     dtype: torch.dtype
     tolerance: float
@@ -32,9 +32,9 @@ FLOAT64, FLOAT32 = Precision(torch.float64, 1e-9), Precision(torch.float32, 1e-4
 
 
 def in_precision(trial: Callable[[Precision], T]) -> T:
-    """What a trial gives in float64, else in float32: some forwards change to it by themselves.
+    """Result of a trial in float64, else in float32: some forwards cast to float32 themselves.
 
-    Raises UserCodeError where the user's code fails in both.
+    Raises UserCodeError if the user's code fails in both.
     """
     try:
         return trial(FLOAT64)

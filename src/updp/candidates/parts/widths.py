@@ -1,4 +1,4 @@
-"""The number of channels that a share of them is."""
+"""Number of channels for a share of a width."""
 
 from math import lcm
 
@@ -6,9 +6,9 @@ _MULTIPLE = 8
 
 
 def share_of(count: int, share: float, unit: int = 1) -> int:
-    """A share of some channels: a multiple of 8, as runtimes like, from 16 on; one at least.
+    """Number of channels for a share of `count`; at least one.
 
-    It is a multiple of `unit`, too, of which `count` is one.
+    A multiple of `unit`, which divides `count`; for wide layers also of 8, which runtimes prefer.
     """
     wide = lcm(_MULTIPLE, unit)
     unit = wide if count >= 2 * wide else unit

@@ -28,18 +28,18 @@ def open_source(
     """Open 'digits', a folder of class folders, or one of Parquet files, tar files or `datasets`.
 
     Images are resized to `input_size` (C, H, W); None keeps their own size, the same for all. A
-    file `classes.txt` or `classes.json` in the folder says which output of the model a class is.
+    file `classes.txt` or `classes.json` in the folder maps the classes to outputs of the model.
 
     Args:
         spec: the data, or one Parquet or tar file of it.
         input_size: see above.
-        test: more data, whose test split is used, or all of it where it has one split alone. By
-            default the data's own, of several one with labels; where there is none, a part of the
-            training images is split off.
+        test: other data, whose test split is used, or all of it if it has only one split. By
+            default the data's own test split, preferably one with labels; if it has none, a part
+            of the training images is split off.
         skip_corrupt: leave out images that cannot be decoded, and count them in a warning.
 
     Raises:
-        UserError: there is no such data, or an image of it cannot be used.
+        UserError: there is no such data, or one of its images cannot be used.
     """
     size = as_resize(input_size).size if input_size else None
     if size is not None and (size[0] not in (1, 3) or min(size) < 1):
@@ -54,7 +54,7 @@ def open_source(
     splits = _read(spec, "data", f"digits, {_FORMS}")
     train = splits.train
     if test is not None:
-        # Of data with one split alone that is what to prune with, whatever it is called.
+        # If the data has only one split, that one is used for pruning, whatever its name.
         train, given = train or splits.read_test(), _read(test, "--test", _FORMS)
         own = given.read_test() or given.train
     else:
@@ -80,12 +80,12 @@ def open_source(
 def open_unlabelled(
     spec: str, *, input_size: InputSize | None, skip_corrupt: bool = False
 ) -> tuple[Images, str]:
-    """The training images of data as `open_source` opens it, without labels; and a fingerprint.
+    """The training images of data in any form of `open_source`, without labels; a fingerprint.
 
-    Of data with one split alone all images are taken.
+    If the data has only one split, all its images are used.
 
     Raises:
-        UserError: there is no such data, or an image of it cannot be used.
+        UserError: there is no such data, or one of its images cannot be used.
     """
     splits = _read(spec, "--unlabelled", _FORMS)
     split = splits.train or splits.read_test()
@@ -98,7 +98,7 @@ def open_unlabelled(
 
 
 def _read(spec: str, option: str, forms: str) -> Splits:
-    """The splits below a path. Raises UserError where there are no images."""
+    """The splits at a path. Raises UserError if there are no images."""
     root = Path(spec).expanduser()
     extension = root.suffix.removeprefix(".")
     if root.is_file() and extension in _SHARDS:

@@ -1,7 +1,7 @@
 """Data sets that Hugging Face `datasets` saved with `save_to_disk`: folders of Arrow files.
 
-The files are mapped, so that an image costs memory only while it is read. `columns` says what they
-hold.
+The files are mapped, so that an image costs memory only while it is read. `columns` describes their
+contents.
 """
 
 import json
@@ -26,7 +26,7 @@ _STATE = "state.json"  # in the folder of each split
 
 
 class ArrowImages:
-    """Encoded images of several mapped Arrow files; worker processes map them anew."""
+    """Encoded images of several mapped Arrow files; each worker process maps them again."""
 
     def __init__(self, files: Sequence[Path], shards: Sequence[Shard]) -> None:
         self.files, self._rows = files, Numbering([sum(shard.rows) for shard in shards])
@@ -44,12 +44,12 @@ class ArrowImages:
         self._reset()
 
     def read(self, index: int) -> bytes:
-        """The encoded image, empty where the row has none."""
+        """The encoded image; empty if the row has none."""
         number, row = self._rows.locate(index)
         return self._image(number, row)["bytes"] or b""
 
     def where(self, index: int) -> str:
-        """`image '7.png' (row 7 of 'data-00000-of-00001.arrow')`."""
+        """Description of an image: `image '7.png' (row 7 of 'data-00000-of-00001.arrow')`."""
         number, row = self._rows.locate(index)
         name = printable(self.files[number].name)
         return f"image '{self._image(number, row)['path']}' (row {row} of '{name}')"
@@ -62,14 +62,14 @@ class ArrowImages:
 
 
 def is_saved(root: Path) -> bool:
-    """Whether a folder is a data set saved to disk, of any splits."""
+    """Whether a folder is a data set saved to disk, with or without splits."""
     return (root / "dataset_dict.json").is_file() or (root / _STATE).is_file()
 
 
 def read_arrow(root: Path) -> Splits:
     """The splits `train` and `test` (or `validation`, `valid`, `val`) of a saved data set.
 
-    A single one, saved without splits, is a training split.
+    A data set saved without splits is a training split.
     """
     if (root / _STATE).is_file():
         return Splits(_split(root, ""), {})

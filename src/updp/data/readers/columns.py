@@ -1,7 +1,7 @@
 """Columns of the Hugging Face image layout, in Parquet and in Arrow files.
 
-`image` is a struct(bytes, path), `label` an integer, or missing in all files. Class names are in
-the schema metadata, key `huggingface`.
+`image` is a struct(bytes, path); `label` is an integer column, or missing in all files. The class
+names are in the schema metadata under the key `huggingface`.
 """
 
 import json
@@ -20,7 +20,7 @@ from updp.errors import UserError
 
 
 def arrow_errors() -> tuple[type[Exception], ...]:
-    """Exceptions that Arrow raises for a file that it cannot read."""
+    """Exception types that Arrow raises for an unreadable file."""
     import pyarrow
 
     return OSError, ValueError, pyarrow.ArrowException
@@ -28,19 +28,19 @@ def arrow_errors() -> tuple[type[Exception], ...]:
 
 @dataclass
 class Shard:
-    """Index of a file: rows of its parts, labels, and names of the classes."""
+    """Index of a file: number of rows in its parts, labels, and class names."""
 
     rows: list[int]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
-    largest: int = 0  # bytes of the largest part, where they are known
+    largest: int = 0  # bytes of the largest part, if known
 
 
 def make_shard(file: Path, rows: list[int], schema: Any, label: Any) -> Shard:
-    """Check a file's columns; `label` is its Arrow column, None where images have no labels.
+    """Check a file's columns; `label` is its Arrow column, or None if images have no labels.
 
     Raises:
-        UserError: the columns are others, or a label is out of range.
+        UserError: there are other columns, or a label is out of range.
     """
     from pyarrow import types
 
@@ -55,7 +55,7 @@ def make_shard(file: Path, rows: list[int], schema: Any, label: Any) -> Shard:
         return Shard(rows, np.full(sum(rows), NO_LABEL, np.int64), ())
     labels, names = label.to_numpy().astype(np.int64), _class_names(schema.metadata or {})
     check_labels(labels.tolist(), names, file)
-    # A test split of which nobody may know the labels has -1 for all of them.
+    # A test split with secret labels has -1 for all of them.
     return Shard(rows, labels, names if (labels != NO_LABEL).any() else ())
 
 
@@ -68,7 +68,7 @@ def read_shards(
     """Join the files of one split; `images` makes an object that reads them.
 
     Raises:
-        UserError: there are no rows, or files mean different classes by a label.
+        UserError: there are no rows, or a label means different classes in different files.
     """
     shards = [read(file) for file in files]
     labels = [label for shard in shards for label in shard.labels.tolist()]
@@ -81,7 +81,7 @@ def read_shards(
 
 
 def _names_of_all(files: Sequence[Path], shards: Sequence[Shard]) -> tuple[str, ...]:
-    """The classes, of which a file may have no names, but no others."""
+    """Class names of a split; each file must have the same names, or none."""
     named = [(file, shard.names) for file, shard in zip(files, shards, strict=True) if shard.names]
     if not named:
         return ()
@@ -97,9 +97,9 @@ def _names_of_all(files: Sequence[Path], shards: Sequence[Shard]) -> tuple[str, 
 
 
 def image_of(value: Any) -> dict[str, Any]:
-    """Bytes and path of an Arrow scalar; None each where the row is null.
+    """Bytes and path of an Arrow scalar; both None if the row is null.
 
-    In a damaged file the path may be no text: what cannot be read of it is replaced.
+    In a damaged file the path may be invalid text: unreadable parts are replaced.
     """
     if not value.is_valid:
         return {"bytes": None, "path": None}

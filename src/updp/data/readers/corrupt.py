@@ -12,18 +12,18 @@ _log = logging.getLogger(__name__)
 
 
 def error_of(read: Callable[[int], object], index: int) -> str:
-    """Why the image cannot be read; empty where it can."""
+    """Reason why an image cannot be read; empty if it can be."""
     try:
         read(index)
     except UserError as error:
-        return str(error).rpartition(": ")[0]  # without what to do
+        return str(error).rpartition(": ")[0]  # without the advice at its end
     return ""
 
 
 def readable(errors: Iterable[str], split: str) -> NDArray[np.int64]:
-    """Indices of the images without an error; a warning counts the others and names the first.
+    """Indices of the images without an error; a warning counts the others and quotes the first.
 
-    Raises UserError: there are none.
+    Raises UserError if no image can be read.
     """
     found = list(errors)
     kept = np.array([index for index, error in enumerate(found) if not error], np.int64)

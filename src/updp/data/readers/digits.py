@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8x8, which need no download."""
+"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, without a download."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""A source of encoded images: what folders, Parquet, tar and Arrow files have in common."""
+"""Common code for sources of encoded images: folders, Parquet, tar and Arrow files."""
 
 import hashlib
 import logging
@@ -35,13 +35,12 @@ class EncodedSplit:
 
     Args:
         images: the images.
-        targets: a label each; all `NO_LABEL` where there are none.
+        targets: the label of each image; all `NO_LABEL` if there are no labels.
         root: the data's folder.
-        files: paths relative to it.
-        names: names of the classes; empty where labels are numbers, which are indices of the
-            model's outputs.
-        run: images in a row that are read together cheaply.
-        groups: where training should stay within a few of them.
+        files: paths relative to `root`.
+        names: class names; empty if labels are numbers, which are indices of the model's outputs.
+        run: number of consecutive images that are cheap to read together.
+        groups: groups of images, a few of which training should read at a time.
     """
 
     images: Encoded
@@ -58,7 +57,7 @@ class EncodedSplit:
         return self.targets[0] != NO_LABEL
 
     def part(self, indices: NDArray[np.int64]) -> "EncodedSplit":
-        """A split of these images, by ascending indices."""
+        """A split with a selection of the images, by ascending indices."""
         return replace(
             self,
             images=_PartOfSplit(self.images, indices),
@@ -70,15 +69,15 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class Splits:
-    """The training split, where there is one, and what reads each test split, by its name."""
+    """The training split, if there is one, and a function per test split that reads it."""
 
     train: EncodedSplit | None
     tests: Mapping[str, Callable[[], EncodedSplit]]
 
     def read_test(self) -> EncodedSplit | None:
-        """The first test split that has labels, or else the first; others are not read.
+        """The first test split with labels, else the first one; further ones are not read.
 
-        Without labels in the training split that is the first: they are of no use then.
+        If the training split has no labels, it is the first one, because labels are not used then.
         """
         wants_labels = self.train is None or self.train.labelled
         found = dict[str, EncodedSplit]()
@@ -101,7 +100,7 @@ class Splits:
 
 
 class _PartOfSplit:
-    """Some of the images of a split."""
+    """A selection of the images of a split."""
 
     def __init__(self, images: Encoded, indices: NDArray[np.int64]) -> None:
         self.images, self.indices = images, indices
@@ -116,13 +115,13 @@ class _PartOfSplit:
 
 
 class Numbering:
-    """Images of several files, numbered consecutively; `counts` says how many each file has."""
+    """Consecutive numbers for the images of several files; `counts` has the number per file."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.starts = [0, *accumulate(counts)]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The file's number, and the image's within it."""
+        """Number of the file, and index of the image in it."""
         number = bisect_right(self.starts, index) - 1
         return number, index - self.starts[number]
 
@@ -134,19 +133,19 @@ def make_source(
     *,
     skip_corrupt: bool = False,
 ) -> Source:
-    """Open the images of two splits, and warn of those that are in both.
+    """Open the images of two splits, and warn of images that are in both.
 
-    Without a test split a part of the training images becomes it, the same of each class and in
-    every run; a warning says how many.
+    Without a test split, a part of the training images becomes the test split: the same share of
+    each class, and the same images in every run; a warning says how many.
 
     Args:
         train: the training split.
-        test: the test split, which may lie elsewhere.
+        test: the test split, which may be in another folder.
         input_size: (C, H, W) to resize to; None keeps the images' own size.
-        skip_corrupt: decode all images once, and leave those out that cannot be.
+        skip_corrupt: decode all images once, and leave out those that fail.
 
     Raises:
-        UserError: one split has names of classes and the other numbers, or an image is unusable.
+        UserError: only one of the splits has class names, or an image is unusable.
     """
     whole = len(train.targets) + (len(test.targets) if test else 0)
     if skip_corrupt:
@@ -183,7 +182,7 @@ def make_source(
 
 
 def decodable(split: EncodedSplit) -> EncodedSplit:
-    """The split without images that cannot be decoded, which a warning counts."""
+    """The split without images that cannot be decoded; a warning counts these."""
     count, large = len(split.targets), list[int]()
 
     def read(index: int) -> None:
@@ -198,7 +197,7 @@ def decodable(split: EncodedSplit) -> EncodedSplit:
 
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(partial(error_of, read), range(count)))
-    for index in large:  # not at once, for their memory
+    for index in large:  # one at a time, to save memory
         errors[index] = error_of(read_large, index)
     kept = readable(errors, f"'{split.root}'")
     return split if len(kept) == count else split.part(kept)
@@ -210,7 +209,7 @@ def combined(*digests: str) -> str:
 
 
 def _split_off(split: EncodedSplit) -> tuple[EncodedSplit, EncodedSplit]:
-    """Training and test split of one that has no test split beside it."""
+    """Divide a split without a test split into a training and a test split."""
     count = len(split.targets)
     train, test = hold_out_test(split.targets)
     _log.warning(
@@ -226,7 +225,7 @@ def _split_off(split: EncodedSplit) -> tuple[EncodedSplit, EncodedSplit]:
 def _join_classes(
     train: EncodedSplit, test: EncodedSplit
 ) -> tuple[tuple[str, ...], list[Sequence[int]]]:
-    """The classes of both splits, and the labels of each as positions among them."""
+    """Classes of both splits, and each split's labels as positions among these classes."""
     splits = (train, test)
     labelled = [split for split in splits if split.labelled]
     if labelled and not any(split.names for split in labelled):
@@ -239,7 +238,7 @@ def _join_classes(
         )
     names = dict.fromkeys(name for split in labelled for name in split.names)
     given = [list(split.names) for split in labelled]
-    # Folders have no order of their own but that of their names.
+    # Folders have no order except that of their names.
     classes = sorted(names) if all(each == sorted(each) for each in given) else list(names)
     position = {name: index for index, name in enumerate(classes)}
     targets = []
@@ -251,9 +250,9 @@ def _join_classes(
 
 
 def check_labels(labels: Sequence[int], names: Sequence[str], file: Path) -> None:
-    """Raise UserError where a label is negative, or not one of the named classes, if there are.
+    """Raise UserError if a label is negative, or too large for the class names, if given.
 
-    Where all are `NO_LABEL`, as in test splits of which nobody may know them, there are none.
+    All labels may be `NO_LABEL`, as in test splits with secret labels.
     """
     most = (len(names) or MOST_CLASSES) - 1
     ends = {min(labels), max(labels)} if len(labels) else set()
@@ -266,7 +265,7 @@ def check_labels(labels: Sequence[int], names: Sequence[str], file: Path) -> Non
 
 
 def check_all_labelled(labels: Sequence[int], root: Path) -> None:
-    """Raise UserError where some images of a split have labels and others have none."""
+    """Raise UserError if only some images of a split have labels."""
     if min(labels) == NO_LABEL < max(labels):
         raise UserError(
             f"{labels.count(NO_LABEL)} of {len(labels)} images of a split of '{root}' have no "
@@ -275,10 +274,10 @@ def check_all_labelled(labels: Sequence[int], root: Path) -> None:
 
 
 def find_shards(root: Path, extension: str) -> dict[str, list[Path]]:
-    """The files of each split that there is, by their names, in `root` or in its folder `data`.
+    """The files of each split found by name, in `root` or in its folder `data`.
 
-    Such as `train-00000-of-00002.parquet`, `imagenet1k-validation-00.tar` or `test/000.tar`. Files
-    of other names are a training split, where there is nothing else in `root`.
+    For example `train-00000-of-00002.parquet`, `imagenet1k-validation-00.tar` or `test/000.tar`.
+    Files with other names are a training split, if `root` has no folders.
     """
     for folder in (root, root / "data"):
         files = {name: _named(folder, name, extension) for name in ("train", *TESTS)}

@@ -1,6 +1,6 @@
 """A folder of image files: `train/CLASS/...` and `test/CLASS/...` (or `val`, `validation`).
 
-Or `CLASS/...` alone, and without `CLASS` where images have no labels.
+Also just `CLASS/...`; the level `CLASS` is missing if images have no labels.
 """
 
 import logging
@@ -18,7 +18,7 @@ from updp.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# What Pillow reads; where a build of it lacks a format, decoding says so of the first image.
+# Formats of Pillow; if a build lacks a format, decoding reports it for the first such image.
 EXTENSIONS = frozenset(
     [
         ".apng",
@@ -43,11 +43,11 @@ EXTENSIONS = frozenset(
         ".webp",
     ]
 )
-# Folders that file servers, archives and recycle bins leave behind; hidden ones are skipped, too.
+# Folders left behind by file servers, archives and recycle bins; hidden ones are skipped, too.
 _LEFTOVERS = frozenset({"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found"})
-# Names of splits that others use; as names of all classes they are a mistake.
+# Other common names of splits; if all classes have such names, it is a mistake.
 _SPLITS = frozenset({"train", "training", "testing", "dev", "eval", "evaluation", *TESTS})
-_MOST_BYTES = 1024**3  # of one file
+_MOST_BYTES = 1024**3  # maximum size of a file
 _LEFTOVER_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 
 
@@ -71,15 +71,15 @@ class Files:
         return data
 
     def where(self, index: int) -> str:
-        """`image 'train/cat/1.png'`."""
+        """Description of an image: `image 'train/cat/1.png'`."""
         return f"image '{printable(self.paths[index])}'"
 
 
 def read_folder(root: Path) -> Splits:
-    """Read the names in a folder; a split's classes are its folders, sorted by name.
+    """List the files of a folder; a split's classes are its folders, sorted by name.
 
-    Without the folders `train` and `test` all of it is a training split. Without class folders,
-    where the images lie in the split itself, images have no labels.
+    Without the folders `train` and `test` the whole folder is a training split. If the images are
+    directly in the split, without class folders, they have no labels.
     """
     there = [name for name in ("train", *TESTS) if (root / name).is_dir()]
     if not there:
@@ -90,9 +90,9 @@ def read_folder(root: Path) -> Splits:
 
 
 def _check_spelling(root: Path) -> None:
-    """Raise UserError where the only classes would be splits under other names (`Train`, `dev`).
+    """Raise UserError if the only classes would be splits under other names (`Train`, `dev`).
 
-    Or where the only class would be the folder of the data.
+    Also if the only class would be a folder that has the splits inside.
     """
     names = sorted(_class_folders(root))
     if len(names) == 1 and any((root / names[0] / split).is_dir() for split in ("train", *TESTS)):
@@ -109,14 +109,14 @@ def _check_spelling(root: Path) -> None:
 
 
 def misspelt_train(root: Path) -> str:
-    """The folder that a data set without `train` calls otherwise, such as `training`; or ''."""
+    """Name of a folder that is probably meant as `train`, such as `training`; or empty."""
     names = _class_folders(root) if root.is_dir() else []
     others = (n for n in names if n != "train" and n.casefold() in ("train", "training"))
     return next(map(printable, others), "")
 
 
 def _read_split(root: Path, split: str) -> EncodedSplit:
-    """Read one split, a folder in `root` or with an empty name `root` itself."""
+    """Read one split: a folder in `root`, or `root` itself if the name is empty."""
     classes = sorted(_class_folders(root / split))
     names = tuple(printable(name) for name in classes)
     if not (found := _find(root, split, classes)):
@@ -135,7 +135,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _find(root: Path, split: str, classes: list[str] | None) -> dict[str, int]:
-    """Label of each image of a split by its path; with `classes` None, of those in no class."""
+    """Labels of a split's images by path; with `classes` None only of images outside of classes."""
     folder, found, split = root / split, {}, f"{split}/" if split else ""
     left_out: Counter[str] = Counter()
     if classes is None:
@@ -170,12 +170,12 @@ def _images(
     left_out: Counter[str] | None = None,
     parents: tuple[Path, ...] = (),
 ) -> Iterator[str]:
-    """Relative paths of the image files in a folder, or below it, folder by folder.
+    """Relative paths of the image files in a folder (with `deep` also below it), by folder.
 
-    Links are followed, but no folder is entered twice, nor any of `parents`.
+    Links are followed, but no folder is visited twice, and none of `parents`.
     """
     seen = {_identity(path) for path in parents}
-    pending, links = [""], list[str]()  # links last, so that images go by their own folder's name
+    pending, links = [""], list[str]()  # links last: names come from real folders
     folders: dict[str, list[str]] = {}
     while pending or links:
         place = (pending or links).pop()
@@ -203,7 +203,7 @@ def _skipped(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it has an end, unlike pipes and devices; a broken link is named when it is read."""
+    """Whether it is a regular file, not a pipe or device; broken links count, to fail when read."""
     return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
 
 

@@ -1,4 +1,4 @@
-"""Kinds of a classifier's items: an image with its label, or other samples of several inputs."""
+"""Kinds of a classifier's items: an image with its label, or samples with other inputs."""
 
 import inspect
 import logging
@@ -28,15 +28,15 @@ def argument_names(model: nn.Module) -> frozenset[str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     try:
         given = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # such as a scripted module's
+    except (TypeError, ValueError):  # for example of a scripted module
         return frozenset()
     return frozenset(parameter.name for parameter in given if parameter.kind in kinds)
 
 
 def is_samples(given: Loader) -> bool:
-    """Whether a classifier's data set holds other samples than images, such as text."""
+    """Whether a classifier's data set holds samples other than images, such as text."""
     item, inputs = _first(given)
-    if isinstance(inputs, Mapping):  # a pair's are inputs by keyword, whatever is among them
+    if isinstance(inputs, Mapping):  # in a pair (inputs, label) they are inputs by keyword
         return not isinstance(item, Mapping) or not IMAGES & inputs.keys()
     if isinstance(inputs, tuple | list):
         return len(tensors_in(inputs)) == len(inputs) > 0
@@ -48,14 +48,14 @@ def is_samples(given: Loader) -> bool:
 def inputs_beside_image(
     given: Loader, split: str, arguments: frozenset[str]
 ) -> frozenset[str] | None:
-    """Entries of dictionary items that are inputs, where there are some beside an image.
+    """Names of the entries of dictionary items that are inputs, if there are some beside an image.
 
-    They are numbers under the name of one of the model's arguments; a warning names pictures,
-    tensors and arrays under other names, which no model sees.
+    These are numbers under the name of one of the model's arguments. A warning lists pictures,
+    tensors and arrays under other names, which the model does not get.
 
     Raises:
-        UserError: the model takes such an entry by its name, but the image by another, or the image
-            is to be normalised, which is done of an image alone.
+        UserError: the model has an argument for such an entry, but not for the image, or the image
+            needs normalisation, which is available for images alone only.
     """
     item, inputs = _first(given)
     if not isinstance(item, Mapping) or not isinstance(inputs, Mapping):
@@ -99,7 +99,7 @@ def inputs_beside_image(
 def _warn_of_other_labels(
     entries: Mapping[str, Any], arguments: frozenset[str], split: str
 ) -> None:
-    """Name whole numbers that would be labels, such as `fine_label`, where there are none."""
+    """Warn of whole numbers that may be the missing labels, such as `fine_label`."""
     numbers = [k for k, value in entries.items() if k not in arguments and _is_whole(value)]
     if numbers:
         _log.warning(
@@ -112,14 +112,14 @@ def _warn_of_other_labels(
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether it is a single whole number, as a class is."""
+    """Whether a value is a single whole number, like a class."""
     if isinstance(value, Tensor):
         return value.ndim == 0 and not value.is_floating_point()
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _first(given: Loader) -> tuple[Any, Any]:
-    """The first item, or the batch of it, and its inputs; None for both where it has none."""
+    """The first item (or a batch of it), and its inputs; None for both if there is none."""
     whole: Any = given
     try:
         if isinstance(given, DataLoader) and given.collate_fn is not default_collate:
@@ -129,7 +129,7 @@ def _first(given: Loader) -> tuple[Any, Any]:
         item = call_user_code(lambda: dataset[0])
         return item, Classification().split(item)[0]
     except (UserCodeError, UserError):
-        return None, None  # the reader of images says what is wrong
+        return None, None  # the image reader reports what is wrong
 
 
 def _is_numbers(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Items of a user's data set, read with one meaning for each type of image and label.
+"""Items of a user's data set: how each type of image and label is read.
 
 ====================== =============================================================================
 an item                a pair (image, label), or a dictionary with `pixel_values`, `image` or `img`,
@@ -31,15 +31,15 @@ from updp.data.images import MOST_CLASSES
 from updp.errors import UserError
 from updp.tasks.base import LABELS
 
-IMAGES = dict.fromkeys(("pixel_values", "image", "img")).keys()  # the first there is the image
-_MOST_CHANNELS = 4  # beyond that the first axis of an image with channels last is its height
+IMAGES = dict.fromkeys(("pixel_values", "image", "img")).keys()  # the first key found counts
+_MOST_CHANNELS = 4  # a first axis larger than this is the height, and channels are last
 
 
 def split_item(item: object, where: str) -> tuple[Any, Any]:
-    """Image and label, None where it has none, of a data set's item; `where` names it in errors.
+    """Image and label (None if missing) of a data set's item; `where` names it in errors.
 
     Raises:
-        UserError: the item is no pair, no dictionary with an image, and no image.
+        UserError: the item is neither a pair, nor a dictionary with an image, nor an image.
     """
     if isinstance(item, Image.Image | Tensor | np.ndarray):
         return item, None
@@ -57,7 +57,7 @@ def as_image(value: object, where: str) -> Tensor:
     """A data set's image as uint8 or float32 (C, H, W), by the table above.
 
     Raises:
-        UserError: the image is of no such type or shape.
+        UserError: the image has another type or shape.
     """
     if isinstance(value, Image.Image):
         value = np.array(to_eight_bits(value, where))
@@ -98,14 +98,14 @@ def as_image(value: object, where: str) -> Tensor:
 
 
 def as_label_picture(picture: Image.Image, where: str) -> Tensor:
-    """The numbers that a picture of labels stores, (1, H, W); colour is (3, H, W), as in images.
+    """The numbers stored in a picture of labels, (1, H, W); colour is (3, H, W), as in images.
 
-    Of a palette they are its indices, of two colours 0 and 1. Nothing is scaled.
+    For a palette they are its indices, for two colours 0 and 1. Nothing is scaled.
     """
     if picture.mode in ("1", "L", "P", "PA", "I", "F") or picture.mode.startswith("I;16"):
         values = np.asarray(picture)
         values = values[..., 0] if values.ndim == 3 else values  # without the palette's alpha
-        # torch has few operations on 16 bits without a sign, and none on other orders of bytes.
+        # torch has few operations on unsigned 16 bits, and none on foreign byte orders.
         kinds = {"b": np.uint8, "f": np.float32}
         kind = np.uint8 if values.dtype == np.uint8 else kinds.get(values.dtype.kind, np.int32)
         return torch.from_numpy(values.astype(kind))[None]
@@ -116,7 +116,7 @@ def as_label(value: object, where: str) -> int:
     """A data set's label as an index of the model's outputs.
 
     Raises:
-        UserError: it is no whole number of at least 0.
+        UserError: the label is not a whole number of at least 0.
     """
     if isinstance(value, Tensor | np.ndarray | np.generic):
         if math.prod(value.shape) != 1:

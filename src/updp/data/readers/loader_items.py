@@ -1,4 +1,4 @@
-"""Items of a user's data set, as the loader around it gives them."""
+"""Items of a user's data set, as its loader would return them."""
 
 import copy
 from abc import abstractmethod
@@ -19,9 +19,9 @@ Loader = DataLoader[Any] | Dataset[Any]
 
 
 class LoaderItems(Images):
-    """The items of a map-style data set that its loader's sampler gives, through its `collate_fn`.
+    """Items of a map-style data set, selected by its loader's sampler, joined by its `collate_fn`.
 
-    Raises UserError: the data set is iterable or empty, or its first item cannot be read.
+    Raises UserError if the data set is iterable or empty, or its first item cannot be read.
     """
 
     def __init__(self, given: Loader, split: str, *, skip_corrupt: bool = False) -> None:
@@ -55,33 +55,33 @@ class LoaderItems(Images):
         if skip_corrupt:
             errors = (error_of(self._item, index) for index in range(len(self.indices)))
             self.indices = self.indices[readable(errors, f"the {split} loader")]
-        self.targets = [0] * len(self.indices)  # until they are known: the length is theirs
+        self.targets = [0] * len(self.indices)  # placeholder, as it gives the length
 
     @property
     @abstractmethod
     def normalised(self) -> bool:
-        """Whether inputs are as the model takes them, and no 8-bit pixels."""
+        """Whether inputs are ready for the model, not 8-bit pixels still to be normalised."""
 
     @abstractmethod
     def _item(self, index: int) -> tuple[Any, Any]:
         """Inputs and labels of an item. Raises UserError: they cannot be used."""
 
     def part(self, indices: NDArray[np.int64]) -> Self:
-        """Some of these images, by their indices."""
+        """A selection of the items, by index."""
         part = copy.copy(self)
         part.indices = self.indices[indices]
         part.targets = [self.targets[index] for index in indices]
         return part
 
     def where(self, index: int) -> str:
-        """An item's name for errors."""
+        """Name of an item in errors."""
         return f"item {self.indices[index]} of the {self.split} loader"
 
     def raw(self, index: int) -> tuple[Any, bool]:
-        """An item as the data set gives it, or a batch of it alone by the loader's `collate_fn`.
+        """An item as the data set returns it, or a batch of one item made by the `collate_fn`.
 
         Returns:
-            It, and whether it is a batch.
+            The item or the batch, and whether it is a batch.
         """
         try:
             item = call_user_code(lambda: self.dataset[int(self.indices[index])])

@@ -1,4 +1,4 @@
-"""Data sets from a user's own data loaders, or from data sets alone."""
+"""Data sets made from a user's own data loaders, or from data sets without a loader."""
 
 import hashlib
 import logging
@@ -28,18 +28,18 @@ from updp.tasks import CLASSIFICATION, Classification, Task
 _log = logging.getLogger(__name__)
 
 _HASHED_ITEMS = 64
-_MANY = 10_000  # items whose labels take a while, as each image is read for it
+_MANY = 10_000  # number of items above which reading labels is slow, because each image is read
 
 
 class Wrapped(LoaderItems):
     """Images of a loader with their labels.
 
-    The module `items` says what they may be; an image is uint8, or float32 and normalised already.
+    The module `items` lists the accepted types; images are uint8, or float32 already normalised.
     """
 
     def __init__(self, given: Loader, split: str, *, skip_corrupt: bool = False) -> None:
         super().__init__(given, split, skip_corrupt=skip_corrupt)
-        self.listed = False  # whether the data set has listed its labels
+        self.listed = False  # whether the data set lists its labels
         image, label = self._item(0)
         self.size, self._dtype = (image.shape[0], image.shape[1], image.shape[2]), image.dtype
         unlabelled = [NO_LABEL] * len(self.indices)
@@ -86,7 +86,7 @@ class Wrapped(LoaderItems):
             raise UserError(f"{self.where(index)}: some items have labels and others none")
 
     def _labels(self) -> list[int]:
-        """All labels: as the data set lists them where a sample agrees, else item by item."""
+        """All labels: the data set's own list if a sample agrees, else read item by item."""
         listed = _listed_labels(self.dataset)
         if listed is not None:
             try:
@@ -119,15 +119,14 @@ def from_loaders(
     task: Task = CLASSIFICATION,
     arguments: frozenset[str] = frozenset(),
 ) -> Source:
-    """Take the images of two loaders or data sets, with their batch size and workers.
+    """Make a source from two loaders or data sets, with their batch size and workers.
 
-    In other tasks than classification, and where items are no images or hold further inputs, which
-    are among the `arguments` of the model's forward, they are `samples`.
-
+    In tasks other than classification, and if items are not images or have further inputs (named
+    in `arguments`, those of the model's forward), the items are read as `samples`.
     Without a test loader a tenth of the images is split off, and a warning says so. The order of
-    training is updp's own, a function of the seed, so that a killed run goes on as it was. Labels
-    are indices of the model's outputs. Images that both have are warned of. With `skip_corrupt` all
-    items are read once, and those that cannot be are left out.
+    training is updp's own, a function of the seed, so that a killed run can resume. Labels are
+    indices of the model's outputs. A warning counts images that are in both. With `skip_corrupt`
+    all items are read once, and unreadable ones are left out.
 
     Raises:
         UserError: a data set is iterable or empty, its items are not images with labels, or one
@@ -145,7 +144,7 @@ def from_loaders(
                 "taken as normalised and uint8 is normalised by updp, so give both alike"
             )
         _warn_of_overlap(*splits)
-    # A transform with a generator of its own gives other pixels each time; labels remain.
+    # A transform with its own generator gives other pixels each time; then only labels are hashed.
     parts = [
         digest if digest == again else hashlib.sha256(_description(images)).hexdigest()
         for digest, again, images in zip(*digests, splits, strict=True)
@@ -169,7 +168,7 @@ def from_loaders(
 def _reader(
     given: Loader, task: Task, arguments: frozenset[str], *, skip_corrupt: bool
 ) -> Callable[..., LoaderItems]:
-    """The class of the items, ready to be made of a loader and its name."""
+    """The class of the items, prepared to be called with a loader and its name."""
     samples = partial(LoaderSamples, task=task, skip_corrupt=skip_corrupt)
     if not isinstance(task, Classification) or is_samples(given):
         return samples
@@ -179,7 +178,7 @@ def _reader(
 
 
 def _split_off(images: LoaderItems) -> tuple[LoaderItems, LoaderItems]:
-    """Training and test split of a loader that has no other beside it."""
+    """Divide the items of a training loader without a test loader into two splits."""
     train, test = (images.part(indices) for indices in hold_out_test(images.targets))
     _log.warning(
         "there is no test loader: %d of the training loader's %d images are split off for it",
@@ -190,7 +189,7 @@ def _split_off(images: LoaderItems) -> tuple[LoaderItems, LoaderItems]:
 
 
 def _listed_labels(dataset: Any) -> Any:
-    """The labels that a data set knows without reading its images, else None."""
+    """The labels that a data set lists without reading its images, else None."""
     if isinstance(dataset, Subset):
         whole = _listed_labels(dataset.dataset)
         return None if whole is None else [whole[int(index)] for index in dataset.indices]
@@ -210,7 +209,7 @@ def _description(images: LoaderItems) -> bytes:
 
 
 def _fingerprint(images: LoaderItems) -> str:
-    """Sha256 of labels and some images; transforms draw from one and the same random state."""
+    """Sha256 of the labels and some images; transforms always start from the same random state."""
     digest = hashlib.sha256(_description(images))
     with random_state(0):
         for index in spaced(len(images), _HASHED_ITEMS):
@@ -219,7 +218,7 @@ def _fingerprint(images: LoaderItems) -> str:
 
 
 def _bytes(inputs: Any) -> bytes:
-    """The contents of all tensors."""
+    """The contents of all tensors, joined."""
     return b"".join(tensor.numpy().tobytes() for tensor in tensors_in(inputs))
 
 
@@ -243,7 +242,7 @@ def _warn_of_overlap(train: LoaderItems, test: LoaderItems) -> None:
 
 
 def _origin(images: LoaderItems) -> tuple[object, Any]:
-    """The data set below all subsets, and the indices in it."""
+    """The innermost data set below all `Subset`s, and the indices in it."""
     dataset, indices = images.dataset, images.indices
     while isinstance(dataset, Subset):
         indices = np.asarray(dataset.indices)[indices]

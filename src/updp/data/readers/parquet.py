@@ -1,6 +1,6 @@
-"""Parquet files in the Hugging Face image layout, whose columns `columns` describes.
+"""Parquet files in the Hugging Face image layout; `columns` describes the columns.
 
-Opening reads the labels alone; images are read a row group at a time.
+Opening reads only the labels; images are read one row group at a time.
 """
 
 import math
@@ -26,18 +26,17 @@ from updp.data.readers.encoded import EncodedSplit, Numbering
 from updp.data.source import printable
 from updp.errors import UserError, needs_extra, reason
 
-_CACHE_BYTES = 256 * 1024**2  # of row groups, for each split and each process that reads it
-_MOST_BYTES = 1024**3  # of a row group's images
-_ROWS = 1_000_000  # from which on a file's size must bear out its number of rows
-_RUN = 64  # images in a row that are compared, where splits are
+_CACHE_BYTES = 256 * 1024**2  # memory for row groups, per split and reading process
+_MOST_BYTES = 1024**3  # maximum bytes of the images in a row group
+_ROWS = 1_000_000  # above this number, the file must be large enough for its rows
+_RUN = 64  # number of consecutive images that are compared between splits
 
 
 class RowGroups:
-    """Encoded images of several files, of which the row groups used last are kept in memory.
+    """Encoded images of several files; the row groups used last are kept in memory.
 
-    So many are kept as training draws from at a time, but no more than fit into the cache, and at
-    least one. Threads may share it, and worker processes get a copy with files and memory of their
-    own.
+    As many are kept as training shuffles at a time, if they fit into the cache, and at least one.
+    Threads may share this object; worker processes get a copy with their own files and memory.
     """
 
     def __init__(self, files: Sequence[Path], shards: Sequence[Shard]) -> None:
@@ -51,7 +50,7 @@ class RowGroups:
 
     @property
     def groups(self) -> Groups:
-        """The rows of each row group."""
+        """The groups of rows, one per row group."""
         return Groups(np.asarray(self._rows.starts[:-1]), self._kept)
 
     def _reset(self) -> None:
@@ -68,12 +67,12 @@ class RowGroups:
         self._reset()
 
     def read(self, index: int) -> bytes:
-        """The encoded image, empty where the row has none."""
+        """The encoded image; empty if the row has none."""
         group, row = self._rows.locate(index)
         return image_of(self._read_group(group)[row])["bytes"] or b""
 
     def where(self, index: int) -> str:
-        """`image '7.png' (row 7 of 'train.parquet')`."""
+        """Description of an image: `image '7.png' (row 7 of 'train.parquet')`."""
         group, row = self._rows.locate(index)
         number, _ = self._groups.locate(group)
         path = image_of(self._read_group(group)[row])["path"]
@@ -91,7 +90,7 @@ class RowGroups:
             number, inside = self._groups.locate(group)
             try:
                 if number not in self._opened:
-                    self._opened.clear()  # as there may be thousands of files
+                    self._opened.clear()  # there may be thousands of files
                     self._opened[number] = _open(self.files[number])
                 column = _read_images(self._opened[number], inside, self.files[number])
             except UserError:
@@ -133,11 +132,11 @@ def _read_shard(file: Path) -> Shard:
 def _read_images(opened: Any, group: int, file: Path) -> Any:
     """The image column of a row group, an Arrow array.
 
-    A value that many rows share is stored once, so a file of kilobytes may have gigabytes of rows:
-    such a group is read in parts, until it is too large. Raises UserError then.
+    Rows with equal values share storage, so a file of kilobytes may expand to gigabytes. Such a
+    group is read in parts, and UserError is raised once it is too large.
     """
     about = opened.metadata.row_group(group)
-    # No row is larger than the whole group as it is stored.
+    # No row is larger than the whole stored group.
     rows = max(1, min(about.num_rows, _MOST_BYTES // max(about.total_byte_size, 1)))
     parts, size = [], 0
     batches = opened.iter_batches(rows, row_groups=[group], columns=["image"], use_threads=False)

@@ -1,4 +1,4 @@
-"""Settings of a `DataLoader` beside its data set: which items, how they are joined, how many."""
+"""Settings of a `DataLoader` apart from its data set: sampler, collate_fn, batch size, workers."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -25,15 +25,15 @@ from updp.io.seeds import random_state
 
 _log = logging.getLogger(__name__)
 
-_REPEATED = 10  # passes over the data set after which a sampler is taken for endless
+_REPEATED = 10  # number of passes over the data set after which a sampler counts as endless
 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """The parts of a loader that are used; None stands for what was not given.
+    """The parts of a loader that are used; None for those that are not given.
 
-    `indices` are those of the data set's items that the sampler gives, ascending, `collate` makes
-    a batch of a list of items.
+    `indices` are the items that the sampler selects, ascending; `collate` makes a batch from a list
+    of items.
     """
 
     indices: NDArray[np.int64]
@@ -43,9 +43,9 @@ class LoaderSettings:
 
 
 def settings_of(given: Any, name: str) -> LoaderSettings:
-    """Read a loader's settings; a data set has none. A warning says what cannot be used.
+    """Read a loader's settings; a data set has none. A warning names what cannot be used.
 
-    The order of training is a function of the recipe's seed, so of a sampler its indices count.
+    Training has its own order, a function of the seed, so only a sampler's indices are used.
 
     Raises:
         UserError: the loader has no batches, or its sampler fails.
@@ -68,19 +68,19 @@ def settings_of(given: Any, name: str) -> LoaderSettings:
             type(batches).__name__,
         )
         sampler = _Flat(batches)
-    # Without batches there is nothing to join.
+    # Without batches there is nothing for the `collate_fn` to join.
     joins = batches is not None and given.collate_fn is not default_collate
     return LoaderSettings(
         indices=_indices(sampler, count, name),
         collate=given.collate_fn if joins else None,
-        # One image, the default of torch's loader, is no batch to train on.
+        # Batches of one image, the default of torch's loader, are useless for training.
         batch_size=batch_size if batch_size is not None and batch_size > 1 else None,
         workers=given.num_workers,
     )
 
 
 class _Flat:
-    """The items of a batch sampler, one after another."""
+    """Iterates over the items of a batch sampler, one after another."""
 
     def __init__(self, batches: Any) -> None:
         self.batches = batches
@@ -90,9 +90,9 @@ class _Flat:
 
 
 def _indices(sampler: Any, count: int, name: str) -> NDArray[np.int64]:
-    """The indices that a sampler gives, ascending, of a data set's `count`."""
+    """Indices selected by a sampler, ascending, for a data set of `count` items."""
     kind = type(sampler).__name__
-    # Of a part for each process: which process has what is updp's to say.
+    # A DistributedSampler has one process's part, but updp divides the images itself.
     if type(sampler) in (SequentialSampler, DistributedSampler):
         return np.arange(count)
     if type(sampler) is RandomSampler:
@@ -130,7 +130,7 @@ def _indices(sampler: Any, count: int, name: str) -> NDArray[np.int64]:
 
 
 def _drawn(sampler: Any, limit: int, name: str) -> list[int]:
-    """All indices of one pass; a generator that the sampler has is left as it was."""
+    """All indices of one pass; the state of the sampler's generator, if any, is restored."""
     kind, own = type(sampler).__name__, getattr(sampler, "generator", None)
     generator = own if isinstance(own, torch.Generator) else torch.Generator()
     state = generator.get_state()
@@ -138,7 +138,7 @@ def _drawn(sampler: Any, limit: int, name: str) -> list[int]:
         with random_state(0):
             generator.manual_seed(0)
             given = [int(index) for index in islice(sampler, limit + 1)]
-    except Exception as error:  # of a user's sampler
+    except Exception as error:  # user code may raise any exception
         raise UserError(f"{name}'s {kind} fails: {reason(error)}") from error
     finally:
         generator.set_state(state)

@@ -1,9 +1,9 @@
 """Samples of any form from a user's loader: inputs of a model with the labels of its task.
 
 Inputs are a tensor, or a tuple or dictionary of tensors (given to the model by position or by
-keyword); labels are whatever the task compares with. Numbers and NumPy arrays become tensors,
-Pillow images and 8-bit pixels are normalised as those of classifiers. An array of pixels, and any
-of a task that takes images, may have its channels last.
+keyword); labels are whatever the task compares with. Numbers and NumPy arrays become tensors.
+Pillow images and 8-bit pixels are normalised like those of classifiers. Arrays of pixels (for
+tasks that take images, any arrays) may have their channels last.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,15 +23,15 @@ from updp.data.readers.loader_items import Loader, LoaderItems
 from updp.errors import UserError
 from updp.tasks import CausalLM, Classification, Task
 
-_CHECKED = 256  # items whose labels are checked before they are needed
-_EXAMPLES = 8  # samples kept to trace and time a model on
+_CHECKED = 256  # number of items whose labels are checked at the start
+_EXAMPLES = 8  # number of samples kept to trace and time a model on
 _LEAVES = (Image.Image, np.ndarray, np.generic, bool, int, float, Tensor)
 
 
 class LoaderSamples(LoaderItems):
-    """Items of a loader as inputs and labels of a task; all of one form, so that batches join.
+    """Items of a loader as inputs and labels of a task; all have the same form, to make batches.
 
-    `keywords` are the entries of a dictionary that are inputs, by default all but the labels.
+    `keywords` are the entries of a dictionary that are inputs; by default all but the labels.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LoaderSamples(LoaderItems):
         super().__init__(given, split, skip_corrupt=skip_corrupt)
         first, labels = self._item(0)
         self._form = "" if task.is_ragged else _form(first)
-        # A task's own `collate` may pad its labels.
+        # A task's own `collate` may pad labels, so only the default needs equal shapes.
         self._label_form = _shapes(labels) if type(task).collate is Task.collate else None
         self._first = first
         self.size = tuple(first.shape) if isinstance(first, Tensor) else ()
@@ -59,13 +59,13 @@ class LoaderSamples(LoaderItems):
 
     @property
     def normalised(self) -> bool:
-        """Whether inputs are as the model takes them, and no 8-bit pixels."""
+        """Whether inputs are ready for the model, not 8-bit pixels still to be normalised."""
         first = self._first
         return not (isinstance(first, Tensor) and first.dtype == torch.uint8 and first.ndim == 3)
 
     @property
     def example(self) -> Samples | None:
-        """A few inputs, where random images cannot stand for them."""
+        """A few inputs, if random images cannot replace them; else None."""
         first = self._first
         if isinstance(first, Tensor) and (first.is_floating_point() or not self.normalised):
             return None
@@ -89,7 +89,7 @@ class LoaderSamples(LoaderItems):
         return inputs, NO_LABEL if labels is None else labels
 
     def collate(self, items: list[tuple[Any, Any]]) -> tuple[Samples, Any]:
-        """A batch of items, as the task makes it."""
+        """Make a batch from items, with the task's `collate`."""
         inputs, labels = zip(*items, strict=True)
         try:
             batch = as_samples(call_user_code(self.task.collate, [*inputs]))
@@ -100,9 +100,9 @@ class LoaderSamples(LoaderItems):
             raise UserError(f"items of the {self.split} loader make no batch: {error}") from error
 
     def check_labels(self, fault_of: Callable[[Any], str]) -> None:
-        """Hold labels to a stricter check from now on; some are read for it at once.
+        """Use a stricter check of labels from now on, and apply it to some items at once.
 
-        Raises UserError: an item's labels have a fault.
+        Raises UserError if an item's labels fail it.
         """
         self._fault_of_labels = fault_of
         for index in spaced(len(self), _CHECKED):
@@ -144,22 +144,22 @@ class LoaderSamples(LoaderItems):
 
 
 def _splits_pairs(task: Task) -> bool:
-    """Whether a task takes pairs of inputs and labels; an embedding may have inputs alone."""
+    """Whether a task splits pairs (inputs, labels); for an embedding all parts may be inputs."""
     return type(task) is not Task and type(task).split in (Task.split, CausalLM.split)
 
 
 def _is_picture(inputs: Any, task: Task) -> bool:
-    """Whether an input is an array (C, H, W) or (H, W, C) of pixels."""
+    """Whether an input is an array of pixels (C, H, W) or (H, W, C)."""
     if not isinstance(inputs, np.ndarray) or inputs.ndim != 3:
         return False
     return inputs.dtype == np.uint8 or (task.takes_images and inputs.dtype.kind in "fu")
 
 
 def only_sample(batch: Any, where: str) -> Any:
-    """The only sample of a batch that a `collate_fn` made."""
+    """The only sample in a batch made by a `collate_fn`."""
     if batch is None:
         return None
-    if isinstance(batch, tuple | list) and len(batch) == 1:  # such as tuple(zip(*items))
+    if isinstance(batch, tuple | list) and len(batch) == 1:  # for example tuple(zip(*items))
         return batch[0]
     try:
         return take(batch, 0)
@@ -172,7 +172,7 @@ def only_sample(batch: Any, where: str) -> Any:
 def as_tensors(
     value: Any, where: str, picture: Callable[[Image.Image, str], Tensor] = as_image
 ) -> Any:
-    """Numbers, arrays and pictures as tensors; floats as float32."""
+    """Convert numbers, arrays and pictures to tensors; floats become float32."""
 
     def convert(leaf: Any) -> Tensor:
         if isinstance(leaf, Image.Image):
@@ -187,7 +187,7 @@ def as_tensors(
 
 
 def _without_lists(value: Any) -> Any:
-    """Lists of numbers, such as tokens, as arrays; in an item they are no lists of samples."""
+    """Convert lists of numbers, such as tokens, to arrays: in an item they are one value."""
     if isinstance(value, Mapping):
         return {key: _without_lists(part) for key, part in value.items()}
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
@@ -199,14 +199,14 @@ def _without_lists(value: Any) -> Any:
 
 
 def _is_numbers(value: list[Any]) -> bool:
-    """Whether a list holds numbers alone, or lists of as many each."""
+    """Whether a list contains only numbers, or lists of numbers of equal length."""
     if all(isinstance(part, list) for part in value):
         return len({len(part) for part in value}) == 1 and all(map(_is_numbers, value))
     return all(isinstance(part, bool | int | float) for part in value)
 
 
 def _shapes(labels: Any) -> str:
-    """Shapes of nested tensors, as text; types may differ, as those of 1 and 0.5 do."""
+    """Shapes of nested tensors as text; their types may differ, as in labels 1 and 0.5."""
     return ", ".join(str(tuple(x.shape)) for x in tensors_in(labels)) or "no numbers"
 
 

@@ -1,7 +1,7 @@
 """Tar shards in the layout of webdataset: `KEY.jpg` beside `KEY.cls` or `KEY.json`.
 
-`KEY.cls` is the label as text, `KEY.json` an object with `label` or `cls`; or no image has one.
-Opening reads headers and labels; where each image begins is kept, 12 bytes of memory an image.
+`KEY.cls` has the label as text, `KEY.json` an object with `label` or `cls`; labels may also be
+missing for all images. Opening reads headers and labels, and keeps 12 bytes per image in memory.
 """
 
 import json
@@ -21,21 +21,21 @@ from updp.data.readers.folder import EXTENSIONS
 from updp.data.source import printable
 from updp.errors import UserError, reason
 
-_BLOCK = 512  # bytes: tar's unit
-_SHOWN = 40  # bytes of a label that is no number
-_RUN = 64  # images in a row that are compared, where splits are
-_PART = 256  # images in a row that training reads from at a time
+_BLOCK = 512  # block size of tar, in bytes
+_SHOWN = 40  # maximum bytes shown of a label that is no number
+_RUN = 64  # number of consecutive images that are compared between splits
+_PART = 256  # number of consecutive images in a group for shuffling
 
 
 class TarIndex:
-    """Images of one shard: where each begins and how many bytes it has."""
+    """Images of one shard: offset, size in bytes, and label of each."""
 
     def __init__(self) -> None:
         self.offsets, self.sizes, self.labels = array("q"), array("i"), array("q")
 
 
 class TarImages:
-    """Encoded images of several uncompressed tar files, read where they lie."""
+    """Encoded images of several uncompressed tar files, read directly from the files."""
 
     def __init__(self, files: Sequence[Path], indices: Sequence[TarIndex]) -> None:
         self.files, self.indices = files, indices
@@ -53,7 +53,7 @@ class TarImages:
             raise UserError(f"{self.where(index)} cannot be read: {error.strerror}") from error
 
     def starts(self) -> NDArray[np.int64]:
-        """The first image of each part of a shard that training reads from a while."""
+        """Index of the first image of each group for shuffling."""
         parts = [
             np.arange(first, first + len(index.offsets), _PART)
             for first, index in zip(self._numbering.starts[:-1], self.indices, strict=True)
@@ -61,7 +61,7 @@ class TarImages:
         return np.concatenate(parts)
 
     def where(self, index: int) -> str:
-        """`image 3 of 'train-0.tar' (at byte 4608)`."""
+        """Description of an image: `image 3 of 'train-0.tar' (at byte 4608)`."""
         number, row = self._numbering.locate(index)
         name = printable(self.files[number].name)
         return f"image {row} of '{name}' (at byte {self.indices[number].offsets[row]})"
@@ -84,15 +84,15 @@ def read_tar(root: Path, files: Sequence[Path]) -> EncodedSplit:
 def _read_index(file: Path) -> TarIndex:
     """Find the images of a shard and their labels.
 
-    Raises UserError where the file is broken, or some images have labels and others have none.
+    Raises UserError if the file is broken, or if only some images have labels.
     """
     index = TarIndex()
     key, label = "", NO_LABEL
-    images: dict[str, tuple[int, int]] = {}  # of the sample of that key, by suffix
-    unlabelled = ""  # the first of these
+    images: dict[str, tuple[int, int]] = {}  # images of the current sample, by suffix
+    unlabelled = ""  # first sample without a label
 
     def close() -> None:
-        """Take the sample up, if it has an image."""
+        """Add the current sample to the index, if it has an image."""
         nonlocal unlabelled
         if images:
             if label == NO_LABEL:
@@ -110,7 +110,7 @@ def _read_index(file: Path) -> TarIndex:
             for name, start, size in _members(data, file):
                 folder, slash, base = name.rpartition("/")
                 stem, _, suffix = base.partition(".")
-                if f"{folder}{slash}{stem}" != key:  # all files of a sample lie together
+                if f"{folder}{slash}{stem}" != key:  # the files of a sample are adjacent
                     close()
                     key, images, label = f"{folder}{slash}{stem}", {}, NO_LABEL
                 if suffix == "cls":
@@ -134,9 +134,9 @@ def _read_index(file: Path) -> TarIndex:
 
 
 def _the_image(images: Mapping[str, tuple[int, int]], key: str, file: Path) -> tuple[int, int]:
-    """Place of a sample's image: `KEY.jpg`, and not `KEY.seg.png` beside it.
+    """Offset and size of a sample's image: `KEY.jpg`, not `KEY.seg.png` beside it.
 
-    Raises UserError: there are several.
+    Raises UserError if there are several.
     """
     whole = {suffix: place for suffix, place in images.items() if "." not in suffix} or images
     if len(whole) > 1:
@@ -171,10 +171,10 @@ def _label_of(text: bytes, label: int, file: Path) -> int:
 
 
 def _members(data: mmap.mmap, file: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and size of each regular file of a tar file.
+    """Name, offset and size of each regular file in a tar file.
 
-    Usual headers are read here, for `tarfile` takes 20 times as long, which is a minute for
-    ImageNet; a file that has others is left to it.
+    Usual headers are read here, because `tarfile` takes 20 times as long, a minute for ImageNet;
+    files with other headers are read by `tarfile`.
     """
     found = _plain_members(data)
     if found is not None:
@@ -187,7 +187,7 @@ def _members(data: mmap.mmap, file: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _plain_members(data: mmap.mmap) -> list[tuple[str, int, int]] | None:
-    """Fast path of `_members` for plain POSIX ustar headers; None where there are others."""
+    """Fast path of `_members` for plain POSIX ustar headers; None if there are others."""
     found, position, end = list[tuple[str, int, int]](), 0, len(data)
     while position + _BLOCK <= end:
         header = data[position : position + _BLOCK]
@@ -200,7 +200,7 @@ def _plain_members(data: mmap.mmap) -> list[tuple[str, int, int]] | None:
         start, size = position + _BLOCK, int(digits.rstrip(b"\0 "), 8)
         if start + size > end:
             raise tarfile.ReadError(f"it ends within the member at byte {position}")
-        if kind == b"x":  # further fields of the next header: only its time is of no concern
+        if kind == b"x":  # extended fields of the next header; times among them are ignored
             fields = data[start : start + size]
             if any(f" {name}=".encode() in fields for name in ("path", "size", "GNU.sparse.major")):
                 return None

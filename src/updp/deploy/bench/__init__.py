@@ -1,4 +1,4 @@
-"""Two models beside each other: latency, throughput, memory, energy, in several runtimes."""
+"""Compare two models: latency, throughput, memory, energy, in several runtimes."""
 
 from updp.deploy.bench.bench_record import Bench, BenchFigures, Row, Setting, check_place
 from updp.deploy.bench.benchmark import bench, measure, open_pair

@@ -29,22 +29,22 @@ class Setting(BaseModel, frozen=True):
 
 
 class BenchFigures(BaseModel):
-    """Figures of one model; null where the runtime or the machine does not tell."""
+    """Figures of one model; null if the runtime or the machine does not give them."""
 
     ms: Timing  # latency in ms for a batch
-    images_per_second: float  # at the median latency
-    memory: int | None = None  # bytes of activations at the worst moment, the input's included
+    images_per_second: float  # throughput at the median latency
+    memory: int | None = None  # peak bytes of activations, including the input
     energy: float | None = None  # joules for an image
 
 
 class Row(BaseModel):
     """Two models at one setting: figures, or a failure."""
 
-    setting: Setting  # with which both models were timed
+    setting: Setting  # setting with which both models were timed
     baseline: BenchFigures | None = None  # figures of the baseline; null where the row is a failure
     other: BenchFigures | None = None  # figures of the other model; null likewise
     speedup: Timing | None = None  # how many times faster the other model is
-    failure: str = ""  # why the two cannot run so
+    failure: str = ""  # why the two cannot run with this setting
     rounds: int = 0  # interleaved repetitions; 0 where the row is a failure
     energy_from: str = ""  # what counted the joules, or why there are none
     versions: dict[str, str] = {}  # versions of Python and of installed packages
@@ -52,7 +52,7 @@ class Row(BaseModel):
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether the other model is faster, by quartiles; None where nothing was measured."""
+        """Whether the other model is faster, by quartiles; None if nothing was measured."""
         if self.speedup is None:
             return None
         if self.speedup.low > 1:
@@ -72,13 +72,13 @@ class Bench(Record):
 
     @property
     def measured(self) -> list[Row]:
-        """The rows that have figures."""
+        """The rows that have figures, not failures."""
         return [row for row in self.rows if row.speedup is not None]
 
     def with_row(self, row: Row) -> Bench:
-        """The record with `row` in place of one of the same setting, or at the end.
+        """The record with `row` in place of the one with the same setting, or at the end.
 
-        A failure does not replace what was measured.
+        A failure does not replace a measurement.
         """
         rows = {old.setting: old for old in self.rows}
         old = rows.get(row.setting)
@@ -87,13 +87,13 @@ class Bench(Record):
         return self.model_copy(update={"rows": list(rows.values())})
 
     def save(self, path: Path) -> None:
-        """Write JSON atomically to any file. Raises UserError."""
+        """Write JSON to any file, atomically. Raises UserError."""
         with explained():
             write_text(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def open(cls, path: Path) -> Bench:
-        """Read any file. Raises UserError that says to move it away."""
+        """Read a record from any file. Raises UserError that advises to move the file away."""
         try:
             return cls.read_file(path)
         except UserError as error:
@@ -101,9 +101,9 @@ class Bench(Record):
 
 
 def check_place(path: Path) -> None:
-    """Raise UserError where `path` cannot be written, or is no record. Creates nothing.
+    """Raise UserError if `path` cannot be written, or is not a record. Creates nothing.
 
-    It is a MachineError where permission is missing.
+    It is a MachineError if permission is missing.
     """
     problem = "it is a folder" if path.is_dir() else in_the_way(path.parent)
     if problem:
@@ -115,9 +115,9 @@ def check_place(path: Path) -> None:
 
 
 def keep(path: Path, bench: Bench, row: Row) -> None:
-    """Add `row` of `bench` to the record in `path`, where other processes may add rows too.
+    """Add `row` of `bench` to the record in `path`, to which other processes may add rows, too.
 
-    Raises UserError where the file is no record, or cannot be written.
+    Raises UserError if the file is not a record, or cannot be written.
     """
     with explained():
         path.parent.mkdir(parents=True, exist_ok=True)

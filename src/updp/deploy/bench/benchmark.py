@@ -1,4 +1,4 @@
-"""`updp bench`: two models timed on a grid of settings, into a record that grows row by row."""
+"""`updp bench`: time two models on a grid of settings, recording row by row."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,9 +102,9 @@ def measure(
     rounds: int = ROUNDS,
     progress: Progress | None = None,
 ) -> Iterator[Bench]:
-    """Yield the record after each row; `file` is another, to which the rows are added.
+    """Yield the record after each row; `file` is the record on disk that rows are added to.
 
-    Raises UserError: fewer than three rounds, a `file` that is no record, or nothing could be
+    Raises UserError for fewer than three rounds, if `file` is not a record, or if nothing could be
     measured.
     """
     if rounds < LEAST_ROUNDS:
@@ -112,7 +112,7 @@ def measure(
     if file is not None:
         check_place(file)  # before any work
     record = Bench(names=pair.names, input_shape=pair.shape)
-    unsaved: list[Row] = []  # failures wait until something has been measured
+    unsaved: list[Row] = []  # failures are not saved before something has been measured
     settings, counter = grid.settings(device), find_counter(device)
     for row in measure_rows(pair, settings, device, counter, progress or Silent(), rounds):
         record = record.with_row(row)

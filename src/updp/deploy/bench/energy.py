@@ -1,6 +1,6 @@
-"""Energy counters: NVML of NVIDIA GPUs, and RAPL of processors, which Linux reads.
+"""Energy counters: NVML for NVIDIA GPUs, and RAPL for processors, through Linux.
 
-Both count the whole device: other processes, and what it takes when idle, are included.
+Both count the whole device, including other processes and idle power.
 """
 
 import time
@@ -23,7 +23,7 @@ class Counter(Protocol):
     name: str
 
     def since(self) -> Callable[[], float]:
-        """Start counting; the returned function gives the joules since then."""
+        """Start counting; the returned function returns the joules since then."""
 
 
 class Rapl:
@@ -35,7 +35,7 @@ class Rapl:
         self._folders = folders
 
     def since(self) -> Callable[[], float]:
-        """See `Counter`. Raises OSError or ValueError where a package cannot be read."""
+        """See `Counter`. Raises OSError or ValueError if a package cannot be read."""
         before = [_number(folder / "energy_uj") for folder in self._folders]
 
         def joules() -> float:
@@ -51,7 +51,7 @@ class Rapl:
 
 
 class Nvml:
-    """One GPU; its counter is in millijoules. Raises whatever pynvml does where it has none."""
+    """One GPU; its counter is in millijoules. Raises pynvml's errors if it has no counter."""
 
     name = "NVML, the GPU"
 
@@ -83,7 +83,7 @@ def find_counter(device: torch.device, powercap: Path = _POWERCAP) -> tuple[Coun
             gpu = Nvml(device)
         except ImportError:
             return None, "pynvml is not installed (pip install nvidia-ml-py)"
-        except Exception as error:  # NVML has many types of errors of its own
+        except Exception as error:  # NVML has many error types of its own
             return None, f"NVML does not count it ({reason(error)})"
         return gpu, gpu.name
     if device.type != "cpu":
@@ -107,7 +107,7 @@ def joules_per_run(
     rounds: int = 3,
     seconds: float = 0.5,
 ) -> dict[str, float]:
-    """Joules for one run of each function: the median over rounds, each of `seconds`, in turns."""
+    """Joules per run of each function: median over rounds of `seconds` each, taken in turns."""
     found: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():

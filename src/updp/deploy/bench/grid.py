@@ -1,4 +1,4 @@
-"""The grid of settings that the user asked for; every combination is a row."""
+"""The grid of settings that a user asks for; every combination is a row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Grid:
         precisions: Sequence[str] = (),
         layouts: Sequence[str] = (),
     ) -> Grid:
-        """A checked grid; what is empty takes its default. Raises UserError on a wrong value."""
+        """Make a checked grid with defaults for empty values. Raises UserError on a wrong value."""
         return cls(
             runtimes=_words("runtime", runtimes or installed(), RUNTIMES),
             batch_sizes=_numbers("batch", batch_sizes or (1, 32)),
@@ -78,7 +78,7 @@ def installed() -> tuple[str, ...]:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ValueError:  # sys.modules has None in its place, so that it cannot be imported
+    except ValueError:  # sys.modules has None for it, so that it cannot be imported
         return False
 
 

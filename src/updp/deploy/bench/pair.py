@@ -1,4 +1,4 @@
-"""The two models to compare: a run's own, or any two that the user names."""
+"""The two models to compare: those of a run, or any two that the user names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ _Spec = nn.Module | str | Path  # a module, a model by name, or a run directory
 class Pair:
     """Two models in evaluation mode; the first is the baseline. `shape` is that of one sample.
 
-    `example` are a few inputs where random images cannot stand for them.
+    `example` has a few inputs, if random images cannot replace them.
     """
 
     names: tuple[str, str]
@@ -35,10 +35,10 @@ class Pair:
 def pair_of_run(
     run: str | Path, weights: str | Path | None = None, model: str | None = None
 ) -> Pair:
-    """Baseline and merged model of a finished run, whose data need not be there.
+    """Baseline and merged model of a finished run; its data are not needed.
 
-    `model` and `weights` say where the baseline is if it was moved. Raises UserError: no run has
-    ended there, or its baseline is not what it was.
+    `model` and `weights` locate the baseline if it was moved. Raises UserError if no run has
+    finished there, or if its baseline has changed.
     """
     path = check_finished(run)
     record = RunRecord.read(path)
@@ -63,10 +63,10 @@ def pair_of_two(
     input_size: tuple[int, ...] | None = None,
     model: str | None = None,
 ) -> Pair:
-    """Two modules (copied), models by name, or merged models of run directories.
+    """Pair of modules (copied), models by name, or merged models of run directories.
 
-    `model` names the baseline of the runs, as model files have to be named. Images have
-    `input_size`, such as (C, H, W), or the size that one of the two says. Raises UserError.
+    `model` names the baseline of the runs, which is required if it is a model file. Images have
+    `input_size`, such as (C, H, W), or the size given by one of the models. Raises UserError.
     """
     if input_size is not None and (not input_size or min(input_size) < 1):
         raise UserError(
@@ -93,7 +93,7 @@ def pair_of_two(
 def _open(
     spec: _Spec, weights: str | Path | None, side: str, other: _Spec, model: str | None
 ) -> tuple[str, nn.Module, tuple[int, ...] | None]:
-    """Name, model and input size; `side` (a, b) is for the error line, `model` for runs."""
+    """Name, model and input size; `side` (a, b) is for error messages, `model` for runs."""
     if not isinstance(spec, str | Path):
         if weights is not None:
             raise UserError("weights are for a model given by name: load them into your module")
@@ -105,7 +105,7 @@ def _open(
                 f"--weights-{side} is for a model by name: the run '{spec}' has its own"
             )
         record = RunRecord.read(check_finished(spec))
-        # A run that was made from a module has the architecture of the other model.
+        # For a run made from a module, the other model has the right architecture.
         baseline: nn.Module | str | None = model
         if isinstance(other, nn.Module) and not record.model:
             baseline = other

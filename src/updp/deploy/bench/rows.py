@@ -1,4 +1,4 @@
-"""Rows of a benchmark: two models measured in turns, in this process, at each setting."""
+"""Rows of a benchmark: measure two models in turns, in this process, at each setting."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from updp.supernet import bytes_of
 
 ROUNDS = 21
 _ROUND_SECONDS = 0.1
-_PACKAGES = ("onnxruntime", "openvino")  # runtimes that have a version of their own
+_PACKAGES = ("onnxruntime", "openvino")  # runtimes with a version of their own
 
 
 def measure_rows(
@@ -35,9 +35,9 @@ def measure_rows(
     progress: Progress,
     rounds: int = ROUNDS,
 ) -> Iterator[Row]:
-    """Yield one row for each setting; where the models cannot run so, a row says why.
+    """Yield one row per setting; if the models cannot run with it, the row says why.
 
-    The models are moved to the device. `meter` is what `find_counter` says of it.
+    The models are moved to the device. `meter` is the result of `find_counter`.
     """
     models = {
         side: to_eval(model.to(device))
@@ -90,10 +90,10 @@ def _measure(
 def _memory(
     model: nn.Module, x: Samples, measure: MeasureSettings, run: Callable[[], object]
 ) -> int | None:
-    """Bytes of activations at the worst moment of one forward, the images x among them.
+    """Peak bytes of activations in one forward, including the images x.
 
-    On CUDA what PyTorch's allocator had given out; elsewhere counted from the operators, which
-    needs eager mode. None where neither is possible.
+    On CUDA this is from PyTorch's allocator; elsewhere it is counted from the operators, which
+    needs eager mode. None if neither is possible.
     """
     if measure.runtime not in ("eager", "compile"):
         return None
@@ -115,7 +115,7 @@ def _memory(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Set PyTorch's threads, which the other runtimes take over, and restore them at the end."""
+    """Context with a number of PyTorch threads, which other runtimes use, too."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -125,7 +125,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _short(error: Exception, measure: MeasureSettings) -> str:
-    """The reason without `measure.NAME=`, which is how a recipe is written, not this command."""
+    """The reason without `measure.NAME=`, which is notation of recipes and not of this command."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     text = str(error)

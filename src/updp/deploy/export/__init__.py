@@ -1,4 +1,4 @@
-"""The merged model as a file that other runtimes load."""
+"""Export of the merged model to files that other runtimes load."""
 
 from updp.deploy.export.base import Format
 from updp.deploy.export.exporter import export

@@ -1,4 +1,4 @@
-"""File formats for other runtimes: how a file is written, and how it is run to be compared."""
+"""File formats for other runtimes: how to write a file, and how to run it for comparison."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -27,19 +27,19 @@ Network = Callable[..., Tensor]  # images (N, C, H, W), or several inputs, to lo
 class Format(ABC):
     """One file format: subclasses name it and its packages, and write and load its files.
 
-    All files are float32, and take batches of any size.
+    All files are float32, and accept batches of any size.
     """
 
-    name: ClassVar[str]  # as --to takes it
-    suffix: ClassVar[str]  # of the file that is opened: `.onnx`
-    packages: ClassVar[tuple[str, ...]] = ()  # beyond torch; all must be importable
-    extra: ClassVar[str] = ""  # of updp, which brings them
+    name: ClassVar[str]  # name for the option --to
+    suffix: ClassVar[str]  # extension of the main file, such as `.onnx`
+    packages: ClassVar[tuple[str, ...]] = ()  # required packages besides torch
+    extra: ClassVar[str] = ""  # extra of updp that installs them
 
     def check(self, purpose: str = "") -> None:
-        """Raise UserError where a package is missing, with the command that installs it."""
+        """Raise UserError if a package is missing, with the command that installs it."""
         for package in self.packages:
             try:
-                # OpenVINO has an import of its own, which leaves its telemetry out.
+                # OpenVINO has its own import function, which disables its telemetry.
                 import_openvino() if package == "openvino" else import_module(package)
             except ImportError as error:
                 purpose = purpose or f"export to {self.name}"
@@ -50,14 +50,14 @@ class Format(ABC):
     ) -> CapturedModel:
         """Write `model` to the file `path`; of images (N, C, H, W) only the shape matters.
 
-        Sizes are dynamic where model and converter admit it, as the returned program
-        says. Raises UserError: a package is missing, or torch.export does not read the model.
+        Sizes are dynamic if model and converter allow it; the returned program says so. Raises
+        UserError if a package is missing, or if torch.export cannot read the model.
         """
         self.check()
         program = capture(model, example, names=names)
         try:
             self.save(program, path)
-        except Exception as error:  # a converter may take no dynamic size; each has its own errors
+        except Exception as error:  # a converter may reject dynamic sizes; each has its own errors
             if not program.any_size:
                 raise
             _log.info("%s: sizes are fixed: %s", self.name, reason(error))
@@ -66,20 +66,20 @@ class Format(ABC):
         return program
 
     def save(self, program: CapturedModel, path: Path) -> None:
-        """Write a captured model; not atomic. Raises whatever the converter raises."""
-        with quiet(), torch.no_grad():  # gradients of complex numbers are not defined for all
+        """Write a captured model, not atomically. Raises any error of the converter."""
+        with quiet(), torch.no_grad():  # some complex operations have no gradient
             self._save(program, path)
 
     def load(self, path: Path, names: Sequence[str] = (INPUT,)) -> Network:
-        """The written file as a function, run by its own runtime without `updp`.
+        """Load a written file as a function that its own runtime runs, without `updp`.
 
-        It takes the inputs of these `names` by position.
+        The function takes the inputs with these `names` by position.
         """
         with quiet():
             return self._load(path, names)
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """All files that belong to `path`, which comes first."""
+        """All files that belong to `path`, the main file first."""
         return (path,)
 
     def versions(self) -> dict[str, str]:

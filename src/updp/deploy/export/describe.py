@@ -17,7 +17,7 @@ from updp.tasks import Classification
 def describe(run: Finished, names: Sequence[str] = (INPUT,)) -> dict[str, Any]:
     """Preprocessing and class names of `run` as plain JSON; `names` are those of the inputs.
 
-    Where the user's own loaders resize or normalise, neither is known here and both are null.
+    If the user's own loaders resize or normalise, that is not known here and both are null.
     """
     first = run.first_inputs()
     sizes = [tuple(x.shape[1:]) for x in tensors_in(first)]
@@ -31,7 +31,7 @@ def describe(run: Finished, names: Sequence[str] = (INPUT,)) -> dict[str, Any]:
         "format": FORMAT,
         "input": inputs[0],
         "inputs": inputs,
-        # The fields of `timm.data.create_transform`.
+        # Fields as in `timm.data.create_transform`.
         "resize": None
         if resize is None
         else {
@@ -40,9 +40,9 @@ def describe(run: Finished, names: Sequence[str] = (INPUT,)) -> dict[str, Any]:
             "crop_pct": resize.crop_pct,
             "crop_mode": resize.crop_mode,
             "interpolation": resize.interpolation,  # antialiased
-            "fill": list(resize.fill),  # of crop_mode "border", in [0, 1]
+            "fill": list(resize.fill),  # colour for crop_mode "border", in [0, 1]
         },
-        "range": None if prepared else [0, 1],  # of pixels before mean and std
+        "range": None if prepared else [0, 1],  # range of pixels before mean and std
         "mean": None if prepared else list(preprocess.mean if preprocess else ()),
         "std": None if prepared else list(preprocess.std if preprocess else ()),
         "output": {"name": OUTPUT, "layout": layout, "dtype": "float32"},
@@ -51,7 +51,7 @@ def describe(run: Finished, names: Sequence[str] = (INPUT,)) -> dict[str, Any]:
 
 
 def _describe_input(name: str, size: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
-    """One input, by the size of a sample; the mode is Pillow's."""
+    """Describe one input, from the size of a sample; the mode is Pillow's."""
     is_image = len(size) == 3 and dtype.is_floating_point
     return {
         "name": name,

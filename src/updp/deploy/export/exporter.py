@@ -1,4 +1,4 @@
-"""`updp export`: write a file, run it, compare it with PyTorch, and only then keep it."""
+"""`updp export`: write a file, run it, compare it with PyTorch, and keep it only if equal."""
 
 import errno
 import logging
@@ -124,7 +124,7 @@ def export(
 
 
 def _joined(failures: Mapping[str, UserError | ExportError]) -> UserError | ExportError:
-    """One error that names every format that failed, those of one reason together."""
+    """One error that names all failed formats, grouped by reason."""
     names: dict[str, list[str]] = {}
     for name, error in failures.items():
         why = str(error).removeprefix(f"export to {name}: ")
@@ -137,7 +137,7 @@ def _joined(failures: Mapping[str, UserError | ExportError]) -> UserError | Expo
 
 
 class _Exporter:
-    """State that all formats of one export share: both captured models, inputs, expected logits."""
+    """State shared by all formats of an export: both captured models, inputs, expected logits."""
 
     def __init__(self, run: Finished, folder: Path, limit: int, progress: Progress) -> None:
         self.run, self.folder, self.limit, self.progress = run, folder, limit, progress
@@ -148,16 +148,16 @@ class _Exporter:
         self.expected = logits(self.merged, self._inputs())
         self.example = next(self._inputs())
         tried = run.record.other_size
-        # Not at sizes at which the merged model runs, but is not what was trained.
+        # Sizes are not varied if the merged model is known to differ from the trained one there.
         self.frozen = tried.describe(run.shape) if tried else ""
         self.resized = [] if self.frozen else list(resized(self.merged, self.example))
         self._programs: dict[tuple[bool, bool], CapturedModel] = {}
-        self._unrecorded: set[str] = set()  # names of files that were written without a record
+        self._unrecorded: set[str] = set()  # names of files written without a record
 
     def write(self, form: Format, preprocess: Mapping[str, object]) -> Exported:
-        """Write one format and its record, under final names once the file has proved right.
+        """Write one format and its record; files get their final names once proved right.
 
-        Raises ExportError where it does not.
+        Raises ExportError if they are not right.
         """
         began = time.monotonic()
         with staging(self.folder) as stage:
@@ -186,10 +186,10 @@ class _Exporter:
                 versions=form.versions(),
                 seconds=round(time.monotonic() - began, 1),
             )
-            # Again: meanwhile somebody may have put a file of this name there.
+            # Checked again, because meanwhile a file with this name may have appeared.
             check_names(self.run.path, self.folder, form, self._unrecorded)
-            # In this order a kill leaves no record of files that are not those, and no file
-            # to open whose other files are missing.
+            # In this order a kill leaves no record of other files, and no main file without the
+            # files that belong to it.
             recorded = self._begin_record(form.name, (*record.files, PREPROCESS))
             for file in reversed(files):
                 replace(file, self.folder / file.name)
@@ -199,9 +199,9 @@ class _Exporter:
         return record
 
     def _begin_record(self, form: str, names: Sequence[str]) -> bool:
-        """See `begin_writing`; whether the run directory takes records at all.
+        """See `begin_writing`; returns whether the run directory accepts records at all.
 
-        Raises OSError: it does not, and has one of the files that are to be replaced.
+        Raises OSError if it does not, and has one of the files to be replaced.
         """
         run = self.run.path
         try:
@@ -223,7 +223,7 @@ class _Exporter:
     def _write_right(
         self, form: Format, path: Path
     ) -> tuple[CapturedModel, dict[tuple[int, ...], Parity]]:
-        """Write for any size if that file computes the right logits, else for the run's own.
+        """Write for any size if that file computes the right logits, else for the run's own size.
 
         Returns the program and its parity at each size, the run's own first. Raises ExportError.
         """
@@ -239,7 +239,7 @@ class _Exporter:
                 sizes = compare_sizes(network, self.resized, self.classifies) if any_size else {}
             except UserError:
                 raise
-            except Exception as error:  # converters and runtimes have errors of many types
+            except Exception as error:  # converters and runtimes have many error types
                 if is_machines(error):
                     raise
                 failure = root_reason(error)
@@ -253,12 +253,12 @@ class _Exporter:
         raise ExportError(f"export to {form.name}: {failure}")
 
     def _baseline_bytes(self, form: Format, folder: Path, any_size: bool) -> int | None:
-        """The size of the baseline exported in the same way; None where that fails."""
+        """Size of the baseline exported in the same way; None if that fails."""
         folder.mkdir()
         path = folder / f"{STEM}{form.suffix}"
         try:
             form.save(self._program(self.baseline, any_size), path)
-        except Exception as error:  # this figure is worth no failed export
+        except Exception as error:  # this figure must not fail an export
             if is_machines(error):
                 raise
             self.progress.say(f"the baseline does not export to {form.name}: {root_reason(error)}")

@@ -1,4 +1,4 @@
-"""The folder of exported files: nothing in it is replaced but earlier exports of the run."""
+"""The folder of exported files: only earlier exports of the same run may be replaced."""
 
 import os
 import shutil
@@ -14,15 +14,15 @@ from updp.errors import MachineError, UserError
 from updp.io.files import in_the_way, not_writable
 from updp.stages.context import STAGES
 
-STEM = "model"  # of every file
+STEM = "model"  # name of every file, without the extension
 LOCK = ".export.lock"
 
 
 def check_place(run: Path, out: str | Path | None, formats: Iterable[Format]) -> Path:
     """The folder for the files of `formats`: `out`, by default `export` in the run directory.
 
-    Raises UserError: it is a run directory or in a stage of this one, or a file is in the way; and
-    MachineError: it may not be written to.
+    Raises UserError if it is a run directory or in a stage of this one, or if a file is in the
+    way, and MachineError if it is not writable.
     """
     folder = run / FOLDER if out is None else Path(out)
     if problem := in_the_way(folder):
@@ -40,9 +40,9 @@ def check_place(run: Path, out: str | Path | None, formats: Iterable[Format]) ->
 
 
 def check_names(run: Path, folder: Path, form: Format, own: Iterable[str] = ()) -> None:
-    """Raise UserError where a file of this format would replace one that no export wrote.
+    """Raise UserError if a file of this format would replace one that no export wrote.
 
-    `own` are names of files that this export wrote, where the run keeps no record of them.
+    `own` are names of files that this export wrote without a record in the run.
     """
     ours = written(run, folder).union(own)
     for file in (*form.files(folder / f"{STEM}{form.suffix}"), folder / PREPROCESS):
@@ -55,10 +55,10 @@ def check_names(run: Path, folder: Path, form: Format, own: Iterable[str] = ()) 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`; other exports wait until it is gone."""
+    """Context with a temporary folder inside `folder`; other exports wait until it is removed."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):
-        # Only the holder of the lock has such a folder: any other was left by a kill.
+        # Only the holder of the lock has such a folder, so others were left by a kill.
         for stale in folder.glob(".export.*.tmp"):
             shutil.rmtree(stale)
         stage = folder / f".export.{os.getpid()}.tmp"

@@ -14,9 +14,9 @@ ALL = "all"
 
 
 def parse_formats(asked: str | Iterable[str]) -> list[Format]:
-    """Formats by names, several with commas, or `all`; each once, in order.
+    """Parse names of formats, several separated by commas, or `all`; each once, in order.
 
-    Raises UserError for an unknown name, and for a format whose package is missing.
+    Raises UserError for an unknown name, or for a format whose package is missing.
     """
     texts = [asked] if isinstance(asked, str) else list(asked)
     names: list[str] = []

@@ -1,4 +1,4 @@
-"""Records of exported files, kept in the run directory whatever folder the files are in."""
+"""Records of exported files, always in the run directory, wherever the files are."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from updp.io.files import remove
 from updp.io.records import Record
 
 FOLDER = "export"
-PREPROCESS = "preprocess.json"  # beside the files, in every folder
+PREPROCESS = "preprocess.json"  # in every folder of exported files
 
 
 class Exported(BaseModel):
@@ -31,7 +31,7 @@ class Exported(BaseModel):
     # The same of the baseline; null where it does not export to the format.
     baseline_bytes: int | None
     parameters: int  # number of scalar parameters
-    baseline_parameters: int  # the same of the baseline
+    baseline_parameters: int  # the same for the baseline
     images: int  # test images on which file and PyTorch were compared
     max_abs: float  # largest difference of a logit from PyTorch's, at any of the sizes
     max_rel: float  # largest difference of a logit over the image's largest logit
@@ -62,21 +62,21 @@ class Written(Record):
 
 
 def read_exports(run: str | Path) -> dict[str, Exported]:
-    """The records in a run directory, by format; empty where nothing was exported."""
+    """The records in a run directory, by format; empty if nothing was exported."""
     return (Exports.read_if_there(Path(run)) or Exports()).exports
 
 
 def add_export(run: Path, record: Exported) -> None:
-    """Put a record beside those of other formats, in place of an older one of its own."""
+    """Add a record to those of other formats; it replaces an older one of its format."""
     with _lock(run):
         _write(run, read_exports(run) | {record.format: record})
 
 
 def begin_writing(run: Path, form: str, folder: Path, names: Iterable[str]) -> None:
-    """Before files change: forget the record of format `form`, and note `names` in `folder`.
+    """Before files change: remove the record of format `form`, and list `names` in `folder`.
 
-    So a kill leaves no record of other files than those described, and the next export knows
-    which files are its own to replace.
+    So a kill leaves no record that describes other files, and the next export knows which files
+    it may replace.
     """
     place = within(folder, run)
     with _lock(run):
@@ -87,7 +87,7 @@ def begin_writing(run: Path, form: str, folder: Path, names: Iterable[str]) -> N
 
 
 def written(run: Path, folder: Path) -> set[str]:
-    """Names of the files in `folder` that exports of this run put there."""
+    """Names of the files in `folder` that exports of this run wrote."""
     place = within(folder, run)
     names = set(_written_names(run).get(place, []))
     for record in read_exports(run).values():

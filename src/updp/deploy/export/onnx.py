@@ -1,4 +1,4 @@
-"""ONNX: one file for ONNX Runtime and everything else that reads it."""
+"""ONNX: one file for ONNX Runtime and other runtimes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from updp.deploy.export.base import OUTPUT, Format, Network
 from updp.deploy.export.program import CapturedModel
 
-_LIMIT = 1_900_000_000  # bytes of weights in one file: a protobuf message holds 2 GB
+_LIMIT = 1_900_000_000  # bytes of weights in one file: protobuf is limited to 2 GB
 
 
 class Onnx(Format):
@@ -31,7 +31,7 @@ class Onnx(Format):
             dynamic_shapes=program.arguments(program.axes),  # the names of the axes
         )
         assert written is not None
-        ClearMetadataAndDocStringPass()(written.model)  # stack traces of this machine
+        ClearMetadataAndDocStringPass()(written.model)  # would contain stack traces of this machine
         written.save(path, external_data=sum(t.nbytes for t in weights) > _LIMIT)
 
     def _load(self, path: Path, names: Sequence[str]) -> Network:
@@ -50,6 +50,6 @@ class Onnx(Format):
         return run
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """The file, and its weights beside it where one file cannot hold both."""
+        """The file, and the separate file of its weights if they are too large for one."""
         beside = path.with_name(f"{path.name}.data")
         return (path, beside) if beside.exists() else (path,)

@@ -24,10 +24,10 @@ class OpenVino(Format):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             Onnx().save(program, file)
-            # Not openvino.convert_model, which does much the same and sends telemetry.
+            # openvino.convert_model does much the same, but sends telemetry.
             model = openvino.Core().read_model(file)
             passes = openvino.passes.Manager()
-            passes.register_pass(openvino.passes.ConstantFolding())  # shapes of biases, mostly
+            passes.register_pass(openvino.passes.ConstantFolding())  # mostly shapes of biases
             passes.run_passes(model)
             openvino.save_model(model, path, compress_to_fp16=False)
 

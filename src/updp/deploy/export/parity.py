@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the PyTorch model does."""
+"""Compare the outputs of an exported file with those of the PyTorch model."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from updp.deploy.export.base import Network
 from updp.deploy.export.program import other_inputs
 from updp.run.plain import by_position
 
-_TOLERANCE = 1e-4  # of a logit, float32
-_RESOLUTION = 1e-6  # of the largest logit: what float32 keeps through some layers
-_SIZES = (1, 2, 3, 16)  # of the first batches: a graph may have fixed the one it was traced with
+_TOLERANCE = 1e-4  # accepted difference of a logit in float32
+_RESOLUTION = 1e-6  # relative to the largest logit: float32 keeps this through layers
+_SIZES = (1, 2, 3, 16)  # sizes of the first batches: a graph may be fixed to one of them
 
 
 @dataclass(frozen=True)
 class Parity:
     """How far a file's logits, or other outputs, are from PyTorch's, over `images` samples.
 
-    `max_rel` is relative to the largest logit of an image, `agreement` a share in percent, which is
-    100 of what is no classifier.
+    `max_rel` is relative to the largest logit of an image. `agreement` is a share in percent; 100
+    if the model is not a classifier.
     """
 
     images: int
@@ -49,7 +49,7 @@ class Parity:
 def batches(feed: Feed, limit: int) -> Iterator[Samples]:
     """The inputs of the first `limit` test samples on the CPU, in batches of several sizes.
 
-    Several inputs are given by position.
+    Several inputs are passed by position.
     """
     sizes = iter(_SIZES)
     for inputs, _ in feed.test():
@@ -66,7 +66,7 @@ def batches(feed: Feed, limit: int) -> Iterator[Samples]:
 
 @torch.inference_mode()
 def logits(model: Callable[..., Tensor], inputs: Iterable[Samples]) -> Tensor:
-    """Logits (N, classes) of all batches; rows (N, size) where sequences differ in length."""
+    """Logits (N, classes) of all batches; rows (N, size), padded, if sequences differ in length."""
     found = [call(model, batch) for batch in inputs]
     if len({x.shape[1:] for x in found}) > 1:
         rows = [x.flatten(1) for x in found]
@@ -78,7 +78,7 @@ def logits(model: Callable[..., Tensor], inputs: Iterable[Samples]) -> Tensor:
 def compare(expected: Tensor, found: Tensor, classifies: bool = True) -> Parity:
     """Compare logits (N, classes) of the same images; tied best classes may swap.
 
-    Other outputs (N, ...) are compared by their values alone.
+    Other outputs (N, ...) are compared only by their values.
     """
     if not classifies:
         expected, found = (x.reshape(len(x), -1) for x in (expected, found))
@@ -100,7 +100,7 @@ def compare(expected: Tensor, found: Tensor, classifies: bool = True) -> Parity:
 
 
 def resized(model: nn.Module, inputs: Samples) -> Iterator[tuple[Samples, Tensor]]:
-    """Inputs at other sizes with their logits, for sizes that the model takes."""
+    """Inputs at other sizes with their logits, for sizes that the model accepts."""
     for scaled in other_inputs(inputs):
         try:
             expected = try_user_code(logits, model, [scaled])
@@ -112,7 +112,7 @@ def resized(model: nn.Module, inputs: Samples) -> Iterator[tuple[Samples, Tensor
 def compare_sizes(
     network: Network, others: Iterable[tuple[Samples, Tensor]], classifies: bool = True
 ) -> dict[tuple[int, ...], Parity]:
-    """Parity at each further size of the first input. Raises whatever the runtime raises."""
+    """Parity at each further size of the first input. Raises any error of the runtime."""
     found = {}
     for inputs, expected in others:
         shape = tuple(tensors_in(inputs)[0].shape[1:])

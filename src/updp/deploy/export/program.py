@@ -1,4 +1,4 @@
-"""A model captured by torch.export, with every axis dynamic on which the model does not depend."""
+"""A model captured by torch.export, with dynamic axes wherever the model allows them."""
 
 import inspect
 import logging
@@ -21,8 +21,8 @@ from updp.io.quiet import quiet, silent
 from updp.run.plain import INPUT
 
 _log = logging.getLogger(__name__)
-# PyTorch 2.6 has Dim.AUTO, dynamic where the model allows it. Before, to call an axis dynamic that
-# is not is an error, so there height and width are fixed.
+# PyTorch 2.6 has Dim.AUTO: dynamic if the model allows it. Before, it is an error to declare an
+# axis dynamic that is not, so height and width are fixed there.
 _NEWER = hasattr(Dim, "AUTO")
 _BATCH = Dim.DYNAMIC if _NEWER else Dim("batch")
 
@@ -32,11 +32,11 @@ class CapturedModel:
     """An exported program from one tensor or several (N, ...) to one (N, ...), on the CPU."""
 
     exported: ExportedProgram
-    names: tuple[str, ...]  # of the inputs
-    shapes: tuple[tuple[int, ...], ...]  # of one sample of each input
-    axes: tuple[dict[int, str], ...]  # names of the dynamic axes of each input, by number
+    names: tuple[str, ...]  # names of the inputs
+    shapes: tuple[tuple[int, ...], ...]  # shape of one sample, for each input
+    axes: tuple[dict[int, str], ...]  # names of the dynamic axes of each input, by index
     sizes: tuple[str, ...]  # names of all axes that are sizes, dynamic or not
-    variadic: bool  # whether all inputs are one argument, `*args`
+    variadic: bool  # whether the forward takes all inputs as `*args`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ class CapturedModel:
         return self.shapes[0]
 
     def arguments(self, values: Iterable[Any]) -> tuple[Any, ...]:
-        """A value for each input as torch.export wants them: by arguments of the forward."""
+        """Arrange one value per input as torch.export needs them: by arguments of the forward."""
         return (tuple(values),) if self.variadic else tuple(values)
 
     @property
@@ -59,7 +59,7 @@ class CapturedModel:
 
     @property
     def note(self) -> str:
-        """Why axes are fixed, in words; empty where all are dynamic."""
+        """Why axes are fixed, in words; empty if all are dynamic."""
         fixed = " and ".join(name for name in self.sizes if name not in self.dynamic)
         verb, size = "are those" if " and " in fixed else "is that", "x".join(map(str, self.shape))
         text = f"{fixed} {verb} of {size}: the model, or the exporter, takes no other"
@@ -71,10 +71,9 @@ def capture(
 ) -> CapturedModel:
     """Capture a copy of `model` in evaluation mode, for inputs as large as `example`.
 
-    The batch axis is dynamic. Sizes (see `size_axes`) are too, all or none, where `any_size` is set
-    and both the model and the captured program take other sizes. `names` are those of the inputs.
-
-    Raises UserError where torch.export does not read the model, or the model fixes the batch.
+    The batch axis is dynamic. Sizes (see `size_axes`) are all dynamic if `any_size` is set and both
+    the model and the captured program accept other sizes; else none is. `names` are those of the
+    inputs. Raises UserError if torch.export cannot read the model, or the model fixes the batch.
     """
     plain = to_eval(copy_module(model).cpu())
     # torch.export specialises sizes of 0 and 1 to constants, so the batch must be larger.
@@ -97,10 +96,10 @@ def capture(
 
 
 def size_axes(inputs: Samples) -> list[dict[int, str]]:
-    """Names of the axes of each input that are sizes, by number.
+    """Names of the axes of each input that are sizes, by index.
 
-    They are height and width of one tensor of images (N, C, H, W), and the length of all
-    sequences (N, T) of whole numbers or truth values that are as long as the first of them.
+    These are height and width of a single tensor of images (N, C, H, W), and the length of all
+    sequences (N, T) of whole numbers or booleans that are as long as the first one.
     """
     tensors = tensors_in(inputs)
     if len(tensors) == 1 and tensors[0].ndim == 4 and tensors[0].is_floating_point():
@@ -112,10 +111,10 @@ def size_axes(inputs: Samples) -> list[dict[int, str]]:
 
 
 def other_inputs(inputs: Samples) -> Iterator[Samples]:
-    """The inputs at other sizes, first at one that differs by more than any stride or pooling.
+    """The inputs at other sizes; the first differs by more than any stride or pooling.
 
-    A map that is flattened, or has fixed positions, may be as large for sizes that differ by less.
-    Images become larger and of another aspect, sequences shorter.
+    With smaller differences, a map may have the same size when it is flattened or gets positions
+    added. Images become larger with another aspect ratio, sequences shorter.
     """
     axes = size_axes(inputs)
     if isinstance(inputs, Tensor) and axes == [{2: "height", 3: "width"}]:
@@ -132,9 +131,9 @@ def other_inputs(inputs: Samples) -> Iterator[Samples]:
 
 
 def _take_others(model: nn.Module, program: CapturedModel, inputs: Samples) -> bool:
-    """Whether model and program take other sizes: they may be constants of a graph.
+    """Whether model and program accept other sizes, which may be constants in a graph.
 
-    Raises UserCodeError where the program does not take a size that the model takes.
+    Raises UserCodeError if the program rejects a size that the model accepts.
     """
     captured = program.exported.module()
     taken = False
@@ -143,7 +142,7 @@ def _take_others(model: nn.Module, program: CapturedModel, inputs: Samples) -> b
             try:
                 try_user_code(call, model, others)
             except UserCodeError:
-                if not taken:  # the first, without which the next ones prove nothing
+                if not taken:  # without the first size, the others prove nothing
                     return False
                 continue
             try_user_code(call, captured, others)
@@ -162,7 +161,7 @@ def _export(
         shapes = (shapes,) if variadic else shapes
         exported = call_user_code(export, model, tensors, dynamic_shapes=shapes)
     for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it would put paths of this machine into the file
+        node.meta.pop("stack_trace", None)  # it would write paths of this machine into the file
     nodes = {n.name: n for n in exported.graph.nodes}
     found = [nodes[name].meta["val"].shape for name in exported.graph_signature.user_inputs]
     axes = [_free(shape, own) for shape, own in zip(found, sizes, strict=True)]
@@ -182,7 +181,7 @@ def _is_symbolic(value: Any) -> bool:
 
 
 def _is_variadic(model: nn.Module) -> bool:
-    """Whether a model takes its inputs as `*args`, which is one argument to torch.export."""
+    """Whether a model takes its inputs as `*args`, a single argument for torch.export."""
     parameters = [*inspect.signature(model.forward).parameters.values()]
     return parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
 
@@ -190,6 +189,6 @@ def _is_variadic(model: nn.Module) -> bool:
 def _free(shape: Sequence[Any], sizes: Mapping[int, str]) -> dict[int, str]:
     """Names of the axes of one input that torch.export has left dynamic."""
     axes = {n: name for n, name in {0: "batch", **sizes}.items() if not is_concrete_int(shape[n])}
-    if len({str(shape[n]) for n in sizes}) < len(sizes):  # squares, which no file format says
+    if len({str(shape[n]) for n in sizes}) < len(sizes):  # squares: no format has them
         return {0: "batch"} if 0 in axes else {}
     return axes

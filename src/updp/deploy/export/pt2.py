@@ -1,4 +1,4 @@
-"""PyTorch's own exported program: torch.export.load reads it, the model's code is not needed."""
+"""PyTorch's own exported program: torch.export.load reads it without the model's code."""
 
 import copy
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ class Pt2(Format):
 
     def _save(self, program: CapturedModel, path: Path) -> None:
         exported = copy.copy(program.exported)
-        # The archive would hold them, pickled. Before PyTorch 2.6 the property has no setter.
+        # The archive would contain pickled inputs. Before PyTorch 2.6 the property has no setter.
         exported._example_inputs = None
         torch.export.save(exported, path)
 
     def _load(self, path: Path, names: Sequence[str]) -> Network:
-        # Not its `forward`: a hook of the module checks the sizes of the input.
+        # Calls the module and not its `forward`, because a hook checks the sizes of the input.
         return torch.inference_mode()(torch.export.load(path).module().__call__)

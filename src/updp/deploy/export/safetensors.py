@@ -1,4 +1,4 @@
-"""Weights as safetensors, and beside them the network as plain Python."""
+"""Weights as safetensors, with the network as plain Python beside them."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from updp.io.files import write_tensors, write_text
 
 
 class Safetensors(Format):
-    """`model.safetensors` and `model.py`, from which the module is loaded without updp."""
+    """`model.safetensors` and `model.py`, which load the module without updp."""
 
     name, suffix = "safetensors", ".safetensors"
     packages = ("safetensors",)
@@ -29,7 +29,7 @@ class Safetensors(Format):
         write_text(path.with_suffix(".py"), source.text)
 
     def _load(self, path: Path, names: Sequence[str]) -> Network:
-        # Not put into sys.modules: the next export writes another module of this name.
+        # Not added to sys.modules: the next export writes another module with this name.
         spec = importlib.util.spec_from_file_location("updp_exported", path.with_suffix(".py"))
         assert spec is not None
         assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""A captured model as readable Python that needs torch alone: one line for each operator."""
+"""A captured model as readable Python that needs only torch: one line per operator."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ _RESERVED = {"aten", "math", "nn", "self", "torch", "w"}  # names that the templ
 
 @dataclass(frozen=True)
 class PythonSource:
-    """The text of `model.py`, and the tensors that it computes with, each under its own name."""
+    """The text of `model.py`, and the tensors that it uses, by name."""
 
     text: str
     tensors: dict[str, Tensor]
@@ -27,7 +27,7 @@ class PythonSource:
 def write_source(program: CapturedModel, weights: str) -> PythonSource:
     """Python for the captured model; `weights` is the name of the file that it loads.
 
-    Raises ValueError where the model contains what is no operator of PyTorch.
+    Raises ValueError if the model contains anything but operators of PyTorch.
     """
     exported = program.exported
     signature = exported.graph_signature
@@ -44,7 +44,7 @@ def write_source(program: CapturedModel, weights: str) -> PythonSource:
     live = _live(graph)
     names_of = dict(zip(signature.user_inputs, map(_safe, program.names), strict=True))
     tensors: dict[str, Tensor] = {}
-    # How each node's value is written; the inputs come first.
+    # The expression for each node's value, starting with the inputs.
     expressions = {n: names_of[n.name] for n in graph.nodes if n.name in names_of}
     for node in graph.nodes:
         if node.op == "placeholder" and node.name in names and node in live:
@@ -72,12 +72,12 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _safe(name: str) -> str:
-    """A name of an input that no other name of the page hides."""
+    """A name for an input that hides no other name of the page."""
     return f"{name}_" if name in _RESERVED else name
 
 
 def _inputs(program: CapturedModel) -> str:
-    """The docstring's lines about the inputs."""
+    """Lines about the inputs, for the docstring of the page."""
     if len(program.names) == 1 and len(program.shape) == 3:
         channels, height, width = program.shape
         size = f"(N, {channels}, {height}, {width}) of any batch"
@@ -93,7 +93,7 @@ def _inputs(program: CapturedModel) -> str:
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that the output depends on, so without checks of sizes and what only these read."""
+    """Nodes that affect the output, so without checks of sizes and the nodes only these read."""
     live: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
         schema = getattr(node.target, "_schema", None)
@@ -104,7 +104,7 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _body(graph: fx.Graph, live: set[fx.Node], expressions: dict[fx.Node, str]) -> Iterator[str]:
-    """The lines of `forward`; `expressions` has those of the inputs and weights already."""
+    """The lines of `forward`; `expressions` must already have the inputs and weights."""
     place, given = "", set(expressions.values())
     for node in graph.nodes:
         if node.op == "output":
@@ -127,9 +127,9 @@ def _body(graph: fx.Graph, live: set[fx.Node], expressions: dict[fx.Node, str]) 
 
 
 def _place(node: fx.Node) -> str:
-    """Path and class of the module that the operator came from, for a comment.
+    """Path and class of the module that an operator came from, for a comment.
 
-    Modules of torch.nn are passed over: the innermost that is more than one layer says most.
+    Modules of torch.nn are skipped: the innermost module of another class tells most.
     """
     stack = list(node.meta.get("nn_module_stack", {}).values())
     for path, kind in reversed(stack):
@@ -176,7 +176,7 @@ def _value(value: object, expressions: Mapping[fx.Node, str]) -> str:
 
 
 def _wrapped(start: str, value: str) -> Iterator[str]:
-    """One line; where it is too long the arguments have one of their own."""
+    """One line; if it is too long, the arguments go on a line of their own."""
     name, bracket, rest = value.partition("(")
     if len(start) + len(value) <= _WIDTH or not bracket:
         yield start + value

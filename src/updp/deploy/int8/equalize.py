@@ -14,18 +14,18 @@ import numpy as np
 from updp.deploy.int8.onnx_graph import Graph, Weighted
 from updp.deploy.int8.ranges import Array, channel_ranges
 
-# Operators that keep channels apart and through which a positive factor passes.
+# Operators that do not mix channels and through which a positive factor passes.
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity")
-_ROUNDS, _DONE = 100, 1e-3  # at most; logarithm of the largest factor of the last round
+_ROUNDS, _DONE = 100, 1e-3  # maximum number; stop below this log of the largest factor of a round
 
 
 def equalize(graph: Graph) -> int:
-    """Scale the channels of all such pairs of operators in place; returns how many there are.
+    """Scale the channels of all such pairs of operators in place; return the number of pairs.
 
-    BatchNorms must be folded. What the graph computes is unchanged, up to rounding.
+    BatchNorms must be folded. The graph's output stays the same, up to rounding.
     """
     pairs = list(_pairs(graph))
-    # A weight may be in two pairs: balancing the one unbalances the other a little.
+    # A weight may be in two pairs: balancing one slightly unbalances the other.
     for _ in range(_ROUNDS):
         if not max((_balance(graph, *pair) for pair in pairs), default=0.0) > _DONE:
             break
@@ -33,7 +33,7 @@ def equalize(graph: Graph) -> int:
 
 
 def _pairs(graph: Graph) -> Iterator[tuple[Weighted, Weighted]]:
-    """Operators that follow one another with homogeneous functions alone between them."""
+    """Pairs of consecutive operators with only homogeneous functions between them."""
     usable = [operator for operator in graph.operators() if _usable(graph, operator)]
     by_node = {operator.node.output[0]: operator for operator in usable}
     for first in usable:
@@ -63,7 +63,7 @@ def _usable(graph: Graph, operator: Weighted) -> bool:
 
 
 def _balance(graph: Graph, first: Weighted, second: Weighted) -> float:
-    """Give each channel the same range on both sides; returns the largest factor's logarithm."""
+    """Give each channel the same range on both sides; return the log of the largest factor."""
     weight = graph.constants[first.weight].astype(np.float64)
     behind = graph.constants[second.weight].astype(np.float64)
     before = channel_ranges(weight, first.axis)
@@ -86,7 +86,7 @@ def _balance(graph: Graph, first: Weighted, second: Weighted) -> float:
 
 
 def _by_input(weight: Array, operator: Weighted) -> Array:
-    """A view of the weight, (groups, outputs of a group, inputs of a group, kernel size)."""
+    """A view of the weight by input: (groups, outputs and inputs of a group, kernel size)."""
     if operator.node.op_type == "Gemm":
         return (weight.T if operator.axis else weight)[None, :, :, None]
     return weight.reshape(operator.groups, -1, weight.shape[1], math.prod(weight.shape[2:]))

@@ -16,7 +16,7 @@ from updp.deploy.int8.skips import take_apart
 from updp.deploy.int8.static import fold, quantize_model
 from updp.run.plain import PREFIX, PlainModel
 
-_BATCH = 64  # images, for logits
+_BATCH = 64  # images per batch, for logits
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Int8Model:
 
     file: Path
     graph: Graph  # the float graph that was quantised
-    names: dict[str, str]  # of the user's modules, by names of weight constants
-    pairs: int  # of operators that were equalised
-    skips: int  # that were taken out of merged operators
-    lost: float  # noise over signal of the calibration images' logits, in squares
+    names: dict[str, str]  # paths of the user's modules by name of weight constant
+    pairs: int  # number of equalised pairs of operators
+    skips: int  # number of skips taken out of merged operators
+    lost: float  # noise over signal (in squares) of the logits of calibration images
 
 
 class FloatModel:
-    """The float32 ONNX file of `net`, in `folder`, where its INT8 models are written too.
+    """The float32 ONNX file of `net` in `folder`, where its INT8 models are written, too.
 
-    `calibration` are images (N, C, H, W). Raises whatever the exporter raises.
+    `calibration` are images (N, C, H, W). Raises any error of the exporter.
     """
 
     def __init__(self, net: nn.Module, folder: Path, calibration: Tensor) -> None:
@@ -46,7 +46,7 @@ class FloatModel:
         self._logits = self._predict(self.file)
 
     def quantize(self, method: str, *, per_channel: bool, equalised: bool) -> Int8Model:
-        """The model in INT8, see `quantize_model`. Raises whatever the quantiser raises."""
+        """The model in INT8, see `quantize_model`. Raises any error of the quantiser."""
         graph = Graph(copy.deepcopy(self._folded))
         prefix = PREFIX if isinstance(self._net, PlainModel) else ""
         names = {

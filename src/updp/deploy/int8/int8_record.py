@@ -51,7 +51,7 @@ class Int8Figures(BaseModel, extra="forbid", frozen=True):
         return self.metric_int8 - self.metric_float
 
     def loss(self, metric: Metric) -> float:
-        """Loss of the metric by INT8, negative where it gains."""
+        """Loss of the metric by INT8; negative if it gains."""
         change = self.change(metric)
         return -change if metric.higher_is_better else change
 
@@ -75,12 +75,12 @@ class Int8(Record):
 
     @property
     def beside_float(self) -> str:
-        """Head of the column of `agreement`, which is not the agreement with the baseline."""
+        """Column heading for `agreement`, which is against float32 and not against the baseline."""
         named = self.agreement_metric.name.replace("the baseline", "float32")
         name = f"{named} beside float32" if named == self.metric.name else named
         return f"{name} {self.agreement_metric.unit}".strip()
 
     @property
     def excess(self) -> float:
-        """Loss by INT8 of the merged model beyond the baseline's."""
+        """Loss by INT8 of the merged model minus that of the baseline."""
         return self.merged.loss(self.metric) - self.baseline.loss(self.metric)

@@ -1,4 +1,4 @@
-"""An ONNX graph with its linear operators, constants, and readers of each tensor."""
+"""An ONNX graph with access to its linear operators, constants, and readers of tensors."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ class Weighted:
 
     node: Any  # onnx.NodeProto
     weight: str  # name of the constant
-    bias: str  # likewise; empty where there is none
-    axis: int  # of the weight: its output channels
+    bias: str  # name of the constant; empty if there is none
+    axis: int  # axis of the output channels in the weight
     groups: int
 
     @property
@@ -49,7 +49,7 @@ class Graph:
                 self._readers.setdefault(name, []).append(node)
 
     def set(self, name: str, value: Array) -> None:
-        """Replace a constant; its type is kept."""
+        """Replace a constant; keeps its type."""
         from onnx import numpy_helper
 
         value = value.astype(self.constants[name].dtype)
@@ -58,7 +58,7 @@ class Graph:
         self.constants = {**self.constants, name: value}
 
     def only_reader(self, name: str) -> Any | None:
-        """The only node that reads the tensor, and reads it once; None for outputs of the graph."""
+        """The only node that reads the tensor, once only; None for outputs of the graph."""
         alone = self.reads[name] == 1 and name not in self._outputs
         return self._readers[name][0] if alone else None
 
@@ -82,10 +82,10 @@ class Graph:
 
 
 def module_names(graph: Graph, weights: Mapping[str, Array]) -> dict[str, str]:
-    """Names of modules, or of nodes where these are unknown, by names of weight constants.
+    """Names of modules by weight constant; names of nodes if the module is unknown.
 
-    `weights` are the modules' by name. The exporter renames some constants, and transposes some:
-    those are found by their values.
+    `weights` are the modules' weights by name. The exporter renames some constants, and transposes
+    some: these are found by their values.
     """
     known: dict[bytes, str] = {}
     for name, value in weights.items():

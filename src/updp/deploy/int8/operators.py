@@ -11,13 +11,13 @@ from updp.plan import Plan
 def describe_operators(
     graph: Graph, names: dict[str, str], new: set[str], plan: Plan
 ) -> list[Int8Operator]:
-    """A row for each linear operator of a graph.
+    """Make a row for each linear operator of a graph.
 
     Args:
         graph: The float graph that was quantised.
         names: Names of modules by names of weight constants.
         new: Modules that the baseline does not have.
-        plan: The plan that was merged, whose sites those belong to.
+        plan: The merged plan, to whose sites the new modules belong.
     """
     rows = []
     for operator in graph.operators():
@@ -49,7 +49,7 @@ def linear_weights(net: nn.Module) -> dict[str, Array]:
 
 
 def new_operators(baseline: nn.Module, net: nn.Module) -> set[str]:
-    """Modules of `net` that the baseline does not have, or with a weight of another shape."""
+    """Modules of `net` that the baseline lacks, or has with a weight of another shape."""
     before = linear_weights(baseline)
     return {
         name
@@ -59,9 +59,9 @@ def new_operators(baseline: nn.Module, net: nn.Module) -> set[str]:
 
 
 def _site(name: str, plan: Plan) -> str:
-    """The pruned site that the module `name` of a merged model belongs to, empty if there is none.
+    """The pruned site that module `name` of a merged model belongs to; empty if none.
 
-    Several sites may be branches of the module's block: the one that its name begins with.
+    If the block has several sites, it is the one that the module's name begins with.
     """
 
     def fit(site: str) -> tuple[bool, int]:

@@ -1,4 +1,4 @@
-"""`updp quantize`: both models of a finished run in INT8, and what it costs them."""
+"""`updp quantize`: convert both models of a finished run to INT8, and measure the loss."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from updp.run.given import Data, Test
 from updp.run.integrity import explained
 from updp.tasks import Task
 
-_CALIBRATED = 256  # images, unless a number is asked for
+_CALIBRATED = 256  # default number of calibration images
 _FILES = {"baseline": "baseline.int8.onnx", "merged": "model.int8.onnx"}
 
 
@@ -117,7 +117,7 @@ def quantize(
         equalised=any(side.equalised_pairs for side in figures.values()),
         versions={name: version(name) for name in ("updp", "torch", "onnx", "onnxruntime")},
     )
-    remove(Int8.path(opened.path))  # so a kill leaves no record of other files
+    remove(Int8.path(opened.path))  # so that a kill leaves no record of other files
     for name, content in contents.items():
         write_bytes(folder / _FILES[name], content)
     record.write(opened.path)
@@ -125,9 +125,9 @@ def quantize(
 
 
 def _calibration(opened: Finished, asked: int | None) -> Tensor:
-    """The images (N, ...) that set the ranges.
+    """The images (N, ...) for calibration.
 
-    Raises UserError: there are fewer than were asked for, or a sample is several tensors.
+    Raises UserError if there are fewer than requested, or if a sample has several tensors.
     """
     if not isinstance(opened.first_inputs(), Tensor):
         raise UserError(
@@ -158,9 +158,9 @@ class _BothModels:
     def choose(
         self, tried: Sequence[bool], method: str, *, per_channel: bool, progress: Progress
     ) -> bool:
-        """Quantise both models in every way `tried`; whether equalising loses less.
+        """Quantise both models in every way `tried`; return whether equalising loses less.
 
-        One choice for both models: else part of the difference between them would be its doing.
+        Both models get the same choice, so that it does not add to the difference between them.
         """
         for name, net in self.nets.items():
             with _failing(name):
@@ -195,7 +195,7 @@ class _BothModels:
 
 
 def _test_logits(feed: Feed, *files: Path) -> list[Any]:
-    """Outputs (N, ...) of each ONNX file on the test split, read once, and the labels."""
+    """Outputs (N, ...) of each ONNX file on the test split, which is read once; and labels."""
     networks = [Onnx().load(file) for file in files]
     rows: list[list[Any]] = []
     for images, labels in feed.test():
@@ -211,7 +211,7 @@ def _value(task: Task, outputs: Any, labels: Any) -> float:
 
 @contextmanager
 def _failing(name: str) -> Iterator[None]:
-    """Turn whatever exporter and runtime raise into an ExportError of one line."""
+    """Context that turns all errors of exporter and runtime into an ExportError of one line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Ranges of a weight's channels, and what rounding them to 8 bits costs."""
+"""Ranges of a weight's channels, and the noise from rounding them to 8 bits."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
-_LEVELS = 127  # of a symmetric signed byte, each side of zero
+_LEVELS = 127  # levels of a symmetric signed byte on each side of zero
 
 
 def channel_ranges(weight: Array, axis: int) -> Array:
@@ -16,7 +16,7 @@ def channel_ranges(weight: Array, axis: int) -> Array:
 
 
 def spread(ranges: Array) -> float:
-    """The widest range over the narrowest; channels of zeros, which cost nothing, are left out."""
+    """The widest range over the narrowest; channels of zeros, which lose nothing, are ignored."""
     used = ranges[ranges > 0]
     return float(used.max() / used.min()) if used.size else 1.0
 
@@ -24,8 +24,8 @@ def spread(ranges: Array) -> float:
 def signal_to_noise(weight: Array, axis: int | None = None) -> float | None:
     """Signal-to-quantisation-noise ratio in dB of `weight` as symmetric signed bytes.
 
-    One scale for the whole tensor, or with `axis` one for each channel along it. None where
-    nothing is lost.
+    One scale for the whole tensor, or with `axis` one for each channel along it. None if nothing
+    is lost.
     """
     exact = weight.astype(np.float64)
     reduced = None if axis is None else _others(exact, axis)
@@ -36,5 +36,5 @@ def signal_to_noise(weight: Array, axis: int | None = None) -> float | None:
 
 
 def _others(weight: Array, axis: int) -> tuple[int, ...]:
-    """All axes but `axis`."""
+    """All axes except `axis`."""
     return tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)

@@ -1,8 +1,8 @@
-"""Skips taken out of merged convolutions again, since INT8 rounds the weights beside them away.
+"""Take skips out of merged convolutions, because INT8 would round the weights beside them away.
 
-Merging puts a block's skip into its convolution, as 1 in the centre of each channel. The scale of
-that channel must then reach 1, and all other weights, which are far smaller, share few of its 256
-steps. Taken apart, `conv(x) + x`, the convolution has a scale of its own and the skip needs none.
+Merging puts a block's skip into its convolution, as a 1 in the centre of each channel. That
+channel's scale must then reach 1, and all other, far smaller weights share few of its 256 steps.
+Taken apart, as `conv(x) + x`, the convolution has its own scale and the skip needs none.
 """
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy as np
 from updp.deploy.int8.onnx_graph import Graph, Weighted
 from updp.deploy.int8.ranges import Array
 
-_SMALLER = 0.7  # a skip comes out where the median channel keeps at most this share of its range
+_SMALLER = 0.7  # take a skip out if the median channel then has at most this share of its range
 
 
 def take_apart(graph: Graph) -> tuple[Graph, int]:
-    """The same function with skips as adds, and how many; `graph` itself is used up.
+    """Rewrite skips as adds; return the new graph and their number. Modifies `graph`.
 
     Only dense convolutions can hold a skip, with stride 1, as many outputs as inputs, and an
     output of the input's size.
@@ -31,7 +31,7 @@ def take_apart(graph: Graph) -> tuple[Graph, int]:
             whole, branch = node.output[0], f"{node.output[0]}_branch"
             node.output[0] = branch
             nodes.append(helper.make_node("Add", [branch, node.input[0]], [whole], f"{whole}_skip"))
-    # Copies, since clearing the field invalidates the messages that it holds.
+    # Copies, because clearing the field invalidates the messages in it.
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.model.graph.node[:]
     graph.model.graph.node.extend(copies)
@@ -39,7 +39,7 @@ def take_apart(graph: Graph) -> tuple[Graph, int]:
 
 
 def _rest(graph: Graph, op: Weighted) -> Array | None:
-    """The weight (C, C, kh, kw) without its skip; None where it has none."""
+    """The weight (C, C, kh, kw) without its skip; None if it has no skip."""
     from onnx import helper
 
     weight = graph.constants[op.weight]

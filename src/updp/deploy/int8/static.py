@@ -1,7 +1,7 @@
 """Static quantisation by ONNX Runtime: signed weights, unsigned activations, in QDQ form.
 
-The file holds ordinary ONNX operators between pairs of QuantizeLinear and DequantizeLinear, which
-every runtime reads as it can: ONNX Runtime, OpenVINO and TensorRT make integer operators of them.
+The file has ordinary ONNX operators between pairs of QuantizeLinear and DequantizeLinear, which any
+runtime can read: ONNX Runtime, OpenVINO and TensorRT make integer operators of them.
 """
 
 import tempfile
@@ -16,11 +16,11 @@ from updp.io.quiet import silent
 from updp.run.plain import INPUT
 
 METHODS = ("percentile", "minmax", "entropy")
-_BATCH = 32  # images whose activations are in memory at once
+_BATCH = 32  # number of images whose activations are in memory at once
 
 
 def fold(file: Path) -> Any:
-    """The `onnx.ModelProto` in a file, with BatchNorms folded and constant subgraphs computed."""
+    """Load the `onnx.ModelProto` of a file, with BatchNorms folded and constants computed."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -30,7 +30,7 @@ def fold(file: Path) -> Any:
         # only ranks and types, which are known without it.
         quant_pre_process(file, folded, skip_symbolic_shape=True)
         model = onnx.load(folded)
-    # ONNX Runtime declares its own operators too, which other runtimes refuse though none is used.
+    # ONNX Runtime also declares its own operators, unused here, which other runtimes refuse.
     used = {node.domain for node in model.graph.node} | {""}
     opsets = [opset for opset in model.opset_import if opset.domain in used]
     del model.opset_import[:]
@@ -41,23 +41,23 @@ def fold(file: Path) -> Any:
 def quantize_model(model: Any, images: Tensor, method: str, *, per_channel: bool) -> bytes:
     """The folded `model` in INT8, as bytes of an ONNX file, calibrated on `images` (N, C, H, W).
 
-    `method` is one of `METHODS`; weights have a scale for each output channel, or with
-    `per_channel` off one for each tensor. Raises whatever ONNX Runtime raises.
+    `method` is one of `METHODS`. Weights have one scale per output channel, or one per tensor if
+    `per_channel` is off. Raises any error of ONNX Runtime.
     """
     import onnx
     from onnxruntime import quantization as ort
 
     methods = {
-        "percentile": ort.CalibrationMethod.Percentile,  # of 99.999 %
+        "percentile": ort.CalibrationMethod.Percentile,  # 99.999 %
         "minmax": ort.CalibrationMethod.MinMax,
         "entropy": ort.CalibrationMethod.Entropy,
     }
-    # In the residual stream of a transformer, which LayerNorms read, a few channels are far wider
-    # than all others: one scale would round these away, so there only linear operators are INT8.
+    # In the residual stream of a transformer, which LayerNorms read, a few channels have far larger
+    # values: a common scale would round the others away, so only linear operators become INT8.
     norms = any(node.op_type == "LayerNormalization" for node in model.graph.node)
     with tempfile.TemporaryDirectory() as folder, silent():
         source, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, source)  # from a model in memory the quantiser would remove the weights
+        onnx.save(model, source)  # given a model in memory, the quantiser would remove its weights
         ort.quantize_static(
             source,
             file,
@@ -68,7 +68,7 @@ def quantize_model(model: Any, images: Tensor, method: str, *, per_channel: bool
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
             calibrate_method=methods[method],
-            # One batch at a time: without it all activations of all images are kept.
+            # Calibrates one batch at a time; otherwise all activations of all images are kept.
             extra_options={"CalibStridedMinMax": 1},
         )
         return file.read_bytes()
@@ -78,7 +78,7 @@ def _reader(images: Tensor) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        """Batches of the images, one at a time; `set_range` chooses some of them."""
+        """Batches of the images, one at a time; `set_range` selects some of them."""
 
         def __init__(self) -> None:
             self.batches = [batch.numpy() for batch in torch.split(images, _BATCH)]

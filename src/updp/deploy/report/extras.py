@@ -1,4 +1,4 @@
-"""Sections for the records of `updp export`, `updp quantize` and `updp bench`."""
+"""Sections of the report for the records of `updp export`, `updp quantize` and `updp bench`."""
 
 from updp.deploy.bench.bench_record import Bench, Row
 from updp.deploy.export.manifest import Exported
@@ -8,11 +8,11 @@ from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import digits, error, minus, quartiles, sampling_error, share, times
 from updp.tasks import CLASSIFICATION
 
-_NOISIEST = 8  # weights in the table
+_NOISIEST = 8  # number of weights in the table
 
 
 def sections(run: ReportedRun) -> list[Section]:
-    """A section for each record that the run has."""
+    """Make a section for each record of the run."""
     found = [
         _exports(run.exports.exports, run.record.task) if run.exports else None,
         _int8(run.int8) if run.int8 else None,
@@ -22,7 +22,7 @@ def sections(run: ReportedRun) -> list[Section]:
 
 
 def absent(run: ReportedRun) -> str:
-    """Records that the run does not have, each with the command that makes it."""
+    """List the records that the run lacks, each with the command that makes it."""
     records = {
         "exports (updp export)": run.exports,
         "quantisation (updp quantize)": run.int8,

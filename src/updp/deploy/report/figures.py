@@ -1,4 +1,4 @@
-"""The plots of one run's report; None where there is nothing to draw."""
+"""Plots for one run's report; None if there is nothing to draw."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ _AXES = {
     "parameters": "parameters",
     "memory": "peak memory",
 }
-_CURVE = 300  # marks of a training curve, at most
+_CURVE = 300  # maximum number of marks in a training curve
 
 
 def stage_plot(stages: Sequence[Stage], metric: Metric) -> Plot:
-    """The metric after each stage, with its sampling error where that is known."""
+    """The metric after each stage, with its sampling error if that is known."""
     what = metric.name
     marks = tuple(
         Mark(
@@ -47,7 +47,7 @@ def stage_plot(stages: Sequence[Stage], metric: Metric) -> Plot:
 
 
 def front_plot(outcome: SearchResult) -> Plot:
-    """Score over cost of all plans, the front, the refined plans after fit, and the one taken."""
+    """Score over cost of all plans, the front, refined plans after the fit, and the chosen plan."""
     axis, base = outcome.axis, outcome.baseline
 
     def mark(point: ScoredPlan, fitted: bool = False) -> Mark:
@@ -96,7 +96,7 @@ def front_plot(outcome: SearchResult) -> Plot:
 
 
 def latency_plot(run: ReportedRun) -> Plot | None:
-    """Measured over predicted latency, as shares of the baseline's."""
+    """Measured against predicted latency, as shares of the baseline's."""
     outcome, taken = run.outcome, predicted(run)
     series = []
     if outcome is not None:
@@ -123,7 +123,7 @@ def latency_plot(run: ReportedRun) -> Plot | None:
 def predicted(run: ReportedRun) -> float | None:
     """The plan's predicted latency as a share of the baseline's, from its candidates' times.
 
-    None for a plan from elsewhere, whose candidates were not timed here.
+    None for a plan from elsewhere, whose candidates were not timed in this run.
     """
     if run.survey is None:
         return None
@@ -138,7 +138,7 @@ def predicted(run: ReportedRun) -> float | None:
 
 
 def fit_plot(found: Sequence[Block]) -> Plot | None:
-    """The error of the fit at each site, beside that of the guess it began with."""
+    """The error of the fit at each site, and the error of its initial guess."""
     fitted = [(b, b.fit) for b in found if b.fit is not None]
     if not fitted:
         return None
@@ -165,7 +165,7 @@ def fit_plot(found: Sequence[Block]) -> Plot | None:
 
 
 def merge_plot(run: ReportedRun) -> Plot | None:
-    """Merge errors by block; None where there are none but zeros."""
+    """Merge errors by block; None if all are zero."""
     if not any(check.error > 0 for check in run.checks):
         return None
     names = list(dict.fromkeys(check.where for check in run.checks))
@@ -188,15 +188,15 @@ def merge_plot(run: ReportedRun) -> Plot | None:
     return Plot("merge", "Merge error by block", x, y, tuple(series), note, tall=tall, listed=False)
 
 
-# What a row of `figures.jsonl` holds beside losses on training images.
+# Columns of `figures.jsonl` that are not losses on training images.
 _NO_LOSSES = ("step", "lr", "gradient", "lambda", "held_out")
 
 
 def training_plots(run: ReportedRun) -> list[Plot]:
-    """The losses of each stage that trained, and lambda where it has one."""
+    """The losses of each stage that trained, and lambda if it has one."""
     plots = []
     for stage, rows in run.training.items():
-        # Not every row has all of them: one of before the first step has the held-out loss alone.
+        # Not every row has all losses: the one before the first step has only the held-out loss.
         names = [*dict.fromkeys(n for row in rows for n in row if n not in _NO_LOSSES)]
         styles = ("c-one", "c-two", "c-fuse", "c-fold")  # losses beyond these are left out
         series = [_curve(name, rows, style) for name, style in zip(names, styles, strict=False)]
@@ -223,7 +223,7 @@ def _timed(point: ScoredPlan, measured: Timing, base: float) -> Mark:
 
 
 def _curve(name: str, rows: Sequence[dict[str, float]], style: str) -> Series:
-    """A line through all rows; where these are too many, through the means of neighbours."""
+    """A line through all rows; if there are too many, through averages of neighbouring rows."""
     rows = [row for row in rows if math.isfinite(row.get(name, math.nan))]
     size = math.ceil(len(rows) / _CURVE) or 1
     marks = []

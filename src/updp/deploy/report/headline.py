@@ -1,4 +1,4 @@
-"""The headline: the metric, speed-up and size, with no claim inside the noise."""
+"""The headline: metric, speed-up and size, without claims inside the noise."""
 
 from updp.deploy.report.parts import Card, Head
 from updp.deploy.report.run_files import ReportedRun
@@ -32,7 +32,7 @@ def headline(run: ReportedRun) -> Head:
 
 
 def _cost(result: Result) -> str:
-    """Loss or gain of the metric; nothing for agreement, which is itself the comparison."""
+    """Loss or gain of the metric; empty for agreement, which is already a comparison."""
     if result.metric.name == "agreement":
         return ""
     change = change_of(result)

@@ -13,7 +13,7 @@ from updp.deploy.report.run_files import ReportedRun
 
 
 def one(run: ReportedRun, command: str | None = None) -> str:
-    """Headline, stages, what was pruned, and the command of one run, by default its own."""
+    """One run: headline, stages, what was pruned, and the command (by default its own)."""
     head = headline(run)
     by_label: dict[str, list[str]] = {}
     for site, label in run.plan.choices.items():
@@ -63,7 +63,7 @@ def table(found: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape text so that it stands as it is, on one line, inside or outside of a table."""
+    """Escape text to appear literally, on one line, inside or outside of a table."""
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", text)
@@ -71,7 +71,7 @@ def escape(text: str) -> str:
 
 
 def _command(text: str) -> str:
-    """A code block, whose fence must be longer than any run of backticks in the command."""
+    """A code block; its fence must be longer than any run of backticks in the command."""
     if not text:
         return "It was begun from Python; no command is known."
     longest = max((len(run) for run in re.findall("`+", text)), default=0)

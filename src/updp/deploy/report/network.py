@@ -1,4 +1,4 @@
-"""The sites of the network in order, each with what it became and its cost."""
+"""The sites of the network in order, each with its new form and cost."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from updp.deploy.report.run_files import ReportedRun
 from updp.deploy.report.words import amount, digits, error
 from updp.supernet import FitRow
 
-KINDS = {  # of a box, which has a shape and a colour for each: the words for it
+KINDS = {  # kinds of boxes with their words; each kind has its own shape and colour
     "keep": "kept",
     "one": "one operator",
     "two": "several operators",
@@ -19,7 +19,7 @@ KINDS = {  # of a box, which has a shape and a colour for each: the words for it
     "other": "another candidate",
 }
 
-_LOOKS = {  # of a candidate's kind
+_LOOKS = {  # kind of box by kind of candidate
     "attention": "narrow",
     "drop": "drop",
     "fold": "fold",
@@ -31,18 +31,18 @@ _LOOKS = {  # of a candidate's kind
 
 @dataclass(frozen=True)
 class Block:
-    """A site and what it became."""
+    """A site and its new form."""
 
     site: str
-    became: str  # of `KINDS`
+    became: str  # key of `KINDS`
     label: str
-    offer: Offer | None  # what it became; for a kept site any, since each says the site's own cost
+    offer: Offer | None  # the chosen offer; any for a kept site, as each has its cost
     fit: FitRow | None
     merge: dict[str, float]  # worst merge error of its block by dtype
 
     @property
     def pruned(self) -> bool:
-        """Whether it was replaced."""
+        """Whether the site was pruned."""
         return self.became != "keep"
 
     @property
@@ -52,12 +52,12 @@ class Block:
 
     @property
     def group(self) -> str:
-        """The path above the last number in the site's: `layer3` of `layer3.2`."""
+        """The part of the site's path before its last number: `layer3` for `layer3.2`."""
         return self._split()[0]
 
     @property
     def short(self) -> str:
-        """The path from the last number on: `2:mlp` of `blocks.2:mlp`."""
+        """The path from its last number on: `2:mlp` for `blocks.2:mlp`."""
         return self._split()[1]
 
     def _split(self) -> tuple[str, str]:
@@ -68,15 +68,15 @@ class Block:
 
     @property
     def shape(self) -> str:
-        """The shape of the tensor that it reads, without the batch: `64×56×56`."""
+        """Shape of the site's input without the batch: `64×56×56`."""
         return "×".join(map(str, self.offer.shape)) if self.offer else ""
 
     def change(self, before: str, after: str) -> str:
-        """`before → after`; of a kept site `before` alone."""
+        """`before → after`; for a kept site only `before`."""
         return f"{before} → {after}" if self.pruned else before
 
     def tip(self) -> str:
-        """All that is known of the site, a line each."""
+        """Everything known about the site, one fact per line."""
         rows = [("became", f"{self.word}: {self.label}" if self.pruned else "kept")]
         if o := self.offer:
             parameters = self.change(f"{o.keep_parameters:,}", f"{o.parameters:,}")
@@ -97,7 +97,7 @@ class Block:
 
 
 def blocks(run: ReportedRun) -> list[Block]:
-    """Every site of the survey; then those of the plan that the survey does not have."""
+    """All sites of the survey, then sites of the plan that are not in the survey."""
     rows = {row.site: row.offers for row in run.survey.sites} if run.survey else {}
     fits = {row.site: row for row in run.fits}
     names = [*rows, *(name for name in run.plan.choices if name not in rows)]

@@ -1,4 +1,4 @@
-"""Parts of a report besides plots."""
+"""Parts of a report other than plots."""
 
 import math
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ class Table:
     left: tuple[int, ...] = (0,)  # columns of text, aligned left; the others are numbers
 
 
-_ROWS = 60  # of one series
+_ROWS = 60  # maximum number of rows per series
 
 
 def list_marks(plot: Plot) -> Table | None:
-    """The marks of a plot as a table, for those who cannot see or point at them.
+    """The marks of a plot as a table, for readers who cannot see them or point at them.
 
-    Of a long curve every so many steps are listed; a cloud of very many marks is not. None where
-    nothing would be listed, or the page has the figures elsewhere.
+    A long curve is thinned out; a cloud with very many marks is left out. None if nothing is left,
+    or if the page has the figures elsewhere.
     """
     found: list[tuple[str, dict[str, str]]] = []
     for series in plot.series if plot.listed else ():
         every = math.ceil(len(series.marks) / _ROWS)
         if every > 1 and not series.line:
             continue
-        for mark in series.marks[::-1][::every][::-1]:  # the last one is among them
+        for mark in series.marks[::-1][::every][::-1]:  # includes the last one
             first, *lines = mark.text.split("\n")
             values = dict(line.split(": ", 1) for line in lines if ": " in line)
             found.append((f"{series.name}: {first}", values))
@@ -58,12 +58,12 @@ class Card:
     name: str
     value: str
     lines: Sequence[str]
-    unsure: bool = False  # it cannot be told from the baseline's
+    unsure: bool = False  # whether the figure is within the noise of the baseline's
 
 
 @dataclass(frozen=True)
 class Head:
-    """The headline: of which model, on which data, and what is claimed."""
+    """The headline: model, data, and the claim."""
 
     model: str
     data: str

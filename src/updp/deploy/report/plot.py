@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-_CHARACTER = 6.4  # width of a character of the drawing's text, in its units
+_CHARACTER = 6.4  # width of a text character, in units of the drawing
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from `low` to `high`; where there are `names` they stand at 0, 1, ..."""
+    """An axis from `low` to `high`; `names`, if any, are at 0, 1, ..."""
 
     label: str
     low: float
@@ -43,18 +43,18 @@ class Axis:
 
 
 def linear(label: str, values: Iterable[float], *, room: float = 0.06) -> Axis:
-    """A linear axis over the finite `values`, longer at each end by this share of their range."""
+    """A linear axis over the finite `values`, extended at each end by a share of their range."""
     known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
     top = max(abs(low), abs(high))
     extra = (high - low) * room
-    if high - low <= max(1e-6 * top, 1e-12):  # rounding apart equal: ticks would all read the same
+    if high - low <= max(1e-6 * top, 1e-12):  # equal up to rounding: all ticks would read the same
         extra = 0.05 * top if top > 1e-9 else 1.0
     return Axis(label, low - extra, high + extra)
 
 
 def logarithmic(label: str, values: Iterable[float]) -> Axis:
-    """A logarithmic axis over the finite, positive `values`, of at least a factor of two."""
+    """A logarithmic axis over the finite, positive `values`; it covers at least a factor of 2."""
     known = [v for v in values if math.isfinite(v) and v > 0] or [1.0]
     low, high = min(known), max(known)
     extra = max((high / low) ** 0.06, 2**0.5 if high / low < 2 else 1.0)
@@ -62,30 +62,30 @@ def logarithmic(label: str, values: Iterable[float]) -> Axis:
 
 
 def named(names: Sequence[str]) -> Axis:
-    """An axis with a row for each name; long ones lose their middle."""
+    """An axis with a row per name; long names lose their middle."""
     return Axis("", -0.6, len(names) - 0.4, names=tuple(map(shortened, names)))
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point; the text appears on hovering."""
+    """A point; its text appears on hovering."""
 
     x: float
     y: float
     text: str
     along: tuple[float, float] | None = None  # ends of an error bar in x
-    across: tuple[float, float] | None = None  # and in y
+    across: tuple[float, float] | None = None  # ends of an error bar in y
 
 
 @dataclass(frozen=True)
 class Series:
-    """Marks of one look."""
+    """Marks with the same look."""
 
     name: str
     style: str  # CSS class of the colour
     marks: tuple[Mark, ...]
-    line: bool = False  # joins the marks
-    dots: bool = True  # draws the marks
+    line: bool = False  # whether a line joins the marks
+    dots: bool = True  # whether the marks are drawn
     shape: str = "dot"  # dot, ring, diamond, star
 
 
@@ -104,11 +104,11 @@ class Plot:
     note: str = ""
     guide: tuple[float, float, float, float] | None = None  # a line, in values: x1, y1, x2, y2
     tall: int = 290
-    listed: bool = True  # has a table of its marks; where the page has their figures in one, not
+    listed: bool = True  # whether to list the marks in a table; not if the page has one anyway
 
     @property
     def left(self) -> float:
-        """Start of the x axis, which leaves room for the longest tick of the y axis."""
+        """Start of the x axis, with room for the longest tick label of the y axis."""
         longest = max(len(text) for _, text in self.y.ticks())
         return longest * _CHARACTER + (14 if self.y.names else 34)
 
@@ -131,7 +131,7 @@ class Plot:
         return [m for m in series.marks if _fits(self.x, m.x) and _fits(self.y, m.y)]
 
     def path(self, series: Series) -> str:
-        """The line through the marks as an SVG path, empty for fewer than two."""
+        """The line through the marks as an SVG path; empty for fewer than two marks."""
         points = [f"{self.at_x(m.x)} {self.at_y(m.y)}" for m in self.drawn(series)]
         return "M" + "L".join(points) if len(points) > 1 else ""
 
@@ -143,7 +143,7 @@ class Plot:
 
 
 def shortened(text: str, most: int = 24) -> str:
-    """The text with its middle left out, at most so many characters."""
+    """Shorten a text to at most `most` characters by cutting out its middle."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
@@ -159,7 +159,7 @@ def _step(least: float) -> float:
 
 
 def _decades(low: float, high: float) -> list[tuple[float, str]]:
-    """Ticks of a logarithmic axis: powers of ten; over short ranges 1, 2 and 5 times these."""
+    """Ticks of a logarithmic axis: powers of ten; on short ranges also 2 and 5 times these."""
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
     every = max(1, (last - first) // 6 + 1)
     powers = range(first, last + 1)

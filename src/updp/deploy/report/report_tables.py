@@ -1,4 +1,4 @@
-"""Tables, stages and facts of one run, for page and Markdown alike."""
+"""Tables, stages and facts of one run, for both HTML and Markdown."""
 
 import shlex
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ from updp.tasks import CLASSIFICATION
 
 @dataclass(frozen=True)
 class Stage:
-    """The metric after one stage, with its change."""
+    """The metric after one stage, and its change."""
 
     name: str
     value: float
-    noise: float  # sampling error; 0 where it is not known
+    noise: float  # sampling error; 0 if it is not known
     change: float | None  # from the stage before
-    worst: bool  # it lost most
+    worst: bool  # whether this stage lost most
 
 
 def stages(result: Result) -> list[Stage]:
@@ -57,7 +57,7 @@ def stages(result: Result) -> list[Stage]:
 
 
 def headline_table(run: ReportedRun) -> Table:
-    """Baseline beside merged model."""
+    """Baseline and merged model side by side."""
     r = run.result
     b, m = r.baseline, r.merged
     change, metric = signed(m.metric - b.metric), r.metric
@@ -93,7 +93,7 @@ def stage_table(run: ReportedRun) -> Table:
 
 
 def site_table(found: Sequence[Block]) -> Table:
-    """Every site in full."""
+    """All figures of every site."""
     names = ["site", "block", "tensor", "became", "ms, alone", "MACs", "parameters"]
     names += ["fit error (before)", "merge error, f32 / f64"]
     rows = []
@@ -114,7 +114,7 @@ def site_table(found: Sequence[Block]) -> Table:
 
 
 def unusable_table(run: ReportedRun) -> Table | None:
-    """Modules that cannot be pruned, and why; None where there are none."""
+    """Modules that cannot be pruned, with the reasons; None if there are none."""
     if run.survey is None or not run.survey.unusable:
         return None
     rows = [(u.name, u.kind, u.reason) for u in run.survey.unusable]
@@ -122,13 +122,13 @@ def unusable_table(run: ReportedRun) -> Table | None:
 
 
 def command(run: ReportedRun) -> str:
-    """A command that makes the run, quoted for a shell, without passwords; empty where unknown.
+    """A command that repeats the run, quoted for a shell, without passwords; empty if unknown.
 
-    It is the one that was typed where that says all; not so for a run that was made stage by stage
-    or went on with another point of a search.
+    It is the original command if that is complete. This is not so for a run that was made stage by
+    stage, or that continued with another point of a search.
     """
     words = list(run.record.command)
-    if words and words[0].endswith("__main__.py"):  # the file that `python -m updp` names
+    if words and words[0].endswith("__main__.py"):  # the file run by `python -m updp`
         words[:1] = ["python", "-m", "updp"]
     named = any(word.partition("=")[0] == "--model" for word in words)
     about = run.record
@@ -140,7 +140,7 @@ def command(run: ReportedRun) -> str:
 
 
 def command_of_files(about: RunRecord, folder: Path) -> str:
-    """The command that makes a run again from recipe and plan in a folder; empty where unknown."""
+    """The command that repeats a run from recipe and plan in a folder; empty if unknown."""
     if not (about.model and about.data):
         return ""
     names = ("model", "weights", "data", "test", "teacher", "teacher_weights", "unlabelled")
@@ -156,7 +156,7 @@ def recipe_text(run: ReportedRun) -> str:
 
 
 def facts(run: ReportedRun) -> list[tuple[str, str]]:
-    """Names and values of what the figures depend on."""
+    """Names and values of everything that the figures depend on."""
     about, most = run.record, 20
     classes = ", ".join(about.classes[:most])
     if len(about.classes) > most:

@@ -1,4 +1,4 @@
-"""The files of a run directory, read and checked; no model, no data."""
+"""Read and check the files of a run directory, without model and data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _NEEDED = (RunRecord.FILE, "recipe.yaml", Plan.FILE, Result.FILE)
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """All files of one run; those that it may lack are None or empty."""
+    """All files of one run; optional ones may be None or empty."""
 
     path: Path
     name: str
@@ -44,10 +44,10 @@ class ReportedRun:
 
 
 def load_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
-    """Read finished runs, named after their folders, or by paths where two folders agree.
+    """Read finished runs; their names are those of their folders, or paths if two are equal.
 
-    Raises UserError: a folder holds no finished run, a file is not what `updp` wrote, or a run is
-    given twice.
+    Raises UserError if a folder has no finished run, if a file is not what `updp` wrote, or if a
+    run is given twice.
     """
     folders = [Path(path) for path in paths]
     for number, folder in enumerate(folders):

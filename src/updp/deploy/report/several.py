@@ -46,7 +46,7 @@ def context(runs: Sequence[ReportedRun]) -> dict[str, Any]:
 def warnings(runs: Sequence[ReportedRun]) -> list[str]:
     """Differences between the runs that make their figures hard to compare."""
     first, found = runs[0], []
-    # By contents: one folder has many paths, and what lies there may have changed.
+    # By contents, because a folder may have several paths, and its contents may have changed.
     hashed = all(run.key is not None for run in runs)
     aspects = {
         "model": lambda run: run.key.weights if hashed else (run.record.model, run.record.weights),
@@ -109,14 +109,14 @@ def stage_table(runs: Sequence[ReportedRun]) -> Table:
 
 
 def matrix(runs: Sequence[ReportedRun]) -> list[tuple[str, list[Block | None]]]:
-    """For each site its block in each run; None where a run does not have it."""
+    """For each site its block in each run; None if a run does not have it."""
     columns = [{block.site: block for block in blocks(run)} for run in runs]
     sites = dict.fromkeys(site for column in columns for site in column)
     return [(site, [column.get(site) for column in columns]) for site in sites]
 
 
 def _tradeoff(runs: Sequence[ReportedRun]) -> Plot:
-    """The metric over latency as a share of the baseline's, as runs saw clocks of other speeds."""
+    """The metric over latency as a share of the baseline's, because clocks differ between runs."""
     series = [
         Series(
             run.name,

@@ -1,4 +1,4 @@
-"""The page of one run: which tables, plots and texts stand in which section."""
+"""The page of one run: which tables, plots and texts are in which section."""
 
 from itertools import groupby
 from typing import Any

@@ -1,4 +1,4 @@
-"""Report files: HTML with style and script inside and the network forbidden, or Markdown."""
+"""Write report files: HTML with inline style and script and no network access, or Markdown."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ _SUFFIXES: dict[str, Format] = {
     ".md": "markdown",
     ".markdown": "markdown",
 }
-_MARK = b"Made by updp"  # in every report
+_MARK = b"Made by updp"  # part of every report
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -67,7 +67,7 @@ def report(*runs: str | Path, out: str | Path | None = None, format: str | None 
 
 
 def _target(folder: Path, out: Path | None, format: str | None) -> tuple[Path, Format]:
-    """The file to write and its format. Other suffixes are refused: it may be a file of a run."""
+    """The file to write, and its format; other suffixes may be files of a run and are refused."""
     if format not in (None, "html", "markdown", "md"):
         raise UserError(f"--format {format!r} is unknown: there are html and markdown (or md)")
     wanted: Format | None = "markdown" if format == "md" else format  # type: ignore[assignment]
@@ -82,7 +82,7 @@ def _target(folder: Path, out: Path | None, format: str | None) -> tuple[Path, F
 
 
 def _render(template: str, context: dict[str, Any]) -> str:
-    """HTML of a template; every value is escaped. Raises UserError without jinja2."""
+    """HTML from a template, with every value escaped. Raises UserError without jinja2."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
@@ -100,7 +100,7 @@ def _render(template: str, context: dict[str, Any]) -> str:
     for name, file in (("style", "style.css"), ("script", "script.js")):
         text = (_TEMPLATES / file).read_text()
         inlined[name] = Markup(text)  # nosec B704: not escaped, as our own file
-        # By its hash the page's security policy lets this text run, and nothing else.
+        # The page's security policy allows only code with this hash.
         digest = hashlib.sha256(text.encode()).digest()
         inlined[f"{name}_hash"] = f"sha256-{base64.b64encode(digest).decode()}"
     return environment.get_template(template).render(**context, **inlined, version=version("updp"))

@@ -18,16 +18,16 @@ from updp.search.integer_program import IntegerProgram, Row
 from updp.search.space import Genome, Limits, Space
 from updp.tasks import CLASSIFICATION, Metric
 
-_PATIENCE = 200  # random plans without a new one, beside as many as are known
+_PATIENCE = 200  # random plans without a new one before stopping, plus the number known
 
 Known = Mapping[Genome, float]  # scores, lower is better
 
 
 @dataclass(frozen=True)
 class SearchTask:
-    """Task of a searcher: find the plan of the best score within the limits.
+    """Task of a searcher: find the plan with the best score within the limits.
 
-    `metric` is what plans are measured by beside their score.
+    `metric` is a further measure of plans, besides the score.
     """
 
     space: Space
@@ -43,9 +43,9 @@ class SearchTask:
 
     @cached_property
     def axis(self) -> str:
-        """The unit of cost that fronts are drawn over: the first that is limited, or MACs.
+        """Unit of cost of the front: the first unit that is limited, else MACs.
 
-        MACs, because they do not vary from measurement to measurement.
+        MACs are the default because they do not vary between measurements.
         """
         return next(iter(self.limits.amounts), "macs")
 
@@ -58,13 +58,13 @@ class SearchTask:
         return self.limits.met(self.space.cost(genome))
 
     def nearest(self, genome: Genome, weights: Sequence[float] | Row) -> Genome:
-        """The plan within the limits that differs at fewest sites; of these, of least weights."""
+        """The plan within the limits that differs at fewest sites; among ties, of least weights."""
         nearest = self.program.nearest(genome, weights, self.limits)
         assert nearest is not None, "limits are checked before a search"
         return nearest
 
     def random(self, number: int) -> Genome:
-        """The random plan of that number: sites pruned in random order until the limits are met."""
+        """Random plan number `number`: prune sites in random order until the limits are met."""
         generator = random.Random(mix(self.seed, 40, number))
         sites = self.space.sites
         genome = self.space.keep
@@ -76,7 +76,7 @@ class SearchTask:
 
 
 class Searcher(ABC):
-    """Proposes plans within the task's limits (and, to learn from, some that are not)."""
+    """Proposes plans within the task's limits (and some outside, to learn from)."""
 
     name: ClassVar[str]
 
@@ -85,7 +85,7 @@ class Searcher(ABC):
 
     @classmethod  # noqa: B027, most need no package
     def check_installed(cls) -> None:
-        """Raise UserError where a package that the searcher needs is missing."""
+        """Raise UserError if a package that the searcher needs is missing."""
 
     def preliminaries(self) -> list[Genome]:
         """The plans to score before the first proposal: each candidate alone."""
@@ -93,7 +93,7 @@ class Searcher(ABC):
 
     @abstractmethod
     def propose(self, known: Known) -> list[Genome]:
-        """Unknown plans to score next, at most `population`; none ends the search."""
+        """Unknown plans to score next, at most `population`; an empty list ends the search."""
 
     def unknown(self, plans: Iterable[Genome], known: Known) -> list[Genome]:
         """The first of `plans` that are not known, at most `population`."""
@@ -101,9 +101,9 @@ class Searcher(ABC):
         return list(islice(new, self.task.settings.population))
 
     def filled(self, plans: Iterable[Genome], known: Known) -> list[Genome]:
-        """The plans that are not known, filled up to `population` with random ones.
+        """The unknown plans, filled up to `population` with random ones.
 
-        There are fewer only where nothing unknown seems to be left.
+        The list is shorter only if almost no unknown plan is left.
         """
         found = dict.fromkeys(self.unknown(plans, known))
         numbers, stale, patience = count(), 0, len(known) + _PATIENCE

@@ -21,11 +21,11 @@ from updp.search.searchers.base import Known, Searcher
 from updp.search.searchers.surrogate import Surrogate, ranked
 from updp.search.space import Genome
 
-_PARENTS = 4  # the best known plans, from which descents begin
-_STRANGERS = 2  # random plans from which descents begin
-_EXPECTED = 2  # plans proposed by expectation; the others are by sampling
-_SAMPLED = 1000  # the most promising plans, among which the process is sampled
-_PART = 4096  # plans whose means are computed at once: there may be a million
+_PARENTS = 4  # number of best known plans to start descents from
+_STRANGERS = 2  # number of random plans to start descents from
+_EXPECTED = 2  # number of plans proposed by expectation; the others are proposed by sampling
+_SAMPLED = 1000  # number of most promising plans, on which the process is sampled
+_PART = 4096  # number of plans whose means are computed at once: there may be a million
 Array = NDArray[np.float64]
 Genomes = NDArray[np.int64]  # (n, sites)
 
@@ -79,14 +79,14 @@ class Process:
         self._solved = cho_solve((self._factor, True), values)
 
     def predict(self, plans: list[Genome]) -> tuple[Array, Array]:
-        """Mean (n,) and covariance (n, n) of the log scores, standardised."""
+        """Mean (n,) and covariance (n, n) of the standardised log scores."""
         new = _genomes(plans)
         across = self.kernel(new, self._known)
         explained = across @ cho_solve((self._factor, True), across.T)
         return across @ self._solved, self.kernel(new, new) - explained
 
     def means(self, plans: list[Genome]) -> Array:
-        """The mean (n,) alone, which is cheap for many plans."""
+        """Only the mean (n,), which is cheap for many plans."""
         genomes = _genomes(plans)
         parts = (genomes[i : i + _PART] for i in range(0, len(plans), _PART))
         return np.concatenate([self.kernel(part, self._known) @ self._solved for part in parts])
@@ -97,12 +97,12 @@ def _genomes(plans: list[Genome]) -> Genomes:
 
 
 class Bayes(Searcher):
-    """Scores the plans that the process expects to be best, and others that may well be."""
+    """Proposes the plans with the best expected scores, and others that may be as good."""
 
     name = "bayes"
 
     def propose(self, known: Known) -> list[Genome]:
-        """First the surrogate's front; then a few by expectation, most by Thompson sampling."""
+        """First the surrogate's front; then a few plans by mean, most by Thompson sampling."""
         opening = Surrogate(self.task, known).opening(known)
         if first := self.unknown(opening, known):
             return first
@@ -116,11 +116,11 @@ class Bayes(Searcher):
         return self.filled((*promising[:_EXPECTED], *sampled), known)
 
     def _considered(self, known: Known, process: Process) -> Iterator[tuple[Genome, float]]:
-        """Unknown plans on descents of the process's mean, with the means.
+        """Unknown plans near the descents of the process's mean, with their means.
 
-        Of the neighbours of each plan on the way only as many as will be sampled: there may be a
-        hundred thousand. The descents begin at the best plans within the limits, at the
-        surrogate's, and at random ones.
+        Of each plan's neighbours on the way only the best `_SAMPLED` are returned: there may be
+        a hundred thousand. The descents begin at the best plans within the limits, at the
+        surrogate's best, and at random ones.
         """
         task = self.task
         surrogate = Surrogate(task, known)
@@ -143,7 +143,7 @@ class Bayes(Searcher):
                 plan, value = near[int(np.argmin(means))], float(means.min())
 
     def _sampled(self, process: Process, plans: list[Genome], number: int) -> Iterator[Genome]:
-        """The best plan of each of some functions drawn from the process; then all plans."""
+        """The best plan for each of several functions drawn from the process; then all plans."""
         mean, covariance = process.predict(plans)
         generator = np.random.default_rng(mix(self.task.seed, 50, number))
         # Rounding may leave the covariance without a Cholesky factor.

@@ -1,4 +1,4 @@
-"""NSGA-II (Deb et al., 2002; optuna's): score against cost, over generations."""
+"""NSGA-II (Deb et al., 2002; from optuna): score against cost, over generations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from updp.search.space import Genome
 if TYPE_CHECKING:
     import optuna
 
-_STALE = 20  # generations in a row without an unknown plan that end the search
+_STALE = 20  # number of generations in a row without an unknown plan that ends the search
 
 
 class Genetic(Searcher):
-    """A gene per site; a child that misses the limits becomes the nearest plan that meets them.
+    """One gene per site; a child outside the limits becomes the nearest plan within them.
 
-    Optuna's study is in memory. After a kill it is asked anew from the beginning, and asks the same
-    because the seed of every trial is derived from its number.
+    Optuna's study is in memory only. After a kill it is asked again from the beginning and gives
+    the same answers, because the seed of every trial is derived from its number.
     """
 
     name = "genetic"
@@ -37,18 +37,18 @@ class Genetic(Searcher):
 
     @classmethod
     def check_installed(cls) -> None:
-        """Raise UserError where optuna is missing."""
+        """Raise UserError if optuna is missing."""
         try:
             import optuna  # noqa: F401
         except ImportError as error:
             raise needs_extra(f"search.searcher={cls.name}", "optuna", "genetic") from error
 
     def preliminaries(self) -> list[Genome]:
-        """Each candidate alone, only where these seed the first generation."""
+        """Each candidate alone, if these seed the first generation; else none."""
         return super().preliminaries() if self.task.settings.seeded else []
 
     def propose(self, known: Known) -> list[Genome]:
-        """The unknown plans of a generation."""
+        """The unknown plans of the current generation."""
         baseline = self.task.cost(self.task.space.keep)
         for _ in range(_STALE):
             if not self._waiting:
@@ -61,7 +61,7 @@ class Genetic(Searcher):
         return []
 
     def _ask(self, known: Known) -> None:
-        """Ask the study for a generation, whose first is enqueued here."""
+        """Ask the study for a generation; the plans of the first one are chosen here."""
         from optuna.samplers import NSGAIISampler
 
         task = self.task
@@ -81,7 +81,7 @@ class Genetic(Searcher):
             self._asked += 1
 
     def _seeds(self, known: Known, count: int) -> list[Genome]:
-        """The surrogate's front, half of the generation at most, and random plans."""
+        """The surrogate's front (at most half of the generation), then random plans."""
         task = self.task
         front: dict[Genome, None] = {}
         if task.settings.seeded:

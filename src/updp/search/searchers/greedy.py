@@ -1,4 +1,4 @@
-"""Greedy search: one site after another, each time the one with least damage for what it saves."""
+"""Greedy search: prune one site after another, always with the least damage for the saving."""
 
 from collections.abc import Iterator
 
@@ -16,13 +16,13 @@ class Greedy(Searcher):
     name = "greedy"
 
     def propose(self, known: Known) -> list[Genome]:
-        """The unknown steps from the plan that the known scores lead to."""
+        """The unknown steps from the plan reached with the known scores."""
         surrogate = Surrogate(self.task, {g: known[g] for g in self.preliminaries()})
         plan = self.task.space.keep
         while not self.task.meets(plan):
             steps = sorted(self._steps(plan), key=lambda s: (_price(surrogate.of(s[0]), s[1]), s))
             steps = steps[: self.task.settings.population]
-            if not steps:  # the limits cannot be met by adding
+            if not steps:  # no further step brings the plan nearer to the limits
                 nearest = self.task.nearest(plan, surrogate.weights)
                 if nearest not in known:
                     return [nearest]
@@ -34,11 +34,11 @@ class Greedy(Searcher):
         return self.filled(surrogate.neighbours_of_best(known), known)
 
     def _steps(self, plan: Genome) -> Iterator[tuple[Genome, float]]:
-        """Plans with one site changed that are nearer to the limits, and by how much."""
+        """Plans with one site changed that are nearer to the limits, with the gain in distance."""
         space, limits = self.task.space, self.task.limits
         far = self._distance(plan)
         for i, site in enumerate(space.sites):
-            # With a limit on blocks alone, another candidate of a pruned site brings nothing.
+            # If only blocks are limited, changing the candidate of a pruned site has no effect.
             if limits.blocks is not None and plan[i] and not limits.amounts:
                 continue
             for j in range(1, len(site.options) + 1):
@@ -48,7 +48,7 @@ class Greedy(Searcher):
                     yield step, nearer
 
     def _distance(self, plan: Genome) -> float:
-        """Distance from the limits: the excess in each unit, as a fraction of the baseline's."""
+        """Distance from the limits: sum over units of the excess as share of the baseline."""
         space, limits = self.task.space, self.task.limits
         cost = space.cost(plan)
         far: float = sum(
@@ -61,5 +61,5 @@ class Greedy(Searcher):
 
 
 def _price(damage: float, nearer: float) -> float:
-    """Damage per step towards the limits; a negative damage is the better, the longer the step."""
+    """Damage per step towards the limits; with negative damage a longer step is better."""
     return damage / nearer if damage > 0 else damage * nearer

@@ -1,8 +1,8 @@
 """Search by integer programming: optimise a surrogate of the score, score its optimum, refit it.
 
-Half of the proposals of a round are the surrogate's best plan within the limits and neighbours of
-that plan. The other half are the most promising neighbours of the best plan known, which find what
-the surrogate cannot model.
+Half of the proposals of a round are the surrogate's best plan within the limits and its
+neighbours. The other half are the most promising neighbours of the best known plan, which find
+effects that the surrogate cannot model.
 """
 
 from updp.search.searchers.base import Known, Searcher

@@ -1,4 +1,4 @@
-"""Random search, the baseline of every other searcher."""
+"""Random search, the reference for all other searchers."""
 
 from updp.search.searchers.base import Known, Searcher
 from updp.search.space import Genome
@@ -10,7 +10,7 @@ class Random(Searcher):
     name = "random"
 
     def preliminaries(self) -> list[Genome]:
-        """No plans: random search learns from no score."""
+        """No plans: random search does not learn from scores."""
         return []
 
     def propose(self, known: Known) -> list[Genome]:

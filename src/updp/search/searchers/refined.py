@@ -1,10 +1,10 @@
-"""Search by scores after fit and repair, which is how stage 3 makes a plan.
+"""Search by scores after fit and repair, the way in which stage 3 makes a plan.
 
-A repair makes good most of the damage of an early site and little of a late one's, so the damage of
-a candidate alone says little of the damage left. Some candidates are therefore fitted and repaired
-alone, and a line in logarithms predicts the damage left of the others:
+A repair undoes most of the damage of an early site and little of a late site's, so the damage of a
+candidate alone says little about the damage left. Some candidates are therefore fitted and
+repaired alone, and a linear model of logarithms predicts the damage left by the others:
 
-    log(left) = b0 + b1 log(alone) + b2 t + b3 t log(alone),    t: position of the site, 0 to 1.
+log(left) = b0 + b1 log(alone) + b2 t + b3 t log(alone),    t: position of the site, 0 to 1.
 
 The integer program then proposes plans, whose scores correct the model.
 """
@@ -19,16 +19,16 @@ from updp.search.searchers.base import Known, Searcher, SearchTask
 from updp.search.searchers.surrogate import Surrogate, ranked
 from updp.search.space import Genome
 
-_ROUND = 4  # plans proposed at once
-_SINGLES = 3  # one of so many scored plans is a candidate alone
-_RIDGE = 0.1  # pulls the line towards the damage of a candidate alone
-_LEAST = 1e-6  # smallest damage, as a fraction of the worst: there is no logarithm of 0
+_ROUND = 4  # number of plans proposed at once
+_SINGLES = 3  # one in this many scored plans is a single candidate
+_RIDGE = 0.1  # pulls the model towards the damage of a candidate alone
+_LEAST = 1e-6  # smallest damage, as a fraction of the worst, because 0 has no logarithm
 
 
 class Refined(Searcher):
-    """Begins where another search ended; `alone` are that search's scores.
+    """Continues where another search ended; `alone` are the scores of that search.
 
-    `scored` are plans that were fitted and repaired before.
+    `scored` are plans that were already fitted and repaired.
     """
 
     name = "refined"
@@ -39,21 +39,21 @@ class Refined(Searcher):
         self._singles = [g for g in task.space.singles() if g in alone]
 
     def preliminaries(self) -> list[Genome]:
-        """Some candidates alone, from all over the network, and the best plan known so far."""
+        """Some single candidates, from all over the network, and the best plan known so far."""
         count = min(len(self._singles), self.task.settings.refined // _SINGLES)
         indices = np.linspace(0, len(self._singles) - 1, count).round().astype(int)
         some = [self._singles[index] for index in indices]
         return list(dict.fromkeys([*some, *self.scored, *ranked(self.task, self.alone)[:1]]))
 
     def propose(self, known: Known) -> list[Genome]:
-        """The model's optimum with its neighbours, and the neighbours of the best plan known."""
+        """The surrogate's optimum with its neighbours, and neighbours of the best known plan."""
         surrogate = Surrogate(self.task, self.expected(known))
         near = islice(surrogate.neighbours_of_best(known), 100)
         optima = self.unknown(islice(surrogate.best(), 100), known)[: _ROUND // 2]
         return self.unknown((*optima, *near), known)[:_ROUND]
 
     def expected(self, known: Known) -> dict[Genome, float]:
-        """Scores after fit and repair: `known`, and of other candidates alone the line's."""
+        """Scores after fit and repair: those in `known`, and predictions for other singles."""
         space, singles = self.task.space, self._singles
         base = self.alone[space.keep]
         damages = np.array([self.alone[g] - base for g in singles])

@@ -1,7 +1,7 @@
 """The surrogate: an additive model of the score, with one weight for each candidate.
 
-Weights start from each candidate's damage alone. Plans of several candidates correct them by ridge
-regression on the model's errors, in which better plans count more.
+Weights start from the damage of each candidate alone. Plans with several candidates correct them by
+ridge regression on the model's errors, in which better plans count more.
 """
 
 import math
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from updp.search.searchers.base import Known, SearchTask
 from updp.search.space import Genome, Limits
 
-_LEVELS = 8  # of cost, on the front with which a search opens
+_LEVELS = 8  # number of cost levels on the front that opens a search
 
 
 class Surrogate:
-    """Predicts the score of a plan, above the baseline's, as a sum over its candidates."""
+    """Predicts how far a plan scores above the baseline, as a sum over its candidates."""
 
     def __init__(self, task: SearchTask, known: Known, ridge: float = 3.0) -> None:
         self.task = task
@@ -38,7 +38,7 @@ class Surrogate:
     def _correct(self, plans: list[Genome], damages: NDArray[np.float64], ridge: float) -> None:
         features = self.task.program.features(np.array(plans))
         predicted = features @ self.weights
-        # Plans of several candidates may do more or less damage than the sum, as a rule.
+        # On average, plans of several candidates may do more or less damage than the sum.
         scale = float(predicted @ damages) / max(float(predicted @ predicted), 1e-12)
         self.weights = self.weights * max(scale, 0.1)
         errors = damages - features @ self.weights
@@ -53,14 +53,14 @@ class Surrogate:
         return float(self.task.program.sums(np.array([genome]), self.weights)[0])
 
     def best(self) -> Iterator[Genome]:
-        """The plan within the limits that is predicted best, exactly, and its neighbours."""
+        """The exactly best predicted plan within the limits, then its neighbours."""
         plan = self.task.program.best(self.weights, self.task.limits)
         if plan is not None:
             yield plan
             yield from self.neighbours(plan)
 
     def front(self, levels: int) -> Iterator[Genome]:
-        """The plan predicted best within the limits, and those within even steps of cost."""
+        """The best predicted plan within the limits, and one for each of several levels of cost."""
         task = self.task
         yield from islice(self.best(), 1)
         least = task.program.least(task.axis, Limits())
@@ -74,7 +74,7 @@ class Surrogate:
                 yield plan
 
     def opening(self, known: Known) -> Iterable[Genome]:
-        """The front, as long as no plan of several candidates is known."""
+        """The front, as long as no plan with several candidates is known; else nothing."""
         space = self.task.space
         return self.front(_LEVELS) if known.keys() <= {space.keep, *space.singles()} else ()
 
@@ -85,7 +85,7 @@ class Surrogate:
         changes = [(i, j) for i, n in enumerate(counts) for j in range(n + 1) if j != genome[i]]
         sites = np.array([i for i, _ in changes])
         values = np.array([j for _, j in changes])
-        # Pairs of changes at two sites; a change with itself stands for one change.
+        # Pairs of changes at two sites; a pair of a change with itself is a single change.
         first, second = np.triu_indices(len(changes))
         apart = (first == second) | (sites[first] != sites[second])
         first, second = first[apart], second[apart]
