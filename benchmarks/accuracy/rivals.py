@@ -83,7 +83,7 @@ class Channels(Rival):
                 x
                 for batch in feed.calibration()
                 if isinstance(batch, Tensor)
-                for x in batch.split(_IMAGES)
+                for x in batch.split(_IMAGES)  # type: ignore[no-untyped-call]
             ]
             return [(x, model(x).argmax(1)) for x in parts[: _BATCHES * 64 // _IMAGES]]
 
