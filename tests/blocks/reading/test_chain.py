@@ -358,3 +358,11 @@ def test_a_factor_along_the_axis_of_a_layer_is_a_step() -> None:
 def test_a_factor_along_another_axis_than_the_layers_ends_the_chain() -> None:
     with pytest.raises(NotAChain, match="`mul` scales along another axis"):
         read(TokenMixing(8), (2, 6, 8))
+
+
+def test_a_norm_that_is_tried_on_other_channels_warns_of_nothing(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    chain = read(nn.Sequential(nn.Conv2d(C, C, 1), nn.InstanceNorm2d(C), nn.ReLU()))
+    assert [type(step) for step in chain.steps] == [LinearStep, NormStep, ActStep]
+    assert not recwarn.list
