@@ -45,7 +45,7 @@ def test_a_dictionary_is_inputs_by_keyword_and_labels() -> None:
     x, labels = source.train.collate([source.train[3], source.train[0]])
     assert isinstance(x, ModelInputs)
     assert x.kwargs["input_ids"].tolist() == [[3, 4, 5, 6], [0, 1, 2, 3]]
-    assert labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
+    assert labels.tolist() == [[1, 0, 1, -100], [0, 1, 0, -100]]  # no label beyond the mask
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

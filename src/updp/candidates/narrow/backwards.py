@@ -207,6 +207,8 @@ class Backwards:
         others = [n for n in node.all_input_nodes if n is not source]
         names, sizes = [n.name for n in others], [scope.any_value(n) for n in others]
         alone = extract(scope.owner, scope.graph, source.name, node.name, names)
+        if y.ndim < -axis or y.shape[axis] != self.count:
+            raise NotAChain(f"`{node.name}` does not act on each channel alone")
         numbers = torch.arange(self.count, dtype=x.dtype, device=x.device)
         for before in range(-x.ndim, 0):
             if x.shape[before] != self.count:
