@@ -59,8 +59,6 @@ class ChainNarrowing:
 
     def fit_tasks(
         self,
-        block: nn.Module,
-        graph: fx.Graph,
         modules: NarrowModules,
         skip: Function | None,
         settings: FitSettings,

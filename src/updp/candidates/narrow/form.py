@@ -49,7 +49,7 @@ class NarrowForm(RewiredForm):
         (block, graph), narrowing = self._block[0], self._narrowing
         wide = NarrowModules.copied(block, narrowing)
         skip = skip_of(self._site, block, graph)
-        *others, last = narrowing.fit_tasks(block, graph, wide, skip, settings, batches)
+        *others, last = narrowing.fit_tasks(wide, skip, settings, batches)
 
         def take(fitted: Fitted) -> None:
             last.take(fitted)

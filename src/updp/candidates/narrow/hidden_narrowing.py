@@ -61,8 +61,6 @@ class HiddenNarrowing:
 
     def fit_tasks(
         self,
-        block: nn.Module,
-        graph: fx.Graph,
         modules: NarrowModules,
         skip: Function | None,
         settings: FitSettings,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
@@ -122,8 +122,6 @@ class Narrowing(Protocol):
 
     def fit_tasks(
         self,
-        block: nn.Module,
-        graph: fx.Graph,
         modules: NarrowModules,
         skip: Function | None,
         settings: FitSettings,
@@ -132,8 +130,6 @@ class Narrowing(Protocol):
         """Regression tasks of the operators that read the channels; the tasks choose and cut them.
 
         Args:
-            block: the module that holds the site.
-            graph: the traced graph of `block`.
             modules: copies with all channels, which the tasks cut.
             skip: computes the value added to the branch's output from the site's input.
             settings: settings of the fit.
