@@ -73,21 +73,28 @@ def test_many_channels_become_a_multiple_of_eight(count: int, share: float, left
     assert inner.left(chain, share) == left
 
 
+def narrowed_by_groups(
+    chain: Chain, block: nn.Module, share: float, left: int, size: int
+) -> tuple[nn.Module, nn.Module]:
+    """The block whose weights hide all but whole groups of channels, and the one without these."""
+    (inner,) = inner_channels(chain)
+    assert inner.left(chain, share) == left
+    channels = inner.largest(chain, left)
+    assert channels.view(-1, size).remainder(size).tolist() == [[*range(size)]] * (left // size)
+    expected, narrow = copy.deepcopy(block), copy.deepcopy(block)
+    inner.hide(on_modules(chain, {"branch": expected.branch}), channels)
+    inner.cut(on_modules(chain, {"branch": narrow.branch}), channels)
+    return expected, narrow
+
+
 @pytest.mark.parametrize(
     ("count", "groups", "share", "left"),
     [(128, 32, 0.5, 64), (128, 32, 0.6, 80), (20, 4, 0.5, 10), (20, 4, 0.1, 5), (96, 8, 0.3, 24)],
 )
 def test_groups_of_a_norm_stay_whole(count: int, groups: int, share: float, left: int) -> None:
     chain, block, x = chain_of(conv(6, count), nn.GroupNorm(groups, count), conv(count, 6, 3))
-    (inner,) = inner_channels(chain)
-    assert inner.left(chain, share) == left
-    channels = inner.largest(chain, left)
-    size = count // groups
-    assert channels.view(-1, size).remainder(size).tolist() == [[*range(size)]] * (left // size)
-    expected, narrow = copy.deepcopy(block), copy.deepcopy(block)
-    inner.hide(on_modules(chain, {"branch": expected.branch}), channels)
-    inner.cut(on_modules(chain, {"branch": narrow.branch}), channels)
-    norm = narrow.branch[1]
+    expected, narrow = narrowed_by_groups(chain, block, share, left, count // groups)
+    norm, size = narrow.branch[1], count // groups
     assert (norm.num_groups, norm.num_channels) == (left // size, left)
     assert error(narrow(x), expected(x)) < 1e-12
 
@@ -102,15 +109,8 @@ def test_groups_of_a_convolution_stay_whole(
     grouped = conv(count, count, 3, groups)
     norm = nn.BatchNorm2d(count)
     chain, block, x = chain_of(conv(6, count), norm, nn.ReLU(), grouped, conv(count, 6))
-    (inner,) = inner_channels(chain)
-    assert inner.left(chain, share) == left
-    channels = inner.largest(chain, left)
-    size = count // groups
-    assert channels.view(-1, size).remainder(size).tolist() == [[*range(size)]] * (left // size)
-    expected, narrow = copy.deepcopy(block), copy.deepcopy(block)
-    inner.hide(on_modules(chain, {"branch": expected.branch}), channels)
-    inner.cut(on_modules(chain, {"branch": narrow.branch}), channels)
-    cut = narrow.branch[3]
+    expected, narrow = narrowed_by_groups(chain, block, share, left, count // groups)
+    cut, size = narrow.branch[3], count // groups
     assert (cut.groups, cut.in_channels, cut.out_channels) == (left // size, left, left)
     assert error(narrow(x), expected(x)) < 1e-12
 
