@@ -24,8 +24,7 @@ def supernet(model: nn.Module, x: Tensor) -> tuple[Findings, Supernet]:
     findings = find(model, x)
     candidates = {}
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-        candidates[site.name] = [*proposals(site, block, graph, SETTINGS)]
+        candidates[site.name] = [*proposals(findings.traced(site, model), SETTINGS)]
     net = Supernet(model, findings, candidates).eval()
     net.calibrate(x)
     return findings, net

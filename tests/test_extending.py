@@ -47,8 +47,8 @@ def test_what_was_taught_is_found_merged_and_trained(page: dict[str, Any]) -> No
     assert [step.name for step in findings.sites[0].chain.linears] == ["a", "b"]
     options = {}
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-        options[site.name] = list(proposals(site, block, graph, CandidateSettings()))
+        traced = findings.traced(site, model)
+        options[site.name] = list(proposals(traced, CandidateSettings()))
         assert [c.kind for c in options[site.name]] == ["inherit", "drop"]  # not so wide
     net = Supernet(model, findings, options).eval()
     assert torch.equal(net(x), expected)
@@ -63,7 +63,7 @@ def test_a_kind_of_candidate_is_offered_where_it_fits(page: dict[str, Any]) -> N
     model = network(page, 64)
     findings = find(model, torch.randn(2, 5, 3, 3))
     site = findings.sites[0]
-    found = proposals(site, model[2], findings.graphs["2"], CandidateSettings())
+    found = proposals(findings.traced(site, model), CandidateSettings())
     assert [c.kind for c in found][-2:] == ["drop", "rarely"]
 
 

@@ -76,8 +76,7 @@ def supernet(model: nn.Module, images: Tensor) -> Supernet:
     candidates = {}
     for site in findings.sites:
         if site.name.endswith(":mlp"):
-            block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-            found = proposals(site, block, graph, settings)
+            found = proposals(findings.traced(site, model), settings)
             candidates[site.name] = [c for c in found if isinstance(c, Inherit)][:1]
     return Supernet(model, findings, candidates).eval()
 

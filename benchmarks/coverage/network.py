@@ -106,8 +106,7 @@ def candidates_of(model: nn.Module, findings: Findings) -> dict[str, list[Candid
     settings = CandidateSettings(drop="always", fold_norms=True)
     found: dict[str, list[Candidate]] = {}
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-        if candidates := list(proposals(site, block, graph, settings)):
+        if candidates := list(proposals(findings.traced(site, model), settings)):
             found[site.name] = candidates
     return found
 

@@ -70,8 +70,7 @@ def merged(model: nn.Module, x: Tensor, plan: Mapping[str, str]) -> nn.Module:
     candidates = {}
     for site in findings.sites:
         if site.name in plan:
-            block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-            for candidate in proposals(site, block, graph, Recipe().candidates):
+            for candidate in proposals(findings.traced(site, model), Recipe().candidates):
                 if candidate.label == plan[site.name]:
                     candidates[site.name] = candidate
     if gone := [site for site in plan if site not in candidates]:

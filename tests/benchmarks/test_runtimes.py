@@ -179,8 +179,8 @@ def test_a_plan_is_applied_by_its_labels_alone(tiny_model: str) -> None:
     model = load_model(tiny_model, seed=1).eval()
     findings = find(model, x)
     site = findings.sites[1]
-    given = site, model.get_submodule(site.block), findings.graphs[site.block]
-    label = next(c.label for c in proposals(*given, Recipe().candidates) if c.label != "drop")
+    offered = proposals(findings.traced(site, model), Recipe().candidates)
+    label = next(c.label for c in offered if c.label != "drop")
     with pytest.raises(UserError, match=f"has 'gone' at {site.name}, which is offered no longer"):
         runtimes.merged(model, x, {site.name: "gone"})
     with pytest.raises(UserError, match="at nowhere, which is offered no longer"):

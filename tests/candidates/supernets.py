@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.families import FAMILIES, Family, Net, images, network, randomise
 from updp.algebra import Operator
-from updp.blocks import Findings, Site, find
+from updp.blocks import Findings, TracedSite, find
 from updp.candidates import (
     Candidate,
     Drop,
@@ -29,18 +29,18 @@ from updp.candidates.parts.trainable import TrainableOperator
 from updp.recipe import CandidateSettings
 from updp.supernet import Supernet
 
-Proposer = Callable[[Site, nn.Module, fx.Graph], Iterable[Candidate]]
+Proposer = Callable[[TracedSite], Iterable[Candidate]]
 
 
 def _inherit(**options: bool) -> Proposer:
-    return lambda site, block, graph: propose(site, **options)
+    return lambda traced: propose(traced.site, **options)
 
 
 def _kind(kind: type[Candidate]) -> Proposer:
     settings = CandidateSettings(
         drop="always", fold_norms=True, linear="always", widths=(0.75, 0.5, 0.25)
     )
-    return lambda site, block, graph: kind.propose(site, block, graph, settings)
+    return lambda traced: kind.propose(traced, settings)
 
 
 KINDS: dict[str, Proposer] = {
@@ -96,8 +96,7 @@ def case(kind: str, family: str) -> Case:
     findings = find(model, x)
     candidates = {}
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-        if found := list(KINDS[kind](site, block, graph)):
+        if found := list(KINDS[kind](findings.traced(site, model))):
             candidates[site.name] = found
     net = Supernet(model, findings, candidates).eval()
     for switch in net.switches.values():

@@ -14,8 +14,7 @@ from updp.recipe import CandidateSettings
 def proposed(model: nn.Module, linear: str = "local") -> list[list[OneLinear]]:
     found = find(model, images())
     settings = CandidateSettings(linear=linear)  # type: ignore[arg-type]
-    parts = [(s, model.get_submodule(s.block), found.graphs[s.block]) for s in found.sites]
-    return [[*OneLinear.propose(*part, settings)] for part in parts]
+    return [[*OneLinear.propose(found.traced(s, model), settings)] for s in found.sites]
 
 
 @pytest.mark.parametrize(
@@ -66,9 +65,9 @@ def test_a_branch_that_is_linear_is_found_from_its_values() -> None:
     torch.manual_seed(0)
     model = randomise(Net([Joined(C), Joined(C)], "nhwc")).eval()
     found = find(model, images())
-    site, block = found.sites[0], model.blocks[0]
+    traced = found.traced(found.sites[0], model)
     ((candidate,), _) = proposed(model)
-    form = candidate.build(site, block, found.graphs[site.block])
+    form = candidate.build(traced)
     x = torch.randn(40, 9, 7, C)
     form.calibrate(x)
-    assert error(form(x), block(x)) < 1e-3
+    assert error(form(x), traced.block(x)) < 1e-3

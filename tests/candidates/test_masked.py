@@ -131,9 +131,9 @@ def test_a_fit_and_training_read_nothing_that_is_masked(
     settings = CandidateSettings()
     candidates: dict[str, tuple[Candidate, ...]] = {}
     for site in found.sites:
-        part = (site, model.get_submodule(site.block), found.graphs[site.block])
+        traced = found.traced(site, model)
         merging = [c for c in propose(site) if len(c.segments) == 1 and not c.shrunk]
-        candidates[site.name] = ((merging or [*OneLinear.propose(*part, settings)])[0],)
+        candidates[site.name] = ((merging or [*OneLinear.propose(traced, settings)])[0],)
     assert len(candidates) == 2
     net = Supernet(model, found, candidates).eval()
     net.calibrate(x)

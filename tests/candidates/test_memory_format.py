@@ -100,10 +100,7 @@ def test_a_view_behind_a_pruned_block_does_not_fail(name: str) -> None:
     model, x = randomise(MODELS[name]()).eval(), torch.randn(6, 3, 7, 7)
     found = find(model, x[:2])
     settings = CandidateSettings(drop="always", linear="always")
-    candidates = {
-        s.name: [*proposals(s, model.get_submodule(s.block), found.graphs[s.block], settings)]
-        for s in found.sites
-    }
+    candidates = {s.name: [*proposals(found.traced(s, model), settings)] for s in found.sites}
     assert len(candidates) == 2
     number = len(next(iter(candidates.values())))
     assert number > 1

@@ -76,8 +76,8 @@ def test_equally_fast_candidates_keep_their_order_and_others_go_by_speed(
 ) -> None:
     model, found = findings("bottleneck")
     site = found.sites[0]
-    block, graph = model.get_submodule(site.block), found.graphs[site.block]
-    found_kinds = list(proposals(site, block, graph, DEPTH.candidates))
+    traced = found.traced(site, model)
+    found_kinds = list(proposals(traced, DEPTH.candidates))
     pair = next(i for i in range(9) if found_kinds[i].rank == found_kinds[i + 1].rank)
     labels = [found_kinds[i].label for i in (pair, pair + 1)]
     for times, expected in (((2.0, 2.005), labels), ((2.0, 2.1), labels[::-1])):
@@ -132,8 +132,8 @@ def test_a_kind_from_outside_is_offered(monkeypatch: pytest.MonkeyPatch) -> None
 
     model, found = findings()
     site = found.sites[0]
-    block, graph = model.get_submodule(site.block), found.graphs[site.block]
-    kinds = [c.kind for c in proposals(site, block, graph, Recipe().candidates)]
+    traced = found.traced(site, model)
+    kinds = [c.kind for c in proposals(traced, Recipe().candidates)]
     assert kinds[-2:] == ["drop", "twice"]
     assert type(from_json({"kind": "twice"})) is Twice
     with pytest.raises(ValueError, match="kind 'twice' is taken by Twice"):

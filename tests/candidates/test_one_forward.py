@@ -158,10 +158,7 @@ def made(kind: str) -> tuple[nn.Module, Samples]:
 def offered(model: nn.Module, x: Samples) -> tuple[Any, dict[str, list[Any]]]:
     findings = find(model, x)
     return findings, {
-        site.name: [
-            *proposals(site, model.get_submodule(site.block), findings.graphs[site.block], SETTINGS)
-        ]
-        for site in findings.sites
+        site.name: [*proposals(findings.traced(site, model), SETTINGS)] for site in findings.sites
     }
 
 

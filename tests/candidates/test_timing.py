@@ -49,7 +49,7 @@ def test_on_the_next_run_nothing_is_timed_or_merged(
 ) -> None:
     before = offers(network("basic"))
     asked.clear()
-    monkeypatch.setattr("updp.candidates.timing.isolate", None)
+    monkeypatch.setattr("updp.candidates.timing.TracedSite.isolate", None)
     assert offers(network("basic", seed=7)) == before  # whatever the weights
     assert asked == []
     assert len(list(cache_folder().glob("*.json"))) == 1

@@ -237,9 +237,9 @@ def test_what_a_pruned_network_calls_no_more_is_not_fitted() -> None:
     model, x = Sometimes().double().eval(), torch.randn(30, 4, 9, 7).double()
     findings = find(model, x[:2])
     (site,) = findings.sites
-    block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+    traced = findings.traced(site, model)
     kept = CandidateSettings(drop="always")
-    drop = next(c for c in proposals(site, block, graph, kept) if c.label == "drop")
+    drop = next(c for c in proposals(traced, kept) if c.label == "drop")
     net = Supernet(model, findings, {site.name: [drop]}).eval()
     rows = fit_plan(net, {site.name: "drop"}, [x[:15], x[15:]], FIT)
     assert "last" not in [row.site for row in rows]

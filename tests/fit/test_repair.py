@@ -23,7 +23,7 @@ EXACT = FIT.model_copy(update={"ridge": (1e-12,)})
 def repairs_of(model: nn.Module, x: Tensor, fit: FitSettings = FIT) -> list[FitTask]:
     findings = find(model, x[:2])
     (site,) = findings.sites
-    return site_repairs(site, model.get_submodule(site.block), findings.graphs[site.block], fit, 1)
+    return site_repairs(findings.traced(site, model), fit, 1)
 
 
 @pytest.mark.parametrize("biased", [False, True])

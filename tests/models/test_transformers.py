@@ -88,10 +88,7 @@ def test_transformers_models_are_found_pruned_and_merged(name: str, tmp_path: Pa
         assert all(s.name.endswith(end) for s, end in zip(chains, expected, strict=True))
         assert any(s.branch is None for s in findings.sites) == attention
     settings = CandidateSettings(drop="always", fold_norms=True)
-    options = {
-        s.name: list(proposals(s, model.get_submodule(s.block), findings.graphs[s.block], settings))
-        for s in findings.sites
-    }
+    options = {s.name: list(proposals(findings.traced(s, model), settings)) for s in findings.sites}
     net = Supernet(model, findings, options).eval()
     assert error(net(x), before) < 1e-6
     net.calibrate(x)

@@ -61,14 +61,7 @@ def supernet(model: nn.Module) -> Supernet:
         site.name: found
         for site in findings.sites
         if (
-            found := list(
-                proposals(
-                    site,
-                    model.get_submodule(site.block),
-                    findings.graphs[site.block],
-                    CandidateSettings(drop="always"),
-                )
-            )
+            found := list(proposals(findings.traced(site, model), CandidateSettings(drop="always")))
         )
     }
     return Supernet(model, findings, candidates).eval()

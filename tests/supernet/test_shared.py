@@ -86,8 +86,8 @@ def dropping(model: nn.Module, name: str) -> tuple[Supernet, dict[str, str]]:
     findings, settings = find(model, tokens(2)), CandidateSettings(drop="always")
     names = [site.name for site in findings.sites]
     site = findings.sites[names.index(name)]
-    part = model.get_submodule(site.block), findings.graphs[site.block]
-    candidates = {name: tuple(Drop.propose(site, *part, settings))}
+    traced = findings.traced(site, model)
+    candidates = {name: tuple(Drop.propose(traced, settings))}
     net = Supernet(model, findings, candidates, kept=names).eval()
     net.calibrate(tokens(8))
     return net, {name: candidates[name][0].label}

@@ -398,8 +398,8 @@ def test_roots_shared_blocks_masks_and_blocks_within_blocks(
     settings = CandidateSettings(drop="always", fold_norms=True)
     options, kinds = {}, {}
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-        options[site.name] = list(proposals(site, block, graph, settings))
+        traced = findings.traced(site, model)
+        options[site.name] = list(proposals(traced, settings))
         kinds.setdefault(site.block, set()).update(c.kind for c in options[site.name])
     assert kinds == {block: set(found) for block, found in sites.items()}
     net = Supernet(model, findings, options).eval()

@@ -59,14 +59,7 @@ def test_a_detector_is_found_pruned_resumed_and_merged(kind: Any) -> None:
     findings = find(model, x)
     assert {s.name for s in findings.sites} >= {"backbone.1", "backbone.2"}
     options = {
-        site.name: list(
-            proposals(
-                site,
-                model.get_submodule(site.block),
-                findings.graphs[site.block],
-                CandidateSettings(),
-            )
-        )[:1]
+        site.name: list(proposals(findings.traced(site, model), CandidateSettings()))[:1]
         for site in findings.sites
     }
     net = Supernet(model, findings, options).eval()

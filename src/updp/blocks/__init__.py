@@ -15,6 +15,7 @@ from updp.blocks.reading.steps import (
 )
 from updp.blocks.sizes import OtherSize, try_other_size
 from updp.blocks.teach import Linear, teach_forward, teach_operator
+from updp.blocks.traced_site import TracedSite
 
 __all__ = [
     "ActStep",
@@ -28,6 +29,7 @@ __all__ = [
     "ShuffleStep",
     "Site",
     "Step",
+    "TracedSite",
     "Unusable",
     "find",
     "teach_forward",

@@ -6,9 +6,10 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import fx
+from torch import fx, nn
 
 from updp.blocks.reading.site import Site
+from updp.blocks.traced_site import TracedSite
 from updp.errors import UserError
 
 
@@ -39,6 +40,10 @@ class Findings:
     modal: frozenset[str] = frozenset()
     whole: frozenset[str] = frozenset()
     counted: frozenset[str] = frozenset()
+
+    def traced(self, site: Site, model: nn.Module) -> TracedSite:
+        """One of the sites in its block of `model`."""
+        return TracedSite(site, model.get_submodule(site.block), self.graphs[site.block])
 
     def within(self, block: str) -> Findings:
         """The findings of one block alone."""

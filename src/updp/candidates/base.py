@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 from torch import Tensor, fx, nn
 
-from updp.blocks import Site
+from updp.blocks import Site, TracedSite
 from updp.blocks.surgery import Replacement
 from updp.blocks.tracing.proxies import set_modes
 from updp.fit.fitting import FitTask
@@ -41,8 +41,9 @@ class Form(nn.Module, ABC):
     >>> from updp.blocks import find
     >>> from updp.candidates import Drop
     >>> block, x = BasicBlock(8, 8).eval(), torch.randn(2, 8, 14, 14)
-    >>> findings = find(nn.Sequential(block), x)
-    >>> form = Drop().build(findings.sites[0], block, findings.graphs["0"])
+    >>> model = nn.Sequential(block)
+    >>> findings = find(model, x)
+    >>> form = Drop().build(findings.traced(findings.sites[0], model))
     >>> torch.equal(form(x, lam=0.0), block(x))
     True
     """
@@ -130,15 +131,11 @@ class Candidate(ABC):
 
     @classmethod
     @abstractmethod
-    def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-    ) -> Iterator[Self]:
+    def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Self]:
         """Yield candidates of this kind for a site, in the same order for sites of one structure.
 
         Args:
-            site: the branch that may be replaced.
-            block: the module that holds the site.
-            graph: the traced graph of `block`.
+            traced: the branch that may be replaced, in its block.
             settings: which candidates the recipe admits.
         """
 
@@ -147,7 +144,7 @@ class Candidate(ABC):
         """Whether the site has the structure that this candidate needs."""
 
     @abstractmethod
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
+    def build(self, traced: TracedSite) -> Form:
         """Return the trainable form on the block's own modules."""
 
     def to_json(self) -> dict[str, Any]:

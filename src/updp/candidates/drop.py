@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from updp.algebra import Affine, as_operator
-from updp.blocks import Site
+from updp.blocks import Site, TracedSite
 from updp.blocks.folding import fold_norm
 from updp.blocks.modules import like_of
 from updp.blocks.surgery import extract
@@ -38,11 +38,9 @@ class Drop(Candidate):
         return 100
 
     @classmethod
-    def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-    ) -> Iterator[Drop]:
+    def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Drop]:
         """Yield one, if the skip has the shape of the block's output."""
-        if settings.drop != "never" and cls().fits(site):
+        if settings.drop != "never" and cls().fits(traced.site):
             yield cls()
 
     def fits(self, site: Site) -> bool:
@@ -52,28 +50,29 @@ class Drop(Candidate):
         same_layout = site.branch is None or site.branch.layout_in == site.branch.layout_out
         return site.shape_in == site.shape_out and same_layout
 
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> DropForm:
+    def build(self, traced: TracedSite) -> DropForm:
         """See `Candidate.build`."""
-        return DropForm(site, block, graph)
+        return DropForm(traced)
 
 
 class DropForm(Form):
     """The block's skip, a BatchNorm, and the block's activation (`post`)."""
 
-    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, traced: TracedSite) -> None:
+        site = traced.site
         super().__init__()
         region = site.region
         self.post, self._lays_out = site.post, site.lays_out(site.layout)
         self._skip: list[Callable[[Tensor], Tensor]] = []
         if region.skip:
-            self._skip.append(extract(block, graph, region.entry, region.skip[-1]))
+            self._skip.append(extract(traced.block, traced.graph, region.entry, region.skip[-1]))
         self._is_added, self._dims = region.add is not None, site.dims
-        keep = extract(block, graph, region.entry, region.exit, region.extras)
-        branch = extract(block, graph, region.entry, region.branch[-1], region.extras)
+        keep = traced.until(region.exit)
+        branch = traced.until(region.branch[-1])
         self._keep: list[Callable[..., Tensor]] = [keep]
         self._branch: list[Callable[..., Tensor]] = [branch]
         self._chain = site.branch
-        weight = like_of(block)
+        weight = like_of(traced.block)
         self.norm = ChannelNorm(site.channels, site.layout, weight.device, weight.dtype)
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, ClassVar
 
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from updp import algebra
 from updp.algebra import Operator
-from updp.blocks import Site
+from updp.blocks import Site, TracedSite
 from updp.blocks.folding import chain_operator
-from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form
 from updp.candidates.parts.merged_block import MergedBlock
 from updp.recipe import CandidateSettings
@@ -34,30 +33,28 @@ class Fuse(Candidate):
         return 0
 
     @classmethod
-    def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-    ) -> Iterator[Fuse]:
+    def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Fuse]:
         """Yield one, if all paths merge exactly."""
-        if cls().fits(site):
+        if cls().fits(traced.site):
             yield cls()
 
     def fits(self, site: Site) -> bool:
         """Whether the paths are linear and their sum is one operator."""
         return bool(site.paths) and _sum_of_paths(site) is not None
 
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> FuseForm:
+    def build(self, traced: TracedSite) -> FuseForm:
         """See `Candidate.build`."""
-        return FuseForm(site, block, graph)
+        return FuseForm(traced)
 
 
 class FuseForm(Form):
     """The block unchanged: it is linear already and merges without training."""
 
-    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, traced: TracedSite) -> None:
         super().__init__()
-        region = site.region
-        self.site = site
-        keep = extract(block, graph, region.entry, region.exit, region.extras)
+        region = traced.site.region
+        self.site = traced.site
+        keep = traced.until(region.exit)
         self._keep: list[Callable[..., Tensor]] = [keep]
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:

@@ -15,18 +15,16 @@ from math import gcd, prod
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from updp import algebra
 from updp.algebra import Operator, padding_of
-from updp.blocks import Site, to_layout
+from updp.blocks import Site, TracedSite, to_layout
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of
-from updp.blocks.surgery import extract
 from updp.candidates.base import Candidate, Form, blend
 from updp.candidates.parts.merged_block import MergedBlock
 from updp.candidates.parts.trainable import TrainableOperator
 from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
-from updp.fit.operator import skip_of
 from updp.fit.ridge import Ridge
 from updp.fit.rows import Sample, free_of, with_weights
 from updp.recipe import CandidateSettings, FitSettings
@@ -64,14 +62,12 @@ class OneLinear(Candidate):
         return 99
 
     @classmethod
-    def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-    ) -> Iterator[OneLinear]:
+    def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[OneLinear]:
         """Yield one if the branch reads few positions for each output, or always if so set."""
-        if settings.linear == "never" or not cls().fits(site):
+        if settings.linear == "never" or not cls().fits(traced.site):
             return
-        found = _reading(site, block, graph)
-        if found is not None and found.fits(site) and prod(found.kernel) <= _TAPS:
+        found = _reading(traced)
+        if found is not None and found.fits(traced.site) and prod(found.kernel) <= _TAPS:
             yield found
         elif settings.linear == "always":
             yield cls()
@@ -82,8 +78,9 @@ class OneLinear(Candidate):
         same = sizes == after and len(self.kernel) in (0, len(sizes))
         return site.branch is None and not site.paths and same and len(self.kernel) <= 3
 
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> OneLinearForm:
+    def build(self, traced: TracedSite) -> OneLinearForm:
         """See `Candidate.build`."""
+        site = traced.site
         layout = "first" if self.kernel else site.layout
         dims = len(site.shape_in) - 2 if layout == "first" else 2
         inputs = site.shape_in[1 if site.layout == "first" else -1]
@@ -92,9 +89,9 @@ class OneLinear(Candidate):
         bias = zeros.new_zeros(site.channels)
         padding, dilation = padding_of(self.reach), self.dilation
         operator = Operator(zeros, bias, padding=padding, dilation=dilation)
-        free = _taps_read(self, site, block, graph) if prod(kernel) > 1 else None
+        free = _taps_read(self, traced) if prod(kernel) > 1 else None
         free = None if free is None else free.expand_as(zeros).clone()
-        return OneLinearForm(site, block, graph, operator, layout, free)
+        return OneLinearForm(traced, operator, layout, free)
 
 
 class OneLinearForm(Form):
@@ -106,25 +103,24 @@ class OneLinearForm(Form):
 
     def __init__(
         self,
-        site: Site,
-        block: nn.Module,
-        graph: fx.Graph,
+        traced: TracedSite,
         operator: Operator,
         layout: str,
         free: Tensor | None,
     ) -> None:
+        site = traced.site
         super().__init__()
         region = site.region
         self.post, self._outside, self._layout = site.post, site.layout, layout
         self._lays_out = site.lays_out(layout)
-        keep = extract(block, graph, region.entry, region.exit, region.extras)
-        branch = extract(block, graph, region.entry, region.branch[-1], region.extras)
+        keep = traced.until(region.exit)
+        branch = traced.until(region.branch[-1])
         self._keep: list[Callable[..., Tensor]] = [keep]
         self._branch: list[Callable[..., Tensor]] = [branch]
-        skip = skip_of(site, block, graph)
+        skip = traced.skip()
         self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
         self._is_identity = bool(self._skip) and not region.skip
-        like = like_of(block)
+        like = like_of(traced.block)
         self.linear = TrainableOperator(operator, layout, like, free)
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
@@ -197,13 +193,14 @@ def _sizes(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def _reading(site: Site, block: nn.Module, graph: fx.Graph) -> OneLinear | None:
+def _reading(traced: TracedSite) -> OneLinear | None:
     """The positions that the branch reads for one output, found by a trial; None if unknown.
 
     They are unknown if a change in the middle of the map reaches the map's edge.
     """
+    site = traced.site
     try:
-        reached = _reached(site, block, graph)
+        reached = _reached(traced)
     except UserCodeError as error:
         _log.info("%s: no linear form: %s", site.name, error)
         return None
@@ -226,20 +223,18 @@ def _reading(site: Site, block: nn.Module, graph: fx.Graph) -> OneLinear | None:
 
 
 @torch.no_grad()
-def _taps_read(
-    candidate: OneLinear, site: Site, block: nn.Module, graph: fx.Graph
-) -> Tensor | None:
+def _taps_read(candidate: OneLinear, traced: TracedSite) -> Tensor | None:
     """Which taps of its kernel the branch reads; None for all, or where that is unknown.
 
     A causal branch, such as a gated PixelCNN's, hides some of those between the others.
     """
     read = torch.zeros(candidate.kernel, dtype=torch.bool)
     try:  # by several changes, for an activation may hide one of them
-        reached = torch.cat([_reached(site, block, graph, by) for by in (1, -1, 5, -5)])
+        reached = torch.cat([_reached(traced, by) for by in (1, -1, 5, -5)])
     except UserCodeError:
         return None
     for place in reached[:, 1:].tolist():
-        axes = zip(_middle(site), place, candidate.reach, strict=True)
+        axes = zip(_middle(traced.site), place, candidate.reach, strict=True)
         moves = [p - o + before for p, o, (before, _) in axes]
         at = [divmod(move, step) for move, step in zip(moves, candidate.dilation, strict=True)]
         inside = zip(at, candidate.kernel, strict=True)
@@ -252,14 +247,15 @@ def _middle(site: Site) -> tuple[int, ...]:
     return tuple(size // 2 for size in _sizes(site.shape_in, site.layout))
 
 
-def _reached(site: Site, block: nn.Module, graph: fx.Graph, by: float = 1) -> Tensor:
+def _reached(traced: TracedSite, by: float = 1) -> Tensor:
     """Where the branch's output differs (M, 1 + axes), image first, if the middle is changed.
 
     Raises UserCodeError.
     """
+    site = traced.site
     region = site.region
-    part = extract(block, graph, region.entry, region.branch[-1], region.extras)
-    x, *extras = site.example(block)
+    part = traced.until(region.branch[-1])
+    x, *extras = traced.example()
     other = x.clone()
     pixel = to_layout(other, site.layout, "last")[(0, *_middle(site))]
     # Not the same for all channels, which a LayerNorm would take out again.

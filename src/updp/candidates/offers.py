@@ -101,10 +101,10 @@ def make_offers(
     offers: Offers = {}
     refused: list[Unusable] = []
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-        candidates = list(proposals(site, block, graph, recipe.candidates))
+        traced = findings.traced(site, model)
+        candidates = list(proposals(traced, recipe.candidates))
         try:
-            timed = time_site(candidates, site, block, graph, recipe.measure, device, table)
+            timed = time_site(candidates, traced, recipe.measure, device, table)
             found = [_offer(site, *pair, batch_size) for pair in _preferred(candidates, timed)]
             why = _why_refused(site, timed)
         except NotScalable as error:

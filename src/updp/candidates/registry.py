@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from reprlib import Repr
 from typing import Any, ClassVar, TypeVar
 
-from torch import fx, nn
-
 from updp.arguments import checked
-from updp.blocks import Findings, Site
+from updp.blocks import Findings, Site, TracedSite
 from updp.candidates.attention.candidate import NarrowAttention
 from updp.candidates.base import Candidate, Form
 from updp.candidates.drop import Drop
@@ -48,12 +46,10 @@ def register_candidate(kind: K) -> K:
     return kind
 
 
-def proposals(
-    site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-) -> Iterator[Candidate]:
+def proposals(traced: TracedSite, settings: CandidateSettings) -> Iterator[Candidate]:
     """Yield the candidates of every kind for a site; see `Candidate.propose`."""
     for kind in KINDS.values():
-        yield from kind.propose(site, block, graph, settings)
+        yield from kind.propose(traced, settings)
 
 
 _quote = Repr()  # a damaged file may hold megabytes of text
@@ -110,9 +106,7 @@ class Unknown(Candidate):
         return 1000
 
     @classmethod
-    def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-    ) -> Iterator[Unknown]:
+    def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Unknown]:
         """Yield nothing."""
         return iter(())
 
@@ -120,7 +114,7 @@ class Unknown(Candidate):
         """Whether it can be built there: never."""
         return False
 
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
+    def build(self, traced: TracedSite) -> Form:
         """Raise UserError, because the class to build it is missing."""
         raise UserError(
             f"candidate kind {_quoted(self.label)} is unknown: there are {', '.join(KINDS)}"

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from updp.blocks import Site
+from updp.blocks import Site, TracedSite
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code
 from updp.blocks.reading.scaling import NotScalable
-from updp.blocks.surgery import extract, isolate
 from updp.candidates.base import Candidate
 from updp.errors import UserError
 from updp.measure import (
@@ -55,9 +54,7 @@ class Timed:
 
 def time_site(
     candidates: Sequence[Candidate],
-    site: Site,
-    block: nn.Module,
-    graph: fx.Graph,
+    traced: TracedSite,
     settings: MeasureSettings,
     device: torch.device,
     table: LatencyTable,
@@ -66,9 +63,7 @@ def time_site(
 
     Args:
         candidates: the site's candidates, in the order of the result.
-        site: the branch that may be replaced.
-        block: the module that holds the site.
-        graph: the traced graph of `block`.
+        traced: the branch that may be replaced, in its block.
         settings: how latency is measured.
         device: the device to measure on.
         table: cached latencies for this device; new ones are added.
@@ -77,10 +72,10 @@ def time_site(
         UserError: the runtime cannot run one of the modules; the text names the site.
         NotScalable: the block's inputs for another number of samples are not known.
     """
+    site = traced.site
     if not candidates:
         return []
-    region = site.region
-    keep = copy_module(extract(block, graph, region.entry, region.exit, region.extras)).eval()
+    keep = copy_module(traced.until(site.region.exit)).eval()
     _try(keep, site, 1, device)
     operators = fingerprint(keep, *site.inputs_for(1, device))
     shape = site.shape_for(settings.batch_size)
@@ -91,9 +86,9 @@ def time_site(
         _try(keep, site, settings.batch_size, device)
         modules: dict[str, nn.Module] = {_KEEP: keep}
         for key, candidate in missing.items():
-            form = candidate.build(site, block, graph).eval()
+            form = candidate.build(traced).eval()
             part = form.merged().replacement(site, torch.float32, device)
-            modules[key] = copy_module(isolate(block, graph, part)).eval()
+            modules[key] = copy_module(traced.isolate(part)).eval()
         try:
             new = _time(modules, site, settings, device)
         except UserError as error:

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from updp import algebra
 from updp.algebra import Affine, Operator
-from updp.blocks import ActStep, Chain, LinearStep, NormStep, Site, Step, to_layout
+from updp.blocks import ActStep, Chain, LinearStep, NormStep, Step, to_layout
 from updp.blocks.folding import affine_of, operator_of
 from updp.blocks.reading.steps import is_affine
-from updp.blocks.surgery import extract
 from updp.fit.clamp import Clamp, clamp_of
 from updp.fit.fitting import FitTask, as_maps
 from updp.fit.regression import Fitted, Regression
@@ -181,14 +180,6 @@ def operator_fits(
             continue
         if (fit := OperatorFit(chain, place, skip, post)).is_on:
             yield fit
-
-
-def skip_of(site: Site, block: nn.Module, graph: fx.Graph) -> Function | None:
-    """The skip as a function of the tensor at the site's entry; None without a residual add."""
-    region = site.region
-    if region.add is None:
-        return None
-    return extract(block, graph, region.entry, region.skip[-1]) if region.skip else nn.Identity()
 
 
 def channel_factor(y: Tensor, output: Tensor, layout: str) -> Tensor | None:

@@ -12,34 +12,32 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from updp.blocks import Chain, LinearStep, ScaleStep, Site, Step
+from updp.blocks import Chain, LinearStep, ScaleStep, Step, TracedSite
 from updp.blocks.layer_calls import recorded_calls
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks, parameter_owners
 from updp.blocks.reading.linear import CONVOLUTIONS
-from updp.blocks.surgery import extract
 from updp.fit.fitting import FitTask
-from updp.fit.operator import OperatorFit, channel_factor, operator_fits, skip_of
+from updp.fit.operator import OperatorFit, channel_factor, operator_fits
 from updp.recipe import FitSettings
 
 _log = logging.getLogger(__name__)
 
 
-def site_repairs(
-    site: Site, block: nn.Module, graph: fx.Graph, settings: FitSettings, batches: int
-) -> list[FitTask]:
+def site_repairs(traced: TracedSite, settings: FitSettings, batches: int) -> list[FitTask]:
     """Fit tasks for a kept site, in the order to solve them: its skip, then its branch.
 
     `batches` is the number of calibration batches. Operators that cannot be set are left out.
     """
+    site = traced.site
     if site.calls > 1:
         return []
     fits = [] if site.skip is None else [*operator_fits(site.skip)]
     if site.branch is None:
-        fits += _layer_fits(site, block, graph)
+        fits += _layer_fits(traced)
     else:
-        fits += operator_fits(site.branch, skip_of(site, block, graph), site.post)
+        fits += operator_fits(site.branch, traced.skip(), site.post)
     return [fit.fit_task(settings, batches) for fit in fits if fit.fits_into(settings)]
 
 
@@ -58,31 +56,30 @@ def operator_repair(
 
 
 @torch.no_grad()
-def _layer_fits(site: Site, block: nn.Module, graph: fx.Graph) -> Iterator[OperatorFit]:
+def _layer_fits(traced: TracedSite) -> Iterator[OperatorFit]:
     """Linear operators of a site whose branch is no chain, such as attention, in execution order.
 
     Each is fitted to its own output in the baseline. If the branch ends with the last operator, or
     with that and a factor per channel, the last is fitted to the output with the skip.
     """
-    for path in (site.region.skip, site.region.branch):
+    for path in (traced.site.region.skip, traced.site.region.branch):
         if path:
-            yield from _path_fits(site, block, graph, path)
+            yield from _path_fits(traced, path)
 
 
-def _path_fits(
-    site: Site, block: nn.Module, graph: fx.Graph, path: Sequence[str]
-) -> Iterator[OperatorFit]:
+def _path_fits(traced: TracedSite, path: Sequence[str]) -> Iterator[OperatorFit]:
+    site = traced.site
     region = site.region
-    whole = extract(block, graph, region.entry, path[-1], region.extras)
+    whole = traced.until(path[-1])
     kinds = (*CONVOLUTIONS, nn.Linear)
-    operators = {name: m for name, m in block.named_modules() if isinstance(m, kinds)}
+    operators = {name: m for name, m in traced.block.named_modules() if isinstance(m, kinds)}
     try:
         with evaluating(whole), recorded_calls(operators) as calls:
-            output: Tensor = call_user_code(whole, *site.example(block))
+            output: Tensor = call_user_code(whole, *traced.example())
     except UserCodeError as error:  # a branch that takes no random numbers
         _log.info("%s: what is kept is not repaired: %s", site.name, error)
         return
-    owners = parameter_owners(block)
+    owners = parameter_owners(traced.block)
     count = Counter(call.name for call in calls)
     for call in calls:
         name, module, x = call.name, call.module, call.x
@@ -95,7 +92,7 @@ def _path_fits(
         scale = channel_factor(call.y, output, _layout(step)) if ends else None
         fit = OperatorFit(_chain(step), 0, enter=_Before(whole, module))
         if scale is not None:
-            chain, skip = _chain(step, ScaleStep(name, scale)), skip_of(site, block, graph)
+            chain, skip = _chain(step, ScaleStep(name, scale)), traced.skip()
             fit = replace(fit, chain=chain, skip=skip, post=site.post)
         if fit.is_on:
             yield fit

@@ -111,8 +111,8 @@ def score_plans(
         with the supernet's weights; and scores after fit and repair, empty if stage 3 does not
         start from a fit.
     """
-    inputs = context.net, context.baseline, context.feed, context.recipe
-    progress, scorer = context.progress, Scorer(*inputs)
+    progress = context.progress
+    scorer = Scorer(context.net, context.baseline, context.feed, context.recipe)
     file = ScoreFile(context.folder("search") / SCORES)
     with _shown(board.curves("search"), task) as show:
         known = search.search(task, scorer, file, progress, show)
@@ -121,17 +121,29 @@ def score_plans(
     # Refinement needs the score of each single candidate, which not every searcher computes.
     singles = [task.space.keep, *task.space.singles()]
     known |= search.complete(singles, task, scorer, file, progress)
-    fitted_scorer = FittedScorer(*inputs)
-    fitted = ScoreFile(context.folder("search") / FITTED)
+    task, refined = _refined(context, task, known, board)
+    return task, known | search.complete(refined, task, scorer, file, progress), refined
+
+
+def _refined(
+    context: Context, task: SearchTask, known: Scores, board: Board
+) -> tuple[SearchTask, Scores]:
+    """Score the best plans again after fit and repair; time them, and correct the task by that.
+
+    If the predicted latencies prove wrong, plans are refined once more by the corrected ones.
+    """
+    scorer = FittedScorer(context.net, context.baseline, context.feed, context.recipe)
+    file = ScoreFile(context.folder("search") / FITTED)
     with _shown(board.curves("refined"), task) as show:
-        refined = search.refine(task, known, fitted_scorer, fitted, progress, show)
+        refined = search.refine(task, known, scorer, file, context.progress, show)
         if "latency" in task.limits.amounts:
             times = _timed(context, task, search.finalists(known, refined, task))
             if search.is_off(task, times):
                 task = search.corrected(task, times)
-                parts = known, fitted_scorer, fitted, progress, show
-                refined = search.refine(task, *parts, before=refined)
-    return task, known | search.complete(refined, task, scorer, file, progress), refined
+                refined = search.refine(
+                    task, known, scorer, file, context.progress, show, before=refined
+                )
+    return task, refined
 
 
 def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -> SearchResult:

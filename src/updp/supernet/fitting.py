@@ -194,7 +194,7 @@ def _places(
         elif pruned:
             fit_tasks = module.form(choices[name]).fit_tasks(settings, len(batches))
         else:
-            fit_tasks = site_repairs(net.sites[name], *net.block_of(name), settings, len(batches))
+            fit_tasks = site_repairs(net.traced(name), settings, len(batches))
         places.append(_Place(name, module, pruned, fit_tasks))
     return places
 

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from updp.blocks import Findings, Site
+from updp.blocks import Findings, Site, TracedSite
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import cast, evaluating, hooks, to_eval
 from updp.blocks.nested import Samples, call
@@ -16,8 +16,6 @@ from updp.blocks.surgery import (
     Replacement,
     as_before,
     calling,
-    extract,
-    isolate,
     restore,
     rewrite,
     surgical_state,
@@ -197,12 +195,13 @@ class Supernet(nn.Module):
         """The pruned site's part of the merged model, as a module of its own."""
         part = self._merged_part(self.sites[site], dtype)
         assert part is not None, f"{site} is not pruned"
-        return isolate(*self.block_of(site), part).eval()
+        return self.traced(site).isolate(part).eval()
 
-    def block_of(self, site: str) -> tuple[nn.Module, fx.Graph]:
-        """The user's own block that holds `site`, with the current weights, and its graph."""
-        name = self.sites[site].block
-        return as_before(self._originals[name], self._own[name]), self._graphs[name]
+    def traced(self, site: str) -> TracedSite:
+        """The site in the user's own block, as it was before its rewriting, by current weights."""
+        found = self.sites[site]
+        block = as_before(self._originals[found.block], self._own[found.block])
+        return TracedSite(found, block, self._graphs[found.block])
 
     def pruned_blocks(self) -> list[str]:
         """Paths of the blocks in which a site runs a candidate."""
@@ -235,9 +234,10 @@ class Supernet(nn.Module):
         parts = []
         for i, site in enumerate(sites):
             region = site.region
-            keep = extract(block, graph, region.entry, region.exit, region.extras)
+            keep = TracedSite(site, block, graph).until(region.exit)
+            untouched = TracedSite(site, before, graph)
             offered = candidates.get(site.name, ())
-            switch = Switch(keep, {c.label: c.build(site, before, graph) for c in offered})
+            switch = Switch(keep, {c.label: c.build(untouched) for c in offered})
             (self.switches if offered else self.kept)[site.name] = switch
             parts.append(calling(region, f"switch{i}", switch))
         rewrite(block, graph, parts, whole=True, inside=name in self._counted)

@@ -337,8 +337,8 @@ def offered(model: nn.Module, *widths: float) -> tuple[Findings, dict[str, list[
     findings, settings = find(model, images()), CandidateSettings(widths=widths)
     found = {}
     for site in findings.sites:
-        part = model.get_submodule(site.block), findings.graphs[site.block]
-        found[site.name] = [*NarrowAttention.propose(site, *part, settings)]
+        traced = findings.traced(site, model)
+        found[site.name] = [*NarrowAttention.propose(traced, settings)]
     return findings, found
 
 
@@ -350,10 +350,10 @@ def test_attention_is_read_however_it_is_written(form: str) -> None:
     assert [[c.label for c in of] for of in found.values()] == [labels] * 2
     # With all heads, written anew, it is the block.
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        traced = findings.traced(site, model)
         whole = copy.copy(found[site.name][0])
         object.__setattr__(whole, "heads", HEADS)
-        made = whole.build(site, block, graph)
+        made = whole.build(traced)
         assert error(made(images()), block_output(site.name, model)) < 1e-5
 
 
@@ -417,10 +417,10 @@ def test_a_bias_is_that_of_its_own_attention() -> None:
     model = network(Two)
     findings, found = offered(model, 0.5)
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        traced = findings.traced(site, model)
         whole = copy.copy(found[site.name][0])
         object.__setattr__(whole, "heads", HEADS)
-        assert error(whole.build(site, block, graph)(images()), block(images())) < 1e-5
+        assert error(whole.build(traced)(images()), traced.block(images())) < 1e-5
 
 
 @pytest.mark.parametrize("form", ["causal", "filled"])
@@ -447,13 +447,13 @@ def test_windows_with_masks_of_their_own_are_read(fused: bool) -> None:
     findings, settings = find(model, x[:2]), CandidateSettings(widths=(0.5,))
     found = {}
     for site in findings.sites:
-        part = model.get_submodule(site.block), findings.graphs[site.block]
-        found[site.name] = [*NarrowAttention.propose(site, *part, settings)]
+        traced = findings.traced(site, model)
+        found[site.name] = [*NarrowAttention.propose(traced, settings)]
         whole = copy.copy(found[site.name][0])
         object.__setattr__(whole, "heads", HEADS)
         assert whole.layout.windows == 6
         block = model.get_submodule(site.block)
-        assert error(whole.build(site, *part)(other), block(other)) < 1e-5
+        assert error(whole.build(traced)(other), block(other)) < 1e-5
     assert [len(of) for of in found.values()] == [3, 3]
     net, wanted = Supernet(model, findings, found).eval(), copy.deepcopy(model)(other)
     choices = [{n: s.labels[place] for n, s in net.switches.items()} for place in range(3)]

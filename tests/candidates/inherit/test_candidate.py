@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.families import C, Net, conv, images, network
 from tests.road import supernet
 from updp.blocks import Site, find
-from updp.blocks.surgery import extract
 from updp.blocks.values import difference
 from updp.candidates import Inherit, baseline_macs, propose
 from updp.recipe import CandidateSettings
@@ -92,9 +91,8 @@ def test_a_branch_that_is_linear_already_merges_without_loss() -> None:
 def test_a_branch_that_is_linear_already_merges_only_to_fewer_macs() -> None:
     model = Net([Linear(3), Linear(3)])
     findings = find(model, images())
-    found = Inherit.propose(
-        findings.sites[0], model.blocks[0], findings.graphs["blocks.0"], CandidateSettings()
-    )
+    traced = findings.traced(findings.sites[0], model)
+    found = Inherit.propose(traced, CandidateSettings())
     assert "a+b" not in [c.label for c in found]
 
 
@@ -120,8 +118,7 @@ def test_baseline_macs_are_what_torch_counts(family: str) -> None:
     model = network(family)
     findings = find(model, images())
     for s in [s for s in findings.sites if s.branch is not None]:
-        block, graph = model.get_submodule(s.block), findings.graphs[s.block]
-        branch = extract(block, graph, s.region.entry, s.region.branch[-1])
+        branch = findings.traced(s, model).until(s.region.branch[-1])
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             branch(torch.randn(1, *s.shape_in[1:]))
         assert baseline_macs(s) == counter.get_total_flops() / 2
@@ -131,8 +128,7 @@ def activation(model: nn.Module, *, end: bool = True) -> object:
     findings = find(model, images())
     s = findings.sites[0]
     linears = tuple(step.name for step in s.branch.linears)
-    block = model.get_submodule(s.block)
-    form = Inherit((linears,), end_activation=end).build(s, block, findings.graphs[s.block])
+    form = Inherit((linears,), end_activation=end).build(findings.traced(s, model))
     return form.activation and form.activation.function
 
 

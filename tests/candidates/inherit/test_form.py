@@ -19,9 +19,8 @@ def form_of(
     findings = find(model, images().to(model.head.weight))
     s = next(site for site in findings.sites if site.branch is not None)
     segment = tuple(step.name for step in s.branch.linears)
-    block = model.get_submodule(s.block)
     candidate = Inherit((segment,), shrunk, linearise=linearise)
-    return randomise(candidate.build(s, block, findings.graphs[s.block])).eval(), s
+    return randomise(candidate.build(findings.traced(s, model))).eval(), s
 
 
 @pytest.fixture

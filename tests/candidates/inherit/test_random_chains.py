@@ -103,9 +103,9 @@ def test_random_chains_merge_exactly_or_are_refused(
     assert all(u.reason for u in findings.unusable)
     for site in findings.sites:
         settings = CandidateSettings(drop="always", linearise=linearise)
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
+        traced = findings.traced(site, model)
         inherits = list(propose(site, linearise=linearise))
-        others = [c for c in proposals(site, block, graph, settings) if not isinstance(c, Inherit)]
+        others = [c for c in proposals(traced, settings) if not isinstance(c, Inherit)]
         candidates = [*inherits, *others]
         if not candidates:
             continue

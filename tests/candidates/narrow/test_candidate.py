@@ -222,8 +222,7 @@ def test_no_two_widths_leave_the_same_channels_and_none_all() -> None:
     found = find(model, images())
     site = found.sites[0]
     asked = CandidateSettings(widths=(0.2, 0.3, 0.6, 0.7, 0.9))
-    block = model.get_submodule(site.block)
-    proposed = list(Narrow.propose(site, block, found.graphs[site.block], asked))
+    proposed = list(Narrow.propose(found.traced(site, model), asked))
     assert [c.label for c in proposed] == ["narrow 70%", "narrow 30%"]
     assert not Narrow(0.9).fits(site)
 
@@ -411,9 +410,7 @@ class Odd(nn.Module):
 
 def proposed(model: nn.Module, x: Tensor) -> list[Narrow]:
     found = find(model, x)
-    site = found.sites[0]
-    block = model.get_submodule(site.block)
-    return list(Narrow.propose(site, block, found.graphs[site.block], CandidateSettings()))
+    return list(Narrow.propose(found.traced(found.sites[0], model), CandidateSettings()))
 
 
 @pytest.mark.parametrize("make", [lambda: Odd("swish"), lambda: Odd("flag"), Around])

@@ -120,11 +120,11 @@ def test_heads_that_are_copies_go_without_loss(make: type[nn.Module], unit: int)
     model, x = Net(make(), make()).eval(), inputs()
     findings = find(model, x[:2])
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-        found = head_channels(site, block, graph)
+        traced = findings.traced(site, model)
+        found = head_channels(traced)
         assert found is not None
         assert (found.count, found.unit) == (HEADS * SIZE, unit)
-        assert [*Narrow.propose(site, block, graph, CandidateSettings())]
+        assert [*Narrow.propose(traced, CandidateSettings())]
     half = Narrow(0.5)
     with torch.no_grad():
         x = x.to(torch.float64)
@@ -155,12 +155,11 @@ def test_heads_go_where_the_attention_is_the_block() -> None:
     model.blocks = nn.ModuleList(Inline(HEADS) for _ in range(2))
     findings = find(model, inputs()[:2])
     for site in findings.sites:
-        graph = findings.graphs[site.block]
-        block = model.get_submodule(site.block)
-        found = head_channels(site, block, graph)
+        traced = findings.traced(site, model)
+        found = head_channels(traced)
         assert found is not None
         assert (found.targets, found.attributes) == (("q", "k", "v", "o"), {})
-        assert [*Narrow.propose(site, block, graph, CandidateSettings())]
+        assert [*Narrow.propose(traced, CandidateSettings())]
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -173,9 +172,8 @@ def test_attention_that_is_bound_to_its_heads_keeps_them(zero: bool) -> None:
             nn.init.zeros_(block.attn.proj.bias)
     findings = find(model, inputs()[:2])
     for site in findings.sites:
-        graph = findings.graphs[site.block]
-        block = model.get_submodule(site.block)
-        assert not [*Narrow.propose(site, block, graph, CandidateSettings())]
+        traced = findings.traced(site, model)
+        assert not [*Narrow.propose(traced, CandidateSettings())]
 
 
 class Scaled(Block):

@@ -234,12 +234,12 @@ def test_redundant_hidden_channels_are_removed_without_loss(case: str) -> None:
     findings = find(model, x[:2])
     assert all(site.branch is None for site in findings.sites)
     for site in findings.sites:
-        block, graph = model.get_submodule(site.block), findings.graphs[site.block]
-        hidden = hidden_channels(site, block, graph)
+        traced = findings.traced(site, model)
+        hidden = hidden_channels(traced)
         assert isinstance(hidden, HiddenChannels)
         made = {name: producer.times for name, producer in hidden.producers.items()}
         assert (hidden.count, made, [*hidden.between]) == (H, producers, between)
-        widths = [c.width for c in Narrow.propose(site, block, graph, CandidateSettings())]
+        widths = [c.width for c in Narrow.propose(traced, CandidateSettings())]
         assert 0.375 in widths
     third = Narrow(0.34)  # 16 of 48
     with torch.no_grad():
@@ -345,13 +345,12 @@ def test_a_block_whose_hidden_channels_cannot_go_has_no_narrow_form(kind: type[n
     model = nn.Sequential(kind(), kind()).eval()
     findings = find(model, tokens()[:2])
     for site in findings.sites:
-        graph = findings.graphs[site.block]
-        block = model.get_submodule(site.block)
-        assert not [*Narrow.propose(site, block, graph, CandidateSettings())]
-    site = findings.sites[0]
-    if hidden_channels(site, model[0], findings.graphs[site.block]) is None:
+        traced = findings.traced(site, model)
+        assert not [*Narrow.propose(traced, CandidateSettings())]
+    traced = findings.traced(findings.sites[0], model)
+    if hidden_channels(traced) is None:
         with pytest.raises(UserError, match="site 0 has no inner channels that can become fewer"):
-            Narrow(0.5).build(site, model[0], findings.graphs[site.block])
+            Narrow(0.5).build(traced)
 
 
 def test_the_candidate_is_read_from_json_as_any_narrow_one() -> None:
@@ -384,5 +383,5 @@ def test_channels_are_cut_where_the_reader_s_weight_can_be_set(
     block.down = layer(H, C)
     findings = find(model := nn.Sequential(block), tokens()[:2])
     (site,) = findings.sites
-    found = hidden_channels(site, model[0], findings.graphs[site.block])
+    found = hidden_channels(findings.traced(site, model))
     assert (found is not None) is narrows

@@ -72,9 +72,8 @@ def labels(branch: str, norm: type[nn.LayerNorm]) -> list[str]:
     model = nn.Sequential(Around(BRANCHES[branch](norm), norm)).eval()
     findings = find(model, torch.randn(2, 7, C))
     (site,) = findings.sites
-    graph = findings.graphs[site.block]
     settings = CandidateSettings(fold_norms=True)
-    return [c.label for c in proposals(site, model.get_submodule(site.block), graph, settings)]
+    return [c.label for c in proposals(findings.traced(site, model), settings)]
 
 
 @pytest.mark.parametrize("branch", BRANCHES)

@@ -17,19 +17,19 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
 from updp import algebra
-from updp.blocks import Site
+from updp.blocks import Site, TracedSite
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, evaluating, like_of, seeded_input
-from updp.blocks.surgery import Replacement, extract, isolate
+from updp.blocks.surgery import Replacement
 from updp.candidates.attention.heads import Heads, attend
-from updp.candidates.attention.reading import Layout, may_attend, read_attention, read_heads
+from updp.candidates.attention.reading import HeadLayout, may_attend, read_attention, read_heads
 from updp.candidates.attention.reduce import reduced
 from updp.candidates.base import Candidate
 from updp.candidates.parts.regraph import RewiredForm
 from updp.candidates.parts.widths import share_of
 from updp.errors import UserError, is_out_of_memory
 from updp.fit import FitTask, Fitted, Regression, as_maps, clamp_of
-from updp.fit.operator import channel_factor, skip_of
+from updp.fit.operator import channel_factor
 from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class NarrowAttention(Candidate):
     keys: int
     values: int
     of: tuple[int, int, int]
-    layout: Layout
+    layout: HeadLayout
 
     @property
     def label(self) -> str:
@@ -76,21 +76,19 @@ class NarrowAttention(Candidate):
         return _RANK + int((_LAST - _RANK) * (1 - share))
 
     @classmethod
-    def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-    ) -> Iterator[NarrowAttention]:
+    def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[NarrowAttention]:
         """Yield fewer heads, smaller keys, and smaller keys and values, for the recipe's widths."""
         if not settings.widths:
             return
         try:
-            layout = read_attention(site, block, graph)
+            layout = read_attention(traced)
         except UserCodeError as error:
-            _log.info("%s: no smaller attention: %s", site.name, error)
+            _log.info("%s: no smaller attention: %s", traced.site.name, error)
             return
         if layout is None:
             return
         found: dict[str, NarrowAttention] = {}
-        count, size = layout.heads, layout.read(block).sizes[0]
+        count, size = layout.heads, layout.read(traced.block).sizes[0]
         for width in sorted(settings.widths)[::2][::-1]:  # every second: each makes three
             fewer, less = max(1, round(count * width)), share_of(size, width)
             for sizes in ((fewer, size, size), (count, less, size), (count, less, less)):
@@ -104,20 +102,20 @@ class NarrowAttention(Candidate):
         ends = {self.layout.start, self.layout.end}
         return may_attend(site) and ends <= {site.region.entry, *site.region.branch}
 
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> NarrowAttentionForm:
+    def build(self, traced: TracedSite) -> NarrowAttentionForm:
         """See `Candidate.build`. Raises UserError if the block does not have the plan's layout."""
         wrong = UserError(
-            f"the plan's candidate {self.label!r} does not fit the site {site.name!r}"
+            f"the plan's candidate {self.label!r} does not fit the site {traced.site.name!r}"
         )
         try:
-            heads = read_heads(self.layout, site, block, graph)
+            heads = read_heads(self.layout, traced)
         except (AttributeError, IndexError, RuntimeError, UserCodeError) as error:
             if is_out_of_memory(error):
                 raise
             raise wrong from error
         if (heads.count, *heads.sizes) != self.of or not all(map(_is_some, self.sizes, self.of)):
             raise wrong
-        return NarrowAttentionForm(site, block, graph, self, heads)
+        return NarrowAttentionForm(traced, self, heads)
 
     def cut(self, heads: Heads, tokens: Tensor) -> Heads:
         """The heads reduced to this candidate's sizes, chosen on tokens (N, T, C)."""
@@ -138,20 +136,19 @@ class NarrowAttentionForm(RewiredForm):
 
     def __init__(
         self,
-        site: Site,
-        block: nn.Module,
-        graph: fx.Graph,
+        traced: TracedSite,
         candidate: NarrowAttention,
         heads: Heads,
     ) -> None:
-        layout, like = candidate.layout, like_of(block)
+        site = traced.site
+        layout, like = candidate.layout, like_of(traced.block)
         tokens = torch.eye(heads.query.shape[-1] - 1).to(heads.query)[None]
         if heads.offsets is not None:  # offsets belong to a fixed number of tokens
             shape = (len(heads.offsets), heads.offsets.shape[-1], tokens.shape[-1])
             tokens = seeded_input(shape, tokens)
         modules = candidate.cut(heads, tokens).modules(like)
-        part = isolate(block, graph, _replacement(site, candidate, modules))
-        super().__init__(site, block, graph, part)
+        part = traced.isolate(_replacement(site, candidate, modules))
+        super().__init__(traced, part)
         for name, module in modules.items():
             self.add_module(name, module)
         self.heads = list(modules)  # names of the modules
@@ -159,14 +156,14 @@ class NarrowAttentionForm(RewiredForm):
         region = site.region
         self._enter: list[Callable[..., Tensor]] = []
         if layout.start != region.entry:
-            self._enter.append(extract(block, graph, region.entry, layout.start, region.extras))
-        self._norm = [block.get_submodule(layout.norm)] if layout.norm else []
+            self._enter.append(traced.until(layout.start))
+        self._norm = [traced.block.get_submodule(layout.norm)] if layout.norm else []
         # Computed anew for each fit, because training may change the factor.
-        self._find_factor = partial(_factor_behind, site, block, graph, layout.end)
+        self._find_factor = partial(_factor_behind, traced, layout.end)
         end, skip = layout.end, None
         if self._find_factor() is not None:
-            end, skip = region.branch[-1], skip_of(site, block, graph)
-        self._whole = [extract(block, graph, region.entry, end, region.extras)]
+            end, skip = region.branch[-1], traced.skip()
+        self._whole = [traced.until(end)]
         self._skip = [] if skip is None else [skip]
 
     @torch.no_grad()
@@ -280,14 +277,14 @@ def _replacement(
 
 
 @torch.no_grad()
-def _factor_behind(site: Site, block: nn.Module, graph: fx.Graph, end: str) -> Tensor | None:
+def _factor_behind(traced: TracedSite, end: str) -> Tensor | None:
     """The factor per channel, (C,), from the attention's output to the end of its branch."""
-    region = site.region
+    region = traced.site.region
 
     def value(name: str) -> Tensor:
-        part = extract(block, graph, region.entry, name, region.extras)
+        part = traced.until(name)
         with evaluating(part):
-            found: Tensor = part(*site.example(block))
+            found: Tensor = part(*traced.example())
         return found
 
     return channel_factor(value(end), value(region.branch[-1]), "last")

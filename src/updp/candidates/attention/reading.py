@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks import Site
+from updp.blocks import Site, TracedSite
 from updp.blocks.layer_calls import LayerCall, recorded_calls
 from updp.blocks.modules import UserCodeError
 from updp.candidates.attention.heads import Heads
@@ -30,7 +30,7 @@ _TRIED = 4  # tokens whose output is compared for each way to read the layers
 
 
 @dataclass(frozen=True)
-class Layout:
+class HeadLayout:
     """Position of self-attention in a block, and how its layers hold the heads.
 
     start:     node of its input
@@ -80,20 +80,20 @@ def may_attend(site: Site) -> bool:
 
 
 @torch.no_grad()
-def read_attention(site: Site, block: nn.Module, graph: fx.Graph) -> Layout | None:
+def read_attention(traced: TracedSite) -> HeadLayout | None:
     """The layout of the branch's self-attention; None if none is recognised.
 
     Raises UserCodeError if the block does not run alone.
     """
-    return in_precision(partial(_read, site, block, graph)) if may_attend(site) else None
+    return in_precision(partial(_read, traced)) if may_attend(traced.site) else None
 
 
-def _read(site: Site, block: nn.Module, graph: fx.Graph, precision: Precision) -> Layout | None:
-    block = precision.copy(block)
-    values, watcher = Values(site, block, graph), SoftmaxWatcher()
+def _read(traced: TracedSite, precision: Precision) -> HeadLayout | None:
+    block = precision.copy(traced.block)
+    values, watcher = Values(replace(traced, block=block)), SoftmaxWatcher()
     with recorded_calls(_layers(block)) as calls, watcher:
         _ = values[values.last]
-    ways = [*_of_torch(calls, graph, values), *_of_layers(calls, values)]
+    ways = [*_of_torch(calls, traced.graph, values), *_of_layers(calls, values)]
     alone = ((layout, layout.read(block)) for layout in ways)
     added = (way for layout in ways for way in _with_offsets(layout, block, values, watcher))
     for layout, heads in chain(alone, added):
@@ -103,16 +103,16 @@ def _read(site: Site, block: nn.Module, graph: fx.Graph, precision: Precision) -
 
 
 @torch.no_grad()
-def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) -> Heads:
+def read_heads(layout: HeadLayout, traced: TracedSite) -> Heads:
     """The matrices of a block's heads in float64, with the offsets added to their logits.
 
     Raises AttributeError, IndexError, RuntimeError or UserCodeError if the layout does not match.
     """
-    heads = layout.read(block)
+    heads = layout.read(traced.block)
     if not layout.windows:
         return heads
-    block = FLOAT64.copy(block)
-    values, watcher = Values(site, block, graph), SoftmaxWatcher()
+    block = FLOAT64.copy(traced.block)
+    values, watcher = Values(replace(traced, block=block)), SoftmaxWatcher()
     with watcher:
         _ = values[layout.end]
     logits = heads.logits(_tokens(layout, block, values))
@@ -121,18 +121,18 @@ def read_heads(layout: Layout, site: Site, block: nn.Module, graph: fx.Graph) ->
     return next((way for way in ways if _computes(layout, way, block, values)), ways[0])
 
 
-def _tokens(layout: Layout, block: nn.Module, values: Values) -> Tensor:
+def _tokens(layout: HeadLayout, block: nn.Module, values: Values) -> Tensor:
     """Input (N, T, C) in float64 of the layers of queries, keys and values."""
     return _normed(layout, block, values[layout.start])
 
 
-def _normed(layout: Layout, block: nn.Module, tokens: Tensor) -> Tensor:
+def _normed(layout: HeadLayout, block: nn.Module, tokens: Tensor) -> Tensor:
     return (block.get_submodule(layout.norm)(tokens) if layout.norm else tokens).double()
 
 
 def _with_offsets(
-    layout: Layout, block: nn.Module, values: Values, watcher: SoftmaxWatcher
-) -> Iterator[tuple[Layout, Heads]]:
+    layout: HeadLayout, block: nn.Module, values: Values, watcher: SoftmaxWatcher
+) -> Iterator[tuple[HeadLayout, Heads]]:
     """Variants of a layout and its heads, one for each constant possibly added to the logits."""
     tokens = _tokens(layout, block, values)
     if not watcher.saw(len(tokens), layout.heads, tokens.shape[1]):
@@ -145,7 +145,7 @@ def _with_offsets(
             yield replace(layout, windows=len(offsets)), replace(heads, offsets=offsets)
 
 
-def _holds(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bool:
+def _holds(layout: HeadLayout, heads: Heads, block: nn.Module, values: Values) -> bool:
     """Whether a layout with offsets, or a causal one, is right for every number of tokens.
 
     Offsets are right if the branch rejects fewer tokens. A causal mask is right if longer inputs
@@ -181,7 +181,7 @@ def _try(values: Values, start: str, end: str, x: Tensor) -> Any:
         return None
 
 
-def _computes(layout: Layout, heads: Heads, block: nn.Module, values: Values) -> bool:
+def _computes(layout: HeadLayout, heads: Heads, block: nn.Module, values: Values) -> bool:
     """Whether the matrices compute the block's output; False if `out` is zero, as any would."""
     tokens, wanted = _tokens(layout, block, values), values[layout.end]
     # A few tokens are compared first, because most ways to read the layers are wrong.
@@ -189,7 +189,7 @@ def _computes(layout: Layout, heads: Heads, block: nn.Module, values: Values) ->
     return few and _same(heads.attend(tokens), wanted) and bool(heads.out.any())
 
 
-def _of_layers(calls: Calls, values: Values) -> Iterator[Layout]:
+def _of_layers(calls: Calls, values: Values) -> Iterator[HeadLayout]:
     """Every way in which linear layers of the branch may hold heads."""
     linear = [call for call in calls if isinstance(call.module, nn.Linear) and call.x.ndim == 3]
     for place, out in enumerate(linear):
@@ -200,7 +200,7 @@ def _of_layers(calls: Calls, values: Values) -> Iterator[Layout]:
             norms = [call for call in calls if equal(call.y, tokens)]
             for name, x in [("", tokens), *((norm.name, norm.x) for norm in norms)]:
                 if start := values.find(x, before=end):
-                    layout = Layout(start, end, name, names, out.name, 1)
+                    layout = HeadLayout(start, end, name, names, out.name, 1)
                     yield from _ways(layout, out.x.shape[-1])
                     break
 
@@ -215,7 +215,7 @@ def _readers(linear: Calls, out: LayerCall[nn.Module]) -> Iterator[Calls]:
             yield same
 
 
-def _ways(layout: Layout, width: int) -> Iterator[Layout]:
+def _ways(layout: HeadLayout, width: int) -> Iterator[HeadLayout]:
     """Every way in which layers may hold heads of `width` channels in total."""
     alone = len(layout.layers) == 1
     orders = [(0, 1, 2)] if alone else permutations((0, 1, 2))
@@ -226,7 +226,7 @@ def _ways(layout: Layout, width: int) -> Iterator[Layout]:
         yield replace(layout, heads=heads, order=(q, k, v), by_head=by_head, is_scaled=scaled)
 
 
-def _of_torch(calls: Calls, graph: fx.Graph, values: Values) -> Iterator[Layout]:
+def _of_torch(calls: Calls, graph: fx.Graph, values: Values) -> Iterator[HeadLayout]:
     """The layout of torch's own attention, where it attends to its input."""
     for name, module in ((call.name, call.module) for call in calls):
         nodes = [n for n in graph.nodes if n.op == "call_module" and n.target == name]
@@ -239,7 +239,7 @@ def _of_torch(calls: Calls, graph: fx.Graph, values: Values) -> Iterator[Layout]
         ends = [n.name for n in nodes[0].users if n.args[1:] == (0,) and n.name in values]
         if len({*given}) == 1 and ends and module.batch_first:
             out = f"{name}.out_proj"
-            yield Layout(given[0].name, ends[0], "", (name,), out, module.num_heads)
+            yield HeadLayout(given[0].name, ends[0], "", (name,), out, module.num_heads)
 
 
 def _layers(block: nn.Module) -> dict[str, nn.Module]:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from updp.blocks import Site
+from updp.blocks import TracedSite
 from updp.blocks.modules import call_user_code, evaluating
-from updp.blocks.surgery import extract
 from updp.blocks.tracing.calls import cloned
 
 
 class Values:
     """The values of a branch's nodes by name, each computed once."""
 
-    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph) -> None:
-        region = site.region
-        self.extract = partial(extract, block, graph, extras=region.extras)
-        self._nodes, self._given = {n.name: n for n in graph.nodes}, {*region.extras}
+    def __init__(self, traced: TracedSite) -> None:
+        region = traced.site.region
+        self._nodes, self._given = {n.name: n for n in traced.graph.nodes}, {*region.extras}
+        self._part = traced.between
         self._names = (region.entry, *region.branch)
-        self._inputs = site.example(block)
+        self._inputs = traced.example()
         self._known: dict[str, Any] = {region.entry: self._inputs[0]}
 
     def __contains__(self, name: str) -> bool:
@@ -34,7 +32,7 @@ class Values:
 
     def call(self, start: str, end: str, x: Tensor) -> Any:
         """The value of node `end`, if `start` has the value `x`."""
-        part = self.extract(start, end)
+        part = self._part(start, end)
         with evaluating(part):
             return call_user_code(part, *map(cloned, (x, *self._inputs[1:])))
 

@@ -14,10 +14,10 @@ from itertools import combinations, groupby, pairwise, product
 from math import gcd, prod
 from typing import ClassVar
 
-from torch import fx, nn
+from torch import nn
 
 from updp.algebra import can_shrink, kept_groups, sides_of
-from updp.blocks import ActStep, Chain, LinearStep, ShuffleStep, Site
+from updp.blocks import ActStep, Chain, LinearStep, ShuffleStep, Site, TracedSite
 from updp.candidates.base import Candidate
 from updp.candidates.inherit.branch import LinearBranch
 from updp.candidates.inherit.form import InheritForm
@@ -54,14 +54,13 @@ class Inherit(Candidate):
         return 1 + len(self.shrunk)
 
     @classmethod
-    def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-    ) -> Iterator[Inherit]:
+    def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Inherit]:
         """Yield the two smallest for each number of shrunk kernels, with at most the block's MACs.
 
         Timing all cuts would take minutes, and a larger form may win in one run and lose in the
         next. Of forms that merge to the same size only the first is used, for the same reason.
         """
+        site = traced.site
         found = propose(site, end_activation=settings.end_activation, linearise=settings.linearise)
         limit = baseline_macs(site) if site.branch is not None else 0
         few: list[Inherit] = []
@@ -79,15 +78,16 @@ class Inherit(Candidate):
             and all(n in _shrinkable(site) for n in self.shrunk)
         )
 
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> InheritForm:
+    def build(self, traced: TracedSite) -> InheritForm:
         """See `Candidate.build`."""
+        site = traced.site
         activation = site.post
         if activation is None and self.end_activation:
             channels = site.chain.linears[-1].out_channels
             fitting = [s for s in site.chain.steps if isinstance(s, ActStep) and _fits(s, channels)]
             activation = fitting[-1] if fitting else None
         branch = LinearBranch(site.chain, self.segments, self.shrunk, self.linearise)
-        return InheritForm(site, block, graph, branch, activation)
+        return InheritForm(traced, branch, activation)
 
     def macs(self, site: Site) -> int:
         """Count the multiply-accumulates of the merged branch for one image, without its skip."""

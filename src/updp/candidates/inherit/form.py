@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from updp import algebra
-from updp.blocks import ActStep, Site, to_layout
+from updp.blocks import ActStep, TracedSite, to_layout
 from updp.blocks.folding import fold_norm
 from updp.candidates.base import Form, FormShape, blend
 from updp.candidates.inherit.branch import LinearBranch
@@ -16,7 +16,6 @@ from updp.candidates.inherit.merging import free_weights, merge_branch, merge_sk
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.merged_block import MergedBlock
 from updp.fit import FitTask, Regression, as_maps, clamp_of
-from updp.fit.operator import skip_of
 from updp.recipe import FitSettings
 
 
@@ -28,16 +27,15 @@ class InheritForm(Form):
 
     def __init__(
         self,
-        site: Site,
-        block: nn.Module,
-        graph: fx.Graph,
+        traced: TracedSite,
         branch: LinearBranch,
         activation: ActStep | None,
     ) -> None:
+        site = traced.site
         super().__init__()
         self.chain, self.skip_chain, self.post = site.chain, site.skip, site.post
         self.activation, self._lays_out = activation, site.lays_out(site.chain.layout)
-        skip = skip_of(site, block, graph)
+        skip = traced.skip()
         self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
         self.branch = branch
         last = self.chain.linears[-1]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from torch import fx, nn
+from torch import fx
 
-from updp.blocks import Site
+from updp.blocks import Site, TracedSite
 from updp.blocks.modules import UserCodeError
 from updp.candidates.attention.reading import read_attention
 from updp.candidates.base import Candidate, Form
@@ -46,11 +46,9 @@ class Narrow(Candidate):
         return _RANK + int((_LAST - _RANK) * (1 - self.width))
 
     @classmethod
-    def propose(
-        cls, site: Site, block: nn.Module, graph: fx.Graph, settings: CandidateSettings
-    ) -> Iterator[Narrow]:
+    def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Narrow]:
         """Yield the recipe's widths that reduce the channels, one for each number of channels."""
-        narrowing = _narrowing(site, block, graph)
+        narrowing = _narrowing(traced)
         if narrowing is None:
             return
         found: dict[tuple[int, ...], float] = {}
@@ -60,9 +58,9 @@ class Narrow(Candidate):
         found.pop(narrowing(1.0).left, None)
         widths = list(found.values())
         # The widest is tried, because one with a single channel may work by broadcasting only.
-        if not widths or not narrow_works(site, block, graph, narrowing(widths[0])):
+        if not widths or not narrow_works(traced, narrowing(widths[0])):
             return
-        if site.branch is not None or not _has_heads(site, block, graph):
+        if traced.site.branch is not None or not _has_heads(traced):
             yield from map(cls, widths)
 
     def fits(self, site: Site) -> bool:
@@ -75,24 +73,23 @@ class Narrow(Candidate):
         narrowing = ChainNarrowing(site, fx.Graph(), self.width)
         return narrowing.left != narrowing.counts
 
-    def build(self, site: Site, block: nn.Module, graph: fx.Graph) -> Form:
+    def build(self, traced: TracedSite) -> Form:
         """See `Candidate.build`; the form has narrowed copies of the block's modules.
 
         Raises UserError if no channels can become fewer.
         """
-        narrowing = _narrowing(site, block, graph)
+        narrowing = _narrowing(traced)
         if narrowing is None:
-            raise UserError(f"site {site.name} has no inner channels that can become fewer")
-        return NarrowForm(site, block, graph, narrowing(self.width))
+            raise UserError(f"site {traced.site.name} has no inner channels that can become fewer")
+        return NarrowForm(traced, narrowing(self.width))
 
 
-def _narrowing(
-    site: Site, block: nn.Module, graph: fx.Graph
-) -> Callable[[float], Narrowing] | None:
+def _narrowing(traced: TracedSite) -> Callable[[float], Narrowing] | None:
     """Factory of the narrowing at a given width; None if the block has no inner channels."""
+    site = traced.site
     if site.branch is not None:
-        return partial(ChainNarrowing, site, graph)
-    hidden = find_hidden(site, block, graph)
+        return partial(ChainNarrowing, site, traced.graph)
+    hidden = find_hidden(traced)
     return None if hidden is None else partial(HiddenNarrowing, site, hidden)
 
 
@@ -102,9 +99,9 @@ def _nearest(narrowing: Narrowing, *widths: float) -> float:
     return min(widths, key=lambda width: abs(width - share))
 
 
-def _has_heads(site: Site, block: nn.Module, graph: fx.Graph) -> bool:
+def _has_heads(traced: TracedSite) -> bool:
     """Whether `attention` can read the block; it then chooses heads by their output."""
     try:
-        return read_attention(site, block, graph) is not None
+        return read_attention(traced) is not None
     except UserCodeError:
         return False

@@ -10,18 +10,17 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from updp.blocks import Site
+from updp.blocks import Site, TracedSite
 from updp.blocks.modules import UserCodeError, call_user_code, like_of
-from updp.blocks.surgery import Replacement, isolate, substitute
+from updp.blocks.surgery import Replacement
 from updp.candidates.narrow.narrowing import Narrowing, NarrowModules
 from updp.candidates.parts.regraph import RewiredForm
 from updp.candidates.parts.trials import Precision, in_precision
 from updp.errors import is_out_of_memory
 from updp.fit import Fitted
 from updp.fit.fitting import FitTask
-from updp.fit.operator import skip_of
 from updp.recipe import FitSettings
 
 _log = logging.getLogger(__name__)
@@ -33,23 +32,21 @@ class NarrowForm(RewiredForm):
     Before the fit it keeps the channels with the largest weights.
     """
 
-    def __init__(self, site: Site, block: nn.Module, graph: fx.Graph, narrowing: Narrowing) -> None:
-        modules = NarrowModules.copied(block, narrowing)
+    def __init__(self, traced: TracedSite, narrowing: Narrowing) -> None:
+        modules = NarrowModules.copied(traced.block, narrowing)
         narrowing.cut(modules)
-        super().__init__(site, block, graph, isolate(block, graph, modules.replacement(site)))
+        super().__init__(traced, traced.isolate(modules.replacement(traced.site)))
         self.copies = nn.ModuleList(modules.all)
-        self._narrow, self._narrowing, self._site = modules, narrowing, site
-        self._block = [(block, graph)]
+        self._narrow, self._narrowing, self._traced = modules, narrowing, traced
 
     def calibrate(self, x: Tensor, *extras: Any) -> None:
         """Do nothing: its norms have the block's statistics."""
 
     def fit_tasks(self, settings: FitSettings, batches: int) -> list[FitTask]:
         """See `Form.fit_tasks`: one or two for each operator that reads fewer channels."""
-        (block, graph), narrowing = self._block[0], self._narrowing
-        wide = NarrowModules.copied(block, narrowing)
-        skip = skip_of(self._site, block, graph)
-        *others, last = narrowing.fit_tasks(wide, skip, settings, batches)
+        wide = NarrowModules.copied(self._traced.block, self._narrowing)
+        skip = self._traced.skip()
+        *others, last = self._narrowing.fit_tasks(wide, skip, settings, batches)
 
         def take(fitted: Fitted) -> None:
             last.take(fitted)
@@ -73,46 +70,41 @@ class MergedNarrow:
         return self.modules.to(dtype, device).replacement(site)
 
 
-def narrow_works(site: Site, block: nn.Module, graph: fx.Graph, narrowing: Narrowing) -> bool:
+def narrow_works(traced: TracedSite, narrowing: Narrowing) -> bool:
     """Whether the narrow block, merged, equals the wide one with the other channels zeroed.
 
     This tests everything read from the block's structure: it fails if a module is also called
     elsewhere, or shared by two steps. If channels are mixed, only the shape is compared.
     """
     try:
-        why = in_precision(partial(_why_not, site, block, graph, narrowing))
+        why = in_precision(partial(_why_not, traced, narrowing))
     except UserCodeError as error:
         why = str(error)
     if why:
-        _log.info("%s: no narrow form: %s", site.name, why)
+        _log.info("%s: no narrow form: %s", traced.site.name, why)
     return not why
 
 
 @torch.no_grad()
-def _why_not(
-    site: Site, block: nn.Module, graph: fx.Graph, narrowing: Narrowing, precision: Precision
-) -> str:
+def _why_not(traced: TracedSite, narrowing: Narrowing, precision: Precision) -> str:
     """Reason why the narrow block does not work in a precision; empty if it does."""
-    block = _with_all_weights(precision.copy(block))
+    block = _with_all_weights(precision.copy(traced.block))
+    traced = replace(traced, block=block)
     wide = NarrowModules.copied(block, narrowing)
     # A buffer outside the state dict would not follow the channels that a fit has chosen.
     if any(_has_unsaved_buffer(module) for module in narrowing.losing(wide)):
         return "a buffer of it would not be saved"
     narrowing.hide(wide)
     try:
-        narrow = NarrowForm(site, block, graph, narrowing)
+        narrow = NarrowForm(traced, narrowing)
     except (IndexError, RuntimeError, ValueError) as error:  # it cannot be cut
         if is_out_of_memory(error):
             raise
         return str(error)
-    merged = narrow.merged().replacement(site, precision.dtype, like_of(block).device)
-    parts = (
-        substitute(block, graph, site.region, wide.own),
-        narrow,
-        isolate(block, graph, merged),
-    )
+    merged = narrow.merged().replacement(traced.site, precision.dtype, like_of(block).device)
+    parts = (traced.substitute(wide.own), narrow, traced.isolate(merged))
     with redirect_stderr(StringIO()):  # where fx prints the code that failed
-        expected, *outputs = (call_user_code(part, *site.example(block)) for part in parts)
+        expected, *outputs = (call_user_code(part, *traced.example()) for part in parts)
     near = precision.tolerance * expected.norm()
     if all(
         y.shape == expected.shape and (narrowing.mixed or (y - expected).norm() <= near)

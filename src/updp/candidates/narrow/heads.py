@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from updp.blocks import Chain, LinearStep, Site
+from updp.blocks import Chain, LinearStep, Site, TracedSite
 from updp.blocks.layer_calls import LayerCall, recorded_calls
 from updp.blocks.modules import call_user_code, hooks
-from updp.blocks.surgery import extract
 from updp.candidates.narrow.hidden import HiddenChannels, Producer, called_modules
 from updp.fit.operator import channel_factor
 
@@ -25,15 +24,16 @@ _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "dim_head", "d_he
 _ALL_HEADS = ("all_head", "attn_dim", "inner_dim", "attention_dim")
 
 
-def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
+def head_channels(traced: TracedSite) -> HiddenChannels | None:
     """The channels that the last layer of an attention reads from its heads; None if not found.
 
     Raises UserCodeError if the branch does not run alone.
     """
+    site, block = traced.site, traced.block
     region = site.region
     if site.branch is not None or region.add is None or len(site.shape_in) != 3:
         return None
-    whole = extract(block, graph, region.entry, region.branch[-1], region.extras)
+    whole = traced.until(region.branch[-1])
     calls, y = _run(site, block, whole)
     if not calls or len({call.name for call in calls}) < len(calls):
         return None
@@ -48,7 +48,7 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
         return None
     unit, producers, head = sizes
     heads = last.module.in_features // head
-    targets = called_modules(graph, (*producers, last.name))
+    targets = called_modules(traced.graph, (*producers, last.name))
     # The block itself is not copied, so its attributes stay; a trial shows whether it still
     # works.
     owners = dict.fromkeys(call.name.rpartition(".")[0] for call in calls)

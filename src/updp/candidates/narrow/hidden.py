@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks import Chain, LinearStep, Site
+from updp.blocks import Chain, LinearStep, TracedSite
 from updp.blocks.modules import UserCodeError
 from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
@@ -124,13 +124,13 @@ def called_modules(
     return tuple(t for t in called if any(n == t or n.startswith(f"{t}.") for n in names))
 
 
-def hidden_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
+def hidden_channels(traced: TracedSite) -> HiddenChannels | None:
     """Find the most numerous hidden channels of a site whose branch is no chain; None if none."""
-    if site.branch is not None:
+    if traced.site.branch is not None:
         return None
-    region = site.region
+    region = traced.site.region
     outermost = Scope(
-        block, graph, "", region.entry, region.extras, site.example(block), region.branch
+        traced.block, traced.graph, "", region.entry, region.extras, traced.example(), region.branch
     )
     found = []
     for scope, node in _consumers(outermost, _DEPTH):

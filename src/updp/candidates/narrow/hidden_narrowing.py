@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from updp.blocks import ScaleStep, Site
+from updp.blocks import ScaleStep, Site, TracedSite
 from updp.blocks.modules import UserCodeError
 from updp.candidates.narrow.channels import on_modules
 from updp.candidates.narrow.heads import head_channels
@@ -20,11 +20,11 @@ from updp.fit.operator import Function, OperatorFit
 from updp.recipe import FitSettings
 
 
-def find_hidden(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChannels | None:
+def find_hidden(traced: TracedSite) -> HiddenChannels | None:
     """Find the channels that can become fewer: hidden channels, else the heads of an attention."""
-    found = hidden_channels(site, block, graph)
+    found = hidden_channels(traced)
     try:
-        return head_channels(site, block, graph) if found is None else found
+        return head_channels(traced) if found is None else found
     except UserCodeError:
         return None
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from updp.blocks import Site
-from updp.blocks.surgery import Emit, extract
+from updp.blocks import TracedSite
+from updp.blocks.surgery import Emit
 from updp.blocks.tracing.region import Region
 from updp.candidates.base import Form, blend
 
@@ -14,13 +14,9 @@ from updp.candidates.base import Form, blend
 class RewiredForm(Form):
     """The block, and `pruned`: its region on other modules, from entry and extras to exit."""
 
-    def __init__(
-        self, site: Site, block: nn.Module, graph: fx.Graph, pruned: fx.GraphModule
-    ) -> None:
+    def __init__(self, traced: TracedSite, pruned: fx.GraphModule) -> None:
         super().__init__()
-        region = site.region
-        keep = extract(block, graph, region.entry, region.exit, region.extras)
-        self._keep: list[Callable[..., Tensor]] = [keep]
+        self._keep: list[Callable[..., Tensor]] = [traced.until(traced.site.region.exit)]
         self._pruned = [pruned]
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
