@@ -195,6 +195,12 @@ def test_arguments_that_contradict_are_refused(tiny_model: str, tiny_recipe: upd
         updp.prune(model, "digits", tiny_recipe.model_copy(update={"budget": None}))
     with pytest.raises(UserError, match="device 'abacus' cannot be used here"):
         updp.prune(model, "digits", tiny_recipe, device="abacus")
+    with pytest.raises(UserError, match="device 'meta' cannot be used here"):
+        updp.prune(model, "digits", tiny_recipe, device=torch.device("meta"))
+
+
+def test_a_device_may_be_torchs_own(tiny_model: str) -> None:
+    assert updp.inspect(tiny_model, (1, 8, 8), device=torch.device("cpu")).sites
 
 
 def test_the_baseline_is_timed_as_the_recipe_says(

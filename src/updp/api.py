@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import PositiveInt
 from torch import nn
 
@@ -60,7 +61,7 @@ def prune(
     test: Test | None = None,
     out: str | Path | None = None,
     weights: str | Path | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     fresh: bool = False,
     plan: Plan | None = None,
     pick: str | None = None,
@@ -95,7 +96,7 @@ def prune(
         out: the run directory; a call with the same directory continues a killed run. By
             default a new temporary folder, so that the run cannot be continued.
         weights: safetensors file for a model given by name.
-        device: such as `cpu` or `cuda:0`; by default CUDA if available.
+        device: such as `cpu`, `cuda:0` or a `torch.device`; by default CUDA if available.
         fresh: start over, and remove what is in `out`.
         plan: prune these sites without a search; the budget is then ignored.
         pick: another point of the finished search in `out`: a line number of its front, or a
@@ -150,7 +151,7 @@ def estimate(
     test: Test | None = None,
     out: str | Path | None = None,
     weights: str | Path | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     plan: Plan | None = None,
     teacher: nn.Module | str | None = None,
     teacher_weights: str | Path | None = None,
@@ -195,7 +196,7 @@ def inspect(
     recipe: Recipe | str | None = None,
     *,
     example: Any = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """List the sites of a model with their candidates, and the blocks that cannot be pruned.
@@ -212,7 +213,7 @@ def inspect(
         example: a batch in place of random images: a tensor, or a tuple or dictionary of tensors
             that the model is called with.
         recipe: selects sites, candidates and how to time them: as for `prune`.
-        device: such as `cpu` or `cuda:0`; by default CUDA if available.
+        device: such as `cpu`, `cuda:0` or a `torch.device`; by default CUDA if available.
         progress: reports progress.
 
     Raises:

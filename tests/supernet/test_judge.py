@@ -64,7 +64,7 @@ def divergence(net: Supernet, images: Tensor, wanted: Tensor) -> float:
 @torch.no_grad()
 def test_a_repair_that_takes_the_logits_away_is_undone_bit_by_bit(case: Any) -> None:
     before = case.head.weight.clone()
-    found = case.judge.repaired(moved(case.head, torch.ones(3, 4).double().triu()))
+    found = case.judge.keep_share_of(moved(case.head, torch.ones(3, 4).double().triu()))
     assert found == ("fitted", 0.0, 0.0)
     assert torch.equal(case.head.weight, before)
 
@@ -74,7 +74,7 @@ def test_a_repair_that_takes_the_logits_away_is_undone_bit_by_bit(case: Any) -> 
 def test_a_repair_that_ends_in_no_numbers_is_undone(case: Any, value: float) -> None:
     before = case.head.weight.clone()
     change = torch.full((3, 4), value).double()
-    assert case.judge.repaired(moved(case.head, change)) == ("fitted", 0.0, 0.0)
+    assert case.judge.keep_share_of(moved(case.head, change)) == ("fitted", 0.0, 0.0)
     assert torch.equal(case.head.weight, before)
 
 
@@ -87,7 +87,7 @@ def test_a_repair_that_goes_too_far_is_kept_in_part(case: Any, share: float) -> 
     assert case.judge.measure_pruned() == pytest.approx(
         divergence(case.net, case.images, wanted), rel=1e-9
     )
-    _, kept, error = case.judge.repaired(moved(case.head, -change / share))
+    _, kept, error = case.judge.keep_share_of(moved(case.head, -change / share))
     assert (kept, error) == (share, pytest.approx(0, abs=1e-12))
     torch.testing.assert_close(case.head.weight, before)
 
@@ -96,7 +96,7 @@ def test_a_repair_that_goes_too_far_is_kept_in_part(case: Any, share: float) -> 
 def test_a_repair_that_changes_no_logits_is_kept_whole(case: Any) -> None:
     """The softmax does not see what is added to all logits."""
     change = torch.ones(3, 4).double()
-    found = case.judge.repaired(moved(case.head, change))
+    found = case.judge.keep_share_of(moved(case.head, change))
     assert found == ("fitted", 1.0, pytest.approx(0, abs=1e-12))
 
 
@@ -134,5 +134,5 @@ def test_a_repair_is_compared_with_what_a_dropped_site_has_left(case: Any) -> No
     case.judge.measure_pruned()
     case.head.weight += change  # as a site without a fit would change what comes behind it
     case.judge.forget()
-    _, kept, _ = case.judge.repaired(moved(case.head, -0.6 * change))
+    _, kept, _ = case.judge.keep_share_of(moved(case.head, -0.6 * change))
     assert kept == 1

@@ -111,7 +111,7 @@ class DropForm(Form):
         norm, layout = self.norm, self.norm.layout
         clamp = clamp_of(self.post.function if self.post else None, norm.weight)
 
-        def take(fitted: Fitted) -> None:
+        def install(fitted: Fitted) -> None:
             norm.set(Affine(fitted.operator.weight.flatten(), fitted.operator.bias))
 
         task = FitTask(
@@ -119,7 +119,7 @@ class DropForm(Form):
             Regression(as_operator(fold_norm(norm), self._dims), clamp, settings, batches),
             lambda x, *extras: as_maps(self._target(x, *extras), layout),
             lambda x, *extras: (as_maps(self._beside(x), layout), None),
-            take,
+            install,
         )
         return [task]
 

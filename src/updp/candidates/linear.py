@@ -162,12 +162,12 @@ class OneLinearForm(Form):
         def inputs(x: Tensor, *extras: Any) -> tuple[Tensor, Tensor | None]:
             return self._maps(x), added(x)
 
-        def take(fitted: Fitted) -> None:
+        def install(fitted: Fitted) -> None:
             linear.set(fitted.operator)
 
         operator = linear.operator()
         regression = Regression(operator, clamp, settings, batches, free=linear.free)
-        return [FitTask("linear", regression, target, inputs, take)]
+        return [FitTask("linear", regression, target, inputs, install)]
 
     def merged(self) -> MergedBlock:
         """See `Form.merged`: an identity skip goes into the operator."""

@@ -18,7 +18,7 @@ class FitTask:
     target:      computes the block's output before its end activation, from the baseline's input
     inputs:      computes the operator's input and what is added to its output (or None), from the
         site's input behind the pruned prefix
-    take:        installs the fitted operator in the block
+    install:     installs the fitted operator in the block
     rows:        key of the rows: tasks of one site with equal keys have the same rows at first
     """
 
@@ -26,7 +26,7 @@ class FitTask:
     regression: Regression
     target: Callable[..., Tensor]
     inputs: Callable[..., tuple[Tensor, Tensor | None]]
-    take: Callable[[Fitted], None]
+    install: Callable[[Fitted], None]
     rows: Hashable = None
 
     def try_to_share(self, other: "FitTask") -> bool:
@@ -50,7 +50,7 @@ class FitTask:
         """Solve the regression, free its rows, and put the operator in place."""
         fitted = self.regression.solve()
         self.regression.clear()
-        self.take(fitted)
+        self.install(fitted)
         return fitted
 
 

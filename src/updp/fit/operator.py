@@ -73,13 +73,13 @@ class OperatorFit:
         narrow = replace(operator, weight=operator.weight[:, :keep])
         again = Regression(narrow, clamp, settings, batches, biased=self._biased)
 
-        def take(fitted: Fitted) -> None:
+        def install(fitted: Fitted) -> None:
             assert fitted.channels is not None
             cut(fitted.channels)
             self.set(fitted)
             again.operator = fitted.operator
 
-        first = replace(self._task(regression, take), rows=(self._own.name, self.place))
+        first = replace(self._task(regression, install), rows=(self._own.name, self.place))
         tasks = [first, self._task(again, self.set)]
         return tasks if gated else tasks[:1]
 
@@ -103,7 +103,7 @@ class OperatorFit:
         unknowns = self._own.weight[0].numel() + 1
         return self._own.groups * unknowns**2 * 8 <= settings.rows_mb * 2**20 / 4
 
-    def _task(self, regression: Regression, take: Callable[[Fitted], None]) -> FitTask:
+    def _task(self, regression: Regression, install: Callable[[Fitted], None]) -> FitTask:
         layout = self.chain.layout
 
         def target(x: Tensor, *extras: Any) -> Tensor:
@@ -115,7 +115,7 @@ class OperatorFit:
             h = as_maps(self._run(self.place, x, *extras), layout)
             return h, None if skip is None else as_maps(skip, layout)
 
-        return FitTask(self._own.name, regression, target, inputs, take)
+        return FitTask(self._own.name, regression, target, inputs, install)
 
     @property
     def _prior_and_clamp(self) -> tuple[Operator, Clamp]:

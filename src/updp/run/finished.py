@@ -200,7 +200,7 @@ def open_finished_run(
     *,
     test: Test | None = None,
     weights: str | Path | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     task: Task | None = None,
     progress: Progress | None = None,
 ) -> Finished:

@@ -39,7 +39,7 @@ def open_inputs(
     given: Given,
     recipe: Recipe,
     *,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     plan: Plan | None = None,
     pick: str | None = None,
     tensorboard: str | Path | None = None,
@@ -133,7 +133,7 @@ def open_inputs(
     )
 
 
-def as_device(name: str | None) -> torch.device:
+def as_device(name: str | torch.device | None) -> torch.device:
     """The device with this name, by default CUDA if available. Raises UserError.
 
     It also becomes the current device, within `standard_torch_state`. Each of several processes on
@@ -149,16 +149,16 @@ def as_device(name: str | None) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # timers synchronise with the current device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here: try cpu") from error
+        raise UserError(f"device '{name}' cannot be used here: try cpu") from error
     return device
 
 
-def pruning_device(name: str | None) -> torch.device:
+def pruning_device(name: str | torch.device | None) -> torch.device:
     """Like `as_device`, but the device must also support float64. Raises UserError."""
     device = as_device(name)
     if device.type == "mps":
         raise UserError(
-            f"device {name!r} has no float64, in which fits and checks compute: take cpu; the "
+            f"device '{name}' has no float64, in which fits and checks compute: take cpu; the "
             "pruned model runs on mps as the model did"
         )
     return device

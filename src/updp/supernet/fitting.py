@@ -147,7 +147,7 @@ def _finish(fitting: FitTask, place: _Place, candidate: str, judge: Judge | None
         fitted = fitting.finish()
         divergence = judge.measure_pruned()
     else:
-        fitted, kept, divergence = judge.repaired(fitting.finish)
+        fitted, kept, divergence = judge.keep_share_of(fitting.finish)
     return FitRow(
         site=place.name,
         candidate=candidate,

@@ -56,7 +56,7 @@ class Judge:
         self._errors = self._divergences()
         return self._errors.mean().item()
 
-    def repaired(self, repair: Callable[[], T]) -> tuple[T, float, float]:
+    def keep_share_of(self, repair: Callable[[], T]) -> tuple[T, float, float]:
         """Run `repair`, and keep a share of its change of the weights, possibly none.
 
         Returns:

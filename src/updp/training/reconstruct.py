@@ -120,7 +120,7 @@ def reconstruct(
 
         with torch.no_grad():
             run = partial(training.run, progress.advance)
-            (before, after), kept, divergence = judge.repaired(run)
+            (before, after), kept, divergence = judge.keep_share_of(run)
         row = ReconstructRow(
             site=place.name, prior_error=before, error=after, kept=kept, divergence=divergence
         )

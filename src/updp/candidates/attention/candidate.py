@@ -196,7 +196,7 @@ class NarrowAttentionForm(RewiredForm):
             return as_maps(y, "last"), beside(x)
 
         @torch.no_grad()
-        def take(fitted: Fitted) -> None:
+        def install(fitted: Fitted) -> None:
             out.weight.copy_(fitted.operator.weight.flatten(1) / factor[:, None])
             out.bias.copy_(fitted.operator.bias / factor)
 
@@ -205,7 +205,7 @@ class NarrowAttentionForm(RewiredForm):
             algebra.from_linear(out), algebra.Affine(factor, torch.zeros_like(factor))
         )
         regression = Regression(prior, clamp, settings, batches)
-        return [FitTask(candidate.layout.out, regression, target, inputs, take)]
+        return [FitTask(candidate.layout.out, regression, target, inputs, install)]
 
     def merged(self) -> MergedAttention:
         """See `Form.merged`."""

@@ -192,7 +192,7 @@ class Backwards:
         module = operator_of_node(scope.owner, node) if node.op == "call_module" else None
         if module is None or node.name not in scope.branch:
             raise NotAChain(f"`{node.name}` is no operator whose outputs can be cut")
-        times, rest = divmod(weight_of(module).shape[0], self.count)
+        times, rest = divmod(weight_parameter(module).shape[0], self.count)
         if rest or not times or (times > 1) != in_parts:
             raise NotAChain(f"`{node.name}` makes other channels")
         self.seen[node] = scope
@@ -266,7 +266,7 @@ def operator_of_node(owner: nn.Module, node: fx.Node) -> nn.Module | None:
     return module if own and once and not module._forward_pre_hooks else None
 
 
-def weight_of(module: nn.Module) -> Tensor:
+def weight_parameter(module: nn.Module) -> Tensor:
     """The weight of a linear operator, (O, I, ...)."""
     return module.get_parameter("weight")
 

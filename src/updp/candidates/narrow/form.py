@@ -48,11 +48,11 @@ class NarrowForm(RewiredForm):
         skip = self._traced.skip()
         *others, last = self._narrowing.fit_tasks(wide, skip, settings, batches)
 
-        def take(fitted: Fitted) -> None:
-            last.take(fitted)
-            self._narrow.take(wide)
+        def install(fitted: Fitted) -> None:
+            last.install(fitted)
+            self._narrow.copy_from(wide)
 
-        return [*others, replace(last, take=take)]
+        return [*others, replace(last, install=install)]
 
     def merged(self) -> MergedNarrow:
         """See `Form.merged`."""

@@ -21,7 +21,7 @@ from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.surgery import extract
 from updp.blocks.tracing.interpret import NotTraceable
-from updp.candidates.narrow.backwards import Backwards, Scope, operator_of_node, weight_of
+from updp.candidates.narrow.backwards import Backwards, Scope, operator_of_node, weight_parameter
 from updp.candidates.narrow.slicing import cut_group_norm, cut_inputs, cut_outputs
 
 _TOLERANCE = 1e-4  # relative, float32: between the chain and the block it was read from
@@ -100,10 +100,10 @@ class HiddenChannels:
         The size of a unit is the norm of its weights in the consumer, times those in all producers.
         """
         units = self.count // self.unit
-        read = weight_of(self.module(copies, self.consumer)).movedim(1, 0)
+        read = weight_parameter(self.module(copies, self.consumer)).movedim(1, 0)
         sizes = read.reshape(units, -1).norm(dim=1)
         for name, made in self.producers.items():
-            rows = weight_of(self.module(copies, name)).flatten(1).norm(dim=1)
+            rows = weight_parameter(self.module(copies, name)).flatten(1).norm(dim=1)
             sizes = sizes * rows.reshape(made.times, units, made.size).norm(dim=(0, 2))
         order = sizes.argsort(descending=True, stable=True)
         return _rows(order[: keep // self.unit].sort().values, self.unit)
@@ -162,7 +162,7 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
     sources = consumer.all_input_nodes
     if module is None or len(sources) != 1 or consumer.args != (sources[0],):
         raise NotAChain(f"`{consumer.target}` does not read one tensor")
-    count, x = weight_of(module).shape[1], scope.value(sources[0])
+    count, x = weight_parameter(module).shape[1], scope.value(sources[0])
     chain, outermost = _behind(scope, consumer), scope.outermost
     first = chain.steps[0]
     if not isinstance(first, LinearStep) or first.derived:

@@ -66,7 +66,7 @@ class NarrowModules:
         )
 
     @torch.no_grad()
-    def take(self, others: NarrowModules) -> None:
+    def copy_from(self, others: NarrowModules) -> None:
         """Copy the parameters and buffers of other modules of the same widths."""
         for own, other in zip(self.all, others.all, strict=True):
             for to, value in zip(_state(own), _state(other), strict=True):

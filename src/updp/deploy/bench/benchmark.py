@@ -34,7 +34,7 @@ def bench(
     precisions: Sequence[str] = (),
     layouts: Sequence[str] = (),
     rounds: int = ROUNDS,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     weights: tuple[str | Path | None, str | Path | None] = (None, None),
     model: str | None = None,
     input_size: tuple[int, ...] | None = None,

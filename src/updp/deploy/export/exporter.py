@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from updp.arguments import checked
@@ -51,7 +52,7 @@ def export(
     data: Data | None = None,
     test: Test | None = None,
     weights: str | Path | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     task: Task | None = None,
     test_images: int = 1000,
     progress: Progress | None = None,
