@@ -24,8 +24,11 @@ def prune_channels(
     ratio: float,
     images: Tensor,
     batches: Iterable[tuple[Tensor, Tensor]],
-) -> nn.Module:
-    """A copy of `model` without the least important share of its channels.
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of `model` without the least important share of its channels, and what is left.
+
+    The second value has the indices of the output channels that each convolution or linear layer
+    still has, by module path.
 
     Channels are ranked over all layers, but only groups of layers of one shape compete (Fang et
     al., *Isomorphic pruning*, ECCV 2024).
@@ -61,7 +64,20 @@ def prune_channels(
             num_heads={m.qkv: m.num_heads for m in attentions},
             round_to=_ROUND,
         )
-        pruner.step()
+        left = {
+            name: torch.arange(m.weight.shape[0])
+            for name, m in model.named_modules()
+            if isinstance(m, nn.Conv2d | nn.Linear)
+        }
+        names = {model.get_submodule(name): name for name in left}
+        for group in pruner.step(interactive=True):
+            for dependency, indices in group:
+                layer, handler = dependency.target.module, dependency.handler
+                if layer in names and pruner.DG.is_out_channel_pruning_fn(handler):
+                    stay = torch.ones(len(left[names[layer]]), dtype=torch.bool)
+                    stay[list(indices)] = False
+                    left[names[layer]] = left[names[layer]][stay]
+            group.prune()
     for attention in attentions:
         attention.num_heads = pruner.num_heads[attention.qkv]
         attention.head_dim = attention.qkv.out_features // (3 * attention.num_heads)
@@ -69,4 +85,4 @@ def prune_channels(
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         model(images[:2].cpu())
-    return model
+    return model, left

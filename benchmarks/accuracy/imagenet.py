@@ -10,7 +10,7 @@ top-1, its difference from the baseline's on the same images with a 95 % interva
 divergence from the baseline's logits. Each prunes to its largest model within a share of the
 baseline's latency, as in `versus`, which has the other options. `--epochs 8` trains all models
 alike, to the baseline's logits and features. Other depth pruners choose among updp's candidates;
-"with updp's fit" their plans are fitted and repaired as updp's own are.
+"with updp's fit" other methods' models are fitted and repaired as updp's own are.
 Results: results/imagenet-NETWORK.json, docs/results/imagenet.md.
 """
 
@@ -45,11 +45,12 @@ class ImageNetMap(Versus):
     """All methods on one network; see `Versus`."""
 
     def contenders(self, point: float) -> Iterator[Rival]:
-        """See `Versus`; and the other depth pruners' plans with updp's own fit."""
+        """See `Versus`; and what other pruners choose with updp's own fit."""
         subject, clock = self.subject, self.clock
         yield searching(subject, self.folder / "searching", clock, self.stopwatch, point)
         for kind in ("magnitude", "taylor"):
             yield Channels(kind, subject, FREE)
+            yield Channels(kind, subject, FREE, fitted=True)
         for make in (dropping, shrinking, adding_up):
             plans = make(subject, self.folder / make.__name__, clock)
             yield plans

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy.channel_fit import fit_channels
 from benchmarks.accuracy.channels import prune_channels
 from benchmarks.accuracy.plans import Choices, Subject, digest, plan_of, planned_run
 from benchmarks.accuracy.training import train_plan, train_whole
@@ -56,12 +57,17 @@ class Rival(ABC):
 
 
 class Channels(Rival):
-    """Fewer channels, by torch-pruning."""
+    """Fewer channels, by torch-pruning; `fitted`: with updp's closed-form fit behind it."""
 
-    def __init__(self, kind: str, subject: Subject, settings: Sequence[str]) -> None:
-        about = f"fewer channels, by torch-pruning: {kind}, global, isomorphic"
-        super().__init__(f"torch-pruning, {kind}", about, subject, settings)
-        self.kind = kind
+    def __init__(
+        self, kind: str, subject: Subject, settings: Sequence[str], *, fitted: bool = False
+    ) -> None:
+        name, about = f"torch-pruning, {kind}", f"{kind}, global, isomorphic"
+        about = f"fewer channels, by torch-pruning: {about}"
+        if fitted:
+            name, about = f"{name}, with updp's fit", f"the same channels as {name}"
+        super().__init__(name, about, subject, settings)
+        self.kind, self.fitted = kind, fitted
 
     @property
     def count(self) -> int:
@@ -89,16 +95,28 @@ class Channels(Rival):
 
     def model(self, number: int) -> nn.Module:
         """As in `Rival`."""
+        return self._pruned(number)[0]
+
+    def _pruned(self, number: int) -> tuple[nn.Module, dict[str, Tensor]]:
         images = self._images[0][0]
-        return prune_channels(
+        model, left = prune_channels(
             self.subject.model, self.kind, _RATIOS[number], images, self._images
-        ).to(self.subject.device)
+        )
+        return model.to(self.subject.device), left
+
+    def _fitted(self, number: int, recipe: Recipe) -> nn.Module:
+        """The model, fitted where that is wanted."""
+        model, left = self._pruned(number)
+        if not self.fitted:
+            return model
+        batches = self.subject.feed(recipe).calibration()
+        return fit_channels(self.subject.model, model, left, batches, recipe.fit)
 
     def trial(self, number: int, folder: Path, clock: Progress) -> Trial:
         """As in `Rival`."""
 
         def make(recipe: Recipe, folder: Path) -> nn.Module:
-            return train_whole(self.model(number), self.subject, recipe, folder, clock)
+            return train_whole(self._fitted(number, recipe), self.subject, recipe, folder, clock)
 
         def build(folder: Path) -> nn.Module:
             return self.model(number)

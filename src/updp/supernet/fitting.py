@@ -93,7 +93,7 @@ def fit_plan(
     batches, judged = split(batches, settings.judged if settings.repair else 0)
     places = _places(net, choices, batches, settings)
     begin(1 + sum(len(place.fit_tasks) for place in places))
-    _gather_targets(net, places, batches, settings.rows_mb * 2**20)
+    gather_targets(net, places, batches, settings.rows_mb * 2**20)
     numbered = list(processes.share(batches))
     mine = [images for _, images in processes.share(judged)]
     baseline = [task.run(net, images) for images in mine]
@@ -110,9 +110,9 @@ def fit_plan(
             if judge is not None:
                 judge.forget()
         for fitting in place.fit_tasks:
-            if _add_inputs(fitting, walk, place, [number for number, _ in numbered]):
+            if add_inputs(fitting, walk, place, [number for number, _ in numbered]):
                 candidate = choices.get(place.name, KEEP)
-                figures.append(_finish(fitting, place, candidate, judge))
+                figures.append(finish(fitting, place, candidate, judge))
             else:
                 fitting.regression.clear()
             tick(place.name)
@@ -121,7 +121,7 @@ def fit_plan(
     return figures
 
 
-def _add_inputs(fitting: FitTask, walk: Walk, place: _Place, numbers: Sequence[int]) -> bool:
+def add_inputs(fitting: FitTask, walk: Walk, place: Place, numbers: Sequence[int]) -> bool:
     """Give a regression the inputs of each batch; False where rows do not pair with the targets.
 
     Nor do they where the network, as it is pruned so far, calls the place no more.
@@ -138,7 +138,7 @@ def _add_inputs(fitting: FitTask, walk: Walk, place: _Place, numbers: Sequence[i
     return all(processes.all_gather(paired))
 
 
-def _finish(fitting: FitTask, place: _Place, candidate: str, judge: Judge | None) -> FitRow:
+def finish(fitting: FitTask, place: Place, candidate: str, judge: Judge | None) -> FitRow:
     """Solve a regression; if it is a repair, keep the share of it that the judge allows."""
     kept, divergence = 1.0, None
     if judge is None:
@@ -162,7 +162,7 @@ def _finish(fitting: FitTask, place: _Place, candidate: str, judge: Judge | None
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A site's switch, or an operator outside of all sites, with its regressions."""
 
     name: str
@@ -173,10 +173,10 @@ class _Place:
 
 def _places(
     net: Supernet, choices: Mapping[str, str], batches: Sequence[Samples], settings: FitSettings
-) -> list[_Place]:
+) -> list[Place]:
     """Places to fit, from the first pruned site on, in execution order."""
-    places: list[_Place] = []
-    order = _execution_order(net, batches[0])
+    places: list[Place] = []
+    order = execution_order(net, batches[0])
     unpaired = routed(net, batches[0], {name: module for name, module, _ in order})
     fixed: set[str] = set()
     if settings.repair:
@@ -188,18 +188,26 @@ def _places(
             continue
         if name in unpaired or (not pruned and name in fixed):
             fit_tasks = []
-        elif not isinstance(module, Switch):
-            repair = operator_repair(name, module, x, settings, len(batches))
-            fit_tasks = [] if repair is None else [repair]
         elif pruned:
+            assert isinstance(module, Switch)
             fit_tasks = module.form(choices[name]).fit_tasks(settings, len(batches))
         else:
-            fit_tasks = site_repairs(net.traced(name), settings, len(batches))
-        places.append(_Place(name, module, pruned, fit_tasks))
+            fit_tasks = repairs(net, name, module, x, settings, len(batches))
+        places.append(Place(name, module, pruned, fit_tasks))
     return places
 
 
-def _execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Module, Tensor]]:
+def repairs(
+    net: Supernet, name: str, module: nn.Module, x: Tensor, settings: FitSettings, batches: int
+) -> list[FitTask]:
+    """Tasks that fit a kept site, or an operator outside of all sites with the input x, anew."""
+    if isinstance(module, Switch):
+        return site_repairs(net.traced(name), settings, batches)
+    repair = operator_repair(name, module, x, settings, batches)
+    return [] if repair is None else [repair]
+
+
+def execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Module, Tensor]]:
     """Sites, and linear operators outside of them that run just once, with their inputs.
 
     An operator that runs several times, or shares its weights, has no single target.
@@ -228,8 +236,8 @@ def _execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Modul
     ]
 
 
-def _gather_targets(
-    net: Supernet, places: list[_Place], batches: Sequence[Samples], room: float
+def gather_targets(
+    net: Supernet, places: list[Place], batches: Sequence[Samples], room: float
 ) -> None:
     """Gather the baseline's outputs at all places, in at most `room` bytes."""
     regressions = [fitting.regression for place in places for fitting in place.fit_tasks]
