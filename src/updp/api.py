@@ -86,7 +86,8 @@ def prune(
             `path/file.py:factory`. A module is copied; it may be compiled, wrapped by torch, or of
             another floating-point type.
         data: `digits`, a folder, or a pair (training, test) of loaders or data sets of items
-            (image, label), or of dictionaries; or one of them, with or without `test`.
+            (image, label), such as a list, or of dictionaries; or one of them, with or without
+            `test`.
         recipe: a recipe, its name, such as `fit-only`, or a YAML file; or a budget alone, such as
             `blocks=9`.
         budget: the budget, which replaces the recipe's. With a `plan`, none is needed.

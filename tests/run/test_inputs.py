@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
@@ -344,3 +346,26 @@ def test_a_model_by_name_without_weights_is_said_to_be_untrained(
     caplog.clear()
     open_inputs(tiny_model, "digits", tiny.make_recipe())
     assert "untrained" not in caplog.text
+
+
+def items(count: int) -> list[tuple[Tensor, int]]:
+    return [(torch.randn(1, 8, 8), n % 10) for n in range(count)]
+
+
+@pytest.mark.parametrize("pair", [tuple, list])
+def test_lists_of_items_are_data_sets(pair: Callable[..., Any], tiny_model: str) -> None:
+    train, test = items(90), items(30)
+    recipe = tiny.make_recipe().updated("data.calibration=20", "data.held_out=10")
+    for given, size in ((pair([train, test]), 30), (train, 9)):
+        source = open_inputs(tiny_model, given, recipe).feed
+        labels = torch.cat([labels for _, labels in source.test()])
+        assert len(labels) == size
+    found, _ = next(open_inputs(tiny_model, pair([train, test]), recipe).feed.test())
+    assert torch.equal(found[0], test[0][0])
+
+
+def test_a_pair_of_arrays_is_no_pair_of_splits(tiny_model: str) -> None:
+    images, labels = torch.randn(60, 1, 8, 8), torch.arange(60) % 10
+    for pair in ((images, labels), (images.numpy(), labels.numpy())):
+        with pytest.raises(UserError, match=r"data is a pair of arrays.*TensorDataset"):
+            open_inputs(tiny_model, pair, tiny.make_recipe())

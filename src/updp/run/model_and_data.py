@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from updp.data import Source, from_loaders, open_source, resize_for, without_labels
 from updp.data.readers.item_kinds import argument_names
@@ -100,7 +101,12 @@ def _open_source(
         train, test = data
     if isinstance(test, str | Path):
         raise UserError(f"test is the path '{test}' and data none: give two paths, or two loaders")
-    if isinstance(train, tuple | list) or not hasattr(train, "__len__"):
+    if isinstance(train, Tensor | np.ndarray) and isinstance(test, Tensor | np.ndarray):
+        raise UserError(
+            "data is a pair of arrays, and would be (training, test): join images and labels by "
+            "torch.utils.data.TensorDataset(images, labels), and give two of those, or one alone"
+        )
+    if isinstance(train, tuple) or not hasattr(train, "__len__"):  # a list is a data set
         raise UserError(
             f"data is of the type {type(train).__name__}: give a name, a folder, a loader or data "
             "set, or a pair of these (training, test)"

@@ -15,7 +15,7 @@ from updp.data.readers.corrupt import error_of, readable
 from updp.data.readers.samplers import settings_of
 from updp.errors import UserError, reason
 
-Loader = DataLoader[Any] | Dataset[Any]
+Loader = DataLoader[Any] | Dataset[Any] | list[Any]  # a list of items is a data set
 
 
 class LoaderItems(Images):
@@ -42,7 +42,7 @@ class LoaderItems(Images):
                 "__getitem__)"
             )
         try:
-            len(self.dataset)
+            len(self.dataset)  # type: ignore[arg-type]
         except Exception as error:  # the user's own code
             raise UserError(
                 f"the {split} loader's {type(self.dataset).__name__} does not say how many items "
