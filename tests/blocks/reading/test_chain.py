@@ -366,3 +366,28 @@ def test_a_norm_that_is_tried_on_other_channels_warns_of_nothing(
     chain = read(nn.Sequential(nn.Conv2d(C, C, 1), nn.InstanceNorm2d(C), nn.ReLU()))
     assert [type(step) for step in chain.steps] == [LinearStep, NormStep, ActStep]
     assert not recwarn.list
+
+
+class Shifted(nn.Module):
+    """Some channels of each frame go to the next and the last one, as in a temporal shift."""
+
+    def __init__(self, channels: int, frames: int, some: int) -> None:
+        super().__init__()
+        self.frames, self.some = frames, some
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        clips = x.view(-1, self.frames, *x.shape[1:])
+        moved, some = torch.zeros_like(clips), self.some
+        moved[:, :-1, :some] = clips[:, 1:, :some]
+        moved[:, 1:, some : 2 * some] = clips[:, :-1, some : 2 * some]
+        moved[:, :, 2 * some :] = clips[:, :, 2 * some :]
+        return x + self.second(torch.relu(self.first(moved.view(x.shape))))
+
+
+def test_a_shift_of_some_channels_in_time_is_no_norm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Shifted(16, 4, 2)).eval()
+    (site,) = find(model, torch.randn(8, 16, 9, 7)).sites
+    assert site.branch is None

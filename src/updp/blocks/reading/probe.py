@@ -14,6 +14,7 @@ from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of, seeded_input
 
 _EXPLAINED = 0.5  # share of variance that a line per channel must explain
+_AT_LEAST = 0.05  # the same in each channel by itself
 _UNEVEN = 2, 5, 3, 7  # shape of random inputs: a pool to any of the usual sizes changes it
 
 
@@ -22,8 +23,9 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
     """Number of channels of `x` if a BatchNorm can replace the function, else 0.
 
     It can if a line per channel explains most of the variance of its outputs for random inputs, and
-    if the function has no more parameters than a linear layer on these channels. That holds for
-    norms and for squeeze-and-excitation, not for attention or permutations.
+    some of it in each channel, and if the function has no more parameters than a linear layer on
+    these channels. That holds for norms and for squeeze-and-excitation, not for attention,
+    permutations or a shift of some channels in time.
     """
     axis = 1 if layout == "first" else -1
     channels = x.shape[axis]
@@ -46,6 +48,8 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
     rows = [t.movedim(axis, 0).flatten(1).double() for t in (x, y)]
     a, b = (t - t.mean(1, keepdim=True) for t in rows)
     explained = (a * b).sum(1).square() / (a.square().sum(1) * b.square().sum(1)).clamp_min(1e-30)
+    if bool((explained[b.square().sum(1) > 0] < _AT_LEAST).any()):
+        return 0
     return channels if explained.mean() > _EXPLAINED else 0
 
 
