@@ -344,3 +344,17 @@ def test_a_model_by_name_without_weights_is_said_to_be_untrained(
     caplog.clear()
     open_inputs(tiny_model, "digits", tiny.make_recipe())
     assert "untrained" not in caplog.text
+
+
+@pytest.mark.parametrize("stage", ["supernet", "subnet"])
+def test_a_model_of_frozen_parameters_only_cannot_be_trained(tiny_model: str, stage: str) -> None:
+    module = load_model(tiny_model).requires_grad_(False)
+    recipe = Recipe.load("fit-only").updated(
+        "data.held_out=20", "data.calibration=20", "budget.blocks=1"
+    )
+    given = (data(), data(first=1))
+    open_inputs(module, given, recipe)
+    with pytest.raises(UserError, match=rf"{stage}\.epochs=2 trains, and all parameters .*fit-on"):
+        open_inputs(module, given, recipe.updated(f"{stage}.epochs=2"))
+    module.head.requires_grad_()
+    open_inputs(module, given, recipe.updated(f"{stage}.epochs=2"))
