@@ -84,7 +84,7 @@ def head_channels(site: Site, block: nn.Module, graph: fx.Graph) -> HiddenChanne
         {},
         targets,
         attributes,
-        factor,
+        factor=factor,
     )
 
 
