@@ -82,7 +82,9 @@ def narrow_works(site: Site, block: nn.Module, graph: fx.Graph, narrowing: Narro
     try:
         why = in_precision(partial(_why_not, site, block, graph, narrowing))
     except UserCodeError as error:
-        why = str(error)
+        counts = zip(narrowing.left, narrowing.counts, strict=True)
+        some = " and ".join(f"{left} of {count}" for left, count in counts if left < count)
+        why = f"its forward is bound to all channels, it fails with {some}: {error}"
     if why:
         _log.info("%s: no narrow form: %s", site.name, why)
     return not why
