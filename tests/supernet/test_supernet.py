@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.families import FAMILIES, Basic, C, Net, ViT, conv, error, images, network, randomise
 from tests.sampling import every_other
 from updp.blocks import find
-from updp.candidates import baseline_macs, proposals, propose
+from updp.candidates import Drop, baseline_macs, proposals, propose
 from updp.measure import runner
 from updp.recipe import CandidateSettings, MeasureSettings, MergeSettings
 from updp.stages.merge import verify
@@ -418,3 +418,50 @@ def test_roots_shared_blocks_masks_and_blocks_within_blocks(
             assert error(net(x), expected) > 1e-3
         net.choose({})
         assert error(net(x), expected) < 1e-6
+
+
+def test_what_replaces_frozen_parameters_is_frozen() -> None:
+    model = network("basic")
+    model.blocks[0].requires_grad_(False)
+    net = supernet(model, count=9)
+    frozen, free = (net.switches[f"blocks.{number}"].forms for number in (0, 1))
+    for form in [*frozen, *free]:
+        form.set_shape("reserved")
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert all(p.requires_grad for p in free.parameters())
+    net.choose(first(net))
+    merged = net.merged()
+    assert not any(p.requires_grad for p in merged.blocks[0].parameters())
+    assert all(p.requires_grad for p in merged.blocks[1].parameters())
+    part = net.merged_site("blocks.0", torch.float32)
+    assert not any(p.requires_grad for p in part.parameters())
+
+
+def test_what_replaces_a_partly_frozen_site_can_be_trained() -> None:
+    model = network("basic")
+    model.blocks[0].conv1.requires_grad_(False)
+    net = supernet(model)
+    net.choose(first(net))
+    assert all(p.requires_grad for p in net.merged().blocks[0].parameters())
+
+
+class Smoothed(nn.Module):
+    """A branch without parameters, in a block that has some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.bn = nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x + self.pool(x))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_site_without_parameters_is_frozen_with_its_block(frozen: bool) -> None:
+    model = nn.Sequential(Smoothed()).requires_grad_(not frozen).eval()
+    x = torch.randn(2, C, 9, 7)
+    findings = find(model, x)
+    (site,) = findings.sites
+    net = Supernet(model, findings, {site.name: [Drop()]}).eval()
+    net.choose({site.name: "drop"})
+    assert {p.requires_grad for p in net.merged().parameters()} == {not frozen}

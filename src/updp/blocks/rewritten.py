@@ -81,6 +81,19 @@ class RewrittenForward:
         return copied
 
 
+class GraphPart(fx.GraphModule):
+    """A module of a graph that is called as any other: torch.fx's own prints where it fails."""
+
+    def recompile(self) -> Any:
+        """Write the forward, in its contexts, and leave out the `__call__` around it."""
+        code, kind = super().recompile(), type(self)
+        del kind.__call__
+        if any(map(contexts_of, self.graph.nodes)):
+            source = within_contexts(code.src, self.graph)
+            kind.forward = _compiled(kind.__name__, source, {**code.globals, "torch": torch})
+        return code
+
+
 def _spelt(source: str) -> str:
     """Repair generated source: fx writes `self.if(x)` for a child named like a keyword."""
     while (spelt := _KEYWORD.sub(r'getattr(\1, "\2")', source)) != source:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from updp.blocks.rewritten import RewrittenForward
+from updp.blocks.rewritten import GraphPart, RewrittenForward
 from updp.blocks.tracing.contexts import contexts_of, has_contexts, set_contexts
 from updp.blocks.tracing.region import Region
 
@@ -277,17 +277,7 @@ def _module(block: nn.Module, graph: fx.Graph, added: Mapping[str, object]) -> f
             parts = node.target.split(".")
             node.target = ".".join(f"{p}__" if keyword.iskeyword(p) else p for p in parts)
             root[node.target] = value
-    module = _GraphPart(root, graph, class_name=type(block).__name__)
+    module = GraphPart(root, graph, class_name=type(block).__name__)
     module.training = block.training
     module._tracer_cls = None  # a pickle would name our tracer, which fx cannot call
     return module
-
-
-class _GraphPart(fx.GraphModule):
-    """A module of a graph that is called as any other: torch.fx's own prints where it fails."""
-
-    def recompile(self) -> Any:
-        """Write the forward, and leave out the `__call__` around it."""
-        code = super().recompile()
-        del type(self).__call__
-        return code

@@ -60,6 +60,18 @@ def _mixing(recipe: Recipe) -> dict[str, float]:
     return {f"{s}.{name}": getattr(part, name) for s, part in stages.items() for name in names}
 
 
+def check_trainable(model: nn.Module, recipe: Recipe) -> None:
+    """Raise UserError if the recipe trains, and all parameters of the model are frozen."""
+    trained = {"supernet.epochs": recipe.supernet.epochs, "subnet.epochs": recipe.subnet.epochs}
+    setting = next((f"{name}={value:g}" for name, value in trained.items() if value), "")
+    if setting and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"{setting} trains, and all parameters of the model are frozen "
+            "(requires_grad=False), which what replaces them is, too: call requires_grad_() on "
+            "those that may be trained, or take --recipe fit-only, which trains nothing"
+        )
+
+
 def check_labels_suffice(
     source: Source, recipe: Recipe, data: str, task: Task = CLASSIFICATION
 ) -> None:

@@ -25,6 +25,7 @@ from updp.run.input_checks import (
     check_labels_suffice,
     check_mixing,
     check_settings,
+    check_trainable,
     guessed_colour,
 )
 from updp.run.model_and_data import open_model_and_data
@@ -81,6 +82,7 @@ def open_inputs(
     names = given.names
     module, num_classes, source = open_model_and_data(given, recipe, task)
     check_finite(weights_of(module), names.the_model)
+    check_trainable(module, recipe)
     if isinstance(task, Classification):
         source = _of_the_models_classes(source, module, names)
     check(module, source)

@@ -28,7 +28,8 @@ from updp.supernet.switch import KEEP, ModalForward, Switch
 class Supernet(nn.Module):
     """The user's model, rewritten in place: each block with a candidate becomes switchable.
 
-    Convolutions and linear layers are shared between a site's paths; BatchNorms are not.
+    Convolutions and linear layers are shared between a site's paths; BatchNorms are not. Where all
+    parameters of a site have `requires_grad=False`, so have those of what stands in its place.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Supernet(nn.Module):
         self.kept: dict[str, Switch] = {}
         self._graphs = findings.graphs
         self._blocks: dict[str, list[Site]] = {}
+        self._frozen = set[str]()  # sites whose parameters the user has all frozen
         for site in self.sites.values():
             self._blocks.setdefault(site.block, []).append(site)
         self._whole, self._counted = findings.whole, findings.counted
@@ -223,7 +225,12 @@ class Supernet(nn.Module):
             return None
         owner, key = next(iter(self._base.values()))
         device = getattr(owner, key).device
-        return switch.form(switch.choice).merged().replacement(site, dtype, device)
+        part = switch.form(switch.choice).merged().replacement(site, dtype, device)
+        if site.name in self._frozen:
+            for value in part.added.values():
+                if isinstance(value, nn.Module | nn.Parameter):
+                    value.requires_grad_(False)
+        return part
 
     def _switch(
         self, name: str, sites: list[Site], candidates: Mapping[str, Sequence[Candidate]]
@@ -238,6 +245,9 @@ class Supernet(nn.Module):
             untouched = TracedSite(site, before, graph)
             offered = candidates.get(site.name, ())
             switch = Switch(keep, {c.label: c.build(untouched) for c in offered})
+            if _is_frozen(keep, before):
+                self._frozen.add(site.name)
+                switch.forms.requires_grad_(False)
             (self.switches if offered else self.kept)[site.name] = switch
             parts.append(calling(region, f"switch{i}", switch))
         rewrite(block, graph, parts, whole=True, inside=name in self._counted)
@@ -245,6 +255,12 @@ class Supernet(nn.Module):
             switches = [self.places[site.name] for site in sites]
             own = self._own[name].get("forward")
             vars(block)["forward"] = ModalForward(block, own, switches)
+
+
+def _is_frozen(keep: nn.Module, block: nn.Module) -> bool:
+    """Whether all parameters of a site are frozen; without any, those of its block."""
+    own = [*keep.parameters()] or [*block.parameters()]
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
 def _tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:

@@ -14,7 +14,8 @@ from tests.families import error
 from tests.fit.test_fitting import FIT
 from updp.blocks import find
 from updp.blocks.reading.chain import read_chain
-from updp.blocks.reading.composed import ComposedStep
+from updp.blocks.reading.composed import ComposedStep, read_composed
+from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.trace import trace_alone
 from updp.candidates import propose
 from updp.supernet import Supernet, fit_plan
@@ -132,3 +133,145 @@ def test_a_feed_forward_part_with_adapters_merges_exactly() -> None:
     merged = pruned.merged(torch.float64)
     assert error(merged(x), pruned(x)) < 1e-12
     assert not [n for n, _ in merged[0].named_modules() if "base_layer" in n]
+
+
+class AdaptedConv(nn.Module):
+    """A convolution with an adapter of low rank, as in LoRA."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__()
+        sizes = base.kernel_size, base.stride, base.padding, base.dilation
+        self.base = base
+        self.down = nn.Conv2d(base.in_channels, 2, *sizes, bias=False)
+        self.up = nn.Conv2d(2, base.out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x)) * 0.5
+
+
+class WeightedConv(AdaptedConv):
+    """As in LyCORIS and DoRA: the weight is computed first, with a norm for each channel."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__(base)
+        self.magnitude = nn.Parameter(torch.rand(base.out_channels, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.base
+        low = (self.up.weight.flatten(1) @ self.down.weight.flatten(1)).view(own.weight.shape)
+        weight = own.weight + low
+        weight = self.magnitude * weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return F.conv2d(x, weight, own.bias, own.stride, own.padding, own.dilation)
+
+
+class Weighted(nn.Module):
+    """DoRA: the weight of a layer and its adapter gets a length for each channel."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(torch.randn(2, base.in_features))
+        self.up = nn.Parameter(torch.randn(base.out_features, 2))
+        self.magnitude = nn.Parameter(torch.rand(base.out_features, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.base.weight + 2 * (self.up @ self.down)
+        weight = self.magnitude * weight / weight.norm(dim=1, keepdim=True)
+        return F.linear(x, weight, self.base.bias)
+
+
+class Scaled(Weighted):
+    """DoRA, by a factor per channel of the outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.base.weight + self.up @ self.down
+        factor = (self.magnitude / weight.norm(dim=1, keepdim=True)).flatten()
+        y = F.linear(x, self.base.weight) + F.linear(F.linear(x / 2, self.down), self.up) * 2
+        return y * factor + self.base.bias
+
+
+class ConvBlock(nn.Module):
+    def __init__(self, wrap: Callable[[nn.Conv2d], nn.Module], stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = wrap(nn.Conv2d(D, 9, 3, stride, padding=1))
+        self.norm, self.conv2 = nn.BatchNorm2d(9), wrap(nn.Conv2d(9, D, 3, padding=2, dilation=2))
+        self.shortcut = nn.Conv2d(D, D, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.conv2(F.relu(self.norm(self.conv1(x)))))
+
+
+def merged_exactly(net: nn.Module, x: Tensor) -> list[str]:
+    """Merge the first candidate that is shallower of each site; return the sites."""
+    wanted, findings = net(x), find(net, x[:2])
+    sites = {s.name: list(propose(s, end_activation=False))[:1] for s in findings.sites}
+    pruned = Supernet(copy.deepcopy(net), findings, sites).eval()
+    pruned.choose({})
+    assert error(pruned(x), wanted) < 1e-12
+    choices = {name: found[0].label for name, found in sites.items() if found}
+    fit_plan(pruned, choices, [x[:4], x[4:]], FIT)
+    assert error(pruned.merged(torch.float64)(x), pruned(x)) < 1e-12
+    assert not findings.unusable
+    return [*choices]
+
+
+@pytest.mark.parametrize("wrap", [Weighted, Scaled])
+def test_a_layer_whose_weight_is_computed_with_adapters_is_one_layer(wrap: Wrap) -> None:
+    net, x = model(wrap=wrap).double(), torch.randn(8, 7, D).double()
+    assert merged_exactly(net, x) == ["0", "2"]
+    layer = net[0].fc1
+    (step,) = read_chain(nn.Sequential(layer), trace_alone(nn.Sequential(layer)), ["_0"], x).steps
+    assert isinstance(step, ComposedStep)
+    torch.testing.assert_close(step.keep(x, "last"), layer(x))
+    (step.weight.square().sum() + step.bias.sum()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+@pytest.mark.parametrize("wrap", [AdaptedConv, WeightedConv])
+def test_a_convolution_with_adapters_is_one_convolution(
+    wrap: Callable[[nn.Conv2d], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(ConvBlock(wrap), ConvBlock(wrap, 2)).eval().double()
+    assert merged_exactly(net, torch.randn(8, D, 9, 8).double()) == ["0", "1"]
+    step = find(net, torch.randn(2, D, 9, 8).double()).sites[1].chain.linears[0]
+    assert isinstance(step, ComposedStep)
+    assert (step.shape, step.stride, step.padding) == ((9, D, 3, 3), (2, 2), (1, 1, 1, 1))
+
+
+class Grouped(AdaptedConv):
+    """Not one convolution with the groups of the base."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__(base)
+        self.base = nn.Conv2d(base.in_channels, base.out_channels, 3, padding=1, groups=3)
+
+
+class Wider(AdaptedConv):
+    """The adapter sees other pixels than the base."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__(base)
+        self.down = nn.Conv2d(base.in_channels, 2, 5, base.stride, padding=2, bias=False)
+
+
+class Squared(Weighted):
+    """Its weight depends on the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.base.weight * x.mean(), self.base.bias)
+
+
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (Grouped(nn.Conv2d(D, 9, 3, padding=1)), torch.randn(2, D, 9, 8)),
+        (Wider(nn.Conv2d(D, 9, 3, padding=1)), torch.randn(2, D, 9, 8)),
+        (Squared(nn.Linear(D, D)), torch.randn(2, 7, D)),
+        (Residual(), torch.randn(2, 7, D)),
+        (nn.Sequential(nn.Linear(D, 2), nn.Linear(2, D)), torch.randn(2, 7, D)),
+    ],
+)
+def test_what_is_not_one_layer_is_not_read_as_one(module: nn.Module, x: Tensor) -> None:
+    graph = trace_alone(module.eval(), Arguments((x,)))
+    assert read_composed("it", module, graph) is None

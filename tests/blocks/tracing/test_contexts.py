@@ -27,6 +27,10 @@ def precise() -> Any:
     return torch.autocast("cpu", enabled=False)
 
 
+def half() -> Any:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 CONTEXTS: dict[str, Callable[[], Any]] = {
     "no_grad": no_grad,
     "inference_mode": torch.inference_mode,
@@ -172,6 +176,61 @@ def test_where_autocast_is_off_costs_no_site() -> None:
     found, _ = pruned(nn.Sequential(Part(precise), Part(precise)), x_of())
     assert [site.name for site in found.sites if site.region.add] == ["0", "1"]
     assert not found.unusable
+
+
+class Half(nn.Module):
+    """Its forward is in autocast, but for what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp(C)
+
+    @torch.autocast("cpu", torch.bfloat16)
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(x).float()
+
+
+@pytest.mark.parametrize(
+    "make", [Half, lambda: Part(lambda: torch.autocast("cpu")), lambda: Whole(half)]
+)
+def test_a_block_that_enters_autocast_is_told_to_enter_it_outside(
+    make: Callable[[], nn.Module],
+) -> None:
+    found = find(nn.Sequential(make(), make()).eval(), x_of(2))
+    reasons = {u.name: u.reason for u in found.unusable}
+    for name in ("0", "1"):
+        assert reasons[name] == (
+            "its forward enters torch.autocast('cpu', torch.bfloat16), and its graph is compared "
+            "without: enter it outside of this forward, as around the call of the model"
+        )
+
+
+class Outside(nn.Module):
+    """Autocast is entered around all blocks, and left within one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Whole(precise), Part(precise), InEvaluation())
+
+    def forward(self, x: Tensor) -> Tensor:
+        with half():
+            return self.blocks(x).float()
+
+
+def test_blocks_within_autocast_of_their_model_are_sites() -> None:
+    found = find(Outside().eval(), x_of(2))
+    assert [site.name for site in found.sites] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert not found.unusable
+
+
+def test_a_part_that_leaves_autocast_keeps_its_precision_as_it_is_pruned() -> None:
+    model = Outside().eval()
+    x, wanted = x_of(), model(x_of())
+    found = find(model, x[:2])
+    candidates = {site.name: [*propose(site)][:1] for site in found.sites}
+    net = Supernet(model, found, candidates).eval()
+    net.choose({})
+    assert torch.equal(net(x), wanted)
 
 
 def test_a_context_of_evaluation_alone_is_forgotten() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -163,7 +164,10 @@ def test_heads_go_where_the_attention_is_the_block() -> None:
 
 
 @pytest.mark.parametrize("zero", [False, True])
-def test_attention_that_is_bound_to_its_heads_keeps_them(zero: bool) -> None:
+def test_attention_that_is_bound_to_its_heads_keeps_them(
+    zero: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "updp")
     torch.manual_seed(0)
     model = Net(Bound(), Bound()).eval()
     if zero:  # nothing shows then what the heads are, before they are trained
@@ -174,6 +178,28 @@ def test_attention_that_is_bound_to_its_heads_keeps_them(zero: bool) -> None:
     for site in findings.sites:
         traced = findings.traced(site, model)
         assert not [*Narrow.propose(traced, CandidateSettings())]
+    text = f"its forward is bound to all channels, it fails with 16 of {HEADS * SIZE}: RuntimeError"
+    assert text in caplog.text
+
+
+class Separate(Fused):
+    """As EVA's with a bias of its own: the layer's weight is used, but the layer is not called."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        qkv = F.linear(x, self.qkv.weight, torch.zeros(3 * HEADS * SIZE))
+        q, k, v = qkv.reshape(*x.shape[:-1], 3, HEADS, SIZE).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_attention_whose_layers_are_not_called_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "updp")
+    model = Net(Separate(), Separate()).eval()
+    findings = find(model, inputs()[:2])
+    for site in findings.sites:
+        traced = findings.traced(site, model)
+        assert not [*Narrow.propose(traced, CandidateSettings())]
+        text = f"{site.name}: no whole heads can go: it calls no linear layer but `attn.proj`"
+        assert text in caplog.text
 
 
 class Scaled(Block):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -190,6 +191,44 @@ class Baked(nn.Module):
         return x.reshape(int(x.shape[0]) * 1, -1) if len(x) == 3 else x.flatten(1)[:2]
 
 
-def test_a_model_that_fixes_the_batch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not read Baked with a dynamic batch: \w+"):
-        FORMATS["pt2"].write(Baked(), torch.zeros(3, 1, 2, 2), tmp_path / "model.pt2")
+class Converted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        count = int(x.shape[0])
+        return x.reshape(count, -1)
+
+
+class Looped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([image.mean((1, 2)) for image in x])
+
+
+class OfThree(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + torch.ones(3, 1, 1, 1)).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("build", "line"),
+    [
+        (Baked, "return x.reshape(int(x.shape[0]) * 1, -1) if len(x) == 3 else"),
+        (Converted, "count = int(x.shape[0])"),
+        (Looped, "return torch.stack([image.mean((1, 2)) for image in x])"),
+        (OfThree, "return (x + torch.ones(3, 1, 1, 1)).flatten(1)"),
+    ],
+)
+def test_a_line_that_fixes_the_batch_is_named(
+    build: Callable[[], nn.Module], line: str, tmp_path: Path
+) -> None:
+    text = r"dynamic batch: line \d+ of test_contract\.py \(" + re.escape(line)
+    with pytest.raises(UserError, match=f"does not read {build.__name__} with a {text}.* int"):
+        FORMATS["pt2"].write(build(), torch.zeros(3, 1, 2, 2), tmp_path / "model.pt2")
+
+
+class Unreadable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.sum() > 0 else x.flatten(1)[:2]
+
+
+def test_a_model_that_torch_export_does_not_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not read Unreadable .*batch: Guard"):
+        FORMATS["pt2"].write(Unreadable(), torch.zeros(3, 1, 2, 2), tmp_path / "model.pt2")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from updp.blocks.reading.composed import ComposedStep, is_composed
+from updp.blocks.reading.composed import read_composed
 from updp.blocks.reading.cursor import FLIPPED, Cursor, NotAChain
 from updp.blocks.reading.layouts import OTHER, layout_of, normalized, usual_layout
 from updp.blocks.reading.linear import CONVOLUTIONS, LinearStep
@@ -180,9 +180,8 @@ class _Reader(Cursor):
         try:
             graph = trace_alone(module, Arguments((self.x.clone(),)))
             region = whole_region(graph)
-            if is_composed(module, graph):
-                self.need("last", name)
-                step = ComposedStep(name, module, derived=True, inputs=self.x.shape[-1])
+            if (step := read_composed(name, module, graph)) is not None:
+                self.need("first" if step.convolves else "last", name)
                 self.steps.append(step.padded(self.take_padding(name)))
                 self.advance(module)
                 return

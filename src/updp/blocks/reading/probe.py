@@ -14,7 +14,6 @@ from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of, seeded_input
 
 _EXPLAINED = 0.5  # share of variance that a line per channel must explain
-_AT_LEAST = 0.05  # the same in each channel by itself
 _UNEVEN = 2, 5, 3, 7  # shape of random inputs: a pool to any of the usual sizes changes it
 
 
@@ -22,10 +21,10 @@ _UNEVEN = 2, 5, 3, 7  # shape of random inputs: a pool to any of the usual sizes
 def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, layout: str) -> int:
     """Number of channels of `x` if a BatchNorm can replace the function, else 0.
 
-    It can if a line per channel explains most of the variance of its outputs for random inputs, and
-    some of it in each channel, and if the function has no more parameters than a linear layer on
-    these channels. That holds for norms and for squeeze-and-excitation, not for attention,
-    permutations or a shift of some channels in time.
+    It can if a line per channel explains most of the variance of its outputs for random inputs, if
+    the function has no more parameters than a linear layer on these channels, and if each sample
+    has its own output. That holds for norms and for squeeze-and-excitation, not for attention,
+    permutations or a shift of some channels to the next frame.
     """
     axis = 1 if layout == "first" else -1
     channels = x.shape[axis]
@@ -48,9 +47,15 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
     rows = [t.movedim(axis, 0).flatten(1).double() for t in (x, y)]
     a, b = (t - t.mean(1, keepdim=True) for t in rows)
     explained = (a * b).sum(1).square() / (a.square().sum(1) * b.square().sum(1)).clamp_min(1e-30)
-    if bool((explained[b.square().sum(1) > 0] < _AT_LEAST).any()):
-        return 0
-    return channels if explained.mean() > _EXPLAINED else 0
+    return channels if explained.mean() > _EXPLAINED and _is_alone(function, x, y) else 0
+
+
+def _is_alone(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> bool:
+    """Whether no output in y of another sample depends on the last one's values, but for a mean."""
+    other = x.clone()
+    other[-1] = -x[-1]
+    again: Tensor = call_user_code(function, other)
+    return len(x) == 1 or bool((again - y)[:-1].abs().max() <= y.std())
 
 
 class _Convolutions(TorchFunctionMode):

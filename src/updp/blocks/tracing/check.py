@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.tracing.calls import Arguments, cloned
+from updp.blocks.tracing.contexts import autocast_in
 from updp.blocks.tracing.interpret import NotTraceable, run_graph
 from updp.blocks.values import difference
 
@@ -44,14 +45,18 @@ def check_graph(
         raise NotTraceable(f"it returns a {type(own).__name__}, which a graph does not make")
     if difference(made, own) <= _TOLERANCE:
         return
+    if autocast := autocast_in(graph, like_of(module).device.type):
+        raise NotTraceable(
+            f"its forward enters {autocast}, and its graph is compared without: enter it outside "
+            "of this forward, as around the call of the model"
+        )
     if computes(module, call, output_of(graph, values)):
         what = "number of images" if only else "size or number of images"
         raise NotTraceable(f"its graph holds for one {what} only")
     if difference(_run(module, call), _run(module, call)) > _TOLERANCE:
         raise NotTraceable("two evaluations of it differ: it is random, or keeps a state")
     raise NotTraceable(
-        "its graph computes something else than it does: it may run under autocast, or read what "
-        "its modules keep"
+        "its graph computes something else than it does: it may read what its modules keep"
     )
 
 

@@ -105,6 +105,13 @@ def context_of_some(graph: fx.Graph, names: Collection[str]) -> str:
     return max(found)[-1] if len(found) > 1 else ""
 
 
+def autocast_in(graph: fx.Graph, device: str) -> str:
+    """An autocast for a type of device in which a node computes; empty if there is none."""
+    inside = (code for node in graph.nodes for code in contexts_of(node))
+    own = (c for c in inside if c.startswith(f"torch.autocast({device!r}") and not c.endswith(_OFF))
+    return next(own, "").replace(", enabled=True", "")
+
+
 def within_contexts(source: str, graph: fx.Graph) -> str:
     """The code that torch.fx made of a graph, with what nodes compute in their contexts."""
     known = {node.name: contexts_of(node) for node in graph.nodes}

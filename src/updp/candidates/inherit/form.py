@@ -86,7 +86,8 @@ class InheritForm(Form):
             free = free_weights(self.branch, self.skip_chain if self._skip else None)
             merged = Collapsed(self.merged(), self.chain.linears[0].weight, free)
             if self.collapsed is None:
-                self.collapsed = merged
+                # Frozen with the form's other parameters: see `Supernet`.
+                self.collapsed = merged.requires_grad_(self.end_norm.weight.requires_grad)
             else:  # copied: an optimiser may hold these parameters
                 self.collapsed.load_state_dict(merged.state_dict())
         self._shape = shape

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from updp.blocks.modules import call_user_code
+from updp.blocks.modules import UserCodeError, call_user_code, is_composite
+from updp.blocks.reading.composed import read_composed
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.blocks.reading.probe import kind_of
 from updp.blocks.reading.steps import Call
 from updp.blocks.surgery import extract
 from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.interpret import NotTraceable
 from updp.blocks.tracing.region import is_size, whole_region
 from updp.blocks.tracing.trace import trace_alone
 from updp.candidates.narrow.slicing import has_state
@@ -29,6 +31,15 @@ _JOINS = {
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
 }
 _CHUNKS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
+
+
+@dataclass(frozen=True)
+class CutOperator:
+    """A linear operator whose channels can be cut; with a graph if it combines layers."""
+
+    outputs: int
+    inputs: int
+    graph: fx.Graph | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,25 @@ class Scope:
         """The nodes that a node reads, but for sizes and other values that are no tensors."""
         return [n for n in node.all_input_nodes if isinstance(self.any_value(n), Tensor)]
 
+    def operator(self, node: fx.Node) -> CutOperator | None:
+        """The linear operator that a node calls, if its rows and columns can be cut; else None."""
+        module = self.owner.get_submodule(str(node.target))
+        calls = [n for n in node.graph.nodes if n.op == "call_module" and n.target == node.target]
+        if len(calls) > 1 or module._forward_pre_hooks:
+            return None
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            own = "weight" in dict(module.named_parameters(recurse=False))
+            is_dense = own and getattr(module, "groups", 1) == 1
+            return CutOperator(*weight_parameter(module).shape[:2]) if is_dense else None
+        if not is_composite(module) or len(node.args) != 1 or node.kwargs:
+            return None
+        try:
+            graph = trace_alone(module, Arguments((self.any_value(node.args[0]),)))
+        except (NotTraceable, UserCodeError):
+            return None
+        step = read_composed("", module, graph)
+        return None if step is None else CutOperator(step.out_channels, step.in_channels, graph)
+
     def inner(self, node: fx.Node) -> Scope:
         """The scope of a module that a node calls with one tensor, and maybe sizes.
 
@@ -120,6 +150,7 @@ class Backwards:
     producers:          operators, each with how many times it makes all channels in a row
     between:            modules with state that act on each channel
     extras:             nodes outside of the branch with a value per channel, with the axis of that
+    composed:           producers that combine layers, with their graphs
     """
 
     count: int
@@ -127,6 +158,7 @@ class Backwards:
     producers: dict[str, int] = field(default_factory=dict)
     between: dict[str, None] = field(default_factory=dict)
     extras: dict[str, int] = field(default_factory=dict)
+    composed: dict[str, fx.Graph] = field(default_factory=dict)
     seen: dict[fx.Node, Scope] = field(default_factory=dict)
 
     def follow(self, node: fx.Node, scope: Scope, axis: int) -> None:
@@ -149,7 +181,7 @@ class Backwards:
         elif node.target is F.glu:  # GLU multiplies the two halves of its input
             self.seen[node] = scope
             self._parts_of(node.all_input_nodes[0], scope)
-        elif node.op == "call_module" and operator_of_node(scope.owner, node) is not None:
+        elif node.op == "call_module" and scope.operator(node) is not None:
             self._produced(node, scope)
         elif node.op == "call_module":
             self.seen[node] = scope
@@ -189,14 +221,17 @@ class Backwards:
         self._produced(node, scope, in_parts=True)
 
     def _produced(self, node: fx.Node, scope: Scope, in_parts: bool = False) -> None:
-        module = operator_of_node(scope.owner, node) if node.op == "call_module" else None
-        if module is None or node.name not in scope.branch:
+        found = scope.operator(node) if node.op == "call_module" else None
+        if found is None or node.name not in scope.branch:
             raise NotAChain(f"`{node.name}` is no operator whose outputs can be cut")
-        times, rest = divmod(weight_parameter(module).shape[0], self.count)
+        times, rest = divmod(found.outputs, self.count)
         if rest or not times or (times > 1) != in_parts:
             raise NotAChain(f"`{node.name}` makes other channels")
         self.seen[node] = scope
-        self.producers[f"{scope.prefix}{node.target}"] = times
+        path = f"{scope.prefix}{node.target}"
+        self.producers[path] = times
+        if found.graph is not None:
+            self.composed[path] = found.graph
 
     def _axis_before(self, node: fx.Node, source: fx.Node, scope: Scope, axis: int) -> int:
         """The axis of the channels in a tensor that a node reshapes. Raises NotAChain.
@@ -254,16 +289,6 @@ class Backwards:
         if value.shape[axis] != self.count:
             raise NotAChain(f"`{node.name}` has no entry for each channel")
         self.extras[node.name] = axis
-
-
-def operator_of_node(owner: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The linear operator that a node calls, if its rows and columns can be cut; else None."""
-    module: Any = owner.get_submodule(str(node.target))
-    if not isinstance(module, (*CONVOLUTIONS, nn.Linear)) or getattr(module, "groups", 1) > 1:
-        return None
-    own = "weight" in dict(module.named_parameters(recurse=False))
-    once = sum(n.op == "call_module" and n.target == node.target for n in node.graph.nodes) == 1
-    return module if own and once and not module._forward_pre_hooks else None
 
 
 def weight_parameter(module: nn.Module) -> Tensor:

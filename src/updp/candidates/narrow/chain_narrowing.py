@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, Site
+from updp.blocks.reading.composed import ComposedStep
 from updp.candidates.narrow.channels import (
     InnerChannels,
     inner_channels,
@@ -33,6 +34,8 @@ class ChainNarrowing:
         self.counts = tuple(channels.count(site.chain) for channels in inner)
         self.left = tuple(channels.left(site.chain, width) for channels in inner)
         self.mixed = any(channels.gated for channels in inner)
+        composed = (step for step in site.chain.steps if isinstance(step, ComposedStep))
+        self.composed: Mapping[str, fx.Graph] = {step.name: step.graph for step in composed}
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
+from updp.blocks.reading.composed import ComposedStep
 from updp.blocks.surgery import substitute
 from updp.blocks.tracing.region import whole_region
 from updp.candidates.narrow.slicing import (
@@ -107,7 +108,7 @@ def inner_channels(chain: Chain) -> Iterator[InnerChannels]:
         if isinstance(step, LinearStep) and _within_groups(step):
             unit = lcm(unit, step.out_channels // step.groups)
         elif isinstance(step, LinearStep):
-            plain = step.groups == 1 and not step.derived
+            plain = step.groups == 1 and (not step.derived or isinstance(step, ComposedStep))
             if start is not None and plain:
                 yield InnerChannels(start, place, gated, unit)
             start, count, gated, unit = place if plain else None, step.out_channels, False, 1
@@ -189,6 +190,9 @@ def _on(step: Step, modules: Mapping[str, nn.Module]) -> Step:
         return step
     if isinstance(step, ActStep):
         return replace(step, function=own)
+    if isinstance(step, ComposedStep):  # see `Narrowing.composed`
+        sizes = step.stride, step.padding, step.dilation
+        return LinearStep(step.name, own, *sizes, before=step.before, behind=step.behind)
     if isinstance(step, LinearStep):
         return replace(step, module=own, groups=getattr(own, "groups", 1))
     return replace(step, module=own)  # type: ignore[type-var,arg-type]

@@ -79,7 +79,9 @@ def narrow_works(traced: TracedSite, narrowing: Narrowing) -> bool:
     try:
         why = in_precision(partial(_why_not, traced, narrowing))
     except UserCodeError as error:
-        why = str(error)
+        counts = zip(narrowing.left, narrowing.counts, strict=True)
+        some = " and ".join(f"{left} of {count}" for left, count in counts if left < count)
+        why = f"its forward is bound to all channels, it fails with {some}: {error}"
     if why:
         _log.info("%s: no narrow form: %s", traced.site.name, why)
     return not why

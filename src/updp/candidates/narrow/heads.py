@@ -7,6 +7,7 @@ offered only if a trial shows that the block with fewer heads computes the right
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from updp.blocks import Chain, LinearStep, Site, TracedSite
 from updp.blocks.layer_calls import LayerCall, recorded_calls
 from updp.blocks.modules import call_user_code, hooks
+from updp.blocks.reading.cursor import NotAChain
 from updp.candidates.narrow.hidden import HiddenChannels, Producer, called_modules
 from updp.fit.operator import channel_factor
 
+_log = logging.getLogger(__name__)
 _Calls = list[LayerCall[nn.Linear]]
 _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "dim_head", "d_head")
 _ALL_HEADS = ("all_head", "attn_dim", "inner_dim", "attention_dim")
@@ -29,10 +32,20 @@ def head_channels(traced: TracedSite) -> HiddenChannels | None:
 
     Raises UserCodeError if the branch does not run alone.
     """
+    site = traced.site
+    if site.branch is not None or site.region.add is None or len(site.shape_in) != 3:
+        return None
+    try:
+        return _read_heads(traced)
+    except NotAChain as error:
+        _log.info("%s: no whole heads can go: %s", site.name, error)
+        return None
+
+
+def _read_heads(traced: TracedSite) -> HiddenChannels | None:
+    """See `head_channels`. Raises NotAChain where there are layers, but no heads to be read."""
     site, block = traced.site, traced.block
     region = site.region
-    if site.branch is not None or region.add is None or len(site.shape_in) != 3:
-        return None
     whole = traced.until(region.branch[-1])
     calls, y = _run(site, block, whole)
     if not calls or len({call.name for call in calls}) < len(calls):
@@ -40,12 +53,15 @@ def head_channels(traced: TracedSite) -> HiddenChannels | None:
     *makers, last = calls
     try:
         step = LinearStep.read(last.name, last.module, last.x)
-    except ValueError:
-        return None
+    except ValueError as error:
+        raise NotAChain(f"`{last.name}`, its last layer, {error}") from error
     if step.derived or last.y.shape != y.shape:
-        return None
+        raise NotAChain(f"the weight of `{last.name}`, its last layer, cannot be set")
+    if not makers:
+        raise NotAChain(f"it calls no linear layer but `{last.name}`: none makes its queries")
     if (sizes := _sizes(block, makers, last)) is None:
-        return None
+        names = ", ".join(f"{call.name} {call.module.out_features}" for call in calls)
+        raise NotAChain(f"the sizes of its layers ({names}) do not tell its heads")
     unit, producers, head = sizes
     heads = last.module.in_features // head
     targets = called_modules(traced.graph, (*producers, last.name))
@@ -84,7 +100,7 @@ def head_channels(traced: TracedSite) -> HiddenChannels | None:
         {},
         targets,
         attributes,
-        factor,
+        factor=factor,
     )
 
 
@@ -101,7 +117,7 @@ def _sizes(
 ) -> tuple[int, Mapping[str, Producer], int] | None:
     """Unit of channels that stay or go together, layers before the heads, size of a head."""
     width = last.module.in_features
-    owner = block.get_submodule(makers[0].name.rpartition(".")[0]) if makers else block
+    owner = block.get_submodule(makers[0].name.rpartition(".")[0])
     if (head := _head_size(owner, width)) is None:
         return None
     outputs = {call.name: call.module.out_features for call in makers}

@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 from updp.blocks import Chain, LinearStep, TracedSite
 from updp.blocks.modules import UserCodeError
 from updp.blocks.reading.chain import read_chain
+from updp.blocks.reading.composed import ComposedStep
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.surgery import extract
 from updp.blocks.tracing.interpret import NotTraceable
-from updp.candidates.narrow.backwards import Backwards, Scope, operator_of_node, weight_parameter
+from updp.candidates.narrow.backwards import Backwards, Scope, weight_parameter
 from updp.candidates.narrow.slicing import cut_group_norm, cut_inputs, cut_outputs
 
 _TOLERANCE = 1e-4  # relative, float32: between the chain and the block it was read from
@@ -50,6 +51,7 @@ class HiddenChannels:
     extras:     nodes outside of the region with one value per channel, each with its axis
     targets:    modules called in the region that are, or contain, one of these modules
     attributes: further attributes of modules that change, each with its amount per unit
+    composed:   those modules that combine layers, with their graphs; see `Narrowing.composed`
     factor:     computes the factor per channel, (C,), from the chain's output to the end of the
         branch, or None if there is none; no function: the chain reaches the end
     """
@@ -64,6 +66,7 @@ class HiddenChannels:
     extras: Mapping[str, int]
     targets: tuple[str, ...]
     attributes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    composed: Mapping[str, fx.Graph] = field(default_factory=dict)
     factor: Callable[[], Tensor | None] | None = None
 
     @property
@@ -147,7 +150,7 @@ def _consumers(scope: Scope, depth: int) -> Iterator[tuple[Scope, fx.Node]]:
     for node in called:
         if sum(other.target == node.target for other in called) > 1:
             continue  # called at two places, it cannot be fitted to one input
-        if operator_of_node(scope.owner, node) is not None:
+        if scope.operator(node) is not None:
             yield scope, node
         elif depth and len(list(scope.owner.get_submodule(str(node.target)).children())) > 0:
             try:
@@ -158,14 +161,15 @@ def _consumers(scope: Scope, depth: int) -> Iterator[tuple[Scope, fx.Node]]:
 
 def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
     """Read the channels of a consumer's input. Raises NotAChain if they cannot be cut."""
-    module = operator_of_node(scope.owner, consumer)
+    own = scope.operator(consumer)
     sources = consumer.all_input_nodes
-    if module is None or len(sources) != 1 or consumer.args != (sources[0],):
+    if own is None or len(sources) != 1 or consumer.args != (sources[0],):
         raise NotAChain(f"`{consumer.target}` does not read one tensor")
-    count, x = weight_parameter(module).shape[1], scope.value(sources[0])
+    count, x = own.inputs, scope.value(sources[0])
     chain, outermost = _behind(scope, consumer), scope.outermost
     first = chain.steps[0]
-    if not isinstance(first, LinearStep) or first.derived:
+    derived = not isinstance(first, LinearStep) or first.derived
+    if derived and not isinstance(first, ComposedStep):
         raise NotAChain(f"`{consumer.target}` computes its weight, so that none can be set")
     end = next(n for n in outermost.graph.nodes if n.name == outermost.branch[-1])
     whole, read = outermost.value(end), chain.keep(x)
@@ -177,6 +181,7 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
     trace.check(consumer)
     name = f"{scope.prefix}{consumer.target}"
     cut = (*trace.producers, *trace.between, name)
+    composed = trace.composed if own.graph is None else {**trace.composed, name: own.graph}
     return HiddenChannels(
         name,
         _enter(scope, sources[0]),
@@ -187,6 +192,7 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
         tuple(trace.between),
         trace.extras,
         called_modules(outermost.graph, cut),
+        composed=composed,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from updp.blocks import ScaleStep, Site, TracedSite
 from updp.blocks.modules import UserCodeError
@@ -38,6 +38,7 @@ class HiddenNarrowing:
         self._site, self._hidden = site, hidden
         self.targets: tuple[str, ...] = hidden.targets
         self.extras: Mapping[str, int] = hidden.extras
+        self.composed: Mapping[str, fx.Graph] = hidden.composed
         self.counts = (hidden.count,)
         self.left = (share_of(hidden.count, width, hidden.unit),)
 

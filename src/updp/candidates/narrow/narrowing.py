@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import like_of
+from updp.blocks.reading.composed import plain_layer
 from updp.blocks.surgery import Replacement
 from updp.candidates.parts.regraph import emit_rewired
 from updp.fit.fitting import FitTask
@@ -48,8 +49,11 @@ class NarrowModules:
     def copied(cls, block: nn.Module, narrowing: Narrowing) -> NarrowModules:
         """Copies of a block's modules with all channels; selections of the first ones."""
         device, count = like_of(block).device, next(iter(narrowing.left), 0)
+        own = {target: copy_module(block.get_submodule(target)) for target in narrowing.targets}
+        for path, graph in narrowing.composed.items():
+            _make_plain(own, path, graph)
         return cls(
-            {target: copy_module(block.get_submodule(target)) for target in narrowing.targets},
+            own,
             {name: Select(count, axis, device) for name, axis in narrowing.extras.items()},
         )
 
@@ -100,6 +104,10 @@ class Narrowing(Protocol):
         """Nodes outside of the region with one value a channel, each with its axis."""
 
     @property
+    def composed(self) -> Mapping[str, fx.Graph]:
+        """Paths of modules that combine layers, with their graphs; they become plain layers."""
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Number of channels of each kind."""
 
@@ -135,6 +143,17 @@ class Narrowing(Protocol):
             settings: settings of the fit.
             batches: number of calibration batches.
         """
+
+
+def _make_plain(copies: dict[str, nn.Module], path: str, graph: fx.Graph) -> None:
+    """Replace a module that combines layers, in copies that are or contain it, by one layer."""
+    target = next(t for t in copies if path == t or path.startswith(f"{t}."))
+    if path == target:
+        copies[target] = plain_layer(copies[target], graph)
+        return
+    owner, _, name = path[len(target) + 1 :].rpartition(".")
+    inside = copies[target].get_submodule(owner)
+    setattr(inside, name, plain_layer(inside.get_submodule(name), graph))
 
 
 def _state(module: nn.Module) -> list[Tensor]:

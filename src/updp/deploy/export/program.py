@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from updp.blocks.copying import copy_module
 from updp.blocks.lengths import counted
 from updp.blocks.modules import UserCodeError, call_user_code, to_eval, try_user_code
 from updp.blocks.nested import ModelInputs, Samples, call, take, tensors_in
+from updp.deploy.export.fixed_batch import why_fixed
 from updp.errors import UserError
 from updp.io.quiet import quiet, silent
 from updp.run.plain import INPUT
@@ -90,9 +92,8 @@ def capture(
         return _export(plain, inputs, names, sized=False)
     except UserCodeError as error:
         name = type(model).__name__
-        raise UserError(
-            f"torch.export does not read {name} with a dynamic batch: {error}"
-        ) from error
+        why = why_fixed(partial(_export, plain, inputs, names, sized=False)) or error
+        raise UserError(f"torch.export does not read {name} with a dynamic batch: {why}") from error
 
 
 def size_axes(inputs: Samples) -> list[dict[int, str]]:
