@@ -123,7 +123,9 @@ def test_a_fitted_plan_at_the_limit_is_taken_before_one_that_was_never_fitted(se
     refined = {g: replace(known[g], score=Score(s, 90, 10)) for g, s in scores.items()}
     times = {deep: latency(1.8), at_limit: latency(1 / 0.755), slow: latency(1.1)}
     assert keeping(task, times) == [deep]
-    assert conclusion(searched, times, refined).plan.choices == SPACE.choices(at_limit)
+    outcome = conclusion(searched, times, refined)
+    assert outcome.plan.choices == SPACE.choices(at_limit)
+    assert pick(outcome, SPACE, outcome.budget).chosen == outcome.chosen
     refined[deep] = replace(known[deep], score=Score(0.9, 50, 10))
     assert conclusion(searched, times, refined).plan.choices == SPACE.choices(deep)
 

@@ -302,9 +302,7 @@ def test_half_precision_ends_as_accurate_on_the_digits(precision: str, tmp_path:
     """Both stages on the demo's network, to 0.3 points on all images of the digits."""
 
     def load() -> nn.Module:
-        folder = Path(__file__).parents[2] / "examples" / "digits"
-        weights = folder / "resnet.safetensors"
-        return load_model(f"{folder / 'models.py'}:resnet", weights=weights).eval()
+        return load_model("zoo/digits-resnet").eval()
 
     found = []
     for name in ("float32", precision):

@@ -130,7 +130,11 @@ def pick(result: SearchResult, space: Space, text: str) -> SearchResult:
             "(`updp search` shows them), or a budget such as macs=60%"
         )
     limits = limits_of(Budget.parse(text), space)
-    met = [i for i, p in enumerate(result.points) if p.complete and _meets(p, limits)]
+    complete = [i for i, p in enumerate(result.points) if p.complete]
+    met = [i for i in complete if _meets(result.points[i], limits)]
+    if all(result.points[i].fitted is None for i in met):  # as a search chooses, see `_allowed`
+        low = [i for i in complete if _meets(result.points[i], limits, by_low=True)]
+        met += [i for i in low if result.points[i].fitted is not None]
     if not met:
         raise UserError(
             f"--pick {text!r}: none of the plans that were scored keeps to it; search again with "
@@ -155,10 +159,12 @@ def _ranked(
     return repaired, [g for g in before if g not in failed], failed
 
 
-def _meets(point: ScoredPlan, limits: Limits) -> bool:
+def _meets(point: ScoredPlan, limits: Limits, *, by_low: bool = False) -> bool:
+    """Whether a plan keeps to limits, by its measured median or, `by_low`, its lower quartile."""
     cost = Cost(**{name: getattr(point, name) for name in Cost.__dataclass_fields__})
-    measured = point.measured
-    return limits.met(cost if measured is None else replace(cost, latency=measured.median))
+    if (measured := point.measured) is None:
+        return limits.met(cost)
+    return limits.met(replace(cost, latency=measured.low if by_low else measured.median))
 
 
 def _timing(latency: Latency, space: Space) -> Timing:

@@ -162,7 +162,7 @@ def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -
         timed |= _time(context, task, plans)
         if "latency" not in task.limits.amounts or search.keeping(task, earlier | timed):
             break
-        task = search.corrected(task, timed)
+        task = search.corrected(task, earlier | timed)
     result = search.choose_plan(known, refined, task, budget, earlier | timed)
     chosen = result.plan
     found = f"{task.metric.name} {task.metric.text(chosen.last_metric or 0.0)}"

@@ -227,6 +227,21 @@ def test_no_two_widths_leave_the_same_channels_and_none_all() -> None:
     assert not Narrow(0.9).fits(site)
 
 
+class Adding(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_a_width_that_is_rounded_down_is_offered_where_all_are_not_a_multiple() -> None:
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.Conv2d(6, 20, 1), nn.ReLU(), nn.Conv2d(20, 6, 1))
+    model = nn.Sequential(Adding(branch)).eval()
+    settings = CandidateSettings(widths=(0.875, 0.75, 0.375))
+    found = find(model, torch.randn(2, 6, 9, 7))
+    proposed = list(Narrow.propose(found.traced(found.sites[0], model), settings))
+    assert [c.label for c in proposed] == ["narrow 75%", "narrow 37.5%"]  # 16 of 20, and 8
+
+
 def test_training_a_narrow_form_leaves_the_block_alone() -> None:
     """The block's own weights do not change with it."""
     torch.manual_seed(0)

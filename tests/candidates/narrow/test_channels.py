@@ -184,6 +184,8 @@ def test_a_gate_is_cut_inside_where_it_is_as_wide(norm: Callable[[], nn.Module])
     ("gate", "layout", "can"),
     [
         (nn.GroupNorm(2, 12), "first", False),  # other groups
+        (nn.Conv2d(12, 12, 1, groups=3), "first", False),  # likewise
+        (nn.Conv2d(12, 12, 3, padding=1, groups=12), "first", True),
         (nn.LayerNorm(12), "last", True),
         (nn.LayerNorm((12, 7)), "first", False),
         (nn.Identity(), "first", True),

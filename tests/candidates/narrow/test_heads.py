@@ -107,6 +107,16 @@ class Net(nn.Module):
         return x
 
 
+class ByKeyword(Rotary):
+    """Its last layer is called with a keyword."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q, k, v = (f(x).view(shape).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(rotated(q), rotated(k), v, attn_mask=mask)
+        return self.o(input=y.transpose(1, 2).reshape(*x.shape[:-1], -1))
+
+
 def inputs() -> ModelInputs:
     mask = (torch.rand(40, 1, 7, 7) > 0.3) | torch.eye(7, dtype=torch.bool)
     return ModelInputs((torch.randn(40, 7, C), mask))
@@ -114,7 +124,12 @@ def inputs() -> ModelInputs:
 
 @pytest.mark.parametrize(
     ("make", "unit"),
-    [(lambda: Rotary(HEADS), SIZE), (lambda: Rotary(2), 3 * SIZE), (Fused, SIZE)],
+    [
+        (lambda: Rotary(HEADS), SIZE),
+        (lambda: Rotary(2), 3 * SIZE),
+        (Fused, SIZE),
+        (lambda: ByKeyword(HEADS), SIZE),
+    ],
 )
 def test_heads_that_are_copies_go_without_loss(make: type[nn.Module], unit: int) -> None:
     torch.manual_seed(0)

@@ -103,6 +103,40 @@ class Halved(nn.Module):
         return x + self.net(self.norm(x))
 
 
+class GatedMaps(nn.Module):
+    """Restormer's: the halves of maps are parted behind a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up = nn.BatchNorm2d(C), nn.Conv2d(C, 2 * H, 1)
+        self.deep, self.bn = (
+            nn.Conv2d(2 * H, 2 * H, 3, padding=1, groups=2 * H),
+            nn.BatchNorm2d(2 * H),
+        )
+        self.down = nn.Conv2d(H, C, 1)
+        for module in (self.up, self.deep):
+            repeated(module, parts=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.bn(self.deep(self.up(self.norm(x)))).chunk(2, dim=1)
+        return x + self.down(F.gelu(gate) * value)
+
+
+class Multiplied(nn.Module):
+    """StarNet's: what reads the product of two layers is inside a module of the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(C, H, 1), nn.Conv2d(C, H, 1)
+        for module in (self.a, self.b):
+            repeated(module)
+        self.down = nn.Sequential(nn.Conv2d(H, C, 1), nn.BatchNorm2d(C))
+        self.deep = nn.Conv2d(C, C, 3, padding=1, groups=C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.deep(self.down(F.relu6(self.a(x)) * self.b(x)))
+
+
 class Conformer(nn.Module):
     """The convolutions of a Conformer, gated along their channels."""
 
@@ -220,6 +254,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, int
         lambda: torch.randn(40, C, 5, 4),
         {"mlp.up": 1},
         ["mlp.deep.conv"],
+    ),
+    "gated maps": (
+        lambda: nn.Sequential(GatedMaps(), GatedMaps()),
+        lambda: torch.randn(40, C, 5, 4),
+        {"up": 2},
+        ["bn", "deep"],
+    ),
+    "multiplied": (
+        lambda: nn.Sequential(Multiplied(), Multiplied()),
+        lambda: torch.randn(40, C, 5, 4),
+        {"a": 1, "b": 1},
+        [],
     ),
     "timed": (lambda: TimedNet(False), maps, {"conv1": 1}, ["norm2"]),
     "film": (lambda: TimedNet(True), maps, {"conv1": 1}, ["norm2"]),
@@ -339,7 +385,18 @@ class Twice(nn.Module):
         return x + self.part(self.part(self.norm(x)))
 
 
-@pytest.mark.parametrize("kind", [Elsewhere, Normed, OfSize, WithRange, WithGains, Twice])
+class Switched(Gated):
+    """A gate that is on or off: its values hold no numbers of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down((self.gate(y) > 0).to(x.dtype) * self.up(y))
+
+
+KEEPING = [Elsewhere, Normed, OfSize, WithRange, WithGains, Twice, Switched]
+
+
+@pytest.mark.parametrize("kind", KEEPING)
 def test_a_block_whose_hidden_channels_cannot_go_has_no_narrow_form(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(kind(), kind()).eval()

@@ -37,7 +37,9 @@ def channels_if_near_a_line(function: Callable[[Tensor], Tensor], x: Tensor, lay
             y = call_user_code(function, x.clone())
     except UserCodeError:
         return 0
-    if not isinstance(y, Tensor) or y.shape != x.shape or x.is_complex() or y.is_complex():
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        return 0
+    if not (x.is_floating_point() and y.is_floating_point()):
         return 0
     # How close a convolution is to a line depends on its weights, but the sites of a model must
     # depend on its structure alone, because a finished run is opened again with other weights. A

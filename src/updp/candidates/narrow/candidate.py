@@ -55,7 +55,7 @@ class Narrow(Candidate):
         for width in sorted(settings.widths, reverse=True):  # one width per number of channels left
             left = narrowing(width).left
             found[left] = _nearest(narrowing(width), found.get(left, width), width)
-        found.pop(narrowing(1.0).left, None)
+        found.pop(narrowing(1.0).counts, None)
         widths = list(found.values())
         # The widest is tried, because one with a single channel may work by broadcasting only.
         if not widths or not narrow_works(traced, narrowing(widths[0])):
@@ -79,9 +79,10 @@ class Narrow(Candidate):
         Raises UserError if no channels can become fewer.
         """
         narrowing = _narrowing(traced)
-        if narrowing is None:
+        narrow = None if narrowing is None else narrowing(self.width)
+        if narrow is None or narrow.left == narrow.counts:
             raise UserError(f"site {traced.site.name} has no inner channels that can become fewer")
-        return NarrowForm(traced, narrowing(self.width))
+        return NarrowForm(traced, narrow)
 
 
 def _narrowing(traced: TracedSite) -> Callable[[float], Narrowing] | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from updp.blocks import Chain, LinearStep, Site, TracedSite
 from updp.blocks.layer_calls import LayerCall, recorded_calls
-from updp.blocks.modules import call_user_code, hooks
+from updp.blocks.modules import call_user_code
 from updp.blocks.reading.cursor import NotAChain
 from updp.candidates.narrow.hidden import HiddenChannels, Producer, called_modules
 from updp.fit.operator import channel_factor
@@ -80,14 +80,9 @@ def _read_heads(traced: TracedSite) -> HiddenChannels | None:
         return channel_factor(calls[-1].y, y, "last")
 
     def enter(x: Tensor, *extras: Any) -> Tensor:
-        seen = list[Tensor]()
-
-        def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0])
-
-        with hooks([last.module.register_forward_pre_hook(watch)]):
+        with recorded_calls({last.name: last.module}) as now:
             whole(x, *extras)
-        return seen[0]
+        return now[0].x
 
     return HiddenChannels(
         last.name,
@@ -96,7 +91,7 @@ def _read_heads(traced: TracedSite) -> HiddenChannels | None:
         last.module.in_features,
         unit,
         producers,
-        (),
+        {},
         {},
         targets,
         attributes,

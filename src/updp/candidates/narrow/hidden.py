@@ -22,7 +22,8 @@ from updp.blocks.reading.composed import ComposedStep
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.surgery import extract
 from updp.blocks.tracing.interpret import NotTraceable
-from updp.candidates.narrow.backwards import Backwards, Scope, weight_parameter
+from updp.candidates.narrow.backwards import Backwards
+from updp.candidates.narrow.scope import Scope, weight_parameter
 from updp.candidates.narrow.slicing import cut_group_norm, cut_inputs, cut_outputs
 
 _TOLERANCE = 1e-4  # relative, float32: between the chain and the block it was read from
@@ -47,7 +48,7 @@ class HiddenChannels:
     count:      number of channels
     unit:       number of adjoining channels that stay or go together, as in a GroupNorm's group
     producers:  operators that make the channels
-    between:    modules with state that act on each channel
+    between:    modules with state that act on each channel, each with how many times it has all
     extras:     nodes outside of the region with one value per channel, each with its axis
     targets:    modules called in the region that are, or contain, one of these modules
     attributes: further attributes of modules that change, each with its amount per unit
@@ -62,7 +63,7 @@ class HiddenChannels:
     count: int
     unit: int
     producers: Mapping[str, Producer]
-    between: tuple[str, ...]
+    between: Mapping[str, int]
     extras: Mapping[str, int]
     targets: tuple[str, ...]
     attributes: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -90,11 +91,12 @@ class HiddenChannels:
             cut_outputs(self.module(copies, name), torch.cat(parts))
         for (path, attribute), each in self.attributes.items():
             setattr(self.module(copies, path), attribute, each * len(units))
-        for name in self.between:
+        for name, times in self.between.items():
             if isinstance(norm := self.module(copies, name), nn.GroupNorm):
                 cut_group_norm(norm, channels)
             else:
-                cut_outputs(norm, channels)
+                parts = [channels + number * self.count for number in range(times)]
+                cut_outputs(norm, torch.cat(parts))
 
     @torch.no_grad()
     def largest(self, copies: Mapping[str, nn.Module], keep: int) -> Tensor:
@@ -178,7 +180,7 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
     axis = 1 if chain.layout_in == "first" else x.ndim - 1
     trace = Backwards(count)
     trace.follow(sources[0], scope, axis - x.ndim)
-    trace.check(consumer)
+    trace.check(consumer, scope)
     name = f"{scope.prefix}{consumer.target}"
     cut = (*trace.producers, *trace.between, name)
     composed = trace.composed if own.graph is None else {**trace.composed, name: own.graph}
@@ -189,7 +191,7 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
         count,
         trace.unit,
         {path: Producer(times, trace.unit) for path, times in trace.producers.items()},
-        tuple(trace.between),
+        trace.between,
         trace.extras,
         called_modules(outermost.graph, cut),
         composed=composed,

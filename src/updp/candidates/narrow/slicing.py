@@ -82,7 +82,7 @@ def can_cut_gate(module: object, count: int, layout: str) -> bool:
         return False
     if isinstance(module, fx.GraphModule) and any(n.op == "get_attr" for n in module.graph.nodes):
         return False  # the part reads tensors that none of its modules holds
-    if any(isinstance(part, nn.GroupNorm) for part in module.modules()):
+    if any(map(_is_grouped, module.modules())):
         return False  # its groups would hold other channels
     left = count // 2 or 1
     shapes: list[tuple[int, ...]] = [(2, 6, left), (2, 5, 3, left)]
@@ -93,6 +93,12 @@ def can_cut_gate(module: object, count: int, layout: str) -> bool:
     except UserCodeError as error:
         _log.info("%s does not work on fewer channels: %s", type(module).__name__, error)
         return False
+
+
+def _is_grouped(part: nn.Module) -> bool:
+    """Whether a module acts on groups of channels; a depthwise convolution's are single ones."""
+    own = isinstance(part, CONVOLUTIONS) and 1 < part.groups < part.in_channels
+    return own or isinstance(part, nn.GroupNorm)
 
 
 @torch.no_grad()
