@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.families import C, Concatenated, Net, error, images, network, randomise
@@ -71,3 +74,26 @@ def test_a_branch_that_is_linear_is_found_from_its_values() -> None:
     x = torch.randn(40, 9, 7, C)
     form.calibrate(x)
     assert error(form(x), traced.block(x)) < 1e-3
+
+
+class OnGrid(nn.Module):
+    """A gated part with a convolution on the grid of its tokens, which lie row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(C, 2 * C), nn.Linear(C, C)
+        self.deep = nn.Conv2d(2 * C, 2 * C, 3, padding=1, groups=2 * C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = math.isqrt(x.shape[1])
+        y = self.deep(self.up(x).transpose(1, 2).unflatten(2, (side, side)))
+        gate, value = y.flatten(2).transpose(1, 2).chunk(2, -1)
+        return x + self.down(F.gelu(gate) * value)
+
+
+@pytest.mark.parametrize("side", [4, 5, 7, 8])
+def test_a_map_whose_rows_follow_one_another_is_no_sequence(side: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(OnGrid()).eval()
+    found = find(model, torch.randn(2, side**2, C))
+    assert not [*OneLinear.propose(found.traced(found.sites[0], model), CandidateSettings())]

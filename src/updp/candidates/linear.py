@@ -215,6 +215,8 @@ def _reading(traced: TracedSite) -> OneLinear | None:
     edges = zip(sizes, ends, strict=True)
     if any(size > 1 and (first <= 0 or last >= size - 1) for size, (first, last) in edges):
         return None
+    if len(sizes) == 1 and not _is_alike_elsewhere(traced, {-tap for tap in taps[0]}):
+        return None
     steps = [gcd(*(tap - min(own) for tap in own)) or 1 for own in taps]
     spans = [max(own) - min(own) for own in taps]
     kernel = tuple(span // step + 1 for span, step in zip(spans, steps, strict=True))
@@ -243,21 +245,38 @@ def _taps_read(candidate: OneLinear, traced: TracedSite) -> Tensor | None:
     return None if read.all() or not read.any() else read
 
 
+def _is_alike_elsewhere(traced: TracedSite, offsets: set[int]) -> bool:
+    """Whether other places of a sequence reach the same offsets as its middle.
+
+    Places at the end of a row do not, if the sequence is a map whose rows follow one another.
+    """
+    (middle,), (size,) = _middle(traced.site), _sizes(traced.site.shape_in, traced.site.layout)
+    # A row is no longer than half of what a kernel on the map spans.
+    for place in range(middle + 1, min(size, middle + 1 + (max(offsets) - min(offsets)) // 2)):
+        try:
+            found = {int(o) - place for o in _reached(traced, at=(place,))[:, 1]}
+        except UserCodeError:
+            return False
+        if found != {offset for offset in offsets if 0 <= place + offset < size}:
+            return False
+    return True
+
+
 def _middle(site: Site) -> tuple[int, ...]:
     return tuple(size // 2 for size in _sizes(site.shape_in, site.layout))
 
 
-def _reached(traced: TracedSite, by: float = 1) -> Tensor:
-    """Where the branch's output differs (M, 1 + axes), image first, if the middle is changed.
+def _reached(traced: TracedSite, by: float = 1, at: tuple[int, ...] | None = None) -> Tensor:
+    """Where the branch's output differs (M, 1 + axes), image first, if one place is changed.
 
-    Raises UserCodeError.
+    By default the middle of the map. Raises UserCodeError.
     """
     site = traced.site
     region = site.region
     part = traced.until(region.branch[-1])
     x, *extras = traced.example()
     other = x.clone()
-    pixel = to_layout(other, site.layout, "last")[(0, *_middle(site))]
+    pixel = to_layout(other, site.layout, "last")[(0, *(at or _middle(site)))]
     # Not the same for all channels, which a LayerNorm would take out again.
     pixel += by * torch.linspace(-1, 2, len(pixel)).to(pixel)
     with evaluating(part):

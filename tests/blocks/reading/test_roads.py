@@ -95,6 +95,17 @@ class TransposedWithin(nn.Module):
         return x + self.b(F.silu(self.a(y)).mT.contiguous()).permute(0, 2, 1)
 
 
+class Pointwise(nn.Module):
+    """A feed-forward part of tokens, by convolutions of one pixel: Informer, FastSpeech."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b = nn.LayerNorm(C), nn.Conv1d(C, 6, 1), nn.Conv1d(6, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.gelu(self.a(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+
+
 class WindowMlp(MlpBlock):
     """Windows as axes of their own, (N, 3, 3, 1, 7, C)."""
 
@@ -132,6 +143,7 @@ MERGING: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "an add with channels last": (LastWithin, "image"),
     "cropped convolutions": (Temporal, "sequence"),
     "sequences": (TransposedWithin, "sequence"),
+    "convolutions of one pixel on tokens": (Pointwise, "tokens"),
     "six axes": (lambda: WindowMlp(C), "nhwc"),
 }
 

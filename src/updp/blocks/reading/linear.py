@@ -158,7 +158,9 @@ class LinearStep:
         return convolve(x, self.weight, self.bias, self.stride, 0, dilation, self.groups)
 
     def _as_kernel(self, weight: Tensor) -> Tensor:
-        return weight if weight.ndim > 2 else weight[(..., *(None,) * len(self.stride))]
+        dims = len(self.stride)
+        # On tokens a convolution of one pixel, such as a Conv1d, is a linear layer.
+        return weight if weight.ndim == dims + 2 else weight.flatten(1)[(..., *(None,) * dims)]
 
 
 def _is_derived(module: nn.Module, weight: Tensor) -> bool:
