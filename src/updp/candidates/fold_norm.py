@@ -23,6 +23,7 @@ from updp.blocks.copying import copy_module
 from updp.blocks.folding import fold_norm
 from updp.blocks.layer_calls import recorded_calls
 from updp.blocks.modules import UserCodeError, call_user_code, cast, evaluating, like_of
+from updp.blocks.paths import under, within
 from updp.blocks.surgery import Replacement
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
@@ -191,11 +192,10 @@ def _folded(
     targets = [str(n.target) for n in traced.graph.nodes if n.op == "call_module"]
     modules: dict[str, nn.Module] = {}
     for reader in readers:
-        target = next(t for t in targets if reader == t or reader.startswith(f"{t}."))
+        target = next(t for t in targets if under(reader, t))
         if target not in modules:  # in float64, so that the caller casts once
             modules[target] = copy_module(traced.block.get_submodule(target)).double()
-        module = modules[target]
-        linear = module.get_submodule(reader.removeprefix(target).lstrip("."))
+        linear = within(reader, modules)
         assert isinstance(linear, nn.Linear)
         operator = algebra.before(affine, algebra.from_linear(linear))
         linear.weight = nn.Parameter(operator.weight[:, :, 0, 0].to(linear.weight))

@@ -12,6 +12,12 @@ from torch import Tensor
 _STEPS = 64  # maximum number of updates: a wide operator loses several channels at once
 
 
+def entries_of(units: Tensor, size: int) -> Tensor:
+    """Indices (len(units) * size,) of the channels, or rows, of units of `size` adjoining ones."""
+    indices: Tensor = units[:, None] * size + torch.arange(size, device=units.device)
+    return indices.flatten()
+
+
 def select_channels(inverse: Tensor, weights: Tensor, taps: int, keep: int) -> Tensor:
     """Indices (keep,) of the channels that stay, ascending.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from updp.algebra import Operator
-from updp.fit.channels import select_channels
+from updp.fit.channels import entries_of, select_channels
 from updp.fit.clamp import Clamp
 from updp.fit.gathered import ALL, HELD, TRAIN, GatheredRows
 from updp.fit.moments import Moments, relative_error
@@ -215,9 +215,9 @@ class Regression:
         units = select_channels(
             ridge.inverse()[0], ridge.solve(cross)[0], taps * unit, keep // unit
         )
-        channels = (units[:, None] * unit + torch.arange(unit, device=units.device)).flatten()
-        unknowns = channels[:, None] * taps + torch.arange(taps, device=channels.device)
-        left = torch.cat([unknowns.flatten(), channels.new_tensor([gram.shape[1] - 1])])
+        channels = entries_of(units, unit)
+        unknowns = entries_of(channels, taps)
+        left = torch.cat([unknowns, channels.new_tensor([gram.shape[1] - 1])])
         channels = channels.to(operator.weight.device)
         self.operator = replace(operator, weight=operator.weight[:, channels])
         self._gathered.narrow(left)

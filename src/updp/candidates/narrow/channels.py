@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, Step
+from updp.blocks.paths import within
 from updp.blocks.reading.composed import ComposedStep
 from updp.blocks.surgery import substitute
 from updp.blocks.tracing.region import whole_region
@@ -26,6 +27,7 @@ from updp.candidates.narrow.slicing import (
     has_state,
 )
 from updp.candidates.parts.widths import share_of
+from updp.fit.channels import entries_of
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,7 @@ class InnerChannels:
         read = consumer.weight.movedim(1, 0).flatten(1).norm(dim=1)
         sizes: Tensor = (written * read).reshape(-1, self.unit).sum(1)
         units = sizes.argsort(descending=True, stable=True)[: count // self.unit].sort().values
-        channels: Tensor = units[:, None] * self.unit + torch.arange(self.unit, device=units.device)
-        return channels.flatten()
+        return entries_of(units, self.unit)
 
 
 def on_modules(chain: Chain, modules: Mapping[str, nn.Module]) -> Chain:
@@ -169,24 +170,16 @@ def modules_of(chain: Chain) -> Iterator[nn.Module]:
             yield part
 
 
-def _within(name: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The module with this path, if it is one of `modules` or inside one."""
-    for path, module in modules.items():
-        if name == path or name.startswith(f"{path}."):
-            return module.get_submodule(name[len(path) + 1 :])
-    return None
-
-
 def _on(step: Step, modules: Mapping[str, nn.Module]) -> Step:
     if isinstance(step, NormStep) and isinstance(part := step.module, fx.GraphModule):
-        found = {name: _within(name, modules) for name in names_of(step)}
+        found = {name: within(name, modules) for name in names_of(step)}
         added = {n.removeprefix(step.prefix): m for n, m in found.items() if m is not None}
         region = whole_region(part.graph)
         assert region is not None  # it was extracted from a graph, from one node to another
         return replace(step, module=substitute(part, part.graph, region, added))
     if module_of(step) is None or isinstance(module_of(step), fx.GraphModule):
         return step  # the step's name is not that of a module
-    if (own := _within(step.name, modules)) is None:
+    if (own := within(step.name, modules)) is None:
         return step
     if isinstance(step, ActStep):
         return replace(step, function=own)

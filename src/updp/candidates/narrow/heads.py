@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from updp.blocks import Chain, LinearStep, Site, TracedSite
 from updp.blocks.layer_calls import LayerCall, recorded_calls
 from updp.blocks.modules import call_user_code
+from updp.blocks.paths import holder
 from updp.blocks.reading.cursor import NotAChain
 from updp.candidates.narrow.hidden import HiddenChannels, Producer, called_modules
 from updp.fit.operator import channel_factor
@@ -68,7 +69,7 @@ def _read_heads(traced: TracedSite) -> HiddenChannels | None:
     # The block itself is not copied, so its attributes stay; a trial shows whether it still
     # works.
     owners = dict.fromkeys(call.name.rpartition(".")[0] for call in calls)
-    copied = [o for o in owners if any(o == t or o.startswith(f"{t}.") for t in targets)]
+    copied = [o for o in owners if holder(o, targets) is not None]
     attributes = {
         (owner, name): each
         for owner in copied

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from updp.blocks import Chain, LinearStep, TracedSite
 from updp.blocks.modules import UserCodeError
+from updp.blocks.paths import under, within
 from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.composed import ComposedStep
 from updp.blocks.reading.cursor import NotAChain
@@ -25,6 +26,7 @@ from updp.blocks.tracing.interpret import NotTraceable
 from updp.candidates.narrow.backwards import Backwards
 from updp.candidates.narrow.scope import Scope, weight_parameter
 from updp.candidates.narrow.slicing import cut_group_norm, cut_inputs, cut_outputs
+from updp.fit.channels import entries_of
 
 _TOLERANCE = 1e-4  # relative, float32: between the chain and the block it was read from
 _DEPTH = 3  # levels of modules within modules to search for a consumer
@@ -77,8 +79,9 @@ class HiddenChannels:
 
     def module(self, copies: Mapping[str, nn.Module], name: str) -> nn.Module:
         """Return one of the modules, by its path in the block, in copies of the `targets`."""
-        target = next(t for t in self.targets if name == t or name.startswith(f"{t}."))
-        return copies[target].get_submodule(name[len(target) + 1 :])
+        module = within(name, {target: copies[target] for target in self.targets})
+        assert module is not None
+        return module
 
     @torch.no_grad()
     def cut(self, copies: Mapping[str, nn.Module], channels: Tensor) -> None:
@@ -86,7 +89,7 @@ class HiddenChannels:
         cut_inputs(self.module(copies, self.consumer), channels)
         units, all_units = channels[:: self.unit] // self.unit, self.count // self.unit
         for name, made in self.producers.items():
-            rows = _rows(units, made.size)
+            rows = entries_of(units, made.size)
             parts = [rows + number * all_units * made.size for number in range(made.times)]
             cut_outputs(self.module(copies, name), torch.cat(parts))
         for (path, attribute), each in self.attributes.items():
@@ -111,13 +114,7 @@ class HiddenChannels:
             rows = weight_parameter(self.module(copies, name)).flatten(1).norm(dim=1)
             sizes = sizes * rows.reshape(made.times, units, made.size).norm(dim=(0, 2))
         order = sizes.argsort(descending=True, stable=True)
-        return _rows(order[: keep // self.unit].sort().values, self.unit)
-
-
-def _rows(units: Tensor, size: int) -> Tensor:
-    """Indices of the rows of some units, with `size` rows per unit."""
-    rows: Tensor = units[:, None] * size + torch.arange(size, device=units.device)
-    return rows.flatten()
+        return entries_of(order[: keep // self.unit].sort().values, self.unit)
 
 
 def called_modules(
@@ -126,7 +123,7 @@ def called_modules(
     """Modules called in a graph (or by `nodes` of it) that are, or contain, one of `names`."""
     calls = (n for n in graph.nodes if n.op == "call_module")
     called = dict.fromkeys(str(n.target) for n in calls if nodes is None or n.name in nodes)
-    return tuple(t for t in called if any(n == t or n.startswith(f"{t}.") for n in names))
+    return tuple(t for t in called if any(under(n, t) for n in names))
 
 
 def hidden_channels(traced: TracedSite) -> HiddenChannels | None:

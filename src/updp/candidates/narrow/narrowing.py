@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from updp.blocks import Site
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import like_of
+from updp.blocks.paths import under
 from updp.blocks.reading.composed import plain_layer
 from updp.blocks.surgery import Replacement
 from updp.candidates.parts.regraph import emit_rewired
@@ -147,7 +148,7 @@ class Narrowing(Protocol):
 
 def _make_plain(copies: dict[str, nn.Module], path: str, graph: fx.Graph) -> None:
     """Replace a module that combines layers, in copies that are or contain it, by one layer."""
-    target = next(t for t in copies if path == t or path.startswith(f"{t}."))
+    target = next(t for t in copies if under(path, t))
     if path == target:
         copies[target] = plain_layer(copies[target], graph)
         return
