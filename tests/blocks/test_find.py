@@ -1015,3 +1015,21 @@ def test_an_instance_norm_without_weights_is_a_step_of_its_module() -> None:
     blocks = (Basic(conv(C, C), conv(C, C), norm=nn.InstanceNorm2d) for _ in range(2))
     for site in find(nn.Sequential(*blocks).eval(), torch.randn(2, C, 9, 7)).sites:
         assert [step.name for step in site.chain.steps] == ["conv1", "bn1", "act1", "conv2", "bn2"]
+
+
+class Squashing(nn.Module):
+    """It adds its input to what it computes of it, without a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mlp(x)
+        return torch.tanh(x) + x
+
+
+def test_an_add_of_the_identity_behind_a_function_ends_no_search() -> None:
+    model = nn.Sequential(ScaledAdd(torch.add), Squashing(), ScaledAdd(torch.add)).eval()
+    found = find(model, torch.randn(2, 7, C))
+    assert {"0", "2"} <= {site.name for site in found.sites}
