@@ -992,10 +992,17 @@ SCALED_ADDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "method": lambda x, y: x.add(y, alpha=0.5),
     "in place": lambda x, y: y.add_(x, alpha=0.5),
     "named": lambda x, y: torch.add(x, other=y, alpha=0.5),
+    "all named": lambda x, y: torch.add(input=x, other=y, alpha=0.5),
+    "named in another order": lambda x, y: torch.add(alpha=0.5, other=y, input=x),
+    "method, named": lambda x, y: x.add(other=y, alpha=0.5),
+    "in place, named": lambda x, y: y.add_(alpha=0.5, other=x),
+    "old": lambda x, y: torch.add(x, 0.5, y),
+    "old method": lambda x, y: x.add(0.5, y),
     "of the skip": lambda x, y: torch.add(y, x, alpha=0.5),
 }
 
 
+@pytest.mark.filterwarnings("ignore:This overload of add:UserWarning")
 @pytest.mark.parametrize("name", SCALED_ADDS)
 def test_an_add_by_a_factor_is_residual(name: str) -> None:
     torch.manual_seed(0)
