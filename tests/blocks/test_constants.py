@@ -1,11 +1,14 @@
 """What a model computes from constants is no site, and keeps no branch from being one."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.families import C
+from tests.families import C, Mlp
 from updp.blocks import find
+from updp.blocks.traced_model import TracedModel
 
 
 class Attention(nn.Module):
@@ -63,3 +66,58 @@ def test_an_mlp_on_constants_is_no_site(kind: type[nn.Module]) -> None:
     found = find(nn.Sequential(kind(), kind()).eval(), torch.randn(2, 7, C))
     assert [(s.block, s.branch) for s in found.sites] == [("0", None), ("1", None)]
     assert not found.unusable
+
+
+class Inner(nn.Module):
+    """A residual MLP in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(x)
+
+
+class Shared(nn.Module):
+    """It wraps a residual MLP."""
+
+    def __init__(self, residual: nn.Module) -> None:
+        super().__init__()
+        self.residual, self.norm = residual, nn.LayerNorm(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.residual(x))
+
+
+class OnTable(nn.Module):
+    """Gives a table to what it shares with another."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared = shared
+        self.register_buffer("table", torch.rand(7, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.shared(self.table).softmax(-1)
+
+
+class OnData(nn.Module):
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared = shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(x).tanh()
+
+
+@pytest.mark.parametrize("make", [Inner, lambda: Shared(Shared(Inner()))])
+@pytest.mark.parametrize("kinds", [(OnTable, OnData), (OnData, OnTable), (OnTable, OnTable)])
+def test_what_one_caller_gives_data_has_data(
+    make: Callable[[], nn.Module], kinds: tuple[type[nn.Module], ...]
+) -> None:
+    shared = make()
+    model = nn.Sequential(*(kind(shared) for kind in kinds)).eval()
+    traced = TracedModel(model, torch.randn(2, 7, C))
+    (name,) = (n for n, m in traced.modules.items() if isinstance(m, Inner))
+    assert bool(traced.residual_adds(name)) == (OnData in kinds)

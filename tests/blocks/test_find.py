@@ -992,10 +992,17 @@ SCALED_ADDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "method": lambda x, y: x.add(y, alpha=0.5),
     "in place": lambda x, y: y.add_(x, alpha=0.5),
     "named": lambda x, y: torch.add(x, other=y, alpha=0.5),
+    "all named": lambda x, y: torch.add(input=x, other=y, alpha=0.5),
+    "named in another order": lambda x, y: torch.add(alpha=0.5, other=y, input=x),
+    "method, named": lambda x, y: x.add(other=y, alpha=0.5),
+    "in place, named": lambda x, y: y.add_(alpha=0.5, other=x),
+    "old": lambda x, y: torch.add(x, 0.5, y),
+    "old method": lambda x, y: x.add(0.5, y),
     "of the skip": lambda x, y: torch.add(y, x, alpha=0.5),
 }
 
 
+@pytest.mark.filterwarnings("ignore:This overload of add:UserWarning")
 @pytest.mark.parametrize("name", SCALED_ADDS)
 def test_an_add_by_a_factor_is_residual(name: str) -> None:
     torch.manual_seed(0)
@@ -1015,3 +1022,21 @@ def test_an_instance_norm_without_weights_is_a_step_of_its_module() -> None:
     blocks = (Basic(conv(C, C), conv(C, C), norm=nn.InstanceNorm2d) for _ in range(2))
     for site in find(nn.Sequential(*blocks).eval(), torch.randn(2, C, 9, 7)).sites:
         assert [step.name for step in site.chain.steps] == ["conv1", "bn1", "act1", "conv2", "bn2"]
+
+
+class Squashing(nn.Module):
+    """It adds its input to what it computes of it, without a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mlp(x)
+        return torch.tanh(x) + x
+
+
+def test_an_add_of_the_identity_behind_a_function_ends_no_search() -> None:
+    model = nn.Sequential(ScaledAdd(torch.add), Squashing(), ScaledAdd(torch.add)).eval()
+    found = find(model, torch.randn(2, 7, C))
+    assert {"0", "2"} <= {site.name for site in found.sites}

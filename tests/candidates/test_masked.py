@@ -116,6 +116,47 @@ def test_a_mask_is_read_from_what_the_module_does(name: str) -> None:
     assert LinearStep.read("b", nn.Conv2d(C, C, 3), x).mask is None
 
 
+class Clamped(nn.Conv2d):
+    """A positive kernel, as of a convex network or a non-negative factorisation."""
+
+    def __init__(self) -> None:
+        super().__init__(C, C, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.clamp(min=0), self.bias, padding=1)
+
+
+class ClampedInPlace(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(C, C, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data.clamp_(min=0)
+        return super().forward(x)
+
+
+class ClampedAndMasked(Multiplied):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.relu() * self.mask, self.bias, padding=1)
+
+
+def rectified() -> nn.Module:
+    conv = nn.Conv2d(C, C, 3, padding=1)
+    parametrize.register_parametrization(conv, "weight", nn.ReLU(), unsafe=True)
+    return conv
+
+
+@pytest.mark.parametrize("make", [Clamped, ClampedInPlace, rectified])
+def test_a_weight_that_is_clipped_is_not_masked(make: Callable[[], nn.Module]) -> None:
+    assert LinearStep.read("a", make().eval(), torch.randn(2, C, 7, 7)).mask is None
+
+
+def test_a_mask_is_read_from_a_weight_that_is_clipped() -> None:
+    mask = LinearStep.read("a", ClampedAndMasked().eval(), torch.randn(2, C, 7, 7)).mask
+    assert mask is not None
+    assert torch.equal(mask, causal().bool().expand(C, C, 3, 3))
+
+
 @pytest.mark.parametrize("block", [Residual, Gated])
 @pytest.mark.parametrize("name", MASKED)
 @pytest.mark.parametrize("fit", ["plan", "candidates"])

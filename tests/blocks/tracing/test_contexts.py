@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from tests.families import Mlp, randomise
 from updp.blocks import Findings, find
+from updp.blocks.tracing.calls import Arguments
+from updp.blocks.tracing.contexts import contexts_of
+from updp.blocks.tracing.region import is_add
+from updp.blocks.tracing.trace import trace_alone
 from updp.candidates import propose
 from updp.recipe import FitSettings
 from updp.supernet import Supernet, fit_plan
@@ -237,6 +241,50 @@ def test_a_context_of_evaluation_alone_is_forgotten() -> None:
     found, merged = pruned(nn.Sequential(InEvaluation(), InEvaluation()), x_of())
     assert [site.name for site in found.sites] == ["0", "1"]
     assert has_gradient(merged.train(), x_of())
+
+
+class Noisy(nn.Module):
+    """In training it adds noise first; its parts run in contexts, one of them in evaluation."""
+
+    def __init__(self, noise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(C, C) for _ in range(4))
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = self.noise(x)
+        x = x + self.a(x)
+        with torch.no_grad():
+            x = x + self.b(x)
+        with torch.set_grad_enabled(self.training):
+            x = x + self.c(x)
+        with torch.autocast("cpu", enabled=self.training), torch.no_grad():
+            return x + self.d(x)
+
+
+def untraceable(x: Tensor) -> Tensor:
+    raise RuntimeError("none of it in training")
+
+
+@pytest.mark.parametrize("noise", [lambda x: x + torch.randn_like(x), untraceable])
+def test_what_a_forward_does_in_training_only_keeps_its_contexts(
+    noise: Callable[[Tensor], Tensor],
+) -> None:
+    graph = trace_alone(Noisy(noise).eval(), Arguments((x_of(2),)))
+    adds = [node.all_input_nodes[1] for node in graph.nodes if is_add(node)]
+    assert [node.target for node in adds] == ["a", "b", "c", "d"]
+    off = "torch.autocast('cpu', torch.bfloat16, enabled=False)"
+    wanted = [(), ("torch.no_grad()",), (), (off, "torch.no_grad()")]
+    assert [contexts_of(node) for node in adds] == wanted
+    assert [contexts_of(node) for node in graph.nodes if is_add(node)] == wanted
+
+
+def test_a_switch_that_is_off_in_training_too_is_kept() -> None:
+    module = Beside(lambda: torch.set_grad_enabled(False)).eval()
+    graph = trace_alone(module, Arguments((x_of(2),)))
+    (gate,) = (node for node in graph.nodes if node.target == "gate")
+    assert contexts_of(gate) == ("torch.set_grad_enabled(False)",)
 
 
 def test_a_part_keeps_its_precision_under_autocast() -> None:

@@ -55,6 +55,12 @@ def test_the_longer_path_is_the_branch() -> None:
     assert (region.branch, region.skip) == (("a", "b"), ("c",))
 
 
+@pytest.mark.parametrize("add", [lambda x, y: x + y, lambda x, y: y + x])
+def test_the_identity_is_never_the_branch(add: Callable[[Tensor, Tensor], Tensor]) -> None:
+    (region,) = residual_regions(graph_of(lambda self, x: add(x, torch.tanh(x))))
+    assert (region.entry, region.branch, region.skip) == ("x", ("tanh",), ())
+
+
 def test_a_region_may_start_behind_the_input() -> None:
     """MBConv with a stem, pre-activation with a shared first norm."""
 

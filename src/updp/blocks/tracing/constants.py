@@ -40,28 +40,57 @@ def constant_inputs(
         modules: composite modules of one model by path, parents first.
         graphs: those of the modules that could be traced; a call from elsewhere is not seen.
     """
+    calls = _calls(modules, graphs)
+    given: dict[str, dict[str, bool]] = {}  # whether data, by called module and parameter
+    # A module in another's graph holds its nodes, or it is never called.
+    called = [path for path in graphs if not _is_within(path, modules, graphs)]
+    waiting = [*called]
+    while waiting:
+        for child, arguments in calls[waiting.pop()]:
+            if child not in given and child in graphs and child not in called:
+                called.append(child)
+                waiting.append(child)
+            given.setdefault(child, {}).update(dict.fromkeys(arguments, False))
+    # All are constants until a caller gives data. As a module may be called by several, and its own
+    # calls be read before the last of them, that is repeated until it finds no more data.
+    changed = True
+    while changed:
+        changed = False
+        for path in called:
+            data = data_in(graphs[path], _constant(given.get(path, {})))
+            for child, arguments in calls[path]:
+                for name, nodes in arguments.items():
+                    if not given[child][name] and not data.isdisjoint(nodes):
+                        given[child][name] = changed = True
+    return {path: _constant(given.get(path, {})) for path in graphs}
+
+
+def _calls(
+    modules: Mapping[str, nn.Module], graphs: Mapping[str, fx.Graph]
+) -> dict[str, list[tuple[str, dict[str, list[fx.Node]]]]]:
+    """Calls in each graph of other modules: their paths, and the nodes given by parameter."""
     paths = {module: path for path, module in modules.items()}
-    given: dict[str, dict[str, bool]] = {}  # whether data, by module and parameter
-    found: dict[str, frozenset[str]] = {}
+    found: dict[str, list[tuple[str, dict[str, list[fx.Node]]]]] = {path: [] for path in graphs}
     for path, graph in graphs.items():
-        outer = max((p for p in modules if p != path and under(path, p)), key=len, default=path)
-        if path not in given and outer != path and outer in graphs:
-            found[path] = frozenset()
-            continue  # its caller's graph holds its nodes, or it is never called
-        own = given.get(path, {})
-        found[path] = frozenset(name for name, is_data in own.items() if not is_data)
-        data = data_in(graph, found[path])
         for node in graph.nodes:
             if node.op != "call_module":
                 continue
             child = modules[path].get_submodule(str(node.target))
-            if child not in paths:
-                continue
-            known = given.setdefault(paths[child], {})
-            signature = signature_of(forward_of(child))
-            for name, value in signature.bind(*node.args, **node.kwargs).arguments.items():
-                known[name] = known.get(name, False) or not data.isdisjoint(_nodes_in(value))
+            if child in paths:
+                call = signature_of(forward_of(child)).bind(*node.args, **node.kwargs)
+                nodes = {name: _nodes_in(value) for name, value in call.arguments.items()}
+                found[path].append((paths[child], nodes))
     return found
+
+
+def _is_within(path: str, modules: Mapping[str, nn.Module], graphs: Mapping[str, fx.Graph]) -> bool:
+    """Whether the innermost module around another has a graph."""
+    outer = max((p for p in modules if p != path and under(path, p)), key=len, default=path)
+    return outer != path and outer in graphs
+
+
+def _constant(given: Mapping[str, bool]) -> frozenset[str]:
+    return frozenset(name for name, is_data in given.items() if not is_data)
 
 
 def _nodes_in(value: Any) -> list[fx.Node]:

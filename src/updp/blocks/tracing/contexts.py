@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from difflib import SequenceMatcher
 from itertools import groupby
 from threading import get_ident
 from typing import Any
@@ -20,6 +21,8 @@ from torch.fx.node import map_aggregate
 _KEY = "within"  # in a node's meta: the code of its contexts, outermost first
 _ASKED = "_updp_enabled"  # of an autocast that disabled itself, for its device is not there
 _OFF = ", enabled=False)"  # how the code of an autocast ends that disables one around it
+_PRECISION = "torch.autocast("
+_BY_MODE = "torch.set_grad_enabled("  # it takes what is on or off, often `self.training`
 _NAMED = re.compile(r"    (\w+)\b.* = ")
 _GRADIENTS = (torch.no_grad, torch.enable_grad, torch.inference_mode)
 
@@ -93,6 +96,28 @@ def set_contexts(node: fx.Node, contexts: tuple[str, ...]) -> None:
 def has_contexts(node: fx.Node) -> bool:
     """Whether it is known in which contexts a node computes, if in any."""
     return _KEY in node.meta
+
+
+def forget_switches_of_evaluation(graph: fx.Graph, trained: fx.Graph) -> None:
+    """Forget where a forward, traced as `graph`, switches gradients otherwise than in training.
+
+    `torch.set_grad_enabled(self.training)` has no effect in training, and in evaluation none on
+    values. `trained` is the forward as traced in training. Where it has no such node, only a switch
+    that may be given the mode is forgotten, not `torch.no_grad()`. A precision is always kept.
+    """
+    nodes, others = [*graph.nodes], [*trained.nodes]
+    # By what they call, in order: more nodes in training, as for noise, shift the names of others.
+    calls, calls_trained = ([(n.op, n.target) for n in part] for part in (nodes, others))
+    same = SequenceMatcher(None, calls, calls_trained, autojunk=False).get_matching_blocks()
+    in_training = {nodes[m.a + i]: others[m.b + i] for m in same for i in range(m.size)}
+    for node in nodes:
+        contexts, other = contexts_of(node), in_training.get(node)
+        if other is None or not has_contexts(other):
+            kept = [c for c in contexts if not c.startswith(_BY_MODE)]
+        else:
+            kept = [c for c in contexts if c in contexts_of(other) or c.startswith(_PRECISION)]
+        if len(kept) < len(contexts):
+            set_contexts(node, tuple(kept))
 
 
 def context_of_some(graph: fx.Graph, names: Collection[str]) -> str:

@@ -81,16 +81,18 @@ def residual_adds(
     """Find all adds of two paths from one tensor, in graph order, each as the end of a region.
 
     Each comes with the reason why it is not a region, empty if it is. `operators` counts the linear
-    operators of a module by its path in the block: the path with more of them is the branch. An add
-    whose paths do not fork from one tensor, such as a position embedding, is not listed.
+    operators of a module by its path in the block: the path with more of them is the branch, and
+    the identity never is. An add whose paths do not fork from one tensor, such as a position
+    embedding, is not listed.
     """
     ancestors, by_value = data_nodes(graph), _tensor_ancestors(graph)
     at = {node: i for i, node in enumerate(graph.nodes)}.__getitem__
     found = []
 
-    def weight(path: list[fx.Node]) -> tuple[int, int]:
+    def weight(path: list[fx.Node]) -> tuple[int, int, bool]:
         modules = [str(n.target) for n in path if n.op == "call_module"]
-        return sum(map(operators, modules)), len(modules)
+        # A path of functions alone, such as `torch.tanh(x)`, calls no module either.
+        return sum(map(operators, modules)), len(modules), bool(path)
 
     for add in graph.nodes:
         if not is_add(add):

@@ -12,20 +12,19 @@ from updp.blocks.tracing.region import is_add
 def split_scaled_adds(graph: fx.Graph, notes: Notes) -> None:
     """Write each `x.add(y, alpha=a)` as `x.add(y * a)`, with the new nodes' values in `notes`."""
     for node in list(graph.nodes):
-        if not is_add(node) or "alpha" not in node.kwargs or "out" in node.kwargs:
+        if not is_add(node) or "out" in node.kwargs:
             continue
-        factor, other = node.kwargs["alpha"], (*node.args, node.kwargs.get("other"))[1]
-        if not isinstance(other, fx.Node):
+        # By any of torch's signatures, also the old one, `torch.add(x, a, y)`.
+        names = ("input", "alpha", "other") if len(node.args) == 3 else ("input", "other")
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        factor, other = given.pop("alpha", None), given.pop("other", None)
+        if factor is None or not isinstance(other, fx.Node):
             continue
         with graph.inserting_before(node):
             scaled = graph.call_function(operator.mul, (other, factor))
         set_contexts(scaled, contexts_of(node))
-        # Only here: the same tensor may be on both sides.
-        if len(node.args) > 1:
-            node.update_arg(1, scaled)
-        else:
-            node.update_kwarg("other", scaled)
-        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "alpha"}
+        # By position: the same tensor may be on both sides, and only one of them is scaled.
+        node.args, node.kwargs = (given.pop("input"), scaled), given
         inputs = scaled.all_input_nodes
         if all(each in notes.values for each in inputs):
             values = fx.map_arg((other, factor), notes.values.__getitem__)

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from updp.blocks.tracing.calls import Arguments
-from updp.blocks.tracing.contexts import contexts_of, set_contexts
+from updp.blocks.tracing.contexts import contexts_of, forget_switches_of_evaluation
 from updp.blocks.tracing.foreign import Foreign, foreign_function
 from updp.blocks.tracing.inlining import Traced, to_inline
 from updp.blocks.tracing.interpret import NotTraceable, first_line
@@ -62,23 +62,12 @@ def trace_alone(
         inlined |= more
     follow_inputs(module, call, (graph, values), lambda m, c: _trace(m, c, training, inlined))
     if not training and any(map(contexts_of, graph.nodes)):
-        _drop_contexts_of_evaluation(graph, lambda: _trace(module, call, True, inlined)[0])
+        try:
+            trained = _trace(module, call, True, inlined)[0]
+        except NotTraceable:
+            trained = fx.Graph()
+        forget_switches_of_evaluation(graph, trained)
     return graph
-
-
-def _drop_contexts_of_evaluation(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> None:
-    """Forget the contexts of a forward that enters others in training.
-
-    `torch.set_grad_enabled(self.training)` has no effect in training, and in evaluation none on
-    values. `trace` traces the forward in training.
-    """
-    try:
-        entered = {node.name: contexts_of(node) for node in trace().nodes}
-    except NotTraceable:
-        entered = {}
-    if any(entered.get(node.name) != contexts_of(node) for node in graph.nodes):
-        for node in graph.nodes:
-            set_contexts(node, ())
 
 
 def trains_otherwise(module: nn.Module, call: Arguments, graph: fx.Graph) -> bool:
