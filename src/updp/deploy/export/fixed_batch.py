@@ -41,10 +41,14 @@ def _advice(line: traceback.FrameSummary) -> str:
 def _constants() -> Iterator[list[traceback.FrameSummary]]:
     """Context that collects the lines which make a constant of a symbolic size, in order.
 
-    Patched on the class, for torch keeps the lines of its guards to itself.
+    Patched on the class, for torch keeps the lines of its guards to itself. It collects none where
+    another version of torch has no such method.
     """
     lines: list[traceback.FrameSummary] = []
-    original = ShapeEnv._set_replacement
+    original = getattr(ShapeEnv, "_set_replacement", None)
+    if original is None:
+        yield lines
+        return
 
     def replace(self: ShapeEnv, symbol: Any, by: Any, msg: str) -> None:
         if by.is_Integer:
