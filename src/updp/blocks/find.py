@@ -92,11 +92,18 @@ class _Finder:
         if not self.sites and not self.unusable:
             known = ((self.modules[n], g, self.traced.values(n)) for n, g in self.graphs.items())
             self._refuse("", "", why_no_chain((m, g, v[0]) for m, g, v in known if type(v) is list))
-        given, larger = self.traced.calls, self.traced.larger_calls
+        larger = self.traced.larger_calls
         used = {site.block: self.graphs[site.block] for site in self.sites}
-        modal = (n for n in used if trains_otherwise(self.modules[n], given[n][0], used[n]))
+        modal = (n for n in used if self._trains_otherwise(n))
         sites = with_larger(self.sites, self.modules, used, larger, count(self.traced.larger))
         return Findings(sites, tuple(self.unusable), used, frozenset(modal))
+
+    def _trains_otherwise(self, name: str) -> bool:
+        """Whether a module's forward is another one in training."""
+        with self.traced.traced_alike(name):
+            return trains_otherwise(
+                self.modules[name], self.traced.calls[name][0], self.graphs[name]
+            )
 
     def _regions(self, name: str) -> list[Region]:
         """Residual regions of a module; those that are none of it are kept in `lost`."""

@@ -1,5 +1,8 @@
 """A model with the graph of each of its composite modules, and what their calls are given."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import fx, nn
 
 from updp.blocks.modules import count_operators, is_composite
@@ -10,10 +13,12 @@ from updp.blocks.reading.runs import has_vectors_only
 from updp.blocks.tracing.calls import record_calls
 from updp.blocks.tracing.constants import constant_inputs, data_in
 from updp.blocks.tracing.interpret import NotTraceable
+from updp.blocks.tracing.proxies import to_int
 from updp.blocks.tracing.real_values import Values, real_values
 from updp.blocks.tracing.region import Region, residual_adds
 from updp.blocks.tracing.state import why_stateful
 from updp.blocks.tracing.trace import restored, trace_alone
+from updp.blocks.tracing.whole_numbers import WholeNumbers, made_nodes, noted
 
 
 class TracedModel:
@@ -35,9 +40,11 @@ class TracedModel:
             self.larger_calls = record_calls(model, self.larger, list(self.modules))
         self.graphs: dict[str, fx.Graph] = {}
         self.untraceable: dict[str, str] = {}
+        self._as_nodes: dict[str, WholeNumbers] = {}  # of modules traced with nodes for them
+        self._constants: dict[str, str] = {}  # what makes constants of sizes, in words
         for name, module in self.modules.items():
             try:
-                graph = trace_alone(module, *self.calls[name][:1])
+                graph = self._trace(name)
             except NotTraceable as error:
                 states = (why_stateful(module, call) for call in self.calls[name][:1])
                 self.untraceable[name] = next(states, "") or str(error)
@@ -47,6 +54,37 @@ class TracedModel:
             ):  # else one operator, as a layer is
                 self.graphs[name] = graph
         self._constant = constant_inputs(self.modules, self.graphs)
+
+    def _trace(self, name: str) -> fx.Graph:
+        """The graph of a module; one that holds for one number of samples only is the last resort.
+
+        Raises NotTraceable if there is none.
+        """
+        module, calls = self.modules[name], self.calls[name]
+        with noted() as found:
+            graph = trace_alone(module, *calls[:1])
+        if not found.calls or self._holds(name, graph):
+            return graph
+        self._as_nodes[name] = found
+        try:
+            with self.traced_alike(name):
+                other = trace_alone(module, *calls[:1])
+            if self._holds(name, other):
+                return other
+        except NotTraceable:
+            pass
+        del self._as_nodes[name]
+        self._constants[name] = found.describe()
+        return graph
+
+    @contextmanager
+    def traced_alike(self, name: str) -> Iterator[None]:
+        """Context in which `trace_alone` makes nodes of what it made them of for a module."""
+        if name not in self._as_nodes:
+            yield
+            return
+        with made_nodes(self._as_nodes[name], to_int):
+            yield
 
     def residual_adds(self, name: str) -> list[tuple[Region, str]]:
         """Residual regions of a module, each with the reason why it is none of it, or nothing."""
@@ -64,8 +102,17 @@ class TracedModel:
 
     def values(self, name: str) -> Values | str:
         """Values of all nodes in each call of a module, or the reason why there are none."""
-        module, graph = self.modules[name], self.graphs[name]
-        return real_values(module, graph, self.calls[name], self.larger_calls[name])
+        values = self._values(name, self.graphs[name])
+        if isinstance(values, str) and values.startswith("its graph"):
+            values += self._constants.get(name, "")
+        return values
+
+    def _values(self, name: str, graph: fx.Graph) -> Values | str:
+        return real_values(self.modules[name], graph, self.calls[name], self.larger_calls[name])
+
+    def _holds(self, name: str, graph: fx.Graph) -> bool:
+        """Whether a graph computes a module's calls for every number of samples."""
+        return not isinstance(self._values(name, graph), str)
 
     def label(self, name: str, region: Region, count: int) -> str:
         """Name of a region of a module that has `count` of them, as a site."""

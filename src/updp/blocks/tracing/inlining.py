@@ -20,7 +20,8 @@ def to_inline(
 
     A child that adds two of its arguments contains an add of `module` (output modules of older
     ViTs); its sites are named after its own children. A child that ignores one of its arguments,
-    or returns several values from one path, hides which values a branch really reads.
+    or returns several values from one path, hides which values a branch really reads. So does one
+    that returns a parameter of its own beside what it computes: all of it would run for that.
 
     Args:
         module: the module that calls the children.
@@ -46,9 +47,11 @@ def to_inline(
             continue
         if _adds_arguments(inner):
             found[str(node.target)] = False
-        elif (several and holds_tensor(values[node]) and _is_straight(inner)) or (
-            node in crossed and _ignores_a_tensor(inner, known)
-        ):
+        elif (
+            several
+            and holds_tensor(values[node])
+            and (_is_straight(inner) or _returns_own_tensor(inner, known))
+        ) or (node in crossed and _ignores_a_tensor(inner, known)):
             found[str(node.target)] = True
     return found
 
@@ -92,3 +95,9 @@ def _is_straight(graph: fx.Graph) -> bool:
     data = data_nodes(graph)
     inner = (n for n in graph.nodes if n.op != "output")
     return all(sum(p in data for p in n.all_input_nodes) < 2 for n in inner)
+
+
+def _returns_own_tensor(graph: fx.Graph, values: Mapping[fx.Node, Any]) -> bool:
+    """Whether a graph returns a tensor of its module, such as a bias that the caller adds."""
+    *_, output = graph.nodes
+    return any(n.op == "get_attr" and holds_tensor(values.get(n)) for n in output.all_input_nodes)

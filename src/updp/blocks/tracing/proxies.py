@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
+
+from updp.blocks.tracing import whole_numbers
 
 if TYPE_CHECKING:
     from updp.blocks.tracing.tracer import Tracer
@@ -45,7 +50,31 @@ class ValueProxy(fx.Proxy):
         return operator.index(self.tracer.decided(self.node))
 
     def __int__(self) -> int:
-        return int(self.tracer.decided(self.node))
+        value = self.tracer.decided(self.node)
+        if self.tracer.is_size(self.node):
+            whole_numbers.current().note("int", sys._getframe(1))
+        return int(value)
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self._whole(round, *(() if digits is None else (digits,)))
+
+    def __floor__(self) -> Any:
+        return self._whole(math.floor)
+
+    def __ceil__(self) -> Any:
+        return self._whole(math.ceil)
+
+    def __trunc__(self) -> Any:
+        return self._whole(math.trunc)
+
+    def _whole(self, function: Callable[..., Any], *digits: Any) -> Any:
+        """What `function` makes of a number: a node, or a constant that is noted."""
+        if self.tracer.is_size(self.node):
+            calls = whole_numbers.current()
+            if calls.as_nodes:
+                return self.tracer.create_proxy("call_function", function, (self, *digits), {})
+            calls.note(function.__name__, sys._getframe(2))
+        return function(self.tracer.decided(self.node), *digits)
 
     def __float__(self) -> float:
         return float(self.tracer.decided(self.node))
@@ -72,6 +101,25 @@ class ValueProxy(fx.Proxy):
 def is_batch(value: Any) -> bool:
     """Whether a value is a proxy of a tensor that depends on the input."""
     return isinstance(value, ValueProxy) and value.tracer.is_batch(value.node)
+
+
+def depends_on_inputs(node: fx.Node) -> bool:
+    """Whether a node's value depends on the forward's inputs, or on their sizes alone."""
+    pending, seen = [node], {node}
+    while pending:
+        if (one := pending.pop()).op == "placeholder":
+            return True
+        pending += (new := {*one.all_input_nodes} - seen)
+        seen |= new
+    return False
+
+
+def to_int(*args: Any, **kwargs: Any) -> Any:
+    """`int(...)`, but a node for a size, of a function that torch's exporters read of sizes."""
+    size = args[0] if len(args) == 1 and not kwargs else None
+    if isinstance(size, ValueProxy) and size.tracer.is_size(size.node):
+        return size.tracer.create_proxy("call_function", torch.sym_int, args, {})
+    return int(*args, **kwargs)
 
 
 def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:

@@ -19,7 +19,7 @@ from updp.blocks.tracing.contexts import Contexts
 from updp.blocks.tracing.foreign import Foreign, construction, has_proxy, recorded, unscripted
 from updp.blocks.tracing.makers import MAKERS, Makers
 from updp.blocks.tracing.overwrites import Notes, are_one, version_of
-from updp.blocks.tracing.proxies import Flag, ValueProxy, is_batch, is_flag
+from updp.blocks.tracing.proxies import Flag, ValueProxy, depends_on_inputs, is_batch, is_flag
 from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
 
 # Functions that read only the size and dtype of a tensor.
@@ -142,13 +142,12 @@ class Tracer(fx.Tracer):
 
     def is_batch(self, node: fx.Node) -> bool:
         """Whether a node's value is a tensor that depends on the forward's inputs."""
-        pending, seen = [node], {node}
-        while pending:
-            if (one := pending.pop()).op == "placeholder":
-                return isinstance(self.values.get(node), Tensor)
-            pending += (new := {*one.all_input_nodes} - seen)
-            seen |= new
-        return False
+        return isinstance(self.values.get(node), Tensor) and depends_on_inputs(node)
+
+    def is_size(self, node: fx.Node) -> bool:
+        """Whether a node's value is a number that sizes of the forward's inputs decide."""
+        number = type(self.values.get(node)) in (int, float)
+        return number and node not in self.notes.valued and depends_on_inputs(node)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Decide a condition by sizes and flags, never by a tensor's values."""
