@@ -1,10 +1,12 @@
 """Let the calls of a built-in in a function's code go to another name."""
 
 import dis
+import sys
 from types import CodeType
 
 _LOAD, _EXTENDED = dis.opmap["LOAD_GLOBAL"], dis.opmap["EXTENDED_ARG"]
 _CALLED = 1  # bit of the load of a global that is called next
+_IS_KNOWN = sys.version_info < (3, 15)  # a later Python may load globals otherwise
 
 
 def with_calls_of(code: CodeType, name: str, other: str) -> CodeType:
@@ -17,7 +19,7 @@ def with_calls_of(code: CodeType, name: str, other: str) -> CodeType:
         with_calls_of(c, name, other) if isinstance(c, CodeType) else c for c in code.co_consts
     )
     changed = bytearray(code.co_code)
-    if name in code.co_names:
+    if name in code.co_names and _IS_KNOWN:
         _redirect(changed, code.co_names.index(name), len(code.co_names))
     same = all(a is b for a, b in zip(inner, code.co_consts, strict=True))
     if same and changed == code.co_code:
