@@ -105,6 +105,9 @@ class Kills:
     ) -> list[int | None]:
         for process in processes:
             process.join(120)  # those that are left do not wait for the dead
+            if process.is_alive() and not _has_met(process):
+                process.terminate()  # as a launcher ends those that would meet one that is gone
+                process.join()
         codes = [process.exitcode for process in processes]
         assert None not in codes, "a process waits for one that was killed"
         assert wanted is None or set(codes) == set(wanted), codes
@@ -152,6 +155,11 @@ def die_at_a_new_change(root: Path, seen: Path, *command: str) -> None:
 
     with watched(root, before):
         tiny.prune_quietly(*command)
+
+
+def _has_met(process: BaseProcess) -> bool:
+    """Whether a process is connected to the others: gloo then runs threads in it."""
+    return len([*Path(f"/proc/{process.pid}/task").iterdir()]) > 1
 
 
 def _stage(run: Path) -> str:
