@@ -22,6 +22,8 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from updp.blocks.paths import holder
+
 _OURS = ("torch.fx", __name__.rpartition(".")[0])  # frames of tracing itself
 
 
@@ -116,7 +118,7 @@ def construction(value: Any) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 def _is_ours(frame: FrameType) -> bool:
     name = frame.f_globals.get("__name__", "")
-    return any(name == own or name.startswith(f"{own}.") for own in _OURS)
+    return holder(name, _OURS) is not None
 
 
 def _function_of(frame: FrameType) -> Callable[..., Any] | None:

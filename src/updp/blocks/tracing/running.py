@@ -5,6 +5,8 @@ from functools import cached_property, partial
 from types import FrameType, FunctionType, MethodType
 from typing import Any
 
+from updp.blocks.paths import holder
+
 _TRACERS = ("torch.fx", "updp.blocks")  # their frames are outside of what is traced
 _WRAPPERS = (classmethod, staticmethod, property, cached_property, partial, MethodType)
 
@@ -32,7 +34,7 @@ def running_functions(frame: FrameType | None) -> list[FunctionType]:
 
 def _is_tracer(frame: FrameType) -> bool:
     name = frame.f_globals.get("__name__", "")
-    return any(name == own or name.startswith(f"{own}.") for own in _TRACERS)
+    return holder(name, _TRACERS) is not None
 
 
 def _places(frame: FrameType) -> Iterator[Any]:

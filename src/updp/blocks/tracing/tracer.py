@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from updp.blocks.lengths import counted
+from updp.blocks.paths import under
 from updp.blocks.teach import forward_of
 from updp.blocks.tracing.calls import Arguments, cloned
 from updp.blocks.tracing.contexts import Contexts
@@ -93,7 +94,7 @@ class Tracer(fx.Tracer):
         if node.name == "self":  # a child of that name: its variable would hide the module
             node._rename("self_value")
         path = self.scope.module_path
-        if outer := [p for p, named in self.inlined.items() if named and _is_in(path, p)]:
+        if outer := [p for p, named in self.inlined.items() if named and under(path, p)]:
             node.meta["child"] = min(outer, key=len)
         if is_flag(node):
             self.values[node] = self.training
@@ -290,7 +291,3 @@ def _flagged(module: nn.Module, flag: Flag) -> Iterator[None]:
         yield
     finally:
         module.training = training
-
-
-def _is_in(path: str, parent: str) -> bool:
-    return path == parent or path.startswith(f"{parent}.")
