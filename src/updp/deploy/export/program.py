@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,8 @@ from updp.blocks.copying import copy_module
 from updp.blocks.lengths import counted
 from updp.blocks.modules import UserCodeError, call_user_code, to_eval, try_user_code
 from updp.blocks.nested import ModelInputs, Samples, call, take, tensors_in
-from updp.deploy.export.fixed_batch import why_fixed
+from updp.blocks.tracing.int_calls import int_calls
+from updp.deploy.export.fixed_batch import constant_lines, symbolic_int
 from updp.errors import UserError
 from updp.io.quiet import quiet, silent
 from updp.run.plain import INPUT
@@ -88,11 +90,17 @@ def capture(
             _log.info("sizes are fixed: the model takes no others")
         except UserCodeError as error:  # raised while tracing, or by the traced graph
             _log.info("sizes are fixed: %s", error)
+    export_batch = partial(_export, plain, inputs, names, sized=False)
     try:
-        return _export(plain, inputs, names, sized=False)
+        return export_batch()
     except UserCodeError as error:
-        name = type(model).__name__
-        why = why_fixed(partial(_export, plain, inputs, names, sized=False)) or error
+        lines = constant_lines(export_batch)
+        if lines:
+            with int_calls((line.names for line in lines), symbolic_int):
+                with suppress(UserCodeError):
+                    return export_batch()
+                lines = constant_lines(export_batch) or lines
+        name, why = type(model).__name__, lines[0].advice if lines else error
         raise UserError(f"torch.export does not read {name} with a dynamic batch: {why}") from error
 
 
