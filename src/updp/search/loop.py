@@ -5,7 +5,7 @@ them are scored. So the outcome depends neither on their number nor on where a s
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from updp.errors import UserError
@@ -45,7 +45,8 @@ def search(
     searcher = SEARCHERS[task.settings.searcher](task)
     headings = "search: each candidate alone", "search"
     evaluations = task.settings.evaluations
-    return _run(searcher, evaluations, headings, score_plan, file, progress, show, ends_within=True)
+    rounds = _Rounds(task, score_plan, file, progress, show)
+    return rounds.run(searcher, evaluations, headings, ends_within=True)
 
 
 def refine(
@@ -70,7 +71,8 @@ def refine(
     evaluations = max(0, task.settings.refined - len(searcher.preliminaries()))
     if before is not None:
         evaluations = task.settings.refined // 2
-    return _run(searcher, evaluations, headings, score_plan, file, progress, show)
+    rounds = _Rounds(task, score_plan, file, progress, show)
+    return rounds.run(searcher, evaluations, headings)
 
 
 def complete(
@@ -81,80 +83,12 @@ def complete(
     progress: Progress,
 ) -> dict[Genome, Evaluated]:
     """Scores of these plans from the file; missing ones are computed with `score_plan`."""
-    wanted, past = [*plans], {*file.scored}
-    if missing := [plan for plan in wanted if plan not in past]:
+    wanted = [*plans]
+    if missing := {*wanted} - {*file.scored}:
         progress.begin("search: single candidates and repaired plans", len(missing))
-
-    def report(plan: Evaluated) -> None:
-        if plan.genome not in past:
-            progress.advance()
-
-    rounds = _Rounds(task, score_plan, file, report)
+    rounds = _Rounds(task, score_plan, file, progress)
     rounds.score(wanted)
     return rounds.known
-
-
-def _run(
-    searcher: Searcher,
-    evaluations: int,
-    headings: tuple[str, str],
-    score_plan: ScorePlan,
-    file: ScoreFile,
-    progress: Progress,
-    show: Show,
-    *,
-    ends_within: bool = False,
-) -> dict[Genome, Evaluated]:
-    """Score the searcher's preliminaries, and then `evaluations` plans that it proposes.
-
-    With `ends_within`, score one more plan if none of these is within the limits.
-    """
-    task, past = searcher.task, {*file.scored}
-    rounds = _Rounds(task, score_plan, file, _Reporter(task, progress, show, past))
-    known = rounds.known
-    if first := searcher.preliminaries():
-        progress.begin(headings[0], len(first), len(past & {*first}))
-        rounds.score(first)
-        scores = [plan.score.score for g, plan in known.items() if g != task.space.keep]
-        if scores and not any(map(math.isfinite, scores)):
-            raise UserError(
-                "search: no site can be pruned without infinite or NaN logits: are some of the "
-                "model's weights extremely large?"
-            )
-    before, wanted = len(known), min(evaluations, task.space.size - len(known))
-    progress.begin(headings[1], wanted, min(wanted, len(past - {*first})))
-    while len(known) < before + wanted:
-        plans = searcher.propose({g: s.score.score for g, s in sorted(known.items())})
-        plans = plans[: before + wanted - len(known)]
-        if not plans:
-            break
-        rounds.score(plans)
-    if ends_within and not any(map(task.meets, known)):  # evaluations ran out on the way
-        rounds.score([task.nearest(task.space.keep, [0.0] * len(task.program.options))])
-    return known
-
-
-@dataclass
-class _Reporter:
-    """Reports each scored plan; counts as progress only those that are not in `past`."""
-
-    task: SearchTask
-    progress: Progress
-    show: Show
-    past: Collection[Genome]
-    best: Evaluated | None = None  # within the limits
-
-    def __call__(self, plan: Evaluated) -> None:
-        best = self.best.score.score if self.best else math.inf
-        if self.task.meets(plan.genome) and plan.score.score < best:
-            self.best = plan
-        self.show(plan, self.best)
-        if plan.genome not in self.past:
-            score = self.best and self.best.score
-            metric = self.task.metric
-            found = f"{metric.name} {metric.text(score.metric)}" if score else ""
-            note = f"best {score.score:.4f}, {found}" if score else ""
-            self.progress.advance(note)
 
 
 @dataclass
@@ -164,14 +98,53 @@ class _Rounds:
     task: SearchTask
     score_plan: ScorePlan
     file: ScoreFile
-    report: Callable[[Evaluated], None]
+    progress: Progress
+    show: Show = _hide
     known: dict[Genome, Evaluated] = field(default_factory=dict)
+    best: Evaluated | None = None  # of those within the limits
+
+    def __post_init__(self) -> None:
+        self.past = {*self.file.scored}  # they count as no progress
+
+    def run(
+        self,
+        searcher: Searcher,
+        evaluations: int,
+        headings: tuple[str, str],
+        *,
+        ends_within: bool = False,
+    ) -> dict[Genome, Evaluated]:
+        """Score the searcher's preliminaries, and then `evaluations` plans that it proposes.
+
+        With `ends_within`, score one more plan if none of these is within the limits.
+        """
+        task, known = self.task, self.known
+        if first := searcher.preliminaries():
+            self.progress.begin(headings[0], len(first), len(self.past & {*first}))
+            self.score(first)
+            scores = [plan.score.score for g, plan in known.items() if g != task.space.keep]
+            if scores and not any(map(math.isfinite, scores)):
+                raise UserError(
+                    "search: no site can be pruned without infinite or NaN logits: are some of the "
+                    "model's weights extremely large?"
+                )
+        before, wanted = len(known), min(evaluations, task.space.size - len(known))
+        self.progress.begin(headings[1], wanted, min(wanted, len(self.past - {*first})))
+        while len(known) < before + wanted:
+            plans = searcher.propose({g: s.score.score for g, s in sorted(known.items())})
+            plans = plans[: before + wanted - len(known)]
+            if not plans:
+                break
+            self.score(plans)
+        if ends_within and not any(map(task.meets, known)):  # evaluations ran out on the way
+            self.score([task.nearest(task.space.keep, [0.0] * len(task.program.options))])
+        return known
 
     def score(self, plans: Sequence[Genome]) -> None:
         """Score the plans that are not in the file, here or in another process."""
         done = {plan: self.file.scored[plan] for plan in plans if plan in self.file.scored}
         for plan in sorted(done):
-            self.report(done[plan])
+            self._report(done[plan])
         # Neighbours share most activations, so each process gets a contiguous row of plans.
         waiting = sorted(set(plans) - done.keys())
         length = -(-len(waiting) // processes.count())
@@ -183,9 +156,21 @@ class _Rounds:
             self.file.add(new)
             for each in new:
                 done[each.genome] = each
-                self.report(each)
+                self._report(each)
         # Only now, and sorted: no score may depend on how the round was shared out.
         self.known.update(sorted(done.items()))
+
+    def _report(self, plan: Evaluated) -> None:
+        best = self.best.score.score if self.best else math.inf
+        if self.task.meets(plan.genome) and plan.score.score < best:
+            self.best = plan
+        self.show(plan, self.best)
+        if plan.genome not in self.past:
+            score = self.best and self.best.score
+            metric = self.task.metric
+            found = f"{metric.name} {metric.text(score.metric)}" if score else ""
+            note = f"best {score.score:.4f}, {found}" if score else ""
+            self.progress.advance(note)
 
     def _evaluate(self, plan: Genome) -> Evaluated:
         stop_early = self.task.settings.stop_early
