@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from updp.blocks.findings import Findings, Unusable
+from updp.blocks.claims import Claims
+from updp.blocks.findings import Findings
 from updp.blocks.modules import count_operators, hooks, to_eval
 from updp.blocks.nested import Samples, count, map_tensors
 from updp.blocks.paths import meet, nested, under
@@ -20,11 +21,12 @@ from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.growth import with_larger
 from updp.blocks.reading.runs import plain_regions, why_no_chain
 from updp.blocks.reading.site import Site, read_site
+from updp.blocks.refusals import Refusals
 from updp.blocks.repeatable import RecordedRun
 from updp.blocks.rewrite_check import usable_findings
 from updp.blocks.traced_model import TracedModel
 from updp.blocks.tracing.calls import cloned
-from updp.blocks.tracing.real_values import NEVER, Values
+from updp.blocks.tracing.real_values import Values
 from updp.blocks.tracing.region import Region, joins_maps, place_of, whole_region
 from updp.blocks.tracing.trace import restored, trains_otherwise
 from updp.io.seeds import random_state
@@ -51,15 +53,13 @@ def find(model: nn.Module, example: Samples) -> Findings:
 
 
 class _Finder:
-    """One search through a model, with the modules and nodes that sites have taken so far."""
+    """One search through a model: the sites found so far, and what was refused."""
 
     def __init__(self, model: nn.Module, example: Samples) -> None:
-        self.model, self.traced = model, TracedModel(model, example)
+        self.traced = TracedModel(model, example)
         self.modules, self.graphs = self.traced.modules, self.traced.graphs
-        self.sites, self.unusable = list[Site](), list[Unusable]()
-        self.lost: list[tuple[str, Region, str]] = []
-        self.repeated: dict[tuple[str, str], tuple[Region, str]] = {}  # by block and label
-        self.taken: set[str] = set()  # paths of modules, and nodes as `block#node`
+        self.claims = Claims(self.traced)
+        self.refusals = Refusals(self.traced, self.claims)
 
     def find(self) -> Findings:
         """Search in order of preference: later steps cannot use what an earlier one takes."""
@@ -76,27 +76,28 @@ class _Finder:
             self._take_chains(name, residual)
         for site in sorted(droppable, key=lambda s: -len(s.region.inside)):
             calls = self.traced.called(site.block, site.region)
-            if self._is_free(site):
-                self._take(site)
-            elif held := self._held(calls):
-                self._refuse(site.name, site.block, held)
+            if self.claims.is_free(site):
+                self.claims.take(site)
+            elif held := self.claims.holds_site(calls):
+                self.refusals.add(site.name, site.block, held)
         self._take_repeated(residual)
-        self._list_repeated()
-        self._list_lost()
-        self._list_untraceable(residual)
-        self._list_around(around)
-        never = [u for u in self.unusable if u.reason == NEVER and self._is_taken(u.name)]
-        self.unusable = [u for u in self.unusable if u not in never]  # their parts are called
+        self.refusals.list_all(residual, around)
+        return self._findings()
+
+    def _findings(self) -> Findings:
+        """What was found, with sites in the order of the model's modules."""
         place = {name: i for i, name in enumerate(self.modules)}
-        self.sites.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
-        if not self.sites and not self.unusable:
-            known = ((self.modules[n], g, self.traced.values(n)) for n, g in self.graphs.items())
-            self._refuse("", "", why_no_chain((m, g, v[0]) for m, g, v in known if type(v) is list))
+        found = self.claims.sites
+        found.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
+        if not found and not self.refusals.found:
+            every = ((self.modules[n], g, self.traced.values(n)) for n, g in self.graphs.items())
+            known = ((m, g, v[0]) for m, g, v in every if not isinstance(v, str))
+            self.refusals.add("", "", why_no_chain(known))
         larger = self.traced.larger_calls
-        used = {site.block: self.graphs[site.block] for site in self.sites}
+        used = {site.block: self.graphs[site.block] for site in found}
         modal = (n for n in used if self._trains_otherwise(n))
-        sites = with_larger(self.sites, self.modules, used, larger, count(self.traced.larger))
-        return Findings(sites, tuple(self.unusable), used, frozenset(modal))
+        sites = with_larger(found, self.modules, used, larger, count(self.traced.larger))
+        return Findings(sites, tuple(self.refusals.found), used, frozenset(modal))
 
     def _trains_otherwise(self, name: str) -> bool:
         """Whether a module's forward is another one in training."""
@@ -108,7 +109,7 @@ class _Finder:
     def _regions(self, name: str) -> list[Region]:
         """Residual regions of a module; those that are none of it are kept in `lost`."""
         found = self.traced.residual_adds(name)
-        self.lost += [(name, region, why) for region, why in found if why]
+        self.refusals.lost += [(name, region, why) for region, why in found if why]
         return [region for region, why in found if not why]
 
     def _take_branches(self, name: str, regions: list[Region], count: int) -> list[Site]:
@@ -120,23 +121,23 @@ class _Finder:
                 continue
             label = self.traced.label(name, region, count)
             if reason := self.traced.why_repeated(name, region):
-                self.repeated.setdefault((name, label), (region, reason))
+                self.refusals.repeated.setdefault((name, label), (region, reason))
                 continue
             site = self._read(label, name, region, values)
             if site is None:
                 continue
             if site.branch is None:
                 droppable.append(site)
-            elif reason := self._overlap(site):
-                self._refuse(label, name, reason)
+            elif reason := self.claims.overlap(site):
+                self.refusals.add(label, name, reason)
             else:
-                self._take(site)
+                self.claims.take(site)
         return droppable
 
     def _take_chains(self, name: str, residual: Mapping[str, object]) -> None:
         """Take chains outside of residual branches that contain no residual block."""
         module, graph = self.modules[name], self.graphs[name]
-        if any(under(name, path) for path in self.taken) or self._count_free(name) < 2:
+        if any(under(name, path) for path in self.claims.paths) or self.claims.count_free(name) < 2:
             return
         values = self.traced.values(name)
         if isinstance(values, str):
@@ -144,7 +145,9 @@ class _Finder:
 
         def is_taken(node: fx.Node) -> bool:
             own, *child = self.traced.paths(name, node)
-            return self._is_taken(own, *child) or any(under(r, c) for c in child for r in residual)
+            return self.claims.meet(own, *child) or any(
+                under(r, c) for c in child for r in residual
+            )
 
         regions = plain_regions(module, graph, values[0], is_taken, self.traced.vectors)
         regions = [r for r in regions if self.traced.has_data(name, r)]
@@ -163,9 +166,9 @@ class _Finder:
                 continue
             if site.branch is None:
                 _log.info("%s is no chain: %s", label, site.why)
-            elif self._is_free(site):
-                self._take(site)
-                self.unusable = [u for u in self.unusable if u.name != label]
+            elif self.claims.is_free(site):
+                self.claims.take(site)
+                self.refusals.forget(label)
 
     def _take_repeated(self, residual: Mapping[str, object]) -> None:
         """Take repeated modules that cannot merge but could be dropped."""
@@ -174,65 +177,21 @@ class _Finder:
         for name, module in self.modules.items():  # parents first
             if not name or counts[type(module)] < 2 or isinstance(module, nn.Sequential):
                 continue
-            related = (*residual, *seen, *(s.block for s in self.sites if s.block))
-            if any(nested(name, other) for other in related) or self._is_taken(name):
+            related = (*residual, *seen, *(s.block for s in self.claims.sites if s.block))
+            if any(nested(name, other) for other in related) or self.claims.meet(name):
                 continue
             if name not in self.graphs or count_operators(module) < 2:
                 continue
             seen.append(name)
             region = whole_region(self.graphs[name])
             if region is None:
-                lost = (why for block, _, why in self.lost if block == name)
+                lost = (why for block, _, why in self.refusals.lost if block == name)
                 none = "it has no residual add, and not one input and one output"
-                self._refuse(name, name, next(lost, none))
+                self.refusals.add(name, name, next(lost, none))
             elif not self.traced.has_data(name, region):
                 continue
             elif site := self._read(name, name, region, self.traced.values(name)):
-                self._take(site)
-
-    def _list_repeated(self) -> None:
-        """List the branches of modules that run several times, once for all of their runs."""
-        for (name, label), (region, reason) in self.repeated.items():
-            self._refuse(label, name, self._held(self.traced.called(name, region)) or reason)
-
-    def _list_lost(self) -> None:
-        """List residual adds that end no region, if no site uses a module of their branch."""
-        known = [u.name.partition(":")[0] for u in self.unusable]
-        for name, region, why in self.lost:
-            nodes = {n.name: n for n in self.graphs[name].nodes}
-            paths = [p for n in region.branch for p in self.traced.paths(name, nodes[n])[1:]]
-            if any(nested(name, other) for other in known) or self._is_taken(*paths):
-                continue
-            if not joins_maps(region, self.traced.values(name)):
-                continue
-            if sum(count_operators(self.modules[""].get_submodule(path)) for path in paths):
-                self._refuse(self.traced.label(name, region, 2), name, why)
-
-    def _list_around(self, around: Mapping[str, list[Region]]) -> None:
-        """List residual branches that cannot be sites because modules they call contain sites."""
-        known = {*(s.name for s in self.sites), *(u.name for u in self.unusable)}
-        for name, regions in around.items():
-            for region in regions:
-                label = self.traced.label(name, region, len(regions) + 1)
-                calls = self.traced.called(name, region)
-                held = self._held(calls)
-                if held and label not in known and joins_maps(region, self.traced.values(name)):
-                    self._refuse(label, name, held)
-
-    def _list_untraceable(self, residual: Mapping[str, object]) -> None:
-        """List the outermost untraceable modules that are apart from everything found."""
-        refused = [u.name for u in self.unusable if not self._is_inside_untraceable(u.name)]
-        known = [*residual, *(s.block for s in self.sites), *refused]
-        for name, reason in self.traced.untraceable.items():  # parents first
-            apart = not any(nested(name, other) for other in known)
-            if name and apart and count_operators(self.modules[name]) > 1:
-                known.append(name)
-                self._refuse(name, name, f"it cannot be traced: {reason}")
-        if "" in self.traced.untraceable and not known:
-            self._refuse("", "", f"it cannot be traced: {self.traced.untraceable['']}")
-
-    def _is_inside_untraceable(self, path: str) -> bool:
-        return any(path != name and under(path, name) for name in self.traced.untraceable if name)
+                self.claims.take(site)
 
     def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
         """Read a region as a site; if that fails, refuse it and return None."""
@@ -242,48 +201,5 @@ class _Finder:
             module, graph = self.modules[name], self.graphs[name]
             return read_site(label, name, module, graph, region, values)
         except NotAChain as error:
-            self._refuse(label, name, str(error))
+            self.refusals.add(label, name, str(error))
             return None
-
-    def _take(self, site: Site) -> None:
-        self.sites.append(site)
-        for node in self.graphs[site.block].nodes:
-            if node.name in site.region.inside:
-                self.taken.update(self.traced.paths(site.block, node))
-
-    def _is_free(self, site: Site) -> bool:
-        nodes = [n for n in self.graphs[site.block].nodes if n.name in site.region.inside]
-        named = site.name in (s.name for s in self.sites)
-        return not named and not any(
-            self._is_taken(*self.traced.paths(site.block, n)) for n in nodes
-        )
-
-    def _held(self, calls: list[str]) -> str:
-        """The first site within the modules `calls`, as the reason why their caller is none."""
-        held = (s for s in self.sites if any(under(s.block, path) for path in calls))
-        return next((f"it holds the site {site.name}" for site in held), "")
-
-    def _is_taken(self, *paths: str) -> bool:
-        return meet(paths, self.taken)
-
-    def _overlap(self, site: Site) -> str:
-        """Reason why a residual branch conflicts with a site already taken; empty if none."""
-        for other in self.sites:
-            if other.block == site.block and other.region.inside & site.region.inside:
-                return f"its skip holds the site {other.name}"
-            if other.name == site.name:
-                return "its largest module is another branch's too"
-        return ""
-
-    def _count_free(self, name: str) -> int:
-        """Number of a module's operators that no site has taken; merging needs two."""
-        return sum(
-            count_operators(self.modules[name].get_submodule(str(node.target)))
-            for node in self.graphs[name].nodes
-            if node.op == "call_module" and not self._is_taken(*self.traced.paths(name, node))
-        )
-
-    def _refuse(self, label: str, name: str, reason: str) -> None:
-        kind = type(self.modules[name] if name else self.model).__name__
-        self.unusable.append(Unusable(label, kind, reason))
-        _log.info("%s cannot be pruned: %s", label or "the model", reason)

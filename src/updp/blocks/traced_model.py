@@ -32,6 +32,7 @@ class TracedModel:
     """
 
     def __init__(self, model: nn.Module, example: Samples) -> None:
+        self.model = model
         self.modules = {n: m for n, m in model.named_modules() if is_composite(m)}
         self.calls = record_calls(model, example, list(self.modules))
         self.vectors = has_vectors_only(model, self.calls)

@@ -25,6 +25,10 @@ class TracedSite:
     block: nn.Module
     graph: fx.Graph
 
+    def whole(self) -> fx.GraphModule:
+        """What the block computes from the site's entry to its exit: branch and skip, as it is."""
+        return self.until(self.site.region.exit)
+
     def until(self, end: str) -> fx.GraphModule:
         """What the block computes from the site's entry to a node: a function of `example`."""
         return self.between(self.site.region.entry, end)

@@ -67,7 +67,7 @@ class DropForm(Form):
         if region.skip:
             self._skip.append(extract(traced.block, traced.graph, region.entry, region.skip[-1]))
         self._is_added, self._dims = region.add is not None, site.dims
-        keep = traced.until(region.exit)
+        keep = traced.whole()
         branch = traced.until(region.branch[-1])
         self._keep: list[Callable[..., Tensor]] = [keep]
         self._branch: list[Callable[..., Tensor]] = [branch]

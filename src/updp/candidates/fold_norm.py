@@ -144,7 +144,7 @@ def _readers(traced: TracedSite, norm: NormStep) -> tuple[str, ...]:
     """Find the linear layers whose input is the norm's output, with its pixels in any order."""
     modules = traced.block.named_modules()
     watched = {n: m for n, m in modules if isinstance(m, nn.Linear) or n == norm.name}
-    part = traced.until(traced.site.region.exit)
+    part = traced.whole()
     with recorded_calls(watched) as calls:
         _run(traced.site, part)
     seen = {call.name: call.y if call.name == norm.name else call.x for call in calls}

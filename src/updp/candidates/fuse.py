@@ -52,10 +52,8 @@ class FuseForm(Form):
 
     def __init__(self, traced: TracedSite) -> None:
         super().__init__()
-        region = traced.site.region
         self.site = traced.site
-        keep = traced.until(region.exit)
-        self._keep: list[Callable[..., Tensor]] = [keep]
+        self._keep: list[Callable[..., Tensor]] = [traced.whole()]
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
         """See `Form.forward`."""

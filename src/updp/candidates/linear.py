@@ -113,7 +113,7 @@ class OneLinearForm(Form):
         region = site.region
         self.post, self._outside, self._layout = site.post, site.layout, layout
         self._lays_out = site.lays_out(layout)
-        keep = traced.until(region.exit)
+        keep = traced.whole()
         branch = traced.until(region.branch[-1])
         self._keep: list[Callable[..., Tensor]] = [keep]
         self._branch: list[Callable[..., Tensor]] = [branch]

@@ -75,7 +75,7 @@ def time_site(
     site = traced.site
     if not candidates:
         return []
-    keep = copy_module(traced.until(site.region.exit)).eval()
+    keep = copy_module(traced.whole()).eval()
     _try(keep, site, 1, device)
     operators = fingerprint(keep, *site.inputs_for(1, device))
     shape = site.shape_for(settings.batch_size)

@@ -241,7 +241,7 @@ class Supernet(nn.Module):
         parts = []
         for i, site in enumerate(sites):
             region = site.region
-            keep = TracedSite(site, block, graph).until(region.exit)
+            keep = TracedSite(site, block, graph).whole()
             untouched = TracedSite(site, before, graph)
             offered = candidates.get(site.name, ())
             switch = Switch(keep, {c.label: c.build(untouched) for c in offered})

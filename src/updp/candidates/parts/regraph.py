@@ -16,7 +16,7 @@ class RewiredForm(Form):
 
     def __init__(self, traced: TracedSite, pruned: fx.GraphModule) -> None:
         super().__init__()
-        self._keep: list[Callable[..., Tensor]] = [traced.until(traced.site.region.exit)]
+        self._keep: list[Callable[..., Tensor]] = [traced.whole()]
         self._pruned = [pruned]
 
     def forward(self, x: Tensor, *extras: Any, lam: float = 1.0) -> Tensor:
