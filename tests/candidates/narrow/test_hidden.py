@@ -307,6 +307,66 @@ def test_redundant_hidden_channels_are_removed_without_loss(case: str) -> None:
     assert (read.count(16), read.count(H)) == (len(choices), 0)
 
 
+class Attended(GatedMaps):
+    """NAFNet's: factors for the gated channels are made from their means, by one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(H, H, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.deep(self.up(self.norm(x))).chunk(2, dim=1)
+        y = gate * value
+        return x + self.down(y * self.sca(y))
+
+
+class Excited(Attended):
+    """Squeeze-and-excitation in the block's own forward, by two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Sequential(nn.Linear(H, 4), nn.ReLU()), nn.Linear(4, H)
+        del self.sca
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.deep(self.up(self.norm(x))).chunk(2, dim=1)
+        y = gate * value
+        factor = torch.sigmoid(self.excite(self.squeeze(y.mean((2, 3)))))
+        return x + self.down(y * factor[..., None, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "readers"), [(Attended, ("sca.1",)), (Excited, ("squeeze.0",))], ids=str
+)
+def test_the_reader_is_fitted_to_channels_with_factors_made_of_those_left(
+    kind: type[GatedMaps], readers: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(kind()).eval(), torch.randn(40, C, 5, 4)
+    findings = find(model, x[:2])
+    (site,) = findings.sites
+    hidden = hidden_channels(findings.traced(site, model))
+    assert hidden is not None
+    assert hidden.readers == readers
+    model, x = model.double(), x.double()
+    with torch.no_grad():
+        expected = model(x)
+        net = Supernet(model, findings, {site.name: [Narrow(0.34)]}).double().eval()
+        choices = {site.name: Narrow(0.34).label}
+        net.choose(choices)
+        fit_plan(net, choices, [x[:20], x[20:]], FIT)
+        merged = net.merged(torch.float64)
+        read: list[Tensor] = []
+        own = next(m for m in merged.modules() if isinstance(m, nn.Conv2d) and m.out_channels == C)
+        with own.register_forward_pre_hook(lambda module, given: read.append(given[0])):
+            left = (merged(x) - expected).norm()
+        rows = torch.cat([read[0], torch.ones_like(read[0][:, :1])], 1).movedim(1, -1).flatten(0, 2)
+        wanted = (expected - x).movedim(1, -1).flatten(0, 2)
+        best = (rows @ torch.linalg.lstsq(rows, wanted).solution - wanted).norm()
+    assert rows.shape[1] == 17
+    assert 0 < best <= left <= best * (1 + 1e-6)
+
+
 class Elsewhere(Gated):
     """What the last layer reads is read by another one, too."""
 

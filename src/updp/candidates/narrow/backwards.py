@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Any
 
@@ -18,6 +19,7 @@ from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.blocks.reading.probe import kind_of
 from updp.blocks.reading.steps import Call
 from updp.blocks.surgery import extract
+from updp.blocks.tracing.interpret import NotTraceable
 from updp.blocks.tracing.region import is_size
 from updp.candidates.narrow.scope import CutOperator, Scope
 from updp.candidates.narrow.slicing import has_state
@@ -39,7 +41,10 @@ class Backwards:
     producers:          operators, each with how many times it makes all channels in a row
     between:            modules with state that act on each channel, likewise
     extras:             nodes outside of the branch with a value per channel, with the axis of that
-    composed:           producers that combine layers, with their graphs
+    readers:            operators that read the channels to make factors for them, with scopes
+    composed:           operators that combine layers, with their graphs
+    seen:               all nodes of the walk, with scope and times
+    makers:             those that call a module which makes the channels of its own input
     """
 
     count: int
@@ -47,8 +52,10 @@ class Backwards:
     producers: dict[str, int] = field(default_factory=dict)
     between: dict[str, int] = field(default_factory=dict)
     extras: dict[str, int] = field(default_factory=dict)
+    readers: dict[fx.Node, Scope] = field(default_factory=dict)
     composed: dict[str, fx.Graph] = field(default_factory=dict)
     seen: dict[fx.Node, tuple[Scope, int]] = field(default_factory=dict)
+    makers: set[fx.Node] = field(default_factory=set)
 
     def follow(self, node: fx.Node, scope: Scope, axis: int, times: int = 1) -> None:
         """Go on from a node to what it is made of. Raises NotAChain.
@@ -68,6 +75,7 @@ class Backwards:
         elif node.name == scope.entry:
             if scope.outer is None:
                 raise NotAChain(f"`{node.name}` is no value of the branch")
+            self.makers.discard(scope.outer[1])
             self.follow(scope.given[0], scope.outer[0], axis, times)
         elif node.target is operator.getitem and _is_chunk(node.args[0]):
             self.seen[node.args[0]] = scope, times  # type: ignore[index]
@@ -93,22 +101,85 @@ class Backwards:
     def check(self, consumer: fx.Node, scope: Scope) -> None:
         """Raise NotAChain if other nodes read the channels, too, or if no operator makes them.
 
-        `scope` is the consumer's.
+        `scope` is the consumer's. Factors for the channels may be computed from all of them, as
+        squeeze-and-excitation does: the operators that read them for this lose their columns.
         """
         if not self.producers:
             raise NotAChain("no operator of the branch makes these channels")
-        readers = {consumer}
-        while scope.outer is not None:  # a module reads what the consumer within it does
-            scope, node = scope.outer
-            readers.add(node)
+        if self._read_elsewhere(consumer, scope) is not None:
+            self._find_readers()
+        if (node := self._read_elsewhere(consumer, scope)) is not None:
+            raise NotAChain(f"`{node.name}` is read elsewhere, too")
+
+    def _read_elsewhere(self, consumer: fx.Node, scope: Scope) -> fx.Node | None:
+        """The first node of the channels that is read by one which is not known to do so."""
+        readers: set[fx.Node] = set()
+        for node, own in ((consumer, scope), *self.readers.items()):
+            readers |= {node, *own.callers}
         for node, (scope, _) in self.seen.items():
             for user in node.users:
                 # Nodes outside of the branch may read any value.
-                if user in self.seen or user in readers or user.name not in scope.branch:
+                known = user in readers or (user in self.seen and user not in self.makers)
+                if known or user.name not in scope.branch:
                     continue
-                if is_size(user):
-                    continue
-                raise NotAChain(f"`{node.name}` is read elsewhere, too")
+                if not is_size(user):
+                    return node
+        return None
+
+    def _find_readers(self) -> None:
+        """Go back from each producer to operators that read the channels."""
+        known = [(node, scope) for node, (scope, _) in self.seen.items()]
+        pending = [(node, scope) for node, scope in known if scope.path(node) in self.producers]
+        passed: set[fx.Node] = set()
+        while pending:
+            node, scope = pending.pop()
+            if node in passed:
+                continue
+            passed.add(node)
+            if node.op == "call_module" and self._reads(node, scope):
+                continue
+            if node.name == scope.entry:
+                if scope.outer is not None:
+                    pending.append((scope.given[0], scope.outer[0]))
+                continue
+            parents = node.all_input_nodes
+            if node.op == "call_module" and scope.operator(node) is None:
+                with suppress(NotAChain, NotTraceable):
+                    scope = scope.inner(node)
+                    parents = [n for n in scope.graph.nodes if n.op == "output"]
+            before = (n for n in parents if n not in self.seen)
+            pending += [(n, scope) for n in before if n.name not in scope.extras]
+
+    def _reads(self, node: fx.Node, scope: Scope) -> bool:
+        """Whether an operator reads these channels, and no others; if so, note it."""
+        found = scope.operator(node)
+        sources = node.all_input_nodes
+        if found is None or found.inputs != self.count or node.args != (*sources[:1],):
+            return False
+        source = sources[0]
+        trial = replace(
+            self,
+            producers={**self.producers},
+            between={**self.between},
+            extras={**self.extras},
+            composed={**self.composed},
+            seen={**self.seen},
+            makers={*self.makers},
+        )
+        try:
+            module = scope.owner.get_submodule(str(node.target))
+            first = isinstance(module, CONVOLUTIONS)
+            trial.follow(source, scope, 1 - scope.value(source).ndim if first else -1)
+        except (NotAChain, NotTraceable):
+            return False
+        if (trial.producers, trial.extras) != (self.producers, self.extras):
+            return False
+        self.unit, self.between = trial.unit, trial.between
+        self.seen, self.makers = trial.seen, trial.makers
+        self.readers[node] = scope
+        if found.graph is not None:
+            self.composed[scope.path(node)] = found.graph
+        return True
 
     def _parts(self, node: fx.Node, scope: Scope, axis: int, times: int) -> None:
         """Go on from parts of equal size to the whole, of which a trial shows whether it is so."""
@@ -121,10 +192,9 @@ class Backwards:
     def _produced(self, node: fx.Node, scope: Scope, found: CutOperator, times: int) -> None:
         if found.outputs != self.count * times:
             raise NotAChain(f"`{node.name}` makes other channels")
-        path = f"{scope.prefix}{node.target}"
-        self.producers[path] = times
+        self.producers[scope.path(node)] = times
         if found.graph is not None:
-            self.composed[path] = found.graph
+            self.composed[scope.path(node)] = found.graph
 
     @staticmethod
     def _axis_before(node: fx.Node, source: fx.Node, scope: Scope, axis: int, count: int) -> int:
@@ -166,13 +236,14 @@ class Backwards:
                 raise NotAChain(f"`{node.target}` has no running statistics")
         elif not isinstance(module, nn.PReLU) and (has_state(module) or kind_of(module) == "other"):
             inner = scope.inner(node)
+            self.makers.add(node)
             (output,) = (n for n in inner.graph.nodes if n.op == "output")
             self.follow(output.all_input_nodes[0], inner, axis, times)
             return
         if len(node.all_input_nodes) != 1 or node.kwargs:
             raise NotAChain(f"`{node.target}` takes several inputs")
         if isinstance(module, nn.GroupNorm) or has_state(module):
-            self.between[f"{scope.prefix}{node.target}"] = times
+            self.between[scope.path(node)] = times
         self.follow(node.all_input_nodes[0], scope, axis, times)
 
     def _extra(self, node: fx.Node, scope: Scope, axis: int, times: int) -> None:

@@ -91,7 +91,7 @@ def _narrowing(traced: TracedSite) -> Callable[[float], Narrowing] | None:
     if site.branch is not None:
         return partial(ChainNarrowing, site, traced.graph)
     hidden = find_hidden(traced)
-    return None if hidden is None else partial(HiddenNarrowing, site, hidden)
+    return None if hidden is None else partial(HiddenNarrowing, traced, hidden)
 
 
 def _nearest(narrowing: Narrowing, *widths: float) -> float:

@@ -51,6 +51,7 @@ class HiddenChannels:
     unit:       number of adjoining channels that stay or go together, as in a GroupNorm's group
     producers:  operators that make the channels
     between:    modules with state that act on each channel, each with how many times it has all
+    readers:    operators that read the channels to make factors for them
     extras:     nodes outside of the region with one value per channel, each with its axis
     targets:    modules called in the region that are, or contain, one of these modules
     attributes: further attributes of modules that change, each with its amount per unit
@@ -71,11 +72,12 @@ class HiddenChannels:
     attributes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     composed: Mapping[str, fx.Graph] = field(default_factory=dict)
     factor: Callable[[], Tensor | None] | None = None
+    readers: tuple[str, ...] = ()
 
     @property
     def cut_modules(self) -> tuple[str, ...]:
         """Paths of the modules that lose channels."""
-        return (*self.producers, *self.between, self.consumer)
+        return (*self.producers, *self.between, *self.readers, self.consumer)
 
     def module(self, copies: Mapping[str, nn.Module], name: str) -> nn.Module:
         """Return one of the modules, by its path in the block, in copies of the `targets`."""
@@ -86,7 +88,8 @@ class HiddenChannels:
     @torch.no_grad()
     def cut(self, copies: Mapping[str, nn.Module], channels: Tensor) -> None:
         """Remove all channels but `channels` (indices) from copies of the `targets`."""
-        cut_inputs(self.module(copies, self.consumer), channels)
+        for name in (*self.readers, self.consumer):
+            cut_inputs(self.module(copies, name), channels)
         units, all_units = channels[:: self.unit] // self.unit, self.count // self.unit
         for name, made in self.producers.items():
             rows = entries_of(units, made.size)
@@ -100,6 +103,15 @@ class HiddenChannels:
             else:
                 parts = [channels + number * self.count for number in range(times)]
                 cut_outputs(norm, torch.cat(parts))
+
+    @torch.no_grad()
+    def hide(self, copies: Mapping[str, nn.Module], channels: Tensor) -> None:
+        """Let copies of the `targets` read no channels but `channels` (indices)."""
+        for name in (*self.readers, self.consumer):
+            weight = self.module(copies, name).get_parameter("weight")
+            off = torch.ones(self.count, dtype=torch.bool, device=weight.device)
+            off[channels] = False
+            weight[:, off] = 0
 
     @torch.no_grad()
     def largest(self, copies: Mapping[str, nn.Module], keep: int) -> Tensor:
@@ -178,8 +190,11 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
     trace = Backwards(count)
     trace.follow(sources[0], scope, axis - x.ndim)
     trace.check(consumer, scope)
-    name = f"{scope.prefix}{consumer.target}"
-    cut = (*trace.producers, *trace.between, name)
+    readers = tuple(own.path(node) for node, own in trace.readers.items())
+    if readers and trace.extras:
+        raise NotAChain(f"`{consumer.target}` reads channels with factors made of other values")
+    name = scope.path(consumer)
+    cut = (*trace.producers, *trace.between, *readers, name)
     composed = trace.composed if own.graph is None else {**trace.composed, name: own.graph}
     return HiddenChannels(
         name,
@@ -192,6 +207,7 @@ def _read(scope: Scope, consumer: fx.Node) -> HiddenChannels:
         trace.extras,
         called_modules(outermost.graph, cut),
         composed=composed,
+        readers=readers,
     )
 
 

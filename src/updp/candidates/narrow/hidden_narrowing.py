@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from updp.blocks import ScaleStep, Site, TracedSite
+from updp.blocks import ScaleStep, TracedSite
 from updp.blocks.modules import UserCodeError
 from updp.candidates.narrow.channels import on_modules
 from updp.candidates.narrow.heads import head_channels
@@ -34,8 +34,8 @@ class HiddenNarrowing:
 
     mixed = False
 
-    def __init__(self, site: Site, hidden: HiddenChannels, width: float) -> None:
-        self._site, self._hidden = site, hidden
+    def __init__(self, traced: TracedSite, hidden: HiddenChannels, width: float) -> None:
+        self._traced, self._hidden = traced, hidden
         self.targets: tuple[str, ...] = hidden.targets
         self.extras: Mapping[str, int] = hidden.extras
         self.composed: Mapping[str, fx.Graph] = hidden.composed
@@ -54,11 +54,7 @@ class HiddenNarrowing:
     @torch.no_grad()
     def hide(self, modules: NarrowModules) -> None:
         """See `Narrowing`."""
-        hidden = self._hidden
-        weight = hidden.module(modules.own, hidden.consumer).get_parameter("weight")
-        off = torch.ones(hidden.count, dtype=torch.bool, device=weight.device)
-        off[self._largest(modules)] = False
-        weight[:, off] = 0
+        self._hidden.hide(modules.own, self._largest(modules))
 
     def fit_tasks(
         self,
@@ -67,20 +63,40 @@ class HiddenNarrowing:
         settings: FitSettings,
         batches: int,
     ) -> list[FitTask]:
-        """See `Narrowing`: one task, for the operator that reads the channels."""
-        hidden, post = self._hidden, self._site.post
+        """See `Narrowing`: one task, for the operator that reads the channels; two if it reads
+        factors that are made of them, too.
+        """
+        hidden, post = self._hidden, self._traced.site.post
         chain = hidden.chain
         if hidden.factor is not None:  # computed anew, because training may have changed it
             if (factor := hidden.factor()) is None:
                 skip = post = None  # the operator is fitted to its own output
             else:
                 chain = replace(chain, steps=(*chain.steps, ScaleStep("", factor)))
-        fit = OperatorFit(on_modules(chain, modules.own), 0, skip, post, hidden.enter)
+        gated = bool(hidden.readers)
+        enter = self._entered(modules) if gated else hidden.enter
+        fit = OperatorFit(on_modules(chain, modules.own), 0, skip, post, enter)
 
         def cut(channels: Tensor) -> None:
             self._cut(modules, channels)
 
-        return fit.narrowing(settings, batches, *self.left, cut, gated=False, unit=hidden.unit)
+        return fit.narrowing(settings, batches, *self.left, cut, gated=gated, unit=hidden.unit)
+
+    def _entered(self, modules: NarrowModules) -> Function:
+        """The function from the site's entry and extras to what the consumer among `modules` reads.
+
+        It changes as they are cut.
+        """
+        run = self._traced.substitute(modules.own)
+        consumer = self._hidden.module(modules.own, self._hidden.consumer)
+
+        def enter(*inputs: Tensor) -> Tensor:
+            read: list[Tensor] = []
+            with consumer.register_forward_pre_hook(lambda module, given: read.append(given[0])):
+                run(*inputs)
+            return read[0]
+
+        return enter
 
     def _largest(self, modules: NarrowModules) -> Tensor:
         return self._hidden.largest(modules.own, *self.left)

@@ -57,6 +57,15 @@ class Scope:
         """The scope of the branch itself."""
         return self if self.outer is None else self.outer[0].outermost
 
+    @property
+    def callers(self) -> tuple[fx.Node, ...]:
+        """The nodes of outer scopes that call this one, from the inside."""
+        return () if self.outer is None else (self.outer[1], *self.outer[0].callers)
+
+    def path(self, node: fx.Node) -> str:
+        """Path in the block of what a node calls."""
+        return f"{self.prefix}{node.target}"
+
     def value(self, node: fx.Node) -> Tensor:
         """Compute the value of a node. Raises NotAChain: it is no tensor."""
         if not isinstance(value := self.any_value(node), Tensor):
