@@ -7,7 +7,7 @@ import itertools
 from hypothesis import strategies as st
 
 from updp.recipe import Recipe
-from updp.search import Choice, Limits, Option, SearchTask, Space
+from updp.search import Limits, Option, SearchTask, SiteOptions, Space
 from updp.search.space import Genome
 
 
@@ -19,17 +19,17 @@ def spaces(draw: st.DrawFn, most_sites: int = 4, most_options: int = 3) -> Space
         options = tuple(
             Option(
                 f"option {j}",
-                ms=draw(st.integers(0, 20)),
-                macs=draw(st.integers(0, 50)),
-                parameters=draw(st.integers(-5, 30)),
-                bytes=draw(st.integers(-5, 30)),
+                saved_ms=draw(st.integers(0, 20)),
+                saved_macs=draw(st.integers(0, 50)),
+                saved_parameters=draw(st.integers(-5, 30)),
+                saved_bytes=draw(st.integers(-5, 30)),
                 memory=draw(st.integers(0, 60)),
                 noise=draw(st.integers(0, 3)),
                 blocks=draw(st.integers(0, 1)),
             )
             for j in range(draw(st.integers(1, most_options)))
         )
-        sites.append(Choice(f"site {i}", options, memory=draw(st.integers(0, 60))))
+        sites.append(SiteOptions(f"site {i}", options, memory=draw(st.integers(0, 60))))
     return Space(tuple(sites), 100, 300, 200, weights=150, outside=draw(st.integers(0, 40)))
 
 

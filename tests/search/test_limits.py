@@ -6,15 +6,22 @@ import pytest
 from tests.search.spaces import task
 from updp import UserError
 from updp.recipe.budget import Budget
-from updp.search import Choice, Limits, Option, Space, limits_of
+from updp.search import Limits, Option, SiteOptions, Space, limits_of
 from updp.search.integer_program import IntegerProgram
 from updp.search.limits import amount
 
 # What saves time has many MACs, and the other way round.
 SPACE = Space(
     (
-        Choice("a", (Option("fast", ms=3.0, macs=0), Option("lean", ms=0.5, macs=300)), 10),
-        Choice("b", (Option("fast", ms=2.0, macs=100),), 10),
+        SiteOptions(
+            "a",
+            (
+                Option("fast", saved_ms=3.0, saved_macs=0),
+                Option("lean", saved_ms=0.5, saved_macs=300),
+            ),
+            10,
+        ),
+        SiteOptions("b", (Option("fast", saved_ms=2.0, saved_macs=100),), 10),
     ),
     ms=10.0,
     macs=1000,
@@ -69,8 +76,8 @@ def test_an_unreachable_budget_says_what_is_reachable(budget: str, said: str) ->
 
 
 def test_limits_of_which_no_two_can_be_met_are_all_named() -> None:
-    saving = (Option("t", 5.0, 0), Option("m", 0.0, 500), Option("p", 0.0, 0, parameters=25))
-    one = Space((Choice("a", saving),), ms=10.0, macs=1000, parameters=50)
+    saving = (Option("t", 5.0, 0), Option("m", 0.0, 500), Option("p", 0.0, 0, saved_parameters=25))
+    one = Space((SiteOptions("a", saving),), ms=10.0, macs=1000, parameters=50)
     budget = "latency=0.6,macs=0.6,parameters=0.6"
     said = f"budget {budget} is out of reach as a whole, though each limit alone can be met: relax"
     with pytest.raises(UserError, match=f"^{re.escape(said)}"):
@@ -79,7 +86,7 @@ def test_limits_of_which_no_two_can_be_met_are_all_named() -> None:
 
 @pytest.mark.parametrize("unit", ["latency", "macs"])
 def test_the_value_that_the_message_names_is_reachable(unit: str) -> None:
-    sites = (Choice("a", (Option("x", 1.0, 1),)), Choice("b", (Option("y", 0.7, 2),)))
+    sites = (SiteOptions("a", (Option("x", 1.0, 1),)), SiteOptions("b", (Option("y", 0.7, 2),)))
     odd = Space(sites, 3.0, 7)
     with pytest.raises(UserError) as refused:
         limits_of(Budget.parse(f"{unit}=0.01"), odd)
@@ -103,8 +110,8 @@ def test_amounts_are_written_as_budgets_read_them(unit: str, value: float, text:
 
 
 def test_candidates_that_keep_depth_count_for_amounts_and_not_for_blocks() -> None:
-    narrow = Option("narrow", ms=4.0, macs=0, blocks=0)
-    space = replace(SPACE, sites=(*SPACE.sites, Choice("c", (narrow,), 10)))
+    narrow = Option("narrow", saved_ms=4.0, saved_macs=0, blocks=0)
+    space = replace(SPACE, sites=(*SPACE.sites, SiteOptions("c", (narrow,), 10)))
     limits = limits_of(Budget.parse("latency=0.4,blocks=1"), space)
     assert IntegerProgram(space).best([1.0, 1.0, 1.0, 1.0], limits) == (0, 1, 1)
     with pytest.raises(UserError, match="blocks=3 is more than the 2 sites"):

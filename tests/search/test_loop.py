@@ -17,12 +17,12 @@ from updp.recipe import Recipe
 from updp.recipe.budget import Budget
 from updp.search import (
     SEARCHERS,
-    Choice,
     Evaluated,
     Option,
     Score,
     ScoreFile,
     SearchTask,
+    SiteOptions,
     Space,
     limits_of,
     search,
@@ -35,7 +35,9 @@ DAMAGE = dict(zip(NAMES, (0.9, 0.2, 0.75, 0.4, 0.1, 0.6, 0.35, 0.5), strict=True
 # Dear sites do more damage; what saves more of a site's cost does twice as much.
 SPACE = Space(
     tuple(
-        Choice(n, (Option("mild", 1 + i / 4, 50 + 7 * i), Option("hard", 1.5 + i / 4, 80 + 7 * i)))
+        SiteOptions(
+            n, (Option("mild", 1 + i / 4, 50 + 7 * i), Option("hard", 1.5 + i / 4, 80 + 7 * i))
+        )
         for i, n in enumerate(NAMES)
     ),
     ms=24.0,
@@ -159,7 +161,7 @@ def test_a_search_ends_when_a_small_space_is_exhausted(searcher: str, tmp_path: 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_a_search_ends_where_one_plan_meets_the_budget(searcher: str, tmp_path: Path) -> None:
-    sites = tuple(Choice(c.name, c.options[:1]) for c in SPACE.sites[:4])
+    sites = tuple(SiteOptions(c.name, c.options[:1]) for c in SPACE.sites[:4])
     small = Space(sites, SPACE.ms, SPACE.macs)
     asked = task(small, limits_of(Budget.parse("blocks=4"), small), searcher, evaluations=500)
     known = search(asked, Judge(), ScoreFile(tmp_path / "scores.jsonl"), Silent())

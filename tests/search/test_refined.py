@@ -9,13 +9,13 @@ import pytest
 from tests.search.spaces import plans, task
 from updp.io.progress import Silent
 from updp.search import (
-    Choice,
     Evaluated,
     Limits,
     Option,
     Score,
     ScoreFile,
     SearchTask,
+    SiteOptions,
     Space,
     refine,
 )
@@ -25,7 +25,9 @@ from updp.search.space import Genome
 SITES = 6
 SPACE = Space(
     tuple(
-        Choice(f"s{i}", (Option("little", 8, 10), Option("much", 14, 20), Option("all", 15, 30)))
+        SiteOptions(
+            f"s{i}", (Option("little", 8, 10), Option("much", 14, 20), Option("all", 15, 30))
+        )
         for i in range(SITES)
     ),
     100,

@@ -4,13 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.search.spaces import plans, spaces
-from updp.search import Choice, Option, Space
+from updp.search import Option, SiteOptions, Space
 from updp.search.space import Cost
 
 SPACE = Space(
     (
-        Choice("a", (Option("x", 2.0, 30, 4, 16, 70, 0.3), Option("drop", 3.0, 40, 5, 20, 10)), 90),
-        Choice("b", (Option("x", 1.0, 20, 4, 16, 50, 0.4),), 60),
+        SiteOptions(
+            "a", (Option("x", 2.0, 30, 4, 16, 70, 0.3), Option("drop", 3.0, 40, 5, 20, 10)), 90
+        ),
+        SiteOptions("b", (Option("x", 1.0, 20, 4, 16, 50, 0.4),), 60),
     ),
     ms=10.0,
     macs=100,

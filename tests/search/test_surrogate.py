@@ -6,14 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.search.spaces import plans, spaces, task
-from updp.search import Choice, Limits, Option, Space
+from updp.search import Limits, Option, SiteOptions, Space
 from updp.search.searchers.bayes import Process
 from updp.search.searchers.surrogate import Surrogate
 from updp.search.space import Genome
 
 SITES = 6
 SPACE = Space(
-    tuple(Choice(f"s{i}", (Option("x", 1, 10), Option("y", 2, 20))) for i in range(SITES)), 20, 200
+    tuple(SiteOptions(f"s{i}", (Option("x", 1, 10), Option("y", 2, 20))) for i in range(SITES)),
+    20,
+    200,
 )
 
 

@@ -68,8 +68,8 @@ def test_the_space_has_the_plans_of_the_offers(finished: Path) -> None:
     assert space.baseline.memory == peak_memory(model, x).peak + peak_memory(model, x).weights
     for choice, found in zip(space.sites, offers.values(), strict=True):
         for option, offer in zip(choice.options, found, strict=True):
-            assert option.ms == pytest.approx(offer.saved_ms * survey.in_place)
-            assert option.macs == offer.keep_macs - offer.macs
+            assert option.saved_ms == pytest.approx(offer.saved_ms * survey.in_place)
+            assert option.saved_macs == offer.keep_macs - offer.macs
 
 
 def test_depth_alone_may_be_asked_for(finished: Path) -> None:

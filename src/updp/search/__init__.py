@@ -13,13 +13,12 @@ from updp.search.score import Score
 from updp.search.scorers import FittedScorer, Scorer
 from updp.search.scores import Evaluated, ScoreFile, Scores
 from updp.search.searchers import SEARCHERS, SearchTask
-from updp.search.space import Choice, Cost, Limits, Option, Space
+from updp.search.space import Cost, Limits, Option, SiteOptions, Space
 from updp.search.survey import BaselineCost, Survey, SurveyedSite
 
 __all__ = [
     "SEARCHERS",
     "BaselineCost",
-    "Choice",
     "Cost",
     "Evaluated",
     "FittedScorer",
@@ -32,6 +31,7 @@ __all__ = [
     "Scores",
     "SearchResult",
     "SearchTask",
+    "SiteOptions",
     "Space",
     "Survey",
     "SurveyedSite",

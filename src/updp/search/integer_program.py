@@ -114,10 +114,10 @@ class IntegerProgram:
         For memory the baseline's cost covers the weights alone.
         """
         if unit == "memory":
-            freed = [-float(o.bytes) for o in self.options]
+            freed = [-float(o.saved_bytes) for o in self.options]
             return self._row(freed, self._scale), self.space.weights
         name = {"latency": "ms"}.get(unit, unit)
-        saved = [-float(getattr(o, name)) for o in self.options]
+        saved = [-float(getattr(o, f"saved_{name}")) for o in self.options]
         return self._row(saved), float(getattr(self.space.baseline, unit))
 
     @cached_property

@@ -18,17 +18,17 @@ class Option:
     """A candidate of a site, with its savings relative to the baseline."""
 
     label: str
-    ms: float  # saving in ms for a batch
-    macs: int  # saving in multiply-accumulates for an image
-    parameters: int = 0  # saving in number of parameters
-    bytes: int = 0  # saving in bytes of weights
+    saved_ms: float  # for a batch
+    saved_macs: int  # multiply-accumulates for an image
+    saved_parameters: int = 0
+    saved_bytes: int = 0  # of weights
     memory: int = 0  # bytes of activations alive at the worst moment inside the site
-    noise: float = 0.0  # half of the interquartile range of `ms`
+    noise: float = 0.0  # half of the interquartile range of `saved_ms`
     blocks: int = 1  # 1 if the candidate reduces depth, else 0
 
 
 @dataclass(frozen=True)
-class Choice:
+class SiteOptions:
     """A site with its candidates; `memory` is as in `Option`, for the baseline's form."""
 
     name: str
@@ -70,7 +70,7 @@ class Limits:
 class Space:
     """The sites with their candidates, in the order of the model, and the baseline's cost."""
 
-    sites: tuple[Choice, ...]
+    sites: tuple[SiteOptions, ...]
     ms: float
     macs: float
     parameters: float = 0
@@ -119,11 +119,11 @@ class Space:
         options = [site.options[j - 1] for site, j in pairs if j]
         inside = [site.options[j - 1].memory if j else site.memory for site, j in pairs]
         return Cost(
-            self.ms - sum(o.ms for o in options),
+            self.ms - sum(o.saved_ms for o in options),
             math.sqrt(sum(o.noise**2 for o in options)),
-            self.macs - sum(o.macs for o in options),
-            self.parameters - sum(o.parameters for o in options),
-            self.weights - sum(o.bytes for o in options) + max([self.outside, *inside]),
+            self.macs - sum(o.saved_macs for o in options),
+            self.parameters - sum(o.saved_parameters for o in options),
+            self.weights - sum(o.saved_bytes for o in options) + max([self.outside, *inside]),
             sum(o.blocks for o in options),
         )
 
@@ -135,7 +135,8 @@ class Space:
                 replace(
                     site,
                     options=tuple(
-                        replace(o, ms=factor * o.ms, noise=factor * o.noise) for o in site.options
+                        replace(o, saved_ms=factor * o.saved_ms, noise=factor * o.noise)
+                        for o in site.options
                     ),
                 )
                 for site in self.sites

@@ -8,7 +8,7 @@ from updp.blocks import Unusable
 from updp.candidates import Offer, Offers, offers_within
 from updp.io.records import Record
 from updp.recipe import Recipe
-from updp.search.space import Choice, Option, Space
+from updp.search.space import Option, SiteOptions, Space
 
 
 class SurveyedSite(BaseModel, frozen=True):
@@ -47,7 +47,7 @@ class Survey(Record):
     def space(self, offers: Offers) -> Space:
         """The space of plans with these offers."""
         sites = tuple(
-            Choice(
+            SiteOptions(
                 row.site, tuple(self._option(o, row.entry) for o in offers[row.site]), row.memory
             )
             for row in self.sites
@@ -58,10 +58,10 @@ class Survey(Record):
     def _option(self, offer: Offer, entry: int) -> Option:
         return Option(
             offer.candidate.label,
-            ms=offer.saved_ms * self.in_place,
-            macs=offer.keep_macs - offer.macs,
-            parameters=offer.keep_parameters - offer.parameters,
-            bytes=offer.keep_weights - offer.weights,
+            saved_ms=offer.saved_ms * self.in_place,
+            saved_macs=offer.keep_macs - offer.macs,
+            saved_parameters=offer.keep_parameters - offer.parameters,
+            saved_bytes=offer.keep_weights - offer.weights,
             memory=entry + offer.memory,
             noise=offer.noise_ms * self.in_place,
             blocks=int(offer.candidate.shallower),
