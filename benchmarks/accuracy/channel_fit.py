@@ -15,7 +15,7 @@ from updp.fit import FitTask
 from updp.recipe import FitSettings
 from updp.supernet import Supernet
 from updp.supernet.fitting import (
-    Place,
+    FitPlace,
     add_inputs,
     execution_order,
     finish,
@@ -78,10 +78,10 @@ def _places(
     left: Mapping[str, Tensor],
     batches: Sequence[Samples],
     settings: FitSettings,
-) -> tuple[list[Place], list[Place]]:
+) -> tuple[list[FitPlace], list[FitPlace]]:
     """The same tasks at the places of both networks, in the order of execution."""
     order = {name: (module, x) for name, module, x in execution_order(wide, batches[0])}
-    targets, inputs = list[Place](), list[Place]()
+    targets, inputs = list[FitPlace](), list[FitPlace]()
     for name, module, x in execution_order(net, batches[0]):
         if name not in order:
             continue
@@ -94,8 +94,8 @@ def _places(
             for task in repairs(net, name, module, x, settings, len(batches))
             if task.operator in known
         ]
-        targets.append(Place(name, own, False, tasks))
-        inputs.append(Place(name, module, False, tasks))
+        targets.append(FitPlace(name, own, False, tasks))
+        inputs.append(FitPlace(name, module, False, tasks))
     return targets, inputs
 
 

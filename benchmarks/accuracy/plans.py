@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.accuracy.baselines import Network
 from benchmarks.common.data import image_size
-from updp.candidates import Candidate, Offer, from_json
+from updp.candidates import Candidate, Offer, read_candidate
 from updp.data import Source, preprocess_for
 from updp.data.example import make_example
 from updp.data.feed import Feed
@@ -104,7 +104,7 @@ def in_form(candidate: Candidate, recipe: Recipe) -> Candidate:
     """The candidate with the end activation and the best lines that the recipe asks for."""
     data, settings = candidate.to_json(), recipe.candidates
     form = {"end_activation": settings.end_activation, "linearise": settings.linearise}
-    return from_json(data | {name: form[name] for name in form if name in data})
+    return read_candidate(data | {name: form[name] for name in form if name in data})
 
 
 def plan_of(choices: Choices, survey: Survey, recipe: Recipe) -> tuple[Plan, Survey]:
@@ -140,10 +140,10 @@ def planned_run(
     plan, own_survey = plan_of(choices, survey, recipe)
     run = open_run_directory(subject.inputs(recipe, progress, plan), folder, last="subnet")
     if not run.directory.is_done("sites"):
-        run.directory.describe(RunRecord.of(run.context), recipe)
+        run.directory.write_records(RunRecord.of(run.context), recipe)
         run.directory.make_stage("sites")
         run.context.keys["sites"].write(folder)
         own_survey.write(folder)
-        run.directory.done("sites")
+        run.directory.mark_done("sites")
     run.until("search")
     return run

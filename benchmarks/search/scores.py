@@ -37,8 +37,8 @@ from updp.search import (
     ScoreFile,
     Scorer,
     SearchTask,
-    complete,
     refine,
+    score_missing,
     search,
     within,
 )
@@ -89,7 +89,7 @@ class Case:
         file = ScoreFile(self.folder / "alone.jsonl")
         known = search(self.task, scorer, file, Silent())
         singles = [space.keep, *space.singles()]
-        return known | complete(singles, self.task, scorer, file, Silent())
+        return known | score_missing(singles, self.task, scorer, file, Silent())
 
     def measure(self, blended: bool) -> Result:
         """The plan that is chosen, and its figures once it is fitted on all calibration images."""

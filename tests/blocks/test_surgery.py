@@ -55,7 +55,7 @@ def test_only_the_region_is_replaced() -> None:
     before = str(graph)
     x, own, shortcut = torch.randn(2, C, 1, 1), [*block.children()], block.shortcut
     expected, state = block(x), surgical_state(block)
-    rewrite(block, graph, [item], whole=False)
+    rewrite(block, graph, [item], keep_unused=False)
     assert left(block).keys() == {"shortcut", "new"}
     assert block.shortcut is shortcut
     assert str(graph) == before
@@ -68,7 +68,7 @@ def test_only_the_region_is_replaced() -> None:
 def test_replacing_keeps_other_modules_signature_and_mode() -> None:
     model = network("vit").train()
     block, graph, item = replacement(model, 1)
-    rewrite(block, graph, [item], whole=False)
+    rewrite(block, graph, [item], keep_unused=False)
     assert type(block) is ViT
     assert block.training
     assert left(block).keys() == {"norm1", "attn", "new"}
@@ -110,9 +110,9 @@ def test_consecutive_regions_are_both_replaced() -> None:
     x = torch.randn(2, 5, C)
     block, graph = model.blocks[0], findings.graphs["blocks.0"]
     second = copy.deepcopy(block)
-    rewrite(block, graph, items, whole=True)
+    rewrite(block, graph, items, keep_unused=True)
     assert torch.equal(block(x), x * 3 * 5)
-    rewrite(second, graph, items[:1], whole=False)
+    rewrite(second, graph, items[:1], keep_unused=False)
     y = x * 3
     assert torch.equal(second(x), y + block.d(block.c(y).relu()))
 

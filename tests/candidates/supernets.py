@@ -23,7 +23,7 @@ from updp.candidates import (
     Narrow,
     NarrowAttention,
     OneLinear,
-    propose,
+    inherit_cuts,
 )
 from updp.candidates.parts.trainable import TrainableOperator
 from updp.recipe import CandidateSettings
@@ -33,7 +33,7 @@ Proposer = Callable[[TracedSite], Iterable[Candidate]]
 
 
 def _inherit(**options: bool) -> Proposer:
-    return lambda traced: propose(traced.site, **options)
+    return lambda traced: inherit_cuts(traced.site, **options)
 
 
 def _kind(kind: type[Candidate]) -> Proposer:

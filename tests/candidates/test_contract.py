@@ -26,7 +26,7 @@ from tests.families import FAMILIES, RANDOM, Family, error, ring
 from tests.sampling import every_other
 from updp.blocks import to_layout
 from updp.blocks.surgery import extract
-from updp.candidates import Form, Inherit, from_json
+from updp.candidates import Form, Inherit, read_candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.supernet import GATES, Supernet
 
@@ -98,7 +98,7 @@ def test_every_site_has_candidates_with_unique_labels(made: Case) -> None:
 def test_json_round_trip_gives_an_equal_candidate(made: Case) -> None:
     for options in made.candidates.values():
         for candidate in options:
-            assert from_json(json.loads(json.dumps(candidate.to_json()))) == candidate
+            assert read_candidate(json.loads(json.dumps(candidate.to_json()))) == candidate
 
 
 def test_macs_are_those_of_the_merged_operators(made: Case) -> None:

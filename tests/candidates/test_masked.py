@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 from tests.families import randomise
 from updp.blocks import find
 from updp.blocks.reading.linear import LinearStep
-from updp.candidates import OneLinear, propose
+from updp.candidates import OneLinear, inherit_cuts
 from updp.candidates.base import Candidate
 from updp.recipe import CandidateSettings, FitSettings
 from updp.supernet import Supernet, fit_candidates, fit_plan
@@ -173,7 +173,7 @@ def test_a_fit_and_training_read_nothing_that_is_masked(
     candidates: dict[str, tuple[Candidate, ...]] = {}
     for site in found.sites:
         traced = found.traced(site, model)
-        merging = [c for c in propose(site) if len(c.segments) == 1 and not c.shrunk]
+        merging = [c for c in inherit_cuts(site) if len(c.segments) == 1 and not c.shrunk]
         candidates[site.name] = ((merging or [*OneLinear.propose(traced, settings)])[0],)
     assert len(candidates) == 2
     net = Supernet(model, found, candidates).eval()

@@ -117,8 +117,9 @@ def test_nothing_is_copied_where_the_block_gave_no_contiguous_tensor() -> None:
     plain = find(
         nn.Sequential(First(), First()).eval(), torch.randn(2, 7, 7, C).permute(0, 3, 1, 2)
     )
-    assert not any(site.lays_out("last") or site.lays_out("first") for site in plain.sites)
+    layouts = ("first", "last")
+    assert not any(site.needs_contiguous(layout) for site in plain.sites for layout in layouts)
     model = nn.Sequential(*(nn.Conv2d(C, C, 3, padding=1) for _ in range(4)))
     (site,) = find(model.eval(), torch.randn(2, C, 7, 7)).sites[:1]
     assert site.contiguous_out
-    assert not site.lays_out("first")
+    assert not site.needs_contiguous("first")

@@ -16,14 +16,14 @@ from updp.candidates import (
     Drop,
     Inherit,
     Offer,
-    from_json,
+    candidates_of_plan,
+    inherit_cuts,
     make_offers,
-    planned,
     proposals,
-    propose,
+    read_candidate,
     register_candidate,
 )
-from updp.candidates.offers import dropped_alone, shallower
+from updp.candidates.offers import only_shallower, without_lone_drops
 from updp.errors import UserError
 from updp.measure import LatencyTable
 from updp.plan import Plan
@@ -39,7 +39,7 @@ def findings(family: str = "basic") -> tuple[nn.Module, Findings]:
 
 def plan_for(found: Findings, **changes: Any) -> Plan:
     site = found.sites[0]
-    candidate = next(iter(propose(site)))
+    candidate = next(iter(inherit_cuts(site)))
     data = {
         "choices": {site.name: candidate.label},
         "candidates": {site.name: candidate.to_json()},
@@ -100,7 +100,7 @@ def test_a_branch_is_dropped_only_where_nothing_beside_it_merges(
     assert all("candidates.drop=always" in u.reason for u in refused)
     either, none = make_offers(model, found, depth, cpu)  # the budget will say
     assert not none
-    assert dropped_alone(either) == offers
+    assert without_lone_drops(either) == offers
     whole, _ = make_offers(model, found, Recipe(), cpu)
     narrow = {
         n: tuple(o for o in of if o.candidate.kind == "narrow")
@@ -108,8 +108,8 @@ def test_a_branch_is_dropped_only_where_nothing_beside_it_merges(
         if n in offers
     }
     few = either | narrow  # where nothing merges a drop is as good as any
-    assert dropped_alone(few) == few
-    assert shallower(few).keys() == {"blocks.0:attn", "blocks.1:attn"}
+    assert without_lone_drops(few) == few
+    assert only_shallower(few).keys() == {"blocks.0:attn", "blocks.1:attn"}
     always = depth.updated("candidates.drop=always")
     assert offered(make_offers(model, found, always, cpu)[0], "blocks.1:attn") == ["drop"]
     folded = always.updated("candidates.fold_norms=true")
@@ -135,7 +135,7 @@ def test_a_kind_from_outside_is_offered(monkeypatch: pytest.MonkeyPatch) -> None
     traced = found.traced(site, model)
     kinds = [c.kind for c in proposals(traced, Recipe().candidates)]
     assert kinds[-2:] == ["drop", "twice"]
-    assert type(from_json({"kind": "twice"})) is Twice
+    assert type(read_candidate({"kind": "twice"})) is Twice
     with pytest.raises(ValueError, match="kind 'twice' is taken by Twice"):
         register_candidate(type("Other", (Drop,), {"kind": "twice"}))
 
@@ -164,9 +164,9 @@ def test_globs_select_sites() -> None:
 def test_a_plan_is_read_to_its_candidates() -> None:
     _, found = findings()
     plan = plan_for(found)
-    ((name, (candidate,)),) = planned(plan, found).items()
+    ((name, (candidate,)),) = candidates_of_plan(plan, found).items()
     assert name == found.sites[0].name
-    assert candidate == next(iter(propose(found.sites[0])))
+    assert candidate == next(iter(inherit_cuts(found.sites[0])))
 
 
 def test_a_plan_that_does_not_fit_is_refused() -> None:
@@ -174,18 +174,20 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
     name = found.sites[0].name
     good = plan_for(found).candidates[name]
     with pytest.raises(UserError, match=r"prunes 'nowhere', which is no site of this model"):
-        planned(plan_for(found, choices={"nowhere": "a+b"}), found)
+        candidates_of_plan(plan_for(found, choices={"nowhere": "a+b"}), found)
     with pytest.raises(UserError, match="names no candidate"):
-        planned(plan_for(found, candidates={}), found)
+        candidates_of_plan(plan_for(found, candidates={}), found)
     with pytest.raises(UserError, match="does not fit the site"):
-        planned(plan_for(found, choices={name: "another"}), found)
+        candidates_of_plan(plan_for(found, choices={name: "another"}), found)
     strange = Inherit((("a", "b"),))
     with pytest.raises(UserError, match="does not fit the site"):
-        planned(plan_for(found, choices={name: "a+b"}, candidates={name: strange.to_json()}), found)
+        candidates_of_plan(
+            plan_for(found, choices={name: "a+b"}, candidates={name: strange.to_json()}), found
+        )
     with pytest.raises(UserError, match="is not understood"):
-        planned(plan_for(found, candidates={name: {"kind": "inherit"}}), found)
+        candidates_of_plan(plan_for(found, candidates={name: {"kind": "inherit"}}), found)
     with pytest.raises(UserError, match="kind 'magic' is unknown"):
-        planned(plan_for(found, candidates={name: good | {"kind": "magic"}}), found)
+        candidates_of_plan(plan_for(found, candidates={name: good | {"kind": "magic"}}), found)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +195,10 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
 )
 def test_what_is_quoted_of_a_damaged_plan_is_short(long: dict[str, str]) -> None:
     with pytest.raises(UserError, match="999") as raised:
-        from_json(long)
+        read_candidate(long)
     assert len(str(raised.value)) < 500
 
 
 def test_json_of_a_candidate_is_read_back() -> None:
     candidate = Inherit((("a",), ("b", "c")), ("b",), end_activation=True, linearise=True)
-    assert from_json(candidate.to_json()) == candidate
+    assert read_candidate(candidate.to_json()) == candidate

@@ -185,7 +185,7 @@ def test_every_mixture_of_kinds_is_merged_exactly(kind: str) -> None:
 def test_what_replaces_a_part_of_a_counted_block_copies_no_switch() -> None:
     model, x = made("counted children")
     findings, candidates = offered(model, x)
-    assert findings.counted
+    assert findings.keep_count
     net = Supernet(model, findings, candidates).eval()
     net.calibrate(x)
     chosen = {n: next(c.label for c in of if c.kind == "narrow") for n, of in candidates.items()}

@@ -85,8 +85,8 @@ def test_a_damaged_file_of_a_finished_stage_is_refused(
     directory = RunDirectory(run)
     keys = {name: _Stored(run / name / "key.json") for name in STAGES}
     with pytest.raises(updp.UserError) as raised:  # noqa: PT012
-        directory.claim(keys, "merge")  # type: ignore[arg-type]
-        directory.verify("merge")
+        directory.check_keys(keys, "merge")  # type: ignore[arg-type]
+        directory.check_files("merge")
     assert str(raised.value).startswith(f"'{run / file}' ")
     assert str(raised.value).endswith(f": `updp {FILES[file]} --fresh` makes that stage anew")
     assert (run / "model.safetensors").read_bytes() == model
@@ -159,7 +159,7 @@ def test_a_report_refuses_what_a_stage_did_not_write(name: str, run: Path) -> No
 def test_a_run_goes_on_without_its_logs(run: Path) -> None:
     for name in ("search/front.svg", "search/scores.jsonl", "subnet/figures.jsonl"):
         (run / name).unlink(missing_ok=True)
-    RunDirectory(run).verify("merge")
+    RunDirectory(run).check_files("merge")
 
 
 # -- stages that have not ended --------------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_a_kill_inside_fresh_leaves_a_run_that_goes_on(
             except Killed:
                 pass
         directory = RunDirectory(copy)
-        directory.verify("merge")
+        directory.check_files("merge")
         done = [directory.is_done(name) for name in STAGES]
         assert done == sorted(done, reverse=True), "a stage is there without those before it"
         for name in STAGES:
@@ -392,7 +392,7 @@ def test_a_stage_whose_key_was_removed_is_not_taken_over(run: Path, said: Said) 
 def test_a_run_of_an_earlier_version_has_no_checksums_and_is_opened(run: Path) -> None:
     for name in STAGES:
         write_json(run / name / "done.json", {"format": 1})
-    RunDirectory(run).verify("merge")
+    RunDirectory(run).check_files("merge")
     updp.load(run, tiny.load_model(RunRecord.read(run).model))
 
 

@@ -23,7 +23,7 @@ from tests.sampling import slow
 from tests.tiny import open_inputs
 from updp import UserError
 from updp.blocks import find
-from updp.candidates import propose
+from updp.candidates import inherit_cuts
 from updp.models import load_model, own_copy
 from updp.supernet import Supernet
 
@@ -153,7 +153,7 @@ def test_a_model_whose_train_returns_nothing_is_inspected_and_merged() -> None:
     model, x = Forgetful(), torch.randn(2, 1, 8, 8)
     findings = find(model, x)
     site = findings.sites[0]
-    net = Supernet(model, findings, {site.name: [next(iter(propose(site)))]})
+    net = Supernet(model, findings, {site.name: [next(iter(inherit_cuts(site)))]})
     net.eval()
     merged = net.merged()
     assert torch.allclose(merged(x), Forgetful.forward(model, x), atol=1e-5)
@@ -197,7 +197,7 @@ def test_a_model_of_torch_fx_is_pruned_copied_and_saved(
     assert list(model.state_dict()) == list(given.state_dict())
     findings = find(model, x)
     assert findings.sites
-    choices = {s.name: [next(iter(propose(s)))] for s in findings.sites}
+    choices = {s.name: [next(iter(inherit_cuts(s)))] for s in findings.sites}
     net = Supernet(model, findings, choices).eval()
     net.choose({name: offered[0].label for name, offered in choices.items()})
     expected, merged = net(x), copy.deepcopy(net.merged())
@@ -240,7 +240,7 @@ def test_a_model_that_is_ready_for_quantisation_is_pruned() -> None:
     model = own_copy(QuantizableResNet(QuantizableBasicBlock, [1, 1, 1, 1], num_classes=10)).eval()
     findings = find(model, x := torch.randn(2, 3, 32, 32))
     site = findings.sites[0]
-    net = Supernet(model, findings, {site.name: [next(iter(propose(site)))]}).eval()
+    net = Supernet(model, findings, {site.name: [next(iter(inherit_cuts(site)))]}).eval()
     net.choose({site.name: net.switches[site.name].labels[0]})
     assert torch.allclose(net.merged()(x), net(x), atol=1e-5)
 

@@ -38,7 +38,7 @@ def as_key(run: Path, spec: str) -> None:
 
 
 def as_done(run: Path, spec: str) -> None:
-    RunDirectory(run).verify("merge")
+    RunDirectory(run).check_files("merge")
 
 
 def as_plan(run: Path, spec: str) -> None:

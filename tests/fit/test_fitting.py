@@ -13,7 +13,7 @@ from tests.candidates.test_contract import CASES
 from tests.families import error
 from tests.sampling import every_other
 from updp.blocks import find
-from updp.candidates import proposals, propose
+from updp.candidates import inherit_cuts, proposals
 from updp.fit.gathered import GatheredRows
 from updp.recipe import CandidateSettings, FitSettings
 from updp.supernet import Supernet, fit_candidates, fit_plan
@@ -133,7 +133,7 @@ def network(*shifts: float, kernel: int = 3) -> tuple[nn.Module, Tensor]:
 
 def supernet(model: nn.Module, x: Tensor) -> Supernet:
     findings = find(model, x[:2])
-    sites = {s.name: list(propose(s, end_activation=False))[:1] for s in findings.sites}
+    sites = {s.name: list(inherit_cuts(s, end_activation=False))[:1] for s in findings.sites}
     return Supernet(model, findings, sites).eval()
 
 
@@ -183,7 +183,7 @@ def test_rows_of_all_candidates_stay_within_the_memory(monkeypatch: pytest.Monke
     model, x = nn.Sequential(Block(6, 0.0)).eval(), torch.randn(58, 6, 32, 32)
     findings = find(model, x[:2])
     (site,) = findings.sites
-    candidates = [*propose(site, end_activation=False), *propose(site, linearise=True)]
+    candidates = [*inherit_cuts(site, end_activation=False), *inherit_cuts(site, linearise=True)]
     labels = {c.label: c for c in candidates}
     assert len(labels) > 1
     sizes, ticks, weights = list[int](), list[str](), []

@@ -43,10 +43,10 @@ def record(model: str, **changes: Any) -> RunRecord:
 def directory(tmp_path: Path) -> RunDirectory:
     """A run of which the first two stages ended."""
     made = RunDirectory(tmp_path / "run")
-    made.describe(record("m"), Recipe())
+    made.write_records(record("m"), Recipe())
     for stage in STAGES[:2]:
         KEYS[stage].write(made.path)
-        made.done(stage)
+        made.mark_done(stage)
     return made
 
 
@@ -55,11 +55,11 @@ def test_only_the_teacher_changes_without_a_start_from_the_beginning(
 ) -> None:
     file = directory.path / "run.json"
     before = file.stat().st_ino
-    directory.describe(record("n"), Recipe())
+    directory.write_records(record("n"), Recipe())
     assert file.stat().st_ino == before
-    directory.describe(record("n", teacher="t", teacher_weights="w"), Recipe())
+    directory.write_records(record("n", teacher="t", teacher_weights="w"), Recipe())
     assert RunRecord.read(directory.path) == record("m", teacher="t", teacher_weights="w")
-    directory.describe(record("n"), Recipe())
+    directory.write_records(record("n"), Recipe())
     assert RunRecord.read(directory.path) == record("m")
 
 
@@ -79,12 +79,12 @@ def test_a_new_or_empty_folder_is_accepted(make: bool, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / ".run.json.17.tmp").write_text("{")  # a kill's first file
         (tmp_path / "run" / ".lock").touch()
-    RunDirectory(tmp_path / "run").claim(KEYS, "merge")
+    RunDirectory(tmp_path / "run").check_keys(KEYS, "merge")
     RunDirectory(tmp_path / "run").clear("sites")
 
 
 def test_the_same_keys_are_the_same_run(directory: RunDirectory) -> None:
-    directory.claim(KEYS, "merge")
+    directory.check_keys(KEYS, "merge")
     assert [directory.is_done(stage) for stage in STAGES] == [True, True, False, False, False]
 
 
@@ -103,11 +103,11 @@ def test_the_same_keys_are_the_same_run(directory: RunDirectory) -> None:
 def test_the_first_difference_is_named(here: dict, said: str, directory: RunDirectory) -> None:
     before = tiny.contents(directory.path)
     with pytest.raises(UserError, match=f"holds another run: {said}; give another folder"):
-        directory.claim({**KEYS, "supernet": key("supernet", **here)}, "supernet")
-    directory.claim(
+        directory.check_keys({**KEYS, "supernet": key("supernet", **here)}, "supernet")
+    directory.check_keys(
         {**KEYS, "supernet": key("supernet", **here)}, "sites"
     )  # later stages are not looked at
-    directory.claim(
+    directory.check_keys(
         {**KEYS, "search": key("search", **here)}, "merge"
     )  # nor are those that never began
     assert tiny.contents(directory.path) == before
@@ -118,22 +118,22 @@ def test_clear_forgets_from_a_stage_on(directory: RunDirectory) -> None:
         (directory.path / name).touch()
     directory.clear("supernet")
     assert directory.is_done("sites")
-    assert not directory.stage("supernet").exists()
+    assert not directory.folder("supernet").exists()
     kept = set(tiny.contents(directory.path))
     assert kept == {"run.json", "recipe.yaml", "sites/key.json", "sites/done.json", ".lock"}
 
 
 def test_a_run_is_described_once(directory: RunDirectory) -> None:
-    directory.describe(record("another"), Recipe(seed=1))
+    directory.write_records(record("another"), Recipe(seed=1))
     assert RunRecord.read(directory.path).model == "m"
     assert Recipe.load(directory.path / "recipe.yaml").seed == 1
     directory.clear("sites")
-    directory.describe(record("another"), Recipe(seed=1))
+    directory.write_records(record("another"), Recipe(seed=1))
     assert RunRecord.read(directory.path).model == "another"
 
 
 def test_a_second_process_is_refused(directory: RunDirectory) -> None:
-    torn = directory.stage("supernet") / ".checkpoint.safetensors.17.tmp"
+    torn = directory.folder("supernet") / ".checkpoint.safetensors.17.tmp"
     torn.touch()
     with directory.lock():
         assert not torn.exists()
@@ -145,8 +145,8 @@ def test_a_second_process_is_refused(directory: RunDirectory) -> None:
 
 def test_publishing_again_changes_nothing(directory: RunDirectory) -> None:
     for name, stage in PUBLISHED.items():
-        directory.stage(stage).mkdir(exist_ok=True)
-        (directory.stage(stage) / name).write_text("{}")
+        directory.folder(stage).mkdir(exist_ok=True)
+        (directory.folder(stage) / name).write_text("{}")
     directory.publish()
     os.utime(directory.path / "plan.json", (1, 1))
     directory.publish()
@@ -155,8 +155,8 @@ def test_publishing_again_changes_nothing(directory: RunDirectory) -> None:
 
 def test_what_a_kill_left_beside_the_results_goes(directory: RunDirectory) -> None:
     for name, stage in PUBLISHED.items():
-        directory.stage(stage).mkdir(exist_ok=True)
-        (directory.stage(stage) / name).write_text("{}")
+        directory.folder(stage).mkdir(exist_ok=True)
+        (directory.folder(stage) / name).write_text("{}")
     left = directory.path / ".model.safetensors.17.tmp"
     for _ in range(2):  # with results that are missing, and with those that are there
         left.touch()
@@ -165,10 +165,10 @@ def test_what_a_kill_left_beside_the_results_goes(directory: RunDirectory) -> No
 
 
 def test_the_end_of_a_stage_removes_its_checkpoint(directory: RunDirectory) -> None:
-    (directory.stage("subnet")).mkdir()
-    (directory.stage("subnet") / "checkpoint.safetensors").touch()
-    directory.done("subnet")
-    assert not (directory.stage("subnet") / "checkpoint.safetensors").exists()
+    (directory.folder("subnet")).mkdir()
+    (directory.folder("subnet") / "checkpoint.safetensors").touch()
+    directory.mark_done("subnet")
+    assert not (directory.folder("subnet") / "checkpoint.safetensors").exists()
 
 
 def test_versions_of_packages_are_recorded() -> None:
@@ -209,7 +209,7 @@ def test_the_command_of_another_recipe_is_that_which_is_recorded(
     directory = RunDirectory(shutil.copytree(finished, tmp_path / "run"))
     record = RunRecord.read(directory.path).model_copy(update={"command": ("updp", "again")})
     before = RunRecord.read(directory.path).command
-    directory.describe(record, Recipe.of_run(directory.path))
+    directory.write_records(record, Recipe.of_run(directory.path))
     assert RunRecord.read(directory.path).command == before
-    directory.describe(record, Recipe.of_run(directory.path).updated("subnet.lr=0.5"))
+    directory.write_records(record, Recipe.of_run(directory.path).updated("subnet.lr=0.5"))
     assert RunRecord.read(directory.path).command == ("updp", "again")

@@ -309,7 +309,7 @@ def test_blocks_become_narrower_through_all_stages(tiny_model: str, tmp_path: Pa
     for row in data["sites"]:  # as where nothing that is shallower is faster
         row["offers"] = [o for o in row["offers"] if o["candidate"]["kind"] == "narrow"]
     write_json(file, data)
-    RunDirectory(tmp_path / "run").done("sites")
+    RunDirectory(tmp_path / "run").mark_done("sites")
     run = tiny.make_run(tiny_model, free, tmp_path / "run", plan=plan)
     run.until("merge")
     model, taken, _ = run.results()

@@ -9,7 +9,7 @@ from updp import UserError
 from updp.measure import Latency, Timing
 from updp.recipe.budget import Budget
 from updp.search import Score, pareto
-from updp.search.choice import choose_plan, finalists, keeping, pick
+from updp.search.choice import choose_plan, finalists, pick, within_latency
 from updp.search.front_plot import plot_front
 from updp.search.outcome import ScoredPlan, SearchResult
 
@@ -110,7 +110,7 @@ def test_measured_latency_decides_among_the_finalists(searched) -> None:  # type
     measured = outcome.points[list(known).index(first)].measured
     assert measured is not None
     assert measured.low < 0.75 * SPACE.ms < measured.median
-    assert keeping(task, times) == [second]
+    assert within_latency(task, times) == [second]
     # Where none keeps to it, the nearest.
     outcome = conclusion(searched, {g: latency(1.0 + i / 20) for i, g in enumerate(times)})
     assert outcome.plan.choices == SPACE.choices(list(times)[-1])
@@ -122,7 +122,7 @@ def test_a_fitted_plan_at_the_limit_is_taken_before_one_that_was_never_fitted(se
     scores = {at_limit: 0.2, slow: 0.1}
     refined = {g: replace(known[g], score=Score(s, 90, 10)) for g, s in scores.items()}
     times = {deep: latency(1.8), at_limit: latency(1 / 0.755), slow: latency(1.1)}
-    assert keeping(task, times) == [deep]
+    assert within_latency(task, times) == [deep]
     outcome = conclusion(searched, times, refined)
     assert outcome.plan.choices == SPACE.choices(at_limit)
     assert pick(outcome, SPACE, outcome.budget).chosen == outcome.chosen

@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar
 
 from tests.search import test_loop as contract
 from tests.search.test_choice import latency
-from updp.search import corrected, factor, is_off
+from updp.search import latency_factor, prediction_is_off, with_measured_savings
 from updp.search.searchers import SearchTask
 
 SPACE = contract.SPACE
@@ -22,11 +22,11 @@ def test_the_factor_has_the_least_relative_error(pairs: list[tuple[float, float]
         method="bounded",
         options={"xatol": 1e-9},
     )
-    assert factor(pairs) == pytest.approx(best.x, abs=1e-5)
+    assert latency_factor(pairs) == pytest.approx(best.x, abs=1e-5)
 
 
 def test_nothing_saved_has_nothing_to_correct() -> None:
-    assert factor([]) == factor([(0.0, 1.1)]) == 1
+    assert latency_factor([]) == latency_factor([(0.0, 1.1)]) == 1
 
 
 def predicted(task: SearchTask, plan: tuple[int, ...]) -> float:
@@ -38,7 +38,7 @@ def test_a_corrected_space_predicts_what_was_measured() -> None:
     task = contract.make_task("bayes", "latency=0.75")
     plans = [task.random(number) for number in range(5)]
     saved = {plan: 0.8 * (1 - predicted(task, plan) / SPACE.ms) for plan in plans}
-    found = corrected(task, {plan: latency(1 / (1 - s)) for plan, s in saved.items()})
+    found = with_measured_savings(task, {plan: latency(1 / (1 - s)) for plan, s in saved.items()})
     for plan, s in saved.items():
         assert predicted(found, plan) == pytest.approx(SPACE.ms * (1 - s))
         cost, before = found.space.cost(plan), task.space.cost(plan)
@@ -59,7 +59,7 @@ def test_a_budget_stays_within_reach() -> None:
     for budget in ("latency=0.45", "latency=0.6,macs=0.9"):
         task = contract.make_task("bayes", budget)
         plan = task.random(0)
-        found = corrected(task, {plan: latency(1.01)})
+        found = with_measured_savings(task, {plan: latency(1.01)})
         assert predicted(found, plan) > predicted(task, plan)
         assert found.program.best([1.0] * len(found.program.options), found.limits) is not None
 
@@ -68,5 +68,7 @@ def test_a_budget_stays_within_reach() -> None:
 def test_the_best_plan_is_off_where_it_is_slow_or_fast_beyond_need(share: float, off: bool) -> None:
     task = contract.make_task("bayes", "latency=0.75")
     first, second = task.random(0), task.random(1)
-    assert is_off(task, {first: latency(1 / (0.75 * share)), second: latency(1.0)}) == off
-    assert not is_off(task, {})
+    assert (
+        prediction_is_off(task, {first: latency(1 / (0.75 * share)), second: latency(1.0)}) == off
+    )
+    assert not prediction_is_off(task, {})

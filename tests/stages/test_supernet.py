@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests import tiny
 from updp.io.figures import Figures
-from updp.stages.supernet import most_pruned, random_plan, train_sandwich
+from updp.stages.supernet import every_site_pruned, random_plan, train_sandwich
 from updp.supernet import KEEP, Supernet
 from updp.tasks import CLASSIFICATION
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("fixed_clock")
 
 def test_plans_are_valid_and_cover_all(tiny_model: str) -> None:
     net = tiny.make_net(tiny_model, tiny.make_recipe())
-    assert list(most_pruned(net)) == list(net.switches)
-    net.choose(most_pruned(net))
+    assert list(every_site_pruned(net)) == list(net.switches)
+    net.choose(every_site_pruned(net))
     chance = random.Random(0)
     plans = [random_plan(net, chance) for _ in range(200)]
     for plan in plans:

@@ -130,7 +130,7 @@ def test_weights_that_are_read_before_their_place_are_not_repaired(
 def test_a_list_of_parameters_shares_nothing() -> None:
     net, chosen = dropping(Scaled().eval(), ":parts.0")
     assert shared_sites(net) == set()
-    assert read_before(net, tokens(2), net.places) == set()
+    assert read_before(net, tokens(2), net.all_switches) == set()
     rows = fit_plan(net, chosen, [tokens(), tokens(seed=1)], FitSettings(), task=Task())
     assert {row.site for row in rows} == {":parts.0", ":parts.1", ":parts.2"}
 
@@ -174,5 +174,5 @@ def test_complex_layers_are_listed_and_looked_at_like_others() -> None:
     listed = {u.name: u.reason for u in findings.unusable}
     assert listed == {"complex": "its tensors hold complex numbers"}
     net = Supernet(model, findings, {s.name: [Drop()] for s in findings.sites})
-    places = {"a": model.complex.a, "b": model.complex.b, **net.places}
+    places = {"a": model.complex.a, "b": model.complex.b, **net.all_switches}
     assert read_before(net, x, places) == set()

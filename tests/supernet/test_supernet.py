@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.families import FAMILIES, Basic, C, Net, ViT, conv, error, images, network, randomise
 from tests.sampling import every_other
 from updp.blocks import find
-from updp.candidates import Drop, baseline_macs, proposals, propose
+from updp.candidates import Drop, baseline_macs, inherit_cuts, proposals
 from updp.measure import runner
 from updp.recipe import CandidateSettings, MeasureSettings, MergeSettings
 from updp.stages.merge import verify
@@ -22,7 +22,7 @@ from updp.supernet import KEEP, Supernet
 def supernet(model: nn.Module, x: Tensor | None = None, count: int = 2) -> Supernet:
     """With the first candidates of each site, random norms, in evaluation."""
     findings = find(model, images() if x is None else x)
-    net = Supernet(model, findings, {s.name: list(propose(s))[:count] for s in findings.sites})
+    net = Supernet(model, findings, {s.name: list(inherit_cuts(s))[:count] for s in findings.sites})
     for switch in net.switches.values():
         randomise(switch.forms)
     return net.eval()
@@ -60,7 +60,7 @@ def test_a_site_without_candidates_stays_the_users_own_object() -> None:
     kinds = type(block), type(other)
     findings = find(model, images())
     site = findings.sites[1]
-    net = Supernet(model, findings, {site.name: list(propose(site)), "blocks.0": []})
+    net = Supernet(model, findings, {site.name: list(inherit_cuts(site)), "blocks.0": []})
     assert list(net.switches) == ["blocks.1"]
     assert [*model.blocks] == [block, other]
     assert (type(block), type(other)) == kinds
@@ -72,7 +72,7 @@ def test_a_site_may_be_kept_for_fits_without_any_candidate() -> None:
     wanted = model(x)
     findings = find(model, x)
     site = findings.sites[1]
-    net = Supernet(model, findings, {site.name: list(propose(site))}, kept=["blocks.0"]).eval()
+    net = Supernet(model, findings, {site.name: list(inherit_cuts(site))}, kept=["blocks.0"]).eval()
     assert (list(net.switches), list(net.kept)) == (["blocks.1"], ["blocks.0"])
     assert torch.equal(net(x), wanted)
     with pytest.raises(ValueError, match=r"no such site: blocks\.0"):
@@ -320,9 +320,9 @@ def test_known_networks_are_unchanged_until_pruned_and_merge_exactly(name: str) 
 
     candidates = {}
     for site in chains[::3]:
-        candidates[site.name] = [c for c in propose(site) if c.macs(site) <= baseline_macs(site)][
-            :1
-        ]
+        candidates[site.name] = [
+            c for c in inherit_cuts(site) if c.macs(site) <= baseline_macs(site)
+        ][:1]
         assert candidates[site.name]
     net = Supernet(model, findings, candidates).eval()
     for switch in net.switches.values():

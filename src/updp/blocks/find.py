@@ -26,7 +26,7 @@ from updp.blocks.repeatable import RecordedRun
 from updp.blocks.rewrite_check import usable_findings
 from updp.blocks.traced_model import TracedModel
 from updp.blocks.tracing.calls import cloned
-from updp.blocks.tracing.real_values import Values
+from updp.blocks.tracing.node_values import NoValues, Values
 from updp.blocks.tracing.region import Region, joins_maps, place_of, whole_region
 from updp.blocks.tracing.trace import restored, trains_otherwise
 from updp.io.seeds import random_state
@@ -65,15 +65,15 @@ class _Finder:
         """Search in order of preference: later steps cannot use what an earlier one takes."""
         residual = {n: regions for n in self.graphs if (regions := self._regions(n))}
         outer = [n for n in residual if any(o != n and under(o, n) for o in residual)]
-        around = {name: residual.pop(name) for name in outer}
+        around = {path: residual.pop(path) for path in outer}
         droppable: list[Site] = []
-        for name, regions in residual.items():
-            droppable += self._take_branches(name, regions, len(regions))
-        for name, regions in around.items():  # its own branches, not in or around a residual block
-            own = [r for r in regions if not meet(self.traced.called(name, r), residual)]
-            droppable += self._take_branches(name, own, len(regions) + 1)
-        for name in self.graphs:
-            self._take_chains(name, residual)
+        for path, regions in residual.items():
+            droppable += self._take_branches(path, regions, len(regions))
+        for path, regions in around.items():  # its own branches, not in or around a residual block
+            own = [r for r in regions if not meet(self.traced.called(path, r), residual)]
+            droppable += self._take_branches(path, own, len(regions) + 1)
+        for path in self.graphs:
+            self._take_chains(path, residual)
         for site in sorted(droppable, key=lambda s: -len(s.region.inside)):
             calls = self.traced.called(site.block, site.region)
             if self.claims.is_free(site):
@@ -86,12 +86,12 @@ class _Finder:
 
     def _findings(self) -> Findings:
         """What was found, with sites in the order of the model's modules."""
-        place = {name: i for i, name in enumerate(self.modules)}
+        place = {path: i for i, path in enumerate(self.modules)}
         found = self.claims.sites
         found.sort(key=lambda s: (place[s.block], place_of(self.graphs[s.block], s.region)))
         if not found and not self.refusals.found:
             every = ((self.modules[n], g, self.traced.values(n)) for n, g in self.graphs.items())
-            known = ((m, g, v[0]) for m, g, v in every if not isinstance(v, str))
+            known = ((m, g, v[0]) for m, g, v in every if not isinstance(v, NoValues))
             self.refusals.add("", "", why_no_chain(known))
         larger = self.traced.larger_calls
         used = {site.block: self.graphs[site.block] for site in found}
@@ -99,107 +99,107 @@ class _Finder:
         sites = with_larger(found, self.modules, used, larger, count(self.traced.larger))
         return Findings(sites, tuple(self.refusals.found), used, frozenset(modal))
 
-    def _trains_otherwise(self, name: str) -> bool:
+    def _trains_otherwise(self, path: str) -> bool:
         """Whether a module's forward is another one in training."""
-        with self.traced.traced_alike(name):
+        with self.traced.traced_alike(path):
             return trains_otherwise(
-                self.modules[name], self.traced.calls[name][0], self.graphs[name]
+                self.modules[path], self.traced.calls[path][0], self.graphs[path]
             )
 
-    def _regions(self, name: str) -> list[Region]:
-        """Residual regions of a module; those that are none of it are kept in `lost`."""
-        found = self.traced.residual_adds(name)
-        self.refusals.lost += [(name, region, why) for region, why in found if why]
+    def _regions(self, path: str) -> list[Region]:
+        """Residual regions of a module; the others, with reasons, go to `lost`."""
+        found = self.traced.residual_adds(path)
+        self.refusals.lost += [(path, region, why) for region, why in found if why]
         return [region for region, why in found if not why]
 
-    def _take_branches(self, name: str, regions: list[Region], count: int) -> list[Site]:
+    def _take_branches(self, path: str, regions: list[Region], count: int) -> list[Site]:
         """Take those of a module's `count` residual branches that are chains; return the others."""
-        droppable, values = list[Site](), self.traced.values(name)
+        droppable, values = list[Site](), self.traced.values(path)
         for region in regions:
             # In a module that holds residual blocks, an add of vectors belongs to a head.
             if not joins_maps(region, values, vectors=count == len(regions)):
                 continue
-            label = self.traced.label(name, region, count)
-            if reason := self.traced.why_repeated(name, region):
-                self.refusals.repeated.setdefault((name, label), (region, reason))
+            name = self.traced.name_of(path, region, count)
+            if reason := self.traced.why_repeated(path, region):
+                self.refusals.repeated.setdefault((path, name), (region, reason))
                 continue
-            site = self._read(label, name, region, values)
+            site = self._read(name, path, region, values)
             if site is None:
                 continue
             if site.branch is None:
                 droppable.append(site)
             elif reason := self.claims.overlap(site):
-                self.refusals.add(label, name, reason)
+                self.refusals.add(name, path, reason)
             else:
                 self.claims.take(site)
         return droppable
 
-    def _take_chains(self, name: str, residual: Mapping[str, object]) -> None:
+    def _take_chains(self, path: str, residual: Mapping[str, object]) -> None:
         """Take chains outside of residual branches that contain no residual block."""
-        module, graph = self.modules[name], self.graphs[name]
-        if any(under(name, path) for path in self.claims.paths) or self.claims.count_free(name) < 2:
+        module, graph = self.modules[path], self.graphs[path]
+        if any(under(path, held) for held in self.claims.paths) or self.claims.count_free(path) < 2:
             return
-        values = self.traced.values(name)
-        if isinstance(values, str):
+        values = self.traced.values(path)
+        if isinstance(values, NoValues):
             return
 
         def is_taken(node: fx.Node) -> bool:
-            own, *child = self.traced.paths(name, node)
+            own, *child = self.traced.paths(path, node)
             return self.claims.meet(own, *child) or any(
                 under(r, c) for c in child for r in residual
             )
 
         regions = plain_regions(module, graph, values[0], is_taken, self.traced.vectors)
-        regions = [r for r in regions if self.traced.has_data(name, r)]
-        regions = [r for r in regions if not self.traced.why_repeated(name, r)]
+        regions = [r for r in regions if self.traced.has_data(path, r)]
+        regions = [r for r in regions if not self.traced.why_repeated(path, r)]
         whole = whole_region(graph)
         for region in regions:
             # A chain that fills its module, or is the only one in it, gets the module's name.
             covers = whole is not None and region.inside == whole.inside
             only = len(regions) == 1 and not isinstance(module, nn.Sequential)
-            named = name not in residual and (covers or only)
-            label = self.traced.label(name, region, 1 if named else 2)
+            named = path not in residual and (covers or only)
+            name = self.traced.name_of(path, region, 1 if named else 2)
             try:
-                site = read_site(label, name, module, graph, region, values)
+                site = read_site(name, path, module, graph, region, values)
             except NotAChain as error:
-                _log.info("%s is no chain: %s", label, error)
+                _log.info("%s is no chain: %s", name, error)
                 continue
             if site.branch is None:
-                _log.info("%s is no chain: %s", label, site.why)
+                _log.info("%s is no chain: %s", name, site.why)
             elif self.claims.is_free(site):
                 self.claims.take(site)
-                self.refusals.forget(label)
+                self.refusals.forget(name)
 
     def _take_repeated(self, residual: Mapping[str, object]) -> None:
         """Take repeated modules that cannot merge but could be dropped."""
         counts = Counter(type(m) for m in self.modules.values())
         seen: list[str] = []
-        for name, module in self.modules.items():  # parents first
-            if not name or counts[type(module)] < 2 or isinstance(module, nn.Sequential):
+        for path, module in self.modules.items():  # parents first
+            if not path or counts[type(module)] < 2 or isinstance(module, nn.Sequential):
                 continue
             related = (*residual, *seen, *(s.block for s in self.claims.sites if s.block))
-            if any(nested(name, other) for other in related) or self.claims.meet(name):
+            if any(nested(path, other) for other in related) or self.claims.meet(path):
                 continue
-            if name not in self.graphs or count_operators(module) < 2:
+            if path not in self.graphs or count_operators(module) < 2:
                 continue
-            seen.append(name)
-            region = whole_region(self.graphs[name])
+            seen.append(path)
+            region = whole_region(self.graphs[path])
             if region is None:
-                lost = (why for block, _, why in self.refusals.lost if block == name)
+                lost = (why for block, _, why in self.refusals.lost if block == path)
                 none = "it has no residual add, and not one input and one output"
-                self.refusals.add(name, name, next(lost, none))
-            elif not self.traced.has_data(name, region):
+                self.refusals.add(path, path, next(lost, none))
+            elif not self.traced.has_data(path, region):
                 continue
-            elif site := self._read(name, name, region, self.traced.values(name)):
+            elif site := self._read(path, path, region, self.traced.values(path)):
                 self.claims.take(site)
 
-    def _read(self, label: str, name: str, region: Region, values: Values | str) -> Site | None:
+    def _read(self, name: str, path: str, region: Region, values: Values | NoValues) -> Site | None:
         """Read a region as a site; if that fails, refuse it and return None."""
         try:
-            if isinstance(values, str):
-                raise NotAChain(values)
-            module, graph = self.modules[name], self.graphs[name]
-            return read_site(label, name, module, graph, region, values)
+            if isinstance(values, NoValues):
+                raise NotAChain(values.reason)
+            module, graph = self.modules[path], self.graphs[path]
+            return read_site(name, path, module, graph, region, values)
         except NotAChain as error:
-            self.refusals.add(label, name, str(error))
+            self.refusals.add(name, path, str(error))
             return None

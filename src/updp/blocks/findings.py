@@ -26,11 +26,11 @@ class Unusable:
 class Findings:
     """Sites and unusable blocks of one model.
 
-    graphs:   the fx graph of each block by its path, in evaluation mode
-    modal:    paths of blocks whose forward differs in training mode
-    whole:    paths of blocks that keep all of their modules when pruned, because the rest of the
-        model reads them
-    counted:  paths of blocks whose children the rest of the model counts: new modules go inside
+    graphs:       the fx graph of each block by its path, in evaluation mode
+    modal:        paths of blocks whose forward differs in training mode
+    keep_unused:  paths of blocks that keep all of their modules when pruned, because the rest of
+        the model reads them
+    keep_count:   paths of blocks whose children the rest of the model counts: new modules go inside
         one of them
     """
 
@@ -38,8 +38,8 @@ class Findings:
     unusable: tuple[Unusable, ...]
     graphs: dict[str, fx.Graph]
     modal: frozenset[str] = frozenset()
-    whole: frozenset[str] = frozenset()
-    counted: frozenset[str] = frozenset()
+    keep_unused: frozenset[str] = frozenset()
+    keep_count: frozenset[str] = frozenset()
 
     def traced(self, site: Site, model: nn.Module) -> TracedSite:
         """One of the sites in its block of `model`."""

@@ -28,15 +28,15 @@ class Refusals:
         self.lost: list[tuple[str, Region, str]] = []
         self.repeated: dict[tuple[str, str], tuple[Region, str]] = {}
 
-    def add(self, label: str, name: str, reason: str) -> None:
+    def add(self, name: str, path: str, reason: str) -> None:
         """Refuse a branch, or a block, of the module `name` for a reason."""
-        kind = type(self._traced.model.get_submodule(name)).__name__
-        self.found.append(Unusable(label, kind, reason))
-        _log.info("%s cannot be pruned: %s", label or "the model", reason)
+        kind = type(self._traced.model.get_submodule(path)).__name__
+        self.found.append(Unusable(name, kind, reason))
+        _log.info("%s cannot be pruned: %s", name or "the model", reason)
 
-    def forget(self, label: str) -> None:
+    def forget(self, name: str) -> None:
         """Take back what was refused by this name: a site has it now."""
-        self.found = [u for u in self.found if u.name != label]
+        self.found = [u for u in self.found if u.name != name]
 
     def list_all(self, residual: Mapping[str, object], around: Mapping[str, list[Region]]) -> None:
         """List all that is no site, once all sites are taken.
@@ -54,46 +54,48 @@ class Refusals:
 
     def _list_repeated(self) -> None:
         """List the branches of modules that run several times, once for all of their runs."""
-        for (name, label), (region, reason) in self.repeated.items():
+        for (path, name), (region, reason) in self.repeated.items():
             self.add(
-                label, name, self._claims.holds_site(self._traced.called(name, region)) or reason
+                name, path, self._claims.holds_site(self._traced.called(path, region)) or reason
             )
 
     def _list_lost(self) -> None:
         """List residual adds that end no region, if no site uses a module of their branch."""
         known = [u.name.partition(":")[0] for u in self.found]
-        for name, region, why in self.lost:
-            nodes = {n.name: n for n in self._traced.graphs[name].nodes}
-            paths = [p for n in region.branch for p in self._traced.paths(name, nodes[n])[1:]]
-            if any(nested(name, other) for other in known) or self._claims.meet(*paths):
+        for path, region, why in self.lost:
+            nodes = {n.name: n for n in self._traced.graphs[path].nodes}
+            paths = [p for n in region.branch for p in self._traced.paths(path, nodes[n])[1:]]
+            if any(nested(path, other) for other in known) or self._claims.meet(*paths):
                 continue
-            if not joins_maps(region, self._traced.values(name)):
+            if not joins_maps(region, self._traced.values(path)):
                 continue
-            if sum(count_operators(self._traced.model.get_submodule(path)) for path in paths):
-                self.add(self._traced.label(name, region, 2), name, why)
+            if sum(count_operators(self._traced.model.get_submodule(inner)) for inner in paths):
+                self.add(self._traced.name_of(path, region, 2), path, why)
 
     def _list_around(self, around: Mapping[str, list[Region]]) -> None:
         """List residual branches that cannot be sites because modules they call contain sites."""
         known = {*(s.name for s in self._claims.sites), *(u.name for u in self.found)}
-        for name, regions in around.items():
+        for path, regions in around.items():
             for region in regions:
-                label = self._traced.label(name, region, len(regions) + 1)
-                calls = self._traced.called(name, region)
+                name = self._traced.name_of(path, region, len(regions) + 1)
+                calls = self._traced.called(path, region)
                 held = self._claims.holds_site(calls)
-                if held and label not in known and joins_maps(region, self._traced.values(name)):
-                    self.add(label, name, held)
+                if held and name not in known and joins_maps(region, self._traced.values(path)):
+                    self.add(name, path, held)
 
     def _list_untraceable(self, residual: Mapping[str, object]) -> None:
         """List the outermost untraceable modules that are apart from everything found."""
         refused = [u.name for u in self.found if not self._is_inside_untraceable(u.name)]
         known = [*residual, *(s.block for s in self._claims.sites), *refused]
-        for name, reason in self._traced.untraceable.items():  # parents first
-            apart = not any(nested(name, other) for other in known)
-            if name and apart and count_operators(self._traced.modules[name]) > 1:
-                known.append(name)
-                self.add(name, name, f"it cannot be traced: {reason}")
+        for path, reason in self._traced.untraceable.items():  # parents first
+            apart = not any(nested(path, other) for other in known)
+            if path and apart and count_operators(self._traced.modules[path]) > 1:
+                known.append(path)
+                self.add(path, path, f"it cannot be traced: {reason}")
         if "" in self._traced.untraceable and not known:
             self.add("", "", f"it cannot be traced: {self._traced.untraceable['']}")
 
-    def _is_inside_untraceable(self, path: str) -> bool:
-        return any(path != name and under(path, name) for name in self._traced.untraceable if name)
+    def _is_inside_untraceable(self, inner: str) -> bool:
+        return any(
+            inner != path and under(inner, path) for path in self._traced.untraceable if path
+        )

@@ -63,7 +63,7 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Recorde
     limit = max(_TOLERANCE, 10 * noise)
     kept: set[str] = set()
     unusable: list[Unusable] = []
-    whole, counted = set(), set()
+    unused, counted = set[str](), set[str]()
     for name, block in _blocks(model, findings).items():
         own = findings.within(name)
         form, why = _find_form(model, block, own, runs, limit)
@@ -81,19 +81,19 @@ def usable_findings(model: nn.Module, findings: Findings, runs: Sequence[Recorde
         if form is None:
             continue
         kept |= {site.name for site in own.sites}
-        is_whole, inside = form
-        if is_whole:
-            whole.add(name)
+        keep_unused, keep_count = form
+        if keep_unused:
+            unused.add(name)
             _log.info("%s keeps its modules, which the rest of the model reads", name)
-        if inside:
+        if keep_count:
             counted.add(name)
             _log.info("%s keeps its number of modules, which the rest of the model reads", name)
     return replace(
         findings,
         sites=tuple(site for site in findings.sites if site.name in kept),
         unusable=(*findings.unusable, *unusable),
-        whole=frozenset(whole),
-        counted=frozenset(counted),
+        keep_unused=frozenset(unused),
+        keep_count=frozenset(counted),
     )
 
 
@@ -105,10 +105,10 @@ def _find_form(
     The block is left in this form, or unchanged. `own` are the findings of the block alone.
     """
     before, name, why = surgical_state(block), own.sites[0].block, ""
-    for is_whole, inside in _FORMS if has_room(block) else _FORMS[:2]:
-        _rewrite(block, own, name, whole=is_whole, inside=inside)
+    for keep_unused, keep_count in _FORMS if has_room(block) else _FORMS[:2]:
+        _rewrite(block, own, name, keep_unused=keep_unused, keep_count=keep_count)
         if not (why := _why_not(model, runs, limit)):
-            return (is_whole, inside), ""
+            return (keep_unused, keep_count), ""
         restore(block, before)
     return None, why
 
@@ -131,8 +131,8 @@ def unpruned(model: nn.Module, findings: Findings) -> Iterator[None]:
     before = {name: surgical_state(block) for name, block in blocks.items()}
     try:
         for name, block in blocks.items():
-            whole, counted = name in findings.whole, name in findings.counted
-            _rewrite(block, findings, name, whole=whole, inside=counted)
+            unused, count = name in findings.keep_unused, name in findings.keep_count
+            _rewrite(block, findings, name, keep_unused=unused, keep_count=count)
         yield
     finally:
         for name, block in blocks.items():
@@ -144,7 +144,9 @@ def _blocks(model: nn.Module, findings: Findings) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in {s.block: None for s in findings.sites}}
 
 
-def _rewrite(block: nn.Module, findings: Findings, name: str, *, whole: bool, inside: bool) -> None:
+def _rewrite(
+    block: nn.Module, findings: Findings, name: str, *, keep_unused: bool, keep_count: bool
+) -> None:
     graph = findings.graphs[name]
     parts: list[Replacement] = []
     for site in findings.sites:
@@ -152,7 +154,7 @@ def _rewrite(block: nn.Module, findings: Findings, name: str, *, whole: bool, in
             region = site.region
             keep = extract(block, graph, region.entry, region.exit, region.extras)
             parts.append(calling(region, f"switch{len(parts)}", _disguised(keep, site)))
-    rewrite(block, graph, parts, whole=whole, inside=inside)
+    rewrite(block, graph, parts, keep_unused=keep_unused, keep_count=keep_count)
 
 
 def _disguised(keep: nn.Module, site: Site) -> nn.Module:

@@ -64,8 +64,8 @@ def rewrite(
     graph: fx.Graph,
     replacements: Sequence[Replacement],
     *,
-    whole: bool,
-    inside: bool = False,
+    keep_unused: bool,
+    keep_count: bool = False,
 ) -> None:
     """Apply all `replacements` to the block itself, which stays the same object of its class.
 
@@ -76,16 +76,16 @@ def rewrite(
         block: the block, changed in place.
         graph: its traced graph.
         replacements: replacements of its regions.
-        whole: keep modules and tensors that the new forward does not use. Otherwise a child is
-            replaced by an `nn.Identity` with its plain attributes, and a tensor by None.
-        inside: put new modules into one of the children (see `has_room`), so that the number of
-            children stays the same.
+        keep_unused: keep modules and tensors that the new forward does not use. Otherwise a child
+            is replaced by an `nn.Identity` with its plain attributes, and a tensor by None.
+        keep_count: put new modules into one of the children (see `has_room`), so that the number
+            of children stays the same.
     """
     emitted = _emit(graph, replacements)
     for node in reversed(emitted.graph.nodes):
         if not node.users and node.op not in ("placeholder", "output"):
             emitted.graph.erase_node(node)
-    if not whole:
+    if not keep_unused:
         used = {str(n.target) for n in emitted.graph.nodes if n.op in ("call_module", "get_attr")}
         vars(block).update(_only(block, used - emitted.added.keys()))
     # Tables are copied, not changed, so that the caller can restore the old ones.
@@ -94,7 +94,7 @@ def rewrite(
         tables.add("_parameters")
     for key in tables:
         vars(block)[key] = vars(block)[key].copy()
-    host = _host(block) if inside else ""
+    host = _host(block) if keep_count else ""
     if host:
         block._modules[host] = _twin(block.get_submodule(host))
     for name, value in emitted.added.items():
@@ -190,7 +190,7 @@ def _stand_in(module: nn.Module) -> nn.Module:
     kind = type(module) if isinstance(module, _CONTAINERS) else nn.Identity
     stand_in: nn.Module = object.__new__(kind)
     own = vars(nn.Identity())
-    plain = {n: v for n, v in vars(module).items() if n not in own and _is_plain(v)}
+    plain = {n: v for n, v in vars(module).items() if n not in own and _is_constant(v)}
     vars(stand_in).update(own | plain)
     if kind is not nn.Identity:
         children = module._modules.items()
@@ -198,9 +198,9 @@ def _stand_in(module: nn.Module) -> nn.Module:
     return stand_in.train(module.training)
 
 
-def _is_plain(value: object) -> bool:
+def _is_constant(value: object) -> bool:
     if isinstance(value, tuple):
-        return all(map(_is_plain, value))
+        return all(map(_is_constant, value))
     return value is None or type(value) in (bool, int, float, str)
 
 

@@ -13,8 +13,9 @@ from updp.blocks.reading.runs import has_vectors_only
 from updp.blocks.tracing.calls import record_calls
 from updp.blocks.tracing.constants import constant_inputs, data_in
 from updp.blocks.tracing.interpret import NotTraceable
+from updp.blocks.tracing.node_values import NoValues, Values
 from updp.blocks.tracing.proxies import to_int
-from updp.blocks.tracing.real_values import Values, real_values
+from updp.blocks.tracing.real_values import real_values
 from updp.blocks.tracing.region import Region, residual_adds
 from updp.blocks.tracing.state import why_stateful
 from updp.blocks.tracing.trace import restored, trace_alone
@@ -87,41 +88,41 @@ class TracedModel:
         with made_nodes(self._as_nodes[name], to_int):
             yield
 
-    def residual_adds(self, name: str) -> list[tuple[Region, str]]:
-        """Residual regions of a module, each with the reason why it is none of it, or nothing."""
-        module = self.modules[name]
-        found = residual_adds(self.graphs[name], lambda t: count_operators(module.get_submodule(t)))
-        return [(region, why) for region, why in found if self.has_data(name, region)]
+    def residual_adds(self, path: str) -> list[tuple[Region, str]]:
+        """Residual regions of a module, each with the reason why it is no region, else empty."""
+        module = self.modules[path]
+        found = residual_adds(self.graphs[path], lambda t: count_operators(module.get_submodule(t)))
+        return [(region, why) for region, why in found if self.has_data(path, region)]
 
-    def has_data(self, name: str, region: Region) -> bool:
+    def has_data(self, path: str, region: Region) -> bool:
         """Whether a region of a module works on what the model is given, not on constants alone.
 
         A table of biases may be computed for one branch: dropped, it takes that along.
         """
-        data = data_in(self.graphs[name], self._constant[name])
+        data = data_in(self.graphs[path], self._constant[path])
         return any(node.name == region.entry for node in data)
 
-    def values(self, name: str) -> Values | str:
+    def values(self, path: str) -> Values | NoValues:
         """Values of all nodes in each call of a module, or the reason why there are none."""
-        values = self._values(name, self.graphs[name])
-        if isinstance(values, str) and values.startswith("its graph"):
-            values += self._constants.get(name, "")
+        values = self._values(path, self.graphs[path])
+        if isinstance(values, NoValues) and values.wrong_graph:
+            return NoValues(f"{values.reason}{self._constants.get(path, '')}")
         return values
 
-    def _values(self, name: str, graph: fx.Graph) -> Values | str:
-        return real_values(self.modules[name], graph, self.calls[name], self.larger_calls[name])
+    def _values(self, path: str, graph: fx.Graph) -> Values | NoValues:
+        return real_values(self.modules[path], graph, self.calls[path], self.larger_calls[path])
 
-    def _holds(self, name: str, graph: fx.Graph) -> bool:
+    def _holds(self, path: str, graph: fx.Graph) -> bool:
         """Whether a graph computes a module's calls for every number of samples."""
-        return not isinstance(self._values(name, graph), str)
+        return not isinstance(self._values(path, graph), NoValues)
 
-    def label(self, name: str, region: Region, count: int) -> str:
+    def name_of(self, path: str, region: Region, count: int) -> str:
         """Name of a region of a module that has `count` of them, as a site."""
-        return site_name(name, self.modules[name], self.graphs[name], region, count)
+        return site_name(path, self.modules[path], self.graphs[path], region, count)
 
-    def why_repeated(self, name: str, region: Region) -> str:
+    def why_repeated(self, path: str, region: Region) -> str:
         """Why a region of a module is no site where its operators run elsewhere, too."""
-        return why_repeated(self.modules[name], self.graphs[name], region)
+        return why_repeated(self.modules[path], self.graphs[path], region)
 
     def paths(self, block: str, node: fx.Node) -> tuple[str, ...]:
         """Names that a site claims with a node: its own, and a called module's with parameters."""

@@ -5,12 +5,18 @@ from updp.candidates.base import Candidate, Form, FormShape, MergedForm, blend
 from updp.candidates.drop import Drop
 from updp.candidates.fold_norm import FoldNorm
 from updp.candidates.fuse import Fuse
-from updp.candidates.inherit.candidate import Inherit, baseline_macs, propose
+from updp.candidates.inherit.candidate import Inherit, baseline_macs, inherit_cuts
 from updp.candidates.linear import OneLinear
 from updp.candidates.narrow.candidate import Narrow
 from updp.candidates.offers import SLOWER, Offer, Offers, make_offers, offers_within
 from updp.candidates.parts.merged_block import MergedBlock
-from updp.candidates.registry import KINDS, from_json, planned, proposals, register_candidate
+from updp.candidates.registry import (
+    KINDS,
+    candidates_of_plan,
+    proposals,
+    read_candidate,
+    register_candidate,
+)
 
 __all__ = [
     "KINDS",
@@ -31,11 +37,11 @@ __all__ = [
     "OneLinear",
     "baseline_macs",
     "blend",
-    "from_json",
+    "candidates_of_plan",
+    "inherit_cuts",
     "make_offers",
     "offers_within",
-    "planned",
     "proposals",
-    "propose",
+    "read_candidate",
     "register_candidate",
 ]

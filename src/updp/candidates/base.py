@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from updp.blocks import Site, TracedSite
 from updp.blocks.surgery import Replacement
 from updp.blocks.tracing.proxies import set_modes
-from updp.fit.fitting import FitTask
+from updp.fit.fit_task import FitTask
 from updp.recipe import CandidateSettings, FitSettings
 
 # Which parameters a form trains: the block's own (factored), those of its merged operators
@@ -31,7 +31,10 @@ class MergedForm(Protocol):
 
 
 class Form(nn.Module, ABC):
-    """A candidate as it is trained: its own BatchNorms on the block's own weights.
+    """A candidate as a module that trains, in place of its site.
+
+    It owns what the candidate adds, such as BatchNorms, copies with fewer channels or a new layer;
+    all else are the block's own modules.
 
     Modules of the block are held in plain lists, so that torch does not register them:
     `parameters()` and `state_dict()` list only what the candidate adds. `extras` are the values of
@@ -58,7 +61,10 @@ class Form(nn.Module, ABC):
 
     @abstractmethod
     def calibrate(self, x: Tensor, *extras: Any) -> None:
-        """Initialise the BatchNorms from the inputs `x` that the site gets in the baseline."""
+        """Initialise what the form owns from the inputs `x` that the site gets in the baseline.
+
+        These are the statistics of BatchNorms, a first linear map, or which heads stay.
+        """
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, also for the parts of the block held in lists."""
@@ -110,6 +116,11 @@ def blend(kept: Tensor, pruned: Tensor, lam: float) -> Tensor:
 class Candidate(ABC):
     """A replacement for a site: a small frozen dataclass whose fields are written into the plan.
 
+    In the life of a candidate these are called in turn: `propose` for each site, `build` to time it
+    (`timing.py`) and for the supernet, then of its form `calibrate`, `fit_tasks` for the fit,
+    `forward` in training, and `merged().replacement` at the end. Where a plan is read, in place of
+    `propose`, `fits` says whether it is one for this model.
+
     >>> candidate = updp.inspect(model, (1, 8, 8)).sites[0].candidate
     >>> candidate.kind, candidate.label, candidate.shallower
     ('inherit', 'conv1+conv2(1x1)', True)
@@ -127,7 +138,7 @@ class Candidate(ABC):
     @property
     @abstractmethod
     def rank(self) -> int:
-        """How much the candidate removes, 0 for least; the lowest of the faster ones is used."""
+        """How much the candidate removes, as in `ranks`; the lowest of the faster ones is used."""
 
     @classmethod
     @abstractmethod

@@ -18,11 +18,12 @@ from updp.blocks import Site, TracedSite
 from updp.blocks.folding import fold_norm
 from updp.blocks.modules import like_of
 from updp.blocks.surgery import extract
+from updp.candidates import ranks
 from updp.candidates.base import Candidate, Form, blend
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.merged_block import MergedSkip
 from updp.fit import Fitted, Regression, clamp_of
-from updp.fit.fitting import FitTask, as_maps
+from updp.fit.fit_task import FitTask, as_maps
 from updp.recipe import CandidateSettings, FitSettings
 
 
@@ -35,7 +36,7 @@ class Drop(Candidate):
     @property
     def rank(self) -> int:
         """Higher than that of every candidate that keeps something of the branch."""
-        return 100
+        return ranks.DROP
 
     @classmethod
     def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Drop]:
@@ -62,7 +63,7 @@ class DropForm(Form):
         site = traced.site
         super().__init__()
         region = site.region
-        self.post, self._lays_out = site.post, site.lays_out(site.layout)
+        self.post, self._needs_contiguous = site.post, site.needs_contiguous(site.layout)
         self._skip: list[Callable[[Tensor], Tensor]] = []
         if region.skip:
             self._skip.append(extract(traced.block, traced.graph, region.entry, region.skip[-1]))
@@ -80,7 +81,7 @@ class DropForm(Form):
         y: Tensor = self.norm(self._beside(x))
         if self.post is not None:
             y = self.post.function(y)
-        y = y.contiguous() if self._lays_out else y
+        y = y.contiguous() if self._needs_contiguous else y
         # After the form, for the block may work in place on x.
         if lam < 1:
             y = blend(self._keep[0](x, *extras), y, lam)

@@ -25,6 +25,7 @@ from updp.blocks.layer_calls import recorded_calls
 from updp.blocks.modules import UserCodeError, call_user_code, cast, evaluating, like_of
 from updp.blocks.paths import under, within
 from updp.blocks.surgery import Replacement
+from updp.candidates import ranks
 from updp.candidates.base import Candidate
 from updp.candidates.parts.channel_norm import ChannelNorm
 from updp.candidates.parts.regraph import RewiredForm, emit_rewired
@@ -53,7 +54,7 @@ class FoldNorm(Candidate):
     @property
     def rank(self) -> int:
         """Lowest of all: only the norm changes."""
-        return 0
+        return ranks.NOTHING
 
     @classmethod
     def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[FoldNorm]:

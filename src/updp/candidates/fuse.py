@@ -16,6 +16,7 @@ from updp import algebra
 from updp.algebra import Operator
 from updp.blocks import Site, TracedSite
 from updp.blocks.folding import chain_operator
+from updp.candidates import ranks
 from updp.candidates.base import Candidate, Form
 from updp.candidates.parts.merged_block import MergedBlock
 from updp.recipe import CandidateSettings
@@ -30,7 +31,7 @@ class Fuse(Candidate):
     @property
     def rank(self) -> int:
         """Lowest of all: nothing is removed."""
-        return 0
+        return ranks.NOTHING
 
     @classmethod
     def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Fuse]:

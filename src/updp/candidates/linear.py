@@ -21,6 +21,7 @@ from updp import algebra
 from updp.algebra import Operator, padding_of
 from updp.blocks import Site, TracedSite, to_layout
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, like_of
+from updp.candidates import ranks
 from updp.candidates.base import Candidate, Form, blend
 from updp.candidates.parts.merged_block import MergedBlock
 from updp.candidates.parts.trainable import TrainableOperator
@@ -59,7 +60,7 @@ class OneLinear(Candidate):
     @property
     def rank(self) -> int:
         """Above that of candidates that keep more of the branch, below that of `drop`."""
-        return 99
+        return ranks.LINEAR
 
     @classmethod
     def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[OneLinear]:
@@ -112,7 +113,7 @@ class OneLinearForm(Form):
         super().__init__()
         region = site.region
         self.post, self._outside, self._layout = site.post, site.layout, layout
-        self._lays_out = site.lays_out(layout)
+        self._needs_contiguous = site.needs_contiguous(layout)
         keep = traced.whole()
         branch = traced.until(region.branch[-1])
         self._keep: list[Callable[..., Tensor]] = [keep]
@@ -130,7 +131,7 @@ class OneLinearForm(Form):
             y = y + skip(x.clone())
         if self.post is not None:
             y = self.post.function(y)
-        y = y.contiguous() if self._lays_out else y
+        y = y.contiguous() if self._needs_contiguous else y
         # After the form, for the block may work in place on x.
         return blend(self._keep[0](x, *extras), y, lam) if lam < 1 else y
 

@@ -13,7 +13,7 @@ from updp.blocks import Findings, Site, Unusable
 from updp.blocks.reading.scaling import NotScalable
 from updp.candidates.base import Candidate
 from updp.candidates.drop import Drop
-from updp.candidates.registry import Unknown, from_json, proposals
+from updp.candidates.registry import Unknown, proposals, read_candidate
 from updp.candidates.timing import Timed, time_site
 from updp.errors import UserError
 from updp.measure import LatencyTable
@@ -59,7 +59,7 @@ class Offer(BaseModel, frozen=True, arbitrary_types_allowed=True):
         if not isinstance(value, dict):
             return value
         try:
-            return from_json(value)
+            return read_candidate(value)
         except UserError:  # a report may read a run whose candidate kind is not registered here
             return Unknown(value)
 
@@ -116,7 +116,7 @@ def make_offers(
             _log.info("%s has no candidate: %s", site.name, why)
         tick()
     if recipe.candidates.drop == "alone":
-        kept = dropped_alone(offers)
+        kept = without_lone_drops(offers)
         gone = [site for site in findings.sites if site.name in offers.keys() - kept.keys()]
         refused += [Unusable(s.name, s.kind, f"{_ALONE} ({s.why})") for s in gone]
         offers = kept
@@ -126,19 +126,19 @@ def make_offers(
 def offers_within(offers: Offers, recipe: Recipe) -> Offers:
     """Keep the offers that the recipe's budget admits; if it counts blocks, only shallower ones."""
     if recipe.candidates.follow_budget and recipe.counts_blocks:
-        offers = shallower(offers)
+        offers = only_shallower(offers)
         if recipe.candidates.drop is None:
-            offers = dropped_alone(offers)
+            offers = without_lone_drops(offers)
     return offers
 
 
-def shallower(offers: Offers) -> Offers:
+def only_shallower(offers: Offers) -> Offers:
     """Keep the offers that reduce depth, and the sites that have such offers."""
     found = {n: tuple(o for o in of if o.candidate.shallower) for n, of in offers.items()}
     return {name: of for name, of in found.items() if of}
 
 
-def dropped_alone(offers: Offers) -> Offers:
+def without_lone_drops(offers: Offers) -> Offers:
     """Remove drops of branches that do not merge, if another branch of the block does."""
     merges = {
         name

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from updp.arguments import checked
 from updp.blocks import Findings, Site, TracedSite
+from updp.candidates import ranks
 from updp.candidates.attention.candidate import NarrowAttention
 from updp.candidates.base import Candidate, Form
 from updp.candidates.drop import Drop
@@ -57,7 +58,7 @@ _quote.maxstring = _quote.maxother = 200
 _quoted = _quote.repr
 
 
-def from_json(data: dict[str, Any]) -> Candidate:
+def read_candidate(data: dict[str, Any]) -> Candidate:
     """Read what `Candidate.to_json` wrote. Raises UserError for an unknown kind or wrong data."""
     kind = KINDS.get(str(data.get("kind")))
     if kind is None:
@@ -69,8 +70,8 @@ def from_json(data: dict[str, Any]) -> Candidate:
         raise UserError(f"candidate {_quoted(data)} is not understood: {reason(error)}") from error
 
 
-def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
-    """Return the plan's candidate for each site that it prunes.
+def candidates_of_plan(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
+    """The plan's candidate for each site that it prunes, as the only one of that site.
 
     Raises UserError if the plan, perhaps written by hand, does not fit the model.
     """
@@ -81,7 +82,7 @@ def planned(plan: Plan, findings: Findings) -> dict[str, tuple[Candidate, ...]]:
             raise UserError(f"the plan prunes {name!r}, which is no site of this model")
         if name not in plan.candidates:
             raise UserError(f"the plan names no candidate for {name!r}")
-        candidate = from_json(plan.candidates[name])
+        candidate = read_candidate(plan.candidates[name])
         if candidate.label != label or not candidate.fits(sites[name]):
             raise UserError(f"the plan's candidate {label!r} does not fit the site {name!r}")
         candidates[name] = (candidate,)
@@ -103,7 +104,7 @@ class Unknown(Candidate):
     @property
     def rank(self) -> int:
         """Highest of all."""
-        return 1000
+        return ranks.UNKNOWN
 
     @classmethod
     def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Unknown]:

@@ -141,4 +141,4 @@ def _teacher(
 
 def say_done(run: Run, stage: str) -> None:
     """Print the folder with a stage's files."""
-    standard_console().print(f"{stage}: done, in {run.directory.stage(stage)}")
+    standard_console().print(f"{stage}: done, in {run.directory.folder(stage)}")

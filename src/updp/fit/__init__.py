@@ -1,7 +1,7 @@
 """Fit linear operators to what a branch computes, by ridge regression; no gradient."""
 
 from updp.fit.clamp import Clamp, clamp_of
-from updp.fit.fitting import FitTask, as_maps, observer
+from updp.fit.fit_task import FitTask, as_maps, observer
 from updp.fit.regression import Fitted, Regression
 from updp.fit.repair import operator_repair, site_repairs
 

@@ -17,7 +17,7 @@ from updp.blocks import ActStep, Chain, LinearStep, NormStep, Step, to_layout
 from updp.blocks.folding import affine_of, operator_of
 from updp.blocks.reading.steps import is_affine
 from updp.fit.clamp import Clamp, clamp_of
-from updp.fit.fitting import FitTask, as_maps
+from updp.fit.fit_task import FitTask, as_maps
 from updp.fit.regression import Fitted, Regression
 from updp.recipe import FitSettings
 
@@ -27,7 +27,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class OperatorFit:
+class FittableOperator:
     """The linear step `place` of a chain, with the affine steps behind it.
 
     If no other steps are behind it, `skip` (a function of the site's input) is added to its
@@ -46,7 +46,7 @@ class OperatorFit:
         regression = Regression(*self._prior_and_clamp, settings, batches, biased=self._biased)
         return self._task(regression, self.set)
 
-    def narrowing(
+    def narrowing_tasks(
         self,
         settings: FitSettings,
         batches: int,
@@ -173,12 +173,12 @@ class OperatorFit:
 
 def operator_fits(
     chain: Chain, skip: Function | None = None, post: ActStep | None = None
-) -> Iterator[OperatorFit]:
+) -> Iterator[FittableOperator]:
     """The operators of a chain whose weights can be set, in order."""
     for place, step in enumerate(chain.steps):
         if not isinstance(step, LinearStep) or step.derived:
             continue
-        if (fit := OperatorFit(chain, place, skip, post)).is_on:
+        if (fit := FittableOperator(chain, place, skip, post)).is_on:
             yield fit
 
 

@@ -18,8 +18,8 @@ from updp.blocks import Chain, LinearStep, ScaleStep, Step, TracedSite
 from updp.blocks.layer_calls import recorded_calls
 from updp.blocks.modules import UserCodeError, call_user_code, evaluating, hooks, parameter_owners
 from updp.blocks.reading.linear import CONVOLUTIONS
-from updp.fit.fitting import FitTask
-from updp.fit.operator import OperatorFit, channel_factor, operator_fits
+from updp.fit.fit_task import FitTask
+from updp.fit.operator import FittableOperator, channel_factor, operator_fits
 from updp.recipe import FitSettings
 
 _log = logging.getLogger(__name__)
@@ -51,12 +51,12 @@ def operator_repair(
     """
     if (step := _settable(name, module, x)) is None:
         return None
-    fit = OperatorFit(_chain(step), 0)
+    fit = FittableOperator(_chain(step), 0)
     return fit.fit_task(settings, batches) if fit.fits_into(settings) else None
 
 
 @torch.no_grad()
-def _layer_fits(traced: TracedSite) -> Iterator[OperatorFit]:
+def _layer_fits(traced: TracedSite) -> Iterator[FittableOperator]:
     """Linear operators of a site whose branch is no chain, such as attention, in execution order.
 
     Each is fitted to its own output in the baseline. If the branch ends with the last operator, or
@@ -67,7 +67,7 @@ def _layer_fits(traced: TracedSite) -> Iterator[OperatorFit]:
             yield from _path_fits(traced, path)
 
 
-def _path_fits(traced: TracedSite, path: Sequence[str]) -> Iterator[OperatorFit]:
+def _path_fits(traced: TracedSite, path: Sequence[str]) -> Iterator[FittableOperator]:
     site = traced.site
     region = site.region
     whole = traced.until(path[-1])
@@ -90,7 +90,7 @@ def _path_fits(traced: TracedSite, path: Sequence[str]) -> Iterator[OperatorFit]
             continue
         ends = call is calls[-1] and path is region.branch and region.add is not None
         scale = channel_factor(call.y, output, _layout(step)) if ends else None
-        fit = OperatorFit(_chain(step), 0, enter=_Before(whole, module))
+        fit = FittableOperator(_chain(step), 0, enter=_Before(whole, module))
         if scale is not None:
             chain, skip = _chain(step, ScaleStep(name, scale)), traced.skip()
             fit = replace(fit, chain=chain, skip=skip, post=site.post)

@@ -54,26 +54,26 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def stage(self, name: str) -> Path:
+    def folder(self, name: str) -> Path:
         """The folder of a stage."""
         return self.path / name
 
     def make_stage(self, name: str) -> None:
         """Make the folder of a stage; if it is a link, make the target."""
         if processes.is_first():
-            self.stage(name).resolve().mkdir(parents=True, exist_ok=True)
+            self.folder(name).resolve().mkdir(parents=True, exist_ok=True)
 
     def is_done(self, name: str) -> bool:
         """Whether a stage has finished; every process must ask, and all get the same answer."""
-        return processes.broadcast((self.stage(name) / Done.FILE).exists())
+        return processes.broadcast((self.folder(name) / Done.FILE).exists())
 
-    def done(self, name: str) -> None:
+    def mark_done(self, name: str) -> None:
         """Mark a stage as finished, listing its files, and remove its checkpoint."""
         if processes.is_first():
-            seal(self.stage(name)).write(self.stage(name))
-            (self.stage(name) / CHECKPOINT).unlink(missing_ok=True)
+            seal(self.folder(name)).write(self.folder(name))
+            (self.folder(name) / CHECKPOINT).unlink(missing_ok=True)
 
-    def describe(self, record: RunRecord, recipe: Recipe) -> None:
+    def write_records(self, record: RunRecord, recipe: Recipe) -> None:
         """Write `recipe.yaml`, and at the start of a run `run.json`.
 
         Later `run.json` changes only in the inputs of stage 3 (teacher and unlabelled images), and
@@ -92,7 +92,7 @@ class RunDirectory:
             record.write(self.path)
         write_text(path, text)
 
-    def claim(self, keys: Mapping[str, StageKey], last: str) -> None:
+    def check_keys(self, keys: Mapping[str, StageKey], last: str) -> None:
         """Check that the stages up to `last` were made from `keys`; writes nothing.
 
         Raises UserError if the folder holds other files, or another run; the first difference is
@@ -101,12 +101,12 @@ class RunDirectory:
         self._check_ours()
         with explained(self.path):
             for name in STAGES[: STAGES.index(last) + 1]:
-                self._claim(name, keys[name].model_dump(mode="json"))
+                self._check_key(name, keys[name].model_dump(mode="json"))
 
-    def _claim(self, name: str, key: dict[str, Any]) -> None:
-        file = self.stage(name) / "key.json"
+    def _check_key(self, name: str, key: dict[str, Any]) -> None:
+        file = self.folder(name) / "key.json"
         if not file.exists():
-            if (self.stage(name) / Done.FILE).exists():
+            if (self.folder(name) / Done.FILE).exists():
                 raise DamagedError(file, "is missing")
             return
         known = read_json(file)
@@ -125,7 +125,7 @@ class RunDirectory:
                 + (f"; `updp {name} --fresh` keeps the stages before it" * (name in STAGES[2:]))
             )
 
-    def verify(self, last: str) -> None:
+    def check_files(self, last: str) -> None:
         """Check that finished stages up to `last` have the files that they wrote.
 
         Raises UserError that names a file and the stage to rerun.
@@ -134,7 +134,7 @@ class RunDirectory:
 
     def plan(self) -> Plan:
         """The plan of stage 2. Raises UserError if that has not finished."""
-        path = self.stage("search") / Plan.FILE
+        path = self.folder("search") / Plan.FILE
         if not path.exists():
             raise UserError(f"'{self.path}' has no plan yet: run `updp search` first")
         return Plan.read_file(path)
@@ -145,10 +145,10 @@ class RunDirectory:
         None if there is none, it cannot be read, or `budget` differs from the run's.
         """
         with suppress(DamagedError, FileNotFoundError):
-            known = read_json(self.stage("supernet") / "key.json")
+            known = read_json(self.folder("supernet") / "key.json")
             given = isinstance(known, dict) and known.get("candidates") is not None
             if given and Recipe.of_run(self.path).budget == budget:
-                return Plan.read_file(self.stage("search") / Plan.FILE)
+                return Plan.read_file(self.folder("search") / Plan.FILE)
         return None
 
     def search_result(self) -> SearchResult:
@@ -165,7 +165,7 @@ class RunDirectory:
         """Copy the results of verified stages to the top of the run directory."""
         if not processes.is_first():
             return
-        copies = {name: (self.stage(s) / name).read_bytes() for name, s in PUBLISHED.items()}
+        copies = {name: (self.folder(s) / name).read_bytes() for name, s in PUBLISHED.items()}
         # If a finished run is run again, its files stay untouched.
         if any(self._differs(*copy) for copy in copies.items()) or any(self.path.glob(TEMPORARY)):
             with self.lock():
@@ -189,7 +189,7 @@ class RunDirectory:
                 shutil.rmtree(temporary, ignore_errors=True)
                 for stage in stages:
                     scores = shutil.ignore_patterns(SCORES, FITTED)  # of the finished search
-                    shutil.copytree(self.stage(stage), temporary / stage, ignore=scores)
+                    shutil.copytree(self.folder(stage), temporary / stage, ignore=scores)
                 for file in ("run.json", "recipe.yaml"):
                     shutil.copy(self.path / file, temporary)
                 fill(temporary)
@@ -217,7 +217,7 @@ class RunDirectory:
                 f"another process is at work in '{self.path}': wait for it, or give another folder"
             ) from error
         with lock:
-            for folder in (self.path, *map(self.stage, STAGES)):
+            for folder in (self.path, *map(self.folder, STAGES)):
                 sweep(folder)
             yield
 

@@ -97,7 +97,7 @@ def estimate_run(
     ended: list[str] = []
     if out is not None:
         directory = RunDirectory(out)
-        directory.claim(make_keys(before), STAGES[-1])
+        directory.check_keys(make_keys(before), STAGES[-1])
         ended = [name for name in STAGES if directory.is_done(name)]
     before.require_budget()
     rows: list[StageEstimate] = []

@@ -10,7 +10,7 @@ from updp.blocks import find
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import like_of, to_eval
 from updp.blocks.nested import Samples
-from updp.candidates import planned
+from updp.candidates import candidates_of_plan
 from updp.data.example import make_example, read_example
 from updp.errors import UserError
 from updp.io.files import read_tensors
@@ -98,6 +98,6 @@ def skeleton(baseline: nn.Module, example: Samples, plan: Plan) -> nn.Module:
     """
     model = to_eval(copy_module(baseline))
     findings = find(model, example.to(like_of(model).device))
-    net = Supernet(model, findings, planned(plan, findings)).eval()
+    net = Supernet(model, findings, candidates_of_plan(plan, findings)).eval()
     net.choose(plan.choices)
     return net.merged()

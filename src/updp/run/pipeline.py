@@ -1,4 +1,7 @@
-"""Run the stages in order on one run directory, and skip finished ones."""
+"""Run the stages in order on one run directory, and skip finished ones.
+
+docs/architecture.md ("Continuing after a kill") says from which file each stage goes on.
+"""
 
 import logging
 import time
@@ -109,11 +112,11 @@ class Run:
 
     def _work(self, name: str) -> None:
         """Run a stage, unless another process finished it while this one waited for the lock."""
-        self.directory.claim(self.context.keys, name)
+        self.directory.check_keys(self.context.keys, name)
         if self.directory.is_done(name):
             return
         start = time.monotonic()
-        self.directory.describe(RunRecord.of(self.context), self.inputs.recipe)
+        self.directory.write_records(RunRecord.of(self.context), self.inputs.recipe)
         self.directory.make_stage(name)
         self.context.keys[name].write(self.directory.path)
         hand_back()
@@ -121,7 +124,7 @@ class Run:
             merged = _MODULES[name].run(self.context)
             if name == "merge":
                 write_table(self.context, *merged)
-        self.directory.done(name)
+        self.directory.mark_done(name)
         self.inputs.progress.say(f"{name}: took {duration(time.monotonic() - start)}")
 
     def _need(self, name: str) -> None:
@@ -205,16 +208,16 @@ def _open(run: Run, last: str, restart_from: str) -> Run:
     keys = run.context.keys
     if restart_from:
         if before := STAGES.index(restart_from):
-            run.directory.claim(keys, STAGES[before - 1])
-            run.directory.verify(STAGES[before - 1])
+            run.directory.check_keys(keys, STAGES[before - 1])
+            run.directory.check_files(STAGES[before - 1])
             if inputs.recipe.budget and run.directory.is_done("sites"):
                 run.context.limits()  # refuses a budget out of reach before anything is removed
         processes.barrier()  # all processes must have read what is removed now
         run.directory.clear(restart_from)
         processes.barrier()
         keys = run.context.keys = make_keys(run.context)  # no longer with names from removed keys
-    run.directory.claim(keys, last)
-    run.directory.verify(last)
+    run.directory.check_keys(keys, last)
+    run.directory.check_files(last)
     if run.directory.is_done("sites"):
         _check_model(run.context)
     processes.barrier()
@@ -275,8 +278,8 @@ def _with_aside(part: dict[str, Any], known: Any) -> dict[str, Any]:
 def _picked(run: Run) -> Run:
     """The run in `picks` that continues with another point of the search."""
     inputs, context = run.inputs, run.context
-    run.directory.claim(context.keys, "search")
-    run.directory.verify("search")
+    run.directory.check_keys(context.keys, "search")
+    run.directory.check_files("search")
     result = pick(run.directory.search_result(), context.space, inputs.pick)
     # Made valid as a folder name: a budget may contain commas and percent signs.
     name = "".join(c if c.isalnum() or c in ".=" else "-" for c in inputs.pick)

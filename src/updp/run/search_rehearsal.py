@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from updp.io.seeds import mix
 from updp.measure import Meter, Work
-from updp.search import SEARCHERS, FittedScorer, ScoreFile, Scorer, SearchTask, complete
+from updp.search import SEARCHERS, FittedScorer, ScoreFile, Scorer, SearchTask, score_missing
 from updp.search.searchers.base import Known, Searcher
 from updp.search.searchers.refined import Refined
 from updp.search.space import Genome
@@ -78,7 +78,7 @@ class SearchRehearsal:
 
     def _score(self, plans: Sequence[Genome]) -> None:
         file = ScoreFile(self.context.folder("search") / search.SCORES)
-        complete(plans, self.task, self._scorer, file, self.meter)
+        score_missing(plans, self.task, self._scorer, file, self.meter)
 
     def _refine(self, searcher: Refined) -> list[Work]:
         """Work of plans that are fitted and repaired: single candidates, and proposals."""
@@ -93,7 +93,7 @@ class SearchRehearsal:
         def score(plans: Sequence[Genome]) -> None:
             judge = FittedScorer(context.net, context.baseline, context.feed, context.recipe)
             file = ScoreFile(context.folder("search") / search.FITTED)
-            complete(plans, task, judge, file, self.meter)
+            score_missing(plans, task, judge, file, self.meter)
 
         return [
             self.meter.sample(

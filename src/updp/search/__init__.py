@@ -3,11 +3,11 @@
 Nothing here depends on stages: `loop.search` asks a searcher for plans, scores and stores them.
 """
 
-from updp.search.choice import choose_plan, finalists, keeping, pick
+from updp.search.choice import choose_plan, finalists, pick, within_latency
 from updp.search.front import pareto, within
-from updp.search.latency_correction import corrected, factor, is_off
+from updp.search.latency_correction import latency_factor, prediction_is_off, with_measured_savings
 from updp.search.limits import limits_of
-from updp.search.loop import complete, refine, search
+from updp.search.loop import refine, score_missing, search
 from updp.search.outcome import ScoredPlan, SearchResult
 from updp.search.score import Score
 from updp.search.scorers import FittedScorer, Scorer
@@ -36,16 +36,16 @@ __all__ = [
     "Survey",
     "SurveyedSite",
     "choose_plan",
-    "complete",
-    "corrected",
-    "factor",
     "finalists",
-    "is_off",
-    "keeping",
+    "latency_factor",
     "limits_of",
     "pareto",
     "pick",
+    "prediction_is_off",
     "refine",
+    "score_missing",
     "search",
+    "with_measured_savings",
     "within",
+    "within_latency",
 ]

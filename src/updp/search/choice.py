@@ -27,7 +27,7 @@ def finalists(known: Scores, refined: Scores, task: SearchTask) -> list[Genome]:
     return best[: task.settings.timed]
 
 
-def keeping(task: SearchTask, measured: Mapping[Genome, Latency]) -> list[Genome]:
+def within_latency(task: SearchTask, measured: Mapping[Genome, Latency]) -> list[Genome]:
     """The plans whose measured median latency is within the limit."""
     limit = task.limits.amounts.get("latency", math.inf)
     return [g for g, latency in measured.items() if _timing(latency, task.space).median <= limit]
@@ -42,7 +42,7 @@ def _allowed(
     quartile is within the limit: the clock cannot tell them from it, and a plan that was not fitted
     keeps to it by far more than is needed, at the cost of its accuracy.
     """
-    keeps = keeping(task, measured)
+    keeps = within_latency(task, measured)
     if refined.keys().isdisjoint(keeps):
         limit = task.limits.amounts.get("latency", math.inf)
         times = {g: _timing(latency, task.space) for g, latency in measured.items()}

@@ -17,7 +17,7 @@ _BEYOND_NEED = 0.96  # lower end of the accepted range, as a share of the latenc
 _LEAST, _MOST = 0.5, 2.0
 
 
-def is_off(task: SearchTask, measured: Mapping[Genome, Latency]) -> bool:
+def prediction_is_off(task: SearchTask, measured: Mapping[Genome, Latency]) -> bool:
     """Whether the first measured plan is slower than the limit, or needlessly fast."""
     first = next(iter(measured.values()), None)
     if first is None:
@@ -26,7 +26,7 @@ def is_off(task: SearchTask, measured: Mapping[Genome, Latency]) -> bool:
     return not _BEYOND_NEED <= share <= 1
 
 
-def corrected(task: SearchTask, measured: Mapping[Genome, Latency]) -> SearchTask:
+def with_measured_savings(task: SearchTask, measured: Mapping[Genome, Latency]) -> SearchTask:
     """The task with savings scaled to those measured for whole plans.
 
     A budget that was within reach before stays within reach.
@@ -39,10 +39,10 @@ def corrected(task: SearchTask, measured: Mapping[Genome, Latency]) -> SearchTas
     needed = space.ms - limits.amounts["latency"]
     least = task.program.least("latency", limits.without("latency"))
     within_reach = 0.0 if least is None else needed / max(space.ms - least, 1e-9)
-    return replace(task, space=space.scaled(max(factor([*pairs]), within_reach)))
+    return replace(task, space=space.scaled(max(latency_factor([*pairs]), within_reach)))
 
 
-def factor(pairs: Sequence[tuple[float, float]]) -> float:
+def latency_factor(pairs: Sequence[tuple[float, float]]) -> float:
     """Factor from the sum of single savings of candidates to the saving of whole plans.
 
     It is the least-squares solution for the relative error of the predicted times: with s the sum

@@ -75,7 +75,7 @@ def refine(
     return rounds.run(searcher, evaluations, headings)
 
 
-def complete(
+def score_missing(
     plans: Iterable[Genome],
     task: SearchTask,
     score_plan: ScorePlan,

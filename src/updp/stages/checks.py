@@ -59,17 +59,19 @@ def compare_call(
     olds: Mapping[torch.dtype, Callable[..., Any]],
 ) -> Check:
     """Compare a module and its merged form on one call; `olds` has the module in each precision."""
-    args, kwargs = mapped(call, torch.clone)
+    args, kwargs = map_tensors(torch.clone, call)
     y, expected = _flat(call_user_code(new, *args, **kwargs)), _flat(expected)
     (other,) = (kind for kind in olds if kind != dtype)
     # The two precisions differ by the coarser one's rounding; `scale` converts it to `dtype`'s.
     scale = torch.finfo(dtype).eps / max(torch.finfo(t).eps for t in (dtype, other))
     try:
-        args, kwargs = mapped(call, partial(as_type, other))
+        args, kwargs = map_tensors(partial(as_type, other), call)
         rounded = _flat(call_user_code(olds[other], *args, **kwargs))
     except UserCodeError:  # then measure the effect of rounding the input
         scale, nudge = 1.0, 1 + torch.finfo(dtype).eps
-        args, kwargs = mapped(call, lambda t: t * nudge if t.is_floating_point() else t.clone())
+        args, kwargs = map_tensors(
+            lambda t: t * nudge if t.is_floating_point() else t.clone(), call
+        )
         rounded = _flat(call_user_code(olds[dtype], *args, **kwargs))
     border, interior = _split(y, expected)
     return Check(
@@ -86,11 +88,6 @@ def compare_call(
 def as_type(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     """A copy of a tensor, converted to `dtype` if it is floating-point."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
-
-
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply `function` to each tensor in nested arguments or results."""
-    return map_tensors(function, value)
 
 
 def _flat(output: Any) -> Tensor:

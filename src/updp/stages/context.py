@@ -11,7 +11,7 @@ from torch import nn
 from updp.blocks import Findings, OtherSize, find
 from updp.blocks.copying import copy_module
 from updp.blocks.nested import Samples, count, join, take, tensors_in
-from updp.candidates import SLOWER, Offers, planned
+from updp.candidates import SLOWER, Offers, candidates_of_plan
 from updp.data.feed import Feed
 from updp.data.images import Images
 from updp.errors import UserError
@@ -214,7 +214,7 @@ class Context(RunInputs):
         findings = self.selected(every)
         candidates = {n: tuple(o.candidate for o in found) for n, found in self.offers.items()}
         if self.plan is not None:
-            for name, wanted in planned(self.plan, findings).items():
+            for name, wanted in candidates_of_plan(self.plan, findings).items():
                 offered = candidates.get(name, ())
                 candidates[name] = (*offered, *(c for c in wanted if c not in offered))
         # Sites that no plan prunes get a switch, too, as a fit may repair them behind pruned ones.

@@ -1,4 +1,7 @@
-"""Stage 4: merge the subnet by reparameterisation, verify it, and write the plain model."""
+"""Stage 4: merge the subnet by reparameterisation, verify it, and write the plain model.
+
+`run/result.py` measures both models and writes `result.json`.
+"""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

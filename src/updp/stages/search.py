@@ -120,9 +120,9 @@ def score_plans(
         return task, known, {}
     # Refinement needs the score of each single candidate, which not every searcher computes.
     singles = [task.space.keep, *task.space.singles()]
-    known |= search.complete(singles, task, scorer, file, progress)
+    known |= search.score_missing(singles, task, scorer, file, progress)
     task, refined = _refined(context, task, known, board)
-    return task, known | search.complete(refined, task, scorer, file, progress), refined
+    return task, known | search.score_missing(refined, task, scorer, file, progress), refined
 
 
 def _refined(
@@ -138,8 +138,8 @@ def _refined(
         refined = search.refine(task, known, scorer, file, context.progress, show)
         if "latency" in task.limits.amounts:
             times = _timed(context, task, search.finalists(known, refined, task))
-            if search.is_off(task, times):
-                task = search.corrected(task, times)
+            if search.prediction_is_off(task, times):
+                task = search.with_measured_savings(task, times)
                 refined = search.refine(
                     task, known, scorer, file, context.progress, show, before=refined
                 )
@@ -160,9 +160,9 @@ def choose(context: Context, task: SearchTask, known: Scores, refined: Scores) -
     for _ in range(_TIMINGS):
         plans = [g for g in search.finalists(known, refined, task) if g not in timed]
         timed |= _time(context, task, plans)
-        if "latency" not in task.limits.amounts or search.keeping(task, earlier | timed):
+        if "latency" not in task.limits.amounts or search.within_latency(task, earlier | timed):
             break
-        task = search.corrected(task, earlier | timed)
+        task = search.with_measured_savings(task, earlier | timed)
     result = search.choose_plan(known, refined, task, budget, earlier | timed)
     chosen = result.plan
     found = f"{task.metric.name} {task.metric.text(chosen.last_metric or 0.0)}"

@@ -16,7 +16,7 @@ from updp.data.example import write_example
 from updp.io import processes
 from updp.measure import compare_modules, count_macs, count_parameters, live_at, peak_memory
 from updp.recipe import MeasureSettings
-from updp.search import BaselineCost, Survey, SurveyedSite, factor
+from updp.search import BaselineCost, Survey, SurveyedSite, latency_factor
 from updp.stages.context import Context, StageKey
 from updp.stages.outputs import BaselineOutputs
 from updp.supernet import Supernet
@@ -130,7 +130,8 @@ def in_place(
     """Factor from the sum of single savings of candidates to the saving of whole plans.
 
     Three plans are timed end to end, interleaved with the model: all sites with their preferred
-    candidates, all with their fastest, every second one with its preferred. See `search.factor`.
+    candidates, all with their fastest, every second one with its preferred. See
+    `search.latency_factor`.
 
     Args:
         model: the baseline.
@@ -147,7 +148,7 @@ def in_place(
         return 1.0
     choices = [{n: o.candidate.label for n, o in plan.items()} for plan in plans]
     times = time_plans(model, net, choices, x, measure)
-    return factor(
+    return latency_factor(
         [
             (sum(o.saved_ms for o in plan.values()) / whole, 1 / latency.speedup.median)
             for plan, latency in zip(plans, times, strict=True)

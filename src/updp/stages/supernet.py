@@ -95,7 +95,7 @@ def sandwich_step(
         figures, teacher = {"baseline": loss.detach()}, map_tensors(Tensor.detach, teacher)
         # Seeded by the step, so that a resumed run draws the same plans as an uninterrupted one.
         chance = random.Random(mix(seed, 3, number))
-        plans = [most_pruned(net)]
+        plans = [every_site_pruned(net)]
         plans += [random_plan(net, chance) for _ in range(settings.random_paths)]
         for name, plan in zip(("pruned", *["random"] * (len(plans) - 1)), plans, strict=True):
             net.choose(plan)
@@ -108,7 +108,7 @@ def sandwich_step(
     return step
 
 
-def most_pruned(net: Supernet) -> dict[str, str]:
+def every_site_pruned(net: Supernet) -> dict[str, str]:
     """The plan with every site's first candidate."""
     return {name: switch.labels[0] for name, switch in net.switches.items()}
 

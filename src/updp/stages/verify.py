@@ -16,7 +16,7 @@ from updp.blocks.nested import call as call_model
 from updp.blocks.precision import why_not_float64
 from updp.errors import MergeError
 from updp.recipe import MergeSettings
-from updp.stages.checks import Check, as_type, compare_call, first_wrong, limit, mapped
+from updp.stages.checks import Check, as_type, compare_call, first_wrong, limit
 from updp.supernet import KEEP, Supernet
 from updp.tasks import CLASSIFICATION, Task
 
@@ -118,7 +118,7 @@ class _Comparison:
 
     def _whole(self, dtype: torch.dtype, merged: nn.Module, x: Samples, source: str) -> list[Check]:
         return _compare(
-            self.nets, dtype, merged, mapped(x, partial(as_type, dtype)), source, self.task
+            self.nets, dtype, merged, map_tensors(partial(as_type, dtype), x), source, self.task
         )
 
     def _accepted(self, checks: list[Check]) -> list[Check]:
@@ -146,10 +146,10 @@ def _compare(
 
     def record(name: str) -> Iterator[RemovableHandle]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name] = mapped((args, kwargs), torch.clone), None  # blocks may work in place
+            calls[name] = map_tensors(torch.clone, (args, kwargs)), None  # blocks may work in place
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls[name] = calls[name][0], mapped(output, torch.clone)
+            calls[name] = calls[name][0], map_tensors(torch.clone, output)
 
         module = subnet.model.get_submodule(name)
         yield module.register_forward_pre_hook(before, with_kwargs=True)
@@ -185,21 +185,21 @@ def _compare_sites(
 
     def record(name: str) -> RemovableHandle:
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            calls[name] = mapped(args, torch.clone)
+            calls[name] = map_tensors(torch.clone, args)
 
         return subnet.switches[name].register_forward_pre_hook(before)
 
     subnet = nets[torch.float32]
     with hooks(record(n) for n, switch in subnet.switches.items() if switch.choice != KEEP):
-        call_user_code(call_model, subnet, mapped(x, partial(as_type, torch.float32)))
+        call_user_code(call_model, subnet, map_tensors(partial(as_type, torch.float32), x))
     checks = []
     for name, args in calls.items():
         olds = {kind: net.switches[name] for kind, net in nets.items()}
         for dtype in (torch.float64, torch.float32):
             new = nets[dtype].merged_site(name, dtype)
-            call = mapped((args, {}), partial(as_type, dtype))
+            call = map_tensors(partial(as_type, dtype), (args, {}))
             try:
-                expected = call_user_code(olds[dtype], *mapped(call[0], torch.clone))
+                expected = call_user_code(olds[dtype], *map_tensors(torch.clone, call[0]))
                 check = compare_call(name, source, dtype, call, expected, new, olds)
             except UserCodeError as error:
                 if dtype == torch.float32:

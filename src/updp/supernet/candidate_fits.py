@@ -14,8 +14,6 @@ from updp.recipe import FitSettings
 from updp.supernet.partial import observed_inputs
 from updp.supernet.supernet import Supernet
 
-_FitTasks = list[FitTask]
-
 
 @torch.no_grad()
 def fit_candidates(
@@ -38,26 +36,28 @@ def fit_candidates(
         for number, images in processes.share(batches):
             with observed_inputs(
                 {
-                    net.switches[n]: observer(number, own.targets, own.own)
-                    for n, own in group.items()
+                    net.switches[n]: observer(number, fits.targets, fits.gathering)
+                    for n, fits in group.items()
                 }
             ):
                 call(net, images)
-            for name, own in group.items():
-                if own.has_first:
+            for name, fits in group.items():
+                if fits.has_first:
                     tick(name)
-        left = {name: own.forms for name, own in group.items()}
-        while left := {name: rest for name, forms in left.items() if (rest := _finished(forms))}:
+        left = {name: fits.of_forms for name, fits in group.items()}
+        while left := {
+            name: rest for name, of_forms in left.items() if (rest := _finished(of_forms))
+        }:
             for number, images in processes.share(batches):
                 with observed_inputs(
                     {
-                        net.switches[name]: observer(number, [], [form[0] for form in forms])
-                        for name, forms in left.items()
+                        net.switches[name]: observer(number, [], [tasks[0] for tasks in of_forms])
+                        for name, of_forms in left.items()
                     }
                 ):
                     call(net, images)
-        for name, own in group.items():
-            if own.has_last:
+        for name, fits in group.items():
+            if fits.has_last:
                 tick(name)
 
 
@@ -66,18 +66,18 @@ class _SiteFits:
 
     def __init__(self, *, has_first: bool) -> None:
         self.has_first, self.has_last = has_first, False  # of the candidates of the site
-        self.forms: list[_FitTasks] = []
+        self.of_forms: list[list[FitTask]] = []
         # The first of each form that gather rows; the others use the sums of one of these.
-        self.own: _FitTasks = []
+        self.gathering: list[FitTask] = []
 
-    def try_to_share(self, form: _FitTasks) -> bool:
+    def try_to_share(self, tasks: list[FitTask]) -> bool:
         """Let the first regression of a form use the sums of one that is here."""
-        return any(form[0].try_to_share(other) for other in self.own)
+        return any(tasks[0].try_to_share(other) for other in self.gathering)
 
     @property
-    def targets(self) -> _FitTasks:
+    def targets(self) -> list[FitTask]:
         """Regressions that need targets now; later ones of a form get their inputs later."""
-        return [*self.own, *(task for _, *later in self.forms for task in later)]
+        return [*self.gathering, *(task for _, *later in self.of_forms for task in later)]
 
 
 def _groups(
@@ -92,34 +92,34 @@ def _groups(
     for name, switch in net.switches.items():
         if sites is not None and name not in sites:
             continue
-        own = _SiteFits(has_first=True)
+        fits = _SiteFits(has_first=True)
         for label in switch.labels:
-            if not (form := switch.form(label).fit_tasks(settings, batches)):
+            if not (tasks := switch.form(label).fit_tasks(settings, batches)):
                 continue
-            shares = own.try_to_share(form)
-            needed = _bytes(form[1:] if shares else form)
-            if not shares and needed > room and any(o.own for o in (*group.values(), own)):
-                if own.own:
-                    group[name], own = own, _SiteFits(has_first=False)
+            shares = fits.try_to_share(tasks)
+            needed = _bytes(tasks[1:] if shares else tasks)
+            if not shares and needed > room and any(f.gathering for f in (*group.values(), fits)):
+                if fits.gathering:
+                    group[name], fits = fits, _SiteFits(has_first=False)
                 yield group
                 group, room = {}, settings.rows_mb * 2**20
             room -= needed
-            own.forms.append(form)
-            own.own += [] if shares else form[:1]
-        own.has_last = True
-        group[name] = own
+            fits.of_forms.append(tasks)
+            fits.gathering += [] if shares else tasks[:1]
+        fits.has_last = True
+        group[name] = fits
     if group:
         yield group
 
 
-def _bytes(form: _FitTasks) -> int:
+def _bytes(tasks: list[FitTask]) -> int:
     """Memory for rows or their sums, and for the targets that wait for a later pass."""
-    waiting = sum(task.regression.most_target_bytes for task in form[1:])
-    return waiting + sum(task.regression.bytes for task in form)
+    waiting = sum(task.regression.most_target_bytes for task in tasks[1:])
+    return waiting + sum(task.regression.bytes for task in tasks)
 
 
-def _finished(forms: list[_FitTasks]) -> list[_FitTasks]:
+def _finished(of_forms: list[list[FitTask]]) -> list[list[FitTask]]:
     """Solve the first regression of each form; return the remaining ones."""
-    for form in forms:
-        form[0].finish()
-    return [form[1:] for form in forms if form[1:]]
+    for tasks in of_forms:
+        tasks[0].finish()
+    return [tasks[1:] for tasks in of_forms if tasks[1:]]

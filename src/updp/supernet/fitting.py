@@ -28,14 +28,12 @@ from updp.recipe import FitSettings
 from updp.supernet.judge import Judge, split
 from updp.supernet.partial import NotReached, Walk, observed_inputs
 from updp.supernet.routed import routed
-from updp.supernet.shared import read_before, shared_sites
+from updp.supernet.shared import unchangeable
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
 from updp.tasks import CLASSIFICATION, Task
 
 _log = logging.getLogger(__name__)
-
-_FitTasks = list[FitTask]
 
 
 class FitRow(BaseModel, frozen=True):
@@ -109,19 +107,19 @@ def fit_plan(
             net.choose(chosen)
             if judge is not None:
                 judge.forget()
-        for fitting in place.fit_tasks:
-            if add_inputs(fitting, walk, place, [number for number, _ in numbered]):
+        for fit_task in place.fit_tasks:
+            if add_inputs(fit_task, walk, place, [number for number, _ in numbered]):
                 candidate = choices.get(place.name, KEEP)
-                figures.append(finish(fitting, place, candidate, judge))
+                figures.append(finish(fit_task, place, candidate, judge))
             else:
-                fitting.regression.clear()
+                fit_task.regression.clear()
             tick(place.name)
         hand_back()
     net.choose(choices)
     return figures
 
 
-def add_inputs(fitting: FitTask, walk: Walk, place: Place, numbers: Sequence[int]) -> bool:
+def add_inputs(fit_task: FitTask, walk: Walk, place: FitPlace, numbers: Sequence[int]) -> bool:
     """Give a regression the inputs of each batch; False where rows do not pair with the targets.
 
     Nor do they where the network, as it is pruned so far, calls the place no more.
@@ -131,27 +129,27 @@ def add_inputs(fitting: FitTask, walk: Walk, place: Place, numbers: Sequence[int
         # Batches of the judge are walked along, behind the others, for it resumes from here.
         for position, inputs in enumerate(walk.to(place.module)):
             if paired and position < len(numbers):
-                paired = fitting.add_input(numbers[position], *inputs)
+                paired = fit_task.add_input(numbers[position], *inputs)
     except NotReached as error:
         _log.info("%s is not fitted: %s", place.name, error)
         paired = False
     return all(processes.all_gather(paired))
 
 
-def finish(fitting: FitTask, place: Place, candidate: str, judge: Judge | None) -> FitRow:
+def finish(fit_task: FitTask, place: FitPlace, candidate: str, judge: Judge | None) -> FitRow:
     """Solve a regression; if it is a repair, keep the share of it that the judge allows."""
     kept, divergence = 1.0, None
     if judge is None:
-        fitted = fitting.finish()
+        fitted = fit_task.finish()
     elif place.pruned:
-        fitted = fitting.finish()
+        fitted = fit_task.finish()
         divergence = judge.measure_pruned()
     else:
-        fitted, kept, divergence = judge.keep_share_of(fitting.finish)
+        fitted, kept, divergence = judge.keep_share_of(fit_task.finish)
     return FitRow(
         site=place.name,
         candidate=candidate,
-        operator=fitting.operator,
+        operator=fit_task.operator,
         error=fitted.error,
         prior_error=fitted.prior_error,
         strength=fitted.strength,
@@ -162,26 +160,24 @@ def finish(fitting: FitTask, place: Place, candidate: str, judge: Judge | None) 
 
 
 @dataclass(frozen=True)
-class Place:
+class FitPlace:
     """A site's switch, or an operator outside of all sites, with its regressions."""
 
     name: str
     module: nn.Module
     pruned: bool
-    fit_tasks: _FitTasks
+    fit_tasks: list[FitTask]
 
 
 def _places(
     net: Supernet, choices: Mapping[str, str], batches: Sequence[Samples], settings: FitSettings
-) -> list[Place]:
+) -> list[FitPlace]:
     """Places to fit, from the first pruned site on, in execution order."""
-    places: list[Place] = []
+    places: list[FitPlace] = []
     order = execution_order(net, batches[0])
-    unpaired = routed(net, batches[0], {name: module for name, module, _ in order})
-    fixed: set[str] = set()
-    if settings.repair:
-        fixed = shared_sites(net)
-        fixed |= read_before(net, batches[0], {name: module for name, module, _ in order})
+    modules = {name: module for name, module, _ in order}
+    unpaired = routed(net, batches[0], modules)
+    fixed = unchangeable(net, batches[0], modules) if settings.repair else set()
     for name, module, x in order:
         pruned = choices.get(name, KEEP) != KEEP
         if not (pruned or (places and settings.repair)):
@@ -193,7 +189,7 @@ def _places(
             fit_tasks = module.form(choices[name]).fit_tasks(settings, len(batches))
         else:
             fit_tasks = repairs(net, name, module, x, settings, len(batches))
-        places.append(Place(name, module, pruned, fit_tasks))
+        places.append(FitPlace(name, module, pruned, fit_tasks))
     return places
 
 
@@ -212,9 +208,9 @@ def execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Module
 
     An operator that runs several times, or shares its weights, has no single target.
     """
-    inside = {id(m) for switch in net.places.values() for m in switch.modules()}
+    inside = {id(m) for switch in net.all_switches.values() for m in switch.modules()}
     owners = parameter_owners(net.model)
-    names: dict[nn.Module, str] = {switch: name for name, switch in net.places.items()}
+    names: dict[nn.Module, str] = {switch: name for name, switch in net.all_switches.items()}
     for name, module in net.model.named_modules():
         linear = isinstance(module, (*CONVOLUTIONS, nn.Linear)) and id(module) not in inside
         if linear and all(owners[id(p)] == 1 for p in module.parameters()):
@@ -237,10 +233,10 @@ def execution_order(net: Supernet, images: Samples) -> list[tuple[str, nn.Module
 
 
 def gather_targets(
-    net: Supernet, places: list[Place], batches: Sequence[Samples], room: float
+    net: Supernet, places: list[FitPlace], batches: Sequence[Samples], room: float
 ) -> None:
     """Gather the baseline's outputs at all places, in at most `room` bytes."""
-    regressions = [fitting.regression for place in places for fitting in place.fit_tasks]
+    regressions = [fit_task.regression for place in places for fit_task in place.fit_tasks]
 
     def gather(number: int) -> None:
         with observed_inputs({p.module: observer(number, p.fit_tasks, []) for p in places}):

@@ -13,11 +13,19 @@ from updp.supernet.supernet import Supernet
 from updp.supernet.switch import Switch
 
 
+def unchangeable(net: Supernet, images: Samples, places: Mapping[str, nn.Module]) -> set[str]:
+    """Sites, and some of `places`, whose weights must stay unless they are pruned.
+
+    See `shared_sites` and `read_before`.
+    """
+    return shared_sites(net) | read_before(net, images, places)
+
+
 def shared_sites(net: Supernet) -> set[str]:
     """Sites that share weights with another site or with an operator outside of all sites."""
     users: Counter[int] = Counter()
-    inside = {id(m) for switch in net.places.values() for m in switch.modules()}
-    for switch in net.places.values():
+    inside = {id(m) for switch in net.all_switches.values() for m in switch.modules()}
+    for switch in net.all_switches.values():
         users.update({id(p) for p in switch.keep.parameters()})
     for module in net.model.modules():
         is_list = isinstance(module, nn.ParameterList | nn.ParameterDict)  # counted at its reader
@@ -25,7 +33,7 @@ def shared_sites(net: Supernet) -> set[str]:
             users.update(id(p) for p in module.parameters())
     return {
         name
-        for name, switch in net.places.items()
+        for name, switch in net.all_switches.items()
         if any(users[id(p)] > 1 for p in switch.keep.parameters())
     }
 

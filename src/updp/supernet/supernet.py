@@ -53,7 +53,7 @@ class Supernet(nn.Module):
         self._frozen = set[str]()  # sites whose parameters the user has all frozen
         for site in self.sites.values():
             self._blocks.setdefault(site.block, []).append(site)
-        self._whole, self._counted = findings.whole, findings.counted
+        self._keep_unused, self._keep_count = findings.keep_unused, findings.keep_count
         self._modal = findings.modal
         self._originals = {name: model.get_submodule(name) for name in self._blocks}
         self._base = _tensors(model)
@@ -91,17 +91,17 @@ class Supernet(nn.Module):
             switch.checkpointing = checkpointing
 
     @property
-    def places(self) -> dict[str, Switch]:
+    def all_switches(self) -> dict[str, Switch]:
         """All switches by site, including sites without candidates."""
         return self.switches | self.kept
 
     def paths(self) -> list[nn.Module]:
         """All paths of all sites: the baseline's paths and the candidates' forms."""
-        return [path for s in self.places.values() for path in (s.keep, *s.forms)]
+        return [path for s in self.all_switches.values() for path in (s.keep, *s.forms)]
 
     @torch.no_grad()
     def calibrate(self, images: Samples) -> None:
-        """Initialise every candidate's BatchNorms from a baseline run on `images` (N, C, H, W)."""
+        """Initialise what every candidate owns from a baseline run on `images` (N, C, H, W)."""
         self.choose({})
         calls: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         ready = set[str]()
@@ -189,8 +189,10 @@ class Supernet(nn.Module):
         for name, sites in self._blocks.items():
             parts = [p for site in sites if (p := self._merged_part(site, dtype))]
             if parts:
-                whole, counted = name in self._whole, name in self._counted
-                rewrite(blocks[name], self._graphs[name], parts, whole=whole, inside=counted)
+                unused, count = name in self._keep_unused, name in self._keep_count
+                rewrite(
+                    blocks[name], self._graphs[name], parts, keep_unused=unused, keep_count=count
+                )
         return to_eval(model)
 
     def merged_site(self, site: str, dtype: torch.dtype) -> nn.Module:
@@ -210,7 +212,7 @@ class Supernet(nn.Module):
         return [
             block
             for block, sites in self._blocks.items()
-            if any(self.places[s.name].choice != KEEP for s in sites)
+            if any(self.all_switches[s.name].choice != KEEP for s in sites)
         ]
 
     def _forms(self) -> Iterator[tuple[str, Form]]:
@@ -220,7 +222,7 @@ class Supernet(nn.Module):
                 yield f"{name}.{label}", switch.form(label)
 
     def _merged_part(self, site: Site, dtype: torch.dtype) -> Replacement | None:
-        switch = self.places[site.name]
+        switch = self.all_switches[site.name]
         if switch.choice == KEEP:
             return None
         owner, key = next(iter(self._base.values()))
@@ -250,9 +252,9 @@ class Supernet(nn.Module):
                 switch.forms.requires_grad_(False)
             (self.switches if offered else self.kept)[site.name] = switch
             parts.append(calling(region, f"switch{i}", switch))
-        rewrite(block, graph, parts, whole=True, inside=name in self._counted)
+        rewrite(block, graph, parts, keep_unused=True, keep_count=name in self._keep_count)
         if name in self._modal:
-            switches = [self.places[site.name] for site in sites]
+            switches = [self.all_switches[site.name] for site in sites]
             own = self._own[name].get("forward")
             vars(block)["forward"] = ModalForward(block, own, switches)
 

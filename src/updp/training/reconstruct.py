@@ -26,7 +26,7 @@ from updp.supernet import KEEP, Inputs, Supernet, Switch, bytes_of, copied
 from updp.supernet.judge import Judge
 from updp.supernet.partial import Walk
 from updp.supernet.routed import routed
-from updp.supernet.shared import read_before, shared_sites
+from updp.supernet.shared import unchangeable
 from updp.tasks import CLASSIFICATION, Task
 from updp.training.optim import make_optimizer, make_schedule, whole_steps
 
@@ -101,7 +101,7 @@ def reconstruct(
     baseline.eval()
     baseline.choose({})
     with torch.no_grad():
-        places = _places(net, baseline, images[0])
+        places = _site_pairs(net, baseline, images[0])
         mine = [batch for _, batch in processes.share(judged)]
         modules = [p.own for p in places]
         own = Walk(net, modules, [*images, *mine], megabytes, run=task.run)
@@ -130,7 +130,7 @@ def reconstruct(
     return rows
 
 
-def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePair]:
+def _site_pairs(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePair]:
     """Sites to train, in order: from the first pruned one, called once, with weights to train."""
     order = dict[str, None]()
 
@@ -138,21 +138,22 @@ def _places(net: Supernet, baseline: Supernet, images: Samples) -> list[_SitePai
         order.setdefault(name)
 
     with hooks(
-        switch.register_forward_pre_hook(partial(seen, name)) for name, switch in net.places.items()
+        switch.register_forward_pre_hook(partial(seen, name))
+        for name, switch in net.all_switches.items()
     ):
         call(net, images[:2])
-    pruned = [net.places[name].choice != KEEP for name in order]
-    fixed = shared_sites(net) | read_before(net, images, net.places)
+    pruned = [net.all_switches[name].choice != KEEP for name in order]
+    fixed = unchangeable(net, images, net.all_switches)
     # Each process has other images.
-    unpaired = set().union(*processes.all_gather(sorted(routed(net, images, net.places))))
+    unpaired = set().union(*processes.all_gather(sorted(routed(net, images, net.all_switches))))
     return [
-        _SitePair(name, net.places[name], baseline.places[name])
+        _SitePair(name, net.all_switches[name], baseline.all_switches[name])
         for number, name in enumerate(order)
         if any(pruned[: number + 1])
         and net.sites[name].calls == 1
         and name not in unpaired
         and (pruned[number] or name not in fixed)
-        and any(p.requires_grad for p in net.places[name].running.parameters())
+        and any(p.requires_grad for p in net.all_switches[name].running.parameters())
     ]
 
 

@@ -17,7 +17,7 @@ from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.composed import ComposedStep, read_composed
 from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.trace import trace_alone
-from updp.candidates import propose
+from updp.candidates import inherit_cuts
 from updp.supernet import Supernet, fit_plan
 
 D = 6
@@ -123,7 +123,7 @@ def test_the_step_has_the_weight_of_all_paths(bias: bool) -> None:
 def merged_exactly(net: nn.Module, x: Tensor) -> tuple[list[str], nn.Module]:
     """Merge the first candidate that is shallower of each site; the sites, and the merged model."""
     wanted, findings = net(x), find(net, x[:2])
-    sites = {s.name: list(propose(s, end_activation=False))[:1] for s in findings.sites}
+    sites = {s.name: list(inherit_cuts(s, end_activation=False))[:1] for s in findings.sites}
     pruned = Supernet(copy.deepcopy(net), findings, sites).eval()
     pruned.choose({})
     assert error(pruned(x), wanted) < 1e-12

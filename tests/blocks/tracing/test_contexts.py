@@ -16,7 +16,7 @@ from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.contexts import contexts_of
 from updp.blocks.tracing.region import is_add
 from updp.blocks.tracing.trace import trace_alone
-from updp.candidates import propose
+from updp.candidates import inherit_cuts
 from updp.recipe import FitSettings
 from updp.supernet import Supernet, fit_plan
 
@@ -123,7 +123,7 @@ def pruned(model: nn.Module, x: Tensor) -> tuple[Findings, nn.Module]:
     """What is found in a model, and the model with all sites merged."""
     randomise(model).eval()
     found = find(model, x)
-    candidates = {site.name: [*propose(site)][:1] for site in found.sites}
+    candidates = {site.name: [*inherit_cuts(site)][:1] for site in found.sites}
     net = Supernet(model, found, candidates).eval()
     net.calibrate(x)
     choices = {name: own[0].label for name, own in candidates.items()}
@@ -231,7 +231,7 @@ def test_a_part_that_leaves_autocast_keeps_its_precision_as_it_is_pruned() -> No
     model = Outside().eval()
     x, wanted = x_of(), model(x_of())
     found = find(model, x[:2])
-    candidates = {site.name: [*propose(site)][:1] for site in found.sites}
+    candidates = {site.name: [*inherit_cuts(site)][:1] for site in found.sites}
     net = Supernet(model, found, candidates).eval()
     net.choose({})
     assert torch.equal(net(x), wanted)

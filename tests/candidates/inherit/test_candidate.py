@@ -9,7 +9,7 @@ from tests.families import C, Net, conv, images, network
 from tests.road import supernet
 from updp.blocks import Site, find
 from updp.blocks.values import difference
-from updp.candidates import Inherit, baseline_macs, propose
+from updp.candidates import Inherit, baseline_macs, inherit_cuts
 from updp.recipe import CandidateSettings
 
 
@@ -19,7 +19,7 @@ def site(model: nn.Module) -> Site:
 
 
 def labels(family: str) -> list[str]:
-    return [c.label for c in propose(site(network(family)))]
+    return [c.label for c in inherit_cuts(site(network(family)))]
 
 
 def test_a_basic_block_may_shrink_either_kernel_or_both() -> None:
@@ -55,12 +55,12 @@ def test_a_kernel_is_not_shrunk_where_that_moves_or_resizes_the_map(family: str)
 @pytest.mark.parametrize("family", ["basic", "bottleneck", "inverted", "convnext"])
 def test_candidates_come_least_shrunk_first_then_smallest(family: str) -> None:
     where = site(network(family))
-    keys = [(len(c.shrunk), c.macs(where)) for c in propose(where)]
+    keys = [(len(c.shrunk), c.macs(where)) for c in inherit_cuts(where)]
     assert all(a <= b for a, b in pairwise(keys))
 
 
 def test_options_reach_every_candidate() -> None:
-    found = list(propose(site(network("convnext")), end_activation=False, linearise=True))
+    found = list(inherit_cuts(site(network("convnext")), end_activation=False, linearise=True))
     assert found
     assert not any(c.end_activation for c in found)
     assert all(c.linearise for c in found)

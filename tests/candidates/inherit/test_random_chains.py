@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.candidates.supernets import choices, features
 from tests.families import C, Net, error, randomise, ring
 from updp.blocks import find
-from updp.candidates import Inherit, proposals, propose
+from updp.candidates import Inherit, inherit_cuts, proposals
 from updp.recipe import CandidateSettings
 from updp.supernet import GATES, Supernet
 
@@ -104,7 +104,7 @@ def test_random_chains_merge_exactly_or_are_refused(
     for site in findings.sites:
         settings = CandidateSettings(drop="always", linearise=linearise)
         traced = findings.traced(site, model)
-        inherits = list(propose(site, linearise=linearise))
+        inherits = list(inherit_cuts(site, linearise=linearise))
         others = [c for c in proposals(traced, settings) if not isinstance(c, Inherit)]
         candidates = [*inherits, *others]
         if not candidates:

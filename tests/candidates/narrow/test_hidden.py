@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.families import error
 from updp.blocks import find
 from updp.blocks.nested import ModelInputs, call
-from updp.candidates import from_json
+from updp.candidates import read_candidate
 from updp.candidates.narrow.candidate import Narrow
 from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
 from updp.errors import UserError
@@ -471,7 +471,7 @@ def test_a_block_whose_hidden_channels_cannot_go_has_no_narrow_form(kind: type[n
 
 
 def test_the_candidate_is_read_from_json_as_any_narrow_one() -> None:
-    assert from_json(Narrow(0.5).to_json()) == Narrow(0.5)
+    assert read_candidate(Narrow(0.5).to_json()) == Narrow(0.5)
 
 
 class Scaled(nn.Linear):

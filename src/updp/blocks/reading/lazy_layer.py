@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from updp.algebra import Padding, Size, sides_of
-from updp.blocks.reading.watching import CONVOLUTIONS, is_plain, padding_in, per_axis
+from updp.blocks.reading.watching import CONVOLUTIONS, padding_in, per_axis, uses_weight_as_is
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def of_linear(
 
 def of_module(child: nn.Module) -> LazyLayer | None:
     """A linear layer or a convolution of all channels, as it stands."""
-    if not isinstance(child, (*CONVOLUTIONS, nn.Linear)) or not is_plain(child):
+    if not isinstance(child, (*CONVOLUTIONS, nn.Linear)) or not uses_weight_as_is(child):
         return None
     shape = tuple(child.weight.shape)
     if isinstance(child, nn.Linear):

@@ -15,7 +15,7 @@ from updp.algebra import Padding, Size, convolve, padding_of, sides_of
 from updp.blocks.copying import copy_module
 from updp.blocks.reading.masks import mask_of
 from updp.blocks.reading.watching import CONVOLUTIONS as CONVOLUTIONS
-from updp.blocks.reading.watching import is_plain, padding_in, per_axis, watch, weight_of
+from updp.blocks.reading.watching import padding_in, per_axis, uses_weight_as_is, watch, weight_of
 from updp.blocks.teach import taught_operator
 
 
@@ -55,14 +55,14 @@ class LinearStep:
             return cls(name, module, t.stride, t.padding, t.dilation, t.groups, derived=True)
         assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
         if isinstance(module, nn.Linear):
-            weight = module.weight if is_plain(module) else watch(module, x).weight
+            weight = module.weight if uses_weight_as_is(module) else watch(module, x).weight
             return cls(name, module, derived=_is_derived(module, weight))
         if module.padding_mode != "zeros":
             raise ValueError(f"pads with {module.padding_mode!r}, not with zeros")
         sizes, dims = (module.stride, module.dilation), module.weight.ndim - 2  # maybe as lists
         stride, dilation = (per_axis(size, dims) for size in sizes)
         groups = module.groups
-        if is_plain(module):
+        if uses_weight_as_is(module):
             padding, weight = padding_in(module.padding, module), module.weight
         else:  # as timm's `StdConv2d` and `Conv2dSame`: see what it really does
             seen = watch(module, x)

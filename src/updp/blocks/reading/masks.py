@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, call_user_code
-from updp.blocks.reading.watching import CONVOLUTIONS, is_plain, weight_of
+from updp.blocks.reading.watching import CONVOLUTIONS, uses_weight_as_is, weight_of
 from updp.blocks.teach import taught_operator
 
 
@@ -19,7 +19,7 @@ def mask_of(module: nn.Module) -> Tensor | None:
     negative weights to 0: those that are 0 in the kernel all the same are hidden.
     """
     known = isinstance(module, (*CONVOLUTIONS, nn.Linear)) and taught_operator(module) is None
-    if known and is_plain(module) and not hasattr(module, "parametrizations"):
+    if known and uses_weight_as_is(module) and not hasattr(module, "parametrizations"):
         return None
     try:
         tried = copy_module(module)

@@ -86,7 +86,7 @@ class Site:
         """Number of axes of an operator on maps at the exit, as made by `fit.as_maps`."""
         return len(self.shape_out) - 2 if self.layout == "first" else 2
 
-    def lays_out(self, layout: str) -> bool:
+    def needs_contiguous(self, layout: str) -> bool:
         """Whether what computes in `layout` must make its output contiguous, as the block's is.
 
         A permuted tensor, or one that follows another's strides, would fail in a later `view`.
@@ -127,8 +127,8 @@ class Site:
 
 
 def read_site(
-    label: str,
     name: str,
+    path: str,
     block: nn.Module,
     graph: fx.Graph,
     region: Region,
@@ -137,8 +137,8 @@ def read_site(
     """Read a region as a site.
 
     Args:
-        label: name of the site.
-        name: module path of the block.
+        name: name of the site.
+        path: module path of the block.
         calls: value of every node by name, for each call of the block in one forward of the model.
 
     Raises:
@@ -180,8 +180,8 @@ def read_site(
     if branch is None and region.add is None and out.shape != entry.shape:
         raise NotAChain(why)
     return Site(
-        name=label,
-        block=name,
+        name=name,
+        block=path,
         kind=type(block).__name__,
         region=region,
         branch=branch,
@@ -204,14 +204,14 @@ def _check_mergeable(branch: Chain) -> None:
     names = [s.name for s in branch.linears]
     if len(names) < 2:
         raise NotAChain("it has fewer than two linear operators, so there is nothing to merge")
-    if repeated := [name for name in names if names.count(name) > 1]:
+    if repeated := [each for each in names if names.count(each) > 1]:
         raise NotAChain(f"it calls `{repeated[0]}` more than once")
 
 
 def _layout(block: nn.Module, graph: fx.Graph, region: Region, values: Mapping[str, Any]) -> str:
     """Layout of a branch that is not a chain, from the inputs of its modules."""
     part = extract(block, graph, region.entry, region.branch[-1], region.extras)
-    return layout_of(part, *(values[name] for name in (region.entry, *region.extras)))
+    return layout_of(part, *(values[each] for each in (region.entry, *region.extras)))
 
 
 def _read_skip(

@@ -26,7 +26,7 @@ _FUNCTIONS: dict[type[nn.Module], tuple[Callable[..., Tensor], ...]] = {
 _Operator = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
-def is_plain(module: nn.Module) -> bool:
+def uses_weight_as_is(module: nn.Module) -> bool:
     """Whether a call convolves with the module's `weight` as it stands now."""
     # Old `weight_norm` and `spectral_norm` make the weight anew in a hook before each forward.
     own = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
@@ -51,7 +51,7 @@ def weight_of(module: nn.Module) -> Tensor:
         return taught.weight
     assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
     own = module.weight
-    if is_plain(module):
+    if uses_weight_as_is(module):
         return own
     groups = 1 if isinstance(module, nn.Linear) else module.groups
     # What a hook left as `weight` may be of another type or device than its parameters are.

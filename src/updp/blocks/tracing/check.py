@@ -8,7 +8,7 @@ from torch import fx, nn
 from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.tracing.calls import Arguments, cloned
 from updp.blocks.tracing.contexts import autocast_in
-from updp.blocks.tracing.interpret import NotTraceable, run_graph
+from updp.blocks.tracing.interpret import NotTraceable, WrongGraph, run_graph
 from updp.blocks.values import difference
 
 _TOLERANCE = 1e-4  # relative: between a graph and its module
@@ -52,10 +52,10 @@ def check_graph(
         )
     if computes(module, call, output_of(graph, values)):
         what = "number of images" if only else "size or number of images"
-        raise NotTraceable(f"its graph holds for one {what} only")
+        raise WrongGraph(f"its graph holds for one {what} only")
     if difference(_run(module, call), _run(module, call)) > _TOLERANCE:
         raise NotTraceable("two evaluations of it differ: it is random, or keeps a state")
-    raise NotTraceable(
+    raise WrongGraph(
         "its graph computes something else than it does: it may read what its modules keep"
     )
 

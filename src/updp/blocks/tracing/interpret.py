@@ -14,6 +14,10 @@ class NotTraceable(Exception):
     """A forward cannot be turned into an fx graph; the text says why."""
 
 
+class WrongGraph(NotTraceable):
+    """The fx graph of a forward does not compute what the forward does; the text says why."""
+
+
 def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, Any]:
     """Run `graph` on the arguments of a call; the value of every node by name.
 
@@ -41,7 +45,7 @@ def run_graph(module: nn.Module, graph: fx.Graph, call: Arguments) -> dict[str, 
     except Exception as error:  # user code may raise any
         if is_out_of_memory(error):
             raise
-        raise NotTraceable(f"its graph does not run: {first_line(error)}") from error
+        raise WrongGraph(f"its graph does not run: {first_line(error)}") from error
     return values
 
 

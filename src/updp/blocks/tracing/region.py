@@ -3,10 +3,11 @@
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from updp.blocks.tracing.node_values import NoValues, Values
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _OF_SIZE = {"shape", "ndim", "dtype", "device", "size", "dim", "numel", "stride", "element_size"}
@@ -210,14 +211,12 @@ def _outer(
     }
 
 
-def joins_maps(
-    region: Region, values: Sequence[Mapping[str, Any]] | str, *, vectors: bool = True
-) -> bool:
+def joins_maps(region: Region, values: Values | NoValues, *, vectors: bool = True) -> bool:
     """Whether a region's ends are floating-point tensors; a model adds sizes and indices, too.
 
     Without `vectors`, (N, C), they must be maps or tokens.
     """
-    if isinstance(values, str):
+    if isinstance(values, NoValues):
         return True
     ends = [values[0][name] for name in (region.entry, *region.branch[-1:])]
     of_numbers = (isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in ends)

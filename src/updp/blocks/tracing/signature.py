@@ -51,10 +51,10 @@ def parameters(forward: Callable[..., Any], call: Arguments) -> list[Parameter]:
     return found
 
 
-def is_plain(value: Any) -> bool:
+def is_constant(value: Any) -> bool:
     """Whether a value is a number, flag, text or None, or a tuple, list or dict of these.
 
-    >>> is_plain({"output_attentions": False}), is_plain((torch.zeros(1), None))
+    >>> is_constant({"output_attentions": False}), is_constant((torch.zeros(1), None))
     (True, False)
     """
     leaves: list[Any] = []

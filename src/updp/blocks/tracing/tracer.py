@@ -21,7 +21,7 @@ from updp.blocks.tracing.foreign import Foreign, construction, has_proxy, record
 from updp.blocks.tracing.makers import MAKERS, Makers
 from updp.blocks.tracing.overwrites import Notes, are_one, version_of
 from updp.blocks.tracing.proxies import Flag, ValueProxy, depends_on_inputs, is_batch, is_flag
-from updp.blocks.tracing.signature import Parameter, holds_tensor, is_plain, parameters
+from updp.blocks.tracing.signature import Parameter, holds_tensor, is_constant, parameters
 
 # Functions that read only the size and dtype of a tensor.
 _SIZED = {"zeros_like", "ones_like", "full_like", "empty_like"} | {
@@ -231,7 +231,7 @@ class Tracer(fx.Tracer):
         self._note_values(proxy.node)
 
         def part(key: int | str, of: Any) -> Any:
-            return of if is_plain(of) else proxy[key]  # type: ignore[index]
+            return of if is_constant(of) else proxy[key]  # type: ignore[index]
 
         if parameter.target.startswith("**"):
             return {key: part(key, of) for key, of in value.items()}

@@ -21,6 +21,7 @@ from updp.blocks import Site, TracedSite
 from updp.blocks.copying import copy_module
 from updp.blocks.modules import UserCodeError, evaluating, like_of, seeded_input
 from updp.blocks.surgery import Replacement
+from updp.candidates import ranks
 from updp.candidates.attention.heads import Heads, attend
 from updp.candidates.attention.reading import HeadLayout, may_attend, read_attention, read_heads
 from updp.candidates.attention.reduce import reduced
@@ -33,7 +34,6 @@ from updp.fit.operator import channel_factor
 from updp.recipe import CandidateSettings, FitSettings
 
 _log = logging.getLogger(__name__)
-_RANK, _LAST = 50, 100  # ranks: next to narrower candidates, below dropping the branch
 _NAMED = "attention_{}"  # names of the modules added to a block
 
 
@@ -73,7 +73,7 @@ class NarrowAttention(Candidate):
         """Higher, the smaller the share of the heads' channels that is left."""
         heads, keys, values = self.of
         share = self.heads * (self.keys + self.values) / (heads * (keys + values))
-        return _RANK + int((_LAST - _RANK) * (1 - share))
+        return ranks.narrower(share)
 
     @classmethod
     def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[NarrowAttention]:

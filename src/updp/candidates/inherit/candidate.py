@@ -18,6 +18,7 @@ from torch import nn
 
 from updp.algebra import can_shrink, kept_groups, sides_of
 from updp.blocks import ActStep, Chain, LinearStep, ShuffleStep, Site, TracedSite
+from updp.candidates import ranks
 from updp.candidates.base import Candidate
 from updp.candidates.inherit.branch import LinearBranch
 from updp.candidates.inherit.form import InheritForm
@@ -51,7 +52,7 @@ class Inherit(Candidate):
     @property
     def rank(self) -> int:
         """The number of shrunk kernels, plus 1."""
-        return 1 + len(self.shrunk)
+        return ranks.MERGED + len(self.shrunk)
 
     @classmethod
     def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Inherit]:
@@ -61,7 +62,8 @@ class Inherit(Candidate):
         next. Of forms that merge to the same size only the first is used, for the same reason.
         """
         site = traced.site
-        found = propose(site, end_activation=settings.end_activation, linearise=settings.linearise)
+        ends, linear = settings.end_activation, settings.linearise
+        found = inherit_cuts(site, end_activation=ends, linearise=linear)
         limit = baseline_macs(site) if site.branch is not None else 0
         few: list[Inherit] = []
         for _, group in groupby(found, key=lambda c: c.rank):
@@ -105,7 +107,7 @@ class Inherit(Candidate):
         return total
 
 
-def propose(
+def inherit_cuts(
     site: Site, *, end_activation: bool = True, linearise: bool = False
 ) -> Iterator[Inherit]:
     """Yield every cut of the chain in which operators merge, least shrunk first, then smallest.

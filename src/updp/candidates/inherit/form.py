@@ -34,7 +34,8 @@ class InheritForm(Form):
         site = traced.site
         super().__init__()
         self.chain, self.skip_chain, self.post = site.chain, site.skip, site.post
-        self.activation, self._lays_out = activation, site.lays_out(site.chain.layout)
+        self.activation = activation
+        self._needs_contiguous = site.needs_contiguous(site.chain.layout)
         skip = traced.skip()
         self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
         self.branch = branch
@@ -61,7 +62,7 @@ class InheritForm(Form):
             kept = h if self.post is None else self.post.keep(h, self.chain.layout)
             y = blend(kept, y, lam)
         y = to_layout(y, self.chain.layout, self.chain.layout_out)
-        return y.contiguous() if self._lays_out else y
+        return y.contiguous() if self._needs_contiguous else y
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *extras: Any) -> None:

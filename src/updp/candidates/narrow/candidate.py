@@ -15,6 +15,7 @@ from torch import fx
 
 from updp.blocks import Site, TracedSite
 from updp.blocks.modules import UserCodeError
+from updp.candidates import ranks
 from updp.candidates.attention.reading import read_attention
 from updp.candidates.base import Candidate, Form
 from updp.candidates.narrow.chain_narrowing import ChainNarrowing
@@ -23,8 +24,6 @@ from updp.candidates.narrow.hidden_narrowing import HiddenNarrowing, find_hidden
 from updp.candidates.narrow.narrowing import Narrowing
 from updp.errors import UserError
 from updp.recipe import CandidateSettings
-
-_RANK, _LAST = 50, 100  # ranks: above candidates that merge, below dropping the branch
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Narrow(Candidate):
     @property
     def rank(self) -> int:
         """Between candidates that merge and `drop`; higher for narrower ones."""
-        return _RANK + int((_LAST - _RANK) * (1 - self.width))
+        return ranks.narrower(self.width)
 
     @classmethod
     def propose(cls, traced: TracedSite, settings: CandidateSettings) -> Iterator[Narrow]:

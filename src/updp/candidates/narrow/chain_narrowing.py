@@ -18,8 +18,8 @@ from updp.candidates.narrow.channels import (
 )
 from updp.candidates.narrow.hidden import called_modules
 from updp.candidates.narrow.narrowing import NarrowModules
-from updp.fit.fitting import FitTask
-from updp.fit.operator import Function, OperatorFit
+from updp.fit.fit_task import FitTask
+from updp.fit.operator import FittableOperator, Function
 from updp.recipe import FitSettings
 
 
@@ -70,9 +70,9 @@ class ChainNarrowing:
         """See `Narrowing`: for each operator one task, or two if the channels are mixed."""
         chain, tasks = self._chain(modules), []
         for inner, count in self._fewer(chain):
-            fit = OperatorFit(chain, inner.consumer, skip, self._site.post)
+            fit = FittableOperator(chain, inner.consumer, skip, self._site.post)
             cut = partial(inner.cut, chain)
-            tasks += fit.narrowing(
+            tasks += fit.narrowing_tasks(
                 settings, batches, count, cut, gated=inner.gated, unit=inner.unit
             )
         return tasks

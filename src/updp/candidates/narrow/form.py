@@ -20,7 +20,7 @@ from updp.candidates.parts.regraph import RewiredForm
 from updp.candidates.parts.trials import Precision, in_precision
 from updp.errors import is_out_of_memory
 from updp.fit import Fitted
-from updp.fit.fitting import FitTask
+from updp.fit.fit_task import FitTask
 from updp.recipe import FitSettings
 
 _log = logging.getLogger(__name__)

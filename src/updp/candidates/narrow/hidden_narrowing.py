@@ -15,8 +15,8 @@ from updp.candidates.narrow.heads import head_channels
 from updp.candidates.narrow.hidden import HiddenChannels, hidden_channels
 from updp.candidates.narrow.narrowing import NarrowModules
 from updp.candidates.parts.widths import share_of
-from updp.fit.fitting import FitTask
-from updp.fit.operator import Function, OperatorFit
+from updp.fit.fit_task import FitTask
+from updp.fit.operator import FittableOperator, Function
 from updp.recipe import FitSettings
 
 
@@ -75,12 +75,14 @@ class HiddenNarrowing:
                 chain = replace(chain, steps=(*chain.steps, ScaleStep("", factor)))
         gated = bool(hidden.readers)
         enter = self._entered(modules) if gated else hidden.enter
-        fit = OperatorFit(on_modules(chain, modules.own), 0, skip, post, enter)
+        fit = FittableOperator(on_modules(chain, modules.own), 0, skip, post, enter)
 
         def cut(channels: Tensor) -> None:
             self._cut(modules, channels)
 
-        return fit.narrowing(settings, batches, *self.left, cut, gated=gated, unit=hidden.unit)
+        return fit.narrowing_tasks(
+            settings, batches, *self.left, cut, gated=gated, unit=hidden.unit
+        )
 
     def _entered(self, modules: NarrowModules) -> Function:
         """The function from the site's entry and extras to what the consumer among `modules` reads.

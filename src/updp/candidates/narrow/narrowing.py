@@ -16,7 +16,7 @@ from updp.blocks.paths import under
 from updp.blocks.reading.composed import plain_layer
 from updp.blocks.surgery import Replacement
 from updp.candidates.parts.regraph import emit_rewired
-from updp.fit.fitting import FitTask
+from updp.fit.fit_task import FitTask
 from updp.fit.operator import Function
 from updp.recipe import FitSettings
 

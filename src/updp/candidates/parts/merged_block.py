@@ -95,8 +95,8 @@ class MergedSkip:
 
 
 def _laid_out(site: Site, layout: str, graph: fx.Graph, y: fx.Node) -> fx.Node:
-    """The output in the memory format of the block's; see `Site.lays_out`."""
-    return graph.call_method("contiguous", (y,)) if site.lays_out(layout) else y
+    """The output in the memory format of the block's; see `Site.needs_contiguous`."""
+    return graph.call_method("contiguous", (y,)) if site.needs_contiguous(layout) else y
 
 
 def _base(site: Site) -> str:

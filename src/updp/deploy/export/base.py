@@ -15,7 +15,6 @@ from updp.blocks.nested import Samples
 from updp.deploy.export.program import CapturedModel, capture
 from updp.errors import needs_extra, reason
 from updp.io.quiet import quiet
-from updp.measure.openvino import import_openvino
 from updp.run.plain import INPUT
 
 _log = logging.getLogger(__name__)
@@ -39,8 +38,7 @@ class Format(ABC):
         """Raise UserError if a package is missing, with the command that installs it."""
         for package in self.packages:
             try:
-                # OpenVINO has its own import function, which disables its telemetry.
-                import_openvino() if package == "openvino" else import_module(package)
+                self._import(package)
             except ImportError as error:
                 purpose = purpose or f"export to {self.name}"
                 raise needs_extra(purpose, package, self.extra) from error
@@ -48,7 +46,9 @@ class Format(ABC):
     def write(
         self, model: nn.Module, example: Samples, path: Path, names: Sequence[str] = (INPUT,)
     ) -> CapturedModel:
-        """Write `model` to the file `path`; of images (N, C, H, W) only the shape matters.
+        """Capture `model` and save it as the file `path`, as INT8 does for its float32 file.
+
+        Of images (N, C, H, W) only the shape matters.
 
         Sizes are dynamic if model and converter allow it; the returned program says so. Raises
         UserError if a package is missing, or if torch.export cannot read the model.
@@ -85,6 +85,10 @@ class Format(ABC):
     def versions(self) -> dict[str, str]:
         """Versions of the packages that wrote and ran the file."""
         return {name: version(name) for name in ("torch", *self.packages)}
+
+    @staticmethod
+    def _import(package: str) -> None:
+        import_module(package)
 
     @abstractmethod
     def _save(self, program: CapturedModel, path: Path) -> None: ...

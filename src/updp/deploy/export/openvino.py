@@ -19,6 +19,13 @@ class OpenVino(Format):
     name, suffix = "openvino", ".xml"
     packages, extra = ("openvino", "onnx", "onnxscript"), "onnx,openvino"
 
+    @staticmethod
+    def _import(package: str) -> None:
+        if package == "openvino":
+            import_openvino()  # it disables its telemetry
+        else:
+            Format._import(package)
+
     def _save(self, program: CapturedModel, path: Path) -> None:
         openvino = import_openvino()
         with tempfile.TemporaryDirectory() as folder:
