@@ -369,17 +369,3 @@ def test_a_pair_of_arrays_is_no_pair_of_splits(tiny_model: str) -> None:
     for pair in ((images, labels), (images.numpy(), labels.numpy())):
         with pytest.raises(UserError, match=r"data is a pair of arrays.*TensorDataset"):
             open_inputs(tiny_model, pair, tiny.make_recipe())
-
-
-@pytest.mark.parametrize("stage", ["supernet", "subnet"])
-def test_a_model_of_frozen_parameters_only_cannot_be_trained(tiny_model: str, stage: str) -> None:
-    module = load_model(tiny_model).requires_grad_(False)
-    recipe = Recipe.load("fit-only").updated(
-        "data.held_out=20", "data.calibration=20", "budget.blocks=1"
-    )
-    given = (data(), data(first=1))
-    open_inputs(module, given, recipe)
-    with pytest.raises(UserError, match=rf"{stage}\.epochs=2 trains, and all parameters .*fit-on"):
-        open_inputs(module, given, recipe.updated(f"{stage}.epochs=2"))
-    module.head.requires_grad_()
-    open_inputs(module, given, recipe.updated(f"{stage}.epochs=2"))

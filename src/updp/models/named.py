@@ -80,6 +80,12 @@ def hash_state(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def hash_frozen(module: nn.Module) -> str:
+    """Sha256 of the names of the parameters that are not trained; empty if all are."""
+    names = sorted(name for name, p in module.named_parameters() if not p.requires_grad)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
+
+
 def num_outputs(model: nn.Module, inputs: tuple[int, ...] | Samples) -> int:
     """Number of classes K of a model that maps zeros (1, *shape), or N `inputs`, to (N, K).
 

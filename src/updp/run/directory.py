@@ -259,6 +259,8 @@ def _told(field: str, found: str, wanted: str) -> str:
             "unlabelled": "the unlabelled images",
         }
         return f"{what.get(field, f'the {field}')} are not those of that run"
+    if field == "frozen":
+        return "there other parameters are frozen (requires_grad=False)"
     if field == "kind_of_budget":
         given = "a given plan"
         kinds = {"'blocks'": "a number of blocks", "'costs'": "latency, MACs, parameters or memory"}

@@ -18,6 +18,7 @@ from updp.io.seeds import random_state
 from updp.io.tracking import Board
 from updp.measure import Meter, PeakMemory, Work, peak_use
 from updp.run.directory import RunDirectory
+from updp.run.input_checks import check_trainable
 from updp.run.pipeline import make_keys
 from updp.run.rehearsal import Rehearsal
 from updp.stages.context import STAGES, Context, RunInputs
@@ -91,6 +92,7 @@ def estimate_run(
     """
     if processes.count() > 1:
         raise UserError("updp estimate measures one process: start it without torchrun")
+    check_trainable(inputs.baseline, inputs.recipe)
     report = progress or Silent()
     meter = Meter(inputs.feed.device, clock)
     before = Context(**vars(inputs), root=out or Path())

@@ -15,7 +15,7 @@ from updp.io import processes
 from updp.io.progress import Progress, Silent
 from updp.io.seeds import random_state
 from updp.io.tracking import Board
-from updp.models import check_finite, hash_state, num_outputs, weights_of
+from updp.models import check_finite, hash_frozen, hash_state, num_outputs, weights_of
 from updp.models.teacher import load_teacher, make_teacher
 from updp.plan import Plan
 from updp.recipe import DataSettings, Recipe
@@ -25,7 +25,6 @@ from updp.run.input_checks import (
     check_labels_suffice,
     check_mixing,
     check_settings,
-    check_trainable,
     guessed_colour,
 )
 from updp.run.model_and_data import open_model_and_data
@@ -82,7 +81,6 @@ def open_inputs(
     names = given.names
     module, num_classes, source = open_model_and_data(given, recipe, task)
     check_finite(weights_of(module), names.the_model)
-    check_trainable(module, recipe)
     if isinstance(task, Classification):
         source = _of_the_models_classes(source, module, names)
     check(module, source)
@@ -110,6 +108,7 @@ def open_inputs(
         source.fingerprint,
         "" if other is None else hash_state(other),
         fingerprint,
+        hash_frozen(module),
     )
     return RunInputs(
         names=names,

@@ -22,6 +22,7 @@ from updp.models import is_same_code
 from updp.plan import Plan
 from updp.recipe import TrainingSettings
 from updp.run.directory import RunDirectory
+from updp.run.input_checks import check_trainable
 from updp.run.integrity import START_OVER, explained
 from updp.run.load import load
 from updp.run.records import Result, RunRecord
@@ -178,8 +179,10 @@ def open_run_directory(
         restart_from: a stage to restart from: it and all later ones are removed.
 
     Raises:
-        UserError: `out` holds another run, or other files.
+        UserError: `out` holds another run, or other files; or nothing of the model is trainable,
+            and the recipe trains.
     """
+    check_trainable(inputs.baseline, inputs.recipe)
     _check_apart(out, inputs.names)
     with explained(out):
         return _open(Run(inputs, out), last, restart_from)

@@ -76,12 +76,16 @@ class InputNames:
 
 @dataclass(frozen=True)
 class InputHashes:
-    """Sha256 of the model's weights, the data, the teacher's weights and the unlabelled images."""
+    """Sha256 of the model's weights, the data, the teacher's weights and the unlabelled images.
+
+    `frozen` is of the names of the model's frozen parameters, and empty if there are none.
+    """
 
     weights: str
     data: str
     teacher: str = ""
     unlabelled: str = ""
+    frozen: str = ""
 
 
 @dataclass

@@ -24,6 +24,7 @@ class SupernetKey(StageKey):
     kind_of_budget: str = ""  # `blocks` or `costs`; empty where offers do not depend on it
     # Candidates of a given plan, by site; null for a search.
     candidates: dict[str, Any] | None = None
+    frozen: str = ""  # sha256 of the names of frozen parameters; empty if there are none
 
 
 def make_key(context: Context) -> SupernetKey:
@@ -36,6 +37,7 @@ def make_key(context: Context) -> SupernetKey:
         kind_of_budget=("blocks" if recipe.counts_blocks else "costs") if follows else "",
         # Sorted, because the order does not matter.
         candidates=None if plan is None else dict(sorted(plan.candidates.items())),
+        frozen=context.hashes.frozen,
     )
 
 

@@ -82,6 +82,9 @@ def train(
         UserError: a loss or a gradient is not finite, or optimiser or precision cannot be used
             here.
     """
+    if not count_steps(feed, settings):  # a net without trainable weights has no optimiser
+        net.train(False)
+        return
     with ExitStack() as stack:
         stack.enter_context(interrupts.after_steps())
         stack.enter_context(laid_out([cast(nn.Module, net), *beside], settings.layout))

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from updp.blocks.modules import UserCodeError, try_user_code
 from updp.blocks.tracing.int_calls import Namespace
 
-_NOT_THE_USERS = str(Path(torch.__file__).parent), str(Path(__file__).parents[2])
+_NOT_THE_USERS = Path(torch.__file__).parent, Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def _constants() -> Iterator[list[ConstantLine]]:
 def _users_line() -> list[ConstantLine]:
     """The innermost running line that is neither torch's nor ours; empty if there is none."""
     inside = takewhile(lambda f: f[0].f_code is not constant_lines.__code__, walk_stack(None))
-    users = ((f, n) for f, n in inside if not f.f_code.co_filename.startswith(_NOT_THE_USERS))
-    for frame, number in users:
+    for frame, number in inside:
+        if any(map(Path(frame.f_code.co_filename).is_relative_to, _NOT_THE_USERS)):
+            continue
         (summary,) = traceback.StackSummary.extract([(frame, number)])
         return [ConstantLine(summary, frame.f_globals)]
     return []
