@@ -23,8 +23,8 @@ from updp.supernet.fitting import (
     repairs,
 )
 from updp.supernet.judge import Judge, split
-from updp.supernet.partial import Walk
 from updp.supernet.switch import KEEP, Switch
+from updp.supernet.walk import Walk
 
 
 @torch.no_grad()

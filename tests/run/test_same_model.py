@@ -13,7 +13,7 @@ import updp
 from tests import tiny
 from tests.families import Basic, C, conv
 from updp import UserError
-from updp.run.pipeline import make_keys
+from updp.run.keys import make_keys
 from updp.stages.context import InputNames, StageKey
 from updp.stages.outputs import BaselineOutputs, MergedOutputs
 from updp.stages.sites import SitesKey

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.fit.test_fitting import FIT, network, supernet
 from updp.supernet import Supernet, fit_plan
 from updp.supernet.judge import Judge, split
-from updp.supernet.partial import Walk
+from updp.supernet.walk import Walk
 
 
 class Classifier(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from updp.blocks.nested import ModelInputs, call, same
-from updp.supernet.partial import NotReached, Walk, observed_inputs
+from updp.supernet.partial import observed_inputs
+from updp.supernet.walk import NotReached, Walk
 
 
 class Step(nn.Module):

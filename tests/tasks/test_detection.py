@@ -20,7 +20,7 @@ from updp.candidates import proposals
 from updp.recipe import CandidateSettings, MergeSettings
 from updp.stages.verify import verify
 from updp.supernet import Supernet
-from updp.supernet.partial import Walk
+from updp.supernet.walk import Walk
 from updp.tasks import TASKS
 
 TASK = TASKS["detection"]

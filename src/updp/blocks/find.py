@@ -19,8 +19,9 @@ from updp.blocks.nested import Samples, count, map_tensors
 from updp.blocks.paths import meet, nested, under
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.growth import with_larger
+from updp.blocks.reading.read_site import read_site
 from updp.blocks.reading.runs import plain_regions, why_no_chain
-from updp.blocks.reading.site import Site, read_site
+from updp.blocks.reading.site import Site
 from updp.blocks.refusals import Refusals
 from updp.blocks.repeatable import RecordedRun
 from updp.blocks.rewrite_check import usable_findings

@@ -19,7 +19,7 @@ from updp.io.tracking import Board
 from updp.measure import Meter, PeakMemory, Work, peak_use
 from updp.run.directory import RunDirectory
 from updp.run.input_checks import check_trainable
-from updp.run.pipeline import make_keys
+from updp.run.keys import make_keys
 from updp.run.rehearsal import Rehearsal
 from updp.stages.context import STAGES, Context, RunInputs
 

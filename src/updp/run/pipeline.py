@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -18,29 +17,21 @@ from updp.io import processes
 from updp.io.interrupts import Stopped
 from updp.io.memory import hand_back
 from updp.io.progress import duration
-from updp.models import is_same_code
 from updp.plan import Plan
-from updp.recipe import TrainingSettings
 from updp.run.directory import RunDirectory
 from updp.run.input_checks import check_trainable
 from updp.run.integrity import START_OVER, explained
+from updp.run.keys import STAGE_MODULES, make_keys
 from updp.run.load import load
 from updp.run.records import Result, RunRecord
 from updp.run.result import write_table
 from updp.search import pick
-from updp.stages import merge, search, sites, subnet, supernet
-from updp.stages.context import STAGES, Context, InputNames, RunInputs, StageKey
+from updp.stages import search, sites, supernet
+from updp.stages.context import STAGES, Context, InputNames, RunInputs
 from updp.stages.outputs import BaselineOutputs
 
 _log = logging.getLogger(__name__)
 
-_MODULES = {
-    "sites": sites,
-    "supernet": supernet,
-    "search": search,
-    "subnet": subnet,
-    "merge": merge,
-}
 # Checks with which a stage can refuse a run before anything is written.
 _CHECKS = {"sites": sites.check, "supernet": supernet.check}
 
@@ -122,7 +113,7 @@ class Run:
         self.context.keys[name].write(self.directory.path)
         hand_back()
         with _naming(name):
-            merged = _MODULES[name].run(self.context)
+            merged = STAGE_MODULES[name].run(self.context)
             if name == "merge":
                 write_table(self.context, *merged)
         self.directory.mark_done(name)
@@ -237,45 +228,6 @@ def _check_model(context: Context) -> None:
             "outputs there ({by} apart), so its code or its settings have changed; give another "
             f"folder, or {START_OVER}",
         )
-
-
-def make_keys(context: Context) -> dict[str, StageKey]:
-    """The key of each stage, with the hash of the key before it."""
-    keys: dict[str, StageKey] = {}
-    before = ""
-    for name, stage in _MODULES.items():
-        key = stage.make_key(context).model_copy(update={"after": before})
-        keys[name] = _as_known(key, context.root)
-        before = keys[name].sha256
-    return keys
-
-
-def _as_known(key: StageKey, run: Path) -> StageKey:
-    """The key, with parts that do not decide the outcome taken from the run's stored key.
-
-    These are paths of the user's Python files, which differ when seen from another folder (weights
-    and outputs show that the model is the same), and settings that keys of earlier versions hold
-    and present ones do not.
-    """
-    try:
-        known = key.read_if_there(run)
-    except UserError:  # reported when the run is claimed
-        return key
-    names = {name: getattr(known, name, "") for name in ("model", "teacher")}
-    same = {n: old for n, old in names.items() if is_same_code(old, getattr(key, n, ""))}
-    parts = {
-        n: _with_aside(part, getattr(known, n, None)) for n, part in key if isinstance(part, dict)
-    }
-    return key.model_copy(update={**same, **parts})
-
-
-def _with_aside(part: dict[str, Any], known: Any) -> dict[str, Any]:
-    """Settings, plus those in a known key that are no longer part of keys."""
-    if not isinstance(known, dict):
-        return part
-    # In the order of the known key, because its text is hashed.
-    names = [name for name in known if name in part or name in TrainingSettings.ASIDE]
-    return {name: part.get(name, known[name]) for name in names} | part
 
 
 def _picked(run: Run) -> Run:

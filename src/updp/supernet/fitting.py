@@ -26,11 +26,12 @@ from updp.io.memory import hand_back
 from updp.io.records import Record
 from updp.recipe import FitSettings
 from updp.supernet.judge import Judge, split
-from updp.supernet.partial import NotReached, Walk, observed_inputs
+from updp.supernet.partial import observed_inputs
 from updp.supernet.routed import routed
 from updp.supernet.shared import unchangeable
 from updp.supernet.supernet import Supernet
 from updp.supernet.switch import KEEP, Switch
+from updp.supernet.walk import NotReached, Walk
 from updp.tasks import CLASSIFICATION, Task
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from updp.blocks.nested import Samples
 from updp.io import processes
-from updp.supernet.partial import Walk
 from updp.supernet.supernet import Supernet
+from updp.supernet.walk import Walk
 from updp.tasks import CLASSIFICATION, Task
 
 T = TypeVar("T")

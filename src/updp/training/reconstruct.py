@@ -24,9 +24,9 @@ from updp.io.seeds import mix
 from updp.recipe import ReconstructSettings
 from updp.supernet import KEEP, Inputs, Supernet, Switch, bytes_of, copied
 from updp.supernet.judge import Judge
-from updp.supernet.partial import Walk
 from updp.supernet.routed import routed
 from updp.supernet.shared import unchangeable
+from updp.supernet.walk import Walk
 from updp.tasks import CLASSIFICATION, Task
 from updp.training.optim import make_optimizer, make_schedule, whole_steps
 
