@@ -16,6 +16,9 @@ from torch.nn.utils import parametrize
 from tests.families import FAMILIES, Basic, C, Mlp, Net, Parallel, conv, images, network, randomise
 from tests.sampling import every_other
 from updp.blocks import Findings, find
+from updp.candidates import proposals
+from updp.recipe import CandidateSettings
+from updp.supernet import Supernet
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -1040,3 +1043,69 @@ def test_an_add_of_the_identity_behind_a_function_ends_no_search() -> None:
     model = nn.Sequential(ScaledAdd(torch.add), Squashing(), ScaledAdd(torch.add)).eval()
     found = find(model, torch.randn(2, 7, C))
     assert {"0", "2"} <= {site.name for site in found.sites}
+
+
+class Backcast(nn.Module):
+    """N-BEATS' block: a pair of outputs, so that its caller's graph has its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 16)])
+        self.theta = nn.Linear(16, 20)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            x = layer(x).relu()
+        y = self.theta(x)
+        return y[:, :12], y[:, 12:]
+
+
+class Forecast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Backcast(), Backcast()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros_like(x[:, :8])
+        for block in self.blocks:
+            back, ahead = block(x)
+            x, total = x - back, total + ahead
+        return total
+
+
+def test_a_module_whose_forward_is_part_of_a_site_s_block_is_no_block_of_its_own() -> None:
+    torch.manual_seed(0)
+    model, x = Forecast().eval(), torch.randn(4, 12)
+    findings, expected = find(model, x), model(x)
+    assert [site.block for site in findings.sites] == ["", ""]
+    for site in findings.sites:
+        candidate = next(iter(proposals(findings.traced(site, model), CandidateSettings())))
+        net = Supernet(model, findings, {site.name: [candidate]}).eval()
+        net.choose({site.name: candidate.label})
+        net.set_lambda(1.0)
+        assert not torch.allclose(net(x), expected)  # so the site runs
+
+
+class Undecided(nn.Module):
+    """Residual adds in a forward that cannot be traced, beside chains that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Linear(C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.isnan(x).any():
+            raise ValueError
+        for part in self.parts:
+            x = x + part(x)
+        return x
+
+
+def test_a_model_that_cannot_be_traced_is_told_beside_chains_within_it() -> None:
+    findings = find(Undecided().eval(), torch.randn(2, 5, C))
+    assert [site.name for site in findings.sites] == ["parts.0", "parts.1"]
+    (unusable,) = findings.unusable
+    assert unusable.name == ""
+    assert unusable.reason.startswith("it cannot be traced: what `any")

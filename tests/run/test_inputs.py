@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
@@ -369,3 +369,21 @@ def test_a_pair_of_arrays_is_no_pair_of_splits(tiny_model: str) -> None:
     for pair in ((images, labels), (images.numpy(), labels.numpy())):
         with pytest.raises(UserError, match=r"data is a pair of arrays.*TensorDataset"):
             open_inputs(tiny_model, pair, tiny.make_recipe())
+
+
+def test_a_loss_beside_the_output_is_left_aside(tiny_model: str) -> None:
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = load_model(tiny_model)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.net(x)
+            return y.square().mean(), y
+
+    recipe = Recipe.load("fit-only").updated(
+        "data.held_out=20", "data.calibration=20", "budget.blocks=1"
+    )
+    inputs = open_inputs(WithLoss(), (data(), data(first=1)), recipe)
+    images, _ = next(inputs.feed.test())
+    assert inputs.feed.task.run(inputs.baseline, images).shape == (len(images), 10)

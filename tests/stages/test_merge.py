@@ -200,3 +200,13 @@ def test_a_block_is_compared_without_what_its_class_adds_to_the_forward() -> Non
     net.choose({site.name: "drop"})
     checks = verify(net, torch.randn(4, 1, 8, 8), Recipe().merge)
     assert [c.where for c in checks] == ["1", ""] * 4
+
+
+def test_a_user_s_hook_on_a_block_acts_once_where_merged_and_trained_are_compared() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), Divided(), Divided()).eval()
+    model[1].register_forward_pre_hook(lambda module, given: (given[0] * 1.5,))
+    findings = find(model, torch.randn(2, 1, 8, 8))
+    site = findings.sites[0]
+    net = Supernet(model, findings, {site.name: (Drop(),)}).eval()
+    net.choose({site.name: "drop"})
+    verify(net, torch.randn(4, 1, 8, 8), Recipe().merge)  # raises MergeError if they differ

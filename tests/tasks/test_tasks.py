@@ -255,6 +255,9 @@ def test_what_counts_of_several_outputs() -> None:
     with pytest.raises(UserError, match="no numbers but of type int64 in evaluation mode"):
         TASKS["segmentation"].outputs(torch.zeros(1, 4, 4, dtype=torch.int64))
     assert task.outputs((torch.zeros(2, dtype=torch.int64), x)) is x
+    assert task.outputs((x.sum(), x)) is x  # a loss counts for none of the samples
+    with pytest.raises(UserError, match="returns one number for all samples, such as a loss"):
+        task.outputs({"loss": x.sum()})
 
 
 class Tagger(nn.Module):

@@ -28,7 +28,7 @@ class Claims:
 
     def is_free(self, site: Site) -> bool:
         """Whether a site has another name than all others, and nothing that they hold."""
-        named = site.name in (s.name for s in self.sites)
+        named = site.name in (s.name for s in self.sites) or self.bypass(site)
         paths = (self._traced.paths(site.block, node) for node in self._nodes(site))
         return not named and not any(self.meet(*own) for own in paths)
 
@@ -48,7 +48,26 @@ class Claims:
                 return f"its skip holds the site {other.name}"
             if other.name == site.name:
                 return "its largest module is another branch's too"
+        return self.bypass(site)
+
+    def bypass(self, site: Site) -> str:
+        """Reason why the forward of a site's block would not run, or end others'; empty if none.
+
+        A block with a site runs its graph. That may call the parts of a module within it one by
+        one, and not the module itself.
+        """
+        for other in self.sites:
+            if self._bypasses(site.block, other.block) or self._bypasses(other.block, site.block):
+                return f"its forward is part of another one's, with the site {other.name}"
         return ""
+
+    def _bypasses(self, outer: str, inner: str) -> bool:
+        """Whether the graph of the module `outer` calls parts of `inner`, and not `inner`."""
+        if inner == outer or not under(inner, outer):
+            return False
+        calls = (n for n in self._traced.graphs[outer].nodes if n.op == "call_module")
+        paths = {f"{outer}.{node.target}".lstrip(".") for node in calls}
+        return inner not in paths and any(under(path, inner) for path in paths)
 
     def count_free(self, name: str) -> int:
         """Number of a module's operators that no site has taken; merging needs two."""

@@ -187,12 +187,15 @@ class _Finder:
             region = whole_region(self.graphs[path])
             if region is None:
                 lost = (why for block, _, why in self.refusals.lost if block == path)
-                none = "it has no residual add, and not one input and one output"
+                none = "it has no residual add of its own, and not one input and one output"
                 self.refusals.add(path, path, next(lost, none))
             elif not self.traced.has_data(path, region):
                 continue
             elif site := self._read(path, path, region, self.traced.values(path)):
-                self.claims.take(site)
+                if why := self.claims.bypass(site):
+                    self.refusals.add(path, path, why)
+                else:
+                    self.claims.take(site)
 
     def _read(self, name: str, path: str, region: Region, values: Values | NoValues) -> Site | None:
         """Read a region as a site; if that fails, refuse it and return None."""

@@ -92,7 +92,7 @@ class Refusals:
             if path and apart and count_operators(self._traced.modules[path]) > 1:
                 known.append(path)
                 self.add(path, path, f"it cannot be traced: {reason}")
-        if "" in self._traced.untraceable and not known:
+        if "" in self._traced.untraceable and not (known and residual):
             self.add("", "", f"it cannot be traced: {self._traced.untraceable['']}")
 
     def _is_inside_untraceable(self, inner: str) -> bool:

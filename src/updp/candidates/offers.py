@@ -164,8 +164,8 @@ def _block(site: str) -> str:
 
 def _why_refused(site: Site, timed: Sequence[Timed]) -> str:
     if timed:
-        best = max(t.latency.speedup.median for t in timed)
-        return f"{SLOWER} (the best runs at {best:.2f}x)"
+        best = max((t.latency.speedup for t in timed), key=lambda speedup: speedup.median)
+        return f"{SLOWER} (the best runs at {best.median:.2f}x, {best.low:.2f} to {best.high:.2f})"
     return site.why or "no merged form has fewer MACs than the block"
 
 

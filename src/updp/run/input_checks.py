@@ -165,12 +165,13 @@ def guessed_colour(baseline: nn.Module, name: str, feed: Feed, recipe: Recipe) -
 
 def _check_outputs(outputs: Any, inputs: Samples, what: str) -> None:
     """Raise UserError for outputs that are not finite, huge, or equal for all images."""
-    found, size = [x for x in tensors_in(outputs) if x.is_floating_point()], len(inputs)
+    tensors, size = tensors_in(outputs), len(inputs)
+    found = [x for x in tensors if x.is_floating_point() and x.ndim]
     of = f"of {size} held-out images"
     advice = "are the images normalised as it was trained with, and its weights sound?"
     for x in found:
         if not x.isfinite().all():
-            wrong = int((~x.isfinite()).reshape(len(x) if x.ndim else 1, -1).any(1).sum())
+            wrong = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
             raise UserError(f"the model's {what} are NaN or infinite for {wrong} {of}: {advice}")
         if what == "logits" and (most := float(x.abs().max())) > _LARGEST:
             raise UserError(f"the model's logits {of} are as large as {most:.3g}: {advice}")

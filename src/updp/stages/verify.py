@@ -152,7 +152,8 @@ def _compare(
             calls[name] = calls[name][0], map_tensors(torch.clone, output)
 
         module = subnet.model.get_submodule(name)
-        yield module.register_forward_pre_hook(before, with_kwargs=True)
+        # Ahead of the user's own hooks, which run again when the call is compared.
+        yield module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
         yield module.register_forward_hook(after)
 
     with hooks(handle for name in subnet.pruned_blocks() for handle in record(name)):
@@ -187,7 +188,7 @@ def _compare_sites(
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
             calls[name] = map_tensors(torch.clone, args)
 
-        return subnet.switches[name].register_forward_pre_hook(before)
+        return subnet.switches[name].register_forward_pre_hook(before, prepend=True)
 
     subnet = nets[torch.float32]
     with hooks(record(n) for n, switch in subnet.switches.items() if switch.choice != KEEP):

@@ -93,21 +93,24 @@ class Task:
     def outputs(self, returned: Any) -> Any:
         """The relevant outputs of a model's: a tensor (N, ...), or several in a dictionary.
 
-        Raises UserError if there is no tensor of floating-point numbers.
+        Numbers without an axis of samples, such as a loss, are left aside. Raises UserError if
+        there is no tensor of floating-point numbers.
         """
-        if is_float_tensor(returned):
+        if _is_per_sample(returned):
             return returned
         for key in self.keys:
             found = (
                 returned.get(key) if isinstance(returned, Mapping) else getattr(returned, key, None)
             )
-            if is_float_tensor(found):
+            if _is_per_sample(found):
                 return found
-        found = next(filter(is_float_tensor, tensors_in(returned)), None)
+        found = next(filter(_is_per_sample, tensors_in(returned)), None)
         if found is None:
             what = f"a {type(returned).__name__} without a tensor"
             if kinds := {str(x.dtype).removeprefix("torch.") for x in tensors_in(returned)}:
                 what = f"no numbers but of type {', '.join(sorted(kinds))}"
+            if any(map(is_float_tensor, tensors_in(returned))):
+                what = "one number for all samples, such as a loss,"
             raise UserError(
                 f"the model returns {what} in evaluation mode: the task '{self.name}' needs a "
                 "tensor of floating-point numbers, such as logits before an argmax; say which in a "
@@ -176,3 +179,8 @@ def _none(parts: list[Any], **_: Any) -> None:
 
 # `default_collate` refuses None, for example for a missing mask.
 _COLLATED = {**default_collate_fn_map, type(None): _none}
+
+
+def _is_per_sample(value: Any) -> bool:
+    """Whether a value is a tensor of floating-point numbers with an axis of samples."""
+    return is_float_tensor(value) and value.ndim > 0

@@ -62,7 +62,10 @@ def _read_heads(traced: TracedSite) -> HiddenChannels | None:
         raise NotAChain(f"it calls no linear layer but `{last.name}`: none makes its queries")
     if (sizes := _sizes(block, makers, last)) is None:
         names = ", ".join(f"{call.name} {call.module.out_features}" for call in calls)
-        raise NotAChain(f"the sizes of its layers ({names}) do not tell its heads")
+        raise NotAChain(
+            f"the sizes of its layers ({names}) do not tell its heads, and no attribute such as "
+            "num_heads or head_dim does"
+        )
     unit, producers, head = sizes
     heads = last.module.in_features // head
     targets = called_modules(traced.graph, (*producers, last.name))
