@@ -77,7 +77,7 @@ class FittableOperator:
             assert fitted.channels is not None
             cut(fitted.channels)
             self.set(fitted)
-            again.operator = fitted.operator
+            again.operator = fitted.operator  # the weights that the second task starts from
 
         first = replace(self._task(regression, install), rows=(self._own.name, self.place))
         tasks = [first, self._task(again, self.set)]

@@ -137,7 +137,7 @@ class Regression:
         The sums are of residuals against the weights before narrowing (`whole`), so solutions are
         computed relative to `whole`.
         """
-        train, held = self._part(TRAIN), self._part(HELD)
+        train, held = self._sums_of(TRAIN), self._sums_of(HELD)
         for sums in (train, held):
             sums.add_up()
         every = train + held
@@ -163,13 +163,16 @@ class Regression:
         best, prior_error = errors[strength], error(prior)
         rows = every.count // self.operator.out_channels
         if prior_error <= best:
-            return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
+            return self._unchanged(prior_error, rows, channels)
         weights = solved(every, strength)
         return Fitted(self._with(weights), best, prior_error, strength, rows, channels)
 
     def _solve_from_rows(self) -> Fitted:
         """Solve from stored rows, clamping the targets anew in each round; see `solve`."""
-        (gram, cross), (gram_held, cross_held) = self._moments(TRAIN), self._moments(HELD)
+        (gram, cross), (gram_held, cross_held) = (
+            self._gram_and_cross(TRAIN),
+            self._gram_and_cross(HELD),
+        )
         channels = None
         if self.keep is not None:
             channels, left = self._narrow(self.keep, gram + gram_held, cross + cross_held)
@@ -183,14 +186,14 @@ class Regression:
         strength = min(errors, key=errors.__getitem__)
         weights = self._follow(self._ridge(gram, prior, strength), cross, TRAIN)
         error, prior_error = self._error(weights), self._error(prior)
-        rows = int(self._sum(self._gathered.count()))
+        rows = int(self._over_processes(self._gathered.count()))
         if prior_error <= error:
-            return Fitted(self._with(prior), prior_error, prior_error, None, rows, channels)
+            return self._unchanged(prior_error, rows, channels)
         ridge = self._ridge(gram + gram_held, prior, strength)
         weights = self._follow(ridge, cross + cross_held, ALL)
         return Fitted(self._with(weights), error, prior_error, strength, rows, channels)
 
-    def _part(self, part: str) -> Moments:
+    def _sums_of(self, part: str) -> Moments:
         """The sums of a part of the rows."""
         if part not in self._sums:
             operator = self.operator
@@ -204,7 +207,7 @@ class Regression:
         prior = weights_of(self.operator).to(self._device)
         for part in (TRAIN, HELD):
             for x, target, beside in self._gathered.rows(part):
-                self._part(part).add(x, target - beside - x @ prior, target)
+                self._sums_of(part).add(x, target - beside - x @ prior, target)
         self._gathered.forget(batch)
 
     def _narrow(self, keep: int, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,6 +226,10 @@ class Regression:
         self._gathered.narrow(left)
         return channels, left
 
+    def _unchanged(self, error: float, rows: int, channels: Tensor | None) -> Fitted:
+        """The operator with the weights before the fit, but for channels that were cut."""
+        return Fitted(self.operator, error, error, None, rows, channels)
+
     def _with(self, weights: Tensor) -> Operator:
         return with_weights(self.operator, weights.to(self.operator.weight.device))
 
@@ -237,7 +244,7 @@ class Regression:
             weights = ridge.solve(self._cross(weights, part))
         return weights
 
-    def _moments(self, part: str) -> tuple[Tensor, Tensor]:
+    def _gram_and_cross(self, part: str) -> tuple[Tensor, Tensor]:
         """X'X (g, D, D) and X'T (g, D, O / g) of a part of the rows."""
         unknowns, operator = self.operator.weight[0].numel() + 1, self.operator
         sums = Moments.of(operator.groups, unknowns, operator.out_channels, self._device)
@@ -257,7 +264,7 @@ class Regression:
 
     def _error(self, weights: Tensor) -> float:
         """Mean squared error on held-out rows divided by the target's variance, as in `Fitted`."""
-        part = HELD if self._sum(self._gathered.count(HELD)) else ALL
+        part = HELD if self._over_processes(self._gathered.count(HELD)) else ALL
         sums = torch.zeros(4, dtype=torch.float64, device=self._device)
         for x, target, beside in self._gathered.rows(part):
             target, value = self.clamp(target), self.clamp(x @ weights + beside)
@@ -267,7 +274,7 @@ class Regression:
         processes.all_reduce(sums)
         return relative_error(*sums.tolist())
 
-    def _sum(self, number: float) -> float:
+    def _over_processes(self, number: float) -> float:
         """The sum of a number over all processes."""
         total = torch.tensor(number, dtype=torch.float64, device=self._device)
         processes.all_reduce(total)
