@@ -95,26 +95,23 @@ def train(
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(synchronised())
         run = _Training(net, step_function, feed, settings, name=name, seed=seed, folder=folder)
-        if settings.ema:
-            run.average = WeightAverage(net.weights(), settings.ema, averaged)
         run.figures.curves = curves
-        if score and checks:
-            run.best = BestWeights(net.weights(), score, checks, run.total)
+        run.choose_weights(score, checks, averaged)
         run.restore()
         if run.done < run.total:
             progress.say(f"{name}: {feed.augmentation}")
         progress.begin(name, run.total, run.done)
         net.train(settings.norms == "train")
         if not run.done:
-            run.check()
+            run.score_if_due()
         batches = feed.training(run.done * settings.accumulate)
         while run.done < run.total:
             row = run.step(batches)
             progress.advance(" ".join(f"{k} {v:.3f}" for k, v in row.items()))
-            run.check()
+            run.score_if_due()
             run.save()
-        if told := run.finish():
-            progress.say(told)
+        if message := run.finish():
+            progress.say(message)
 
 
 def count_steps(feed: Feed, settings: TrainingSettings) -> int:
@@ -141,7 +138,7 @@ class _Training:
         module = cast(nn.Module, net)
         self.total = count_steps(feed, settings)
         self.done = 0  # number of finished steps
-        self.told = [0]  # signals received by each process up to the last step
+        self.signals = [0]  # received by each process up to the last step
         self.optimizer = make_optimizer(module, settings)
         self.precision = MixedPrecision(module, settings, feed.device, name)
         self.schedule = make_schedule(self.optimizer, settings, self.total)
@@ -149,6 +146,13 @@ class _Training:
         self.best: BestWeights | None = None
         self.figures = Figures(folder / "figures.jsonl")
         self.saved = time.monotonic()
+
+    def choose_weights(self, score: Callable[[], float] | None, checks: int, averaged: int) -> None:
+        """End with averaged weights, or the best by `score`, as set; see `train`."""
+        if self.settings.ema:
+            self.average = WeightAverage(self.net.weights(), self.settings.ema, averaged)
+        if score and checks:
+            self.best = BestWeights(self.net.weights(), score, checks, self.total)
 
     def restore(self) -> None:
         """Continue from the checkpoint, if there is one; remove later rows of figures."""
@@ -169,8 +173,8 @@ class _Training:
         if self.average is not None:
             self.average.begin(step)
         # Signals are exchanged, so that all processes stop after the same step.
-        told = processes.all_gather((rows, interrupts.requested()))
-        row = _mean([row for rows, _ in told for row in rows])
+        gathered = processes.all_gather((rows, interrupts.requested()))
+        row = _mean([row for rows, _ in gathered for row in rows])
         norm = self.precision.step(self.optimizer, self.net.parameters())
         self.precision.check(row, norm, step)
         if self.average is not None:
@@ -180,10 +184,10 @@ class _Training:
             # A skipped float16 step has an infinite norm, which JSON cannot express.
             self.figures.add(step=step, **{k: v for k, v in everything.items() if math.isfinite(v)})
         self.done = step + 1
-        self.told = [number for _, number in told]
+        self.signals = [number for _, number in gathered]
         return row
 
-    def check(self) -> None:
+    def score_if_due(self) -> None:
         """Score the weights if a check is due, and keep the best."""
         if self.best is None or not self.best.is_due(self.done):
             return
@@ -196,8 +200,8 @@ class _Training:
 
     def save(self) -> None:
         """Write a checkpoint if it is time or a signal came; after a signal raise `Stopped`."""
-        alone = len(self.told) == 1  # then a signal since the step counts, too
-        signal = interrupts.requested() if alone else max(self.told)
+        alone = len(self.signals) == 1  # then a signal since the step counts, too
+        signal = interrupts.requested() if alone else max(self.signals)
         due = signal or time.monotonic() - self.saved > self.settings.checkpoint_seconds
         if processes.is_first() and due:
             self._checkpoint().save(self.folder / CHECKPOINT, self.done)
