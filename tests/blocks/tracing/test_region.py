@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from tests.blocks.tracing.graphs import residual_regions
+from tests.road import prune_half
+from updp.blocks import find
 from updp.blocks.tracing.region import whole_region
 from updp.blocks.tracing.trace import trace_alone
 
@@ -114,3 +116,43 @@ def test_whole_region_needs_one_input_and_one_output() -> None:
     assert whole_region(graph_of(lambda self, x: (self.a(x), self.b(x)))) is None
     assert whole_region(graph_of(lambda self, x, y: self.a(x) * y)) is None
     assert whole_region(graph_of(lambda self, x, y: self.a(x))) is not None
+
+
+class Divided(nn.Module):
+    """Attention in time, then in space, as TimeSformer has it: both read sizes of the input."""
+
+    def __init__(self, width: int = 8, places: int = 3) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.time, self.space = (
+            nn.MultiheadAttention(width, 2, batch_first=True) for _ in range(2)
+        )
+        self.mlp = nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width))
+        self.places = places
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        frames = tokens // self.places
+        y = self.norms[0](x).view(n, frames, self.places, width).transpose(1, 2)
+        y = y.reshape(n * self.places, frames, width)
+        y = self.time(y, y, y, need_weights=False)[0].reshape(n, self.places, frames, width)
+        x = x + y.transpose(1, 2).reshape(n, tokens, width)
+        y = self.norms[1](x).view(n * frames, self.places, width)
+        x = x + self.space(y, y, y, need_weights=False)[0].reshape(n, tokens, width)
+        return x + self.mlp(self.norms[2](x))
+
+
+def test_sizes_that_later_branches_read_too_do_not_end_a_branch() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Divided(), Divided()).eval(), torch.randn(4, 12, 8)
+    names = [f"{block}:{part}" for block in (0, 1) for part in ("time", "space", "mlp")]
+    findings = find(model, x)
+    assert [site.name for site in findings.sites] == names
+    assert not findings.unusable
+    with torch.no_grad():
+        merged = prune_half(model, x).eval()
+        for number, frames in ((1, 4), (5, 4), (3, 2)):
+            images = torch.randn(number, 3 * frames, 8)
+            assert merged(images).shape == images.shape
+            alone = torch.cat([merged(image[None]) for image in images])
+            torch.testing.assert_close(merged(images), alone)

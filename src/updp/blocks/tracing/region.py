@@ -1,7 +1,7 @@
 """Regions of an fx graph: residual branches with their add, and plain paths without one."""
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,9 +111,10 @@ def residual_adds(
             for end in (left, right)
         ]
         paths.sort(key=weight)
-        skip, branch = paths
+        shared = _shared_sizes({*paths[0], *paths[1], add}, ancestors, by_value)
+        skip, branch = ([n for n in path if n not in shared] for path in paths)
         why = ""
-        if set(paths[0]) & set(paths[1]):
+        if set(skip) & set(branch):
             why = "its two paths meet before they are added"
         elif leaving := _leaving([*skip, *branch], add):
             why = f"what `{leaving}` makes is read outside of it, too"
@@ -189,6 +190,20 @@ def runs(graph: fx.Graph) -> list[list[fx.Node]]:
             found.append(ends[node])
         ends[node].append(node)
     return found
+
+
+def _shared_sizes(
+    inside: Collection[fx.Node],
+    ancestors: Mapping[fx.Node, Collection[fx.Node]],
+    by_value: Mapping[fx.Node, object],
+) -> set[fx.Node]:
+    """Sizes of the fork, and what is made of them, that are also read outside of a region.
+
+    They do not need what the region computes, so they are given to it from outside.
+    """
+    sizes = {n for n in inside if not any(p in inside and p in by_value for p in ancestors[n])}
+    read = (n for n in sizes if any(user not in inside for user in n.users))
+    return {p for node in read for p in ancestors[node] if p in sizes}
 
 
 def _leaving(inside: Sequence[fx.Node], add: fx.Node) -> str:
