@@ -246,8 +246,9 @@ def _held_out(images: int, settings: DataSettings, *, sets_aside: bool) -> tuple
             f"than the {images} training images: ask for fewer"
         )
     if min(held_out, count) < 2:
+        enough = images > 8 if sets_aside else images >= 4
+        few = ", or set data.held_out=2 and data.calibration=2" if enough else ""
         raise UserError(
-            f"{images} training images are too few to hold any out: give 10 or more, or set "
-            "data.held_out=2 and data.calibration=2"
+            f"{images} training images are too few to hold any out: give 10 or more{few}"
         )
     return held_out, count
