@@ -68,8 +68,8 @@ def warn_of_batch_statistics(model: nn.Module, runs: Sequence[RecordedRun]) -> N
         return
     trails = [_trail(model, run.images, count / len(run.images)) for run in runs]
     _log.warning(
-        "what the model says of an image depends on the other images of its batch: %s takes "
-        "statistics of the batch in evaluation",
+        "what the model says of an image depends on the other images of its batch: %s, or what "
+        "calls it, takes statistics of the batch in evaluation",
         describe_module(model, _odd_one(*trails)),
     )
 
