@@ -201,7 +201,8 @@ def _shared_sizes(
 
     They do not need what the region computes, so they are given to it from outside.
     """
-    sizes = {n for n in inside if not any(p in inside and p in by_value for p in ancestors[n])}
+    maybe = (n for n in inside if n not in by_value)
+    sizes = {n for n in maybe if not any(p in inside and p in by_value for p in ancestors[n])}
     read = (n for n in sizes if any(user not in inside for user in n.users))
     return {p for node in read for p in ancestors[node] if p in sizes}
 
