@@ -388,7 +388,7 @@ def test_batch_statistics_in_evaluation_are_named_and_not_folded(
     statistics = net.blocks[1].norm.running_mean.clone()
     findings = find(net.eval(), images())
     assert torch.equal(net.blocks[1].norm.running_mean, statistics)
-    assert "blocks.1.norm (BatchNorm2d), or what calls it, takes statistics of the batch" in caplog.text
+    assert "blocks.1.norm (BatchNorm2d), or what calls it, takes statistics" in caplog.text
     (site,) = [s for s in findings.sites if s.name == "blocks.1"]
     assert site.why == "`norm` is a BatchNorm that trains in evaluation mode, too"
     caplog.clear()
