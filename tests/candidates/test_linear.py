@@ -97,3 +97,30 @@ def test_a_map_whose_rows_follow_one_another_is_no_sequence(side: int) -> None:
     model = nn.Sequential(OnGrid()).eval()
     found = find(model, torch.randn(2, side**2, C))
     assert not [*OneLinear.propose(found.traced(found.sites[0], model), CandidateSettings())]
+
+
+class GatedTokens(nn.Module):
+    """A convolution on tokens, and a product that is 0 for most of its inputs."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.a = nn.LayerNorm(channels), nn.Conv1d(channels, 2 * hidden, 9, padding=4)
+        self.b = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, gate = self.a(self.norm(x).transpose(1, 2)).transpose(1, 2).chunk(2, -1)
+        return x + self.b(F.relu(y) * F.relu(gate))
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(4, 2), (8, 4), (16, 8)])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_gate_hides_in_one_map_is_seen_in_others(
+    channels: int, hidden: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(GatedTokens(channels, hidden)).eval()
+    found = find(model, torch.randn(2, 32, channels))
+    traced = found.traced(found.sites[0], model)
+    (candidate,) = OneLinear.propose(traced, CandidateSettings())
+    assert candidate == OneLinear((9,), (1,), ((4, 4),))
+    assert candidate.build(traced).linear.free is None  # none of its taps is taken for masked

@@ -136,8 +136,13 @@ class ClampedInPlace(nn.Conv2d):
 
 
 class ClampedAndMasked(Multiplied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(C, 1, 1, 1))
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.relu() * self.mask, self.bias, padding=1)
+        weight = (self.weight * self.gain).relu() * self.mask
+        return F.conv2d(x, weight, self.bias, padding=1)
 
 
 def rectified() -> nn.Module:
@@ -146,7 +151,40 @@ def rectified() -> nn.Module:
     return conv
 
 
-@pytest.mark.parametrize("make", [Clamped, ClampedInPlace, rectified])
+class ClampedProduct(nn.Conv2d):
+    """A positive kernel with a factor for each element, whose sign counts as well."""
+
+    def __init__(self) -> None:
+        super().__init__(C, C, 3, padding=1)
+        self.gain = nn.Parameter(torch.ones(C, C, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, (self.weight * self.gain).clamp(min=0), self.bias, padding=1)
+
+
+class ClampedShare(ClampedProduct):
+    """The sum has the sign of most weights, so it is no use to flip them all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.weight / self.weight.sum()
+        return F.conv2d(x, share.clamp(min=0), self.bias, padding=1)
+
+
+class Largest(nn.Conv2d):
+    """The larger half of its weights, whichever they are."""
+
+    def __init__(self) -> None:
+        super().__init__(C, C, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.weight.abs()
+        return F.conv2d(x, self.weight * (size > size.median()), self.bias, padding=1)
+
+
+CLIPPED = [Clamped, ClampedInPlace, rectified, ClampedProduct, ClampedShare, Largest]
+
+
+@pytest.mark.parametrize("make", CLIPPED)
 def test_a_weight_that_is_clipped_is_not_masked(make: Callable[[], nn.Module]) -> None:
     assert LinearStep.read("a", make().eval(), torch.randn(2, C, 7, 7)).mask is None
 

@@ -364,11 +364,30 @@ def test_lists_of_items_are_data_sets(pair: Callable[..., Any], tiny_model: str)
     assert torch.equal(found[0], test[0][0])
 
 
-def test_a_pair_of_arrays_is_no_pair_of_splits(tiny_model: str) -> None:
+def test_images_and_their_labels_are_no_pair_of_splits(tiny_model: str) -> None:
     images, labels = torch.randn(60, 1, 8, 8), torch.arange(60) % 10
-    for pair in ((images, labels), (images.numpy(), labels.numpy())):
-        with pytest.raises(UserError, match=r"data is a pair of arrays.*TensorDataset"):
-            open_inputs(tiny_model, pair, tiny.make_recipe())
+    arrays = [(images, labels), (images.numpy(), labels.numpy())]
+    given = [[*images], [image.numpy() for image in images], images, images.numpy()]
+    lists = [(several, own) for several in given for own in (labels.tolist(), tuple(labels))]
+    lists += [([*images], labels), ([*images], [*labels.numpy()])]
+    told = {r"TensorDataset\(images, labels\)": arrays, r"list\(zip\(images, labels\)\)": lists}
+    for words, pairs in told.items():
+        for pair in pairs:
+            with pytest.raises(UserError, match=rf"data is a pair of arrays or lists.*{words}"):
+                open_inputs(tiny_model, pair, tiny.make_recipe())
+
+
+def test_images_joined_with_labels_as_advised_are_a_data_set(tiny_model: str) -> None:
+    labels = torch.arange(60) % 10
+    images = labels.view(-1, 1, 1, 1).expand(-1, 1, 8, 8).float()
+    recipe = tiny.make_recipe().updated("data.calibration=10", "data.held_out=10")
+    for joined in (
+        TensorDataset(images, labels),
+        list(zip(images, labels, strict=True)),
+        list(zip([*images], labels.tolist(), strict=True)),
+    ):
+        given, own = next(open_inputs(tiny_model, joined, recipe).feed.test())
+        assert torch.equal(given[:, 0, 0, 0], own.float())
 
 
 def test_a_loss_beside_the_output_is_left_aside(tiny_model: str) -> None:

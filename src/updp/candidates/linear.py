@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 _START = 1e-4  # strength of the ridge for the start; the fit chooses its own
 _ROWS = 8  # rows per unknown in the regression for the start
 _TAPS = 27  # maximum number: a wider kernel costs more than most branches
+_TRIALS = 16  # of what the branch reads: with few channels a gate hides half of it in each
 
 
 @dataclass(frozen=True)
@@ -195,27 +196,25 @@ def _sizes(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _reading(traced: TracedSite) -> OneLinear | None:
-    """The positions that the branch reads for one output, found by a trial; None if unknown.
+    """The positions that the branch reads for one output, found by trials; None if unknown.
 
     They are unknown if a change in the middle of the map reaches the map's edge.
     """
-    site = traced.site
+    site, reached = traced.site, torch.empty(0)
+    sizes, middle = _sizes(site.shape_in, site.layout), _middle(site)
     try:
-        reached = _reached(traced)
+        for reached in _reached(traced, middle):
+            if reached[:, 0].any() or _meets_edge(reached[:, 1:], middle, sizes):
+                return None
     except UserCodeError as error:
         _log.info("%s: no linear form: %s", site.name, error)
         return None
-    if not len(reached) or reached[:, 0].any():
+    if not len(reached):
         return None
-    sizes, middle = _sizes(site.shape_in, site.layout), _middle(site)
     # Output o reads what lies at p: so its taps are at p - o.
     taps = [{p - int(o) for o in places} for p, places in zip(middle, reached.T[1:], strict=True)]
     if all(own == {0} for own in taps):
         return OneLinear()
-    ends = [(p - max(own), p - min(own)) for p, own in zip(middle, taps, strict=True)]
-    edges = zip(sizes, ends, strict=True)
-    if any(size > 1 and (first <= 0 or last >= size - 1) for size, (first, last) in edges):
-        return None
     if len(sizes) == 1 and not _is_alike_elsewhere(traced, {-tap for tap in taps[0]}):
         return None
     steps = [gcd(*(tap - min(own) for tap in own)) or 1 for own in taps]
@@ -225,19 +224,26 @@ def _reading(traced: TracedSite) -> OneLinear | None:
     return OneLinear(kernel, tuple(steps), reach)
 
 
+def _meets_edge(places: Tensor, middle: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
+    """Whether places (M, axes), unless all are the middle, lie at the edge of the map."""
+    last = places.new_tensor(sizes) - 1
+    at_edge = ((places == 0) | (places == last)) & (last > 0)
+    return bool(at_edge.any() and (places != places.new_tensor(middle)).any())
+
+
 @torch.no_grad()
 def _taps_read(candidate: OneLinear, traced: TracedSite) -> Tensor | None:
     """Which taps of its kernel the branch reads; None for all, or where that is unknown.
 
     A causal branch, such as a gated PixelCNN's, hides some of those between the others.
     """
-    read = torch.zeros(candidate.kernel, dtype=torch.bool)
-    try:  # by several changes, for an activation may hide one of them
-        reached = torch.cat([_reached(traced, by) for by in (1, -1, 5, -5)])
+    read, middle = torch.zeros(candidate.kernel, dtype=torch.bool), _middle(traced.site)
+    try:
+        *_, reached = _reached(traced, middle)
     except UserCodeError:
         return None
     for place in reached[:, 1:].tolist():
-        axes = zip(_middle(traced.site), place, candidate.reach, strict=True)
+        axes = zip(middle, place, candidate.reach, strict=True)
         moves = [p - o + before for p, o, (before, _) in axes]
         at = [divmod(move, step) for move, step in zip(moves, candidate.dilation, strict=True)]
         inside = zip(at, candidate.kernel, strict=True)
@@ -254,11 +260,12 @@ def _is_alike_elsewhere(traced: TracedSite, offsets: set[int]) -> bool:
     (middle,), (size,) = _middle(traced.site), _sizes(traced.site.shape_in, traced.site.layout)
     # A row is no longer than half of what a kernel on the map spans.
     for place in range(middle + 1, min(size, middle + 1 + (max(offsets) - min(offsets)) // 2)):
+        wanted = {offset for offset in offsets if 0 <= place + offset < size}
         try:
-            found = {int(o) - place for o in _reached(traced, at=(place,))[:, 1]}
+            found = ({int(o) - place for o in r[:, 1]} for r in _reached(traced, (place,)))
+            if wanted not in found:  # makes no more trials than it takes
+                return False
         except UserCodeError:
-            return False
-        if found != {offset for offset in offsets if 0 <= place + offset < size}:
             return False
     return True
 
@@ -267,19 +274,27 @@ def _middle(site: Site) -> tuple[int, ...]:
     return tuple(size // 2 for size in _sizes(site.shape_in, site.layout))
 
 
-def _reached(traced: TracedSite, by: float = 1, at: tuple[int, ...] | None = None) -> Tensor:
-    """Where the branch's output differs (M, 1 + axes), image first, if one place is changed.
+def _reached(traced: TracedSite, at: tuple[int, ...]) -> Iterator[Tensor]:
+    """Yield where the branch's output differs (M, 1 + axes), image first, if one place is changed.
 
-    By default the middle of the map. Raises UserCodeError.
+    After one trial, after two, and so on, as a gate hides what is changed in some maps. The image
+    that is changed is 0. Raises UserCodeError.
     """
     site = traced.site
-    region = site.region
-    part = traced.until(region.branch[-1])
-    x, *extras = traced.example()
-    other = x.clone()
-    pixel = to_layout(other, site.layout, "last")[(0, *(at or _middle(site)))]
-    # Not the same for all channels, which a LayerNorm would take out again.
-    pixel += by * torch.linspace(-1, 2, len(pixel)).to(pixel)
-    with evaluating(part):
-        before, after = (call_user_code(part, t.clone(), *extras) for t in (x, other))
-    return to_layout(before != after, site.layout, "last").any(-1).nonzero()
+    part = traced.until(site.region.branch[-1])
+    like, *extras = traced.example()
+    generator = torch.Generator().manual_seed(0)
+
+    def run(x: Tensor) -> Tensor:
+        with evaluating(part):
+            return to_layout(call_user_code(part, x, *extras), site.layout, "last")
+
+    reached: Tensor | bool = False
+    for trial in range(_TRIALS):
+        x, image = torch.randn(like.shape, generator=generator).to(like), trial % len(like)
+        other = x.clone()
+        pixel = to_layout(other, site.layout, "last")[(image, *at)]
+        # Not the same for all channels, which a LayerNorm would take out again.
+        pixel += (1, 5)[trial % 2] * torch.randn(pixel.shape, generator=generator).to(pixel)
+        reached = (run(x) != run(other)).any(-1).roll(-image, 0) | reached
+        yield reached.nonzero()

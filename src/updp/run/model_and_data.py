@@ -1,6 +1,7 @@
 """Open the model of a run together with its data, because each depends on the other."""
 
 import logging
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,10 @@ def _open_source(
         train, test = data
     if isinstance(test, str | Path):
         raise UserError(f"test is the path '{test}' and data none: give two paths, or two loaders")
-    if isinstance(train, Tensor | np.ndarray) and isinstance(test, Tensor | np.ndarray):
+    if joined := _how_to_join(train, test):
         raise UserError(
-            "data is a pair of arrays, and would be (training, test): join images and labels by "
-            "torch.utils.data.TensorDataset(images, labels), and give two of those, or one alone"
+            "data is a pair of arrays or lists, and would be (training, test): join images and "
+            f"labels by {joined}, and give two of those, or one alone"
         )
     if isinstance(train, tuple) or not hasattr(train, "__len__"):  # a list is a data set
         raise UserError(
@@ -118,3 +119,24 @@ def _open_source(
         task=task,
         arguments=argument_names(model),
     )
+
+
+def _how_to_join(train: Any, test: Any) -> str:
+    """An expression to join images and labels that were given as two data sets, else empty."""
+    if isinstance(train, Tensor | np.ndarray) and isinstance(test, Tensor | np.ndarray):
+        return "torch.utils.data.TensorDataset(images, labels)"
+    image, label = _first(train), _first(test)
+    # Items of the first that are tuples have labels of their own.
+    apart = image is not None and not isinstance(image, tuple) and not _is_number(image)
+    return "list(zip(images, labels))" if apart and _is_number(label) else ""
+
+
+def _first(data: Any) -> Any:
+    """First item of an array or a list; None where there is none."""
+    if isinstance(data, Tensor | np.ndarray):
+        return data[0] if data.ndim and len(data) else None
+    return data[0] if isinstance(data, tuple | list) and data else None
+
+
+def _is_number(item: Any) -> bool:
+    return isinstance(item, Number) or (isinstance(item, Tensor) and not item.ndim)

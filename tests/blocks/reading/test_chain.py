@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from tests.families import FAMILIES, C, conv, error, images, network
 from updp.blocks import ActStep, Chain, LinearStep, NormStep, ScaleStep, find
+from updp.blocks.modules import seeded_input
 from updp.blocks.reading.chain import read_chain
 from updp.blocks.reading.cursor import NotAChain
+from updp.blocks.reading.probe import channels_if_near_a_line
 from updp.blocks.tracing.region import whole_region
 from updp.blocks.tracing.trace import trace_alone
 
@@ -401,3 +404,39 @@ def test_a_shift_of_some_channels_to_other_frames_is_no_norm() -> None:
     sites = find(model, torch.randn(2, 4, 16, 9, 7)).sites
     assert sites
     assert not [s.name for s in sites if s.branch is not None and "shift" in s.region.branch]
+
+
+def refuse(x: Tensor) -> Tensor:
+    raise ValueError("not in the range of the data")
+
+
+class Checked(nn.Module):
+    """A norm that does something else if the last sample begins with a positive value."""
+
+    def __init__(self, otherwise: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.otherwise = otherwise
+
+    def forward(self, x: Tensor) -> Any:
+        return self.otherwise(x) if x[-1].flatten()[0] > 0 else F.instance_norm(x)
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "channels"),
+    [(F.instance_norm, C), (refuse, 0), (lambda x: None, 0), (lambda x: x[:-1], 0)],
+)
+def test_a_norm_takes_the_negative_of_a_sample(
+    otherwise: Callable[[Tensor], Any], channels: int
+) -> None:
+    x = torch.zeros(2, C, 9, 7)
+    assert seeded_input(x.shape, x)[-1, 0, 0, 0] < 0
+    assert channels_if_near_a_line(Checked(otherwise), x, "first") == channels
+
+
+def test_a_model_whose_norm_refuses_the_negative_of_its_data_is_searched() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(C, C, 1), Checked(refuse), nn.ReLU(), nn.Conv2d(C, C, 1))
+    with torch.no_grad():
+        block[0].weight.abs_().neg_()  # so that positive images give no positive values
+        block[0].bias.zero_()
+    assert not find(nn.Sequential(block).eval(), torch.rand(2, C, 9, 7)).sites
