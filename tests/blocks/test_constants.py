@@ -121,3 +121,33 @@ def test_what_one_caller_gives_data_has_data(
     traced = TracedModel(model, torch.randn(2, 7, C))
     (name,) = (n for n, m in traced.modules.items() if isinstance(m, Inner))
     assert bool(traced.residual_adds(name)) == (OnData in kinds)
+
+
+class Hidden(nn.Module):
+    """Cannot be traced, and calls on data what its first child calls on constants."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.table, self.shared = OnTable(shared), shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(x if x.sum() > 1e9 else self.table(x))
+
+
+class Beside(nn.Module):
+    """Holds what a child that cannot be traced calls, too."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.table, self.hidden = OnTable(shared), Hidden(shared)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden(self.table(x))
+
+
+@pytest.mark.parametrize("kind", [Hidden, Beside])
+def test_what_a_caller_without_a_graph_may_give_data_has_data(kind: type[nn.Module]) -> None:
+    traced = TracedModel(kind(Inner()).eval(), torch.randn(2, 7, C))
+    assert len(traced.untraceable) == 1
+    (name,) = (n for n, m in traced.modules.items() if isinstance(m, Inner))
+    assert traced.residual_adds(name)

@@ -94,6 +94,11 @@ def like_of(module: nn.Module) -> Tensor:
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module may do more than its forward."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
+
+
 def cast(module: M, dtype: torch.dtype) -> M:
     """Cast the floating-point tensors of `module` to another type, in place.
 

@@ -23,12 +23,12 @@ from updp.blocks.repeatable import NOISE, RecordedRun, describe_random, warn_of_
 from updp.blocks.surgery import (
     Replacement,
     calling,
-    extract,
     has_room,
     restore,
     rewrite,
     surgical_state,
 )
+from updp.blocks.traced_site import TracedSite
 from updp.blocks.values import difference, tensors_of
 from updp.errors import UserError
 
@@ -151,9 +151,8 @@ def _rewrite(
     parts: list[Replacement] = []
     for site in findings.sites:
         if site.block == name:
-            region = site.region
-            keep = extract(block, graph, region.entry, region.exit, region.extras)
-            parts.append(calling(region, f"switch{len(parts)}", _disguised(keep, site)))
+            keep = TracedSite(site, block, graph).whole()
+            parts.append(calling(site.region, f"switch{len(parts)}", _disguised(keep, site)))
     rewrite(block, graph, parts, keep_unused=keep_unused, keep_count=keep_count)
 
 

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from updp.blocks.modules import count_operators, is_composite
 from updp.blocks.nested import Samples, join
-from updp.blocks.reading.composed import read_composed
+from updp.blocks.reading.composed import combines_layers
 from updp.blocks.reading.naming import site_name, why_repeated
 from updp.blocks.reading.runs import has_vectors_only
 from updp.blocks.tracing.calls import record_calls
@@ -51,9 +51,7 @@ class TracedModel:
                 states = (why_stateful(module, call) for call in self.calls[name][:1])
                 self.untraceable[name] = next(states, "") or str(error)
                 continue
-            if (
-                not name or read_composed(name, module, graph) is None
-            ):  # else one operator, as a layer is
+            if not name or not combines_layers(module, graph):  # else one operator, as a layer is
                 self.graphs[name] = graph
         self._constant = constant_inputs(self.modules, self.graphs)
 

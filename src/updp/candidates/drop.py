@@ -17,7 +17,6 @@ from updp.algebra import Affine, as_operator
 from updp.blocks import Site, TracedSite
 from updp.blocks.folding import fold_norm
 from updp.blocks.modules import like_of
-from updp.blocks.surgery import extract
 from updp.candidates import ranks
 from updp.candidates.base import Candidate, Form, blend
 from updp.candidates.parts.channel_norm import ChannelNorm
@@ -64,9 +63,8 @@ class DropForm(Form):
         super().__init__()
         region = site.region
         self.post, self._needs_contiguous = site.post, site.needs_contiguous(site.layout)
-        self._skip: list[Callable[[Tensor], Tensor]] = []
-        if region.skip:
-            self._skip.append(extract(traced.block, traced.graph, region.entry, region.skip[-1]))
+        skip = traced.skip() if region.skip else None  # the identity needs no copy of its input
+        self._skip: list[Callable[[Tensor], Tensor]] = [] if skip is None else [skip]
         self._is_added, self._dims = region.add is not None, site.dims
         keep = traced.whole()
         branch = traced.until(region.branch[-1])

@@ -267,3 +267,35 @@ class Squared(Weighted):
 def test_what_is_not_one_layer_is_not_read_as_one(module: nn.Module, x: Tensor) -> None:
     graph = trace_alone(module.eval(), Arguments((x,)))
     assert read_composed("it", module, graph) is None
+
+
+@pytest.mark.parametrize("part", ["", "dropout"])
+def test_a_module_with_a_hook_is_not_read_as_a_layer_but_is_no_block_either(part: str) -> None:
+    net, x = model(), torch.randn(2, 7, D)
+    layer = net[0].fc1
+    graph = trace_alone(layer, Arguments((x,)))
+    assert read_composed("it", layer, graph) is not None
+    layer.get_submodule(part).register_forward_hook(lambda module, args, y: 3 * y)
+    assert read_composed("it", layer, graph) is None
+    sites = [(s.name, s.branch is None) for s in find(net, x).sites]
+    assert sites == [("0", True), ("1", True), ("2", False), ("3", True)]
+
+
+class InPlace(Scaled):
+    """Its factors are applied in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.base.weight) + F.linear(F.linear(x, self.down), self.up)
+        y *= 2
+        y /= 3
+        return y.mul_(self.magnitude.flatten()).div_(2) + self.base.bias
+
+
+def test_factors_in_place_are_part_of_the_layer() -> None:
+    torch.manual_seed(0)
+    layer, x = InPlace(nn.Linear(D, 9)).double(), torch.randn(2, 7, D).double()
+    step = read_composed("it", layer, trace_alone(layer, Arguments((x,))))
+    assert step is not None
+    wanted = layer.magnitude * (layer.base.weight + layer.up @ layer.down) / 3
+    torch.testing.assert_close(step.weight[..., 0, 0], wanted)
+    torch.testing.assert_close(step.keep(x, "last"), layer(x))

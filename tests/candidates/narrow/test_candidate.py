@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable
 
@@ -446,6 +447,30 @@ def test_functions_in_a_forward_stay_in_the_narrow_block(make: Callable[[], nn.M
 def test_a_block_that_cannot_be_cut_has_no_narrow_candidate(make: Callable[[], nn.Module]) -> None:
     """A gate on parameters of the block's own; a module that is called elsewhere, too."""
     assert proposed(nn.Sequential(make()).eval(), torch.randn(2, 4, 9, 8)) == []
+
+
+class Failing(nn.ReLU):
+    """It fails once it is told to."""
+
+    told = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.told:
+            raise RuntimeError("it was told to")
+        return super().forward(x)
+
+
+def test_a_copy_that_fails_with_all_channels_is_not_called_bound_to_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "updp")
+    model = nn.Sequential(Odd("")).eval()
+    model[0].second = nn.Sequential(Failing(), model[0].second)
+    found = find(model, torch.randn(2, 4, 9, 8))
+    model[0].second[0].told = True
+    traced = found.traced(found.sites[0], model)
+    assert list(Narrow.propose(traced, CandidateSettings())) == []
+    assert "a copy of it fails with all channels: RuntimeError: it was told to" in caplog.text
 
 
 class Remembering(nn.BatchNorm2d):

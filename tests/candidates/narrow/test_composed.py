@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tests.blocks.reading.test_composed import (
     Adapted,
@@ -21,6 +22,8 @@ from tests.blocks.reading.test_composed import (
 )
 from tests.families import error
 from updp.blocks import find
+from updp.blocks.reading.composed import plain_layer
+from updp.candidates.narrow import narrowing
 from updp.candidates.narrow.candidate import Narrow
 from updp.recipe import CandidateSettings, FitSettings
 from updp.supernet import Supernet, fit_plan
@@ -119,3 +122,42 @@ def test_the_plain_layer_is_trained_if_any_part_is(frozen: str) -> None:
     (form,) = next(iter(supernet(model, x).switches.values())).forms
     layers = [m for m in form.modules() if isinstance(m, nn.Linear)]
     assert {p.requires_grad for layer in layers for p in layer.parameters()} == {bool(frozen)}
+
+
+def with_hook(layer: nn.Module, kind: str) -> None:
+    if kind == "after":
+        layer.register_forward_hook(lambda module, args, y: 3 * y)
+    else:
+        layer.register_forward_pre_hook(lambda module, args: (3 * args[0],))
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+def test_what_a_hook_does_stays_where_channels_are_removed(kind: str) -> None:
+    model, x = block("gated adapted")
+    with_hook(model[0].gate, kind)
+    with_hook(model[0].up.dropout, kind)
+    net = supernet(model, x)
+    thin_out(model)
+    wanted = copy.deepcopy(net.baseline())(x)
+    choices = {name: switch.choice for name, switch in net.switches.items()}
+    fit_plan(net, choices, [x[:32], x[32:]], FitSettings(repair=False))
+    assert error(net(x), wanted) < 2e-3
+    assert error(net.merged(torch.float64)(x), net(x)) < 1e-12
+
+
+def test_a_layer_made_plain_that_computes_something_else_is_no_narrow_form(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def doubled(module: nn.Module, graph: fx.Graph) -> nn.Module:
+        layer = plain_layer(module, graph)
+        with torch.no_grad():
+            layer.get_parameter("weight").mul_(2)
+        return layer
+
+    monkeypatch.setattr(narrowing, "plain_layer", doubled)
+    caplog.set_level(logging.INFO, "updp")
+    model, x = block("gated adapted")
+    findings = find(model, x[:2])
+    traced = findings.traced(findings.sites[0], model)
+    assert not list(Narrow.propose(traced, CandidateSettings(widths=(0.34,))))
+    assert "a layer that it combines of others is read as another one" in caplog.text

@@ -217,6 +217,25 @@ def test_attention_whose_layers_are_not_called_says_so(caplog: pytest.LogCapture
         assert text in caplog.text
 
 
+class Longer(Fused):
+    """Gives a token more than its last layer does."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return F.pad(super().forward(x[:, 1:], mask[..., 1:, 1:]), (0, 0, 1, 0))
+
+
+def test_attention_that_reshapes_what_its_last_layer_gives_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "updp")
+    model = Net(Longer(), Longer()).eval()
+    findings = find(model, inputs()[:2])
+    for site in findings.sites:
+        assert head_channels(findings.traced(site, model)) is None
+        text = f"{site.name}: no whole heads can go: its output has another shape than that of "
+        assert f"{text}`attn.proj`, its last layer" in caplog.text
+
+
 class Scaled(Block):
     """With LayerScale behind its attention."""
 

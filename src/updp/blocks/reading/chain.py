@@ -32,10 +32,9 @@ from updp.blocks.surgery import extract
 from updp.blocks.teach import taught_operator
 from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.interpret import NotTraceable
-from updp.blocks.tracing.region import data_nodes, groups, whole_region
+from updp.blocks.tracing.region import data_nodes, groups, is_mul, whole_region
 from updp.blocks.tracing.trace import trace_alone
 
-_MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _PERMUTES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "rearrange"}
 _SAME = {"contiguous", "clone"}
 _RESHAPES = {"reshape", "view", "unsqueeze", torch.reshape, torch.unsqueeze}
@@ -140,7 +139,7 @@ class _Reader(Cursor):
         elif node.target is F.batch_norm and isinstance(owner, nn.modules.batchnorm._BatchNorm):
             self._norm(prefix.rstrip("."), owner, owner.num_features)
             self.advance(lambda x: batch_norm(owner, x))
-        elif node.target in _MULS and (gamma := _parameter(owner, node, source)) is not None:
+        elif is_mul(node) and (gamma := _parameter(owner, node, source)) is not None:
             self.scale(ScaleStep(name, gamma), extract(owner, node.graph, source.name, node.name))
         elif node.target not in _SAME:
             # A `Call` can be added to a merged block's graph; with parameters it must be a module.

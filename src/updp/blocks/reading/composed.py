@@ -6,7 +6,6 @@ weight, from them. Such a module is linear in its input, whatever its weights ar
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from updp.algebra import padding_of, sides_of
 from updp.blocks.copying import copy_module
-from updp.blocks.modules import UserCodeError, call_user_code
+from updp.blocks.modules import UserCodeError, call_user_code, has_hooks
 from updp.blocks.reading.lazy_layer import (
     LazyLayer,
     layer_after,
@@ -30,10 +29,8 @@ from updp.blocks.reading.lazy_layer import (
 )
 from updp.blocks.reading.linear import LinearStep
 from updp.blocks.reading.watching import CONVOLUTIONS, per_axis
-from updp.blocks.tracing.region import data_nodes, is_add, is_size, whole_region
+from updp.blocks.tracing.region import data_nodes, is_add, is_div, is_mul, is_size, whole_region
 
-_MULS = {operator.mul, torch.mul, "mul"}
-_DIVS = {operator.truediv, torch.div, "div"}
 _SAME = {"to", "contiguous", "clone"}
 _FUNCTIONS: dict[Any, int] = {F.linear: 0, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # and their axes
 _OPERANDS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -74,17 +71,18 @@ def read_composed(name: str, module: nn.Module, graph: fx.Graph) -> ComposedStep
     """Read a module with this graph as a linear step; None where it is none, or a plain layer.
 
     Told by its structure alone, for adapters begin as zeros. A sum with the module's input is none:
-    that is a residual block.
+    that is a residual block. Nor is one with hooks, for the graph has nothing of what they do.
     """
-    try:
-        layer = _LayerReader(module, graph).read()
-    except UserCodeError:  # in what its weights are computed with
-        return None
-    if layer is None or min(layer.depths) != 1 or not (layer.is_computed or len(layer.depths) > 1):
+    if any(map(has_hooks, module.modules())) or (layer := _combined(module, graph)) is None:
         return None
     sizes = layer.stride, layer.padding, layer.dilation
     convolves = len(layer.shape) > 2
     return ComposedStep(name, module, *sizes, derived=True, graph=graph, convolves=convolves)
+
+
+def combines_layers(module: nn.Module, graph: fx.Graph) -> bool:
+    """Whether the forward with this graph is one linear step, whatever the module's hooks do."""
+    return _combined(module, graph) is not None
 
 
 @torch.no_grad()
@@ -109,6 +107,16 @@ def plain_layer(module: nn.Module, graph: fx.Graph) -> nn.Module:
     if bias is not None:
         made.get_parameter("bias").copy_(bias)
     return made.requires_grad_(any(p.requires_grad for p in module.parameters()))
+
+
+def _combined(module: nn.Module, graph: fx.Graph) -> LazyLayer | None:
+    try:
+        layer = _LayerReader(module, graph).read()
+    except UserCodeError:  # in what its weights are computed with
+        return None
+    if layer is None or min(layer.depths) != 1 or not (layer.is_computed or len(layer.depths) > 1):
+        return None
+    return layer
 
 
 def _layer_of(module: nn.Module, graph: fx.Graph) -> LazyLayer:
@@ -165,8 +173,8 @@ class _LayerReader:
             return layer_after(x, self._function(node)) if is_input[0] else None
         if len(others) != 1 or node.kwargs:
             return None
-        if node.target in _MULS or (node.target in _DIVS and is_input[0]):
-            return scaled(x, self._constant(others[0]), divided=node.target in _DIVS)
+        if is_mul(node) or (is_div(node) and is_input[0]):
+            return scaled(x, self._constant(others[0]), divided=is_div(node))
         return shifted(x, self._constant(others[0])) if is_add(node) else None
 
     def _function(self, node: fx.Node) -> LazyLayer | None:

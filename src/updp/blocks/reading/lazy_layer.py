@@ -35,14 +35,14 @@ class LazyLayer:
         """Whether it works on each pixel or token alone."""
         return {*self.shape[2:], *self.stride} <= {1} and not any(self.padding)
 
-    def scaled(self, by: Callable[[Tensor], Tensor]) -> LazyLayer:
-        """The layer with a function of each output channel's weights, (O, ...), after it."""
+    def mapped(self, by: Callable[[Tensor], Tensor]) -> LazyLayer:
+        """The layer with a linear function of kernel and bias, both (O, ...), in their place."""
         kernel, bias = self.kernel, self.bias
 
-        def scaled_bias() -> Tensor | None:
+        def mapped_bias() -> Tensor | None:
             return None if (own := bias()) is None else by(own)
 
-        return replace(self, kernel=lambda: by(kernel()), bias=scaled_bias)
+        return replace(self, kernel=lambda: by(kernel()), bias=mapped_bias)
 
     def plus(self, other: LazyLayer) -> LazyLayer | None:
         """The sum of two layers; None where their outputs are of other pixels."""
@@ -135,7 +135,7 @@ def scaled(x: LazyLayer | float, by: Any, *, divided: bool) -> LazyLayer | float
             shaped = factor.reshape(-1, *[1] * (weights.ndim - 1))
         return weights / shaped if divided else weights * shaped
 
-    return x.scaled(scale)
+    return x.mapped(scale)
 
 
 def shifted(x: LazyLayer | float, by: Any) -> LazyLayer | None:

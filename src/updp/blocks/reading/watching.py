@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from updp.algebra import Padding, Size, padding_of
+from updp.blocks.modules import has_hooks
 from updp.blocks.nested import same
 from updp.blocks.teach import Linear, taught_operator
 
@@ -29,7 +30,7 @@ _Operator = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 def uses_weight_as_is(module: nn.Module) -> bool:
     """Whether a call convolves with the module's `weight` as it stands now."""
     # Old `weight_norm` and `spectral_norm` make the weight anew in a hook before each forward.
-    own = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    own = has_hooks(module) or "forward" in vars(module)
     return type(module).forward in _FORWARDS and not own
 
 

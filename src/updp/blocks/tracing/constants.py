@@ -34,20 +34,25 @@ def constant_inputs(
 ) -> dict[str, frozenset[str]]:
     """Parameters of each module's forward that its callers give nothing but constants.
 
-    The bias of an attention, say, may be computed by an MLP from a table of positions.
+    The bias of an attention, say, may be computed by an MLP from a table of positions. A module
+    that one without a graph may call has no such parameters, for what it is given is not seen.
 
     Args:
         modules: composite modules of one model by path, parents first.
-        graphs: those of the modules that could be traced; a call from elsewhere is not seen.
+        graphs: those of the modules that could be traced.
     """
-    calls = _calls(modules, graphs)
+    roots = _roots(modules, graphs)
+    calls = {
+        path: [(child, arguments) for child, arguments in made if child not in roots]
+        for path, made in _calls(modules, graphs).items()
+    }
     given: dict[str, dict[str, bool]] = {}  # whether data, by called module and parameter
     # A module in another's graph holds its nodes, or it is never called.
-    called = [path for path in graphs if not _is_within(path, modules, graphs)]
+    called = [path for path in graphs if path in roots]
     waiting = [*called]
     while waiting:
         for child, arguments in calls[waiting.pop()]:
-            if child not in given and child in graphs and child not in called:
+            if child not in given and child in graphs:
                 called.append(child)
                 waiting.append(child)
             given.setdefault(child, {}).update(dict.fromkeys(arguments, False))
@@ -83,10 +88,23 @@ def _calls(
     return found
 
 
-def _is_within(path: str, modules: Mapping[str, nn.Module], graphs: Mapping[str, fx.Graph]) -> bool:
-    """Whether the innermost module around another has a graph."""
-    outer = max((p for p in modules if p != path and under(path, p)), key=len, default=path)
-    return outer != path and outer in graphs
+def _roots(modules: Mapping[str, nn.Module], graphs: Mapping[str, fx.Graph]) -> set[str]:
+    """Modules with graphs that are in no other, or that one without a graph has: it may call them.
+
+    It may share them with one that has a graph.
+    """
+    paths = {modules[path]: path for path in graphs}
+    found = {path for path in graphs if not any(under(path, p) for p in modules if p != path)}
+    waiting = [modules[path] for path in modules if path not in graphs]
+    seen = {*waiting}
+    while waiting:
+        for child in waiting.pop().children():
+            if child in paths:
+                found.add(paths[child])
+            elif child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return found
 
 
 def _constant(given: Mapping[str, bool]) -> frozenset[str]:

@@ -3,13 +3,16 @@
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from updp.blocks.tracing.node_values import NoValues, Values
 
-_ADDS = {operator.add, operator.iadd, torch.add}
+_ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_DIVS = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
 _OF_SIZE = {"shape", "ndim", "dtype", "device", "size", "dim", "numel", "stride", "element_size"}
 
 
@@ -42,9 +45,22 @@ class Region:
 
 def is_add(node: fx.Node) -> bool:
     """Whether the node adds two tensors."""
-    return (node.op == "call_function" and node.target in _ADDS) or (
-        node.op == "call_method" and node.target in ("add", "add_")
-    )
+    return _is_one_of(_ADDS, node)
+
+
+def is_mul(node: fx.Node) -> bool:
+    """Whether the node multiplies two values."""
+    return _is_one_of(_MULS, node)
+
+
+def is_div(node: fx.Node) -> bool:
+    """Whether the node divides a value by another."""
+    return _is_one_of(_DIVS, node)
+
+
+def _is_one_of(targets: Collection[Any], node: fx.Node) -> bool:
+    """Whether the node calls one of these functions and methods; a child may have such a name."""
+    return node.op in ("call_function", "call_method") and node.target in targets
 
 
 def data_nodes(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:

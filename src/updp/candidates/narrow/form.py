@@ -17,7 +17,7 @@ from updp.blocks.modules import UserCodeError, call_user_code, like_of
 from updp.blocks.surgery import Replacement
 from updp.candidates.narrow.narrowing import Narrowing, NarrowModules
 from updp.candidates.parts.regraph import RewiredForm
-from updp.candidates.parts.trials import Precision, in_precision
+from updp.candidates.parts.trials import FLOAT32, Precision, in_precision
 from updp.errors import is_out_of_memory
 from updp.fit import Fitted
 from updp.fit.fit_task import FitTask
@@ -71,7 +71,7 @@ class MergedNarrow:
 
 
 def narrow_works(traced: TracedSite, narrowing: Narrowing) -> bool:
-    """Whether the narrow block, merged, equals the wide one with the other channels zeroed.
+    """Whether the narrow block, merged, equals the block with the other channels zeroed.
 
     This tests everything read from the block's structure: it fails if a module is also called
     elsewhere, or shared by two steps. If channels are mixed, only the shape is compared.
@@ -79,9 +79,7 @@ def narrow_works(traced: TracedSite, narrowing: Narrowing) -> bool:
     try:
         why = in_precision(partial(_why_not, traced, narrowing))
     except UserCodeError as error:
-        counts = zip(narrowing.left, narrowing.counts, strict=True)
-        some = " and ".join(f"{left} of {count}" for left, count in counts if left < count)
-        why = f"its forward is bound to all channels, it fails with {some}: {error}"
+        why = f"a copy of it fails with all channels: {error}"
     if why:
         _log.info("%s: no narrow form: %s", traced.site.name, why)
     return not why
@@ -96,7 +94,12 @@ def _why_not(traced: TracedSite, narrowing: Narrowing, precision: Precision) -> 
     # A buffer outside the state dict would not follow the channels that a fit has chosen.
     if any(_has_unsaved_buffer(module) for module in narrowing.losing(wide)):
         return "a buffer of it would not be saved"
+    block_of_copies = traced.substitute(wide.own)
+    # A module that combines layers may do so in float32 whatever its weights are.
+    if not _is_near(_run(traced, block_of_copies), _run(traced, traced.whole()), FLOAT32.tolerance):
+        return "a layer that it combines of others is read as another one"
     narrowing.hide(wide)
+    expected = _run(traced, block_of_copies)
     try:
         narrow = NarrowForm(traced, narrowing)
     except (IndexError, RuntimeError, ValueError) as error:  # it cannot be cut
@@ -104,16 +107,30 @@ def _why_not(traced: TracedSite, narrowing: Narrowing, precision: Precision) -> 
             raise
         return str(error)
     merged = narrow.merged().replacement(traced.site, precision.dtype, like_of(block).device)
-    parts = (traced.substitute(wide.own), narrow, traced.isolate(merged))
-    with redirect_stderr(StringIO()):  # where fx prints the code that failed
-        expected, *outputs = (call_user_code(part, *traced.example()) for part in parts)
-    near = precision.tolerance * expected.norm()
-    if all(
-        y.shape == expected.shape and (narrowing.mixed or (y - expected).norm() <= near)
-        for y in outputs
-    ):
+    try:
+        outputs = [_run(traced, part) for part in (narrow, traced.isolate(merged))]
+    except UserCodeError as error:
+        counts = zip(narrowing.left, narrowing.counts, strict=True)
+        some = " and ".join(f"{left} of {count}" for left, count in counts if left < count)
+        return f"its forward is bound to all channels, it fails with {some}: {error}"
+    if narrowing.mixed and all(y.shape == expected.shape for y in outputs):
+        return ""
+    if all(_is_near(y, expected, precision.tolerance) for y in outputs):
         return ""
     return "it is not the block that reads as little"
+
+
+def _run(traced: TracedSite, part: nn.Module) -> Tensor:
+    """Output of a part of a site for the site's example."""
+    with redirect_stderr(StringIO()):  # where fx prints the code that failed
+        y: Tensor = call_user_code(part, *traced.example())
+    return y
+
+
+def _is_near(y: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if y.shape != expected.shape:
+        return False
+    return bool((y - expected).norm() <= tolerance * expected.norm())
 
 
 def _has_unsaved_buffer(module: nn.Module) -> bool:

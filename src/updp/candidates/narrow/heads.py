@@ -56,7 +56,10 @@ def _read_heads(traced: TracedSite) -> HiddenChannels | None:
         step = LinearStep.read(last.name, last.module, last.x)
     except ValueError as error:
         raise NotAChain(f"`{last.name}`, its last layer, {error}") from error
-    if step.derived or last.y.shape != y.shape:
+    if last.y.shape != y.shape:
+        shapes = f"its output has another shape than that of `{last.name}`, its last layer"
+        raise NotAChain(f"{shapes}: {tuple(y.shape)}, not {tuple(last.y.shape)}")
+    if step.derived:
         raise NotAChain(f"the weight of `{last.name}`, its last layer, cannot be set")
     if not makers:
         raise NotAChain(f"it calls no linear layer but `{last.name}`: none makes its queries")
