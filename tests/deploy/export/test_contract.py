@@ -18,7 +18,7 @@ from tests.extras import needs
 from tests.road import prune_half
 from tests.sampling import slow
 from updp import UserError
-from updp.deploy.export import FORMATS, Format
+from updp.deploy.export import FORMATS, Format, openvino
 from updp.deploy.export import base as bases
 from updp.deploy.export.base import Network
 from updp.deploy.export.program import CapturedModel, capture
@@ -121,7 +121,7 @@ def test_a_missing_package_is_named(form: Format, monkeypatch: pytest.MonkeyPatc
         raise ImportError(f"No module named {name}")
 
     monkeypatch.setattr(bases, "import_module", missing)
-    monkeypatch.setattr(bases, "import_openvino", lambda: missing("openvino"))
+    monkeypatch.setattr(openvino, "import_openvino", lambda: missing("openvino"))
     with pytest.raises(UserError, match=f"export to {form.name} needs {form.packages[0]}: pip"):
         form.write(nn.Identity(), torch.zeros(1, 1, 2, 2), Path("nowhere"))
     assert not Path("nowhere").exists()

@@ -65,6 +65,9 @@ class Contexts:
             self._is_noting = False
             try:
                 note(*args, **kwargs)
+                if kind is torch.set_grad_enabled and name == "__init__":
+                    # Before PyTorch 2.6 it takes no proxy of `self.training`.
+                    return original(args[0], *map(bool, (*args[1:], *kwargs.values())))
                 return original(*args, **kwargs)
             finally:
                 self._is_noting = True

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 # PyTorch 2.6 has Dim.AUTO: dynamic if the model allows it. Before, it is an error to declare an
 # axis dynamic that is not, so height and width are fixed there.
 _NEWER = hasattr(Dim, "AUTO")
-_BATCH = Dim.DYNAMIC if _NEWER else Dim("batch")
+_BATCH, _ANY = (Dim.DYNAMIC, Dim.AUTO) if _NEWER else (Dim("batch"), None)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _export(
 ) -> CapturedModel:
     tensors, sizes = tuple(tensors_in(inputs)), size_axes(inputs)
     wanted = [own if sized else {} for own in sizes]
-    shapes: Any = tuple({0: _BATCH} | dict.fromkeys(own, Dim.AUTO) for own in wanted)
+    shapes: Any = tuple({0: _BATCH} | dict.fromkeys(own, _ANY) for own in wanted)
     variadic = _is_variadic(model)
     with silent(), torch.no_grad(), counted(_is_symbolic):
         shapes = (shapes,) if variadic else shapes
