@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 
 def map_leaves(kind: type | tuple[type, ...], function: Callable[[Any], Any], value: Any) -> Any:
@@ -198,6 +198,10 @@ register_pytree_node(
     lambda x: ([x.args, x.kwargs], None),
     lambda parts, _: ModelInputs(*parts),
     serialized_type_name="updp.ModelInputs",
+    flatten_with_keys_fn=lambda x: (  # older versions of torch.export need it
+        [(GetAttrKey("args"), x.args), (GetAttrKey("kwargs"), x.kwargs)],
+        None,
+    ),
 )
 
 

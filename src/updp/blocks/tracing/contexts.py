@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
+from updp.blocks.tracing.proxies import Flag
+
 _KEY = "within"  # in a node's meta: the code of its contexts, outermost first
 _ASKED = "_updp_enabled"  # of an autocast that disabled itself, for its device is not there
 _OFF = ", enabled=False)"  # how the code of an autocast ends that disables one around it
@@ -65,10 +67,7 @@ class Contexts:
             self._is_noting = False
             try:
                 note(*args, **kwargs)
-                if kind is torch.set_grad_enabled and name == "__init__":
-                    # Before PyTorch 2.6 it takes no proxy of `self.training`.
-                    return original(args[0], *map(bool, (*args[1:], *kwargs.values())))
-                return original(*args, **kwargs)
+                return original(*map(_decided, args), **{k: _decided(v) for k, v in kwargs.items()})
             finally:
                 self._is_noting = True
 
@@ -83,6 +82,11 @@ class Contexts:
 
     def _leave(self, context: Any, *error: Any) -> None:
         self._inside[:] = [each for each in self._inside if each[0] is not context]
+
+
+def _decided(value: Any) -> Any:
+    """The value of `self.training` for its proxy, which older versions of torch do not take."""
+    return bool(value) if isinstance(value, Flag) else value
 
 
 def contexts_of(node: fx.Node) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def _mix(
 ) -> Tensor:
     """Attention of queries, keys, values (N, heads, T, D); output (N, T, heads * D)."""
     if images is not None:
-        parts = [part.unflatten(0, (images, -1)).flatten(1, 2) for part in parts]
+        parts = [part.unflatten(0, (images, -1)).flatten(1, 2) for part in parts]  # type: ignore[no-untyped-call]
     mixed = F.scaled_dot_product_attention(
         parts[0], parts[1], parts[2], attn_mask=offsets, is_causal=causal, scale=scale
     )

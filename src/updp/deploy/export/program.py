@@ -168,7 +168,8 @@ def _export(
     variadic = _is_variadic(model)
     with silent(), torch.no_grad(), counted(_is_symbolic):
         shapes = (shapes,) if variadic else shapes
-        exported = call_user_code(export, model, tensors, dynamic_shapes=shapes)
+        # Older versions would read the code by Dynamo, which follows less of it.
+        exported = call_user_code(export, model, tensors, dynamic_shapes=shapes, strict=False)
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)  # it would write paths of this machine into the file
     nodes = {n.name: n for n in exported.graph.nodes}
