@@ -74,7 +74,7 @@ def read_composed(name: str, module: nn.Module, graph: fx.Graph) -> ComposedStep
     """Read a module with this graph as a linear step; None where it is none, or a plain layer.
 
     Told by its structure alone, for adapters begin as zeros. A sum with the module's input is none:
-    that is a residual block.
+    that is a residual block. Nor is one of convolutions of which none adapts another: they merge.
     """
     try:
         layer = _LayerReader(module, graph).read()
@@ -82,8 +82,10 @@ def read_composed(name: str, module: nn.Module, graph: fx.Graph) -> ComposedStep
         return None
     if layer is None or min(layer.depths) != 1 or not (layer.is_computed or len(layer.depths) > 1):
         return None
-    sizes = layer.stride, layer.padding, layer.dilation
     convolves = len(layer.shape) > 2
+    if convolves and not (layer.adapts or layer.is_computed):
+        return None
+    sizes = layer.stride, layer.padding, layer.dilation
     return ComposedStep(name, module, *sizes, derived=True, graph=graph, convolves=convolves)
 
 
