@@ -71,7 +71,8 @@ def read_composed(name: str, module: nn.Module, graph: fx.Graph) -> ComposedStep
     """Read a module with this graph as a linear step; None where it is none, or a plain layer.
 
     Told by its structure alone, for adapters begin as zeros. A sum with the module's input is none:
-    that is a residual block. Nor is one with hooks, for the graph has nothing of what they do.
+    that is a residual block. Nor is one of convolutions of which none adapts another: they merge.
+    Nor is one with hooks, for the graph has nothing of what they do.
     """
     if any(map(has_hooks, module.modules())) or (layer := _combined(module, graph)) is None:
         return None
@@ -116,7 +117,8 @@ def _combined(module: nn.Module, graph: fx.Graph) -> LazyLayer | None:
         return None
     if layer is None or min(layer.depths) != 1 or not (layer.is_computed or len(layer.depths) > 1):
         return None
-    return layer
+    convolves = len(layer.shape) > 2
+    return layer if layer.adapts or layer.is_computed or not convolves else None
 
 
 def _layer_of(module: nn.Module, graph: fx.Graph) -> LazyLayer:

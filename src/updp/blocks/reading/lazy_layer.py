@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class LazyLayer:
     shape:        of the kernel: (O, I) of a linear layer, (O, I, kh, kw) of a convolution
     depths:       numbers of layers on the paths from the input
     is_computed:  whether a function runs it, with a weight that may be computed
+    adapts:       whether its paths of several layers are adapters: with fewer weights than a layer
+                  of this shape, and without a bias between them
     """
 
     kernel: Callable[[], Tensor]
@@ -29,6 +32,7 @@ class LazyLayer:
     dilation: Size
     depths: frozenset[int] = frozenset({1})
     is_computed: bool = False
+    adapts: bool = True
 
     @property
     def is_pointwise(self) -> bool:
@@ -55,6 +59,7 @@ class LazyLayer:
             bias=lambda: _sum(self.bias(), other.bias()),
             depths=self.depths | other.depths,
             is_computed=self.is_computed or other.is_computed,
+            adapts=self.adapts and other.adapts,
         )
 
     def before(self, last: LazyLayer) -> LazyLayer | None:
@@ -70,13 +75,16 @@ class LazyLayer:
             own = self.bias()
             return _sum(None if own is None else last.kernel().flatten(1) @ own, last.bias())
 
+        shape = (last.shape[0], *self.shape[1:])
+        is_small = prod(self.shape) + prod(last.shape) < prod(shape)
         return replace(
             self,
             kernel=kernel,
             bias=bias,
-            shape=(last.shape[0], *self.shape[1:]),
+            shape=shape,
             depths=frozenset(depth + 1 for depth in self.depths),
             is_computed=self.is_computed or last.is_computed,
+            adapts=self.adapts and is_small and self.bias() is None,
         )
 
 
