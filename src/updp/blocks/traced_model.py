@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import fx, nn
 
@@ -10,6 +11,7 @@ from updp.blocks.nested import Samples, join
 from updp.blocks.reading.composed import combines_layers
 from updp.blocks.reading.naming import site_name, why_repeated
 from updp.blocks.reading.runs import has_vectors_only
+from updp.blocks.tracing.any_size import trace_with_nodes
 from updp.blocks.tracing.calls import record_calls
 from updp.blocks.tracing.constants import constant_inputs, data_in
 from updp.blocks.tracing.interpret import NotTraceable
@@ -65,17 +67,12 @@ class TracedModel:
             graph = trace_alone(module, *calls[:1])
         if not found.calls or self._holds(name, graph):
             return graph
+        other = trace_with_nodes(module, calls[0], found, partial(self._holds, name))
+        if other is None:
+            self._constants[name] = found.describe()
+            return graph
         self._as_nodes[name] = found
-        try:
-            with self.traced_alike(name):
-                other = trace_alone(module, *calls[:1])
-            if self._holds(name, other):
-                return other
-        except NotTraceable:
-            pass
-        del self._as_nodes[name]
-        self._constants[name] = found.describe()
-        return graph
+        return other
 
     @contextmanager
     def traced_alike(self, name: str) -> Iterator[None]:

@@ -17,7 +17,11 @@ from torch.export import Dim
 
 from tests.road import prune_half
 from updp.blocks import find
+from updp.blocks.values import difference
+from updp.candidates import Narrow
 from updp.deploy.export.program import capture
+from updp.recipe import FitSettings
+from updp.supernet import Supernet, fit_plan
 
 D, W = 8, 4  # channels; side of a map of W x W tokens, in windows of W / 2 tokens
 
@@ -156,3 +160,86 @@ def test_a_merged_model_takes_other_batches_and_is_kept_and_exported(count: Coun
         expected = merged(images)
         assert all(torch.equal(other(images), expected) for other in others)
         assert torch.allclose(program.exported.module()(images), expected, atol=1e-6)
+
+
+NUMBERS = (int, round, math.floor, math.ceil, math.trunc)
+
+
+class Excited(nn.Module):
+    """A convolution with a gate for each sample and channel, which counts its samples."""
+
+    def __init__(self, whole: Callable[[Any], int]) -> None:
+        super().__init__()
+        self.conv, self.gate, self.whole = nn.Conv2d(D, D, 3, padding=1), nn.Linear(D, D), whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y * self.gate(y.mean((2, 3))).sigmoid().view(self.whole(y.shape[0] * 1.0), D, 1, 1)
+
+
+class AroundExcited(nn.Module):
+    def __init__(self, whole: Callable[[Any], int]) -> None:
+        super().__init__()
+        self.excited, self.out = Excited(whole), nn.Conv2d(D, D, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(self.excited(x).relu())
+
+
+@pytest.mark.parametrize("whole", NUMBERS, ids=operator.attrgetter("__name__"))
+def test_a_module_inside_a_branch_is_read_for_every_number_of_samples(
+    whole: Callable[[Any], int],
+) -> None:
+    torch.manual_seed(0)
+    block = AroundExcited(whole).eval()
+    (site,) = find(nn.Sequential(block), torch.randn(2, D, 5, 4)).sites
+    assert site.branch is not None
+    for number in (1, 2, 5):
+        x = torch.randn(number, D, 5, 4)
+        torch.testing.assert_close(x + site.branch.keep(x), block(x))
+
+
+class GatedTokens(nn.Module):
+    """A gated part that counts its samples; one half of its channels are the other's."""
+
+    def __init__(self, whole: Callable[[Any], int]) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = (
+            nn.Linear(D, 4 * D),
+            nn.Linear(D, 4 * D),
+            nn.Linear(4 * D, D),
+        )
+        self.whole = whole
+        with torch.no_grad():
+            for weight in (*self.up.parameters(), *self.gate.parameters()):
+                weight[2 * D :] = weight[: 2 * D]
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens = self.whole(x.shape[0] * 1.0), x.shape[1]
+        return self.down(self.up(x).view(n, tokens, -1).relu() * self.gate(x).sigmoid())
+
+
+class AroundTokens(nn.Module):
+    def __init__(self, whole: Callable[[Any], int]) -> None:
+        super().__init__()
+        self.norm, self.part = nn.LayerNorm(D), GatedTokens(whole)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.part(self.norm(x))
+
+
+@pytest.mark.parametrize("whole", NUMBERS, ids=operator.attrgetter("__name__"))
+def test_a_module_inside_a_branch_is_narrowed_with_every_number_of_samples(
+    whole: Callable[[Any], int],
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(AroundTokens(whole)).eval()
+    x = torch.randn(40, W, D)
+    findings = find(model, x[:2])
+    (site,) = findings.sites
+    half = Narrow(0.5)
+    net = Supernet(model, findings, {site.name: [half]}).eval()
+    wanted = net.baseline()(x)
+    fit_plan(net, {site.name: half.label}, [x[:7], x[7:]], FitSettings(repair=False))
+    assert difference(net(x), wanted) < 1e-4
+    assert difference(net.merged()(x), wanted) < 1e-4

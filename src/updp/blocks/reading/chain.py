@@ -30,10 +30,10 @@ from updp.blocks.reading.steps import (
 )
 from updp.blocks.surgery import extract
 from updp.blocks.teach import taught_operator
+from updp.blocks.tracing.any_size import trace_inside
 from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.interpret import NotTraceable
 from updp.blocks.tracing.region import data_nodes, groups, is_mul, whole_region
-from updp.blocks.tracing.trace import trace_alone
 
 _PERMUTES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "rearrange"}
 _SAME = {"contiguous", "clone"}
@@ -177,7 +177,7 @@ class _Reader(Cursor):
         kind, count = type(module).__name__, len(self.steps)
         before, layout = self.state, self.layout
         try:
-            graph = trace_alone(module, Arguments((self.x.clone(),)))
+            graph = trace_inside(module, Arguments((self.x.clone(),)))
             region = whole_region(graph)
             if (step := read_composed(name, module, graph)) is not None:
                 self.need("first" if step.convolves else "last", name)

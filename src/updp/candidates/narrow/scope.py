@@ -13,10 +13,10 @@ from updp.blocks.reading.composed import read_composed
 from updp.blocks.reading.cursor import NotAChain
 from updp.blocks.reading.linear import CONVOLUTIONS
 from updp.blocks.surgery import extract
+from updp.blocks.tracing.any_size import trace_inside
 from updp.blocks.tracing.calls import Arguments
 from updp.blocks.tracing.interpret import NotTraceable
 from updp.blocks.tracing.region import whole_region
-from updp.blocks.tracing.trace import trace_alone
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Scope:
         if not is_composite(module) or len(node.args) != 1 or node.kwargs:
             return None
         try:
-            graph = trace_alone(module, Arguments((self.any_value(node.args[0]),)))
+            graph = trace_inside(module, Arguments((self.any_value(node.args[0]),)))
         except (NotTraceable, UserCodeError):
             return None
         step = read_composed("", module, graph)
@@ -114,7 +114,7 @@ class Scope:
         if node.kwargs or [i for i, v in enumerate(values) if isinstance(v, Tensor)] != [0]:
             raise NotAChain(f"`{node.target}` takes more than a tensor and sizes")
         module = self.owner.get_submodule(str(node.target))
-        graph = trace_alone(module, Arguments(tuple(values)))
+        graph = trace_inside(module, Arguments(tuple(values)))
         if (region := whole_region(graph, sizes=True)) is None:
             raise NotAChain(f"`{node.target}` is not a path from one input to one output")
         names = [n.name for n in graph.nodes if n.op == "placeholder"]
