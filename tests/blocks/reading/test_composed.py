@@ -299,3 +299,26 @@ def test_factors_in_place_are_part_of_the_layer() -> None:
     wanted = layer.magnitude * (layer.base.weight + layer.up @ layer.down) / 3
     torch.testing.assert_close(step.weight[..., 0, 0], wanted)
     torch.testing.assert_close(step.keep(x, "last"), layer(x))
+
+
+class Linearly(nn.Module):
+    """Two convolutions beside a third, none of them an adapter: an operator of two would do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.d = (
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+            nn.Conv2d(8, 8, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.d(x) + self.b(self.a(x))).relu()
+
+
+def test_convolutions_that_merge_are_no_layer_with_adapters() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Linearly(), Linearly()).eval()
+    findings = find(model, torch.randn(2, 3, 9, 9))
+    assert [site.name for site in findings.sites] == ["1", "2"]
+    assert all(next(inherit_cuts(site)).label == "a+b" for site in findings.sites)

@@ -17,7 +17,7 @@ def trace_inside(module: nn.Module, call: Arguments) -> fx.Graph:
 
     There is no call of it with another number of samples, which would tell whether constants do.
 
-    Raises NotTraceable: see `trace_alone`.
+    Raises NotTraceable: see `trace_alone`; or there are no nodes for some of these numbers.
     """
 
     def holds(graph: fx.Graph) -> bool:
@@ -27,7 +27,9 @@ def trace_inside(module: nn.Module, call: Arguments) -> fx.Graph:
         graph = trace_alone(module, call)
     if not found.calls:
         return graph
-    return trace_with_nodes(module, call, found, holds) or graph
+    if (other := trace_with_nodes(module, call, found, holds)) is None:
+        raise NotTraceable(f"its graph is for some sizes only{found.describe()}")
+    return other
 
 
 def trace_with_nodes(
@@ -35,8 +37,8 @@ def trace_with_nodes(
 ) -> fx.Graph | None:
     """Trace a module with nodes for the calls that were noted; None if the graph does not hold."""
     try:
-        with made_nodes(found, to_int):
+        with made_nodes(found, to_int) as left:
             graph = trace_alone(module, call)
-        return graph if holds(graph) else None
+        return graph if not left.calls and holds(graph) else None
     except NotTraceable:
         return None

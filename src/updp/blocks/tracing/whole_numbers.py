@@ -50,10 +50,13 @@ def noted() -> Iterator[WholeNumbers]:
 
 
 @contextmanager
-def made_nodes(found: WholeNumbers, convert: Callable[..., Any]) -> Iterator[None]:
-    """Context in which the noted calls make nodes: those of `int` go to `convert`."""
-    with int_calls(found.namespaces.values(), convert), _set(WholeNumbers(as_nodes=True)):
-        yield
+def made_nodes(found: WholeNumbers, convert: Callable[..., Any]) -> Iterator[WholeNumbers]:
+    """Context in which the noted calls make nodes: those of `int` go to `convert`.
+
+    Gives the calls that make constants all the same, as of `int` by another name.
+    """
+    with int_calls(found.namespaces.values(), convert), _set(WholeNumbers(as_nodes=True)) as left:
+        yield left
 
 
 @contextmanager
