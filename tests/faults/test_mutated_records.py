@@ -34,7 +34,7 @@ Reader = Callable[[Path, str], object]
 def as_key(run: Path, spec: str) -> None:
     directory = RunDirectory(run)
     for name in STAGES:
-        directory._claim(name, {"after": "", "recipe": {}})  # as of another run
+        directory._check_key(name, {"after": "", "recipe": {}})  # as of another run
 
 
 def as_done(run: Path, spec: str) -> None:
