@@ -8,6 +8,7 @@ from torch import nn
 from tests import tiny
 from tests.run.test_inputs import data
 from updp import UserError, export, load, prune
+from updp.io.files import read_json
 from updp.models import load_model
 from updp.recipe import Recipe
 from updp.run.estimates import estimate_run
@@ -61,8 +62,14 @@ def test_a_run_goes_on_only_with_the_same_parameters_frozen(
     module: nn.Module, tmp_path: Path
 ) -> None:
     given = (data(), data(first=1))
-    prune(module, given, recipe(), out=tmp_path / "run")
-    prune(module, given, recipe(), out=tmp_path / "run")
+    trains, fits = recipe(subnet__epochs="1"), recipe()
+    prune(module, given, trains, out=tmp_path / "trained")
+    assert "frozen" not in read_json(tmp_path / "trained/supernet/key.json")  # as before it was one
+    prune(module, given, fits, out=tmp_path / "fitted")
     next(module.parameters()).requires_grad_(False)
-    with pytest.raises(UserError, match=r"another run: there other parameters are frozen"):
-        prune(module, given, recipe(), out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"another run: other parameters are frozen"):
+        prune(module, given, trains, out=tmp_path / "trained")
+    prune(module, given, fits, out=tmp_path / "fitted")
+    prune(module, given, trains, out=tmp_path / "another")
+    with pytest.raises(UserError, match=r"another run: other parameters are frozen"):
+        prune(module.requires_grad_(True), given, trains, out=tmp_path / "another")

@@ -19,7 +19,7 @@ class Refusals:
 
     found:     the refused ones, in the order in which they were refused
     lost:      residual adds that end no region: block, region and reason
-    repeated:  branches of modules that run several times: region and reason, by block and label
+    repeated:  branches of modules that run several times: region and reason, by block and name
     """
 
     def __init__(self, traced: TracedModel, claims: Claims) -> None:
@@ -29,7 +29,7 @@ class Refusals:
         self.repeated: dict[tuple[str, str], tuple[Region, str]] = {}
 
     def add(self, name: str, path: str, reason: str) -> None:
-        """Refuse a branch, or a block, of the module `name` for a reason."""
+        """Refuse a branch, or a block, of the module at `path` for a reason."""
         kind = type(self._traced.model.get_submodule(path)).__name__
         self.found.append(Unusable(name, kind, reason))
         _log.info("%s cannot be pruned: %s", name or "the model", reason)

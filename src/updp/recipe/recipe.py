@@ -185,6 +185,16 @@ class Recipe(Part):
         return self.supernet.epochs > 0 or (self.subnet.epochs > 0 and not self.subnet.all_images)
 
     @property
+    def trains(self) -> str:
+        """The first setting by which a stage trains, as `subnet.epochs=2`; empty if none does."""
+        stages = {
+            "supernet": self.supernet.epochs,
+            "reconstruct": self.reconstruct.epochs,
+            "subnet": self.subnet.epochs,
+        }
+        return next((f"{name}.epochs={n:g}" for name, n in stages.items() if n), "")
+
+    @property
     def learns_labels(self) -> str:
         """The setting by which a stage trains with labels, as `subnet.distill=0.9`, else empty."""
         if self.supernet.epochs > 0:

@@ -252,6 +252,8 @@ class RunDirectory:
 
 def _told(field: str, found: str, wanted: str) -> str:
     """Describe the difference of two runs in words."""
+    if field == "frozen":
+        return "other parameters are frozen (requires_grad=False) than it has noted"
     if _HASH.fullmatch(found) and _HASH.fullmatch(wanted):
         what = {
             "data": "the images, their labels or what is made of them before the model",
@@ -259,8 +261,6 @@ def _told(field: str, found: str, wanted: str) -> str:
             "unlabelled": "the unlabelled images",
         }
         return f"{what.get(field, f'the {field}')} are not those of that run"
-    if field == "frozen":
-        return "there other parameters are frozen (requires_grad=False)"
     if field == "kind_of_budget":
         given = "a given plan"
         kinds = {"'blocks'": "a number of blocks", "'costs'": "latency, MACs, parameters or memory"}

@@ -62,9 +62,9 @@ def _mixing(recipe: Recipe) -> dict[str, float]:
 
 def check_trainable(model: nn.Module, recipe: Recipe) -> None:
     """Raise UserError if the recipe trains, and all parameters of the model are frozen."""
-    stages = {s: getattr(recipe, s).epochs for s in ("supernet", "reconstruct", "subnet")}
-    setting = next((f"{stage}.epochs={epochs:g}" for stage, epochs in stages.items() if epochs), "")
-    if setting and not any(parameter.requires_grad for parameter in model.parameters()):
+    if (setting := recipe.trains) and not any(
+        parameter.requires_grad for parameter in model.parameters()
+    ):
         raise UserError(
             f"{setting} trains, and all parameters of the model are frozen (requires_grad=False); "
             "what replaces frozen ones is frozen, too: call requires_grad_() on those that may be "

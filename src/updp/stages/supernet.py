@@ -3,6 +3,7 @@
 import random
 from typing import Any, ClassVar
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from updp.blocks.nested import Samples, map_tensors
@@ -24,7 +25,13 @@ class SupernetKey(StageKey):
     kind_of_budget: str = ""  # `blocks` or `costs`; empty where offers do not depend on it
     # Candidates of a given plan, by site; null for a search.
     candidates: dict[str, Any] | None = None
-    frozen: str = ""  # sha256 of the names of frozen parameters; empty if there are none
+    # Sha256 of the names of frozen parameters; left out where there are none, or nothing trains.
+    frozen: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = dump(self)
+        return data if self.frozen else {n: v for n, v in data.items() if n != "frozen"}
 
 
 def make_key(context: Context) -> SupernetKey:
@@ -37,7 +44,7 @@ def make_key(context: Context) -> SupernetKey:
         kind_of_budget=("blocks" if recipe.counts_blocks else "costs") if follows else "",
         # Sorted, because the order does not matter.
         candidates=None if plan is None else dict(sorted(plan.candidates.items())),
-        frozen=context.hashes.frozen,
+        frozen=context.hashes.frozen if recipe.trains else "",
     )
 
 

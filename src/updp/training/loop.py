@@ -84,6 +84,8 @@ def train(
     """
     if not count_steps(feed, settings):  # a net without trainable weights has no optimiser
         net.train(False)
+        if curves is not None:
+            curves.close()
         return
     with ExitStack() as stack:
         stack.enter_context(interrupts.after_steps())
